@@ -1,0 +1,1 @@
+"""The encoders, and checkpoints in and out. Knows nothing of data, training or jobs."""

@@ -1,0 +1,1 @@
+"""What pretraining, classification and detection share about training, data on disk and run directories."""
