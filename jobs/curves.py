@@ -1,0 +1,331 @@
+"""Line charts as plain numbers: ticks, SVG paths and legends, which the report's template puts on the page.
+
+Drawn as SVG by hand rather than by matplotlib: the same chart must follow the reader's colour scheme, stay crisp when
+it is printed, and weigh kilobytes in a file that may hold dozens.
+
+Series of one encoder have the same colour in every chart. A noisy series is drawn twice: faint as measured, and its
+moving average on top; the vertical axis fits the average, so that a first spike does not flatten the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from jobs.encoders import Encoder, digest
+from jobs.records import Record
+from jobs.table import COLUMNS, Cell, Row, protocol_of
+
+WIDTH, HEIGHT = 440, 256  # of the drawing, in its own units
+LEFT, RIGHT, TOP, BOTTOM = 48, 422, 10, 212  # of the plot inside it
+LEFT_OF_DOTS, LEVEL = 90, 36  # the overview: room for names, and the height of one
+NOISY = 40  # points from which a series is smoothed
+MOST = 400  # points drawn of a series
+
+
+Y_NAMES = {
+    "loss": "training loss",
+    "knn_top1": "k-NN top-1 (%)",
+    "linear_top1": "linear probe top-1 (%)",
+    "finetune_top1": "fine-tune top-1 (%)",
+    "box_ap": "box AP (%)",
+    "mask_ap": "mask AP (%)",
+}
+X_NAMES = {"epoch": "epoch", "step": "optimiser step"}
+
+
+class Point(NamedTuple):
+    """One measurement."""
+
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """What is measured of one encoder: one list of points for each seed."""
+
+    label: str
+    style: int  # which colour and dash; 0 is from scratch
+    seeds: tuple[tuple[Point, ...], ...]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A grid line: where it is in the drawing, and what it says."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the drawing."""
+
+    d: str  # SVG path data
+    style: int
+    faint: bool
+
+
+@dataclass(frozen=True)
+class Legend:
+    """A series by name, with the last value of it."""
+
+    label: str
+    style: int
+    last: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One cell of the table: where it is on the axis, and how far its deviation reaches."""
+
+    x: float
+    low: float
+    high: float
+    y: float
+    style: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """One column of the table, laid out as a line of dots."""
+
+    name: str
+    y: float
+    dots: tuple[Dot, ...]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The table at a glance: a line for each metric, a dot for each encoder."""
+
+    levels: tuple[Level, ...]
+    ticks: tuple[Tick, ...]
+    bottom: float
+    legend: tuple[Legend, ...]
+
+    @property
+    def summary(self) -> str:
+        """The chart in words, for those who do not see it."""
+        return " ".join(f"{level.name}: {', '.join(dot.text for dot in level.dots)}." for level in self.levels)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Everything the template needs to draw one chart."""
+
+    title: str
+    x_name: str
+    y_name: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
+    legend: tuple[Legend, ...]
+    smoothed: bool
+    minor: bool  # a part of the loss, for who wants to know more
+
+    @property
+    def summary(self) -> str:
+        """The chart in words, for those who do not see it."""
+        ends = "; ".join(f"{entry.label} ends at {entry.last}" for entry in self.legend)
+        return f"{self.y_name} by {self.x_name}: {ends}."
+
+
+def styles(encoders: Iterable[Encoder]) -> dict[Encoder, int]:
+    """Which style each encoder has in every chart: 0 from scratch, which comes first, then 1, 2, ... as given."""
+    different = sorted(dict.fromkeys(encoders), key=lambda encoder: bool(encoder.origin))
+    numbers = itertools.count(1)
+    return {encoder: next(numbers) if encoder.origin else 0 for encoder in different}
+
+
+def labels(encoders: Iterable[Encoder]) -> dict[Encoder, str]:
+    """What each encoder is called in a legend: with its architecture where there are several."""
+    different = list(dict.fromkeys(encoders))
+    several = len({encoder.architecture for encoder in different}) > 1
+    return {encoder: f"{encoder.name}, {encoder.architecture}" if several else encoder.name for encoder in different}
+
+
+def overview(rows: Sequence[Row], styles: Mapping[Encoder, int]) -> Overview | None:
+    """The rows under the usual protocol as dots from 0 to 100 %; None where there is nothing to compare."""
+    shown = [row for row in rows if row.cells and not row.note]
+    if len(shown) < 2:
+        return None
+    name = labels(row.encoder for row in shown)
+    scale = _Scale(0, 100, LEFT_OF_DOTS, RIGHT, step=20)
+    levels: list[Level] = []
+    for metric in (metric for metric in COLUMNS if any(metric in row.cells for row in shown)):
+        y = TOP + LEVEL * (len(levels) + 0.5)
+        cells = [(row.cells[metric], row.encoder) for row in shown if metric in row.cells]
+        dots = [_dot(cell, scale, y, styles[encoder], name[encoder]) for cell, encoder in cells]
+        levels.append(Level(COLUMNS[metric], y, tuple(dots)))
+    legend = tuple(Legend(name[row.encoder], styles[row.encoder], "") for row in shown)
+    return Overview(tuple(levels), scale.ticks(), TOP + LEVEL * len(levels), legend)
+
+
+def _dot(cell: Cell, scale: _Scale, y: float, style: int, name: str) -> Dot:
+    reach = cell.deviation or 0.0
+    return Dot(
+        x=round(scale(cell.mean), 1),
+        low=round(scale(cell.mean - reach), 1),
+        high=round(scale(cell.mean + reach), 1),
+        y=y,
+        style=style,
+        text=f"{name} {cell.text()}",
+    )
+
+
+def charts(found: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, int]) -> list[Chart]:
+    """A chart for every quantity that was measured more than once, of all encoders that share a task.
+
+    A task is an evaluation protocol, or a pretraining method and its data: what may be compared is in one chart.
+    """
+    tasks: dict[tuple[str, ...], list[Record]] = {}
+    for record in found:
+        tasks.setdefault(_task(record), []).append(record)
+    return [chart for task in tasks.values() for chart in _charts_of_task(task, encoders, styles)]
+
+
+def _task(record: Record) -> tuple[str, ...]:
+    if record.stage == "pretrain":
+        return record.stage, str(record.science.get("method.kind")), record.data
+    return record.stage, record.recipe, digest(protocol_of(record))
+
+
+def _charts_of_task(
+    task: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, int]
+) -> Iterator[Chart]:
+    name = labels(encoders.values())
+    measured = {record.run.path: measurements(record.run.metrics) for record in task}
+    names = {key for lines in measured.values() for line in lines for key in line}
+    wanted = ["loss", *COLUMNS, *sorted(key for key in names if key.startswith("loss_"))]
+    x = "step" if task[0].stage == "det" or "epoch" not in names else "epoch"
+    for metric in (metric for metric in wanted if metric in names):
+        lines: dict[Encoder, list[tuple[Point, ...]]] = {}
+        for record in task:
+            points = tuple(
+                Point(line[x], line[metric]) for line in measured[record.run.path] if x in line and metric in line
+            )
+            if len(points) > 1:
+                lines.setdefault(encoders[record.run.path], []).append(points)
+        series = [
+            Series(name[encoder], styles[encoder], tuple(lines[encoder])) for encoder in styles if encoder in lines
+        ]
+        if series:
+            title = f"{task[0].recipe} on {task[0].data}"
+            yield draw(title, X_NAMES[x], Y_NAMES.get(metric, metric), series, minor=metric not in Y_NAMES)
+
+
+def measurements(file: Path) -> list[dict[str, float]]:
+    """The numbers in each line of a `metrics.jsonl`; none if there is no file.
+
+    A last line cut short by a kill is left out, and so is a value that is not finite.
+    """
+    if not file.exists():
+        return []
+    lines = []
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = dict(json.loads(text))
+        except (ValueError, TypeError):
+            continue
+        lines.append({key: value for key, value in values.items() if _is_number(value)})
+    return lines
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def draw(title: str, x_name: str, y_name: str, series: Sequence[Series], minor: bool = False) -> Chart:
+    """Lay out `series` (each with at least one point) in the drawing."""
+    noisy = any(len(points) >= NOISY for one in series for points in one.seeds)
+    smooth = {id(points): moving_average(points) for one in series for points in one.seeds}
+    shown = [point for points in smooth.values() for point in points]
+    x_scale = _Scale.over([0.0, *(point.x for point in shown)], LEFT, RIGHT, rounded=False)
+    y_scale = _Scale.over([point.y for point in shown], BOTTOM, TOP, rounded=True)
+    lines = []
+    for one in series:
+        for points in one.seeds:
+            if len(points) >= NOISY:
+                lines.append(Line(_path(points, x_scale, y_scale), one.style, faint=True))
+            lines.append(Line(_path(smooth[id(points)], x_scale, y_scale), one.style, faint=False))
+    lines.sort(key=lambda line: not line.faint)  # averages on top
+    legend = tuple(Legend(one.label, one.style, _last(one, smooth)) for one in series)
+    return Chart(title, x_name, y_name, x_scale.ticks(), y_scale.ticks(), tuple(lines), legend, noisy, minor)
+
+
+def _last(one: Series, smooth: Mapping[int, Sequence[Point]]) -> str:
+    """The last value, of several seeds the mean."""
+    ends = [smooth[id(points)][-1].y for points in one.seeds]
+    return f"{sum(ends) / len(ends):.3g}" + (f" (mean of {len(ends)} seeds)" if len(ends) > 1 else "")
+
+
+def moving_average(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Each point with the mean of its neighbours, a twentieth of the series in all; short series stay as they are."""
+    if len(points) < NOISY:
+        return tuple(points)
+    half = len(points) // 40
+    sums = list(itertools.accumulate((point.y for point in points), initial=0.0))
+    averaged = []
+    for index, point in enumerate(points):
+        reach = min(half, index, len(points) - 1 - index)  # symmetric, so that the ends are not dragged
+        averaged.append(Point(point.x, (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)))
+    return tuple(averaged)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Data `low`..`high` to drawing `start`..`end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    step: float  # from one tick to the next
+
+    @classmethod
+    def over(cls, values: Sequence[float], start: float, end: float, rounded: bool) -> _Scale:
+        """Covers `values`; to whole ticks if `rounded`."""
+        low, high = min(values), max(values)
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        step = tick_step(low, high)
+        if rounded:
+            low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+        return cls(low, high, start, end, step)
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> tuple[Tick, ...]:
+        """Round values within the scale."""
+        step = self.step
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return tuple(Tick(round(self(n * step), 1), _number(n * step, step)) for n in range(first, last + 1))
+
+
+def tick_step(low: float, high: float, most: int = 5) -> float:
+    """The smallest of 1, 2, 5, 10, 20, ... that needs at most `most` steps from `low` to `high`."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+
+
+def _number(value: float, step: float) -> str:
+    if abs(value) >= 10_000 or step >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.{max(0, -math.floor(math.log10(step)))}f}"
+
+
+def _path(points: Sequence[Point], x_scale: _Scale, y_scale: _Scale) -> str:
+    """SVG path data through at most `MOST` of the points, the last one included."""
+    stride = math.ceil(len(points) / MOST)
+    kept = [*points[:-1:stride], points[-1]]
+    return "M" + "L".join(f"{x_scale(point.x):.1f} {y_scale(point.y):.1f}" for point in kept)

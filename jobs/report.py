@@ -1,0 +1,254 @@
+"""The report: everything under a runs root on one page, in one HTML file that needs nothing else.
+
+    mimbench report           writes <runs root>/report.html
+
+The table, what it says in words, loss and metric curves with pretrained and scratch in the same chart, reconstructions
+and detections, what was run on what, and which runs failed and why. No script, no request: pictures and styles are in
+the file, and a content security policy in it forbids the rest. It follows the reader's colour scheme and prints.
+
+Page and styles are in `report.html.jinja`; everything that comes from a run is escaped there. Starts without torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import struct
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.atomic import write_text
+from jobs import curves, records, table
+from jobs.encoders import Encoder, encoders_of
+from jobs.records import Record
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+LOG_LINES = 15
+MEDIA = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+CAPTIONS = {  # file name in plots/ -> heading, and what the pictures show
+    "reconstructions": (
+        "Reconstructions",
+        "Validation images: the original, what the encoder was given, and what the decoder made of the hidden patches.",
+    ),
+    "detections": (
+        "Detections",
+        "Validation images: what was annotated, beside the boxes, masks and classes that were found.",
+    ),
+}
+UNFINISHED = {
+    "failed": "failed",
+    "interrupted": "was interrupted; asked for again, it carries on from its last checkpoint",
+    "lost": "was lost: its process is gone; asked for again, it carries on from its last checkpoint",
+    "damaged": "is damaged",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a run, inside the page."""
+
+    url: str  # data:image/png;base64,...
+    heading: str
+    caption: str
+    width: int | None  # pixels, where the file says it
+    height: int | None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of "what was run on what", and the details under it."""
+
+    anchor: str
+    record: Record
+    encoder: Encoder
+    seconds: str
+    rate: str
+    memory: str
+    device: str
+    commit: str
+    config: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A run that did not finish, and why."""
+
+    anchor: str
+    name: str
+    what: str
+    why: str
+    log: str
+
+
+def write_report(root: Path, path: Path) -> Path:
+    """Write the report of every run under `root` to `path`, atomically, and return `path`.
+
+    Raises:
+        ValueError: if there are no runs under `root`.
+        OSError: if `path` cannot be written.
+    """
+    found = records.read(root)
+    if not found:
+        raise ValueError(f"no runs under {root}: start some with `mimbench demo` or `mimbench run RECIPE`")
+    write_text(path, _page(found))
+    return path
+
+
+def _page(found: Sequence[Record]) -> str:
+    import jinja2  # 0.1 s, which `mimbench --help` need not pay
+
+    encoders = encoders_of(found)
+    styles = curves.styles(encoders.values())
+    drawn = curves.charts(found, encoders, styles)
+    rows = table.rows_of(found)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        rows=rows,
+        columns=table.COLUMNS,
+        with_seeds=table.several_seeds(rows),
+        caption=table.caption(rows),
+        lead=lead(rows),
+        overview=curves.overview(rows, styles),
+        findings=findings(rows),
+        charts=[chart for chart in drawn if not chart.minor],
+        minor_charts=[chart for chart in drawn if chart.minor],
+        plot=curves,
+        galleries=_galleries(found, encoders),
+        runs=[_summary(record, encoders[record.run.path]) for record in found if record.state != "damaged"],
+        problems=[_problem(record) for record in found if record.state in UNFINISHED],
+        versions=_versions(found),
+        written=time.strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def lead(rows: Sequence[table.Row]) -> str:
+    """What is compared with what, in words for who opens the page first."""
+    pretrained = list(dict.fromkeys(row.recipe for row in rows if row.kind == "pretrained"))
+    data = list(dict.fromkeys(cell.data for row in rows for cell in row.cells.values()))
+    if not data:
+        return "No evaluation has finished yet, so there is nothing to compare."
+    idea = "A pretrained encoder should serve other tasks better than the same network that starts from random weights."
+    if not pretrained:
+        return f"{idea} Only that baseline has been evaluated so far, on {_listed(data)}."
+    are = "is" if len(pretrained) == 1 else "are"
+    who = _listed(pretrained) if len(pretrained) < 4 else f"{len(pretrained)} of them"
+    if any(row.kind == "gain" for row in rows):
+        return f"{idea} Here {who} {are} measured against that baseline on {_listed(data)}."
+    return f"{idea} Here {who} {are} measured on {_listed(data)}; the baseline has not been run."
+
+
+def findings(rows: Sequence[table.Row]) -> list[str]:
+    """What pretraining brought, in words, for each gain row."""
+    return [_finding(row) for row in rows if row.kind == "gain"]
+
+
+def _finding(row: table.Row) -> str:
+    under = f" ({row.note})" if row.note else ""
+    gains = _listed(f"{table.COLUMNS[metric]} {gain.text()}" for metric, gain in row.gains.items())
+    within = [
+        table.COLUMNS[metric] for metric, gain in row.gains.items()
+        if gain.deviation is not None and abs(gain.mean) <= gain.deviation
+    ]  # fmt: skip
+    known = all(gain.deviation is not None for gain in row.gains.values())
+    noise = f" Within the spread over seeds: {_listed(within)}." if within else ""
+    noise = noise or (" Each of these is larger than the spread over seeds." if known else "")
+    return f"{row.recipe} against {row.architecture} from scratch{under}, in points: {gains}.{noise}"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _galleries(found: Iterable[Record], encoders: Mapping[Path, Encoder]) -> dict[str, list[Picture]]:
+    """Pictures by heading, in the order of the runs."""
+    galleries: dict[str, list[Picture]] = {CAPTIONS[stem][0]: [] for stem in CAPTIONS}
+    for record in found:
+        for file in sorted(record.run.plots.glob("*")):
+            if file.suffix in MEDIA:
+                picture = _picture(file, record, encoders[record.run.path])
+                galleries.setdefault(picture.heading, []).append(picture)
+    return {heading: pictures for heading, pictures in galleries.items() if pictures}
+
+
+def _picture(file: Path, record: Record, encoder: Encoder) -> Picture:
+    data = file.read_bytes()
+    heading, what = CAPTIONS.get(file.stem, (file.stem.replace("_", " ").capitalize(), ""))
+    of = record.recipe if record.stage == "pretrain" else f"{record.recipe}, encoder {encoder.name}"
+    width, height = struct.unpack(">II", data[16:24]) if file.suffix == ".png" and len(data) > 24 else (None, None)
+    url = f"data:{MEDIA[file.suffix]};base64,{base64.b64encode(data).decode()}"
+    return Picture(url, heading, f"{of} on {record.data}. {what}".strip(), width, height)
+
+
+def _summary(record: Record, encoder: Encoder) -> RunSummary:
+    result = record.result or {}
+    rate, memory = result.get("images_per_second"), result.get("peak_memory")
+    return RunSummary(
+        anchor=_anchor(record),
+        record=record,
+        encoder=encoder,
+        seconds=duration(result.get("seconds", _spent(record.attempts))),
+        rate=f"{rate:,.0f}" if rate else table.MISSING,
+        memory=f"{memory / 2**20:,.0f} MiB" if memory else table.MISSING,
+        device=result.get("device") or table.MISSING,
+        commit=_short(result.get("commit")),
+        config=record.run.config.read_text(encoding="utf-8"),
+    )
+
+
+def _anchor(record: Record) -> str:
+    return "run-" + record.name.replace("/", "-").replace(" ", "-")
+
+
+def _short(commit: str | None) -> str:
+    """The first digits of a commit, and whether files differed from it."""
+    if not commit:
+        return table.MISSING
+    head, plus, _ = commit.partition("+")
+    return head[:10] + plus
+
+
+def _spent(attempts: Iterable[dict[str, Any]]) -> float:
+    """Seconds of all attempts that ended."""
+    return sum(attempt["ended"] - attempt["started"] for attempt in attempts if "ended" in attempt)
+
+
+def duration(seconds: float) -> str:
+    """ "48 s", "3 min 20 s", "5 h 07 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _problem(record: Record) -> Problem:
+    last = record.attempts[-1] if record.attempts else {}
+    why = record.problem or last.get("why", "")
+    return Problem(_anchor(record), record.name, UNFINISHED[record.state], why, log_tail(record.run.log))
+
+
+def log_tail(file: Path, lines: int = LOG_LINES) -> str:
+    """The last `lines` lines of a log; empty if there is none."""
+    if not file.exists():
+        return ""
+    with file.open("rb") as handle:
+        handle.seek(max(0, file.stat().st_size - 200 * lines))
+        return "\n".join(handle.read().decode("utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _versions(found: Iterable[Record]) -> list[tuple[str, int]]:
+    """Each set of versions that made results, as text, and how many runs it made."""
+    sets = sorted(
+        ", ".join(f"{package} {version}" for package, version in record.result["versions"].items())
+        for record in found if record.result
+    )  # fmt: skip
+    return [(text, len(list(same))) for text, same in itertools.groupby(sets)]
