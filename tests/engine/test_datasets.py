@@ -1,0 +1,120 @@
+"""Names of data sets: where they are looked for, what is said when they lead nowhere, and that one is written once."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine import datasets, handwritten
+from engine.datasets import Finding, UnfitError, add, coco_files, coco_root, image_root, listing, locate, require
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    directory = tmp_path / 'a "quoted" place'
+    directory.mkdir()
+    return directory
+
+
+def test_a_name_is_kept_and_found(folder: Path) -> None:
+    assert add("imagenet", folder) == folder
+    assert locate("imagenet") == folder
+    assert listing()["imagenet"] == folder
+    assert add("imagenet", folder.parent) == locate("imagenet")
+
+
+def test_names_come_before_folders_of_the_same_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add("imagenet", folder)
+    (folder.parent / "imagenet").mkdir()
+    monkeypatch.chdir(folder.parent)
+    assert locate("imagenet") == folder
+    assert locate("./imagenet") == Path("imagenet")
+
+
+def test_the_environment_goes_before_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add("coco-2017", folder.parent)
+    monkeypatch.setenv("MIMBENCH_DATA_COCO_2017", str(folder))
+    assert locate("coco-2017") == listing()["coco-2017"] == folder
+
+
+def test_a_path_is_itself(folder: Path) -> None:
+    assert locate(folder) == locate(str(folder)) == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("imagnet", "did you mean imagenet"),
+        ("/no/such/place", "the names are handwritten, imagenet"),
+        (str(Path(__file__)), "is a file"),
+    ],
+)
+def test_what_leads_nowhere_says_where_to_go(folder: Path, name: str, expected: str) -> None:
+    add("imagenet", folder)
+    with pytest.raises(FileNotFoundError, match=expected):
+        locate(name)
+
+
+def test_a_place_that_has_gone_is_named_with_who_sent_us_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add("imagenet", folder)
+    folder.rmdir()
+    with pytest.raises(FileNotFoundError, match=r"not a directory, but .*datasets\.toml says"):
+        locate("imagenet")
+    monkeypatch.setenv("MIMBENCH_DATA_COCO", "/no/such/place")
+    with pytest.raises(FileNotFoundError, match="MIMBENCH_DATA_COCO says"):
+        locate("coco")
+
+
+def test_names_that_cannot_be(folder: Path) -> None:
+    with pytest.raises(ValueError, match="cannot name"):
+        add("a/b", folder)
+    with pytest.raises(ValueError, match="brings along"):
+        add("handwritten", folder)
+    with pytest.raises(FileNotFoundError, match="not a directory"):
+        add("imagenet", folder / "nothing")
+    assert not datasets.settings_file().exists()
+
+
+@pytest.mark.parametrize("text", ["imagenet = ", "imagenet = 3"])
+def test_a_damaged_file_of_names(text: str) -> None:
+    datasets.settings_file().parent.mkdir(parents=True)
+    datasets.settings_file().write_text(text)
+    with pytest.raises(ValueError, match=r"datasets\.toml"):
+        locate("imagenet")
+
+
+def test_handwritten_is_written_once_by_two_that_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def make(directory: Path) -> None:
+        calls.append(directory)
+        threading.Event().wait(0.2)
+        directory.mkdir(parents=True)
+
+    monkeypatch.setattr(handwritten, "make_handwritten", make)
+    assert "handwritten" in listing()
+    threads = [threading.Thread(target=locate, args=("handwritten",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [locate("handwritten")] == [listing()["handwritten"]]
+
+
+def test_both_views_in_one_directory(tmp_path: Path) -> None:
+    assert image_root(tmp_path) == coco_root(tmp_path) == tmp_path
+    (tmp_path / "images" / "val").mkdir(parents=True)
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    assert image_root(tmp_path) == tmp_path / "images"
+    files = coco_files(tmp_path, "val")
+    assert files.annotations == tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    assert files.images == tmp_path / "coco" / "val2017"
+
+
+def test_require_stops_at_the_first_error() -> None:
+    require([Finding("warning", "a", "is odd", ""), Finding("note", "b", "is grey", "")])
+    with pytest.raises(UnfitError, match=r"^c: is gone; find it$") as raised:
+        require([Finding("warning", "a", "is odd", ""), Finding("error", "c", "is gone", "find it")])
+    assert raised.value.finding.file == "c"

@@ -1,0 +1,213 @@
+"""Image folders and crops: layouts, what broken ones say, and crops equal to torchvision's."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as V
+from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
+
+from engine import images
+from engine.datasets import UnfitError
+from engine.images import Box, ImageFolder, Paths, RandomCrops, centre_crop, cut, draw_box, normalise, read_image
+
+BICUBIC = InterpolationMode.BICUBIC
+
+
+def _picture(height: int = 40, width: int = 52, seed: int = 0) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _write(path: Path, image: Image.Image, **settings: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **settings)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two splits; the validation split has no image of class `bee`, and some files that are not images."""
+    for number, name in enumerate(["ant/1.png", "ant/deep/er.png", "bee/2.PNG", "cat/3.jpg"]):
+        _write(tmp_path / "train" / name, _picture(seed=number))
+    for number, name in enumerate(["ant/7.png", "cat/8.png"]):
+        _write(tmp_path / "val" / name, _picture(seed=10 + number))
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
+    _write(tmp_path / "train" / "cat" / ".hidden.png", _picture())
+    return tmp_path
+
+
+def test_labels_are_the_training_classes_in_order(folder: Path) -> None:
+    train, val = ImageFolder(folder, "train"), ImageFolder(folder, "val")
+    assert train.classes == val.classes == ["ant", "bee", "cat"]
+    assert train.labels.tolist() == [0, 0, 1, 2]
+    assert val.labels.tolist() == [0, 2]
+    assert [train.paths[index].name for index in range(len(train))] == ["1.png", "er.png", "2.PNG", "3.jpg"]
+    image, label = val[1]
+    assert label == 2
+    assert image.dtype == torch.uint8
+    assert np.array_equal(image.permute(1, 2, 0), np.asarray(_picture(seed=11)))
+
+
+def test_images_of_one_size_are_kept_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, read = ImageFolder(folder, "train"), ImageFolder(folder, "train", cache=False)
+    assert kept.pixels is not None
+    assert kept.pixels.shape == (4, 3, 40, 52)
+    assert read.pixels is None
+    for index in range(4):
+        assert torch.equal(kept[index][0], read[index][0])
+    monkeypatch.setattr(images, "CACHE_BYTES", 3 * 40 * 52 * 4 - 1)
+    assert ImageFolder(folder, "train").pixels is None
+    assert ImageFolder(folder, "train", cache=True).pixels is not None
+
+
+def test_images_of_several_sizes_are_not(folder: Path) -> None:
+    _write(folder / "train" / "bee" / "wide.png", _picture(40, 53))
+    assert ImageFolder(folder, "train").pixels is None
+    with pytest.raises(UnfitError, match=r"wide\.png: has another size"):
+        ImageFolder(folder, "train", cache=True)
+
+
+def test_a_folder_without_splits_serves_as_both_and_says_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        train, val = ImageFolder(folder / "train", "train"), ImageFolder(folder / "train", "val")
+    assert train.splitless and val.splitless
+    assert len(train) == len(val) == 4
+    assert "accuracy is measured on the images it is trained on" in caplog.text
+    assert not ImageFolder(folder, "val").splitless
+
+
+def test_the_view_inside_a_data_set_with_several(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    both = tmp_path_factory.mktemp("both")
+    folder.rename(both / "images")
+    assert len(ImageFolder(both, "val")) == 2
+
+
+def test_layouts_that_cannot_be_read(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        ImageFolder(other / "nothing", "train")
+    with pytest.raises(UnfitError, match="holds no images"):
+        ImageFolder(other, "train")
+    (other / "train" / "ant").mkdir(parents=True)
+    with pytest.raises(UnfitError, match="holds no images"):
+        ImageFolder(other, "train")
+    with pytest.raises(FileNotFoundError, match="has train/ but no val/"):
+        ImageFolder(other, "val")
+    _write(other / "val" / "1.png", _picture())
+    with pytest.raises(UnfitError, match="has 1 images but no class folders"):
+        ImageFolder(other, "val")
+    _write(folder / "val" / "dog" / "1.png", _picture())
+    with pytest.raises(UnfitError, match="dog: is a class the training split does not have"):
+        ImageFolder(folder, "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.jpg", "L"), ("a.jpg", "CMYK"), ("a.png", "P"), ("a.png", "RGBA"), ("a.bmp", "RGB"), ("a.png", "I;16")],
+)
+def test_whatever_is_in_the_file_becomes_rgb(tmp_path: Path, name: str, mode: str) -> None:
+    if mode == "I;16":
+        source = Image.fromarray(np.full((40, 52), 200 * 256 + 7, dtype=np.uint16))
+    else:
+        source = _picture().convert(mode)
+    image = read_image(_write(tmp_path / name, source))
+    assert image.shape == (3, 40, 52)
+    assert image.dtype == torch.uint8
+    if mode == "I;16":
+        assert set(image.flatten().tolist()) == {200}
+    else:
+        expected = torch.from_numpy(np.array(Image.open(tmp_path / name).convert("RGB"))).permute(2, 0, 1)
+        assert (image.int() - expected.int()).abs().float().mean() < 1
+
+
+def test_orientation_is_followed_only_when_asked_for(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    _picture().save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (3, 40, 52)
+    assert read_image(tmp_path / "a.jpg", upright=True).shape == (3, 52, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "expected"),
+    [
+        ("a.jpg", 0.6, "the image is cut short"),
+        ("a.bmp", 0.6, "the image is cut short"),
+        ("a.png", 0.6, "cannot be read|can be read|cut short"),
+        ("a.jpg", 0.0, "is not an image"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, name: str, keep: float, expected: str) -> None:
+    path = _write(tmp_path / name, _picture())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(UnfitError, match=expected) as raised:
+        read_image(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+def test_paths_keep_any_name() -> None:
+    names = ["a/ü 1.png", "b/x.jpg", "b/\udcff.png"]
+    paths = Paths(Path("root"), names)
+    assert [paths[index] for index in range(3)] == [Path("root") / name for name in names]
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (75, 100), (333, 251)])
+def test_crops_are_those_of_torchvision(height: int, width: int) -> None:
+    random.seed(height)
+    image = torch.from_numpy(np.array(_picture(height, width))).permute(2, 0, 1).contiguous()
+    for _ in range(5):
+        box = draw_box(height, width, (0.2, 1.0), (3 / 4, 4 / 3))
+        expected = V.resized_crop(image, *box[:4], [32, 32], interpolation=BICUBIC, antialias=True)
+        assert torch.equal(cut(image, box, 32), V.horizontal_flip(expected) if box.flip else expected)
+    for side, short in ((28, 32), (32, 32), (24, 200)):
+        expected = V.center_crop(V.resize(image, [short], interpolation=BICUBIC, antialias=True), [side, side])
+        assert torch.equal(centre_crop(image, side, short), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (60, 200)])
+def test_boxes_are_drawn_as_torchvision_draws_them(height: int, width: int) -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+    theirs_of = RandomResizedCrop(8, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
+    blank = torch.zeros(3, height, width)
+    theirs = [theirs_of.make_params([blank]) for _ in range(1500)]
+    ours = [draw_box(height, width, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(1500)]
+    for key in ("top", "left", "height", "width"):
+        assert ks_2samp([getattr(box, key) for box in ours], [params[key] for params in theirs]).pvalue > 0.001
+    assert 0.45 < np.mean([box.flip for box in ours]) < 0.55
+
+
+def test_a_box_that_never_fits_is_the_middle() -> None:
+    assert draw_box(20, 200, (1.0, 1.0), (3 / 4, 4 / 3), flip=False) == Box(0, 86, 20, 27, False)
+    assert draw_box(200, 20, (1.0, 1.0), (3 / 4, 4 / 3), flip=False) == Box(86, 0, 27, 20, False)
+
+
+def test_random_crops_depend_on_the_random_state_alone(folder: Path) -> None:
+    crops = RandomCrops(ImageFolder(folder, "train"), 16)
+    random.seed(5)
+    first = crops[2]
+    random.seed(5)
+    second = RandomCrops(ImageFolder(folder, "train", cache=False), 16)[2]
+    assert torch.equal(first[0], second[0])
+    assert first[0].shape == (3, 16, 16)
+    assert first[1] == second[1] == 1
+
+
+def test_normalise() -> None:
+    values = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 2, 2)
+    black, white = normalise(values)
+    assert black[:, 0, 0].tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+    assert white[:, 1, 1].tolist() == pytest.approx([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225])
