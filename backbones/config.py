@@ -18,6 +18,9 @@ class ViT:
     image: int = science(224, about="side of a pretraining image in pixels")
 
     def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch", "image"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} of the encoder must be at least 1")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
         if self.width % 4:

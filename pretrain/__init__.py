@@ -1,0 +1,1 @@
+"""Pretraining: one file per method, what they share about masking, and the recipes."""

@@ -1,0 +1,76 @@
+"""Pretraining configs and recipes: what is refused, what is derived, and the text they become."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from backbones.config import SIZES
+from engine.config import Compute, from_text, to_text, with_overrides
+from pretrain import recipes
+from pretrain.config import CrossMAE, Pretrain
+
+RECIPES = [f for name, f in inspect.getmembers(recipes, inspect.isfunction) if name.startswith("crossmae_")]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -> None:
+    assert from_text(Pretrain, to_text(recipe())) == recipe()
+    assert recipe.__doc__
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: CrossMAE(mask=1.0), "mask=1.0 must lie between 0 and 1"),
+        (lambda: CrossMAE(mask=0.5, predict=0.75), r"predict=0.75 must lie in \(0, mask=0.5\]"),
+        (lambda: CrossMAE(predict=0.0), "predict=0.0"),
+        (lambda: CrossMAE(depth=0), "depth=0"),
+        (lambda: CrossMAE(width=50, heads=5), "width=50"),
+        (lambda: CrossMAE(feature_maps=(), use_input=False), "nothing to read"),
+        (lambda: Pretrain(epochs=10), "warmup_epochs=40.0"),
+        (lambda: Pretrain(epochs=0, warmup_epochs=0.0), "epochs=0"),
+        (lambda: Pretrain(compute=Compute(accumulate=3)), r"batch=4096 must be a multiple of compute.accumulate=3"),
+        (lambda: Pretrain(base_lr=0.0), "base_lr"),
+        (lambda: Pretrain(smallest_crop=0.0), "smallest_crop"),
+        (lambda: CrossMAE(heads=0), "heads=0 of the decoder"),
+        (lambda: Pretrain(method=CrossMAE(feature_maps=(3, 11, 12))), "must be blocks of the encoder, 0 to 11"),
+        (lambda: Pretrain(method=CrossMAE(feature_maps=(3,))), "would never be trained"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(build: Callable[[], Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("predict", "factor", "rate"),
+    [
+        (0.75, "predict/mask", 2.4e-3),
+        (0.25, "predict/mask", 8.0e-4),
+        (0.25, "mask/predict", 7.2e-3),
+        (0.25, "none", 2.4e-3),
+    ],
+)
+def test_the_learning_rate_is_that_of_the_original(predict: float, factor: Any, rate: float) -> None:
+    config = Pretrain(method=CrossMAE(predict=predict), lr_factor=factor)
+    assert config.learning_rate == pytest.approx(rate, rel=1e-12)
+
+
+def test_the_published_recipes() -> None:
+    base = recipes.crossmae_vitb_800ep()
+    assert (base.batch, base.epochs, base.warmup_epochs, base.betas) == (4096, 800, 40.0, (0.9, 0.95))
+    assert (base.method.width, base.method.heads, base.method.depth) == (512, 16, 12)
+    small = recipes.crossmae_vits_800ep()
+    assert (small.method.width, small.method.heads, small.encoder) == (256, 8, SIZES["S"])
+    assert recipes.crossmae_vith_800ep().encoder.patch == 14
+    assert recipes.crossmae_vitb_448px_400ep().encoder.grid == 28
+
+
+def test_a_field_of_the_method_can_be_overridden() -> None:
+    config = with_overrides(recipes.crossmae_vitb_800ep(), ["method.predict=0.75", "method.feature_maps=[0, 5, 11]"])
+    assert config.method == replace(CrossMAE(), predict=0.75, feature_maps=(0, 5, 11))

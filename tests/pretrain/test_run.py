@@ -1,0 +1,132 @@
+"""A pretraining run from its config to its files, on a handful of images."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbones.checkpoint import load_encoder
+from backbones.config import ViT
+from engine.config import Compute, identity, to_text
+from engine.images import ImageFolder
+from engine.rundir import RunDir
+from pretrain.config import CrossMAE, Pretrain
+from pretrain.crossmae import CrossMAE as Model
+from pretrain.run import Step, run, training, training_batches
+
+TINY = Pretrain(
+    data="images",
+    encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
+    method=CrossMAE(depth=1, width=16, heads=2),
+    epochs=2,
+    warmup_epochs=0.5,
+    batch=4,
+    base_lr=1e-1,
+    compute=Compute(precision="fp32", workers=0, device="cpu", log_every=2, save_every=3),
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Pretrain:
+    """The tiny config on 12 training and 6 validation images of unequal size."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for split, number in (("train", 6), ("val", 3)):
+        for kind in ("cat", "dog"):
+            folder = tmp_path / "images" / split / kind
+            folder.mkdir(parents=True)
+            for index in range(number):
+                pixels = torch.randint(0, 256, (20 + index, 24, 3), dtype=torch.uint8, generator=generator)
+                Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
+    return replace(TINY, data=str(tmp_path / "images"))
+
+
+def directory(path: Path, config: Pretrain) -> RunDir:
+    about = {"recipe": "pretrain/tiny", "stage": "pretrain", "identity": identity(config, "pretrain", None)}
+    return RunDir.create(path, to_text(config), {**about, "checkpoint": None})
+
+
+def test_a_run_leaves_an_encoder_a_picture_and_a_loss(tmp_path: Path, config: Pretrain) -> None:
+    where = directory(tmp_path / "run", config)
+    outcome = run(config, where)
+    state, info = load_encoder(where.encoder)
+    assert (info.family, info.vit, info.recipe) == ("crossmae", config.encoder, "pretrain/tiny")
+    assert info.identity == identity(config, "pretrain", None)
+    assert len(state) == 4 + 2 * 12
+    assert (where.plots / "reconstructions.png").stat().st_size > 1000
+    assert 0 < outcome.metrics["loss"] < 10
+    assert outcome.facts["steps"] == 6
+    assert outcome.images_per_second
+    lines = [json.loads(line) for line in where.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+    assert outcome.metrics["loss"] == lines[-1]["val_loss"]
+
+
+def test_the_same_config_gives_the_same_bytes(tmp_path: Path, config: Pretrain) -> None:
+    bytes_of = []
+    for name in ("first", "second"):
+        where = directory(tmp_path / name, config)
+        run(config, where)
+        bytes_of.append(where.encoder.read_bytes())
+    run(config, directory(tmp_path / "first", config))  # asked for again: the checkpoint of the last step is there
+    assert bytes_of[0] == bytes_of[1] == (tmp_path / "first" / "encoder.safetensors").read_bytes()
+
+
+def test_without_validation_images_the_picture_is_of_training_images(
+    tmp_path: Path, config: Pretrain, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in sorted((tmp_path / "images" / "val").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    (tmp_path / "images" / "val").rmdir()
+    with caplog.at_level(logging.WARNING):
+        outcome = run(replace(config, epochs=1), directory(tmp_path / "run", config))
+    assert outcome.metrics["loss"] > 0
+    assert "no validation images" in caplog.text
+
+
+def test_too_few_images_are_said(tmp_path: Path, config: Pretrain) -> None:
+    with pytest.raises(ValueError, match="12 training samples do not fill one optimiser step of 16"):
+        run(replace(config, batch=16), directory(tmp_path / "run", config))
+
+
+def test_the_schedule_starts_at_zero_and_peaks_after_warm_up(config: Pretrain) -> None:
+    longer = replace(config, epochs=8, warmup_epochs=2.0)
+    batches = training_batches(longer, ImageFolder(longer.data, "train"))
+    made = training(longer, Step(Model(longer.encoder, longer.method)), batches, torch.zeros(1, 3, 16, 16))
+    rates = [made.learning_rate(step) for step in range(made.steps)]
+    assert made.steps == 8 * 3
+    assert rates[0] == 0
+    assert max(rates) == rates[6] == pytest.approx(0.1 * 4 / 256 / 3)
+    assert rates[3] == pytest.approx(rates[6] / 2)
+    assert 0 < rates[-1] < rates[-2] < rates[-3]
+
+
+def test_weight_decay_leaves_out_biases_and_norms_only(config: Pretrain) -> None:
+    step = Step(Model(config.encoder, config.method))
+    batches = training_batches(config, ImageFolder(config.data, "train"))
+    groups = training(config, step, batches, torch.zeros(1)).optimizer.param_groups
+    names = {id(parameter): name for name, parameter in step.method.named_parameters()}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert {"cls_token", "mask_token", "wfm.linear.weight", "patch_embed.proj.weight"} <= decayed
+    assert not any(name.endswith(".bias") or ".norm" in name for name in decayed)
+    trained = {names[id(p)] for group in groups for p in group["params"]}
+    assert set(names.values()) - trained == {"pos_embed", "decoder_pos_embed"}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+
+
+def test_the_step_is_the_loss_of_normalised_images(config: Pretrain) -> None:
+    from engine.images import normalise
+
+    model = Model(config.encoder, config.method)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    torch.manual_seed(0)
+    found = Step(model)((images, torch.zeros(2)))["loss"]
+    torch.manual_seed(0)
+    assert torch.equal(found, model(normalise(images), torch.rand(2, 16)))
+    assert images.dtype == torch.uint8
