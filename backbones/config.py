@@ -40,3 +40,5 @@ SIZES = {
     "L": ViT(1024, 24, 16),
     "H": ViT(1280, 32, 16, patch=14),
 }
+
+HANDWRITTEN = ViT(96, 4, 4, patch=8, image=64)  # the demo's: what a CPU core trains in minutes

@@ -46,10 +46,10 @@ Content = tuple[str, bytes]  # a file: its path inside the data set, what is in 
 class Sizes:
     """How much to write. The defaults are those of `data=handwritten`."""
 
-    train: int = 10_400  # images, ten classes in turn
-    val: int = 2_080
-    side: int = 32  # pixels
-    coco_train: int = 600
+    train: int = 7_000  # images, ten classes in turn
+    val: int = 1_400
+    side: int = 64  # pixels
+    coco_train: int = 800
     coco_val: int = 150
     coco_side: int = 128
 

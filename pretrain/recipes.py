@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from backbones.config import SIZES, ViT
+from backbones.config import HANDWRITTEN, SIZES
 from engine.config import Compute
 from pretrain.config import CrossMAE, Pretrain
 
@@ -63,12 +63,12 @@ def crossmae_handwritten() -> Pretrain:
     """
     return Pretrain(
         data="handwritten",
-        encoder=ViT(width=96, depth=4, heads=4, patch=4, image=32),
+        encoder=HANDWRITTEN,
         method=CrossMAE(depth=1, width=48, heads=4),
-        epochs=30,
-        warmup_epochs=1.5,
-        batch=128,
-        base_lr=4e-3,
+        epochs=15,
+        warmup_epochs=1.0,
+        batch=64,
+        base_lr=8e-3,
         lr_factor="none",
-        compute=Compute(precision="fp32", save_every=500, log_every=20),
+        compute=Compute(precision="fp32", workers=0, save_every=500, log_every=20),
     )
