@@ -1,0 +1,214 @@
+"""What a classification run depends on: the configs of fine-tuning, linear probe and k-NN.
+
+All three start from `checkpoint`; without one the encoder has the shape of `encoder` and random weights, which is
+the scratch row of a table. With one, the shape is the checkpoint's and `encoder` is not read.
+
+Encoders differ in whether a LayerNorm ends them: MAE trains one, CrossMAE has none. Which feature is evaluated is
+therefore always said (`pool`, `norm`) and written beside the result.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from backbones.config import SIZES, ViT
+from engine.config import Compute, plumbing, science, speed
+
+Pool = Literal["avg", "cls"]
+Norm = Literal["tokens", "pooled"]
+RANDAUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?))*")
+
+_POOL = "the feature: avg is the mean over patch tokens, cls the class token"
+_NORM = (
+    "tokens: every token passes the final LayerNorm, which standardises only where the checkpoint trained none; "
+    "pooled: that is left out, and the pooled feature is standardised (what --global_pool does in the papers' scripts)"
+)
+_EVAL_CROP = "side of the centre crop over the short side of the resized image; none: 224/256 up to 224 px, 1 above"
+_DATA = "the name of a data set or the path of one in ImageNet's layout"
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """End-to-end training of the encoder with a classifier head (AdamW, layer-wise learning rates)."""
+
+    data: str = science("imagenet", about=_DATA)
+    checkpoint: str | None = science(None, about="the encoder to start from; none starts from random weights")
+    encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
+    image: int = science(224, about="side of an image in pixels, in training and in evaluation")
+    pool: Pool = science("avg", about="avg: mean of patch tokens, then a fresh norm; cls: final norm, then class token")
+    epochs: int = science(100)
+    warmup_epochs: float = science(5.0)
+    batch: int = science(1024, about="images per optimiser step, over all devices and accumulated micro-batches")
+    base_lr: float = science(5e-4, about="learning rate per 256 images of batch")
+    min_lr: float = science(1e-6, about="where the cosine ends; scaled by the layer's factor like the peak")
+    weight_decay: float = science(0.05)
+    betas: tuple[float, float] = science((0.9, 0.999))
+    layer_decay: float = science(0.65, about="factor of the learning rate from one layer to the one before it")
+    drop_path: float = science(0.1, about="stochastic depth of the last block; linear from 0 at the first")
+    label_smoothing: float = science(0.1)
+    mixup: float = science(0.8, about="alpha; 0 is off")
+    cutmix: float = science(1.0, about="alpha; 0 is off")
+    mixup_probability: float = science(1.0, about="of mixing a batch at all")
+    switch_probability: float = science(0.5, about="of cutmix rather than mixup when both are on")
+    randaugment: str | None = science("rand-m9-mstd0.5-inc1", about="timm's text form of RandAugment; none is off")
+    erasing: float = science(0.25, about="probability of erasing a random rectangle with noise")
+    smallest_crop: float = science(0.08, about="least share of an image's area in a training crop")
+    flip: bool = science(True, about="mirror half of the crops")
+    eval_crop: float | None = science(None, about=_EVAL_CROP)
+    clip: float | None = science(None, about="gradient norm to clip at")
+    ema: float | None = science(None, about="decay of a moving average of the weights, evaluated in their place")
+    seed: int = science(0)
+    compute: Compute = field(default_factory=Compute)
+    evaluate_every: int | None = plumbing(1, about="epochs between two evaluations; none evaluates at the end only")
+
+    def __post_init__(self) -> None:
+        _positive(self, "image", "epochs", "batch", "base_lr", "smallest_crop", "layer_decay")
+        _shares(self, "drop_path", "label_smoothing", "mixup_probability", "switch_probability", "erasing")
+        _shares(self, "smallest_crop", "layer_decay", "eval_crop")
+        _not_negative(self, "min_lr", "weight_decay", "mixup", "cutmix")
+        _positive_or_none(self, "eval_crop", "evaluate_every", "clip")
+        if self.drop_path == 1:
+            raise ValueError("drop_path=1.0 would drop the last block always; it must be below 1")
+        if self.randaugment is not None and not RANDAUGMENT.fullmatch(self.randaugment):
+            raise ValueError(
+                f"randaugment={self.randaugment!r} is not timm's text form of RandAugment; "
+                f"the papers' is rand-m9-mstd0.5-inc1, and none turns it off"
+            )
+        _warmup_fits(self)
+        micro = _micro_batch(self)
+        if self.mixes and micro % 2:
+            raise ValueError(
+                f"batch={self.batch} in {self.compute.accumulate} micro-batches gives {micro} images at a time: mixup "
+                f"pairs images, so that must be even. Take an even batch, or mixup=0 cutmix=0"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_probability > 0
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that go through the model at a time."""
+        return _micro_batch(self)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up, of layers with factor 1."""
+        return self.base_lr * self.batch / 256
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear classifier on the frozen encoder (LARS, batch norm without affine before it)."""
+
+    data: str = science("imagenet", about=_DATA)
+    checkpoint: str | None = science(None, about="the encoder to probe; none probes random weights")
+    encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
+    image: int = science(224, about="side of an image in pixels")
+    pool: Pool = science("avg", about=_POOL)
+    norm: Norm = science("pooled", about=_NORM)
+    views: Literal["augmented", "cached"] = science(
+        "augmented",
+        about="augmented: a fresh crop and flip each epoch, as in the papers; "
+        "cached: features computed once, without augmentation (another, cheaper protocol)",
+    )
+    epochs: int = science(90)
+    warmup_epochs: float = science(10.0)
+    batch: int = science(16384, about="images per optimiser step, over all devices and accumulated micro-batches")
+    base_lr: float = science(0.1, about="learning rate per 256 images of batch")
+    weight_decay: float = science(0.0)
+    smallest_crop: float = science(0.08, about="least share of an image's area in a training crop; augmented only")
+    flip: bool = science(True, about="mirror half of the crops; augmented only")
+    eval_crop: float | None = science(None, about=_EVAL_CROP)
+    seed: int = science(0)
+    compute: Compute = field(default_factory=Compute)
+    encode_batch: int = speed(256, about="images encoded at a time where no gradient is needed")
+    evaluate_every: int | None = plumbing(1, about="epochs between two evaluations; none evaluates at the end only")
+
+    def __post_init__(self) -> None:
+        _positive(self, "image", "epochs", "batch", "base_lr", "encode_batch", "smallest_crop")
+        _shares(self, "smallest_crop", "eval_crop")
+        _not_negative(self, "weight_decay")
+        _positive_or_none(self, "eval_crop", "evaluate_every")
+        _warmup_fits(self)
+        _micro_batch(self)
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that go through the model at a time."""
+        return _micro_batch(self)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up."""
+        return self.base_lr * self.batch / 256
+
+
+@dataclass(frozen=True)
+class Knn:
+    """Weighted k-nearest neighbours on frozen features (cosine similarity, votes weighted by exp(s / temperature))."""
+
+    data: str = science("imagenet", about=_DATA)
+    checkpoint: str | None = science(None, about="the encoder to evaluate; none evaluates random weights")
+    encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
+    image: int = science(224, about="side of an image in pixels")
+    pool: Pool = science("avg", about=_POOL)
+    norm: Norm = science("tokens", about=_NORM)
+    eval_crop: float | None = science(None, about=_EVAL_CROP)
+    neighbours: tuple[int, ...] = science((10, 20, 100, 200), about="each k that is measured")
+    k: int = science(20, about="the one of them that knn_top1 reports")
+    temperature: float = science(0.07)
+    seed: int = science(0, about="of the random weights when there is no checkpoint")
+    compute: Compute = field(default_factory=Compute)
+    encode_batch: int = speed(256, about="images encoded at a time")
+
+    def __post_init__(self) -> None:
+        _positive(self, "image", "temperature", "encode_batch")
+        _shares(self, "eval_crop")
+        _positive_or_none(self, "eval_crop")
+        if not self.neighbours or min(self.neighbours) < 1:
+            raise ValueError(f"neighbours={list(self.neighbours)} must hold numbers of at least 1")
+        if self.k not in self.neighbours:
+            raise ValueError(f"k={self.k} must be one of neighbours={list(self.neighbours)}: it is the one reported")
+
+
+Classification = Finetune | Linear | Knn
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name}={getattr(config, name)} must be positive")
+
+
+def _positive_or_none(config: Any, *names: str) -> None:
+    _positive(config, *(name for name in names if getattr(config, name) is not None))
+
+
+def _not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name}={getattr(config, name)} must not be negative")
+
+
+def _shares(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) is not None and not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}={getattr(config, name)} must lie between 0 and 1")
+
+
+def _warmup_fits(config: Finetune | Linear) -> None:
+    if not 0 <= config.warmup_epochs <= config.epochs:
+        raise ValueError(f"warmup_epochs={config.warmup_epochs} must lie between 0 and epochs={config.epochs}")
+
+
+def _micro_batch(config: Finetune | Linear) -> int:
+    if config.batch % config.compute.accumulate:
+        raise ValueError(
+            f"batch={config.batch} must be a multiple of compute.accumulate={config.compute.accumulate}, "
+            f"the micro-batches it is made of"
+        )
+    return config.batch // config.compute.accumulate

@@ -1,0 +1,22 @@
+"""What a classification run does: the protocol is told by the type of its config."""
+
+from __future__ import annotations
+
+from cls import finetune, knn, linear
+from cls.config import Classification, Finetune, Linear
+from engine.result import Outcome
+from engine.rundir import RunDir
+
+
+def run(config: Classification, run: RunDir) -> Outcome:
+    """Run `config` in the directory `run`.
+
+    Raises:
+        OSError: if the data set, the checkpoint or the run directory cannot be read or written.
+        ValueError: if data or checkpoint are not what they should be, or the loss becomes NaN.
+    """
+    if isinstance(config, Finetune):
+        return finetune.run(config, run)
+    if isinstance(config, Linear):
+        return linear.run(config, run)
+    return knn.run(config, run)

@@ -1,0 +1,79 @@
+"""Which feature a frozen encoder gives, and that it is the one described."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from backbones.checkpoint import EncoderInfo, load_encoder
+from backbones.vit import VisionTransformer
+from cls.config import Knn
+from cls.data import open_splits
+from cls.features import describe, features_of, frozen_encoder
+from engine.config import Compute
+from engine.images import normalise
+from tests.cls.conftest import TINY
+
+CPU = torch.device("cpu")
+SMALL = Compute(precision="fp32", workers=0, device="cpu")
+
+
+def _tokens(checkpoint: Path, images: torch.Tensor) -> tuple[torch.Tensor, VisionTransformer]:
+    """Tokens after the last block, by hand."""
+    state, info = load_encoder(checkpoint)
+    model = VisionTransformer(info.vit, info.final_norm)
+    model.load_state_dict(state)
+    with torch.no_grad():
+        return model.forward_tokens(normalise(images))[-1], model
+
+
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+@pytest.mark.parametrize("norm", ["tokens", "pooled"])
+def test_features_are_those_described(
+    checkpoint: Path, pool: Literal["avg", "cls"], norm: Literal["tokens", "pooled"]
+) -> None:
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    tokens, model = _tokens(checkpoint, images)
+    normed = model.norm(tokens) if norm == "tokens" else tokens
+    expected = normed[:, 1:].mean(1) if pool == "avg" else normed[:, 0]
+    expected = F.layer_norm(expected, (16,), eps=1e-6) if norm == "pooled" else expected
+    config = Knn(checkpoint=str(checkpoint), image=16, pool=pool, norm=norm, compute=SMALL, encode_batch=2)
+    found = frozen_encoder(config, CPU)(images)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
+    assert not found.requires_grad
+
+
+def test_a_split_is_encoded_in_its_order(folder: Path, checkpoint: Path) -> None:
+    config = Knn(checkpoint=str(checkpoint), image=16, compute=SMALL, encode_batch=5)
+    val = open_splits(str(folder)).val
+    encoder = frozen_encoder(config, CPU)
+    features, labels = features_of(encoder, val, 16, 1.0, workers=0)
+    assert features.shape == (21, 16)
+    torch.testing.assert_close(features[13], encoder(val[13][0][None])[0], rtol=1e-5, atol=1e-6)
+    assert labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7  # blue, green, red
+
+
+def test_an_encoders_own_statistics_are_used(checkpoint: Path) -> None:
+    config = Knn(checkpoint=str(checkpoint), image=16, compute=SMALL)
+    encoder = frozen_encoder(config, CPU)
+    shifted = frozen_encoder(config, CPU)
+    assert encoder.info is not None
+    object.__setattr__(shifted, "info", EncoderInfo("mae", TINY, True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    assert not torch.allclose(encoder(images), shifted(images))
+
+
+def test_images_that_cannot_be_cut_into_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"image=20 cannot be cut into the encoder's patches of 8; try image=16"):
+        frozen_encoder(Knn(encoder=TINY, image=20, compute=SMALL), CPU)
+
+
+def test_the_feature_is_said_in_words() -> None:
+    crossmae = EncoderInfo("crossmae", TINY, final_norm=False)
+    assert describe(Knn(), crossmae).endswith("standardising (the encoder has no final norm of its own)")
+    assert describe(Knn(pool="cls"), EncoderInfo("mae", TINY, True)) == "class token after the checkpoint's final norm"
+    assert describe(Knn(norm="pooled"), crossmae) == "mean of the patch tokens, no final norm, then standardised"
