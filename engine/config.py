@@ -20,7 +20,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -68,11 +68,11 @@ class Compute:
     def __post_init__(self) -> None:
         for name in ("accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"compute.{name}={getattr(self, name)} must be at least 1")
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.workers < 0:
-            raise ValueError(f"compute.workers={self.workers} must not be negative")
+            raise ValueError(f"workers={self.workers} must not be negative")
         if self.threads is not None and self.threads < 1:
-            raise ValueError(f"compute.threads={self.threads} must be at least 1, or none")
+            raise ValueError(f"threads={self.threads} must be at least 1, or none")
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,18 @@ def identity(config: Any, recipe_stage: str, checkpoint_hash: str | None) -> str
 
     The checkpoint's path is left out: the same weights from another place are the same run.
     """
-    values = {leaf.key: leaf.value for leaf in leaves(config) if leaf.group == "science" and leaf.key != "checkpoint"}
-    whole = {"schema": SCHEMA, "stage": recipe_stage, "science": values, "checkpoint": checkpoint_hash}
+    science_leaves = [leaf for leaf in leaves(config) if leaf.group == "science" and leaf.key != "checkpoint"]
+    values = {leaf.key: _canonical(leaf.value) for leaf in science_leaves}
+    kind = f"{recipe_stage}.{type(config).__name__}"
+    whole = {"schema": SCHEMA, "kind": kind, "science": values, "checkpoint": checkpoint_hash}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _canonical(value: Any) -> Any:
+    """A recipe may say 5 where 5.0 is meant; both are one number, and one run."""
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _toml(value: Any) -> str:
@@ -113,7 +122,7 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def to_text(config: Any) -> str:
@@ -132,14 +141,17 @@ def from_text(kind: type[C], text: str, source: str = "config") -> C:
         ValueError: naming `source` and the first key that is unknown, missing or of the wrong type.
     """
     try:
-        values = tomllib.loads(text)
+        return _build(kind, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{source} is not a config file: {error}") from error
-    return _validated(kind, values, source)
+        raise ValueError(f"{source} is not a config file: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def with_overrides(config: C, overrides: Sequence[str]) -> C:
     """`config` with `key=value` texts applied, checked against the types of its fields.
+
+    A `kind` that chooses another member of a union starts from that member's defaults, wherever it stands in the list.
 
     Raises:
         ValueError: for a text without `=`, an unknown key (the nearest is offered) or a value of the wrong type.
@@ -147,75 +159,120 @@ def with_overrides(config: C, overrides: Sequence[str]) -> C:
     if not overrides:
         return config
     values = dataclasses.asdict(config)  # type: ignore[call-overload]
-    known = [leaf.key for leaf in leaves(config)]
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise ValueError(f"{override!r} is not of the form key=value")
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; the keys are {', '.join(known)}"
-            raise ValueError(f"unknown key {key!r}{hint}")
+    pairs = [_pair(override) for override in overrides]
+    for key, text in sorted(pairs, key=lambda pair: (pair[0].rpartition(".")[2] != "kind", pair[0].count("."))):
+        types_of = dict(_types(type(config), values))
+        if key not in types_of:
+            raise ValueError(f"unknown key {key!r}{_nearest(key, types_of)}")
         *parents, last = key.split(".")
         target = values
         for parent in parents:
             target = target[parent]
-        target[last] = _from_command_line(text)
-    return _validated(type(config), values, "override")
+        if last == "kind" and target[last] != text:
+            target.clear()
+        target[last] = _from_command_line(text, types_of[key])
+    return _build(type(config), values)
 
 
-def _from_command_line(text: str) -> Any:
-    """`[1, 2]`, `1.5`, `true` and quoted strings as TOML reads them; anything else is the text itself."""
+def _pair(override: str) -> tuple[str, str]:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"{override!r} is not of the form key=value")
+    return key, text
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    known = list(known)
+    same_end = [name for name in known if name.endswith(f".{key}")]
+    near = same_end or difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; the keys are {', '.join(known)}"
+
+
+def _types(kind: Any, values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted key of every leaf and its type; `values` tell which member of a union is meant."""
+    for name, hint in _hints(kind).items():
+        value = values.get(name, {})
+        branch = _branch(hint, value, prefix + name)
+        if branch is None:
+            yield prefix + name, hint
+        else:
+            yield from _types(branch, value, f"{prefix}{name}.")
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _branch(hint: Any, value: Any, key: str) -> Any:
+    """The dataclass that `value`, a dictionary, is for; None where no dataclass is wanted or none is given.
+
+    Members of a union are told apart by the one value of their field `kind: Literal["..."]`.
+    """
+    branches = [option for option in _options(hint) if dataclasses.is_dataclass(option)]
+    if not branches or not isinstance(value, dict):
+        return None
+    if len(branches) == 1:
+        return branches[0]
+    by_kind = {typing.get_args(_hints(branch)["kind"])[0]: branch for branch in branches}
+    if value.get("kind") not in by_kind:
+        raise ValueError(f"{key}.kind={value.get('kind')!r} must be one of {', '.join(map(repr, by_kind))}")
+    return by_kind[value["kind"]]
+
+
+def _from_command_line(text: str, hint: Any) -> Any:
+    """What `text` means where a value of type `hint` is wanted: a string needs no quotes, a list no brackets."""
+    wanted = [typing.get_origin(option) or option for option in _options(hint)]
+    if text == "none" or (wanted[0] in (str, Literal) and text[:1] not in ("'", '"')):
+        return text
+    listed = tuple in wanted and not text.startswith("[")
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = [{text}]" if listed else f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return [_from_command_line(part.strip()) for part in text.split(",")] if "," in text else text
+        return [part.strip() for part in text.split(",")] if listed else text
 
 
-def _validated(kind: type[C], values: dict[str, Any], source: str) -> C:
-    """Build `kind` from nested dictionaries, letting pydantic check every type, and say the first fault in a line."""
+def _build(kind: type[C], values: dict[str, Any], prefix: str = "") -> C:
+    """Build `kind` from nested dictionaries, its inner dataclasses first, each checked by pydantic.
+
+    Raises:
+        ValueError: the first fault, in one line that begins with the dotted key.
+    """
     import pydantic  # 0.15 s, which `mimbench --help` need not pay
 
+    hints = _hints(kind)
+    if unknown := [prefix + key for key in values if key not in hints]:
+        raise ValueError(f"unknown key {unknown[0]!r}{_nearest(unknown[0], [prefix + name for name in hints])}")
+    arguments = {name: _argument(hints[name], value, prefix + name) for name, value in values.items()}
     try:
-        return pydantic.TypeAdapter(kind).validate_python(_without_none(kind, values, source))
+        return pydantic.TypeAdapter(kind).validate_python(arguments)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
-        raise ValueError(f"{source}: {key + ': ' if key else ''}{message}{given}") from None
+        raise ValueError(_complaint(error.errors()[0], arguments, prefix)) from None
 
 
-def _is_union_tag(part: Any) -> bool:
-    """Pydantic names the branch of a union it tried inside the location; people know only the key."""
-    return isinstance(part, str) and (part[:1].isupper() or part in ("int", "float", "str", "none", "bool"))
-
-
-def _without_none(kind: type, values: dict[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
-    """`values` with "none" turned into None where the field allows it; unknown keys are refused."""
-    hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise ValueError(f"{source}: unknown key {prefix}{key}{hint}")
-    return {key: _known(hints[key], value, source, f"{prefix}{key}.") for key, value in values.items()}
-
-
-def _known(hint: Any, value: Any, source: str, prefix: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+def _argument(hint: Any, value: Any, key: str) -> Any:
+    options = _options(hint)
     if value == "none" and type(None) in options:
         return None
-    if isinstance(value, dict):
-        branches = [option for option in options if dataclasses.is_dataclass(option)]
-        branch = next((b for b in branches if _tag(b) in (None, value.get("kind"))), None)
-        if branch is not None:
-            return _without_none(typing.cast(type, branch), value, source, prefix)
+    if (branch := _branch(hint, value, key)) is not None:
+        return _build(branch, value, key + ".")
+    if isinstance(value, bool) and bool not in options:  # Python and pydantic would take it for the number 1
+        raise ValueError(f"{key}={str(value).lower()}: a number or text is wanted, not true or false")
     return value
 
 
-def _tag(kind: Any) -> str | None:
-    """The one value of a `kind: Literal["..."]` field, which tells the members of a union apart."""
-    hint = typing.get_type_hints(kind).get("kind")
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is Literal else None
+def _complaint(fault: Any, arguments: dict[str, Any], prefix: str) -> str:
+    """One line for the first fault pydantic found; of its location only the field, not the branches it tried."""
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    key = prefix + name if name else prefix.rstrip(".")
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    if name not in arguments:
+        return f"{key} is missing"
+    message = "more values are wanted" if fault["type"] == "missing" else message[0].lower() + message[1:]
+    return f"{key}={arguments[name]!r}: {message}"

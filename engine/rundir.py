@@ -4,7 +4,9 @@
     checkpoints/  encoder.safetensors  result.json  plots/
 
 `run.json` says what the run is and never changes; `attempts/N.json` says when it was started, on what, and how
-that ended; `result.json` appears when it is done. State lives in these files alone.
+that ended; `result.json` appears when it is done. State lives in these files alone: a start is a claim on the next
+attempt's file, which one process wins, and a start on another machine is believed to be running for as long as its
+heartbeat (the file's time) is fresh.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.atomic import write_json, write_text
+from engine.atomic import claim_json, write_json, write_text
+
+HEARTBEAT = 30.0  # seconds between two signs of life of a run
+SILENCE = 300.0  # seconds without one after which a run on another machine is taken for lost
 
 State = Literal["new", "running", "done", "failed", "interrupted", "lost"]
 
@@ -76,8 +81,14 @@ class RunDir:
         """
         run = cls(path)
         if not run.about.exists():
-            write_text(run.config, config_text)
-            write_json(run.about, about)  # last: a directory with run.json is complete
+            try:
+                write_text(run.config, config_text)
+                write_json(run.about, about)  # last: a directory with run.json is complete
+            except OSError:
+                run.config.unlink(missing_ok=True)
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+                raise
         return run
 
     def read_about(self) -> dict[str, Any]:
@@ -94,44 +105,72 @@ class RunDir:
 
     def attempts(self) -> list[dict[str, Any]]:
         """What is known of every start of this run, oldest first."""
-        files = sorted((self.path / "attempts").glob("*.json"), key=lambda file: int(file.stem))
-        return [_read(file, "has a damaged attempt", self.path) for file in files]
+        return [_read(self._attempt(number), "has a damaged attempt", self.path) for number in self._numbers()]
 
     def begin_attempt(self) -> int:
-        """Record a new start and return its number (1, 2, ...)."""
-        number = len(self.attempts()) + 1
-        start = {"state": "running", "started": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
-        write_json(self.path / "attempts" / f"{number}.json", start)
+        """Record a new start and return its number (1, 2, ...).
+
+        Raises:
+            ValueError: if the run is running, or another process started it in this very moment.
+        """
+        import psutil
+
+        if self.state() == "running":
+            raise ValueError(self._is_running())
+        number = max(self._numbers(), default=0) + 1
+        pid = os.getpid()
+        process = {"host": socket.gethostname(), "pid": pid, "process_started": psutil.Process(pid).create_time()}
+        try:
+            claim_json(self._attempt(number), {"state": "running", "started": time.time(), **process})
+        except FileExistsError:
+            raise ValueError(self._is_running()) from None
         return number
+
+    def beat(self, number: int) -> None:
+        """Show that start `number` is alive; to be called every `HEARTBEAT` seconds."""
+        os.utime(self._attempt(number))
 
     def end_attempt(self, number: int, state: State, why: str = "") -> None:
         """Record how start `number` ended."""
-        file = self.path / "attempts" / f"{number}.json"
-        begun = _read(file, "has a damaged attempt", self.path)
-        write_json(file, {**begun, "state": state, "ended": time.time(), "why": why})
+        begun = _read(self._attempt(number), "has a damaged attempt", self.path)
+        write_json(self._attempt(number), {**begun, "state": state, "ended": time.time(), "why": why})
 
     def state(self) -> State:
         """What the files say: done, how the last attempt ended, or lost when its process is gone."""
         if self.result.exists():
             return "done"
-        attempts = self.attempts()
-        if not attempts:
+        numbers = self._numbers()
+        if not numbers:
             return "new"
-        last = attempts[-1]
-        if last["state"] == "running" and last["host"] == socket.gethostname() and not _alive(last["pid"]):
-            return "lost"
+        file = self._attempt(numbers[-1])
+        last = _read(file, "has a damaged attempt", self.path)
         state: State = last["state"]
-        return state
+        return "lost" if state == "running" and not _lives(last, file) else state
+
+    def _attempt(self, number: int) -> Path:
+        return self.path / "attempts" / f"{number}.json"
+
+    def _numbers(self) -> list[int]:
+        files = (self.path / "attempts").glob("*.json")
+        return sorted(int(file.stem) for file in files if file.stem.isdigit())
+
+    def _is_running(self) -> str:
+        last = self.attempts()[-1]
+        return f"{self.path} is being run by process {last['pid']} on {last['host']}: stop that first, or wait for it"
 
 
-def _alive(pid: int) -> bool:
+def _lives(attempt: dict[str, Any], file: Path) -> bool:
+    """Whether the process that began `attempt` is still there: the same one, not another with its number."""
+    if attempt["host"] != socket.gethostname():
+        return time.time() - file.stat().st_mtime < SILENCE
+    import psutil  # only runs that say they are running need it
+
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        process = psutil.Process(attempt["pid"])
+        same = abs(process.create_time() - attempt["process_started"]) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _read(file: Path, complaint: str, run: Path) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""An exponential moving average of a model's weights: average = decay * average + (1 - decay) * weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """The average of `model`'s parameters; buffers are taken as the model has them."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema={decay} must lie in [0, 1); 0.9999 is usual for long runs")
+        self.decay = decay
+        self.names = [name for name, _ in model.named_parameters()]
+        self.weights = [parameter.detach() for parameter in model.parameters()]
+        self.average = [weight.clone() for weight in self.weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after an optimiser step."""
+        torch._foreach_lerp_(self.average, self.weights, 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and their average, bit for bit; a second call undoes it."""
+        weights = [weight.clone() for weight in self.weights]
+        torch._foreach_copy_(self.weights, self.average)
+        torch._foreach_copy_(self.average, weights)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Within, the model has the averaged weights."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average by parameter name."""
+        return dict(zip(self.names, self.average, strict=True))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        torch._foreach_copy_(self.average, [state[name] for name in self.names])

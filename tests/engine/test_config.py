@@ -1,0 +1,215 @@
+"""Configs: text and back, overrides with the way out in every complaint, and identities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import pytest
+
+from engine.config import Compute, from_text, identity, leaves, plumbing, science, to_text, with_overrides
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A part."""
+
+    width: int = science(8)
+    depth: int = science(2)
+
+    def __post_init__(self) -> None:
+        if self.width % 4:
+            raise ValueError(f"width={self.width} must be a multiple of 4")
+
+
+@dataclass(frozen=True)
+class A:
+    """One member of a union."""
+
+    kind: Literal["a"] = science("a")
+    x: int = science(1)
+    ratio: float = science(0.5)
+
+
+@dataclass(frozen=True)
+class B:
+    """The other."""
+
+    kind: Literal["b"] = science("b")
+    y: tuple[int, ...] = science((1, 2))
+    ratio: float = science(0.25)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config with everything a config may hold."""
+
+    data: str = science("imagenet")
+    checkpoint: str | None = science(None)
+    shape: Shape = field(default_factory=Shape)
+    m: A | B = field(default_factory=B)
+    lr: float = science(0.1)
+    epochs: int = science(5)
+    clip: float | None = science(None)
+    betas: tuple[float, float] = science((0.9, 0.95))
+    words: tuple[str, ...] = science(("one",))
+    flag: bool = science(False)
+    seed: int = science(0)
+    compute: Compute = field(default_factory=Compute)
+    note: str = plumbing("")
+
+
+def _refusal(*overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        with_overrides(Config(), overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(),
+        Config(data='a "quoted" path/with\\backslash, comma', note="tab\tnew\nline # not a comment \x7f é"),
+        Config(lr=1e-05, clip=float("inf"), betas=(0.0, 1e22), words=()),
+        Config(checkpoint="/some where/e.safetensors", m=A(x=-3), flag=True, compute=Compute(threads=3)),
+    ],
+)
+def test_text_and_back(config: Config) -> None:
+    assert from_text(Config, to_text(config)) == config
+
+
+def test_text_is_one_line_a_value_and_says_what_is_not_science() -> None:
+    text = to_text(Config())
+    assert text.splitlines()[:4] == ['data = "imagenet"', 'checkpoint = "none"', "shape.width = 8", "shape.depth = 2"]
+    assert "compute.workers = 2  # speed" in text
+    assert 'note = ""  # plumbing' in text
+    assert len(text.splitlines()) == len(list(leaves(Config())))
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("data=coco", "data", "coco"),
+        ("data=2017", "data", "2017"),
+        ("data=true", "data", "true"),
+        ("data='quoted'", "data", "quoted"),
+        ("data=a=b", "data", "a=b"),
+        ("data=", "data", ""),
+        ("checkpoint=/a b/c.pth", "checkpoint", "/a b/c.pth"),
+        ("checkpoint=none", "checkpoint", None),
+        ("epochs=1e2", "epochs", 100),
+        ("lr=3", "lr", 3.0),
+        ("lr=3e-4", "lr", 3e-4),
+        ("clip=1", "clip", 1.0),
+        ("betas=0.9,0.999", "betas", (0.9, 0.999)),
+        ("betas=[0.5, 0.6]", "betas", (0.5, 0.6)),
+        ("words=a", "words", ("a",)),
+        ("words=a, b", "words", ("a", "b")),
+        ("flag=true", "flag", True),
+        ("shape.width=12", "shape.width", 12),
+        ("m.y=7", "m.y", (7,)),
+        ("compute.precision=bf16", "compute.precision", "bf16"),
+        ("compute.threads=none", "compute.threads", None),
+    ],
+)
+def test_an_override_is_read_as_its_field_wants_it(override: str, key: str, value: object) -> None:
+    found = {leaf.key: leaf.value for leaf in leaves(with_overrides(Config(), [override]))}
+    assert found[key] == value
+    assert type(found[key]) is type(value)
+
+
+def test_overrides_are_checked_together() -> None:
+    config = with_overrides(Config(), ["shape.width=16", "epochs=7", "epochs=8"])
+    assert config == replace(Config(), shape=Shape(width=16), epochs=8)
+
+
+def test_another_kind_starts_from_its_own_defaults_wherever_it_stands() -> None:
+    assert with_overrides(Config(), ["m.x=4", "m.kind=a"]).m == A(x=4)
+    assert with_overrides(Config(), ["m.kind=a"]).m == A()
+    assert with_overrides(Config(), ["m.kind=b", "m.ratio=.75"]).m == B(ratio=0.75)  # TOML has no .75, people do
+    kept = with_overrides(Config(m=B(ratio=0.7)), ["m.kind=b"])
+    assert kept.m == B(ratio=0.7)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("epochs", "'epochs' is not of the form key=value"),
+        ("=3", "'=3' is not of the form key=value"),
+        ("epoch=3", "unknown key 'epoch'; did you mean epochs?"),
+        ("compute.worker=3", "unknown key 'compute.worker'; did you mean compute.workers"),
+        ("workers=3", "did you mean compute.workers"),
+        ("zzzz=3", "the keys are data, checkpoint, shape.width"),
+        ("shape=3", "unknown key 'shape'"),
+        ("m.x=3", "unknown key 'm.x'"),
+        ("m.kind=c", "m.kind='c' must be one of 'a', 'b'"),
+        ("m.y=1,2,x", "m.y=['1', '2', 'x']: input should be a valid integer"),
+        ("epochs=many", "epochs='many': input should be a valid integer"),
+        ("epochs=1.5", "epochs=1.5: input should be a valid integer"),
+        ("epochs=true", "epochs=true: a number or text is wanted"),
+        ("epochs=none", "epochs='none': input should be a valid integer"),
+        ("lr=[1]", "lr=[1]: input should be a valid number"),
+        ("flag=2", "flag=2: input should be a valid boolean"),
+        ("betas=0.9", "betas=[0.9]: "),
+        ("compute.precision=fp8", "compute.precision='fp8': input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("compute.keep=0", "compute: keep=0 must be at least 1"),
+        ("shape.width=10", "shape: width=10 must be a multiple of 4"),
+    ],
+)
+def test_a_bad_override_is_refused_in_one_line(override: str, complaint: str) -> None:
+    assert complaint in _refusal(override)
+
+
+def test_a_bad_text_is_refused_naming_the_file() -> None:
+    for text, complaint in (
+        ("epochs = ", "run/config.txt is not a config file"),
+        ("epoch = 3", "run/config.txt: unknown key 'epoch'; did you mean epochs?"),
+        ("compute = 3", "run/config.txt: compute=3: "),
+        ("m.x = 3", "run/config.txt: m.kind=None must be one of 'a', 'b'"),
+        ("shape.width = 10", "run/config.txt: shape: width=10 must be a multiple of 4"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            from_text(Config, text, "run/config.txt")
+        assert complaint in str(caught.value)
+
+
+def test_a_missing_value_is_named() -> None:
+    @dataclass(frozen=True)
+    class Needy:
+        must: int = science()
+
+    with pytest.raises(ValueError, match="config: must is missing"):
+        from_text(Needy, "")
+
+
+def test_identity_is_the_science_and_the_content_of_the_checkpoint() -> None:
+    base = identity(Config(), "cls", None)
+    assert len(base) == 10
+    for same in (
+        Config(compute=Compute(workers=0)),
+        Config(note="x"),
+        Config(checkpoint="/elsewhere"),
+        Config(clip=None, betas=(0.9, 0.95)),
+        from_text(Config, to_text(Config())),
+    ):
+        assert identity(same, "cls", None) == base
+    others = [
+        identity(Config(seed=1), "cls", None),
+        identity(Config(m=A()), "cls", None),
+        identity(Config(shape=Shape(depth=3)), "cls", None),
+        identity(Config(), "det", None),
+        identity(Config(), "cls", "00"),
+    ]
+    assert len({base, *others}) == 1 + len(others)
+
+
+def test_a_whole_number_is_the_same_number_in_a_recipe_and_in_a_file() -> None:
+    sloppy = Config(lr=5, betas=(0, 1))
+    assert identity(sloppy, "cls", None) == identity(from_text(Config, to_text(sloppy)), "cls", None)
+
+
+def test_compute_is_checked() -> None:
+    for wrong in ({"workers": -1}, {"threads": 0}, {"accumulate": 0}, {"save_every": 0}):
+        with pytest.raises(ValueError, match="must"):
+            Compute(**wrong)
