@@ -1,0 +1,139 @@
+"""Attention over a grid of tokens with decomposed relative positions, in windows or over the whole grid.
+
+What is computed (ViTDet; detectron2's `Attention`): with q, k, v of a head, query at (y, x), key at (i, j),
+
+    logit = q . k / sqrt(width of a head) + q . R_h[y - i] + q . R_w[x - j]
+
+The tables R_h and R_w are shared by the heads; in a window of side S each has 2 S - 1 rows, and is interpolated
+linearly for a grid of another size. Windows that stick out at the bottom or the right are filled with tokens whose
+input is zero; these take part in the softmax, so their q, k and v are the bias of the projection, and they need not
+pass through it.
+
+How: the bias is of low rank, so that it folds into queries and keys exactly: the query gets its products with the
+tables appended, the key the one-hot codes of its row and column. That is a plain attention which fused kernels do
+without ever holding the matrix of logits. Two cases are faster otherwise on a CPU: without gradients, a large grid
+one row of queries at a time, while its logits are in the cache; with gradients, a small window by matrix products,
+whose backward reuses the probabilities instead of computing them again. tests/backbones/test_vitdet.py holds all of
+them equal to the plain form.
+"""
+
+# B image or window, N token (h * w, row-major), n head, h and w grid, D width of all heads, d width of a head
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALL = 256  # tokens up to which matrix products beat the fused kernel in training on a CPU
+LARGE = 1024  # tokens from which a row at a time beats the fused kernel at inference on a CPU
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head self-attention over a grid; parameters `qkv`, `proj`, and `rel_pos_h` and `rel_pos_w` if asked for."""
+
+    def __init__(self, width: int, heads: int, *, window: int, grid: int, rel_pos: bool) -> None:
+        """Args:
+        width: of a token, over all heads.
+        heads: number of heads.
+        window: side of a window in tokens; 0 attends over the whole grid.
+        grid: side of the whole grid that the tables of a global block are made for.
+        rel_pos: have relative positions.
+        """
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.rel_pos_h: nn.Parameter | None = None
+        self.rel_pos_w: nn.Parameter | None = None
+        if rel_pos:
+            rows = 2 * (window or grid) - 1
+            self.rel_pos_h = nn.Parameter(torch.zeros(rows, width // heads))
+            self.rel_pos_w = nn.Parameter(torch.zeros(rows, width // heads))
+
+    def forward(self, tokens_BhwD: Tensor) -> Tensor:
+        """Tokens (B, h, w, D) to the same."""
+        images, height, width, channels = tokens_BhwD.shape
+        side_h, side_w = (self.window, self.window) if self.window else (height, width)
+        down, across = -(-height // side_h), -(-width // side_w)  # windows, rounded up
+        qkv = self._filled(self.qkv(tokens_BhwD), down * side_h, across * side_w)
+        qkv = qkv.view(images, down, side_h, across, side_w, 3, self.heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        q, k, v = qkv.reshape(3, images * down * across, self.heads, side_h * side_w, -1).unbind(0)
+        if self.rel_pos_h is None or self.rel_pos_w is None:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = attend(q, k, v, _relative(self.rel_pos_h, side_h), _relative(self.rel_pos_w, side_w))
+        mixed = mixed.view(images, down, across, self.heads, side_h, side_w, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        mixed = mixed.reshape(images, down * side_h, across * side_w, channels)
+        return self.proj(mixed[:, :height, :width])
+
+    def _filled(self, qkv_BhwD: Tensor, height: int, width: int) -> Tensor:
+        """`qkv_BhwD` in a grid of (height, width) whose other tokens have zero input."""
+        images, rows, columns, channels = qkv_BhwD.shape
+        if (rows, columns) == (height, width):
+            return qkv_BhwD
+        filled = self.qkv.bias.to(qkv_BhwD.dtype).expand(images, height, width, channels).clone()
+        filled[:, :rows, :columns] = qkv_BhwD
+        return filled
+
+
+def _relative(table_Rd: Tensor, side: int) -> Tensor:
+    """(side, side, d): for positions y and i along one axis, the row of the table for y - i."""
+    if len(table_Rd) != 2 * side - 1:
+        table_Rd = F.interpolate(table_Rd.T[None], size=2 * side - 1, mode="linear")[0].T
+    position = torch.arange(side, device=table_Rd.device)
+    return table_Rd[position[:, None] - position + side - 1]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, towards_h: Tensor, towards_w: Tensor) -> Tensor:
+    """Attention with the bias q . towards_h[y, i] + q . towards_w[x, j]; the fastest of the forms below.
+
+    Args:
+        q, k, v: (B, n, N, d), N = h * w.
+        towards_h, towards_w: (h, h, d) and (w, w, d).
+
+    Returns:
+        (B, n, N, d), contiguous.
+    """
+    tokens, on_cpu = q.shape[2], q.device.type == "cpu"
+    bias_h, bias_w = _biases(q, towards_h, towards_w)
+    q = q * q.shape[-1] ** -0.5
+    if on_cpu and tokens >= LARGE and not torch.is_grad_enabled():
+        return attend_by_row(q, k, v, bias_h, bias_w)
+    return attend_folded(q, k, v, bias_h, bias_w, fused=not (on_cpu and tokens <= SMALL and torch.is_grad_enabled()))
+
+
+def _biases(q: Tensor, towards_h: Tensor, towards_w: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, n, N, h) and (B, n, N, w): what each query adds to the logits of a key's row, and of its column."""
+    query = q.unflatten(2, (len(towards_h), len(towards_w)))
+    bias_h = torch.einsum("Bnhwd,hid->Bnhwi", query, towards_h)
+    bias_w = torch.einsum("Bnhwd,wjd->Bnhwj", query, towards_w)
+    return bias_h.flatten(2, 3), bias_w.flatten(2, 3)
+
+
+def attend_folded(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor, *, fused: bool) -> Tensor:
+    """Attention of scaled queries, the bias folded into them and the keys; `fused` never holds the logits."""
+    rows, columns, width = bias_h.shape[-1], bias_w.shape[-1], v.shape[-1]
+    row_code = torch.eye(rows, dtype=k.dtype, device=k.device).repeat_interleave(columns, 0)
+    column_code = torch.eye(columns, dtype=k.dtype, device=k.device).repeat(rows, 1)
+    code = torch.cat([row_code, column_code], dim=1)
+    query = torch.cat([q, bias_h, bias_w], dim=-1)
+    key = torch.cat([k, code.expand(*k.shape[:2], -1, -1)], dim=-1)
+    if not fused:
+        return (query @ key.transpose(-2, -1)).softmax(-1) @ v
+    value = F.pad(v, (0, rows + columns))  # the fused kernels want one width for all three
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :width].contiguous()
+
+
+def attend_by_row(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
+    """The same for one row of queries after another, without gradients."""
+    rows, columns = bias_h.shape[-1], bias_w.shape[-1]
+    mixed = torch.empty(q.shape, dtype=v.dtype, device=v.device)
+    keys = k.transpose(-2, -1)
+    for first in range(0, rows * columns, columns):
+        of_row = slice(first, first + columns)
+        logits = (q[:, :, of_row] @ keys).unflatten(-1, (rows, columns))
+        logits += bias_h[:, :, of_row, :, None]
+        logits += bias_w[:, :, of_row, None, :]
+        mixed[:, :, of_row] = logits.flatten(-2).softmax(-1) @ v
+    return mixed

@@ -1,0 +1,121 @@
+"""A picture of what a detector finds: validation images, each twice: the ground truth, and beside it what was detected.
+
+Each object has its mask, its box, the name of its category and, if detected, its score. Categories keep their colour
+from image to image. Only detections that score at least `SCORE` are drawn, the best `MOST` of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pycocotools.mask as coco_masks
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from det.augment import boxes_around
+from det.coco import CocoSplit, Shape
+from det.evaluate import Result
+from engine.atomic import write_with
+
+SCORE = 0.5
+MOST = 20
+PAIRS = 2  # of ground truth and detections in one row
+INCHES = 3.0  # width of one image
+TINT = 0.5  # how much of a mask's colour covers the image
+
+
+class Drawn(NamedTuple):
+    """An object to be drawn."""
+
+    mask: NDArray[np.bool_]  # (H, W)
+    box: tuple[float, float, float, float]  # x y w h
+    label: int
+    text: str
+
+
+def draw_detections(split: CocoSplit, results: Sequence[Result], path: Path, count: int) -> None:
+    """Write a PNG of `count` images of `split`, evenly chosen from those with objects, and their `results`."""
+    chosen = _evenly(split.with_objects(), count)
+    found = defaultdict(list)
+    for result in results:
+        found[result["image_id"]].append(result)
+    rows = [chosen[start : start + PAIRS] for start in range(0, len(chosen), PAIRS)]
+    heights = [max(split.size(index)[0] / split.size(index)[1] for index in row) for row in rows]
+    figure = Figure(figsize=(2 * PAIRS * INCHES, sum(heights) * INCHES + 0.35 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 2 * PAIRS, squeeze=False, height_ratios=heights)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for place, index in enumerate(chosen):
+        left, right = axes[place // PAIRS, 2 * (place % PAIRS) : 2 * (place % PAIRS) + 2]
+        image = split.read_image(index).permute(1, 2, 0).numpy()
+        _panel(left, image, _truth(split, index), f"image {split.image_ids[index]}: ground truth")
+        detected = _detected(split, found[int(split.image_ids[index])])
+        _panel(right, image, detected, f"detections scoring {SCORE:g} or more")
+    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+def _evenly(images: NDArray[np.int64], count: int) -> list[int]:
+    places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    chosen: list[int] = images[places].tolist()
+    return chosen
+
+
+def _truth(split: CocoSplit, index: int) -> list[Drawn]:
+    labels, shapes = split.objects(index)
+    corners = boxes_around(shapes).tolist()
+    return [
+        Drawn(_mask(shape, split.size(index)), (x0, y0, x1 - x0, y1 - y0), label, split.categories[label])
+        for label, shape, (x0, y0, x1, y1) in zip(labels.tolist(), shapes, corners, strict=True)
+    ]
+
+
+def _mask(shape: Shape, size: tuple[int, int]) -> NDArray[np.bool_]:
+    if not isinstance(shape, list):
+        return shape.astype(np.bool_)
+    region = coco_masks.merge(coco_masks.frPyObjects([polygon.tolist() for polygon in shape], *size))
+    mask: NDArray[np.bool_] = coco_masks.decode(region).astype(np.bool_)
+    return mask
+
+
+def _detected(split: CocoSplit, results: Sequence[Result]) -> list[Drawn]:
+    best = sorted((r for r in results if r["score"] >= SCORE), key=lambda result: -result["score"])[:MOST]
+    labels = [split.category_ids.index(result["category_id"]) for result in best]
+    return [
+        Drawn(
+            coco_masks.decode(result["segmentation"]).astype(np.bool_),
+            tuple(result["bbox"]),
+            label,
+            f"{split.categories[label]} {result['score']:.2f}",
+        )
+        for result, label in zip(best, labels, strict=True)
+    ]
+
+
+def _panel(axes: Axes, image: NDArray[np.uint8], objects: Iterable[Drawn], title: str) -> None:
+    """One image with what is in it, the largest objects first so that small ones are not covered."""
+    tinted = image.astype(np.float32) / 255
+    for drawn in sorted(objects, key=lambda drawn: -drawn.box[2] * drawn.box[3]):
+        colour = _colour(drawn.label)
+        tinted[drawn.mask] = (1 - TINT) * tinted[drawn.mask] + TINT * np.array(colour)
+        x, y, width, height = drawn.box
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.5))
+        above = y > 0.06 * image.shape[0]  # room for the name
+        axes.text(
+            max(x, 0), max(y, 0), drawn.text, fontsize=6, color="white", clip_on=True,
+            verticalalignment="bottom" if above else "top",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
+        )  # fmt: skip
+    axes.imshow(tinted)
+    axes.set_title(title, fontsize=8)
+
+
+def _colour(label: int) -> tuple[float, float, float]:
+    red, green, blue, _ = colormaps["tab20"](label * 7 % 20)  # 7 steps at a time: neighbours differ in hue
+    return red * 0.85, green * 0.85, blue * 0.85

@@ -1,0 +1,139 @@
+"""COCO metrics: pycocotools' own, the fast evaluator equal to it, nothing found, and results in COCO's form."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from det.evaluate import CocoMetrics, coco_results
+from det.masks import paste
+from det.roi_heads import Detections
+from engine.datasets import coco_files
+
+Result = dict[str, Any]
+
+
+def _from_truth(file) -> list[Result]:
+    truth = COCO(str(file))
+    return [
+        {
+            "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "bbox": list(annotation["bbox"]),
+            "score": 0.9,
+            "segmentation": _text(truth.annToRLE(annotation)),
+        }
+        for annotation in truth.dataset["annotations"]
+    ]
+
+
+def _text(region: dict[str, Any]) -> dict[str, Any]:
+    counts = region["counts"]
+    return {"size": region["size"], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
+def _jittered(results: list[Result], seed: int) -> list[Result]:
+    """Boxes moved, masks of other objects, some of the wrong kind, some twice: every branch of the matching."""
+    rng, moved = Random(seed), []
+    for result in results * 2:
+        x, y, w, h = result["bbox"]
+        box = [x + rng.gauss(0, 3), y + rng.gauss(0, 3), w * rng.uniform(0.7, 1.3), h * rng.uniform(0.7, 1.3)]
+        category = result["category_id"] if rng.random() < 0.7 else rng.choice([4, 9])
+        mask = result["segmentation"] if rng.random() < 0.7 else rng.choice(results)["segmentation"]
+        moved.append({**result, "bbox": box, "category_id": category, "segmentation": mask, "score": rng.random()})
+    return moved
+
+
+def _plainly(file, results: list[Result]) -> dict[str, float]:
+    """As detectron2 has it: loadRes on copies, without the boxes for masks."""
+    metrics = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        for name, kind in (("box", "bbox"), ("mask", "segm")):
+            own = copy.deepcopy(results)
+            if kind == "segm":
+                for result in own:
+                    result.pop("bbox")
+            evaluation = COCOeval(truth, truth.loadRes(own), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            for key, place in (("ap", 0), ("ap50", 1), ("ap75", 2), ("ap_small", 3), ("ap_medium", 4), ("ap_large", 5)):
+                if evaluation.stats[place] >= 0:
+                    metrics[f"{name}_{key}"] = 100 * evaluation.stats[place]
+    return metrics
+
+
+def _crowded(content) -> None:
+    for annotation in content["annotations"][::5]:
+        annotation["iscrowd"] = 1
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_the_truth_scores_100(make_coco, edit, crowds) -> None:
+    file = coco_files(make_coco(6), "val").annotations
+    if crowds:
+        edit(file, _crowded)
+    results = _from_truth(file)
+    before = copy.deepcopy(results)
+    metrics = CocoMetrics(file)(results)
+    assert {"box_ap", "box_ap50", "box_ap75", "box_ap_small", "mask_ap", "mask_ap50", "mask_ap75"} <= set(metrics)
+    assert "box_ap_large" not in metrics  # there is none to be found
+    assert list(metrics.values()) == pytest.approx([100] * len(metrics))
+    assert results == before
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("crowds", [False, True])
+def test_both_evaluators_are_pycocotools_to_every_digit(make_coco, edit, seed, crowds) -> None:
+    file = coco_files(make_coco(8), "val").annotations
+    if crowds:
+        edit(file, _crowded)
+    results = _jittered(_from_truth(file), seed)
+    metrics = CocoMetrics(file)
+    plain = _plainly(file, results)
+    assert 0 < plain["box_ap"] < 100
+    assert metrics(results) == plain
+    assert metrics(results, fast=True) == pytest.approx(plain, abs=1e-10)
+    assert metrics(results) == plain
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_nothing_found_scores_0(make_coco, fast) -> None:
+    metrics = CocoMetrics(coco_files(make_coco(2), "val").annotations)([], fast=fast)
+    assert metrics["box_ap"] == metrics["mask_ap"] == 0
+    assert set(metrics.values()) == {0}
+
+
+def test_a_file_without_areas_will_do(make_coco, edit) -> None:
+    file = coco_files(make_coco(2), "val").annotations
+
+    def strip(content) -> None:
+        for annotation in content["annotations"]:
+            del annotation["area"], annotation["iscrowd"]
+
+    edit(file, strip)
+    assert CocoMetrics(file)(_from_truth(file))["box_ap"] == pytest.approx(100)
+
+
+def test_results_have_cocos_form() -> None:
+    found = Detections(
+        boxes=torch.tensor([[1.0, 2.0, 9.0, 12.0], [0.0, 0.0, 16.0, 16.0]]),
+        scores=torch.tensor([0.75, 0.5]),
+        labels=torch.tensor([1, 0]),
+        masks=torch.ones(2, 28, 28),
+    )
+    results = coco_results(found, 17, (4, 9), (16, 16))
+    assert json.loads(json.dumps(results)) == results
+    assert [(r["image_id"], r["category_id"], r["score"]) for r in results] == [(17, 9, 0.75), (17, 4, 0.5)]
+    assert results[0]["bbox"] == [1.0, 2.0, 8.0, 10.0]
+    assert paste(found.masks, found.boxes, (16, 16))[1].all()

@@ -1,0 +1,279 @@
+"""Mask R-CNN against detectron2: what golden_model.py wrote down when it ran detectron2 on the same weights.
+
+Weights, images and objects come from formulas, and random permutations are replaced by a fixed one, so that both
+draw the same samples. Everything runs in float64 (boxes are float32 in either).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backbones.config import SIZES, ViT
+from det.mask_rcnn import MaskRCNN, build_mask_rcnn
+from det.masks import InstanceMasks, paste
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIDE = 128
+SHAPES = [(128, 128), (100, 120), (88, 128)]  # (h, w) of the images; the last holds no object
+GAINS = {  # so that scores, boxes and masks are spread out
+    "objectness_logits.weight": 2.0,
+    "anchor_deltas.weight": 0.3,
+    "cls_score.weight": 3.0,
+    "mask_head.predictor.weight": 4.0,
+}
+CASES = {"relative": True, "plain": False}
+
+
+def tiny_detector(rel_pos: bool) -> MaskRCNN:
+    """Small, but with windows that stick out, resized positions and all five pyramid levels."""
+    return build_mask_rcnn(
+        classes=3,
+        vit=ViT(32, 4, 4, patch=8, image=64),
+        mean=MEAN,
+        std=STD,
+        image=SIDE,
+        window=3,
+        global_blocks=(3,),
+        rel_pos=rel_pos,
+        drop_path=0.0,
+        channels=16,
+        anchor_sizes=(16, 32, 64, 128, 256),
+        rpn_samples=64,
+        pre_nms=(200, 100),
+        post_nms=(100, 50),
+        roi_samples=32,
+        head_convs=2,
+        head_channels=16,
+        fc=24,
+        top=20,
+    )
+
+
+def fill(model: nn.Module) -> None:
+    """Weights that look random and come from a formula: a hash of each element's index and its tensor's rank."""
+    state = model.state_dict()
+    for rank, key in enumerate(sorted(state)):
+        index = torch.arange(state[key].numel(), dtype=torch.float64)
+        value = torch.sin(12.9898 * index + 78.233 * rank) * 43758.5453
+        value = (value - value.floor() - 0.5) * 12**0.5
+        if state[key].ndim == 1:
+            value = 0.1 * value + key.endswith(".weight")
+        elif "rel_pos" in key or "pos_embed" in key:
+            value = 0.3 * value
+        else:
+            value = value / state[key][0].numel() ** 0.5
+        gain = next((gain for name, gain in GAINS.items() if key.endswith(name)), 1.0)
+        state[key].copy_((gain * value).view_as(state[key]))
+
+
+def images() -> list[Tensor]:
+    """One uint8 image (3, h, w) of each of SHAPES."""
+    return [
+        (127 + 100 * torch.sin(0.011 * torch.arange(3 * h * w, dtype=torch.float64))).byte().view(3, h, w)
+        for h, w in SHAPES
+    ]
+
+
+def star(x: float, y: float, width: float, height: float) -> np.ndarray:
+    """A ten-pointed polygon around (x, y), flat."""
+    angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    reach = np.where(np.arange(20) % 2, 0.25, 0.5)
+    return np.stack([x + width * reach * np.cos(angle), y + height * reach * np.sin(angle)], 1).ravel()
+
+
+def polygons() -> list[list[np.ndarray]]:
+    """The objects of the first image: the third is in two pieces."""
+    pieces = [star(82, 90, 20, 22), star(112, 92, 18, 30)]
+    return [[star(30, 40, 40, 60)], [star(90.5, 30.2, 50, 31.3)], pieces, [star(33, 44, 30, 30)]]
+
+
+def bitmaps() -> np.ndarray:
+    """The objects of the second image: (2, 100, 120)."""
+    y, x = np.mgrid[:100, :120]
+    return np.stack([(x - 40) ** 2 + (y - 50) ** 2 < 30**2, (abs(x - 90) < 20) & (abs(y - 30) < 12) & (x + y > 110)])
+
+
+def boxes() -> list[Tensor]:
+    """Objects' boxes of each image."""
+    around = [np.concatenate(pieces).reshape(-1, 2) for pieces in polygons()]
+    drawn = [[*points.min(0), *points.max(0)] for points in around]
+    return [torch.tensor(drawn).float(), torch.tensor([[11.0, 21, 70, 80], [71, 19, 110, 42]]), torch.zeros(0, 4)]
+
+
+def labels() -> list[Tensor]:
+    """Objects' labels of each image."""
+    return [torch.tensor([0, 2, 1, 0]), torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)]
+
+
+def batch() -> dict[str, Any]:
+    """The images in the form the detector takes, padding not zero."""
+    padded = torch.full((len(SHAPES), 3, SIDE, SIDE), 77, dtype=torch.uint8)
+    for place, image in zip(padded, images(), strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    masks = [InstanceMasks(polygons()), InstanceMasks(list(bitmaps())), InstanceMasks([])]
+    objects = zip(boxes(), labels(), masks, strict=True)
+    targets = [{"boxes": box, "labels": label, "masks": mask} for box, label, mask in objects]
+    return {"images": padded, "sizes": SHAPES, "targets": targets}
+
+
+def fixed_permutation(count: int, device: object = None) -> Tensor:
+    """In place of torch.randperm."""
+    return (0.6180339887498949 * torch.arange(1, count + 1, dtype=torch.float64)).frac().argsort()
+
+
+def golden() -> dict[str, Any]:
+    """What detectron2 gave."""
+    content: dict[str, Any] = json.loads((Path(__file__).parent / "golden_model.json").read_text())
+    return content
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[MaskRCNN, dict[str, Any]]:
+    """A filled detector in float64, and what detectron2's gave."""
+    monkeypatch.setattr(torch, "randperm", fixed_permutation)
+    model = tiny_detector(CASES[request.param])
+    fill(model)
+    return model.double(), golden()[request.param]
+
+
+def test_features_and_proposals(case: tuple[MaskRCNN, dict[str, Any]]) -> None:
+    model, wanted = case
+    with torch.no_grad():
+        maps = model.backbone(model.normalised(batch()["images"], SHAPES))
+        proposals, _ = model.proposal_generator(maps, SHAPES, None)
+    for given, (total, magnitude, first) in zip(maps, wanted["maps"], strict=True):
+        assert given.sum().item() == pytest.approx(total, rel=1e-9, abs=1e-9)
+        assert given.abs().sum().item() == pytest.approx(magnitude, rel=1e-10)
+        assert given.flatten()[:3].tolist() == pytest.approx(first, rel=1e-9)
+    for boxes_N4, (count, total, first) in zip(proposals, wanted["proposals"], strict=True):
+        assert len(boxes_N4) == count
+        assert boxes_N4.double().sum().item() == pytest.approx(total, abs=1e-2)
+        assert torch.allclose(boxes_N4[:3], torch.tensor(first), atol=1e-3, rtol=0)
+
+
+def test_losses_and_gradients(case: tuple[MaskRCNN, dict[str, Any]]) -> None:
+    model, wanted = case
+    losses = model.train()(batch())
+    parts = {key: value.item() for key, value in losses.items() if key != "loss"}
+    assert parts == pytest.approx(wanted["losses"], rel=1e-6)
+    assert losses["loss"].item() == pytest.approx(sum(parts.values()))
+    losses["loss"].backward()
+    norms = {name: weight.grad.norm().item() for name, weight in model.named_parameters() if weight.grad is not None}
+    assert norms == pytest.approx(wanted["gradients"], rel=1e-5, abs=1e-9)
+
+
+def test_detections(case: tuple[MaskRCNN, dict[str, Any]]) -> None:
+    model, wanted = case
+    content = batch()
+    for found, size, expected in zip(
+        model.eval().detect(content["images"], SHAPES), SHAPES, wanted["detections"], strict=True
+    ):
+        shown = found.rescaled(size, size)
+        assert torch.allclose(shown.boxes, torch.tensor(expected["boxes"]), atol=1e-3, rtol=0)
+        assert shown.scores.tolist() == pytest.approx(expected["scores"], abs=1e-6)
+        assert shown.labels.tolist() == expected["labels"]
+        assert shown.masks.sum((1, 2)).tolist() == pytest.approx(expected["masks"], rel=1e-6)
+        assert paste(shown.masks, shown.boxes, size).sum((1, 2)).tolist() == expected["pixels"]
+
+
+def test_single_precision_gives_the_same_losses(case: tuple[MaskRCNN, dict[str, Any]]) -> None:
+    model, wanted = case
+    losses = model.float()(batch())
+    assert {key: losses[key].item() for key in wanted["losses"]} == pytest.approx(wanted["losses"], rel=1e-4)
+
+
+def test_half_precision_losses_are_single_and_close(case: tuple[MaskRCNN, dict[str, Any]]) -> None:
+    model, wanted = case
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.float()(batch())
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    for key in ("loss_rpn_cls", "loss_mask"):  # the others depend on which proposals are sampled
+        assert losses[key].item() == pytest.approx(wanted["losses"][key], rel=0.05)
+
+
+def test_names_and_sizes_are_those_of_detectron2() -> None:
+    assert [[key, list(value.shape)] for key, value in sorted(tiny_detector(True).state_dict().items())] == golden()[
+        "state"
+    ]
+    with torch.device("meta"):
+        base = build_mask_rcnn(classes=80, vit=SIZES["B"], mean=MEAN, std=STD)
+    assert len(base.state_dict()) == 245  # 110,895,792 parameters: facts of the released ViTDet-B
+    assert sum(weight.numel() for weight in base.parameters()) == 110_895_792
+
+
+def test_no_objects_at_all() -> None:
+    model = tiny_detector(False).train()
+    content = batch()
+    content["targets"] = [content["targets"][2]] * 3
+    losses = model(content)
+    assert all(value.isfinite() for value in losses.values())
+    assert losses["loss_box_reg"] == losses["loss_mask"] == losses["loss_rpn_loc"] == 0
+    losses["loss"].backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_a_detector_that_finds_nothing() -> None:
+    model = tiny_detector(False).eval()
+    model.roi_heads.score_threshold = 0.99
+    for found in model.detect(batch()["images"], SHAPES):
+        assert found.boxes.shape == (0, 4)
+        assert found.masks.shape == (0, 28, 28)
+        assert paste(found.masks, found.boxes, (50, 60)).shape == (0, 50, 60)
+
+
+def test_weights_that_are_not_finite_give_losses_that_are_not() -> None:
+    model = tiny_detector(False).train()
+    with torch.no_grad():
+        model.backbone.net.patch_embed.proj.bias.fill_(float("nan"))
+    assert not model(batch())["loss"].isfinite()
+    assert all(not len(found.scores) for found in model.eval().detect(batch()["images"], SHAPES))
+
+
+def test_sizes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"anchor_sizes=.* one size per pyramid level: 5"):
+        build_mask_rcnn(classes=3, vit=SIZES["S"], mean=MEAN, std=STD, global_blocks=(), anchor_sizes=(32, 64))
+    with pytest.raises(ValueError, match="image=144 must be a multiple of the coarsest stride"):
+        build_mask_rcnn(classes=3, vit=SIZES["S"], mean=MEAN, std=STD, global_blocks=(), image=144)
+    with pytest.raises(ValueError, match="images of 130x64 pixels do not fit"):
+        tiny_detector(False).normalised(torch.zeros(1, 3, 130, 64), [(130, 64)])
+
+
+def test_any_pyramid_trains() -> None:
+    model = build_mask_rcnn(
+        classes=2,
+        vit=ViT(32, 2, 4, patch=4, image=32),
+        mean=MEAN,
+        std=STD,
+        image=64,
+        window=4,
+        global_blocks=(1,),
+        scales=(1.0, 0.5, 0.25),
+        channels=16,
+        anchor_sizes=(8, 16, 32, 64),
+        rpn_convs=1,
+        head_convs=1,
+        head_channels=16,
+        fc=16,
+    )
+    assert model.backbone.strides == (4, 8, 16, 32)
+    assert "proposal_generator.rpn_head.conv.weight" in model.state_dict()  # detectron2's name for a single one
+    target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
+    target["masks"] = InstanceMasks([[star(24, 24, 32, 32)]])  # type: ignore[assignment]
+    content = {"images": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "sizes": [(64, 64)], "targets": [target]}
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(8):
+        loss = model.train()(content)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]

@@ -1,0 +1,119 @@
+"""A whole detection run, small: from a COCO directory and an encoder to metrics, predictions and a picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbones.checkpoint import EncoderInfo, save_encoder
+from backbones.config import ViT
+from backbones.vit import VisionTransformer
+from det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
+from det.run import build_detector, run
+from engine.config import Compute, to_text
+from engine.datasets import coco_files
+from engine.rundir import RunDir
+
+ENCODER = ViT(16, 2, 2, patch=4, image=16)
+
+
+def _config(data: Path, **changes) -> MaskRCNN:
+    config = MaskRCNN(
+        data=str(data),
+        encoder=ENCODER,
+        vitdet=ViTDet(window=4, drop_path=0.1, channels=16, scales=(1.0, 0.5)),
+        proposals=Proposals(
+            convs=1, anchor_sizes=(16.0, 24.0, 32.0), samples=32, before_nms=(50, 50), after_nms=(40, 20)
+        ),
+        heads=Heads(samples=16, convs=1, channels=16, fc=32, score_threshold=0.01, detections=10),
+        augment=Augment(smallest=0.8, largest=1.25),
+        image=64,
+        steps=3,
+        batch=2,
+        lr=1e-3,
+        warmup=1.0,
+        milestones=(2,),
+        shown=2,
+        evaluate_batch=2,
+        compute=Compute(precision="fp32", workers=0, threads=1, device="cpu"),
+    )
+    return replace(config, **changes)
+
+
+def _run_dir(path: Path, config: MaskRCNN) -> RunDir:
+    return RunDir.create(path, to_text(config), {"recipe": "det/test", "stage": "det", "identity": "0"})
+
+
+def test_from_data_to_numbers(make_coco, tmp_path) -> None:
+    config = _config(make_coco(4), evaluate_every=2)
+    directory = _run_dir(tmp_path / "run", config)
+    outcome = run(config, directory)
+    assert {"box_ap", "mask_ap", "box_ap50", "mask_ap75"} <= set(outcome.metrics)
+    assert all(0 <= value <= 100 for value in outcome.metrics.values())
+    assert outcome.facts["rel_pos"] is True
+    assert outcome.facts["epochs"] == pytest.approx(1.5)
+    assert outcome.family is None
+    results = json.loads((directory.path / "predictions.json").read_text())
+    assert {result["category_id"] for result in results} <= {4, 9}
+    assert (directory.plots / "detections.png").stat().st_size > 10_000
+    lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "box_ap" in line] == [2, 3]
+    assert {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"} <= set(lines[-2]) | set(lines[-1])
+
+
+def test_an_encoder_is_loaded_and_named(make_coco, tmp_path) -> None:
+    encoder, file = VisionTransformer(ENCODER), tmp_path / "encoder.safetensors"
+    info = EncoderInfo(family="mimbench", vit=ENCODER, final_norm=False, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    save_encoder(file, encoder.state_dict(), info)
+    config = _config(make_coco(2), checkpoint=str(file), encoder=ViT(32, 4, 2, patch=16, image=32), steps=1)
+    model, found = build_detector(config, classes=2)
+    assert found == info
+    net = model.backbone.net
+    assert torch.equal(net.blocks[1].mlp.fc1.weight, encoder.blocks[1].mlp.fc1.weight)
+    assert torch.equal(net.pos_embed, encoder.pos_embed)
+    assert model.pixel_mean.flatten().tolist() == [127.5] * 3
+    assert run(config, _run_dir(tmp_path / "run", config)).family == "mimbench"
+
+
+def test_an_encoder_of_another_patch_is_resampled(tmp_path) -> None:
+    shape = ViT(16, 2, 2, patch=14, image=112)
+    encoder, file = VisionTransformer(shape), tmp_path / "encoder.safetensors"
+    save_encoder(file, encoder.state_dict(), EncoderInfo(family="mimbench", vit=shape, final_norm=False))
+    config = _config(Path(), checkpoint=str(file))
+    model, _ = build_detector(replace(config, vitdet=replace(config.vitdet, patch=16), image=128), classes=2)
+    assert model.backbone.net.patch_embed.proj.weight.shape == (16, 3, 16, 16)
+    assert model.backbone.net.pos_embed.shape == (1, 50, 16)
+    with pytest.raises(ValueError, match="multiple of 28"):
+        build_detector(config, classes=2)
+
+
+def test_splits_must_agree_on_categories(make_coco, edit, tmp_path) -> None:
+    root = make_coco(2)
+    edit(coco_files(root, "val").annotations, lambda content: content["categories"].append({"id": 11, "name": "x"}))
+    config = _config(root)
+    with pytest.raises(ValueError, match=r"ids \[11\]"):
+        run(config, _run_dir(tmp_path / "run", config))
+
+
+def test_a_batch_beyond_the_data_is_refused(make_coco, tmp_path) -> None:
+    config = _config(make_coco(2), batch=8)
+    with pytest.raises(ValueError, match="lower the batch"):
+        run(config, _run_dir(tmp_path / "run", config))
+
+
+@pytest.mark.slow
+def test_it_learns(make_coco, tmp_path) -> None:
+    """Four images by heart: discs and bars found in their place, with their masks."""
+    root = make_coco(4)
+    for split in ("annotations/instances_{}2017.json", "{}2017"):
+        (root / split.format("val")).rename(root / "unseen").rename(root / split.format("unused"))
+        (root / split.format("val")).symlink_to(root / split.format("train"))
+    config = _config(root, steps=250, batch=4, lr=3e-3, warmup=20.0, milestones=(200,), shown=0, clip=1.0)
+    config = replace(config, augment=Augment(flip=0.5, smallest=0.9, largest=1.1))
+    outcome = run(config, _run_dir(tmp_path / "run", config))
+    assert outcome.metrics["box_ap"] > 60
+    assert outcome.metrics["mask_ap"] > 60
