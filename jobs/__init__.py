@@ -1,0 +1,1 @@
+"""The `mimbench` command: runs, studies, tables and reports. Imports no torch until a run starts."""

@@ -1,0 +1,226 @@
+"""The `mimbench` command.
+
+Bad input ends in one line, `error: ...`, and exit code 1; Ctrl-C in exit code 130. What a script would parse comes as
+JSON with `--json`, on stdout; everything else goes to stderr. Each command imports what it needs when it is called, so
+that `mimbench --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+
+class Commands(TyperGroup):
+    """Turns what people did wrong into one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            from jobs.execute import explained
+
+            print(f"error: {explained(error)}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+# Plain help: typer's rich one takes longer to import than everything else together.
+app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+data = typer.Typer(cls=TyperGroup, no_args_is_help=True, rich_markup_mode=None, help="Name, make and check data sets.")
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="mimbench")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"mimbench {version('mimbench')}")
+        raise typer.Exit
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """For completion in the shell."""
+    from jobs.recipes import recipes
+
+    return [recipe.name for recipe in recipes() if recipe.name.startswith(incomplete)]
+
+
+def _keys(ctx: typer.Context, incomplete: str) -> list[str]:
+    """For completion in the shell: `KEY=` of the recipe named before."""
+    from jobs.commands import keys_of
+
+    return [f"{key}=" for key in keys_of(ctx.params.get("target") or "") if key.startswith(incomplete)]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", autocompletion=_keys, help="Values to change.")
+]
+Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time.")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Pretrain masked-image-modelling encoders, evaluate them under the papers' protocols, compare the numbers.
+
+    Runs are kept in ./runs; MIMBENCH_RUNS names another place.
+    """
+
+
+@app.command()
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, help="How many times over, each with another seed.")] = 1,
+    slots: Slots = None,
+) -> None:
+    """Pretrain, evaluate and report on this machine, in minutes."""
+    from jobs import commands
+    from jobs.demo import demo as study
+
+    raise typer.Exit(commands.run_demo(study(seeds), slots))
+
+
+@app.command()
+def run(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|RUN_DIR", autocompletion=_recipe_names, help="What to run, or go on with.")
+    ],
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Run a recipe, or a run directory. What was stopped goes on; what is done is not repeated."""
+    from jobs import commands
+    from jobs.execute import execute
+
+    directory = commands.run_of(target, overrides or [])
+    code = execute(directory)
+    if code == 0:
+        commands.show_result(directory, json)
+    raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, or a pretraining's run directory.")],
+    on: Annotated[str, typer.Option(metavar="LIST", help="Of knn,linear,finetune,coco.")],
+    overrides: Overrides = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|PATH", help="Data set; cls=NAME and coco=NAME where they differ.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(metavar="PROTOCOL=RECIPE", help="Another recipe than the paper's for this size.")
+    ] = None,
+    slots: Slots = None,
+    json: Json = False,
+) -> None:
+    """Evaluate a checkpoint under the papers' protocols."""
+    from jobs import commands
+    from jobs.evaluate import Request
+
+    request = Request(on.split(","), data or [], overrides or [], recipe or [])
+    raise typer.Exit(commands.run_evaluation(checkpoint, request, slots, json))
+
+
+@app.command()
+def table(json: Json = False) -> None:
+    """Print the table of all finished runs."""
+    from jobs import commands
+    from jobs.store import runs_root
+
+    commands.show_table(runs_root(), json)
+
+
+@app.command()
+def report(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where. Default: report.html beside the runs.")
+    ] = None,
+) -> None:
+    """Write the report of all runs: one HTML file."""
+    from jobs import commands
+    from jobs.store import runs_root
+
+    commands.write_report(runs_root(), output)
+
+
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(autocompletion=_recipe_names, help="Show all that this one sets.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List recipes, or show one."""
+    from jobs import commands
+
+    commands.show_recipes(name, json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Look at this machine: what is there, what is missing, what to do."""
+    from jobs import doctor as examination
+
+    raise typer.Exit(examination.show(json))
+
+
+@data.command("add")
+def data_add(name: str, path: Path) -> None:
+    """Give a data set a name."""
+    from engine.datasets import add
+
+    print(f"{name}: {add(name, path)}")
+
+
+@data.command("list")
+def data_list(json: Json = False) -> None:
+    """List the names and their paths."""
+    from jobs import commands
+
+    commands.show_data(json)
+
+
+@data.command("make")
+def data_make(
+    name: Annotated[Literal["handwritten"], typer.Argument(help="The data set that can be made.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; it must not exist.")],
+    seed: Annotated[int, typer.Option(help="Another seed makes another data set.")] = 0,
+) -> None:
+    """Write a generated data set to a directory."""
+    from engine.handwritten import make_handwritten
+
+    print(make_handwritten(directory, seed))
+
+
+@data.command("check")
+def data_check(
+    kind: Annotated[Literal["imagenet", "images", "coco"], typer.Argument(help="What it should be.")],
+    path: Annotated[str, typer.Argument(metavar="NAME|PATH")],
+    json: Json = False,
+) -> None:
+    """Read everything in a data set and say what is wrong."""
+    from jobs import commands
+
+    raise typer.Exit(commands.check_data(kind, path, json))
+
+
+app.add_typer(data, name="data")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""What the commands of `mimbench` do; `jobs/cli.py` says how they are called."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config import leaves, to_text, with_overrides
+from engine.rundir import RunDir
+from jobs.recipes import find, recipes
+from jobs.store import config_of, create_or_find, encoder_file, resolve, runs_root
+
+if TYPE_CHECKING:
+    from engine.datasets import Report
+    from jobs.evaluate import Request
+    from jobs.local import Task
+    from jobs.study import Study
+
+
+def print_json(value: Any) -> None:
+    """On stdout, for programs."""
+    print(json.dumps(value, indent=2))
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+def run_of(target: str, overrides: Sequence[str]) -> RunDir:
+    """The run directory that `mimbench run TARGET [KEY=VALUE]...` means; made if there is none.
+
+    Overrides of a run directory make another run, from its config.
+
+    Raises:
+        ValueError: for what is neither a recipe nor a run directory, and for bad overrides.
+    """
+    path = Path(target).expanduser()
+    if target not in {recipe.name for recipe in recipes()} and path.exists():
+        run = RunDir(path if path.is_dir() else path.parent)
+        if not overrides:
+            run.read_about()
+            return run
+        config = with_overrides(config_of(run), overrides)
+        return create_or_find(run.read_about()["recipe"], config, runs_root())
+    recipe, config = resolve(target, overrides)
+    return create_or_find(recipe.name, config, runs_root())
+
+
+def show_result(run: RunDir, as_json: bool) -> None:
+    """Print what came out of a finished run."""
+    result = run.read_result() or {}
+    if as_json:
+        print_json({"run": str(run.path), **result})
+        return
+    for name, value in result.get("metrics", {}).items():
+        print(f"{name:<16} {value:.6g}")
+    print(run.path)
+
+
+def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_json: bool) -> int:
+    """`mimbench evaluate`; the exit code."""
+    from jobs.evaluate import evaluation
+    from jobs.local import Local
+
+    file = encoder_file(checkpoint)
+    from backbones.checkpoint import load_encoder  # imports torch; opening the file is what tells that it is one
+
+    _, info = load_encoder(file)
+    study = evaluation(file, info.vit, request)
+    tasks = Local(study, runs_root(), slots or 1).run()
+    if as_json:
+        print_json([_as_json(task) for task in tasks])
+    else:
+        for task in tasks:
+            if task.fate == "done" and task.directory is not None:
+                show_result(task.directory, as_json=False)
+    return _code(tasks)
+
+
+def _as_json(task: Task) -> dict[str, Any]:
+    run = task.directory
+    result = run.read_result() if run is not None else None
+    return {
+        "protocol": task.run.name,
+        "recipe": task.run.recipe,
+        "run": str(run.path) if run is not None else None,
+        "state": task.fate,
+        "why": task.why,
+        "metrics": (result or {}).get("metrics", {}),
+    }
+
+
+def _code(tasks: Sequence[Task]) -> int:
+    return 0 if all(task.fate == "done" for task in tasks) else 1
+
+
+def run_demo(study: Study, slots: int | None) -> int:
+    """`mimbench demo`; the exit code."""
+    from engine.datasets import HANDWRITTEN, locate
+    from jobs.local import Local
+
+    began, root = time.monotonic(), runs_root()
+    print(f"data: {locate(HANDWRITTEN)}", file=sys.stderr)
+    local = Local(study, root, slots)
+    tasks = local.run()
+    show_table(root, as_json=False)
+    write_report(root, None)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    print(f"{minutes} min {seconds} s; at most {local.peak_memory / 2**30:.2f} GiB of memory, all processes together")
+    return _code(tasks)
+
+
+# ------------------------------------------------------------------------------------------------ table and report
+
+
+def show_table(root: Path, as_json: bool) -> None:
+    """Print the table of every finished run under `root`."""
+    from jobs import table
+
+    rows = table.rows(root)
+    if as_json:
+        print_json(table.to_json(rows))
+    elif not rows:
+        print(f"no finished run under {root.absolute()}; `mimbench demo` makes some", file=sys.stderr)
+    else:
+        from rich.console import Console
+
+        Console().print(table.render(rows))
+
+
+def write_report(root: Path, path: Path | None) -> None:
+    """Write the report of everything under `root`, and say where."""
+    from jobs import report
+
+    print(f"report: {report.write_report(root, path or root / 'report.html').absolute()}")
+
+
+# --------------------------------------------------------------------------------------------------------- recipes
+
+
+def show_recipes(name: str | None, as_json: bool) -> None:
+    """List recipes; of one, everything it sets."""
+    chosen = [find(name)] if name else list(recipes())
+    if as_json:
+        print_json(
+            [{"name": recipe.name, "about": recipe.about, "config": to_text(recipe.build())} for recipe in chosen]
+        )
+    elif name:
+        _show_recipe(name)
+    else:
+        width = max(len(recipe.name) for recipe in chosen)
+        for recipe in chosen:
+            print(f"{recipe.name:<{width}}  {recipe.about}")
+
+
+def _show_recipe(name: str) -> None:
+    import inspect
+
+    recipe = find(name)
+    print("\n".join(f"# {line}".rstrip() for line in (inspect.getdoc(recipe.function) or "").splitlines()))
+    print("\n" + to_text(recipe.build()), end="")
+
+
+def keys_of(name: str) -> list[str]:
+    """The keys of a recipe's config, for completion; none of what is not a recipe."""
+    known = {recipe.name: recipe for recipe in recipes()}
+    return [leaf.key for leaf in leaves(known[name].build())] if name in known else []
+
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def show_data(as_json: bool) -> None:
+    """List the data sets that have a name."""
+    from engine.datasets import listing
+
+    known = {name: (path, path.is_dir()) for name, path in listing().items()}
+    if as_json:
+        print_json({name: {"path": str(path), "exists": there} for name, (path, there) in known.items()})
+        return
+    for name, (path, there) in known.items():
+        note = "" if there else "  (written when first used)" if name == "handwritten" else "  (not there)"
+        print(f"{name:<16} {path}{note}")
+
+
+def check_data(kind: str, path: str, as_json: bool) -> int:
+    """Check a data set and print what was found; 1 if a run on it would stop or be wrong."""
+    from engine.datasets import locate
+
+    directory = locate(path)
+    report = _checked(kind, directory)
+    if as_json:
+        findings = [vars(finding) for finding in report.findings]
+        print_json({"path": str(directory), "ok": not report.failed, "facts": report.facts, "findings": findings})
+    else:
+        for finding in report.findings:
+            print(f"{finding.severity}: {finding}")
+        for name, count in report.facts.items():
+            print(f"{count:>12,} {name}")
+        print("not fit for a run" if report.failed else "ok")
+    return 1 if report.failed else 0
+
+
+def _checked(kind: str, directory: Path) -> Report:
+    if kind == "coco":
+        from det.check import check_coco
+
+        return check_coco(directory)
+    from cls.check import check_images
+
+    return check_images(directory)

@@ -1,0 +1,180 @@
+"""`mimbench doctor`: what this machine has, what is missing for what, and what to do about it.
+
+Each check gives findings: `ok`, `note` (something is slower or absent, and only some commands want it) or `problem`
+(runs will fail). The exit code is 1 when there is a problem.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from engine.datasets import HANDWRITTEN, cache_directory, listing
+from jobs.processes import cores
+from jobs.store import runs_root
+
+GIB = 2**30
+LITTLE_DISK = 5 * GIB
+LITTLE_SHARED = 1 * GIB
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    verdict: Literal["ok", "note", "problem"]
+    found: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Check]:
+    """Everything, in the order in which people care."""
+    yield Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    yield from _packages()
+    yield from _device()
+    yield _threads()
+    yield from _disks()
+    yield _shared_memory()
+    yield from _data_sets()
+    yield from _programs()
+
+
+def show(as_json: bool) -> int:
+    """Print what was found; 1 if there is a problem."""
+    checks = list(examine())
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        width = max(len(check.what) for check in checks)
+        for check in checks:
+            mark = {"ok": "  ", "note": "- ", "problem": "! "}[check.verdict]
+            print(f"{mark}{check.what:<{width}}  {check.found}")
+            if check.remedy:
+                print(f"  {'':<{width}}  -> {check.remedy}")
+    return 1 if any(check.verdict == "problem" for check in checks) else 0
+
+
+def _packages() -> Iterator[Check]:
+    """Whether the packages mimbench asks for are there, in versions it can use."""
+    try:
+        required = importlib.metadata.requires("mimbench") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("packages", "note", "mimbench is not installed, only run from its folder", "pip install -e .")
+        return
+    found, wrong = [], []
+    for text in required:
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        found.append(f"{wanted.name} {version}")
+        if not wanted.specifier.contains(version, prereleases=True):
+            wrong.append(f"{wanted.name} {version} is not {wanted.specifier}")
+    yield Check("packages", "ok", ", ".join(found))
+    if wrong:
+        yield Check("packages", "problem", "; ".join(wrong), "pip install -r requirements.txt")
+
+
+def _device() -> Iterator[Check]:
+    """What torch computes on, and in which precision."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Check("torch", "problem", f"cannot be imported: {error}", "pip install -r requirements.txt")
+        return
+    from engine.config import Compute
+    from engine.process import autocast_dtype, device_name
+
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    for device in gpus or [torch.device("cpu")]:
+        dtype = autocast_dtype(Compute(), device)
+        precision = str(dtype).removeprefix("torch.") if dtype else "float32"
+        memory = f", {torch.cuda.get_device_properties(device).total_memory / GIB:.0f} GiB" if gpus else ""
+        yield Check(
+            f"device {device}", "ok", f"{device_name(device)}{memory}; compute.precision=auto means {precision}"
+        )
+    if not gpus:
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        driver = shutil.which("nvidia-smi") is not None
+        remedy = "the driver is there but torch cannot use it: compare their CUDA versions" if driver else ""
+        yield Check("gpu", "note", f"none; {built}, cpu capability {torch.backends.cpu.get_cpu_capability()}", remedy)
+
+
+def _threads() -> Check:
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    return Check("cpu", "ok", f"{cores()} cores" + (f"; OMP_NUM_THREADS={chosen} limits each run" if chosen else ""))
+
+
+def _disks() -> Iterator[Check]:
+    """Room where runs and generated data go, and whether it can be written to."""
+    for what, path in (("runs", runs_root()), ("cache", cache_directory())):
+        there = _existing(path.absolute())
+        if not os.access(there, os.W_OK):
+            yield Check(what, "problem", f"{there} cannot be written to", "set MIMBENCH_RUNS or MIMBENCH_HOME")
+            continue
+        free = shutil.disk_usage(there).free
+        little = free < LITTLE_DISK
+        remedy = "checkpoints of ViT-B take 1 GiB each, of ViT-H 8: free some, or set MIMBENCH_RUNS" if little else ""
+        yield Check(what, "note" if little else "ok", f"{path.absolute()}: {free / GIB:.1f} GiB free", remedy)
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _shared_memory() -> Check:
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        return Check("shared memory", "ok", "not a file system here")
+    size = shutil.disk_usage(shm).total
+    if size < LITTLE_SHARED:
+        remedy = "data loading processes will fail: docker run --shm-size=8g, or compute.workers=0"
+        return Check("shared memory", "note", f"{size / GIB:.2f} GiB", remedy)
+    return Check("shared memory", "ok", f"{size / GIB:.1f} GiB")
+
+
+def _data_sets() -> Iterator[Check]:
+    for name, path in listing().items():
+        if path.is_dir():
+            yield Check(f"data {name}", "ok", str(path))
+        elif name == HANDWRITTEN:
+            yield Check(f"data {name}", "ok", f"{path} (written when first used)")
+        else:
+            yield Check(f"data {name}", "note", f"{path} is not there", f"mimbench data add {name} PATH")
+
+
+def _programs() -> Iterator[Check]:
+    """What only some commands want."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    yield Check("browser", "ok" if browser else "note", browser or "no chromium: one test of the report is left out")
+    slurm = shutil.which("sbatch")
+    yield Check(
+        "slurm", "ok" if slurm else "note", _first_line("sinfo", "--version") if slurm else "not on this machine"
+    )
+    detectron2 = importlib.util.find_spec("detectron2") is not None
+    found = "there" if detectron2 else "not installed; only engine=detectron2 wants it"
+    yield Check(
+        "detectron2", "ok" if detectron2 else "note", found, "" if detectron2 else "pip install -e '.[detectron2]'"
+    )
+
+
+def _first_line(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip().partition("\n")[0]

@@ -1,0 +1,118 @@
+"""The runs root: which directory a resolved config belongs to.
+
+    <root>/<stage>/<recipe>-<identity>        root: $MIMBENCH_RUNS, else ./runs
+
+Asking for the same config again finds the same directory. Settings that leave the result as it is (speed, plumbing,
+where the input checkpoint lies) are not part of the identity: those of the last asking are the ones written down.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from backbones.content import content_hash
+from engine.atomic import write_text
+from engine.config import from_text, identity, to_text, with_overrides
+from engine.datasets import HANDWRITTEN, listing, locate
+from engine.rundir import RunDir
+from jobs.recipes import Recipe, config_type, find
+
+
+def runs_root() -> Path:
+    """Where runs are kept."""
+    return Path(os.environ.get("MIMBENCH_RUNS") or "runs").expanduser()
+
+
+def resolve(recipe: str, overrides: Sequence[str], checkpoint: Path | None = None) -> tuple[Recipe, Any]:
+    """The recipe called `recipe` and its config with `overrides`, and `checkpoint` (of a run needed before) set.
+
+    Raises:
+        ValueError: for an unknown recipe or key or a bad value, or for a checkpoint that this recipe does not take.
+    """
+    found = find(recipe)
+    given = [f"checkpoint={checkpoint}"] if checkpoint else []
+    try:
+        return found, with_overrides(found.build(), [*overrides, *given])
+    except ValueError as error:
+        raise ValueError(f"{recipe}: {error}") from None
+
+
+def create_or_find(recipe: str, config: Any, root: Path) -> RunDir:
+    """The directory under `root` of recipe `stage/function` with this config; made if there is none.
+
+    A checkpoint given as a run directory stands for the encoder that run made; the path of a data set is made absolute,
+    for the same relative path is another data set elsewhere.
+
+    Raises:
+        FileNotFoundError: if the checkpoint or the data set does not exist.
+        OSError: if the directory cannot be written.
+    """
+    stage, _, function = recipe.partition("/")
+    config = replace(config, data=_settled(config.data))
+    source: dict[str, Any] | None = None
+    if getattr(config, "checkpoint", None) is not None:
+        file = encoder_file(Path(config.checkpoint))
+        config = replace(config, checkpoint=str(file))
+        source = {"path": str(file), "hash": content_hash(file)}
+    digest = identity(config, stage, source["hash"] if source else None)
+    about = {
+        "recipe": recipe,
+        "stage": stage,
+        "identity": digest,
+        "config": type(config).__name__,
+        "checkpoint": source,
+    }
+    text = to_text(config)
+    run = RunDir.create(root / stage / f"{function}-{digest}", text, about)
+    if run.config.read_text(encoding="utf-8") != text and run.state() not in ("done", "running"):
+        write_text(run.config, text)
+    return run
+
+
+def _settled(data: str) -> str:
+    """A data set's name as it is, its path made absolute; it is there, or will be written when the run starts."""
+    if data == HANDWRITTEN:
+        return data
+    path = locate(data)
+    return data if data in listing() else str(path.absolute())
+
+
+def encoder_file(checkpoint: Path) -> Path:
+    """The file that a checkpoint given by a person is: itself, or the encoder in a run directory; absolute.
+
+    Raises:
+        FileNotFoundError: if there is none, saying what is missing.
+    """
+    path = checkpoint.expanduser().absolute()
+    if path.is_file():
+        return path
+    run = RunDir(path)
+    if not run.about.is_file():
+        what = "is a directory but not a run's" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"checkpoint {checkpoint} {what}; name a checkpoint's file or a pretraining's run directory"
+        )
+    if not run.encoder.is_file():
+        raise FileNotFoundError(
+            f"{checkpoint} has made no encoder (it is {run.state()}); `mimbench run {checkpoint}` goes on with it"
+        )
+    return run.encoder
+
+
+def config_of(run: RunDir) -> Any:
+    """The resolved config in a run directory.
+
+    Raises:
+        ValueError: if this is no run directory, or its config cannot be read.
+    """
+    about = run.read_about()
+    kind = config_type(about["stage"], about["config"])
+    try:
+        text = run.config.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{run.config} cannot be read: {error.strerror}") from None
+    return from_text(kind, text, str(run.config))

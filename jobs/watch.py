@@ -1,0 +1,77 @@
+"""What a run says of itself while it runs, read from its files: how far it is, and the last lines of its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.rundir import RunDir
+
+TAIL = 8192  # bytes from the end of a file that are looked at
+SHOWN = ("knn_top1", "linear_top1", "finetune_top1", "box_ap", "mask_ap", "loss")
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """How far a run is."""
+
+    share: float = 0.0  # of its steps, 0 to 1
+    text: str = ""  # "loss 0.512  1,210 img/s"
+
+
+class Watch:
+    """Looks at a run again and again; the length of its training is read once."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self._length = _length(run)
+
+    def look(self) -> Glimpse:
+        """Where the run is now; nothing much of one that measures no steps."""
+        line = _last_step(self.run.metrics)
+        if line is None or self._length is None:
+            return Glimpse()
+        key, total = self._length
+        parts = [f"loss {line['loss']:.3g}"] if isinstance(line.get("loss"), float) else []
+        if rate := line.get("images_per_second"):
+            parts.append(f"{rate:,.0f} img/s")
+        return Glimpse(min(1.0, line[key] / total), "  ".join(parts))
+
+
+def _length(run: RunDir) -> tuple[str, float] | None:
+    """In what a line of metrics counts progress, and how much there is in all."""
+    config = tomllib.loads(run.config.read_text(encoding="utf-8"))
+    return next(((key, config[name]) for key, name in (("step", "steps"), ("epoch", "epochs")) if name in config), None)
+
+
+def _last_step(metrics: Path) -> dict[str, Any] | None:
+    """The last whole line of `metrics.jsonl` that a training step wrote."""
+    for text in reversed(last_lines(metrics, 50)):
+        try:
+            line: dict[str, Any] = json.loads(text)
+        except json.JSONDecodeError:  # being written
+            continue
+        if "lr" in line:
+            return line
+    return None
+
+
+def last_lines(file: Path, count: int) -> list[str]:
+    """The last lines of a text file, at most `count`; none if there is no file."""
+    try:
+        with file.open("rb") as handle:
+            handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, handle.tell() - TAIL))
+            return handle.read().decode("utf-8", "replace").splitlines()[-count:]
+    except FileNotFoundError:
+        return []
+
+
+def summary(run: RunDir) -> str:
+    """The metrics of a finished run, shortly."""
+    metrics = (run.read_result() or {}).get("metrics", {})
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)

@@ -1,0 +1,131 @@
+"""Stages and processes without torch, so that the machinery around them is tested in milliseconds."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from engine.result import Outcome
+from engine.rundir import RunDir
+from jobs import local
+from jobs.display import Display
+from jobs.local import Local
+from jobs.store import create_or_find, resolve, runs_root
+from jobs.study import Run, Study
+
+ROOT = Path(__file__).parents[2]
+Stage = Callable[[Any, RunDir], Outcome]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A directory that passes for a data set."""
+    directory = tmp_path / "some images"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def knn(images: Path) -> RunDir:
+    """A new k-NN run."""
+    recipe, config = resolve("cls/knn", [f"data={images}"])
+    return create_or_find(recipe.name, config, runs_root())
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage], None]:
+    """Put a function in the place of what classification runs do."""
+
+    def install(run: Stage) -> None:
+        monkeypatch.setitem(sys.modules, "cls.run", SimpleNamespace(run=run))  # type: ignore[misc]
+
+    return install
+
+
+PROCESS = """
+import os, pathlib, signal, sys, time
+from engine.result import Outcome, write_result
+from engine.rundir import RunDir
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+run, behaviour = RunDir(pathlib.Path(sys.argv[1])), sys.argv[2]
+if behaviour == "never begins":
+    print("cannot import torch"); sys.exit(1)
+def end(*_):
+    run.end_attempt(number, "interrupted"); os._exit(0)
+if behaviour != "stubborn":
+    signal.signal(signal.SIGTERM, end)
+else:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+number = run.begin_attempt()
+with (run.path.parent.parent / "order").open("a") as order:
+    order.write(run.config.read_text().split("seed = ")[1].split()[0] + "\\n")
+if behaviour == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "fails":
+    run.log.write_text("reading\\nERROR the data are no good\\n")
+    run.end_attempt(number, "failed", "the data are no good"); sys.exit(0)
+if behaviour in ("sleeps", "stubborn"):
+    time.sleep(60)
+time.sleep(0.3)
+run.encoder.write_text("weights")
+write_result(run, Outcome({"knn_top1": 50.0}), 1.0)
+run.end_attempt(number, "done")
+"""
+
+
+@dataclass
+class Process:
+    """Stands for submitit's job."""
+
+    process: subprocess.Popen[bytes]
+    paths: SimpleNamespace
+
+    @property
+    def job_id(self) -> str:
+        return str(self.process.pid)
+
+    def done(self) -> bool:
+        return self.process.poll() is not None
+
+
+class Bench:
+    """Behaviours by seed, and what was submitted."""
+
+    def __init__(self) -> None:
+        self.behaviours: dict[int, str] = {}
+        self.submitted: list[tuple[int, str | None, int]] = []
+        self.screen = io.StringIO()
+
+    def submit(self, run: RunDir, visible: str | None, threads: int) -> Process:
+        seed = int(run.config.read_text().split("seed = ")[1].split()[0])
+        self.submitted.append((seed, visible, threads))
+        output = run.path / "output"
+        command = [sys.executable, "-c", PROCESS, str(run.path), self.behaviours.get(seed, "")]
+        with output.open("w") as handle:
+            return Process(subprocess.Popen(command, cwd=ROOT, stdout=handle), SimpleNamespace(stdout=output))
+
+    def local(self, runs: list[Run], slots: int = 2) -> Local:
+        console = Console(file=self.screen, width=200)
+        return Local(Study("test", runs), runs_root(), slots, Display(console))
+
+    def order(self) -> list[int]:
+        return [int(line) for line in (runs_root() / "order").read_text().split()]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A scheduler over processes that only pretend."""
+    made = Bench()
+    monkeypatch.setattr(local, "submit", made.submit)
+    monkeypatch.setattr(local, "POLL", 0.02)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return made

@@ -1,0 +1,83 @@
+"""Which recipe each protocol means, and who gets which override."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backbones.config import SIZES, ViT
+from jobs.evaluate import PUBLISHED, STAGE, TWINS, Request, evaluation
+from jobs.recipes import find
+from jobs.study import Run
+
+FILE = Path("/x/encoder.safetensors")
+ALL = ("knn", "linear", "finetune", "coco")
+
+
+def _runs(vit: ViT, *protocols: str, **request: tuple[str, ...]) -> dict[str, Run]:
+    return {run.name: run for run in evaluation(FILE, vit, Request(protocols, **request)).runs}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_papers_recipe_for_each_size(size: str) -> None:
+    protocols = [protocol for protocol in ALL if size in PUBLISHED[protocol]]
+    runs = _runs(SIZES[size], *protocols)
+    assert {name: run.recipe for name, run in runs.items()} == {p: PUBLISHED[p][size] for p in protocols}
+    assert all(run.checkpoint == FILE for run in runs.values())
+    finetune = find(runs["finetune"].recipe).build()
+    assert finetune.encoder == SIZES[size]
+    assert _runs(replace(SIZES[size], image=448), "finetune")["finetune"].recipe == runs["finetune"].recipe
+
+
+def test_every_recipe_named_here_exists() -> None:
+    for name in {*TWINS.values(), *(name for sizes in PUBLISHED.values() for name in sizes.values())}:
+        assert "checkpoint" in vars(find(name).build())
+
+
+def test_handwritten_means_the_demos_recipes() -> None:
+    tiny = find(TWINS["knn"]).build().encoder
+    assert {name: run.recipe for name, run in _runs(tiny, *ALL).items()} == TWINS
+    assert _runs(SIZES["B"], "finetune", data=("handwritten",))["finetune"].recipe == TWINS["finetune"]
+
+
+def test_a_size_no_paper_has_asks_for_a_recipe() -> None:
+    odd = ViT(width=512, depth=8, heads=8)
+    with pytest.raises(ValueError, match="no recipe for coco is known for an encoder 384 wide and 12 deep"):
+        _runs(SIZES["S"], "coco")
+    with pytest.raises(ValueError, match="--recipe finetune=STAGE/NAME"):
+        _runs(odd, "finetune")
+    runs = _runs(odd, "finetune", recipes=("finetune=cls/finetune_vits",))
+    assert runs["finetune"].recipe == "cls/finetune_vits"
+    with pytest.raises(ValueError, match="it must be PROTOCOL=RECIPE"):
+        _runs(odd, "finetune", recipes=("cls/finetune_vits",))
+
+
+def test_data_for_all_or_for_one_stage() -> None:
+    runs = _runs(SIZES["B"], "knn", "coco", data=("/d/both",))
+    assert [run.overrides for run in runs.values()] == [("data=/d/both",)] * 2
+    runs = _runs(SIZES["B"], "knn", "coco", data=("cls=imagenet", "coco=/d/coco"))
+    assert [run.overrides for run in runs.values()] == [("data=imagenet",), ("data=/d/coco",)]
+    assert _runs(SIZES["B"], "knn")["knn"].overrides == ()
+
+
+def test_an_override_goes_to_whoever_has_its_key() -> None:
+    runs = _runs(SIZES["B"], *ALL, overrides=("epochs=3", "seed=1", "coco.steps=5", "finetune.base_lr=1e-3"))
+    assert runs["knn"].overrides == ("seed=1",)
+    assert runs["linear"].overrides == ("epochs=3", "seed=1")
+    assert runs["finetune"].overrides == ("epochs=3", "seed=1", "base_lr=1e-3")
+    assert runs["coco"].overrides == ("seed=1", "steps=5")
+
+
+def test_an_override_for_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"coco\.steps=5 is for coco, which is not among --on knn"):
+        _runs(SIZES["B"], "knn", overrides=("coco.steps=5",))
+    with pytest.raises(ValueError, match="unknown key 'sed'; did you mean"):
+        evaluation(FILE, SIZES["B"], Request(("knn", "linear"), overrides=("sed=5",))).check()
+
+
+def test_an_unknown_protocol_lists_them() -> None:
+    with pytest.raises(ValueError, match="--on lvis: the protocols are knn, linear, finetune, coco"):
+        _runs(SIZES["B"], "lvis")
+    assert set(STAGE) == set(ALL)

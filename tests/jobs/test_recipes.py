@@ -1,0 +1,63 @@
+"""Recipes are found by name, and every one of them is a config that survives being written down."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from engine.config import Compute, from_text, leaves, to_text
+from jobs.recipes import STAGES, Recipe, config_type, find, recipes
+
+ALL = list(recipes())
+
+
+@pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.name)
+def test_every_recipe_is_a_complete_typed_config(recipe: Recipe) -> None:
+    config = recipe.build()
+    assert from_text(type(config), to_text(config)) == config
+    assert config == recipe.build()
+    assert isinstance(config.compute, Compute)
+    assert {"data", "seed"} <= {leaf.key for leaf in leaves(config)}
+    assert config_type(recipe.stage, type(config).__name__) is type(config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+
+
+@pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.name)
+def test_every_recipe_says_what_it_is(recipe: Recipe) -> None:
+    assert recipe.about.endswith((".", ";", "]"))
+    assert len(recipe.about) < 120
+
+
+def test_names_are_unique_and_every_stage_has_some() -> None:
+    names = [recipe.name for recipe in ALL]
+    assert len(set(names)) == len(names)
+    assert {name.partition("/")[0] for name in names} == set(STAGES)
+
+
+def test_private_and_imported_functions_are_no_recipes() -> None:
+    functions = {recipe.function.__name__ for recipe in ALL}
+    assert "replace" not in functions
+    assert not any(name.startswith("_") for name in functions)
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("cls/kn", "did you mean cls/knn"),
+        ("knn", "did you mean cls/knn?"),
+        ("det/mask_rcnn_vitdet_b", "det/mask_rcnn_vitdet_b_100ep"),
+        ("zzz", "`mimbench recipes` lists them"),
+    ],
+)
+def test_the_nearest_name_is_offered(name: str, offered: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown recipe '{name}'") as caught:
+        find(name)
+    assert offered in str(caught.value)
+
+
+def test_only_config_classes_of_a_stage_are_looked_up() -> None:
+    for stage, name in (("cls", "annotations"), ("os", "system"), ("cls", "Nothing")):
+        with pytest.raises(ValueError, match="another version of mimbench"):
+            config_type(stage, name)

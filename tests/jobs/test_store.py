@@ -1,0 +1,133 @@
+"""Which directory a config belongs to."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.datasets import add
+from engine.rundir import RunDir
+from jobs.store import config_of, create_or_find, encoder_file, resolve, runs_root
+
+
+def _run(*overrides: str, recipe: str = "cls/knn") -> RunDir:
+    found, config = resolve(recipe, overrides)
+    return create_or_find(found.name, config, runs_root())
+
+
+def test_the_same_science_is_the_same_directory(images: Path) -> None:
+    run = _run(f"data={images}")
+    assert run.path.parent == runs_root() / "cls"
+    assert run.path.name == f"knn-{run.read_about()['identity']}"
+    assert _run(f"data={images}", "compute.workers=0", "encode_batch=7").path == run.path
+    assert _run(f"data={images}", "k=10").path != run.path
+    assert _run(f"data={images}", "seed=1").path != run.path
+
+
+def test_the_last_asking_decides_what_is_not_science(images: Path) -> None:
+    run = _run(f"data={images}")
+    _run(f"data={images}", "compute.workers=0")
+    assert config_of(run).compute.workers == 0
+    number = run.begin_attempt()
+    _run(f"data={images}", "compute.workers=5")
+    assert config_of(run).compute.workers == 0, "not under a run that is running"
+    run.end_attempt(number, "failed")
+    run.result.write_text("{}")
+    _run(f"data={images}", "compute.workers=5")
+    assert config_of(run).compute.workers == 0, "nor of one that is done"
+
+
+def test_what_it_writes_down_can_be_run_again(images: Path) -> None:
+    run = _run(f"data={images}", "temperature=0.1")
+    about = run.read_about()
+    assert (about["recipe"], about["stage"], about["config"], about["checkpoint"]) == ("cls/knn", "cls", "Knn", None)
+    assert create_or_find(about["recipe"], config_of(run), runs_root()).path == run.path
+
+
+def test_a_relative_path_of_data_is_made_absolute(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images.parent)
+    here = _run(f"data={images.name}")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / images.name).mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    assert _run(f"data={images.name}").path != here.path
+    assert _run(f"data={images}").path == here.path
+    assert config_of(here).data == str(images)
+
+
+def test_a_named_data_set_keeps_its_name(images: Path) -> None:
+    add("mine", images)
+    assert config_of(_run("data=mine")).data == "mine"
+    assert config_of(_run("data=handwritten", recipe="cls/knn_handwritten")).data == "handwritten"
+
+
+def test_data_that_are_not_there_leave_nothing_behind() -> None:
+    with pytest.raises(FileNotFoundError, match="data=/no/such is neither a directory nor a known data set"):
+        _run("data=/no/such")
+    assert not runs_root().exists()
+
+
+def test_a_checkpoint_counts_by_its_content(images: Path, tmp_path: Path) -> None:
+    one, two, other = (tmp_path / name for name in ("one.pth", "two.pth", "other.pth"))
+    for file, content in ((one, b"weights"), (two, b"weights"), (other, b"other weights")):
+        file.write_bytes(content)
+    run = _run(f"data={images}", f"checkpoint={one}")
+    assert _run(f"data={images}", f"checkpoint={two}").path == run.path
+    assert _run(f"data={images}", f"checkpoint={other}").path != run.path
+    assert _run(f"data={images}").path != run.path
+    assert run.read_about()["checkpoint"]["path"] == str(one)
+    assert len(run.read_about()["checkpoint"]["hash"]) == 64
+
+
+def test_a_run_directory_stands_for_its_encoder(knn: RunDir, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has made no encoder \(it is new\)"):
+        encoder_file(knn.path)
+    knn.encoder.write_bytes(b"weights")
+    monkeypatch.chdir(knn.path.parent)
+    assert encoder_file(Path(knn.path.name)) == knn.encoder
+    run = _run(f"data={images}", f"checkpoint={knn.path}")
+    assert config_of(run).checkpoint == str(knn.encoder)
+
+
+def test_a_checkpoint_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        encoder_file(tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError, match="is a directory but not a run's"):
+        encoder_file(tmp_path)
+
+
+def test_mistakes_name_the_recipe() -> None:
+    with pytest.raises(ValueError, match="cls/knn: unknown key 'tempature'; did you mean temperature"):
+        resolve("cls/knn", ["tempature=1"])
+    with pytest.raises(ValueError, match=r"cls/knn: k=7 must be one of neighbours=\[10, 20, 100, 200\]"):
+        resolve("cls/knn", ["k=7"])
+    with pytest.raises(ValueError, match="pretrain/crossmae_vitb_800ep: unknown key 'checkpoint'"):
+        resolve("pretrain/crossmae_vitb_800ep", [], Path("encoder.safetensors"))
+
+
+def test_a_damaged_run_directory_says_what_is_wrong(knn: RunDir) -> None:
+    knn.config.write_text("k = ")
+    with pytest.raises(ValueError, match=r"config.txt is not a config file"):
+        config_of(knn)
+    knn.config.unlink()
+    with pytest.raises(ValueError, match=r"config.txt cannot be read: No such file"):
+        config_of(knn)
+    about = json.loads(knn.about.read_text())
+    knn.about.write_text(json.dumps({**about, "config": "Gone"}))
+    with pytest.raises(ValueError, match="another version of mimbench"):
+        config_of(knn)
+
+
+def test_a_root_that_cannot_be_written_is_an_oserror(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MIMBENCH_RUNS", str(tmp_path / "file"))
+    with pytest.raises(OSError) as caught:
+        _run(f"data={images}")
+    assert caught.value.errno == errno.ENOTDIR
