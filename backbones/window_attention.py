@@ -11,10 +11,10 @@ pass through it.
 
 How: the bias is of low rank, so that it folds into queries and keys exactly: the query gets its products with the
 tables appended, the key the one-hot codes of its row and column. That is a plain attention which fused kernels do
-without ever holding the matrix of logits. Two cases are faster otherwise on a CPU: without gradients, a large grid
-one row of queries at a time, while its logits are in the cache; with gradients, a small window by matrix products,
-whose backward reuses the probabilities instead of computing them again. tests/backbones/test_vitdet.py holds all of
-them equal to the plain form.
+without ever holding the matrix of logits. Two cases are faster otherwise on a CPU. Without gradients, a large grid
+is done a few rows of one head's queries at a time, while their logits are in the cache. With gradients, a small
+window is done by matrix products, whose backward reuses the probabilities instead of computing them again.
+tests/backbones/test_vitdet.py holds all of them equal to the plain form.
 """
 
 # B image or window, N token (h * w, row-major), n head, h and w grid, D width of all heads, d width of a head
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SMALL = 256  # tokens up to which matrix products beat the fused kernel in training on a CPU
-LARGE = 1024  # tokens from which a row at a time beats the fused kernel at inference on a CPU
+LARGE = 1024  # tokens from which a few rows at a time beat the fused kernel at inference on a CPU
+CACHED = 2**19  # logits that stay in the cache while a few rows are worked on
 
 
 class RelativeAttention(nn.Module):
@@ -99,7 +100,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, towards_h: Tensor, towards_w: Tensor
     bias_h, bias_w = _biases(q, towards_h, towards_w)
     q = q * q.shape[-1] ** -0.5
     if on_cpu and tokens >= LARGE and not torch.is_grad_enabled():
-        return attend_by_row(q, k, v, bias_h, bias_w)
+        return attend_by_rows(q, k, v, bias_h, bias_w)
     return attend_folded(q, k, v, bias_h, bias_w, fused=not (on_cpu and tokens <= SMALL and torch.is_grad_enabled()))
 
 
@@ -125,15 +126,18 @@ def attend_folded(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tenso
     return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :width].contiguous()
 
 
-def attend_by_row(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
-    """The same for one row of queries after another, without gradients."""
+def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
+    """The same for one head after another and a few rows of queries at a time, without gradients."""
     rows, columns = bias_h.shape[-1], bias_w.shape[-1]
+    tokens = rows * columns
+    step = columns * max(CACHED // (columns * tokens), 1)
     mixed = torch.empty(q.shape, dtype=v.dtype, device=v.device)
-    keys = k.transpose(-2, -1)
-    for first in range(0, rows * columns, columns):
-        of_row = slice(first, first + columns)
-        logits = (q[:, :, of_row] @ keys).unflatten(-1, (rows, columns))
-        logits += bias_h[:, :, of_row, :, None]
-        logits += bias_w[:, :, of_row, None, :]
-        mixed[:, :, of_row] = logits.flatten(-2).softmax(-1) @ v
+    heads = (part.flatten(0, 1) for part in (mixed, q, k, v, bias_h, bias_w))
+    for out_Nd, q_Nd, k_Nd, v_Nd, h_Nh, w_Nw in zip(*heads, strict=True):
+        for first in range(0, tokens, step):
+            some = slice(first, first + step)
+            logits = (q_Nd[some] @ k_Nd.T).unflatten(-1, (rows, columns))
+            logits += h_Nh[some, :, None]
+            logits += w_Nw[some, None, :]
+            out_Nd[some] = logits.flatten(-2).softmax(-1) @ v_Nd
     return mixed

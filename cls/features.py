@@ -6,7 +6,7 @@ Which feature is evaluated decides the number. `describe` says it in words, for 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -123,7 +123,7 @@ def describe(config: Linear | Knn, info: EncoderInfo | None) -> str:
 def encoder_facts(vit: ViT, info: EncoderInfo | None) -> dict[str, Any]:
     """Which encoder was evaluated."""
     return {
-        "encoder": f"{vit.width} wide, {vit.depth} deep, {vit.heads} heads, patch {vit.patch}",
+        "encoder": asdict(vit),
         "weights": "random" if info is None else f"{info.family} checkpoint",
         "pretraining_image": vit.image,
         "final_norm": info is not None and info.final_norm,

@@ -10,7 +10,7 @@ The number of classes is not here: it is read from the annotation file.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from backbones.config import SIZES, ViT
@@ -126,7 +126,7 @@ class MaskRCNN:
     evaluate_batch: int = speed(1, about="images per batch at evaluation")
     shown: int = plumbing(6, about="validation images drawn with their detections")
     seed: int = science(0)
-    compute: Compute = Compute()
+    compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
         for name in ("image", "steps", "batch", "evaluate_batch"):

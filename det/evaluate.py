@@ -43,9 +43,7 @@ def coco_results(found: Detections, image_id: int, category_ids: Sequence[int], 
             "score": score,
             "segmentation": region,
         }
-        for box, score, label, region in zip(
-            boxes, found.scores.tolist(), found.labels.tolist(), regions, strict=True
-        )
+        for box, score, label, region in zip(boxes, found.scores.tolist(), found.labels.tolist(), regions, strict=True)
     ]
 
 

@@ -53,27 +53,27 @@ def mask_rcnn_handwritten() -> MaskRCNN:
     return MaskRCNN(
         data="handwritten",
         encoder=HANDWRITTEN,
-        # A window sees what pretraining saw: 8 x 8 patches, and digits of the size they had there.
-        vitdet=ViTDet(window=8, global_blocks=(3,), drop_path=0.0, channels=64, scales=(1.0, 0.5)),
+        # a window sees as many patches as a pretraining image had; strides 4, 8, 16 and, for proposals, 32
+        vitdet=ViTDet(window=8, global_blocks=(3,), drop_path=0.0, channels=24, scales=(2.0, 1.0, 0.5)),
         proposals=Proposals(
             convs=1,
-            anchor_sizes=(36.0, 54.0, 80.0),
+            anchor_sizes=(24.0, 36.0, 52.0, 72.0),
             anchor_ratios=(1.5,),  # digits are higher than wide
             samples=64,
             before_nms=(200, 200),
             after_nms=(100, 60),
         ),
-        heads=Heads(samples=16, convs=1, channels=64, fc=128, detections=30),
+        heads=Heads(samples=16, convs=1, channels=24, fc=48, detections=30),
         augment=Augment(flip=0.0, smallest=0.75, largest=1.3),  # a mirrored digit is another digit, or none
-        image=192,
-        steps=400,
+        image=128,
+        steps=200,
         batch=8,
         lr=1e-3,
         warmup=30.0,
-        milestones=(320, 375),
+        milestones=(160, 185),
         layer_decay=0.8,
         weight_decay=0.05,
         clip=1.0,
         evaluate_batch=8,
-        compute=Compute(precision="fp32", workers=0, log_every=10, save_every=200),
+        compute=Compute(precision="fp32", workers=0, log_every=10, save_every=100),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -188,6 +189,7 @@ def _facts(config: Config, info: EncoderInfo | None, images: TrainingImages, val
     """What changes these numbers, besides the weights."""
     shape = config.shape_for(info.vit if info else config.encoder)
     return {
+        "encoder": asdict(info.vit if info else config.encoder),
         "image": config.image,
         "rel_pos": config.vitdet.rel_pos,
         "window": config.vitdet.window,

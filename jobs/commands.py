@@ -64,13 +64,14 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
     """`mimbench evaluate`; the exit code."""
     from jobs.evaluate import evaluation
     from jobs.local import Local
+    from jobs.processes import visible_devices
 
     file = encoder_file(checkpoint)
     from backbones.checkpoint import load_encoder  # imports torch; opening the file is what tells that it is one
 
     _, info = load_encoder(file)
     study = evaluation(file, info.vit, request)
-    tasks = Local(study, runs_root(), slots or 1).run()
+    tasks = Local(study, runs_root(), slots or len(visible_devices()) or 1).run()  # full-size models share no CPU
     if as_json:
         print_json([_as_json(task) for task in tasks])
     else:
@@ -101,10 +102,11 @@ def run_demo(study: Study, slots: int | None) -> int:
     """`mimbench demo`; the exit code."""
     from engine.datasets import HANDWRITTEN, locate
     from jobs.local import Local
+    from jobs.processes import cores
 
     began, root = time.monotonic(), runs_root()
     print(f"data: {locate(HANDWRITTEN)}", file=sys.stderr)
-    local = Local(study, root, slots)
+    local = Local(study, root, slots or min(4, cores()))  # small models: several share a GPU, too
     tasks = local.run()
     show_table(root, as_json=False)
     write_report(root, None)

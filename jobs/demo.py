@@ -14,8 +14,8 @@ from jobs.study import Run, Study
 
 PRETRAIN = "pretrain/crossmae_handwritten"
 EVALUATIONS = (  # recipe, what to call it, minutes on one core
-    ("det/mask_rcnn_handwritten", "COCO", 1.7),
-    ("cls/finetune_handwritten", "fine-tune", 0.6),
+    ("det/mask_rcnn_handwritten", "COCO", 1.5),
+    ("cls/finetune_handwritten", "fine-tune", 1.3),
     ("cls/linear_handwritten", "linear", 0.3),
     ("cls/knn_handwritten", "k-NN", 0.2),
 )

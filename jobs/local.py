@@ -60,11 +60,11 @@ class Task:
 class Local:
     """The scheduler of one study."""
 
-    def __init__(self, study: Study, root: Path, slots: int | None = None, display: Display | None = None) -> None:
+    def __init__(self, study: Study, root: Path, slots: int, display: Display | None = None) -> None:
         study.check()
         self.root = root
         self.devices = visible_devices()
-        self.slots = slots or len(self.devices) or min(4, cores())
+        self.slots = slots
         self.tasks = [Task(run) for run in study.runs]
         self.peak_memory = 0  # bytes, of all processes together
         self._weight = {task.run: _weight(task.run, study) for task in self.tasks}
@@ -192,6 +192,7 @@ class Local:
         for task in self.tasks:
             if not task.over:
                 task.fate = "stopped"
+        self.display.say("stopped; the same command goes on from the last checkpoints")
 
 
 def _weight(run: Run, study: Study) -> float:

@@ -17,7 +17,7 @@ from backbones.config import ViT
 from backbones.pyramid import ChannelNorm, SimpleFeaturePyramid
 from backbones.vit import VisionTransformer
 from backbones.vitdet import ViTDet
-from backbones.window_attention import RelativeAttention, attend, attend_by_row, attend_folded
+from backbones.window_attention import RelativeAttention, attend, attend_by_rows, attend_folded
 
 TINY = ViT(32, 4, 4, patch=16, image=64)
 LAST = {  # relative positions, height, width: sum, first three channels of the first patch
@@ -148,7 +148,7 @@ def test_attention_is_the_plain_one(window: int, grid: tuple[int, int], rel_pos:
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("side", [5, 33])  # 33 * 33 tokens: large enough for a row at a time to be chosen
+@pytest.mark.parametrize("side", [5, 33])  # 33 * 33 tokens: large enough for a few rows at a time to be chosen
 def test_every_form_gives_the_same_in_single_precision(side: int) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, side * side, 16).unbind(0)
@@ -160,10 +160,13 @@ def test_every_form_gives_the_same_in_single_precision(side: int) -> None:
     scaled = q * 16**-0.5
     plain = (scaled @ k.transpose(-2, -1) + bias).softmax(-1) @ v
     forms = [attend_folded(scaled, k, v, bias_h, bias_w, fused=fused) for fused in (True, False)]
-    forms += [attend_by_row(scaled, k, v, bias_h, bias_w), attend(q, k, v, towards_h, towards_w)]
+    forms += [attend_by_rows(scaled, k, v, bias_h, bias_w), attend(q, k, v, towards_h, towards_w)]
     with torch.no_grad():
         forms.append(attend(q, k, v, towards_h, towards_w))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = attend(*(part.bfloat16() for part in (q, k, v)), towards_h, towards_w)
     assert all(torch.allclose(form, plain, rtol=0, atol=1e-5) for form in forms)
+    assert torch.allclose(half.float(), plain, rtol=0, atol=5e-2)
 
 
 def test_channel_norm_is_over_channels() -> None:

@@ -56,10 +56,8 @@ def test_slots_run_side_by_side_and_share_the_cores(bench: Bench, monkeypatch: p
 
 def test_each_slot_has_its_gpu(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
-    scheduler = Local(Study("test", [_knn(0), _knn(1)]), runs_root(), None, Display(Console(file=bench.screen)))
-    assert scheduler.slots == 2
-    scheduler.run()
-    assert sorted(str(visible) for _, visible, _ in bench.submitted) == ["3", "GPU-abc"]
+    bench.local([_knn(seed) for seed in range(4)], slots=4).run()
+    assert sorted(str(visible) for _, visible, _ in bench.submitted) == ["3", "3", "GPU-abc", "GPU-abc"]
 
 
 def test_a_failure_takes_along_only_what_needs_it(bench: Bench) -> None:
@@ -214,7 +212,8 @@ def test_no_gpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_through_submitit_with_real_processes(images: Path) -> None:
+def test_through_submitit_with_real_processes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIMBENCH_RUNS", str(tmp_path / "somebody's runs"))
     [task] = Local(Study("test", [Run("cls/knn", (f"data={images}",))]), runs_root(), 1).run()
     assert task.fate == "failed"
     assert "images" in task.why, "the data set is empty, and the process that found out said so"
