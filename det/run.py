@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from backbones.checkpoint import EncoderInfo, load_encoder
+from backbones.checkpoint import EncoderInfo, build_encoder
 from det.batches import TrainingImages, ValidationImages, training_batch, validation_batch
 from det.coco import CocoSplit, read_split
 from det.config import MaskRCNN as Config
@@ -71,13 +71,14 @@ def run(config: Config, run: RunDir) -> Outcome:
 def build_detector(config: Config, classes: int) -> tuple[MaskRCNN, EncoderInfo | None]:
     """The detector of `config` on its checkpoint's encoder; on a random one if it has none.
 
-    Relative positions, pyramid and heads start from scratch in either case.
+    The random one is what pretraining starts from (fixed sin-cos positions, Xavier), as in every other evaluation: a
+    table's scratch row is one encoder. Relative positions, pyramid and heads start from scratch in either case.
 
     Raises:
         FileNotFoundError: if the checkpoint is not there.
         ValueError: if it is not one, or its encoder does not fit the detector.
     """
-    state, info = load_encoder(config.checkpoint) if config.checkpoint else (None, None)
+    encoder, info = build_encoder(config.checkpoint, config.encoder)
     shape = config.shape_for(info.vit if info else config.encoder)
     model = build_mask_rcnn(
         classes=classes,
@@ -105,8 +106,7 @@ def build_detector(config: Config, classes: int) -> tuple[MaskRCNN, EncoderInfo 
         nms=config.heads.nms,
         top=config.heads.detections,
     )
-    if state is not None:
-        model.backbone.net.load_encoder(state)
+    model.backbone.net.load_encoder(encoder.state_dict())
     return model, info
 
 
