@@ -1,7 +1,8 @@
 """A picture of what a detector finds: validation images, each twice: the ground truth, and beside it what was detected.
 
 Each object has its mask, its box, the name of its category and, if detected, its score. Categories keep their colour
-from image to image. Only detections that score at least `SCORE` are drawn, the best `MOST` of them.
+from image to image. Detections that score at least half as much as
+the best of all are drawn, `MOST` of them at most: a detector in its first steps is sure of nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from det.coco import CocoSplit, Shape
 from det.evaluate import Result
 from engine.atomic import write_with
 
-SCORE = 0.5
 MOST = 20
 PAIRS = 2  # of ground truth and detections in one row
 INCHES = 3.0  # width of one image
@@ -46,6 +46,7 @@ def draw_detections(split: CocoSplit, results: Sequence[Result], path: Path, cou
     found = defaultdict(list)
     for result in results:
         found[result["image_id"]].append(result)
+    least = 0.5 * max((result["score"] for result in results), default=1.0)
     rows = [chosen[start : start + PAIRS] for start in range(0, len(chosen), PAIRS)]
     heights = [max(split.size(index)[0] / split.size(index)[1] for index in row) for row in rows]
     figure = Figure(figsize=(2 * PAIRS * INCHES, sum(heights) * INCHES + 0.35 * len(rows)), layout="constrained")
@@ -56,8 +57,8 @@ def draw_detections(split: CocoSplit, results: Sequence[Result], path: Path, cou
         left, right = axes[place // PAIRS, 2 * (place % PAIRS) : 2 * (place % PAIRS) + 2]
         image = split.read_image(index).permute(1, 2, 0).numpy()
         _panel(left, image, _truth(split, index), f"image {split.image_ids[index]}: ground truth")
-        detected = _detected(split, found[int(split.image_ids[index])])
-        _panel(right, image, detected, f"detections scoring {SCORE:g} or more")
+        detected = _detected(split, found[int(split.image_ids[index])], least)
+        _panel(right, image, detected, f"detections scoring {least:.2f} or more")
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
@@ -84,8 +85,8 @@ def _mask(shape: Shape, size: tuple[int, int]) -> NDArray[np.bool_]:
     return mask
 
 
-def _detected(split: CocoSplit, results: Sequence[Result]) -> list[Drawn]:
-    best = sorted((r for r in results if r["score"] >= SCORE), key=lambda result: -result["score"])[:MOST]
+def _detected(split: CocoSplit, results: Sequence[Result], least: float) -> list[Drawn]:
+    best = sorted((r for r in results if r["score"] >= least), key=lambda result: -result["score"])[:MOST]
     labels = [split.category_ids.index(result["category_id"]) for result in best]
     return [
         Drawn(

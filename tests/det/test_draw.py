@@ -16,11 +16,15 @@ def test_detections_beside_the_truth(make_coco, tmp_path) -> None:
     mask[10:30, 5:25] = 1
     region = {"size": [48, 64], "counts": coco_masks.encode(mask)["counts"].decode()}
     result = {"image_id": 1, "category_id": 9, "bbox": [5, 10, 20, 20], "score": 0.8, "segmentation": region}
-    for name, results in (("none", []), ("one", [result]), ("unsure", [{**result, "score": 0.3}])):
+    for name, results in (
+        ("none", []),
+        ("one", [result]),
+        ("both", [result, {**result, "bbox": [0, 0, 9, 9], "score": 0.3}]),
+    ):
         draw_detections(split, results, tmp_path / f"{name}.png", 2)
-    none, one, unsure = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("none", "one", "unsure"))
+    none, one, both = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("none", "one", "both"))
     assert none.shape[1] > 600
-    assert (none == unsure).all()
-    changed = [part.any() for part in np.array_split((none != one).any(-1), 4, axis=1)]
+    assert (one == both).all()  # less than half as sure as the best
+    changed = [part.any() for part in np.array_split((none != one).any(-1)[30:], 4, axis=1)]
     assert changed == [False, True, False, False]  # truth and detections of the first image, then of the second
     assert [file.name for file in tmp_path.glob("*.tmp")] == []
