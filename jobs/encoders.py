@@ -25,7 +25,7 @@ SHAPE = ("width", "depth", "heads", "patch")  # the facts of a result hold `enco
 class Encoder(NamedTuple):
     """What a row of a table is about."""
 
-    architecture: str  # "ViT-B/16", or "ViT 96x4/4" (width, depth, patch) where the size has no letter
+    architecture: str  # "ViT-B/16", or "ViT 96x4/8" (width, depth, patch) where the size has no letter
     name: str  # the pretraining recipe and what was changed of it, the checkpoint's file, or "from scratch"
     origin: str  # digest of the pretraining's settings, or the hash of a checkpoint made elsewhere; "" from scratch
 

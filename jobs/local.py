@@ -203,12 +203,13 @@ def _weight(run: Run, study: Study) -> float:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within, SIGTERM and a closed terminal are Ctrl-C."""
+    """Within, SIGTERM and a closed terminal are Ctrl-C; what nohup had ignored stays ignored."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

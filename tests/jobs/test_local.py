@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,6 +151,17 @@ def _when_running(count: int, do: Callable[[], None]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """The signals of a person at a terminal, which a shell ignores for what it runs in the background."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_it_stops_its_processes_in_order(bench: Bench, number: signal.Signals) -> None:
     bench.behaviours = {0: "sleeps", 1: "sleeps"}
@@ -166,6 +177,7 @@ def test_interrupted_it_stops_its_processes_in_order(bench: Bench, number: signa
     assert [task.fate for task in bench.local([_knn(0), _knn(1), _knn(2)]).run()] == ["done"] * 3
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_process_that_will_not_end_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "PATIENCE", 1.0)
     bench.behaviours = {0: "stubborn"}

@@ -155,8 +155,8 @@ def test_a_browser_shows_it_without_asking_for_anything(browser: Browser, writte
         "[...document.querySelectorAll('.results tbody tr')].map(r => [...r.cells].map(c => c.innerText))"
     )
     assert rows == [
-        ["from scratch", "ViT 96x4/4", "–", "40.7", "–", "9.5", "8.5"],
-        ["crossmae_handwritten", "ViT 96x4/4", "–", "75.6", "–", "21.0", "20.0"],
+        ["from scratch", "ViT 96x4/8", "–", "40.7", "–", "9.5", "8.5"],
+        ["crossmae_handwritten", "ViT 96x4/8", "–", "75.6", "–", "21.0", "20.0"],
         ["gain over scratch", "–", "+34.9", "–", "+11.5", "+11.5"],
     ]
     assert page.value(FAINT_TEXT) == []

@@ -52,14 +52,14 @@ def test_pretrained_stands_beside_scratch_with_its_gain(runs: Runs) -> None:
     runs.evaluate(DETECTION, {"box_ap": 23.5, "mask_ap": 18.0})
     rows = table.rows(runs.root)
     assert [(row.kind, row.recipe, row.architecture) for row in rows] == [
-        ("scratch", "from scratch", "ViT 96x4/4"),
-        ("pretrained", "crossmae_handwritten", "ViT 96x4/4"),
-        ("gain", "crossmae_handwritten", "ViT 96x4/4"),
+        ("scratch", "from scratch", "ViT 96x4/8"),
+        ("pretrained", "crossmae_handwritten", "ViT 96x4/8"),
+        ("gain", "crossmae_handwritten", "ViT 96x4/8"),
     ]
     assert rows[1].checkpoints == (content_hash(made.encoder),)
     text = _text(rows)
-    assert _line(text, "from scratch") == ["ViT", "96x4/4", "–", "40.7", "–", "23.5", "18.0"]
-    assert _line(text, "crossmae_handwritten") == ["ViT", "96x4/4", "–", "75.6", "–", "21.0", "18.0"]
+    assert _line(text, "from scratch") == ["ViT", "96x4/8", "–", "40.7", "–", "23.5", "18.0"]
+    assert _line(text, "crossmae_handwritten") == ["ViT", "96x4/8", "–", "75.6", "–", "21.0", "18.0"]
     assert _line(text, "gain over scratch") == ["–", "+34.9", "–", "−2.5", "+0.0"]
     assert "Data: handwritten. Top-1" in text
     assert max(len(line) for line in _text(rows, width=80).splitlines()) <= 80
@@ -84,7 +84,7 @@ def test_seeds_share_a_cell(runs: Runs) -> None:
     assert "+31.0 ±3.0" in text
     assert "± is the standard deviation over 1–3 seeds" in " ".join(text.split())
     narrow = _text([first, second, gain], width=68)
-    assert "crossmae_handwritten  ViT 96x4/4" in narrow
+    assert "crossmae_handwritten  ViT 96x4/8" in narrow
     assert all(number in narrow.split() for number in ("30.0", "72.0", "±2.6", "+31.0", "±3.0"))
 
 
@@ -142,10 +142,10 @@ def test_architectures_have_their_own_scratch(runs: Runs) -> None:
     runs.evaluate(KNN, {"knn_top1": 50.0}, runs.pretrain())
     runs.evaluate(KNN, {"knn_top1": 60.0}, runs.pretrain(encoder=small), encoder=small)
     assert [(row.kind, row.architecture) for row in table.rows(runs.root)] == [
-        ("scratch", "ViT 96x4/4"),
-        ("pretrained", "ViT 96x4/4"),
-        ("gain", "ViT 96x4/4"),
-        ("pretrained", "ViT 48x4/4"),
+        ("scratch", "ViT 96x4/8"),
+        ("pretrained", "ViT 96x4/8"),
+        ("gain", "ViT 96x4/8"),
+        ("pretrained", "ViT 48x4/8"),
     ]
 
 
