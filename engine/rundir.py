@@ -113,13 +113,11 @@ class RunDir:
         Raises:
             ValueError: if the run is running, or another process started it in this very moment.
         """
-        import psutil
-
         if self.state() == "running":
             raise ValueError(self._is_running())
         number = max(self._numbers(), default=0) + 1
         pid = os.getpid()
-        process = {"host": socket.gethostname(), "pid": pid, "process_started": psutil.Process(pid).create_time()}
+        process = {"host": socket.gethostname(), "pid": pid, "process_started": _started(pid)}
         try:
             claim_json(self._attempt(number), {"state": "running", "started": time.time(), **process})
         except FileExistsError:
@@ -163,14 +161,20 @@ def _lives(attempt: dict[str, Any], file: Path) -> bool:
     """Whether the process that began `attempt` is still there: the same one, not another with its number."""
     if attempt["host"] != socket.gethostname():
         return time.time() - file.stat().st_mtime < SILENCE
+    started = _started(attempt["pid"])
+    return started is not None and abs(started - attempt["process_started"]) < 0.05
+
+
+def _started(pid: int) -> float | None:
+    """When process `pid` began, in seconds after the machine did, for its clock may be set; None if it is over."""
     import psutil  # only runs that say they are running need it
 
     try:
-        process = psutil.Process(attempt["pid"])
-        same = abs(process.create_time() - attempt["process_started"]) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        over = process.status() == psutil.STATUS_ZOMBIE
+        return None if over else process.create_time() - psutil.boot_time()
     except psutil.NoSuchProcess:
-        return False
+        return None
 
 
 def _read(file: Path, complaint: str, run: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from engine import rundir
@@ -120,13 +119,27 @@ def _rewrite(run: RunDir, **changes: object) -> Path:
 
 def test_lost_when_its_process_is_gone_or_is_another_with_its_number(run: RunDir) -> None:
     run.begin_attempt()
-    _rewrite(run, process_started=psutil.Process().create_time() - 60)
+    started = run.attempts()[0]["process_started"]
+    _rewrite(run, process_started=started - 60)
     assert run.state() == "lost"
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
-    _rewrite(run, pid=process.pid)
+    _rewrite(run, pid=process.pid, process_started=started)
     assert run.state() == "lost"
     assert run.begin_attempt() == 2
+
+
+def test_a_zombie_is_gone(run: RunDir) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    run.begin_attempt()
+    _rewrite(run, pid=process.pid, process_started=rundir._started(process.pid))
+    assert run.state() == "running"
+    process.kill()
+    deadline = time.monotonic() + 10
+    while run.state() == "running" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert run.state() == "lost", "it has ended, though nobody has waited for it"
+    process.communicate()
 
 
 def test_on_another_machine_it_lives_as_long_as_its_heart_beats(run: RunDir) -> None:
