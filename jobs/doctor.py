@@ -169,7 +169,7 @@ def _programs() -> Iterator[Check]:
         "slurm", "ok" if slurm else "note", _first_line("sinfo", "--version") if slurm else "not on this machine"
     )
     detectron2 = importlib.util.find_spec("detectron2") is not None
-    found = "there" if detectron2 else "not installed; only engine=detectron2 wants it"
+    found = "there" if detectron2 else "not installed; no command needs it yet"
     yield Check(
         "detectron2", "ok" if detectron2 else "note", found, "" if detectron2 else "pip install -e '.[detectron2]'"
     )
