@@ -1,34 +1,85 @@
-"""The classifier that fine-tuning and linear probing put on an encoder: timm's own VisionTransformer.
+"""The classifier that fine-tuning puts on an encoder.
 
-With `pool="avg"` the mean of the patch tokens goes through `fc_norm` to the head and there is no other final norm
-(MAE's fine-tuning default); with `pool="cls"` the class token goes through `norm` to the head. Positions are learned
-from the sin-cos table on. `layer_of` and `no_decay` are MAE's rules for layer decay and weight decay.
+On a plain ViT it is timm's own VisionTransformer; an encoder with other traits (backbones/config.py) keeps its own
+blocks, with the same head on them. With `pool="avg"` the mean of the patch tokens goes through `fc_norm` to the head
+and there is no other final norm (MAE's fine-tuning default); with `pool="cls"` the class token goes through `norm` to
+the head. Positions are learned from the encoder's table on. `layer_of` and `no_decay` are MAE's rules for layer decay
+and weight decay.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import timm.layers
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from backbones.config import ViT
-from backbones.positions import resize_positions
-from backbones.vit import LayerNorm
+from backbones.checkpoints.geometry import resize_table
+from backbones.config import Interpolation, Traits, ViT
+from backbones.vit import PLAIN, LayerNorm, Trunk
 
 Pool = Literal["avg", "cls"]
 HEAD = {"head.weight", "head.bias"}
 FC_NORM = {"fc_norm.weight", "fc_norm.bias"}
 NORM = {"norm.weight", "norm.bias"}
+EMBEDDED = ("cls_token", "reg_token", "pos_embed")
 
 
-def build_classifier(vit: ViT, classes: int, drop_path: float, pool: Pool, image: int) -> VisionTransformer:
+class TraitsClassifier(Trunk):
+    """A classifier on an encoder that is no plain ViT; the parts beside the encoder are named as in timm's."""
+
+    def __init__(self, shape: ViT, traits: Traits, classes: int, drop_path: float, pool: Pool) -> None:
+        super().__init__(shape, traits, drop_path=drop_path)
+        if pool == "cls" and not traits.class_token:
+            raise ValueError("pool=cls asks for the class token, and this encoder has none; take pool=avg")
+        self.global_pool = "avg" if pool == "avg" else "token"
+        norm = nn.LayerNorm(shape.width, traits.norm_eps)
+        self.norm: nn.Module = nn.Identity() if pool == "avg" else norm
+        self.fc_norm: nn.Module = norm if pool == "avg" else nn.Identity()
+        self.head = nn.Linear(shape.width, classes)
+        self.initialise()
+        if traits.positions == "absolute":
+            self.pos_embed.requires_grad_(True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of normalised images (B, 3, H, W)."""
+        tokens = self.norm(self.encode(images))
+        pooled = tokens[:, self.traits.prefix :].mean(dim=1) if self.global_pool == "avg" else tokens[:, 0]
+        logits: Tensor = self.head(self.fc_norm(pooled))
+        return logits
+
+
+Classifier = VisionTransformer | TraitsClassifier
+
+
+def build_classifier(
+    vit: ViT, classes: int, drop_path: float, pool: Pool, image: int, traits: Traits = PLAIN
+) -> Classifier:
     """A classifier of `classes` on an encoder shaped like `vit`, for images of side `image`.
 
     Drop path rises linearly over the blocks from 0 to `drop_path`. The head starts near zero (std 2e-5).
+
+    Raises:
+        ValueError: if the encoder has no class token and `pool` asks for it, or relative positions for another `image`.
     """
-    model = VisionTransformer(
+    if traits.positions == "relative" and image != vit.image:
+        raise ValueError(
+            f"image={image}: this encoder's relative positions are a table learned at {vit.image} pixels, and none can "
+            f"be made from it for another size that is exact; take image={vit.image}"
+        )
+    model: Classifier
+    if traits.plain:
+        model = _plain(vit, classes, drop_path, pool, image)
+    else:
+        model = TraitsClassifier(replace(vit, image=image), traits, classes, drop_path, pool)
+    initialise_head(model)
+    return model
+
+
+def _plain(vit: ViT, classes: int, drop_path: float, pool: Pool, image: int) -> VisionTransformer:
+    return VisionTransformer(
         img_size=image,
         patch_size=vit.patch,
         embed_dim=vit.width,
@@ -40,30 +91,30 @@ def build_classifier(vit: ViT, classes: int, drop_path: float, pool: Pool, image
         norm_layer=LayerNorm,
         weight_init="skip",
     )
-    initialise_head(model)
-    return model
 
 
-def initialise_head(model: VisionTransformer) -> None:
+def initialise_head(model: Classifier) -> None:
     """MAE's start of fine-tuning: head weights from a truncated normal of std 2e-5, bias zero."""
     assert isinstance(model.head, nn.Linear)
     timm.layers.trunc_normal_(model.head.weight, std=2e-5)
     nn.init.zeros_(model.head.bias)
 
 
-def load_encoder_into(model: VisionTransformer, state: dict[str, Tensor]) -> None:
+def load_encoder_into(model: Classifier, state: dict[str, Tensor], interpolation: Interpolation = "bicubic") -> None:
     """Load an encoder's `state` (from `load_encoder` or an encoder's state_dict) into a classifier.
 
-    Positions are resized to the classifier's grid. The head and `fc_norm` stay as they are, and so does `norm`, at
-    scale 1 and shift 0, when the encoder has none (CrossMAE with `pool="cls"`). An encoder's own final norm is left
-    out with `pool="avg"`, which has no place for it.
+    Positions are resized to the classifier's grid by `interpolation`. The head and `fc_norm` stay as they are, and so
+    does `norm`, at scale 1 and shift 0, when the encoder has none (CrossMAE with `pool="cls"`). An encoder's own final
+    norm is left out with `pool="avg"`, which has no place for it.
 
     Raises:
         ValueError: if any other key is missing, unexpected or of another shape.
     """
     averaging = model.global_pool == "avg"
     loaded = {key: value for key, value in state.items() if not (averaging and key in NORM)}
-    loaded["pos_embed"] = resize_positions(state["pos_embed"], model.patch_embed.grid_size)
+    if "pos_embed" in state:
+        side = model.shape.grid if isinstance(model, Trunk) else model.patch_embed.grid_size[0]
+        loaded["pos_embed"] = resize_table(state["pos_embed"], (side, side), interpolation)
     allowed = HEAD | FC_NORM if averaging else HEAD | NORM
     try:
         missing, unexpected = model.load_state_dict(loaded, strict=False)
@@ -79,7 +130,7 @@ def layer_of(name: str, depth: int) -> int:
 
     A layer's learning rate is scaled by decay ** (depth + 1 - layer).
     """
-    if name in ("cls_token", "pos_embed") or name.startswith("patch_embed."):
+    if name in EMBEDDED or name.startswith(("patch_embed.", "norm_pre.")):
         return 0
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
@@ -87,5 +138,5 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def no_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Whether fine-tuning leaves `parameter` out of weight decay: vectors, the positions and the class token."""
-    return parameter.ndim == 1 or name in ("pos_embed", "cls_token")
+    """Whether fine-tuning leaves `parameter` out of weight decay: vectors, positions, class token and registers."""
+    return parameter.ndim == 1 or name in EMBEDDED

@@ -53,6 +53,23 @@ def square_side(table: Tensor) -> int:
     return side
 
 
+def interpolate_rows(
+    rows: Tensor, side: int, grid: tuple[int, int], antialias: bool = False, offset: float = 0.0
+) -> Tensor:
+    """The rows (1, side * side, D) of a square grid for another: (1, rows * columns, D); bicubic, corners not aligned.
+
+    `offset` scales by (rows + offset) / side instead of to the size itself: DINO's way, with 0.1.
+    """
+    image = rows.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    if offset:
+        factors = [(new + offset) / side for new in grid]
+        resized = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False, antialias=antialias)
+    else:
+        resized = F.interpolate(image, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
+    assert resized.shape[2:] == grid
+    return resized.flatten(2).transpose(1, 2)
+
+
 def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """`table` (1, 1 + n * n, D) for another grid: (1, 1 + rows * columns, D); the class token's row is kept.
 
@@ -62,6 +79,4 @@ def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     side = square_side(table)
     if grid == (side, side):
         return table
-    patches = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    resized = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([table[:, :1], interpolate_rows(table[:, 1:], side, grid)], dim=1)

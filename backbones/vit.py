@@ -1,11 +1,11 @@
-"""The plain ViT that masked-image-modelling methods pretrain.
+"""The plain ViT that masked-image-modelling methods pretrain, and its relatives.
 
 `Trunk` is what every method shares: patch embedding, class token, fixed sin-cos positions and timm's pre-norm
 blocks. It can be shown some of the patches only, and then embeds no others. `VisionTransformer` is the encoder as
 evaluations see it: images to `Features`.
 
 Parameters are named as in MAE and CrossMAE: cls_token, pos_embed, patch_embed.proj.*, blocks.N.*, and norm.* where
-the method has a final norm.
+the method has a final norm. `Traits` say what else other people's encoders have; its parameters are named as in timm.
 
 Shapes: B image, N patch (h * w, row-major), V patch shown, T token (class token and patches), D width, p patch side.
 """
@@ -17,14 +17,18 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from backbones.config import ViT
+from backbones.blocks import RotaryPositions, build_block
+from backbones.checkpoints.geometry import resize_table
+from backbones.config import Interpolation, Traits, ViT
 from backbones.contract import Features
-from backbones.positions import resize_positions, sincos_2d
+from backbones.positions import sincos_2d
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+PLAIN = Traits()
+FIRST_TOKENS = ("cls_token", "reg_token")  # what comes before the patches, as far as an encoder has it
 
 
 def patch_view(images: Tensor, patch: int) -> Tensor:
@@ -50,9 +54,9 @@ def pick_patches(patches: Tensor, index_BV: Tensor | None) -> Tensor:
 class PatchEmbed(nn.Module):
     """A linear map of each patch, kept as the convolution that checkpoints hold."""
 
-    def __init__(self, patch: int, width: int) -> None:
+    def __init__(self, patch: int, width: int, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch)
+        self.proj = nn.Conv2d(3, width, patch, patch, bias=bias)
 
     def forward(self, patches_BV3pp: Tensor) -> Tensor:
         """Tokens (B, V, D)."""
@@ -60,20 +64,41 @@ class PatchEmbed(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Patch embedding, class token, positions and blocks; subclasses add what they read out and initialise."""
+    """Patch embedding, class token, positions and blocks; subclasses add what they read out and initialise.
 
-    def __init__(self, shape: ViT) -> None:
+    Args:
+        shape: sizes.
+        traits: what it has beyond MAE's ViT.
+        interpolation: how the position table is brought to the grid of other images than `shape.image`.
+        drop_path: stochastic depth of the last block; rises linearly from 0.
+    """
+
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+
+    def __init__(
+        self,
+        shape: ViT,
+        traits: Traits = PLAIN,
+        interpolation: Interpolation = "bicubic",
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.traits, self.interpolation = shape, traits, interpolation
         self.patch, self.width = shape.patch, shape.width
-        self.patch_embed = PatchEmbed(shape.patch, shape.width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
-        table = sincos_2d(shape.width, (shape.grid, shape.grid))
-        self.pos_embed = nn.Parameter(table, requires_grad=False)  # a Parameter, so that files hold it as MAE's do
-        self.blocks = nn.ModuleList(
-            Block(shape.width, shape.heads, qkv_bias=True, norm_layer=LayerNorm)  # type: ignore[arg-type]
-            for _ in range(shape.depth)
-        )
+        self.recompute = False  # trade time for memory: see `through`
+        self.patch_embed = PatchEmbed(shape.patch, shape.width, traits.patch_bias)
+        if traits.class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
+        if traits.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, traits.registers, shape.width))
+        if traits.positions == "absolute":
+            table = sincos_2d(shape.width, (shape.grid, shape.grid), traits.class_token)
+            self.pos_embed = nn.Parameter(table, requires_grad=False)  # a Parameter, so that files hold it as MAE's do
+        self.rope = RotaryPositions(shape.width // shape.heads) if traits.positions == "rope" else None
+        self.norm_pre = nn.LayerNorm(shape.width, traits.norm_eps) if traits.pre_norm else nn.Identity()
+        rates = [drop_path * index / max(shape.depth - 1, 1) for index in range(shape.depth)]
+        self.blocks = nn.ModuleList(build_block(shape, traits, rate) for rate in rates)
 
     def initialise(self, *tokens: nn.Parameter) -> None:
         """MAE's initialisation, in its order, so that the same seed gives the same weights.
@@ -81,32 +106,81 @@ class Trunk(nn.Module):
         The patch embedding's bias keeps the convolution's default; `tokens` are drawn after the class token.
         """
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
-        for token in (self.cls_token, *tokens):
+        own = [getattr(self, name) for name in FIRST_TOKENS if hasattr(self, name)]
+        for token in (*own, *tokens):
             nn.init.normal_(token, std=0.02)
         self.apply(_initialise)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens (B, 1 + V, D) of the patches at indices `keep` (B, V), in that order, or of all; class token first."""
-        patches = patch_view(images, self.patch)
-        positions = resize_positions(self.pos_embed, (patches.shape[1], patches.shape[2]))[0, 1:]
-        tokens = self.patch_embed(pick_patches(patches, keep)) + (positions if keep is None else positions[keep])
-        return torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        """Tokens (B, 1 + V, D) of the patches at indices `keep` (B, V), in that order, or of all; class token first.
 
-    def forward_tokens(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
+        Registers come between the two; without a class token there are the patches alone.
+
+        Raises:
+            ValueError: if the images cannot be cut into patches, or have another grid than relative positions are for.
+        """
+        patches = patch_view(images, self.patch)
+        tokens = self.patch_embed(pick_patches(patches, keep))
+        first = [getattr(self, name) for name in FIRST_TOKENS if hasattr(self, name)]
+        if self.traits.positions == "absolute":
+            table = resize_table(self.pos_embed, (patches.shape[1], patches.shape[2]), self.interpolation)
+            head = int(self.traits.class_token)
+            first[:head] = [token + table[:, :1] for token in first[:head]]
+            positions = table[0, head:]
+            tokens = tokens + (positions if keep is None else positions[keep])
+        else:
+            assert keep is None, "only absolute positions can be picked from"
+            self.require_grid(patches.shape[1], patches.shape[2])
+        prefix = [token.to(tokens.dtype).expand(len(tokens), -1, -1) for token in first]
+        embedded: Tensor = self.norm_pre(torch.cat([*prefix, tokens], dim=1))
+        return embedded
+
+    def require_grid(self, rows: int, columns: int) -> None:
+        """Refuse a grid of patches that the positions are not for: only relative ones are for one grid alone.
+
+        Raises:
+            ValueError: in one line that says which size of images will do.
+        """
+        own = self.shape.grid
+        if self.traits.positions == "relative" and (rows, columns) != (own, own):
+            raise ValueError(
+                f"this encoder's relative positions are a table learned for {own} x {own} patches, and none for "
+                f"{rows} x {columns} can be made from it exactly; take images of {self.shape.image} pixels"
+            )
+
+    def forward_tokens(self, images: Tensor, keep: Tensor | None = None, blocks: int | None = None) -> list[Tensor]:
         """What the blocks see and make: the tokens (B, 1 + V, D) before the first block and after each, not normalised.
 
         Args:
             images: (B, 3, H, W), normalised; H and W multiples of the patch side.
             keep: row-major indices (B, V) of the patches to embed; all when None.
+            blocks: how many blocks to pass, from the first; all when None.
         """
         maps = [self.embed(images, keep)]
-        for block in self.blocks:
-            maps.append(block(maps[-1]))
+        for block in self.blocks[:blocks]:
+            maps.append(self.through(block, maps[-1]))
         return maps
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The tokens (B, T, D) after the last block, not normalised: class token, registers, patches."""
+        tokens = self.embed(images)
+        grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
+        rope = {} if self.rope is None else {"rope": self.rope(grid)}
+        for block in self.blocks:
+            tokens = block(tokens, **rope)
+        return tokens
+
+    def through(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """What `block` makes of `inputs`; with `recompute`, the backward pass computes that again."""
+        if self.recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+            return again
+        made: Tensor = block(*inputs)
+        return made
 
 
 class VisionTransformer(Trunk):
-    """An encoder to evaluate: images (B, 3, H, W), ImageNet-normalised, to `Features`.
+    """An encoder to evaluate: images (B, 3, H, W), normalised as in its pretraining, to `Features`.
 
     Tokens pass the final norm, `norm.*`, where the method trains one (MAE); else (CrossMAE) they are the last block's
     output, and `norm` is the identity. An evaluation that wants another norm puts it in its place.
@@ -115,21 +189,32 @@ class VisionTransformer(Trunk):
         shape: sizes of the encoder.
         final_norm: the method trains a final LayerNorm.
         pool: "avg", the mean of the patch tokens, or "cls", the class token.
+        traits: what it has beyond MAE's ViT.
+        interpolation: how its position table is brought to other grids.
+
+    Raises:
+        ValueError: if the class token is asked for and there is none.
     """
 
-    def __init__(self, shape: ViT, final_norm: bool = False, pool: Literal["avg", "cls"] = "avg") -> None:
-        super().__init__(shape)
+    def __init__(
+        self,
+        shape: ViT,
+        final_norm: bool = False,
+        pool: Literal["avg", "cls"] = "avg",
+        traits: Traits = PLAIN,
+        interpolation: Interpolation = "bicubic",
+    ) -> None:
+        super().__init__(shape, traits, interpolation)
+        if pool == "cls" and not traits.class_token:
+            raise ValueError("pool=cls asks for the class token, and this encoder has none; take pool=avg")
         self.pool = pool
-        self.norm = LayerNorm(shape.width) if final_norm else nn.Identity()
+        self.norm = nn.LayerNorm(shape.width, traits.norm_eps) if final_norm else nn.Identity()
         self.initialise()
 
     def forward(self, images: Tensor) -> Features:
         """Pooled feature (B, D) and patch features (B, h, w, D)."""
-        tokens = self.embed(images)
-        for block in self.blocks:
-            tokens = block(tokens)
-        tokens = self.norm(tokens)
-        patches = tokens[:, 1:]
+        tokens = self.norm(self.encode(images))
+        patches = tokens[:, self.traits.prefix :]
         pooled = patches.mean(dim=1) if self.pool == "avg" else tokens[:, 0]
         return Features(pooled, patches.unflatten(1, (images.shape[2] // self.patch, -1)))
 

@@ -16,11 +16,39 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.config import ViT
+from backbones.config import Traits, ViT
 from backbones.positions import resize_positions, square_side
 from backbones.window_attention import RelativeAttention
 
+PLAIN = Traits()
 NOT_IN_VITDET = ("cls_token", "norm.weight", "norm.bias")  # what a plain encoder has beyond ViTDet's
+
+
+def vitdet_reason(traits: Traits) -> str | None:
+    """Why an encoder with `traits` cannot be ViTDet's, in one line; None if it can.
+
+    ViTDet has MAE's blocks and nothing else. Weights that have no place in it are often left out without a word
+    elsewhere, and what is left is another encoder, with a poor AP.
+    """
+    lacking = {
+        "registers": f"{traits.registers} registers",
+        "positions": f"{traits.positions} positions, where it has a table of absolute ones",
+        "pre_norm": "a norm before the first block",
+        "layer_scale": "LayerScale",
+        "activation": f"{traits.activation} as activation",
+        "mlp": "SwiGLU in place of the MLP",
+        "hidden": f"an MLP {traits.hidden} wide, where it has four times the encoder's width",
+        "patch_bias": "no bias in the patch embedding",
+        "qkv_bias": "no bias in query, key and value",
+        "norm_eps": f"norms with eps {traits.norm_eps:g}, where it has {PLAIN.norm_eps:g}",
+    }
+    found = [what for name, what in lacking.items() if getattr(traits, name) != getattr(PLAIN, name)]
+    if not found:
+        return None
+    return (
+        f"this encoder cannot be a ViTDet backbone, which has no place for what it has: {'; '.join(found)}. "
+        "Without it, it would be another encoder; k-NN, linear probe and fine-tuning take it as it is"
+    )
 
 
 class Block(nn.Module):
@@ -105,17 +133,23 @@ class ViTDet(nn.Module):
             tokens_BhwD = block(tokens_BhwD)
         return tokens_BhwD.permute(0, 3, 1, 2)
 
-    def load_encoder(self, state: Mapping[str, Tensor]) -> None:
+    def load_encoder(self, state: Mapping[str, Tensor], traits: Traits = PLAIN) -> None:
         """Take the weights of a plain encoder (`backbones.checkpoint.load_encoder`); relative positions stay zero.
 
         A kernel for patches of another size is resampled, as ViTDet does for ViT-H (14 to 16 pixels), and so is a
-        position table for another grid: both bicubic.
+        position table for another grid: both bicubic. A table without a class token's row gets one of zeros.
 
         Raises:
-            ValueError: if the encoder's width or depth differs, naming the first weight that does not fit.
+            ValueError: if the encoder has `traits` that ViTDet has not, or its width or depth differs, naming the first
+                weight that does not fit.
         """
+        if (reason := vitdet_reason(traits)) is not None:
+            raise ValueError(reason)
         own = self.state_dict()
         given = {key: value for key, value in state.items() if key not in NOT_IN_VITDET}
+        if not traits.class_token:
+            table = given["pos_embed"]
+            given["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
         for key, resample in (("patch_embed.proj.weight", _resampled_kernel), ("pos_embed", _resampled_positions)):
             if key in given and given[key].shape != own[key].shape:
                 given[key] = resample(given[key], own[key])

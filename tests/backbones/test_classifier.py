@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbones.classifier import build_classifier, layer_of, load_encoder_into, no_decay
-from backbones.config import SIZES, ViT
+from backbones.classifier import TraitsClassifier, build_classifier, layer_of, load_encoder_into, no_decay
+from backbones.config import SIZES, Traits, ViT
 from backbones.vit import VisionTransformer
 
 TINY = ViT(width=48, depth=3, heads=4, patch=8, image=32)
@@ -118,3 +118,46 @@ def test_layer_decay_has_the_authors_groups_and_scales(
     assert math.isclose(min(scale), first, rel_tol=1e-5)
     assert math.isclose(sorted(set(scale))[1], second, rel_tol=1e-5)
     assert max(scale) == 1.0
+
+
+EVERY = {
+    "beit": Traits(positions="relative", layer_scale=True),
+    "clip": Traits(pre_norm=True, patch_bias=False, norm_eps=1e-5, activation="quick_gelu"),
+    "dinov2": Traits(layer_scale=True, registers=4, mlp="swiglu", hidden=40),
+    "dinov3": Traits(positions="rope", layer_scale=True, registers=4, norm_eps=1e-5),
+}
+
+
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+@pytest.mark.parametrize("kind", EVERY)
+def test_an_encoder_with_traits_keeps_its_own_blocks(kind: str, pool: str) -> None:
+    traits = EVERY[kind]
+    encoder = VisionTransformer(TINY, True, traits=traits).eval()
+    model = build_classifier(TINY, 10, 0.2, pool, 32, traits)  # type: ignore[arg-type]
+    assert isinstance(model, TraitsClassifier)
+    load_encoder_into(model, encoder.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    tokens = encoder.encode(images)
+    read = model.fc_norm(tokens[:, traits.prefix :].mean(1)) if pool == "avg" else encoder.norm(tokens)[:, 0]
+    assert torch.allclose(model.eval()(images), model.head(read), atol=1e-6)
+    model.train()(images).sum().backward()
+    trained = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert len(trained) == len(list(model.parameters()))
+    assert {layer_of(name, 3) for name in trained} == {0, 1, 2, 3, 4}
+    assert not traits.registers or no_decay("reg_token", model.reg_token)
+    assert layer_of("norm_pre.weight", 3) == layer_of("reg_token", 3) == 0
+
+
+def test_a_classifier_with_traits_at_another_size() -> None:
+    traits = EVERY["dinov2"]
+    encoder = VisionTransformer(TINY, traits=traits, interpolation="bicubic-offset").eval()
+    model = build_classifier(TINY, 10, 0.0, "avg", 64, traits).eval()
+    load_encoder_into(model, encoder.state_dict(), "bicubic-offset")
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(model(images), model.head(model.fc_norm(encoder(images).pooled)), atol=1e-6)
+    assert model.pos_embed.requires_grad
+
+
+def test_relative_positions_are_not_for_another_size() -> None:
+    with pytest.raises(ValueError, match=r"image=64.*take image=32"):
+        build_classifier(TINY, 10, 0.0, "avg", 64, EVERY["beit"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backbones.config import ViT
+from backbones.config import Traits, ViT
 from backbones.contract import Features
 from backbones.vit import VisionTransformer, patch_view, pick_patches
 
@@ -82,3 +82,43 @@ def test_names_are_those_of_mae() -> None:
 def test_positions_are_not_trained() -> None:
     parameters = dict(VisionTransformer(TINY).named_parameters())
     assert [name for name, parameter in parameters.items() if not parameter.requires_grad] == ["pos_embed"]
+
+
+def test_the_class_token_has_a_position_too(encoder: VisionTransformer) -> None:
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    torch.nn.init.normal_(encoder.pos_embed)
+    assert torch.equal(encoder.embed(images)[:, 0], encoder.cls_token[0] + encoder.pos_embed[:, 0])
+
+
+def test_registers_come_between_the_class_token_and_the_patches() -> None:
+    traits = Traits(registers=3)
+    encoder = VisionTransformer(TINY, traits=traits).eval()
+    images = torch.randn(2, 3, 32, 32)
+    tokens = encoder.encode(images)
+    assert tokens.shape == (2, 1 + 3 + 16, 48)
+    assert torch.equal(encoder.embed(images)[:, 1:4], encoder.reg_token.expand(2, -1, -1))
+    assert torch.equal(encoder(images).grid.flatten(1, 2), tokens[:, 4:])
+
+
+def test_an_encoder_without_a_class_token() -> None:
+    traits = Traits(class_token=False)
+    encoder = VisionTransformer(TINY, traits=traits)
+    assert encoder(torch.randn(1, 3, 64, 40)).grid.shape == (1, 8, 5, 48)
+    assert "cls_token" not in encoder.state_dict()
+    with pytest.raises(ValueError, match="take pool=avg"):
+        VisionTransformer(TINY, pool="cls", traits=traits)
+
+
+def test_how_positions_are_resized_is_a_choice() -> None:
+    images = torch.randn(1, 3, 16, 24)
+    features = []
+    for how in ("bicubic", "bicubic-antialias", "bicubic-offset", "regenerate"):
+        torch.manual_seed(0)
+        features.append(VisionTransformer(TINY, interpolation=how).eval()(images).pooled)  # type: ignore[arg-type]
+    assert all(not torch.allclose(one, other) for one in features for other in features if one is not other)
+
+
+def test_rotary_positions_are_for_any_size() -> None:
+    encoder = VisionTransformer(TINY, traits=Traits(positions="rope", registers=2)).eval()
+    assert "pos_embed" not in encoder.state_dict()
+    assert encoder(torch.randn(1, 3, 64, 40)).grid.shape == (1, 8, 5, 48)

@@ -1,0 +1,246 @@
+"""Encoders out: the file that another library takes, with everything that is needed to get the encoder back exactly.
+
+    safetensors   ours: canonical names, and in the metadata `mimbench`, which is `EncoderInfo` as JSON
+    timm          the same, and in the metadata `timm`, as JSON: the architecture and the arguments of
+                  `timm.create_model` that build exactly this encoder (`timm_model`); it loads with strict=True
+    detectron2    {"model": ...} for its `DetectionCheckpointer`, by a ViTDet detector's names (`backbone.net.*`)
+    mae           {"model": ...}, as the fine-tuning and the linear probing of MAE's repository read it
+
+No weight is made up, left out or resampled. ViTDet has neither class token nor final norm: the file keeps them beside
+"model", under "mimbench", where detectron2 does not look. Its relative positions and its pyramid are no part of an
+encoder, are absent, and begin as the detector sets them. An encoder without a final norm (CrossMAE) stays without: timm
+is told so (`final_norm=False`); MAE's code has no such setting, but needs no norm when it averages the patches
+(`--global_pool`).
+
+The same encoder gives the same bytes. What is written comes back through `load_encoder` bit for bit, with the same
+`EncoderInfo` and the same `content_hash`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from backbones.checkpoint import load_encoder
+from backbones.checkpoints.geometry import resize_kernel, resize_table
+from backbones.checkpoints.info import EncoderInfo, to_json
+from backbones.checkpoints.opening import parse_location
+from backbones.checkpoints.timm_model import timm_model
+from backbones.config import SIZES, Traits, ViT
+from backbones.content import METADATA, tensors_hash
+from backbones.vitdet import NOT_IN_VITDET, vitdet_reason
+from engine.atomic import write_with
+
+Target = Literal["safetensors", "timm", "detectron2", "mae"]
+SUFFIX: dict[Target, str] = {"safetensors": ".safetensors", "timm": ".safetensors", "detectron2": ".pth", "mae": ".pth"}
+IN_DETECTOR = "backbone.net."  # what a ViTDet detector's names for its encoder begin with
+MAE_MODELS = {"B": "vit_base_patch16", "L": "vit_large_patch16", "H": "vit_huge_patch14"}
+LEAST_PATCH = 4  # pixels; the finest level of ViTDet's pyramid has a quarter of it as its stride
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and how the other library reads it."""
+
+    file: str
+    target: Target
+    family: str
+    tensors: int
+    bytes: int
+    content: str  # the `content_hash` of the encoder, the source's and the export's
+    usage: str  # a line of Python or of a shell
+    notes: tuple[str, ...]  # what the other library cannot know
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What goes into a file."""
+
+    tensors: dict[str, Any]  # of a safetensors file, or all that is pickled
+    usage: str  # with FILE for its name
+    notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] | None = None  # of a safetensors file
+
+
+def export_encoder(source: str | Path, target: str, out: str | Path | None = None, patch: int | None = None) -> Export:
+    """Write the encoder in the checkpoint `source` for `target`, to `out` or to `default_name` in this directory.
+
+    With `patch` it is first resampled to patches of that side in pixels, and is then another encoder (see `resampled`).
+
+    Raises:
+        FileNotFoundError: if there is no `source`.
+        ValueError: if `source` is no encoder, `target` is unknown or cannot hold it, or `out` has another suffix.
+        OSError: if `out` exists or cannot be written.
+    """
+    to = _known(target)
+    file = _free(Path(out).expanduser() if out is not None else Path(default_name(source, to)), to)
+    state, info = load_encoder(source)
+    try:
+        state, info = (state, info) if patch is None else resampled(state, info, patch)
+        content = WRITERS[to](dict(sorted(state.items())), info)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be exported for {to}: {error}") from None
+    write_with(file, lambda temporary: _write(temporary, content))
+    return Export(
+        file=str(file),
+        target=to,
+        family=info.family,
+        tensors=len(state),
+        bytes=file.stat().st_size,
+        content=tensors_hash(state),
+        usage=content.usage.replace("FILE", str(file)),
+        notes=content.notes,
+    )
+
+
+def default_name(source: str | Path, target: Target) -> str:
+    """`encoder-timm.safetensors` for encoder.pth and timm."""
+    return f"{parse_location(str(source))[0].stem}-{target}{SUFFIX[target]}"
+
+
+def _free(file: Path, target: Target) -> Path:
+    if file.suffix != SUFFIX[target]:
+        raise ValueError(f"--out {file}: a file for {target} must end in {SUFFIX[target]}, by which it is read")
+    if file.exists():
+        raise FileExistsError(f"{file} exists; remove it, or name another file with --out")
+    return file
+
+
+def _known(target: str) -> Target:
+    for known in get_args(Target):
+        if target == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"--to {target}: it must be one of {', '.join(get_args(Target))}")
+
+
+# --------------------------------------------------------------------------------------------------- what goes into it
+
+
+def _ours(state: State, info: EncoderInfo) -> _Content:
+    usage = "mimbench evaluate FILE --on knn,linear,finetune,coco"
+    return _Content(dict(state), usage, metadata={METADATA: to_json(info)})
+
+
+def _timm(state: State, info: EncoderInfo) -> _Content:
+    name, arguments = timm_model(state, info)
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    images = {"input_size": [3, info.vit.image, info.vit.image], "mean": info.mean, "std": info.std}
+    about = json.dumps({"architecture": name, "model_args": arguments, "pretrained_cfg": images}, sort_keys=True)
+    notes = [f"images: mean {info.mean}, standard deviation {info.std}"]
+    if not info.final_norm:
+        notes.append("final_norm=False, for this encoder has none; without it timm would put an untrained one in")
+    return _Content(
+        dict(state),
+        f"timm.create_model('{name}', checkpoint_path='FILE', {given})",
+        tuple(notes),
+        {METADATA: to_json(info), "timm": about},
+    )
+
+
+def _mae(state: State, info: EncoderInfo) -> _Content:
+    if not info.traits.plain:
+        raise ValueError(f"MAE's code knows the plain ViT alone, and this one has {_departures(info.traits)}")
+    name = next((name for size, name in MAE_MODELS.items() if _body(SIZES[size]) == _body(info.vit)), None)
+    notes = [] if name else ["MAE's code has no model of this size: one must be added to its models_vit.py"]
+    if not info.final_norm:
+        notes.append(
+            "no final norm: MAE's code needs none with --global_pool, and with --cls_token stops without norm.*"
+        )
+    usage = (
+        f"python main_finetune.py --finetune FILE --model {name or 'MODEL'} --input_size {info.vit.image} --global_pool"
+    )
+    return _Content({"model": dict(state), METADATA: {"about": to_json(info)}}, usage, tuple(notes))
+
+
+def _body(vit: ViT) -> tuple[int, int, int, int]:
+    return vit.width, vit.depth, vit.heads, vit.patch
+
+
+def _departures(traits: Traits) -> str:
+    """What differs from the plain ViT, as `field=value`."""
+    plain = asdict(Traits())
+    return ", ".join(f"{name}={value}" for name, value in asdict(traits).items() if value != plain[name])
+
+
+def _detectron2(state: State, info: EncoderInfo) -> _Content:
+    vit = info.vit
+    reason = vitdet_reason(info.traits)
+    if reason is not None:
+        raise ValueError(reason)
+    if vit.patch < LEAST_PATCH or vit.patch & (vit.patch - 1):
+        raise ValueError(
+            f"patches of {vit.patch} pixels give ViTDet's pyramid strides that are no powers of 2; --patch 16 resamples"
+            " them, as detectron2's own ViT-H was, which makes it another encoder"
+        )
+    named = {f"{IN_DETECTOR}{key}": value for key, value in state.items()}
+    beside = {f"{IN_DETECTOR}{key}": state[key] for key in NOT_IN_VITDET if key in state}
+    model = {key: value for key, value in named.items() if key not in beside}
+    sizes = f"patch_size={vit.patch}, embed_dim={vit.width}, depth={vit.depth}, num_heads={vit.heads}"
+    table = f"pretrain_img_size={vit.image}, pretrain_use_cls_token={info.traits.class_token}"
+    notes = (
+        f"the detector's ViT must have {sizes}, {table}",
+        "missing afterwards, as it should be: rel_pos_*, the pyramid and the heads; unexpected: nothing",
+        f"the detector must have pixel_mean={_of_255(info.mean)}, pixel_std={_of_255(info.std)}",
+    )
+    tree = {"model": model, METADATA: {"about": to_json(info), **beside}}
+    return _Content(tree, "DetectionCheckpointer(model).load('FILE')", notes)
+
+
+def _of_255(values: Iterable[float]) -> list[float]:
+    return [round(255 * value, 3) for value in values]
+
+
+WRITERS: Mapping[Target, Callable[[State, EncoderInfo], _Content]] = {
+    "safetensors": _ours,
+    "timm": _timm,
+    "detectron2": _detectron2,
+    "mae": _mae,
+}
+
+
+def resampled(state: State, info: EncoderInfo, patch: int) -> tuple[dict[str, Tensor], EncoderInfo]:
+    """The encoder for patches of another size and images of the same: kernel and positions bicubic, as in ViTDet.
+
+    Raises:
+        ValueError: if the pretraining image is no multiple of `patch`.
+    """
+    vit = replace(info.vit, patch=patch)
+    resized = dict(state)
+    resized["patch_embed.proj.weight"] = resize_kernel(state["patch_embed.proj.weight"], patch)
+    if "pos_embed" in state:
+        resized["pos_embed"] = resize_table(state["pos_embed"], (vit.grid, vit.grid), "bicubic")
+    return resized, replace(info, vit=vit)
+
+
+# ---------------------------------------------------------------------------------------------------------- the file
+
+
+def _write(file: Path, content: _Content) -> None:
+    if content.metadata is None:
+        with file.open("wb") as handle:  # a handle, for torch writes a path's name into the file
+            torch.save(content.tensors, handle)
+        return
+    data = memoryview(save(content.tensors, dict(content.metadata)))
+    length = 8 + int.from_bytes(data[:8], "little")
+    with file.open("wb") as handle:
+        handle.write(data[:8])
+        handle.write(_sorted(bytes(data[8:length])))
+        handle.write(data[length:])
+
+
+def _sorted(header: bytes) -> bytes:
+    """The header of a safetensors file, its metadata sorted; the library's order differs from run to run."""
+    entries = json.loads(header)
+    entries = {"__metadata__": dict(sorted(entries.pop("__metadata__").items())), **entries}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode().ljust(len(header))
+    assert len(text) == len(header), "the same entries in another order take the same room"
+    return text

@@ -1,0 +1,110 @@
+"""BEiT and BEiT v2, and what fine-tuning makes of them and of SimMIM: relative positions, LayerScale, no bias in keys.
+
+A pretraining file has one table of relative positions for all blocks, a fine-tuned one a table in each block. The
+first is copied into every block, as the fine-tuning code of both does, and that is exact. A table for another number
+of patches would have to be interpolated on an uneven grid of distances, which gives another encoder: it is refused
+where it is asked for (`backbones/vit.py`), and so is ViTDet (`backbones/vitdet.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from backbones.checkpoints.family import HALF, Converted, Family, Signature
+from backbones.config import Traits
+
+SHARED = "rel_pos_bias.relative_position_bias_table"
+TABLE = "attn.relative_position_bias_table"
+PRETRAINED = (r"rel_pos_bias\.relative_position_bias_table", r"patch_embed\.proj\.weight", r"blocks\.\d+\.attn\.q_bias")
+FINETUNED = (
+    r"patch_embed\.proj\.weight",
+    r"blocks\.\d+\.attn\.q_bias",
+    r"blocks\.\d+\.attn\.relative_position_bias_table",
+)
+INDEX = (r"(.*\.)?relative_position_index", "index into the positions, computed anew")
+
+
+def relative_traits(weights: Mapping[str, Tensor]) -> Traits:
+    """The traits of an encoder by BEiT's names; whatever is there in the file, the encoder has."""
+    return Traits(
+        positions="relative",
+        layer_scale="blocks.0.gamma_1" in weights,
+        qkv_bias="blocks.0.attn.q_bias" in weights,
+    )
+
+
+def relative_grid(weights: Mapping[str, Tensor]) -> int:
+    """Patches along one side, by the rows of the first block's table: (2 n - 1) ** 2 and three of the class token.
+
+    Raises:
+        ValueError: if there is no table, or it is of no square grid.
+    """
+    table = weights.get(f"blocks.0.{TABLE}")
+    rows = 0 if table is None else len(table) - 3
+    side = math.isqrt(max(rows, 0))
+    if side * side != rows or side % 2 == 0:
+        raise ValueError(f"its table of relative positions has {rows + 3} rows, which is no square grid")
+    return (side + 1) // 2
+
+
+def shared_table(weights: dict[str, Tensor]) -> Converted:
+    """The one table of all blocks, as a table in each."""
+    made = {key: value for key, value in weights.items() if key != SHARED}
+    blocks = sorted({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    tables = {f"blocks.{block}.{TABLE}": weights[SHARED] for block in blocks}
+    return {**made, **tables}, dict.fromkeys(tables, "the positions that all blocks share, copied into each")
+
+
+BEIT_V2 = Family(
+    name="beitv2",
+    title="BEiT v2 (Peng et al., 2022), pretrained",
+    signature=Signature(has=(*PRETRAINED, r"lm_head\.weight", r"cls_pt_layers\.\d+\..*"), never=(r"pos_embed",)),
+    source="microsoft/unilm, beit2",
+    convert=shared_table,
+    dropped=(
+        INDEX,
+        (r"(cls_pt_)?lm_head\..*", "decoder: logits of visual tokens"),
+        (r"cls_pt_(layers|norm)\..*", "decoder of the class token"),
+        (r"mask_token", "mask token"),
+    ),
+    positions="relative",
+    grid=relative_grid,
+    traits=relative_traits,
+)
+BEIT = Family(
+    name="beit",
+    title="BEiT (Bao et al., 2022), pretrained",
+    signature=Signature(has=(*PRETRAINED, r"lm_head\.weight"), never=(r"pos_embed", r"cls_pt_layers\..*")),
+    source="microsoft/unilm, beit",
+    convert=shared_table,
+    dropped=(INDEX, (r"lm_head\..*", "decoder: logits of visual tokens"), (r"mask_token", "mask token")),
+    positions="relative",
+    mean=HALF,
+    std=HALF,
+    notes=(
+        "BEiT's images are normalised by .5, as on ImageNet-22k; its runs on ImageNet-1k alone took ImageNet's own",
+    ),
+    grid=relative_grid,
+    traits=relative_traits,
+)
+BEIT_FINETUNED = Family(
+    name="beit",
+    title="BEiT, BEiT v2 or SimMIM, fine-tuned (the file does not tell which)",
+    signature=Signature(has=FINETUNED, never=(r"pos_embed", SHARED.replace(".", r"\."), r"lm_head\..*")),
+    source="microsoft/unilm, microsoft/SimMIM, timm's beit_* and beitv2_*",
+    dropped=(
+        INDEX,
+        (r"head\.(weight|bias)", "classification head"),
+        (r"fc_norm\.(weight|bias)", "norm of the classification head"),
+        (r"mask_token", "mask token"),
+    ),
+    positions="relative",
+    mean=HALF,
+    std=HALF,
+    notes=("images are normalised by .5, as BEiT's are; BEiT v2 and SimMIM took ImageNet's own mean and deviation",),
+    grid=relative_grid,
+    traits=relative_traits,
+)

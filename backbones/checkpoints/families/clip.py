@@ -1,0 +1,161 @@
+"""CLIP's image towers: a norm before the first block, no bias in the patch embedding, norms with eps 1e-5.
+
+By the names of timm, of OpenAI (and of open_clip, which are the same), and of Hugging Face. The text tower is left out,
+and so is the projection into the space that image and text share. No weight tells the activation: OpenAI's towers have
+QuickGELU, and the larger ones of others (1280 wide and more) GELU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from backbones.checkpoints.families.plain import shown
+from backbones.checkpoints.family import Converted, Family, Signature
+from backbones.config import Traits
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HEADS = {1280: 16, 1408: 16, 1664: 16}  # ViT-H, g and bigG of open_clip; else 64 channels a head
+NOTES = ("taken for OpenAI's, with QuickGELU; others' towers up to ViT-L may have GELU, and the file does not tell",)
+BIAS = r"patch_embed\.proj\.bias"
+
+
+def clip_heads(width: int) -> int:
+    """Heads of a tower."""
+    return HEADS.get(width, max(width // 64, 1))
+
+
+def clip_traits(weights: Mapping[str, Tensor]) -> Traits:
+    """A tower's traits. The sizes that OpenAI published have QuickGELU."""
+    openai = len(weights["patch_embed.proj.weight"]) not in HEADS
+    return replace(shown(weights), pre_norm=True, norm_eps=1e-5, activation="quick_gelu" if openai else "gelu")
+
+
+def with_axes(weights: dict[str, Tensor]) -> Converted:
+    """The class token and the positions with the axes that timm gives them."""
+    made = dict(weights)
+    how = {}
+    for name, axes in (("cls_token", 3), ("pos_embed", 3)):
+        if name in made and made[name].ndim < axes:
+            made[name] = made[name][(None,) * (axes - made[name].ndim)]
+            how[name] = "given the axes of a batch"
+    return made, how
+
+
+def joined_heads(weights: dict[str, Tensor]) -> Converted:
+    """Query, key and value of Hugging Face's layout as one matrix, and the axes of `with_axes`."""
+    made, how = with_axes(weights)
+    for key in [key for key in made if ".attn.q_proj." in key]:
+        parts = [key.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+        joined = key.replace(".q_proj.", ".qkv.")
+        if all(part in made for part in parts):
+            made[joined] = torch.cat([made.pop(part) for part in parts])
+            how[joined] = "query, key and value joined"
+    return made, how
+
+
+CLIP_TIMM = Family(
+    name="clip",
+    title="CLIP's image tower (Radford et al., 2021), by timm",
+    signature=Signature(
+        has=(
+            r"norm_pre\.weight",
+            r"patch_embed\.proj\.weight",
+            r"pos_embed",
+            r"cls_token",
+            r"blocks\.\d+\.attn\.qkv\.weight",
+        ),
+        never=(BIAS, r"blocks\.\d+\.(ls1\.gamma|gamma_1)", r"reg_token", r".*\.inner_attn_ln\..*"),
+    ),
+    source="timm's vit_*_clip_*",
+    dropped=(
+        (r"head\.(weight|bias)", "projection into the space of text"),
+        (r"fc_norm\..*", "norm of the classification head"),
+    ),
+    positions="learned",
+    interpolation="bicubic-antialias",
+    mean=MEAN,
+    std=STD,
+    notes=NOTES,
+    heads=clip_heads,
+    traits=clip_traits,
+)
+CLIP_OPENAI = Family(
+    name="clip",
+    title="CLIP (Radford et al., 2021), both towers, by OpenAI or open_clip",
+    signature=Signature(
+        has=(r"visual\.conv1\.weight", r"visual\.class_embedding", r"visual\.transformer\.resblocks\.\d+\..*")
+    ),
+    source="openai/CLIP, mlfoundations/open_clip",
+    prefix="visual.",
+    renames=(
+        (r"^conv1\.", "patch_embed.proj."),
+        (r"^class_embedding$", "cls_token"),
+        (r"^positional_embedding$", "pos_embed"),
+        (r"^ln_pre\.", "norm_pre."),
+        (r"^ln_post\.", "norm."),
+        (r"^transformer\.resblocks\.", "blocks."),
+        (r"\.attn\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
+        (r"\.attn\.out_proj\.", ".attn.proj."),
+        (r"\.ln_([12])\.", r".norm\1."),
+        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    ),
+    convert=with_axes,
+    dropped=(
+        (r"visual\.proj", "projection into the space of text"),
+        (
+            r"(transformer|token_embedding|ln_final|text)\..*|positional_embedding|text_projection|attn_mask",
+            "text tower",
+        ),
+        (r"logit_scale|logit_bias|input_resolution|context_length|vocab_size", "a number beside the towers"),
+    ),
+    positions="learned",
+    interpolation="bicubic-antialias",
+    mean=MEAN,
+    std=STD,
+    notes=NOTES,
+    heads=clip_heads,
+    traits=clip_traits,
+)
+CLIP_HF = Family(
+    name="clip",
+    title="CLIP (Radford et al., 2021), by Hugging Face",
+    signature=Signature(
+        has=(
+            r"(vision_model\.)?embeddings\.class_embedding",
+            r"(vision_model\.)?embeddings\.patch_embedding\.weight",
+            r"(vision_model\.)?pre_layrnorm\.weight",
+        )
+    ),
+    source="Hugging Face's CLIPModel and CLIPVisionModel",
+    renames=(
+        (r"^vision_model\.", ""),
+        (r"^embeddings\.class_embedding$", "cls_token"),
+        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+        (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+        (r"^pre_layrnorm\.", "norm_pre."),
+        (r"^post_layernorm\.", "norm."),
+        (r"^encoder\.layers\.", "blocks."),
+        (r"\.self_attn\.([qkv])_proj\.", r".attn.\1_proj."),
+        (r"\.self_attn\.out_proj\.", ".attn.proj."),
+        (r"\.layer_norm([12])\.", r".norm\1."),
+    ),
+    convert=joined_heads,
+    dropped=(
+        (r"text_model\..*", "text tower"),
+        (r"(visual|text)_projection\.weight", "projection into the space of text"),
+        (r"logit_scale", "a number beside the towers"),
+        (r"(.*\.)?position_ids", "index into the positions"),
+    ),
+    positions="learned",
+    interpolation="bicubic-antialias",
+    mean=MEAN,
+    std=STD,
+    notes=NOTES,
+    heads=clip_heads,
+    traits=clip_traits,
+)

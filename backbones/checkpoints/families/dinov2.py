@@ -1,0 +1,93 @@
+"""DINOv2, with and without registers, by its authors and by timm: LayerScale, patches of 14, SwiGLU in the giant.
+
+The authors' file holds a mask token, which timm's does not. Without registers their code brings positions to another
+grid by a factor of (n + .1) / m (`bicubic-offset`), with registers to the size and antialiased; timm always does the
+latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from backbones.checkpoints.families.plain import shown
+from backbones.checkpoints.family import Family, Signature
+from backbones.config import Traits
+
+BODY = (
+    r"patch_embed\.proj\.weight",
+    r"cls_token",
+    r"pos_embed",
+    r"norm\.weight",
+    r"blocks\.\d+(\.\d+)?\.ls1\.gamma",
+)
+NEVER = (
+    r"decoder\w*\..*",
+    r".*relative_position\w*",
+    r"storage_tokens",
+    r"norm_pre\..*",
+    r"rope\w*\..*",
+    r"dist_token",
+)
+HEADS = (
+    (r"mask_token", "mask token"),
+    (r"(dino_head|ibot_head|head)\..*", "projection head"),
+)
+RENAMES = (
+    (r"^register_tokens$", "reg_token"),
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # of training, where blocks come in chunks but keep their number
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
+
+
+def gated_traits(weights: Mapping[str, Tensor]) -> Traits:
+    """The traits by timm's names; the first matrix of a gated MLP makes gate and value, twice what the second takes."""
+    found = shown(weights)
+    first, second = (weights.get(f"blocks.0.mlp.fc{number}.weight") for number in (1, 2))
+    if first is None or second is None or len(first) != 2 * second.shape[1]:
+        return found
+    return replace(found, mlp="swiglu", hidden=second.shape[1])
+
+
+def of_dinov2(weights: Mapping[str, Tensor]) -> bool:
+    """Patches of 14 pixels, which DeiT III has only 1280 wide: nothing else tells timm's files of the two apart."""
+    kernel = weights["patch_embed.proj.weight"]
+    return kernel.shape[-1] == 14 and len(kernel) != 1280
+
+
+DINOV2 = Family(
+    name="dinov2",
+    title="DINOv2 (Oquab et al., 2023)",
+    signature=Signature(has=(*BODY, r"mask_token"), never=(*NEVER, r"register_tokens")),
+    source="facebookresearch/dinov2",
+    renames=RENAMES,
+    dropped=HEADS,
+    positions="learned",
+    interpolation="bicubic-offset",
+    traits=gated_traits,
+)
+DINOV2_REGISTERS = Family(
+    name="dinov2",
+    title="DINOv2 with registers (Darcet et al., 2023)",
+    signature=Signature(has=(*BODY, r"mask_token", r"register_tokens"), never=NEVER),
+    source="facebookresearch/dinov2",
+    renames=RENAMES,
+    dropped=HEADS,
+    positions="learned",
+    interpolation="bicubic-antialias",
+    traits=gated_traits,
+)
+DINOV2_TIMM = Family(
+    name="dinov2",
+    title="DINOv2 (Oquab et al., 2023), by timm",
+    signature=Signature(has=BODY, never=(*NEVER, r"mask_token", r"register_tokens")),
+    source="timm's vit_*_dinov2",
+    dropped=((r"head\.(weight|bias)", "classification head"),),
+    positions="learned",
+    interpolation="bicubic-antialias",
+    fits=of_dinov2,
+    traits=gated_traits,
+)

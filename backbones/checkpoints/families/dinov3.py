@@ -1,0 +1,117 @@
+"""DINOv3's ViTs, by its authors and by timm: rotary positions, registers, LayerScale, SwiGLU in some.
+
+Keys have no bias: the authors' file holds one for query, key and value and a mask that makes the middle third zero.
+Where that mask is missing while the third is not zero, or is NaN (a model that was never initialised), the bias stays
+as it is and is refused with the rest. Nothing tells the size of the pretraining images, which is 256 pixels in the
+paper; rotary positions do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from backbones.blocks import rotary_periods
+from backbones.checkpoints.family import Converted, Family, Signature
+from backbones.config import Traits
+
+PRETRAINED_ON = 256  # pixels
+NOTES = ("the file does not tell the size of its pretraining images: the paper's 256 pixels are taken",)
+BODY = (r"patch_embed\.proj\.weight", r"cls_token", r"norm\.weight")
+NEVER = (r"pos_embed", r"decoder\w*\..*", r".*relative_position\w*", r"norm_pre\..*")
+
+
+def dinov3_heads(width: int) -> int:
+    """64 channels a head, but 128 in the 7B model (4096 wide)."""
+    return 32 if width == 4096 else max(width // 64, 1)
+
+
+def dinov3_grid(weights: Mapping[str, Tensor]) -> int:
+    """Patches along one side of a pretraining image of 256 pixels."""
+    return max(PRETRAINED_ON // weights["patch_embed.proj.weight"].shape[-1], 1)
+
+
+def rotary_traits(weights: Mapping[str, Tensor]) -> Traits:
+    """The traits by the names of timm's Eva."""
+    width = len(weights["patch_embed.proj.weight"])
+    gate, last = weights.get("blocks.0.mlp.fc1_g.weight"), weights.get("blocks.0.mlp.fc2.weight")
+    hidden = 4 * width if last is None else last.shape[1]
+    return Traits(
+        registers=weights["reg_token"].shape[1] if "reg_token" in weights else 0,
+        positions="rope",
+        layer_scale="blocks.0.gamma_1" in weights,
+        mlp="mlp" if gate is None else "swiglu_split",
+        hidden=None if hidden == 4 * width else hidden,
+        patch_bias="patch_embed.proj.bias" in weights,
+        qkv_bias="blocks.0.attn.q_bias" in weights,
+        norm_eps=1e-5,
+    )
+
+
+def split_bias(weights: dict[str, Tensor]) -> Converted:
+    """The bias of query and value where that of the key is masked; the mask itself is used up."""
+    made = {key: value for key, value in weights.items() if not key.endswith((".qkv.bias", ".qkv.bias_mask"))}
+    how: dict[str, str] = {}
+    for key in [key for key in weights if key.endswith(".qkv.bias")]:
+        bias, mask = weights[key], weights.get(f"{key}_mask")
+        query, middle, value = (bias if mask is None else bias * mask.to(bias.dtype)).chunk(3)
+        if middle.any() or not torch.cat([query, value]).isfinite().all():
+            made[key] = bias
+            continue
+        attention = key.removesuffix("qkv.bias")
+        for name, part in (("q_bias", query), ("v_bias", value)):
+            made[attention + name] = part
+            how[attention + name] = "the queries' and the values' parts of the bias; the keys' is masked"
+    return made, how
+
+
+def with_periods(weights: dict[str, Tensor]) -> Converted:
+    """The periods of the rotary positions, which timm's files leave out."""
+    width = len(weights["patch_embed.proj.weight"])
+    periods = rotary_periods(width // dinov3_heads(width))
+    return {**weights, "rope.periods": periods}, {"rope.periods": "computed as DINOv3 does, from base 100"}
+
+
+DINOV3 = Family(
+    name="dinov3",
+    title="DINOv3 (Simeoni et al., 2025)",
+    signature=Signature(has=(*BODY, r"rope_embed\.periods", r"blocks\.\d+\.norm1\.weight"), never=NEVER),
+    source="facebookresearch/dinov3",
+    renames=(
+        (r"^storage_tokens$", "reg_token"),
+        (r"^rope_embed\.", "rope."),
+        (r"\.ls([12])\.gamma$", r".gamma_\1"),
+        (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+        (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+        (r"\.mlp\.w3\.", ".mlp.fc2."),
+    ),
+    convert=split_bias,
+    dropped=(
+        (r"mask_token", "mask token"),
+        (r"local_cls_norm\..*", "norm of small crops, of pretraining alone"),
+        (r"(dino_head|ibot_head)\..*", "projection head"),
+    ),
+    positions="rope",
+    notes=NOTES,
+    heads=dinov3_heads,
+    grid=dinov3_grid,
+    traits=rotary_traits,
+)
+DINOV3_TIMM = Family(
+    name="dinov3",
+    title="DINOv3 (Simeoni et al., 2025), by timm",
+    signature=Signature(
+        has=(*BODY, r"reg_token", r"blocks\.\d+\.gamma_1", r"blocks\.\d+\.attn\.qkv\.weight"),
+        never=(*NEVER, r"rope\w*\..*", r"blocks\.\d+\.attn\.(norm|q_norm|inner_attn_ln)\..*", r"mask_token"),
+    ),
+    source="timm's vit_*_dinov3",
+    convert=with_periods,
+    dropped=((r"head\.(weight|bias)", "classification head"), (r"fc_norm\..*", "norm of the classification head")),
+    positions="rope",
+    notes=NOTES,
+    heads=dinov3_heads,
+    grid=dinov3_grid,
+    traits=rotary_traits,
+)

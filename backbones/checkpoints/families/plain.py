@@ -1,0 +1,173 @@
+"""Everything whose encoder is the plain ViT by its keys: timm's ViTs, DeiT, DINO, MoCo v3, fine-tuned MAE and CrossMAE.
+
+Many of these files cannot be told apart: timm's DINO, a DeiT and an ImageNet ViT without their heads hold the same
+keys. They are then `vit`, or `plain` when there is no final norm, and that is all an evaluation has to know; what a
+file does not tell (the statistics of its images) is in the entry's notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from backbones.checkpoints.family import HALF, Converted, Family, Signature, papers_heads, table_grid
+from backbones.checkpoints.geometry import rows_first
+from backbones.config import Traits
+
+EMBEDDING = (r"patch_embed\.proj\.weight", r"blocks\.\d+\.norm1\.weight")
+NOT_PLAIN = (
+    r"decoder\w*\..*", r".*relative_position\w*", r".*rel_pos\w*", r"blocks\.\d+\.attn\.q_bias", r"norm_pre\..*",
+)  # fmt: skip
+HEAD = (
+    (r"head\..*", "classification head"),
+    (r"head_dist\..*", "head of the distillation token"),
+    (r"fc_norm\.(weight|bias)", "norm of the classification head"),
+    (r"pre_logits\..*", "classification head"),
+)
+ORIGIN = "by its keys it may be DINO's, a DeiT, an ImageNet ViT of timm's ...: the file does not tell"
+STATISTICS = "nor does it tell the mean and deviation of its images: ImageNet's are taken (Google's ViTs have .5)"
+
+
+def shown(weights: Mapping[str, Tensor]) -> Traits:
+    """The traits of a ViT by timm's names: what is there in the file, the encoder has."""
+    width = weights["patch_embed.proj.weight"].shape[0] if "patch_embed.proj.weight" in weights else 0
+    hidden = next((len(value) for key, value in weights.items() if key.endswith(".mlp.fc1.weight")), 4 * width)
+    rows = weights["pos_embed"].shape[1] if "pos_embed" in weights else 0
+    tokenless = "cls_token" not in weights and rows > 0 and rows == table_grid(weights) ** 2
+    return Traits(
+        class_token=not tokenless,
+        registers=weights["reg_token"].shape[1] if "reg_token" in weights else 0,
+        layer_scale=any(key.endswith(".ls1.gamma") for key in weights),
+        hidden=None if hidden == 4 * width else hidden,
+        patch_bias="patch_embed.proj.bias" in weights,
+        qkv_bias=any(key.endswith(".attn.qkv.bias") for key in weights),
+    )
+
+
+def moco_heads(width: int) -> int:
+    """MoCo v3's own sizes have 12 heads in ViT-S (384 wide) as in ViT-B."""
+    return 12 if width == 384 else papers_heads(width)
+
+
+def distillation_token(weights: dict[str, Tensor]) -> Converted:
+    """DeiT's second token as a register: it is never pooled, and brings its position, row 1 of the table, with it."""
+    table, token = weights["pos_embed"], weights["dist_token"]
+    made = {key: value for key, value in weights.items() if key != "dist_token"}
+    made["reg_token"] = token + table[:, 1:2]
+    made["pos_embed"] = torch.cat([table[:, :1], table[:, 2:]], dim=1)
+    how = {
+        "reg_token": "the distillation token and its position",
+        "pos_embed": "without the distillation token's row",
+    }
+    return made, how
+
+
+MOCO = Family(
+    name="mocov3",
+    title="MoCo v3 (Chen et al., 2021), both encoders",
+    signature=Signature(has=(r"base_encoder\.patch_embed\.proj\.weight", r"momentum_encoder\.norm\.weight")),
+    source="facebookresearch/moco-v3",
+    prefix="base_encoder.",
+    dropped=(
+        (r"momentum_encoder\..*", "momentum encoder"),
+        (r"predictor\..*", "predictor"),
+        (r"base_encoder\.head\..*", "projection head"),
+    ),
+    heads=moco_heads,
+)
+MOCO_CLASSIFIER = Family(
+    name="mocov3",
+    title="MoCo v3 (Chen et al., 2021), one encoder",
+    signature=Signature(has=(*EMBEDDING, r"norm\.weight", r"cls_token", r"pos_embed"), never=NOT_PLAIN),
+    source="facebookresearch/moco-v3, its linear probes and what it converts for DeiT",
+    dropped=HEAD,
+    heads=moco_heads,
+    fits=lambda weights: rows_first(weights["pos_embed"]) is True,
+)
+DINO = Family(
+    name="dino",
+    title="DINO (Caron et al., 2021), with its head",
+    signature=Signature(
+        has=(*EMBEDDING, r"head\.mlp\.0\.weight", r"head\.last_layer\..*", r"cls_token"),
+        never=(*NOT_PLAIN, r"mask_token", r"blocks\.\d+\.ls1\.gamma"),
+    ),
+    source="facebookresearch/dino",
+    dropped=((r"head\..*", "projection head"),),
+    positions="learned",
+    interpolation="bicubic-offset",
+)
+DEIT_DISTILLED = Family(
+    name="deit",
+    title="DeiT (Touvron et al., 2021), distilled",
+    signature=Signature(has=(*EMBEDDING, r"dist_token", r"pos_embed"), never=NOT_PLAIN),
+    source="facebookresearch/deit, timm's deit_*_distilled_*",
+    convert=distillation_token,
+    dropped=HEAD,
+    positions="learned",
+    traits=shown,
+)
+DEIT3 = Family(
+    name="deit3",
+    title="DeiT III (Touvron et al., 2022)",
+    signature=Signature(
+        has=(*EMBEDDING, r"blocks\.\d+\.gamma_1", r"pos_embed", r"norm\.weight"), never=(*NOT_PLAIN, r"mask_token")
+    ),
+    source="facebookresearch/deit, models_v2.py",
+    renames=((r"\.gamma_([12])$", r".ls\1.gamma"),),
+    dropped=HEAD,
+    positions="learned",
+    traits=shown,
+)
+CLASSIFIER = Family(
+    name="finetuned",
+    title="a fine-tuned classifier on averaged patches",
+    signature=Signature(
+        has=(*EMBEDDING, r"fc_norm\.weight", r"head\.(weight|\d+\.weight)", r"pos_embed"),
+        never=(*NOT_PLAIN, r"norm\.weight", r"blocks\.\d+\.gamma_1"),
+    ),
+    source="facebookresearch/mae, TonyLianLong/CrossMAE: main_finetune.py",
+    dropped=HEAD,
+    positions="learned",
+    traits=shown,
+)
+AUGREG = Family(
+    name="augreg",
+    title="Google's ViT on ImageNet-21k (Dosovitskiy et al., 2021; Steiner et al., 2021)",
+    signature=Signature(
+        has=(*EMBEDDING, r"norm\.weight", r"pos_embed"), any=(r"pre_logits\..*", r"head\.weight"), never=NOT_PLAIN
+    ),
+    source="timm's vit_*.augreg_in21k and vit_*.orig_in21k",
+    dropped=HEAD,
+    positions="learned",
+    interpolation="bicubic-antialias",
+    mean=HALF,
+    std=HALF,
+    traits=shown,
+    fits=lambda weights: len(weights.get("head.weight", ())) in (0, 21841, 21843),
+)
+VIT = Family(
+    name="vit",
+    title="a plain ViT",
+    signature=Signature(
+        has=(*EMBEDDING, r"norm\.weight", r"pos_embed"), never=(*NOT_PLAIN, r"mask_token", r".*gamma_1")
+    ),
+    source="timm, facebookresearch/dino, facebookresearch/deit",
+    dropped=HEAD,
+    positions="learned",
+    interpolation="bicubic-antialias",
+    traits=shown,
+    notes=(ORIGIN, STATISTICS),
+)
+PLAIN = Family(
+    name="plain",
+    title="a plain ViT without a final norm",
+    signature=Signature(
+        has=(*EMBEDDING, r"cls_token", r"pos_embed"),
+        never=(*NOT_PLAIN, r"(fc_)?norm\.weight", r"mask_token", r".*gamma_1", r".*ls1\.gamma"),
+    ),
+    source="an encoder that was taken out of its file",
+    dropped=HEAD[:1],
+    notes=("by its keys it may be CrossMAE's encoder alone, or another's: the file does not tell",),
+)

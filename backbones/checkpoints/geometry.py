@@ -1,0 +1,90 @@
+"""Encoders at another resolution: position tables for any grid, patch kernels of any size.
+
+How a position table is brought to another grid changes results (by up to .17 on values in -1..1, from 14 to 7 patches a
+side), so it is always said which way was taken:
+
+    bicubic            corners not aligned, no antialiasing: MAE, CrossMAE, ViTDet
+    bicubic-antialias  the same with antialiasing: timm; another kernel, so it differs in growing too
+    bicubic-offset     by the factor (rows + .1) / n instead of to a size: DINO, DINOv2 without registers
+    regenerate         the fixed sine-cosine table of the new grid, in place of the old one's image
+
+Shapes: n and m patches of a grid, D width, p patch side.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backbones.config import Interpolation
+from backbones.positions import interpolate_rows, sincos_2d
+
+TOLERANCE = 2e-3  # a table stored in half precision is off by 5e-4, CrossMAE's own by 3e-6; a learned one by far more
+
+
+def fixed_table(width: int, grid: tuple[int, int], rows_first: bool = False) -> Tensor:
+    """The sine-cosine table (1, rows * columns, D) of MAE; with `rows_first` MoCo v3's, which begins with the row."""
+    table = sincos_2d(width, grid, class_token=False)
+    return table.roll(width // 2, dims=2) if rows_first else table
+
+
+def rows_first(table: Tensor) -> bool | None:
+    """Which fixed table `table` (1, [1 +] n * n, D) is: MAE's (False), MoCo v3's (True), or none (None)."""
+    if table.ndim != 3 or table.shape[2] % 4 or not table.is_floating_point():
+        return None
+    patches, _ = split_table(table)
+    side = math.isqrt(patches.shape[1])
+    if side * side != patches.shape[1]:
+        return None
+    for first in (False, True):
+        if torch.allclose(patches.float(), fixed_table(table.shape[2], (side, side), first), rtol=0, atol=TOLERANCE):
+            return first
+    return None
+
+
+def split_table(table: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of the patches, and those of the class token: none where the table is of a square grid alone."""
+    extra = 0 if math.isqrt(table.shape[1]) ** 2 == table.shape[1] else 1
+    return table[:, extra:], table[:, :extra]
+
+
+def resize_table(table: Tensor, grid: tuple[int, int], how: Interpolation = "bicubic") -> Tensor:
+    """`table` (1, [1 +] n * n, D) for `grid`, (1, [1 +] rows * columns, D); the class token's row is kept as it is.
+
+    The same grid gives the same tensor back.
+
+    Raises:
+        ValueError: if `table` is of no square grid, or is to be regenerated and is not a fixed table.
+    """
+    patches, token = split_table(table)
+    side = math.isqrt(patches.shape[1])
+    if side * side != patches.shape[1] or not side:
+        raise ValueError(f"a position table of {table.shape[1]} rows is of no square grid, class token or not")
+    if grid == (side, side):
+        return table
+    if how == "regenerate":
+        resized = _regenerated(table, grid)
+    else:
+        offset = 0.1 if how == "bicubic-offset" else 0.0
+        resized = interpolate_rows(patches, side, grid, antialias=how == "bicubic-antialias", offset=offset)
+    return torch.cat([token, resized], dim=1)
+
+
+def _regenerated(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    first = rows_first(table)
+    if first is None:
+        raise ValueError(
+            "positions=regenerate is for fixed sine-cosine tables, and this encoder learned its own; "
+            "take bicubic or bicubic-antialias"
+        )
+    return fixed_table(table.shape[2], grid, first).to(table)
+
+
+def resize_kernel(kernel: Tensor, patch: int) -> Tensor:
+    """A kernel (D, 3, p, p) for patches of side `patch`: bicubic, as ViTDet brings ViT-H from 14 to 16."""
+    if kernel.shape[-2:] == (patch, patch):
+        return kernel
+    return F.interpolate(kernel, size=(patch, patch), mode="bicubic", align_corners=False)

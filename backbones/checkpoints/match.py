@@ -1,0 +1,321 @@
+"""What every key of a checkpoint is: which family the file is of, and what becomes of each of its tensors.
+
+    matched = match(open_checkpoint("mae_pretrain_vit_base_full.pth"))
+    matched.family.name, matched.vit, matched.count("loaded")
+    matched.require()           # stops, naming it, at anything that is not accounted for
+    matched.tensors             # the encoder's, by our names; views of the file until they are read
+
+Nothing here reads a file's tensors but small ones (a position table), so that a look at a large file stays a look.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from backbones.checkpoints import geometry
+from backbones.checkpoints.families import FAMILIES
+from backbones.checkpoints.families.ours import ours
+from backbones.checkpoints.family import Family, Positions, compiled, matches
+from backbones.checkpoints.info import EncoderInfo, from_json
+from backbones.checkpoints.keys import other_network, unwrap
+from backbones.checkpoints.opening import Opened
+from backbones.config import Traits, ViT
+from backbones.content import METADATA
+from backbones.positions import sincos_2d
+from backbones.vit import VisionTransformer
+
+Verdict = Literal["loaded", "converted", "expected missing", "expected dropped", "suspicious"]
+VERDICTS: tuple[Verdict, ...] = ("loaded", "converted", "expected missing", "expected dropped", "suspicious")
+NAMED = 3  # keys or differences that an error names
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of the file, or one that it lacks, and what becomes of it."""
+
+    key: str  # as the file has it; the encoder's name where the file lacks it
+    verdict: Verdict
+    to: str | None = None  # the encoder's name, of what is loaded or converted
+    note: str = ""  # how it was converted, what it is that is dropped, why it is suspicious
+    shape: tuple[int, ...] = ()
+    bytes: int = 0  # in the file
+    fatal: bool = False  # suspicious in a way that `allow_partial` does not let pass: the file contradicts itself
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A checkpoint that was recognised, with every key accounted for."""
+
+    opened: Opened
+    family: Family
+    wrappers: tuple[str, ...]  # taken off the names
+    vit: ViT
+    traits: Traits
+    final_norm: bool
+    positions: Positions
+    entries: tuple[Entry, ...]  # in the file's order, then what it lacks
+    tensors: Mapping[str, Tensor]  # the encoder's by our names: what is loaded and converted
+    recorded: EncoderInfo | None = None  # the metadata of a file of ours
+
+    def of(self, verdict: Verdict) -> tuple[Entry, ...]:
+        """The entries with this verdict."""
+        return tuple(entry for entry in self.entries if entry.verdict == verdict)
+
+    def require(self, allow_partial: bool = False) -> tuple[str, ...]:
+        """Refuse what is not accounted for; with `allow_partial`, say what was let pass: "head.weight is ...".
+
+        Raises:
+            ValueError: in one line that names the keys.
+        """
+        suspicious = self.of("suspicious")
+        stopping = [entry for entry in suspicious if entry.fatal or not allow_partial]
+        if stopping:
+            fatal = any(entry.fatal for entry in stopping)
+            raise ValueError(_refusal(self.opened.file, self.family, [_said(entry) for entry in stopping], fatal))
+        return tuple(_said(entry) for entry in suspicious)
+
+
+def match(opened: Opened) -> Matched:
+    """Recognise the family of `opened` and say what every key is.
+
+    Raises:
+        ValueError: in one line, if it is of no known family, or its shapes are of no Vision Transformer.
+    """
+    recorded = _recorded(opened)
+    names, wrappers = unwrap(opened.weights)
+    seen = {name: opened.weights[key] for key, name in names.items()}
+    family = ours(recorded) if recorded else _family_of(opened, seen)
+    sorting = _Sorting(opened, family, names)
+    try:
+        return sorting.matched(wrappers, recorded)
+    except ValueError as error:
+        raise ValueError(f"{opened.file}: taken for {family.title}, but {error}") from None
+
+
+def _recorded(opened: Opened) -> EncoderInfo | None:
+    if METADATA not in opened.metadata:
+        return None
+    try:
+        return from_json(opened.metadata[METADATA])
+    except ValueError as error:
+        raise ValueError(f"{opened.file} has {error}") from None
+
+
+# --------------------------------------------------------------------------------------------------- recognition
+
+
+def _family_of(opened: Opened, seen: Mapping[str, Tensor]) -> Family:
+    for family in FAMILIES:
+        if not family.signature.differences(seen) and family.fits(seen):
+            return family
+    raise ValueError(_unknown(opened, seen))
+
+
+def _unknown(opened: Opened, seen: Mapping[str, Tensor]) -> str:
+    known = "mimbench takes Vision Transformers"
+    what = other_network(seen)
+    if what is not None:
+        return f"{opened.file} holds {what}, by its keys ({', '.join(list(seen)[:NAMED])} ...); {known}"
+    differing = [(family.signature.differences(seen), family) for family in reversed(FAMILIES)]
+    faults, nearest = min(((found, family) for found, family in differing if found), key=lambda pair: len(pair[0]))
+    where = f" (under {opened.found_under!r})" if opened.found_under else ""
+    return (
+        f"{opened.file} is of no known family{where}. "
+        f"Nearest is {nearest.name}, but the file {', '.join(faults[:NAMED])}; "
+        f"it begins with {', '.join(list(opened.weights)[:NAMED])}"
+    )
+
+
+# -------------------------------------------------------------------------------------------------- what each key is
+
+
+class _Sorting:
+    """The keys of one file on their way to the encoder's."""
+
+    def __init__(self, opened: Opened, family: Family, names: Mapping[str, str]) -> None:
+        self.opened, self.family = opened, family
+        self.entries: dict[str, Entry] = {}  # by the file's key
+        self.came_from: dict[str, str] = {}  # the encoder's name -> the file's key
+        self.tensors: dict[str, Tensor] = {}
+        self.how: dict[str, str] = {}  # the encoder's name -> how it was converted
+        for key, name in names.items():
+            self._rename(key, name)
+
+    def matched(self, wrappers: tuple[str, ...], recorded: EncoderInfo | None) -> Matched:
+        """The verdict on every key."""
+        self._convert()
+        traits = self.family.traits(self.tensors)
+        final_norm = recorded.final_norm if recorded else self._final_norm()
+        vit = recorded.vit if recorded else self._sizes()
+        wanted = encoder_shapes(vit, final_norm, traits)
+        self._fit_table(wanted)
+        self._judge(wanted)
+        lacking = [self._lacks(name, shape) for name, shape in wanted.items() if name not in self.came_from]
+        return Matched(
+            opened=self.opened,
+            family=self.family,
+            wrappers=wrappers,
+            vit=vit,
+            traits=traits,
+            final_norm=final_norm,
+            positions=_positions(self.tensors, traits),
+            entries=(*(self.entries[key] for key in self.opened.weights), *lacking),
+            tensors={name: self.tensors[name] for name in wanted if name in self.tensors},
+            recorded=recorded,
+        )
+
+    def _rename(self, key: str, name: str) -> None:
+        what = next((what for rule, what in self.family.dropped if matches(rule, name)), None)
+        if what is not None:
+            self._enter(key, "expected dropped", note=what)
+            return
+        if not name.startswith(self.family.prefix):
+            self._enter(key, "suspicious", note=f"is not under {self.family.prefix}, and not known of this family")
+            return
+        new = name.removeprefix(self.family.prefix)
+        for rule, replacement in self.family.renames:
+            new = compiled(rule).sub(replacement, new)
+        if new in self.came_from:
+            self._enter(key, "suspicious", note=f"would become {new}, as does {self.came_from[new]}", fatal=True)
+            return
+        self.came_from[new], self.tensors[new] = key, self.opened.weights[key]
+
+    def _convert(self) -> None:
+        if self.family.convert is None:
+            return
+        before = dict(self.tensors)
+        self.tensors, self.how = self.family.convert(dict(before))
+        self.tensors = dict(self.tensors)
+        for name in [name for name in before if name not in self.tensors]:
+            into = _nearest(name, self.how)
+            self._enter(self.came_from.pop(name), "converted", to=into, note=self.how.get(into or "", "used up"))
+        for name in self.tensors:
+            self.came_from.setdefault(name, "")
+
+    def _final_norm(self) -> bool:
+        return self.family.final_norm == "as found" and "norm.weight" in self.tensors
+
+    def _sizes(self) -> ViT:
+        kernel = self.tensors.get("patch_embed.proj.weight")
+        if kernel is None or kernel.ndim != 4:
+            raise ValueError("patch_embed.proj.weight is missing or has not 4 axes")
+        width, colours, patch, other = kernel.shape
+        if colours != 3 or patch != other:
+            raise ValueError(
+                f"it embeds patches of {colours} channels and {patch} x {other} pixels, not of 3 in a square"
+            )
+        numbers = [int(name.split(".")[1]) for name in self.tensors if re.match(r"blocks\.\d+\.", name)]
+        image = self.family.grid(self.tensors) * patch
+        return ViT(width, 1 + max(numbers, default=-1), self.family.heads(width), patch, image)
+
+    def _fit_table(self, wanted: Mapping[str, torch.Size]) -> None:
+        """Give the position table the class token's row, which is zero where it has none, or take it off."""
+        table, shape = self.tensors.get("pos_embed"), wanted.get("pos_embed")
+        if table is None or shape is None or table.ndim != 3:
+            return
+        patches, token = geometry.split_table(table)
+        if len(shape) != 3 or patches.shape[1] + 1 - token.shape[1] != shape[1]:
+            return
+        if token.shape[1]:
+            self.tensors["pos_embed"], self.how["pos_embed"] = patches, "without the class token's row"
+        else:
+            row = table.new_zeros(1, 1, table.shape[2])
+            self.tensors["pos_embed"] = torch.cat([row, table], dim=1)
+            self.how["pos_embed"] = "with a row of zeros for the class token"
+
+    def _judge(self, wanted: Mapping[str, torch.Size]) -> None:
+        for name, key in self.came_from.items():
+            if key:
+                self._judge_one(name, key, wanted)
+
+    def _judge_one(self, name: str, key: str, wanted: Mapping[str, torch.Size]) -> None:
+        tensor = self.tensors[name]
+        if name not in wanted:
+            unknown = f"is no part of the encoder, and not known of {self.family.name} files"
+            why = next((why for rule, why in self.family.unfit if matches(rule, name)), unknown)
+            self._enter(key, "suspicious", note=why)
+        elif tensor.shape != wanted[name]:
+            shapes = f"{_by(tensor.shape)}, where the rest of the file asks for {_by(wanted[name])}"
+            self._enter(key, "suspicious", note=f"has shape {shapes}", fatal=True)
+        elif not tensor.is_floating_point():
+            self._enter(key, "suspicious", note=f"holds {tensor.dtype}, which are no weights", fatal=True)
+        elif name in self.how:
+            self._enter(key, "converted", to=name, note=self.how[name])
+        else:
+            self._enter(key, "loaded", to=name)
+
+    def _lacks(self, name: str, shape: torch.Size) -> Entry:
+        if any(matches(rule, name) for rule in self.family.missing):
+            self.tensors[name], note = _stand_in(name, shape)
+            return Entry(name, "expected missing", to=name, note=note, shape=tuple(shape))
+        return Entry(name, "suspicious", note="is missing", shape=tuple(shape))
+
+    def _enter(self, key: str, verdict: Verdict, to: str | None = None, note: str = "", fatal: bool = False) -> None:
+        tensor = self.opened.weights[key]
+        self.entries[key] = Entry(key, verdict, to, note, tuple(tensor.shape), tensor.nbytes, fatal)
+
+
+def encoder_shapes(vit: ViT, final_norm: bool, traits: Traits) -> dict[str, torch.Size]:
+    """The names and shapes of an encoder's weights."""
+    with torch.device("meta"):
+        weights = VisionTransformer(vit, final_norm, traits=traits).state_dict()
+    return {key: value.shape for key, value in weights.items()}
+
+
+def _positions(tensors: Mapping[str, Tensor], traits: Traits) -> Positions:
+    """What its positions are; a fixed table is told by its values."""
+    if traits.positions != "absolute":
+        return traits.positions
+    return "learned" if geometry.rows_first(tensors["pos_embed"]) is None else "sincos"
+
+
+def _stand_in(name: str, shape: torch.Size) -> tuple[Tensor, str]:
+    """What an absent weight is where its family leaves it out."""
+    if name == "pos_embed":
+        side = int((shape[1] - shape[1] % 2) ** 0.5)
+        return sincos_2d(shape[2], (side, side)), "the fixed sine-cosine table"
+    if name.endswith(".bias") or name == "cls_token":
+        return torch.zeros(shape), "zeros"
+    return torch.ones(shape), "ones"
+
+
+def _nearest(name: str, candidates: Mapping[str, str]) -> str | None:
+    """The converted weight that a used-up one went into: the one beside it in the tree of names."""
+    parts = name.split(".")
+
+    def shared(other: str) -> int:
+        pairs = zip(parts, other.split("."), strict=False)
+        return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    return max(candidates, key=shared, default=None)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _said(entry: Entry) -> str:
+    return f"{entry.key} {entry.note}"
+
+
+def _refusal(file: object, family: Family, said: list[str], fatal: bool) -> str:
+    more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
+    way_out = "" if fatal else "; allow_partial=true takes the encoder as far as it goes"
+    return (
+        f"{file}, taken for {family.title}, does not add up: {', '.join(said[:NAMED])}{more}. "
+        f"`mimbench inspect` shows every key{way_out}"
+    )
+
+
+def counts(matched: Matched) -> dict[Verdict, int]:
+    """How many keys got each verdict."""
+    found = Counter(entry.verdict for entry in matched.entries)
+    return {verdict: found[verdict] for verdict in VERDICTS}

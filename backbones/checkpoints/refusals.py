@@ -1,0 +1,203 @@
+"""What a file is, by its bytes and not by its name; and when it is no checkpoint, the one line that says what it is.
+
+    kind_of(Path("mae_vit_b.pth"))   "torch"
+    kind_of(Path("error.pth"))       ValueError: error.pth is a web page ...
+
+Reads the beginning of a file, and the directory at the end of a zip archive; nothing is unpickled. Without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["torch", "torch (legacy)", "safetensors", "detectron2 pickle"]
+
+HEAD = 4096  # bytes that are looked at
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".ckpt", ".tar")  # what checkpoints are mostly called
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle has it, after two bytes of protocol
+_HEADER_LIMIT = 100_000_000  # bytes of a safetensors header, by that format's own rule
+
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\x1f\x8b", "a gzip archive; unpack it and give the checkpoint in it"),
+    (b"BZh", "a bzip2 archive; unpack it and give the checkpoint in it"),
+    (b"\xfd7zXZ", "an xz archive; unpack it and give the checkpoint in it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive; unpack it and give the checkpoint in it"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it and give the checkpoint in it"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes; mimbench reads PyTorch files, safetensors and detectron2's .pkl"),
+    (b"\x93NUMPY", "a single numpy array, not a checkpoint"),
+    (b"GGUF", "a GGUF file of a quantised language model, not a vision encoder"),
+    (b"\x89PNG", "a PNG picture, not a checkpoint"),
+    (b"\xff\xd8\xff", "a JPEG picture, not a checkpoint"),
+    (b"%PDF", "a PDF document, not a checkpoint"),
+    (b"\x7fELF", "a program, not a checkpoint"),
+)
+_TEXTS: tuple[tuple[str, str], ...] = (
+    (
+        r"version https://git-lfs",
+        "a Git LFS pointer, not the file itself; run `git lfs pull` where it comes from, or download the file",
+    ),
+    (
+        r"(<!--.*?-->\s*)*(<!doctype html|<html|<head|<body)",
+        "a web page (HTML) and not the file: the download went to an error or login page; download it again",
+    ),
+    (r"<\?xml|<error", "an XML text, as a storage server's error message is; download the file again"),
+    (r"/?\S*annex/objects/", "a git-annex pointer, not the file itself; run `git annex get` where it comes from"),
+    (r"model_checkpoint_path:", "the index of a TensorFlow checkpoint; mimbench reads PyTorch files and safetensors"),
+)
+
+
+def kind_of(file: Path) -> Kind:
+    """What kind of checkpoint `file` is.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: in one line that says what it is instead, and what to do.
+    """
+    _require_file(file)
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        head = handle.read(HEAD)
+    if not head.strip(b"\0"):
+        what = "empty (0 bytes)" if not size else "nothing but zero bytes at its beginning"
+        raise ValueError(f"{file} is {what}: the copy or download did not finish; fetch it again")
+    if head.startswith(b"PK\x03\x04"):
+        return _zip_kind(file, size)
+    if _LEGACY in head[:32]:
+        return "torch (legacy)"
+    if re.match(rb"\x80[\x02-\x05]", head):
+        return "detectron2 pickle"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _HEADER_LIMIT:
+        return "safetensors"
+    if file.suffix == ".json" and b'"weight_map"' in head:
+        return "safetensors"
+    raise ValueError(f"{file} is {_what(file, head, size)}")
+
+
+def one_line(text: str) -> str:
+    """`text`, parts of which came out of a file, so that it can be shown: no line breaks, no control characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:1000]
+
+
+def _require_file(file: Path) -> None:
+    if file.is_dir():
+        inside = [entry.name for entry in sorted(file.iterdir()) if entry.suffix in SUFFIXES]
+        hint = f"give the file in it: {', '.join(inside[:3])}" if inside else "and holds no checkpoint file"
+        raise ValueError(f"{file} is a directory; {hint}" if inside else f"{file} is a directory, {hint}")
+    if not file.exists():
+        raise FileNotFoundError(f"checkpoint {file} does not exist")
+    if not file.is_file():
+        raise ValueError(f"{file} is not an ordinary file; give the checkpoint itself")
+
+
+def _zip_kind(file: Path, size: int) -> Kind:
+    """The kind of the zip archive `file`: torch's, or a ValueError."""
+    try:
+        if not zipfile.is_zipfile(file):
+            raise EOFError
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except EOFError:
+        what = f"is cut short: it is a zip archive of which the end is missing ({size:,} bytes are here)"
+        raise ValueError(f"{file} {what}") from None
+    except (zipfile.BadZipFile, ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f"{file} is damaged: {error}; fetch it again") from None
+    inner = [name.partition("/")[2] for name in names]
+    if "data.pkl" not in inner or "constants.pkl" in inner:
+        raise ValueError(f"{file} is {_archive(names, inner)}")
+    return "torch"
+
+
+def _archive(names: list[str], inner: list[str]) -> str:
+    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+        return (
+            "a TorchScript program, not a checkpoint; save the weights alone with "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW) and give that"
+        )
+    if "archive_format" in inner or "archive_format" in names:
+        return "an exported torch program (torch.export), not a checkpoint; save the model's state_dict and give that"
+    if any(name.endswith(".npy") for name in names):
+        return "a numpy archive (.npz), as JAX projects publish; mimbench reads PyTorch files and safetensors"
+    if "model.weights.h5" in names:
+        return "a Keras model; mimbench reads PyTorch files, safetensors and detectron2's .pkl"
+    checkpoints = [name for name in names if name.endswith(SUFFIXES)]
+    what = f"a zip archive with {', '.join(checkpoints[:3])} in it" if checkpoints else "a zip archive"
+    rest = "unpack it and give the checkpoint in it" if checkpoints else f"it holds {', '.join(names[:3]) or 'nothing'}"
+    return f"{what}, not a checkpoint; {rest}"
+
+
+def _what(file: Path, head: bytes, size: int) -> str:
+    """What a file is that no checkpoint is like."""
+    known = next((what for magic, what in _MAGIC if head.startswith(magic)), None)
+    if known:
+        return known
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it and give the checkpoint in it"
+    if file.suffix == ".onnx" or re.match(rb"\x08[\x01-\x20]\x12[\x01-\x40][ -~]+", head):
+        return "an ONNX model; export goes one way: give the PyTorch checkpoint that it was made from"
+    if ".data-0" in file.name or file.suffix == ".index":
+        return "a part of a TensorFlow checkpoint; mimbench reads PyTorch files, safetensors and detectron2's .pkl"
+    text = _text(head)
+    if text is None:
+        begin = " ".join(f"{byte:02x}" for byte in head[:8])
+        kinds = "neither a PyTorch file nor safetensors nor a detectron2 .pkl"
+        return f"not a checkpoint: {kinds} ({size:,} bytes that begin with {begin})"
+    known = next((what for rule, what in _TEXTS if re.match(rule, text, re.IGNORECASE | re.DOTALL)), None)
+    shown = " ".join(text.split())[:60]
+    return known or f"a text and not a checkpoint; it begins with {shown!r}"
+
+
+def _text(head: bytes) -> str | None:
+    """The beginning as text, if it is one."""
+    try:
+        text = head.decode("utf-8-sig", errors="strict" if len(head) < HEAD else "ignore")
+    except UnicodeDecodeError:
+        return None
+    ordinary = sum(letter.isprintable() or letter in "\n\r\t" for letter in text)
+    return text.strip() if text and ordinary > 0.95 * len(text) else None
+
+
+def shards_of(file: Path) -> list[Path]:
+    """The files that a safetensors index (`model.safetensors.index.json`) names; `file` itself if it is none.
+
+    Raises:
+        ValueError: if it is not an index, a file is missing, or one is not beside it.
+    """
+    if file.suffix != ".json":
+        return [file]
+    try:
+        places: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{file} is not the index of a checkpoint in several files") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{file} names {name!r}, which is not a safetensors file beside it; merge the files into one"
+            )
+        if not (file.parent / name).is_file():
+            raise ValueError(f"{file} names {name}, which is not beside it; fetch all {len(names)} files")
+    return [file.parent / name for name in names]
+
+
+def require_whole(file: Path, size: int) -> None:
+    """Refuse a safetensors file that is shorter or longer than its header says.
+
+    Raises:
+        ValueError: naming both lengths, or if the header is damaged.
+    """
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = handle.read(length)
+    if len(header) < length:
+        raise ValueError(f"{file} is cut short: its header alone is {length:,} bytes, and {size:,} are here")
+    try:
+        ends = [entry["data_offsets"][1] for key, entry in json.loads(header).items() if key != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise ValueError(f"{file} has a damaged safetensors header; fetch it again") from None
+    if size < whole:
+        raise ValueError(f"{file} is cut short: {size:,} of {whole:,} bytes are here; fetch it again")

@@ -1,0 +1,41 @@
+"""A detection run that starts from a whole detector: detectron2's ViTDet Mask R-CNN, or one that was trained here.
+
+Everything is taken, relative positions, pyramid and heads too, for the names are the same. Only relative positions made
+for another size of image are resized, linearly, which is what detectron2 does with them at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from det.mask_rcnn import MaskRCNN
+
+
+def load_detector(model: MaskRCNN, weights: Mapping[str, Tensor], file: str) -> None:
+    """Take `weights` (`checkpoints.detector.detector_in`), which came from `file`.
+
+    Raises:
+        ValueError: if they are another detector's than `model` is, naming the first that does not fit.
+    """
+    own = model.state_dict()
+    given = {
+        key: _resized(value, len(own[key])) if ".rel_pos_" in key and key in own else value
+        for key, value in weights.items()
+    }
+    wrong = sorted(given.keys() ^ own.keys()) or [key for key in own if given[key].shape != own[key].shape]
+    if wrong:
+        shapes = [tuple(where[wrong[0]].shape) if wrong[0] in where else "none" for where in (given, own)]
+        raise ValueError(
+            f"{file} is a whole detector, and another than this run's: its {wrong[0]} is {shapes[0]}, here {shapes[1]};"
+            " vitdet.*, proposals.*, heads.* and the number of categories must be those it was trained with"
+        )
+    model.load_state_dict(given)
+
+
+def _resized(table_Rd: Tensor, rows: int) -> Tensor:
+    if len(table_Rd) == rows:
+        return table_Rd
+    return F.interpolate(table_Rd.T[None], size=rows, mode="linear")[0].T

@@ -1,0 +1,14 @@
+"""A file that passes for an encoder of ours, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+
+def encoder_bytes(text: str) -> bytes:
+    """A safetensors file of ours with one tensor, whose values depend on `text`."""
+    values = hashlib.sha256(text.encode()).digest()
+    header = {"__metadata__": {"mimbench": "{}"}, "w": {"dtype": "F32", "shape": [8], "data_offsets": [0, len(values)]}}
+    packed = json.dumps(header).encode()
+    return len(packed).to_bytes(8, "little") + packed + values
