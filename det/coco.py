@@ -30,7 +30,8 @@ from torch import Tensor
 from det.annotations import annotation_findings
 from det.masks import Bitmap, Polygons
 from engine.datasets import CocoFiles, Split, coco_files, require, unfit
-from engine.images import Paths, read_image
+from engine.folders import Paths
+from engine.images import read_image
 
 Shape = Polygons | Bitmap
 
@@ -100,8 +101,8 @@ class CocoSplit:
         return np.unique(owner[~self.crowd])
 
 
-def read_split(directory: Path, split: Split) -> CocoSplit:
-    """The annotations of a split of the COCO data set in `directory`.
+def read_split(directory: Path, split: Split, single_class: bool = False) -> CocoSplit:
+    """The annotations of a split of the COCO data set in `directory`, with `single_class` all of one category.
 
     Raises:
         FileNotFoundError: if the annotation file or an image is missing.
@@ -110,7 +111,7 @@ def read_split(directory: Path, split: Split) -> CocoSplit:
     files = coco_files(directory, split)
     content = read_annotations(files.annotations)
     require(annotation_findings(content, files))
-    return arranged(content, files)
+    return arranged(of_one_category(content) if single_class else content, files)
 
 
 def read_annotations(file: Path) -> dict[str, Any]:
@@ -130,6 +131,15 @@ def read_annotations(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise unfit(file, f"is not JSON: {error}", "restore it") from None
     return content
+
+
+def of_one_category(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` of an annotation file with every object of the one category `object`, id 1."""
+    return {
+        **content,
+        "categories": [{"id": 1, "name": "object", "supercategory": "object"}],
+        "annotations": [{**annotation, "category_id": 1} for annotation in content["annotations"]],
+    }
 
 
 def arranged(content: dict[str, Any], files: CocoFiles) -> CocoSplit:

@@ -107,6 +107,10 @@ class MaskRCNN:
 
     data: str = science(about="a COCO directory, or the name of one")
     checkpoint: str | None = science(None, about="encoder to start from; none trains from scratch")
+    allow_partial: bool = science(
+        False, about="take a checkpoint whose keys are not all accounted for; the result names what was let pass"
+    )
+    single_class: bool = science(False, about="learn and evaluate as if all objects were of one category")
     encoder: ViT = science(SIZES["B"], about="shape of the encoder when there is no checkpoint")
     vitdet: ViTDet = ViTDet()
     proposals: Proposals = Proposals()

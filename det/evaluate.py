@@ -20,7 +20,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from det.coco import read_annotations
+from det.coco import of_one_category, read_annotations
 from det.rle import encode_masks
 from det.roi_heads import Detections
 
@@ -50,10 +50,10 @@ def coco_results(found: Detections, image_id: int, category_ids: Sequence[int], 
 class CocoMetrics:
     """COCO's average precision, for boxes and masks, against one annotation file."""
 
-    def __init__(self, annotations: Path) -> None:
-        """Read the ground truth; it is kept for further calls."""
-        self.annotations = annotations
-        self._truth = _indexed(COCO(), _completed(annotations))
+    def __init__(self, annotations: Path, single_class: bool = False) -> None:
+        """Read the ground truth, with `single_class` as if all objects were of one category; it is kept."""
+        self.annotations, self.single_class = annotations, single_class
+        self._truth = _indexed(COCO(), self._content())
         self._fast_truth: faster_coco_eval.COCO | None = None
 
     def __call__(self, results: Sequence[Result], *, fast: bool = False) -> dict[str, float]:
@@ -78,13 +78,17 @@ class CocoMetrics:
         stats: Sequence[float] = evaluation.stats
         return stats
 
+    def _content(self) -> dict[str, Any]:
+        content = _completed(self.annotations)
+        return of_one_category(content) if self.single_class else content
+
     def _nothing(self) -> COCO:
         """An empty set of results, which `loadRes` refuses to make."""
         return _indexed(COCO(), {**self._truth.dataset, "annotations": []})
 
     def _fast_stats(self, results: Sequence[Result], kind: str) -> Sequence[float]:
         if self._fast_truth is None:
-            self._fast_truth = _indexed(faster_coco_eval.COCO(), _completed(self.annotations))
+            self._fast_truth = _indexed(faster_coco_eval.COCO(), self._content())
         found = self._fast_truth.loadRes(_for(kind, results))
         evaluation = faster_coco_eval.COCOeval_faster(self._fast_truth, found, kind, print_function=_nowhere)
         evaluation.evaluate()

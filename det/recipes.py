@@ -49,25 +49,31 @@ def mask_rcnn_vitdet_h_75ep() -> MaskRCNN:
 
 
 def mask_rcnn_handwritten() -> MaskRCNN:
-    """Mask R-CNN on handwritten digits: the demo, about 100 s on one CPU core."""
+    """Mask R-CNN on handwritten, finding digits of any kind: the demo, about 100 s on one CPU core.
+
+    Images are of the size that the encoder was pretrained on, so its positions are used as they are: interpolated to a
+    larger grid, what this small encoder knows is lost. Kinds of digits are not told apart: heads that see a digit
+    aligned in its box read it from the patches, with or without an encoder (NOTES.md).
+    """
     return MaskRCNN(
         data="handwritten",
+        single_class=True,
         encoder=HANDWRITTEN,
-        # a window sees as many patches as a pretraining image had; strides 4, 8, 16 and, for proposals, 32
-        vitdet=ViTDet(window=8, global_blocks=(3,), drop_path=0.0, channels=24, scales=(2.0, 1.0, 0.5)),
+        # the window is the image; strides 4, 8, 16 and, for proposals, 32
+        vitdet=ViTDet(window=8, global_blocks=(3,), drop_path=0.0, channels=32, scales=(2.0, 1.0, 0.5)),
         proposals=Proposals(
             convs=1,
-            anchor_sizes=(24.0, 36.0, 52.0, 72.0),
+            anchor_sizes=(20.0, 28.0, 38.0, 50.0),
             anchor_ratios=(1.5,),  # digits are higher than wide
             samples=64,
             before_nms=(200, 200),
             after_nms=(100, 60),
         ),
-        heads=Heads(samples=16, convs=1, channels=24, fc=48, detections=30),
+        heads=Heads(samples=32, convs=1, channels=32, fc=64, detections=30),
         augment=Augment(flip=0.0, smallest=0.75, largest=1.3),  # a mirrored digit is another digit, or none
-        image=128,
+        image=64,
         steps=200,
-        batch=8,
+        batch=32,
         lr=1e-3,
         warmup=30.0,
         milestones=(160, 185),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import nn
 
 from backbones.checkpoint import EncoderInfo, build_encoder
+from backbones.checkpoints.detector import detector_in
+from backbones.vitdet import vitdet_reason
 from det.batches import TrainingImages, ValidationImages, training_batch, validation_batch
 from det.coco import CocoSplit, read_split
 from det.config import MaskRCNN as Config
@@ -25,6 +27,7 @@ from det.draw import draw_detections
 from det.evaluate import CocoMetrics, Result, coco_results
 from det.mask_rcnn import MaskRCNN, build_mask_rcnn
 from det.optim import learning_rate, optimizer
+from det.start import load_detector
 from engine.atomic import write_text
 from engine.bar import track
 from engine.data import Batches, evaluation_loader, move
@@ -47,7 +50,7 @@ def run(config: Config, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
-    train_split, val_split = read_split(directory, "train"), read_split(directory, "val")
+    train_split, val_split = (read_split(directory, split, config.single_class) for split in ("train", "val"))
     _same_categories(train_split, val_split)
     model, info = build_detector(config, classes=len(train_split.categories))
     images = TrainingImages(train_split, config.augment, config.image)
@@ -69,16 +72,21 @@ def run(config: Config, run: RunDir) -> Outcome:
 
 
 def build_detector(config: Config, classes: int) -> tuple[MaskRCNN, EncoderInfo | None]:
-    """The detector of `config` on its checkpoint's encoder; on a random one if it has none.
+    """The detector of `config` on its checkpoint's encoder; on a random one if it has none; or its checkpoint itself.
 
     The random one is what pretraining starts from (fixed sin-cos positions, Xavier), as in every other evaluation: a
-    table's scratch row is one encoder. Relative positions, pyramid and heads start from scratch in either case.
+    table's scratch row is one encoder. Relative positions, pyramid and heads start from scratch in either case, but for
+    a checkpoint that is a whole detector, of which all is taken.
 
     Raises:
         FileNotFoundError: if the checkpoint is not there.
         ValueError: if it is not one, or its encoder does not fit the detector.
     """
-    encoder, info = build_encoder(config.checkpoint, config.encoder)
+    whole = detector_in(config.checkpoint) if config.checkpoint else None
+    partial = config.allow_partial or whole is not None  # what a detector has beyond its encoder is taken below
+    encoder, info = build_encoder(config.checkpoint, config.encoder, allow_partial=partial)
+    if (reason := vitdet_reason(encoder.traits)) is not None:
+        raise ValueError(f"{config.checkpoint}: {reason}")
     shape = config.shape_for(info.vit if info else config.encoder)
     model = build_mask_rcnn(
         classes=classes,
@@ -106,7 +114,10 @@ def build_detector(config: Config, classes: int) -> tuple[MaskRCNN, EncoderInfo 
         nms=config.heads.nms,
         top=config.heads.detections,
     )
-    model.backbone.net.load_encoder(encoder.state_dict())
+    model.backbone.net.load_encoder(encoder.state_dict(), encoder.traits)
+    if whole is not None and info is not None:
+        load_detector(model, whole, str(config.checkpoint))
+        info = replace(info, family="detectron2, the whole detector", partial=())
     return model, info
 
 
@@ -147,7 +158,7 @@ class Evaluation:
         self.loader = evaluation_loader(images, config.evaluate_batch, config.compute.workers, validation_batch)
         self.split, self.device, self.world = split, device, world
         self.results: list[Result] = []
-        self.metrics = CocoMetrics(split.files.annotations)
+        self.metrics = CocoMetrics(split.files.annotations, config.single_class)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Metrics by the fast evaluator, for the training's curves."""
@@ -196,6 +207,10 @@ def _facts(config: Config, info: EncoderInfo | None, images: TrainingImages, val
         "positions": "learned further, resized bicubically without antialiasing",
         "patch": shape.patch,
         "patch_resampled": info is not None and info.vit.patch != shape.patch,
+        "weights": f"{info.family} checkpoint" if info else "random",
+        "final_norm": False,  # ViTDet has none, whatever the encoder brings
+        "partial": list(info.partial) if info else [],
+        "copy": info.copy if info else None,
         "scales": list(config.vitdet.scales),
         "jitter": [config.augment.smallest, config.augment.largest],
         "flip": config.augment.flip,
@@ -205,6 +220,7 @@ def _facts(config: Config, info: EncoderInfo | None, images: TrainingImages, val
         "train_images": len(images),
         "val_images": len(val_split),
         "classes": len(val_split.categories),
+        "single_class": config.single_class,
         "score_threshold": config.heads.score_threshold,
         "detections": config.heads.detections,
         "evaluator": "pycocotools",

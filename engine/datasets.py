@@ -35,7 +35,7 @@ from engine.atomic import write_text
 log = logging.getLogger(__name__)
 
 HANDWRITTEN = "handwritten"
-HANDWRITTEN_VERSION = 1  # names the folder in the cache: raise it when the generator writes other files
+HANDWRITTEN_VERSION = 2  # names the folder in the cache: raise it when the generator writes other files
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Split = Literal["train", "val"]

@@ -49,8 +49,8 @@ class Sizes:
     train: int = 7_000  # images, ten classes in turn
     val: int = 1_400
     side: int = 64  # pixels
-    coco_train: int = 800
-    coco_val: int = 150
+    coco_train: int = 2_000
+    coco_val: int = 300
     coco_side: int = 128
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
-"""The COCO view of `handwritten`: digits of many sizes on photographs, with boxes and outlines.
+"""The COCO view of `handwritten`: digits on photographs, with boxes and outlines.
 
 Laid out and written as COCO 2017 is: boxes [x, y, width, height] in pixels, polygons [x1, y1, x2, y2, ...], run lengths
 where a polygon cannot say it, ten categories with ids 1 to 10 named "0" to "9".
 
-An image holds one to five digits, whose strokes do not touch; every 32nd holds none; every 20th has a crowd as well, a
+An image holds up to five digits, as many as find a place where strokes do not touch; every 32nd holds none; every 20th has a crowd as well, a
 heap of small digits of one kind under one annotation with iscrowd=1. An object is a polygon along the outline of the
 strokes, to a fraction of a pixel; one with a hole worth showing (0, 6, 8, 9) is a run-length mask instead. `area`
 counts the pixels of that mask.
@@ -30,7 +30,7 @@ Alpha = NDArray[np.uint8]  # (H, W), how much ink: 0..255
 
 INSIDE = 128  # from this much ink on, a pixel belongs to the digit
 HOLE = 0.04  # a hole of this share of the outline's area is worth a run-length mask
-SMALLEST, LARGEST = 3 / 16, 1 / 2  # of the side of the image: 24 to 64 of 128 pixels
+SMALLEST, LARGEST = 0.4, 0.85  # of the side of the image: as large as in the images that an encoder is pretrained on
 TRIES = 20  # places tried for a digit before it is left out
 
 
@@ -88,9 +88,8 @@ class Scene:
                 self.annotations.append(_instance(digit, alpha, *place, self.taken.shape))
 
     def _scan(self, digit: int, size: int) -> Alpha:
-        """A scan of `digit`, resized and with harder edges."""
-        scan = self.rng.choice(self.scans[digit]).resize((size, size), Image.Resampling.BICUBIC)
-        return np.clip((np.asarray(scan, dtype=np.int16) - 48) * 8 // 3, 0, 255).astype(np.uint8)
+        """A scan of `digit`, resized."""
+        return np.asarray(self.rng.choice(self.scans[digit]).resize((size, size), Image.Resampling.BICUBIC))
 
     def _free_place(self, mask: Mask) -> tuple[int, int] | None:
         """Left and top of a place where `mask` touches nothing."""

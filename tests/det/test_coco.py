@@ -39,6 +39,15 @@ def test_coordinates_are_those_of_the_file(make_coco) -> None:
         assert (shapes[0] == coco_masks.decode(disc)).all()
 
 
+def test_all_categories_can_be_taken_as_one(make_coco) -> None:
+    root = make_coco(3)
+    split, one = read_split(root, "val"), read_split(root, "val", single_class=True)
+    assert (one.category_ids, one.categories) == ((1,), ("object",))
+    assert set(one.labels.tolist()) == {0}
+    assert len(one.labels) == len(split.labels) > 0
+    assert len(split.categories) > 1
+
+
 def test_crowd_regions_are_no_objects_and_images_of_nothing_else_are_not_trained_on(make_coco, edit) -> None:
     root = make_coco(3)
     file = coco_files(root, "train").annotations

@@ -108,6 +108,15 @@ def test_both_evaluators_are_pycocotools_to_every_digit(make_coco, edit, seed, c
 
 
 @pytest.mark.parametrize("fast", [False, True])
+def test_as_one_category_the_kind_of_an_object_does_not_matter(make_coco, fast) -> None:
+    file = coco_files(make_coco(4), "val").annotations
+    results = [{**result, "category_id": 1} for result in _from_truth(file)]
+    assert CocoMetrics(file)(results, fast=fast)["box_ap"] == 0  # the file's categories have other ids
+    metrics = CocoMetrics(file, single_class=True)(results, fast=fast)
+    assert list(metrics.values()) == pytest.approx([100] * len(metrics))
+
+
+@pytest.mark.parametrize("fast", [False, True])
 def test_nothing_found_scores_0(make_coco, fast) -> None:
     metrics = CocoMetrics(coco_files(make_coco(2), "val").annotations)([], fast=fast)
     assert metrics["box_ap"] == metrics["mask_ap"] == 0
