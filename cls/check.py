@@ -15,7 +15,8 @@ import numpy as np
 
 from engine.datasets import Finding, Report, Split, UnfitError, image_root
 from engine.decoding import decoded, not_rgb
-from engine.images import Paths, class_names, labelled_files, split_directory
+from engine.folders import Files, Paths, class_names, labelled_files, split_directory
+from engine.shards import Shards, packed
 
 
 def check_images(path: str | Path) -> Report:
@@ -29,7 +30,7 @@ def check_images(path: str | Path) -> Report:
     if len(splits) < 2:
         report.findings.append(_incomplete(root, splits))
     try:
-        classes = class_names(split_directory(root, "val" if splits == ["val"] else "train")[0])
+        classes = _classes(split_directory(root, "val" if splits == ["val"] else "train")[0])
     except UnfitError as error:
         report.findings.append(error.finding)
         return report
@@ -50,18 +51,31 @@ def _incomplete(root: Path, splits: list[str]) -> Finding:
 def _split_findings(root: Path, split: Split, classes: list[str], facts: dict[str, int]) -> Iterator[Finding]:
     directory, splitless = split_directory(root, split)
     try:
-        names, labels = labelled_files(directory, classes)
+        paths, labels = _files(directory, classes)
     except UnfitError as error:
         yield error.finding
         return
-    facts["images" if splitless else f"{split} images"] = len(names)
+    facts["images" if splitless else f"{split} images"] = len(paths)
     yield from _empty_classes(directory, labels, classes)
     others = 0
-    for image in decoded(Paths(directory, names), f"reading {directory}"):
+    for image in decoded(paths, f"reading {directory}"):
         others += image.finding is None and image.mode != "RGB"
         if image.finding:
             yield image.finding
-    yield from not_rgb(others, len(names), directory)
+    yield from not_rgb(others, len(paths), directory)
+
+
+def _classes(directory: Path) -> list[str]:
+    return Shards(directory).classes if packed(directory) else class_names(directory)
+
+
+def _files(directory: Path, classes: list[str]) -> tuple[Files, list[int]]:
+    """The images of a split and their labels."""
+    if packed(directory):
+        shards = Shards(directory)
+        return shards, shards.labels.tolist()
+    names, labels = labelled_files(directory, classes)
+    return Paths(directory, names), labels
 
 
 def _empty_classes(directory: Path, labels: list[int], classes: list[str]) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from engine.config import Compute, plumbing, science, speed
 
 Pool = Literal["avg", "cls"]
 Norm = Literal["tokens", "pooled"]
+Resizing = Literal["auto", "bicubic", "bicubic-antialias", "bicubic-offset", "regenerate"]
 RANDAUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?))*")
 
 _POOL = "the feature: avg is the mean over patch tokens, cls the class token"
@@ -26,6 +27,11 @@ _NORM = (
     "pooled: that is left out, and the pooled feature is standardised (what --global_pool does in the papers' scripts)"
 )
 _EVAL_CROP = "side of the centre crop over the short side of the resized image; none: 224/256 up to 224 px, 1 above"
+_PARTIAL = "take a checkpoint whose keys are not all accounted for; the result names what was let pass"
+_POSITIONS = (
+    "how the position table is brought to another grid than the pretraining's; auto: as the checkpoint's family does "
+    "(MAE, CrossMAE: bicubic); regenerate: a fixed sine-cosine table made anew"
+)
 _DATA = "the name of a data set or the path of one in ImageNet's layout"
 
 
@@ -35,8 +41,10 @@ class Finetune:
 
     data: str = science("imagenet", about=_DATA)
     checkpoint: str | None = science(None, about="the encoder to start from; none starts from random weights")
+    allow_partial: bool = science(False, about=_PARTIAL)
     encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
     image: int = science(224, about="side of an image in pixels, in training and in evaluation")
+    positions: Resizing = science("auto", about=_POSITIONS)
     pool: Pool = science("avg", about="avg: mean of patch tokens, then a fresh norm; cls: final norm, then class token")
     epochs: int = science(100)
     warmup_epochs: float = science(5.0)
@@ -106,8 +114,10 @@ class Linear:
 
     data: str = science("imagenet", about=_DATA)
     checkpoint: str | None = science(None, about="the encoder to probe; none probes random weights")
+    allow_partial: bool = science(False, about=_PARTIAL)
     encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
     image: int = science(224, about="side of an image in pixels")
+    positions: Resizing = science("auto", about=_POSITIONS)
     pool: Pool = science("avg", about=_POOL)
     norm: Norm = science("pooled", about=_NORM)
     views: Literal["augmented", "cached"] = science(
@@ -153,8 +163,10 @@ class Knn:
 
     data: str = science("imagenet", about=_DATA)
     checkpoint: str | None = science(None, about="the encoder to evaluate; none evaluates random weights")
+    allow_partial: bool = science(False, about=_PARTIAL)
     encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
     image: int = science(224, about="side of an image in pixels")
+    positions: Resizing = science("auto", about=_POSITIONS)
     pool: Pool = science("avg", about=_POOL)
     norm: Norm = science("tokens", about=_NORM)
     eval_crop: float | None = science(None, about=_EVAL_CROP)

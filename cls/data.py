@@ -54,6 +54,7 @@ class Splits:
             "train_images": len(self.train),
             "val_images": len(self.val),
             "validation": "the training images: there is no val split" if self.val.splitless else "val split",
+            **self.train.facts(),
         }
 
 

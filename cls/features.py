@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.checkpoint import EncoderInfo, build_encoder
+from backbones.checkpoints.geometry import resize_table
+from backbones.checkpoints.info import differences
 from backbones.config import ViT
 from backbones.vit import VisionTransformer
-from cls.config import Knn, Linear
+from cls.config import Classification, Knn, Linear, Pool
 from cls.data import CentreCrops
 from engine.bar import track
 from engine.data import evaluation_loader
@@ -67,13 +69,35 @@ def frozen_encoder(config: Linear | Knn, device: torch.device) -> FrozenEncoder:
         FileNotFoundError: if its checkpoint does not exist.
         ValueError: if the checkpoint is not one, or its patches do not fit the images.
     """
-    model, info = build_encoder(config.checkpoint, config.encoder, config.pool)
-    require_fit(model.shape, config.image)
+    model, info = encoder_of(config, config.pool)
+    _bring_positions(model, config.image)
     if config.norm == "pooled":
         model.norm = nn.Identity()
     model.requires_grad_(False).eval().to(device)
     dtype = autocast_dtype(config.compute, device)
     return FrozenEncoder(model, info, config.norm == "pooled", device, dtype, config.encode_batch)
+
+
+def encoder_of(config: Classification, pool: Pool = "avg") -> tuple[VisionTransformer, EncoderInfo | None]:
+    """The encoder of a run's checkpoint, or a random one; its patches fit the images.
+
+    Raises:
+        FileNotFoundError, ValueError: as `frozen_encoder`.
+    """
+    how = None if config.positions == "auto" else config.positions
+    partial = config.allow_partial
+    model, info = build_encoder(config.checkpoint, config.encoder, pool, allow_partial=partial, interpolation=how)
+    require_fit(model.shape, config.image)
+    model.require_grid(config.image // model.patch, config.image // model.patch)
+    return model, info
+
+
+def _bring_positions(model: VisionTransformer, image: int) -> None:
+    """Resize the position table once, to the grid of all images to come."""
+    if model.traits.positions == "absolute":
+        grid = image // model.patch
+        table = resize_table(model.pos_embed.data, (grid, grid), model.interpolation)
+        model.pos_embed = nn.Parameter(table, requires_grad=False)
 
 
 def require_fit(vit: ViT, image: int) -> None:
@@ -120,11 +144,17 @@ def describe(config: Linear | Knn, info: EncoderInfo | None) -> str:
     return f"{what} after {norm}"
 
 
-def encoder_facts(vit: ViT, info: EncoderInfo | None) -> dict[str, Any]:
-    """Which encoder was evaluated."""
-    return {
+def encoder_facts(config: Classification, model: VisionTransformer, info: EncoderInfo | None) -> dict[str, Any]:
+    """Which encoder was evaluated, and what was done to it: `partial` names the keys that `allow_partial` let pass."""
+    vit = model.shape
+    resized = model.traits.positions == "absolute" and config.image // vit.patch != vit.grid
+    facts = {
         "encoder": asdict(vit),
         "weights": "random" if info is None else f"{info.family} checkpoint",
         "pretraining_image": vit.image,
         "final_norm": info is not None and info.final_norm,
+        "positions": model.interpolation if resized else "as pretrained",
     }
+    if info is None:
+        return facts
+    return {**facts, "traits": differences(info.traits), "partial": list(info.partial), "copy": info.copy}

@@ -3,8 +3,8 @@
     mimbench run cls/finetune_vitb checkpoint=encoder.safetensors data=imagenet
 
 AdamW with a learning rate that falls by `layer_decay` from each layer to the one before it, a cosine per optimiser
-step, and timm's augmentation. The model is timm's VisionTransformer, the numbers are those of the papers' scripts
-(layer numbers and what is spared weight decay: backbones/classifier.py).
+step, and timm's augmentation. On a plain ViT the model is timm's VisionTransformer; the numbers are those of the
+papers' scripts (the model, layer numbers and what is spared weight decay: backbones/classifier.py).
 
 Reads the images and the checkpoint; writes metrics and training states into the run directory. The last weights are
 evaluated, not the best: choosing the epoch by validation accuracy is what the papers' scripts do, and is not done here.
@@ -18,16 +18,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer as Classifier
 from torch import Tensor, nn
 
-from backbones.checkpoint import EncoderInfo, build_encoder
-from backbones.classifier import build_classifier, layer_of, load_encoder_into, no_decay
-from backbones.config import ViT
+from backbones.checkpoint import EncoderInfo
+from backbones.classifier import Classifier, build_classifier, layer_of, load_encoder_into, no_decay
+from backbones.vit import VisionTransformer
 from cls.accuracy import accuracy
 from cls.config import Finetune
 from cls.data import BatchAugmentation, CentreCrops, Splits, finetune_crops, micro_batch, open_splits, resized_side
-from cls.features import autocast, encoder_facts, require_fit, statistics
+from cls.features import autocast, encoder_facts, encoder_of, statistics
 from engine.data import Batches, evaluation_loader
 from engine.images import normalise
 from engine.optim import adamw, parameter_groups
@@ -92,11 +91,11 @@ def run(config: Finetune, run: RunDir) -> Outcome:
 
 def prepare(config: Finetune, device: torch.device) -> Prepared:
     """Model, optimiser, batches and schedule of a fine-tuning, and the facts of its protocol."""
-    encoder, info = build_encoder(config.checkpoint, config.encoder)
-    require_fit(encoder.shape, config.image)
+    encoder, info = encoder_of(config)
     splits = open_splits(config.data)
-    classifier = build_classifier(encoder.shape, splits.classes, config.drop_path, config.pool, config.image)
-    load_encoder_into(classifier, encoder.state_dict())
+    head = (splits.classes, config.drop_path, config.pool, config.image)
+    classifier = build_classifier(encoder.shape, *head, traits=encoder.traits)
+    load_encoder_into(classifier, encoder.state_dict(), encoder.interpolation)
     augment = BatchAugmentation(config, splits.classes, *statistics(info), device)
     batches = Batches(
         finetune_crops(config, splits.train),
@@ -119,7 +118,7 @@ def prepare(config: Finetune, device: torch.device) -> Prepared:
         evaluate=evaluation(config, splits, device),
         evaluate_every=config.evaluate_every and config.evaluate_every * steps_per_epoch,
     )
-    return Prepared(training, facts(config, splits, encoder.shape, info), None if info is None else info.family)
+    return Prepared(training, facts(config, splits, encoder, info), None if info is None else info.family)
 
 
 def groups(classifier: Classifier, config: Finetune) -> list[dict[str, Any]]:
@@ -159,7 +158,7 @@ def evaluation(config: Finetune, splits: Splits, device: torch.device) -> Callab
     return evaluate
 
 
-def facts(config: Finetune, splits: Splits, vit: ViT, info: EncoderInfo | None) -> dict[str, Any]:
+def facts(config: Finetune, splits: Splits, encoder: VisionTransformer, info: EncoderInfo | None) -> dict[str, Any]:
     """What of the protocol changes the numbers."""
     feature = (
         "mean of the patch tokens, then a norm trained from scratch"
@@ -181,6 +180,6 @@ def facts(config: Finetune, splits: Splits, vit: ViT, info: EncoderInfo | None) 
         "layer_decay": config.layer_decay,
         "drop_path": config.drop_path,
         "seed": config.seed,
-        **encoder_facts(vit, info),
+        **encoder_facts(config, encoder, info),
         **splits.facts(),
     }

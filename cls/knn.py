@@ -151,6 +151,6 @@ def facts(config: Knn, encoder: FrozenEncoder, splits: Splits) -> dict[str, Any]
         "eval_resize": resized_side(config.image, config.eval_crop),
         "interpolation": "bicubic, antialiased",
         "seed": config.seed,
-        **encoder_facts(encoder.model.shape, encoder.info),
+        **encoder_facts(config, encoder.model, encoder.info),
         **splits.facts(),
     }

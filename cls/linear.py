@@ -183,6 +183,6 @@ def facts(config: Linear, encoder: FrozenEncoder, splits: Splits) -> dict[str, A
         "micro_batch": micro_batch(config),
         "base_lr": config.base_lr,
         "seed": config.seed,
-        **encoder_facts(encoder.model.shape, encoder.info),
+        **encoder_facts(config, encoder.model, encoder.info),
         **splits.facts(),
     }

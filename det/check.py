@@ -16,6 +16,7 @@ from det.annotations import annotation_findings
 from det.coco import read_annotations
 from engine.datasets import CocoFiles, Finding, Report, UnfitError, coco_files
 from engine.decoding import decoded, not_rgb
+from engine.folders import Paths
 
 
 def check_coco(path: str | Path) -> Report:
@@ -57,7 +58,7 @@ def _split_findings(split: str, files: CocoFiles, facts: dict[str, int]) -> Iter
 
 def _image_findings(images: list[dict[str, Any]], files: CocoFiles) -> Iterator[Finding]:
     there = [image for image in images if (files.images / image["file_name"]).is_file()]
-    paths = [files.images / image["file_name"] for image in there]
+    paths = Paths(files.images, [image["file_name"] for image in there])
     others = 0
     for image, seen in zip(there, decoded(paths, f"reading {files.images}", upright=True), strict=True):
         others += seen.finding is None and seen.mode != "RGB"

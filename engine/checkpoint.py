@@ -98,6 +98,11 @@ def prune(directory: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def steps_saved(directory: Path) -> list[int]:
+    """The optimiser steps after which the states in `directory` were saved, newest first."""
+    return [int(path.stem.removeprefix("step-")) for path in _states(directory)]
+
+
 def _states(directory: Path) -> list[Path]:
     """All states, newest first."""
     return sorted(directory.glob("step-*.pt"), reverse=True)

@@ -151,7 +151,8 @@ def from_text(kind: type[C], text: str, source: str = "config") -> C:
 def with_overrides(config: C, overrides: Sequence[str]) -> C:
     """`config` with `key=value` texts applied, checked against the types of its fields.
 
-    A `kind` that chooses another member of a union starts from that member's defaults, wherever it stands in the list.
+    A `kind` that chooses another member of a union starts from that member's defaults, wherever it stands in the list;
+    `method=mae` is short for `method.kind=mae`.
 
     Raises:
         ValueError: for a text without `=`, an unknown key (the nearest is offered) or a value of the wrong type.
@@ -159,7 +160,7 @@ def with_overrides(config: C, overrides: Sequence[str]) -> C:
     if not overrides:
         return config
     values = dataclasses.asdict(config)  # type: ignore[call-overload]
-    pairs = [_pair(override) for override in overrides]
+    pairs = [_spelt_out(*_pair(override), type(config)) for override in overrides]
     for key, text in sorted(pairs, key=lambda pair: (pair[0].rpartition(".")[2] != "kind", pair[0].count("."))):
         types_of = dict(_types(type(config), values))
         if key not in types_of:
@@ -179,6 +180,12 @@ def _pair(override: str) -> tuple[str, str]:
     if not separator or not key:
         raise ValueError(f"{override!r} is not of the form key=value")
     return key, text
+
+
+def _spelt_out(key: str, text: str, kind: Any) -> tuple[str, str]:
+    """`masking=attention` as `masking.kind=attention`, where `masking` is a choice among dataclasses."""
+    hint = _hints(kind).get(key)
+    return (f"{key}.kind", text) if len(_branches(hint)) > 1 else (key, text)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
@@ -208,12 +215,16 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
+def _branches(hint: Any) -> list[Any]:
+    return [option for option in _options(hint) if dataclasses.is_dataclass(option)]
+
+
 def _branch(hint: Any, value: Any, key: str) -> Any:
     """The dataclass that `value`, a dictionary, is for; None where no dataclass is wanted or none is given.
 
     Members of a union are told apart by the one value of their field `kind: Literal["..."]`.
     """
-    branches = [option for option in _options(hint) if dataclasses.is_dataclass(option)]
+    branches = _branches(hint)
     if not branches or not isinstance(value, dict):
         return None
     if len(branches) == 1:

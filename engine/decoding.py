@@ -5,8 +5,9 @@ On more than a few thousand images one process for each core does it; ImageNet t
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine.bar import track
 from engine.datasets import Finding, UnfitError
-from engine.images import Paths, read_image
+from engine.folders import Files
+from engine.images import decode
 
 FEW = 2_000  # images: below this, starting processes takes longer than decoding
 
@@ -32,7 +34,7 @@ class Decoded:
 
 
 class _Images(Dataset[Decoded]):
-    def __init__(self, paths: Paths | Sequence[Path], upright: bool) -> None:
+    def __init__(self, paths: Files, upright: bool) -> None:
         self.paths, self.upright = paths, upright
 
     def __len__(self) -> int:
@@ -41,16 +43,17 @@ class _Images(Dataset[Decoded]):
     def __getitem__(self, index: int) -> Decoded:
         path = self.paths[index]
         try:
-            height, width = read_image(path, upright=self.upright).shape[-2:]
+            encoded = self.paths.encoded(index)
+            height, width = decode(encoded, str(path), upright=self.upright).shape[-2:]
         except UnfitError as error:
             return Decoded(path, error.finding)
         except OSError as error:
             return Decoded(path, Finding("error", str(path), error.strerror or str(error), "make the file readable"))
-        with Image.open(path) as header:
+        with Image.open(io.BytesIO(encoded)) as header:
             return Decoded(path, None, header.mode, height, width)
 
 
-def decoded(paths: Paths | Sequence[Path], what: str, *, upright: bool = False) -> Iterator[Decoded]:
+def decoded(paths: Files, what: str, *, upright: bool = False) -> Iterator[Decoded]:
     """Decode `paths`, in order, with a progress bar named `what`. `upright`: sizes are those after EXIF rotation."""
     workers = (os.cpu_count() or 1) if len(paths) > FEW else 0
     loader = DataLoader(_Images(paths, upright), batch_size=16, num_workers=workers, collate_fn=list)

@@ -3,10 +3,10 @@
 Laid out and written as COCO 2017 is: boxes [x, y, width, height] in pixels, polygons [x1, y1, x2, y2, ...], run lengths
 where a polygon cannot say it, ten categories with ids 1 to 10 named "0" to "9".
 
-An image holds up to five digits, as many as find a place where strokes do not touch; every 32nd holds none; every 20th has a crowd as well, a
-heap of small digits of one kind under one annotation with iscrowd=1. An object is a polygon along the outline of the
-strokes, to a fraction of a pixel; one with a hole worth showing (0, 6, 8, 9) is a run-length mask instead. `area`
-counts the pixels of that mask.
+An image holds up to five digits, as many as find a place where strokes do not touch; every 32nd holds none; every 20th
+has a crowd as well, a heap of small digits of one kind under one annotation with iscrowd=1. An object is a polygon on
+the outline of its strokes, to a fraction of a pixel; one with a hole worth showing (0, 6, 8, 9) is a run-length mask
+instead. `area` counts the pixels of that mask.
 """
 
 from __future__ import annotations

@@ -2,11 +2,15 @@
 
     ROOT/train/<class>/...  ROOT/val/<class>/...     ImageNet; classes are numbered by ROOT/train, sorted by name
     ROOT/<class>/...                                 no splits: both splits are all images, and a warning says so
+    ROOT/train/00000.tar ...                         either of these, packed by `mimbench data shrink`: engine/shards.py
 
 Images are uint8 tensors (3, H, W), RGB, values 0..255, all the way to the device, where `normalise` makes them the
-floats an encoder wants: a quarter of the bytes to move, and twice the speed of the usual PIL and float pipeline.
+floats an encoder wants: a quarter of the bytes to move, and twice the speed of the usual PIL and float pipeline. They
+lie in memory by pixel (channels last), as decoders write them and torch's uint8 kernels read them.
+
 JPEG, PNG and WebP are decoded by torchvision, other formats by Pillow; greyscale, palette and CMYK become RGB. EXIF
-orientation is ignored, as in torchvision's ImageFolder, unless asked for.
+orientation is ignored, as in torchvision's ImageFolder, unless asked for. `decoder="pil"` has Pillow decode and crop,
+for pixels equal to those of the papers' code to the last bit; torchvision's differ by .05 of 255 on average.
 
 Small images that are all of one size (the whole folder in at most `CACHE_BYTES`) are decoded once and kept in memory.
 """
@@ -16,11 +20,10 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +32,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from engine.bar import track
-from engine.datasets import Split, image_root, unfit
+from engine.datasets import Split, UnfitError, unfit
+from engine.folders import (
+    PILLOW_SUFFIXES,
+    Files,
+    Paths,
+    class_names,
+    has_split,
+    labelled_files,
+    read_bytes,
+    split_directory,
+    suffix,
+)
+from engine.shards import Shards, packed
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +53,8 @@ log = logging.getLogger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CACHE_BYTES = 512 * 2**20
-PILLOW_SUFFIXES = frozenset({".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".gif"})
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"}) | PILLOW_SUFFIXES
+
+Decoder = Literal["torchvision", "pil"]
 
 
 def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
@@ -59,58 +74,44 @@ def read_image(path: str | Path, *, upright: bool = False) -> Tensor:
         FileNotFoundError: if there is no such file.
         UnfitError: (a ValueError) naming the file, if it is cut short or not an image.
     """
+    name = str(path)
+    return decode(read_bytes(name), name, upright=upright)
+
+
+def decode(encoded: bytearray, name: str, *, upright: bool = False, decoder: Decoder = "torchvision") -> Tensor:
+    """The image that the file `name` holds, as `read_image` gives it.
+
+    Raises:
+        UnfitError: (a ValueError) naming the file, if it is cut short or not an image.
+    """
     from torchvision.io import ImageReadMode, decode_image
 
-    name = os.fspath(path)
-    with open(name, "rb") as file:  # noqa: PTH123 (pathlib takes as long as decoding a small image)
-        encoded = file.read()
     try:
-        if not encoded or _suffix(name) in PILLOW_SUFFIXES:
-            return _read_with_pillow(encoded, upright)
-        buffer = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        if not encoded or decoder == "pil" or suffix(name) in PILLOW_SUFFIXES:
+            return _decode_with_pillow(encoded, upright)
+        buffer = torch.frombuffer(encoded, dtype=torch.uint8)
         image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=upright)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise unfit(Path(path), _fault(error), "replace or delete this file") from None
+    except (RuntimeError, OSError, ValueError, SyntaxError) as error:  # Pillow says SyntaxError of a broken PNG
+        raise unfit(Path(name), _fault(error), "replace or delete this file") from None
     return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)  # PNG with 16 bits
 
 
-def _read_with_pillow(encoded: bytes, upright: bool) -> Tensor:
+def _decode_with_pillow(encoded: bytearray, upright: bool) -> Tensor:
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(encoded)) as image:
         turned = ImageOps.exif_transpose(image) if upright else image
-        return torch.from_numpy(np.array(turned.convert("RGB"))).permute(2, 0, 1).contiguous()
+        return _from_pillow(turned.convert("RGB"))
+
+
+def _from_pillow(image: Any) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _fault(error: Exception) -> str:
     text = str(error).lower()
     cut_short = "truncated" in text or "incomplete" in text
     return "the image is cut short" if cut_short else "is not an image that can be read"
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (as above)
-
-
-class Paths:
-    """Many paths in one block of memory: a list of a million strings would be copied by every loading process."""
-
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self.root = root
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._names = b"".join(encoded)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> Path:
-        return Path(self.text(index))
-
-    def text(self, index: int) -> str:
-        """The path as a string, which is made and opened faster."""
-        start = self._ends[index - 1] if index else 0
-        return f"{self.root}/{os.fsdecode(self._names[start : self._ends[index]])}"
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
@@ -124,118 +125,75 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         paths: the files.
         pixels: uint8 (N, 3, H, W) when the images are kept in memory, else None.
         splitless: the directory has no train/ and val/, so that both splits are all of it.
+        decoder: what decodes and crops the images.
     """
 
-    def __init__(self, root: str | Path, split: Split, *, cache: bool | None = None) -> None:
+    def __init__(
+        self, root: str | Path, split: Split, *, cache: bool | None = None, decoder: Decoder = "torchvision"
+    ) -> None:
         """Open `split` of the data set at `root`.
 
         `cache`: keep decoded images in memory; None does so when they are all of one size and fit in `CACHE_BYTES`.
 
         Raises:
             FileNotFoundError: if `root` or the split is not there.
-            UnfitError: (a ValueError) if it holds no images or no classes, or (when kept in memory) one that is broken.
+            UnfitError: (a ValueError) if it holds no images or no classes, or is packed and damaged.
         """
-        self.root, self.split = Path(root), split
+        self.root, self.split, self.decoder = Path(root), split, decoder
         directory, self.splitless = split_directory(self.root, split)
         if self.splitless and split == "val":
             log.warning("%s has no train/ and val/: accuracy is measured on the images it is trained on", root)
-        self.classes = class_names(split_directory(self.root, "train")[0] if _has(self.root, "train") else directory)
-        names, labels = labelled_files(directory, self.classes)
-        self.paths, self.labels = Paths(directory, names), torch.tensor(labels, dtype=torch.int64)
+        self.paths: Files
+        if packed(directory):
+            shards = Shards(directory)
+            self.paths, self.labels, self.classes = shards, shards.labels, shards.classes
+        else:
+            classes_in = split_directory(self.root, "train")[0] if has_split(self.root, "train") else directory
+            self.classes = class_names(classes_in)
+            names, labels = labelled_files(directory, self.classes)
+            self.paths, self.labels = Paths(directory, names), torch.tensor(labels, dtype=torch.int64)
+        self._faults: dict[int, UnfitError] = {}
         self.pixels = None if cache is False else self._decode_all(insist=bool(cache))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.pixels[index] if self.pixels is not None else read_image(self.paths.text(index))
+        if index in self._faults:
+            raise self._faults[index]
+        image = self.pixels[index] if self.pixels is not None else self._decode(index)
         return image, int(self.labels[index])
 
+    def facts(self) -> dict[str, object]:
+        """What of the images' making changes the numbers, where it is not the usual: for `result.json`."""
+        facts: dict[str, object] = {"images": self.paths.description} if isinstance(self.paths, Shards) else {}
+        return facts if self.decoder == "torchvision" else {**facts, "decoder": self.decoder}
+
+    def _decode(self, index: int) -> Tensor:
+        return decode(self.paths.encoded(index), self.paths.text(index), decoder=self.decoder)
+
     def _decode_all(self, insist: bool) -> Tensor | None:
-        """Every image in one tensor; None if they differ in size or (unless `insist`) would fill too much memory."""
-        first = read_image(self.paths.text(0))
-        if not insist and first.numel() * len(self) > CACHE_BYTES:
-            return None
-        pixels = torch.empty((len(self), *first.shape), dtype=torch.uint8)
+        """Every image in one tensor; None if they differ in size or (unless `insist`) would fill too much memory.
+
+        Those that cannot be decoded are left for the moment at which they are asked for.
+        """
+        pixels: Tensor | None = None
         for index in track(range(len(self)), f"reading {self.split} images of {self.root.name}", len(self)):
-            image = read_image(self.paths.text(index))
-            if image.shape != first.shape:
+            try:
+                image = self._decode(index)
+            except UnfitError as error:
+                self._faults[index] = error
+                continue
+            if pixels is None:
+                if not insist and image.numel() * len(self) > CACHE_BYTES:
+                    return None
+                pixels = torch.zeros(len(self), *image.shape[1:], 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+            if image.shape != pixels.shape[1:]:
                 if insist:
                     raise unfit(self.paths[index], "has another size than the first image", "leave out cache=True")
                 return None
             pixels[index] = image
         return pixels
-
-
-def _has(root: Path, split: Split) -> bool:
-    return (image_root(root) / split).is_dir()
-
-
-def split_directory(root: Path, split: Split) -> tuple[Path, bool]:
-    """The folder that holds the classes of `split`, and whether the data set has no splits.
-
-    Raises:
-        FileNotFoundError: if `root` is not there, or has the other split only.
-    """
-    inner = image_root(root)
-    if not inner.is_dir():
-        raise FileNotFoundError(f"{root} does not exist; name a directory with train/ and val/, folders of classes")
-    if (inner / split).is_dir():
-        return inner / split, False
-    other: Split = "val" if split == "train" else "train"
-    if (inner / other).is_dir():
-        raise FileNotFoundError(f"{inner} has {other}/ but no {split}/; add the {split} images, in class folders")
-    return inner, True
-
-
-def class_names(directory: Path) -> list[str]:
-    """The class folders in `directory`, sorted.
-
-    Raises:
-        UnfitError: (a ValueError) if there are none.
-    """
-    with os.scandir(directory) as entries:
-        found = list(entries)
-    names = sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        loose = sum(_is_image(entry.name) for entry in found)
-        what = f"has {loose} images but no class folders" if loose else "holds no images"
-        raise unfit(directory, what, f"put the images of each class into a folder of their own, {directory}/<class>/")
-    return names
-
-
-def labelled_files(directory: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Paths under `directory` of its images, and their labels as places in `classes`.
-
-    Raises:
-        UnfitError: (a ValueError) if there are no images, or a class that is not one of `classes`.
-    """
-    numbers = {name: number for number, name in enumerate(classes)}
-    names: list[str] = []
-    labels: list[int] = []
-    for name in class_names(directory):
-        if name not in numbers:
-            raise unfit(directory / name, "is a class the training split does not have", "add it there, or remove it")
-        files = sorted(_image_files(directory, name))
-        names += files
-        labels += [numbers[name]] * len(files)
-    if not names:
-        raise unfit(directory, "holds no images", f"they end in {', '.join(sorted(SUFFIXES))}")
-    return names, labels
-
-
-def _is_image(name: str) -> bool:
-    return _suffix(name) in SUFFIXES and not name.startswith(".")
-
-
-def _image_files(root: Path, inner: str) -> Iterator[str]:
-    """Paths of images below `root/inner`, relative to `root`."""
-    with os.scandir(root / inner) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _image_files(root, f"{inner}/{entry.name}")
-            elif _is_image(entry.name):
-                yield f"{inner}/{entry.name}"
 
 
 # ------------------------------------------------------------------------------------------------------------ crops
@@ -249,6 +207,31 @@ class Box(NamedTuple):
     height: int
     width: int
     flip: bool
+
+
+class Crop(NamedTuple):
+    """The `Box` of an item and the size of the image it was cut from; in a batch each is a tensor (B,)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+    image_height: int
+    image_width: int
+
+
+class Sample(NamedTuple):
+    """An item of `RandomCrops`; in a batch each is a tensor with B in front, `crop` a `Crop` of tensors (B,).
+
+    `noise` is drawn with the crop, so that neither depends on which process loads or trains on the item.
+    """
+
+    image: Tensor  # uint8 (3, side, side)
+    label: int
+    place: int  # in the folder; of a replaced item, that of the image it shows
+    crop: Crop
+    noise: Tensor  # float32 (N,), uniform in [0, 1); N is 0 unless asked for
 
 
 def draw_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], flip: bool = True) -> Box:
@@ -270,13 +253,22 @@ def draw_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[f
     return Box((height - h) // 2, (width - w) // 2, h, w, flip and random.random() < 0.5)
 
 
-def cut(image: Tensor, box: Box, side: int) -> Tensor:
+def cut(image: Tensor, box: Box, side: int, decoder: Decoder = "torchvision") -> Tensor:
     """The crop `box` of a uint8 image (3, H, W), resized (bicubic, antialiased) to (3, side, side).
 
-    Bit for bit torchvision's `resized_crop`, less its dispatch, which takes as long as the work for a 32-pixel crop.
+    Bit for bit what torchvision's `resized_crop` makes of the tensor, less its dispatch, which takes as long as the
+    work for a 32-pixel crop; with `decoder="pil"`, what it makes of a PIL image.
     """
-    crop = _resize(image[:, box.top : box.top + box.height, box.left : box.left + box.width], side, side)
+    inner = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    crop = _resize_with_pillow(inner, side) if decoder == "pil" else _resize(inner, side, side)
     return crop.flip(-1) if box.flip else crop
+
+
+def _resize_with_pillow(image: Tensor, side: int) -> Tensor:
+    from PIL import Image
+
+    pixels_HWC = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return _from_pillow(Image.fromarray(pixels_HWC).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def centre_crop(image: Tensor, side: int, short: int) -> Tensor:
@@ -284,23 +276,31 @@ def centre_crop(image: Tensor, side: int, short: int) -> Tensor:
 
     The evaluation crop, as torchvision's Resize (bicubic, antialiased) and CenterCrop make it; 256 and 224 as a rule.
     """
+    image = shortened(image, short)
     height, width = image.shape[-2:]
-    if min(height, width) != short:
-        small = min(height, width)
-        height, width = (int(short * size / small) if size != small else short for size in (height, width))
-        image = _resize(image, height, width)
     top, left = round((height - side) / 2), round((width - side) / 2)
-    return image[:, top : top + side, left : left + side].contiguous()
+    return image.permute(1, 2, 0)[top : top + side, left : left + side].contiguous().permute(2, 0, 1)
+
+
+def shortened(image: Tensor, short: int) -> Tensor:
+    """A uint8 image (3, H, W) resized so that its short side has `short` pixels, as torchvision's Resize does it."""
+    height, width = image.shape[-2:]
+    small = min(height, width)
+    if small == short:
+        return image
+    return _resize(image, *(int(short * size / small) if size != small else short for size in (height, width)))
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
+    by_pixel = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # a third off the time, with the copy
+    return F.interpolate(by_pixel, (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
 
 
-class RandomCrops(Dataset[tuple[Tensor, int]]):
-    """Random crops of a folder's images, for pretraining: item `i` is (uint8 crop (3, side, side), label).
+class RandomCrops(Dataset[Sample]):
+    """Random crops of a folder's images, for pretraining: item `i` is a `Sample`.
 
-    Random numbers are Python's, so that each item wants seeding: `SeededDataset(RandomCrops(...), seed)`.
+    Crops are drawn from Python's `random` and noise from torch's generator, so that each item wants seeding:
+    `SeededDataset(RandomCrops(...), seed)`.
     """
 
     def __init__(
@@ -311,14 +311,19 @@ class RandomCrops(Dataset[tuple[Tensor, int]]):
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: bool = True,
+        noise: int = 0,
     ) -> None:
-        """`scale`, `ratio`: as in `draw_box`; MAE and CrossMAE pretrain with the defaults."""
-        self.folder, self.side, self.scale, self.ratio, self.flip = folder, side, scale, ratio, flip
+        """`scale`, `ratio`: as in `draw_box`; MAE and CrossMAE pretrain with the defaults. `noise`: how many numbers
+        each item is given, one for each patch that may be masked.
+        """
+        self.folder, self.side, self.scale, self.ratio, self.flip, self.noise = folder, side, scale, ratio, flip, noise
 
     def __len__(self) -> int:
         return len(self.folder)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> Sample:
         image, label = self.folder[index]
         height, width = image.shape[-2:]
-        return cut(image, draw_box(height, width, self.scale, self.ratio, self.flip), self.side), label
+        box = draw_box(height, width, self.scale, self.ratio, self.flip)
+        crop = Crop(*box, image_height=height, image_width=width)
+        return Sample(cut(image, box, self.side, self.folder.decoder), label, index, crop, torch.rand(self.noise))

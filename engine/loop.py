@@ -126,6 +126,7 @@ class Save(SessionHook):
     def _save(self) -> None:
         session = self.session
         session.must_be_finite()
+        session.training.batches.skipped.gather()
         session.flush()
         if session.rank == 0:
             directory = session.run.checkpoints

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Iterable
+import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -81,6 +82,9 @@ class Sink(Protocol):
     def write(self, step: int, line: Line) -> None:
         """Keep `line`, measured after `step` optimiser steps."""
 
+    def picture(self, step: int, name: str, png: Path) -> None:
+        """Keep what the file `png` shows after `step` optimiser steps."""
+
     def flush(self) -> None:
         """Bring what was written to where a kill cannot take it."""
 
@@ -113,6 +117,9 @@ class JsonLines:
             self._file.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def picture(self, step: int, name: str, png: Path) -> None:
+        """Nothing: these are lines of numbers."""
 
     def flush(self) -> None:
         """Each line is there already."""
@@ -150,12 +157,23 @@ class TensorBoard:
         Raises:
             OSError: naming the directory.
         """
+        self._add(step, lambda: _summary(line))
+
+    def picture(self, step: int, name: str, png: Path) -> None:
+        """Add the picture.
+
+        Raises:
+            OSError: naming the directory.
+        """
+        self._add(step, lambda: _image(name, png.read_bytes()))
+
+    def _add(self, step: int, summary: Callable[[], Any]) -> None:
         try:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter  # 0.3 s, after the first steps are done
 
                 self._writer = SummaryWriter(str(self._directory), purge_step=self._resumed_at + 1)
-            self._writer.file_writer.add_summary(_summary(line), step)
+            self._writer.file_writer.add_summary(summary(), step)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._directory)) from error
 
@@ -185,6 +203,14 @@ def _summary(line: Line) -> Any:
     return Summary(value=values)
 
 
+def _image(name: str, png: bytes) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = struct.unpack(">II", png[16:24])
+    image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
+    return Summary(value=[Summary.Value(tag=name, image=image)])
+
+
 class WandB:
     """Weights & Biases, under the run's identity: a restarted run carries on in the same place.
 
@@ -198,6 +224,7 @@ class WandB:
         except ImportError as error:
             raise ValueError("compute.wandb=true needs a package that is not here: pip install wandb") from error
         about = run.read_about()
+        self._wandb = wandb
         self._run = wandb.init(
             project="mimbench", id=about["identity"], name=about["recipe"], dir=str(run.path), resume="allow"
         )
@@ -205,6 +232,10 @@ class WandB:
     def write(self, step: int, line: Line) -> None:
         """Log the numbers."""
         self._run.log(line, step=step)
+
+    def picture(self, step: int, name: str, png: Path) -> None:
+        """Log the picture."""
+        self._run.log({name: self._wandb.Image(str(png))}, step=step)
 
     def flush(self) -> None:
         """wandb writes by itself."""

@@ -1,7 +1,8 @@
 """Learning-rate schedules as pure functions.
 
-`warmup_cosine` is MAE's and CrossMAE's, counted in (fractional) epochs; `warmup_steps` is ViTDet's, counted in
-optimiser steps. A parameter group's `lr_scale` multiplies what they return.
+`warmup_cosine` is MAE's and CrossMAE's, `whole_cosine` and `warmup_drops` are SimMIM's, all counted in (fractional)
+epochs; `warmup_steps` is ViTDet's, counted in optimiser steps. A parameter group's `lr_scale` multiplies what they
+return.
 """
 
 from __future__ import annotations
@@ -10,14 +11,31 @@ import math
 from collections.abc import Sequence
 
 
-def warmup_cosine(t: float, peak: float, minimum: float, warmup: float, total: float) -> float:
-    """Linear from 0 to `peak` over `warmup`, then half a cosine down to `minimum` at `total`.
+def warmup_cosine(t: float, peak: float, minimum: float, warmup: float, total: float, start: float = 0.0) -> float:
+    """Linear from `start` to `peak` over `warmup`, then half a cosine down to `minimum` at `total`.
 
-    `t`, `warmup` and `total` are in one unit, epochs in the papers; the first step (t = 0) has rate 0.
+    `t`, `warmup` and `total` are in one unit, epochs in the papers; the first step (t = 0) has rate `start`.
     """
     if t < warmup:
-        return peak * t / warmup
+        return start + (peak - start) * t / warmup
     return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * (t - warmup) / (total - warmup)))
+
+
+def whole_cosine(t: float, peak: float, minimum: float, warmup: float, total: float, start: float) -> float:
+    """Linear from `start` to `peak` over `warmup`, then the half cosine that would have begun at t = 0.
+
+    SimMIM's, by timm's scheduler: after warm-up it goes on a little below the peak.
+    """
+    if t < warmup:
+        return start + (peak - start) * t / warmup
+    return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * t / total))
+
+
+def warmup_drops(t: float, peak: float, warmup: float, start: float, drops: Sequence[float]) -> float:
+    """Linear from `start` to `peak` over `warmup`, then `peak`, and a tenth of what was from each of `drops` on."""
+    if t < warmup:
+        return start + (peak - start) * t / warmup
+    return peak * 0.1 ** sum(t >= drop for drop in drops)
 
 
 def warmup_steps(

@@ -100,6 +100,7 @@ class Session:
             "seconds": self.clock.seconds,
             "stepper": self.stepper.state_dict(),
             "means": self.means.state_dict(),
+            "skipped": self.training.batches.skipped.state_dict(),
             "extra": {name: item.state_dict() for name, item in self.training.extra_state.items()},
         }
 
@@ -110,6 +111,7 @@ class Session:
         self.clock.stop()
         self.stepper.load_state_dict(state["stepper"])
         self.means.load_state_dict(state["means"])
+        self.training.batches.skipped.load_state_dict(state["skipped"])
         for name, item in self.training.extra_state.items():
             item.load_state_dict(state["extra"][name])
 
@@ -157,10 +159,17 @@ class Session:
         model.eval()
         with self.stepper.averaged(), torch.no_grad():
             self.metrics = self.training.evaluate(model)
+            if self.training.draw is not None and self.rank == 0:
+                self._keep(self.training.draw())
         model.train()
         self._write(self.metrics)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         self.display.say(f"step {self.step}: {shown}")
+
+    def _keep(self, pictures: dict[str, Path]) -> None:
+        for name, file in pictures.items():
+            for sink in self.sinks:
+                sink.picture(self.step, name, file)
 
     def flush(self) -> None:
         """Bring all lines to disk."""

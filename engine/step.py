@@ -40,6 +40,8 @@ class Stepper:
     def step(self, index: int, batches: Iterator[Any]) -> list[dict[str, Tensor]]:
         """Optimiser step `index` (0-based) on the next micro-batches; the scalars of each, still on the device."""
         training = self.training
+        if training.before_step is not None:
+            training.before_step(index)
         rate = training.learning_rate(index)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -48,6 +50,10 @@ class Stepper:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.parameters, training.clip)
             scalars[-1]["grad_norm"] = norm.detach()
+        elif (index + 1) % training.compute.log_every == 0:
+            self.scaler.unscale_(self.optimizer)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            scalars[-1]["grad_norm"] = nn.utils.get_total_norm(gradients).detach()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -53,10 +54,12 @@ class Training:
     compute: Compute
     seed: int
     epoch_of: Callable[[int], float] | None = None  # optimiser steps done -> epochs; by default from the batches
+    before_step: Callable[[int], None] | None = None  # called in every process with the step (0-based) that begins
     clip: float | None = None  # largest norm of the gradient
     ema: float | None = None  # decay of an average of the weights; evaluated and returned in their place
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None  # model in eval mode, without gradients
     evaluate_every: int | None = None  # optimiser steps; always at the end as well
+    draw: Callable[[], dict[str, Path]] | None = None  # writes PNG files after an evaluation, in one process: by name
     extra_state: dict[str, Any] = field(default_factory=dict)  # more objects with state_dict and load_state_dict
 
     def __post_init__(self) -> None:

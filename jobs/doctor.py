@@ -1,5 +1,7 @@
 """`mimbench doctor`: what this machine has, what is missing for what, and what to do about it.
 
+With `--data NAME` it also times loading and a training step for some seconds, and says which waits for the other.
+
 Each check gives findings: `ok`, `note` (something is slower or absent, and only some commands want it) or `problem`
 (runs will fail). The exit code is 1 when there is a problem.
 """
@@ -14,7 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,9 +54,41 @@ def examine() -> Iterator[Check]:
     yield from _programs()
 
 
-def show(as_json: bool) -> int:
-    """Print what was found; 1 if there is a problem."""
-    checks = list(examine())
+def pace(data: str, recipe: str, overrides: Sequence[str]) -> Check:
+    """Whether loading the images of `data` keeps up with the step of the pretraining `recipe`, each timed alone.
+
+    Raises:
+        FileNotFoundError: if there is no such data set.
+        ValueError: if there is no such recipe, or it pretrains nothing.
+    """
+    from jobs.store import resolve
+
+    config = resolve(recipe, [f"data={data}", *overrides])[1]
+    from pretrain.config import Pretrain
+    from pretrain.pace import SECONDS, measure
+
+    if not isinstance(config, Pretrain):
+        raise ValueError(f"{recipe} does not pretrain; name a recipe of `mimbench recipes` that begins with pretrain/")
+    found = measure(config, SECONDS)
+    sides = (
+        f"{found.workers} loading processes bring {_rate(found.loader)} img/s, a step of {recipe} "
+        f"takes {_rate(found.step)} img/s on {found.device} (batch {found.batch})"
+    )
+    if not found.starved:
+        ahead = found.loader / found.step
+        return Check(f"input {data}", "ok", f"{sides}: the model is the bottleneck, loading {ahead:.1f} times as fast")
+    more = "more compute.workers, or " if found.workers < cores() else ""
+    remedy = f"{more}`mimbench data shrink {data} DIR` for images that load four times as fast"
+    return Check(f"input {data}", "note", f"{sides}: loading is the bottleneck", remedy)
+
+
+def _rate(images: float) -> str:
+    return f"{images:,.0f}" if images >= 10 else f"{images:.2g}"
+
+
+def show(as_json: bool, timed: Check | None = None) -> int:
+    """Print what was found, and what was timed; 1 if there is a problem."""
+    checks = [*examine(), *([timed] if timed else [])]
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:

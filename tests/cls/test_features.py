@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones.checkpoint import EncoderInfo, load_encoder
+from backbones.checkpoint import EncoderInfo, load_encoder, save_encoder
+from backbones.checkpoints.geometry import resize_table
+from backbones.config import ViT
 from backbones.vit import VisionTransformer
 from cls.config import Knn
 from cls.data import open_splits
-from cls.features import describe, features_of, frozen_encoder
+from cls.features import describe, encoder_facts, features_of, frozen_encoder
 from engine.config import Compute
 from engine.images import normalise
 from tests.cls.conftest import TINY
@@ -77,3 +80,33 @@ def test_the_feature_is_said_in_words() -> None:
     assert describe(Knn(), crossmae).endswith("standardising (the encoder has no final norm of its own)")
     assert describe(Knn(pool="cls"), EncoderInfo("mae", TINY, True)) == "class token after the checkpoint's final norm"
     assert describe(Knn(norm="pooled"), crossmae) == "mean of the patch tokens, no final norm, then standardised"
+
+
+def test_positions_are_brought_to_the_grid_in_the_way_that_is_asked_for(tmp_path: Path) -> None:
+    state = VisionTransformer(ViT(64, 1, 1, 8, 32), final_norm=True).state_dict()
+    save_encoder(tmp_path / "e.safetensors", state, EncoderInfo("mae", ViT(64, 1, 1, 8, 32), True))
+    base = Knn(checkpoint=str(tmp_path / "e.safetensors"), image=16, compute=SMALL)
+    for positions, said in [
+        ("auto", "bicubic"),
+        ("bicubic-antialias", "bicubic-antialias"),
+        ("regenerate", "regenerate"),
+    ]:
+        config = replace(base, positions=positions)
+        encoder = frozen_encoder(config, CPU)
+        assert torch.equal(encoder.model.pos_embed, resize_table(state["pos_embed"], (2, 2), said))
+        assert encoder_facts(config, encoder.model, encoder.info)["positions"] == said
+    config = replace(base, image=32)
+    encoder = frozen_encoder(config, CPU)
+    assert encoder_facts(config, encoder.model, encoder.info)["positions"] == "as pretrained"
+    assert torch.equal(encoder.model.pos_embed, state["pos_embed"])
+
+
+def test_what_allow_partial_let_pass_is_in_the_facts(tmp_path: Path) -> None:
+    state = {**VisionTransformer(ViT(64, 1, 1, 8, 16), final_norm=True).state_dict(), "adapter.weight": torch.zeros(3)}
+    torch.save({"model": state}, tmp_path / "odd.pth")
+    config = Knn(checkpoint=str(tmp_path / "odd.pth"), image=16, compute=SMALL)
+    with pytest.raises(ValueError, match=r"adapter\.weight is no part of the encoder"):
+        frozen_encoder(config, CPU)
+    encoder = frozen_encoder(replace(config, allow_partial=True), CPU)
+    [passed] = encoder_facts(config, encoder.model, encoder.info)["partial"]
+    assert passed.startswith("adapter.weight")

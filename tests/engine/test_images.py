@@ -13,12 +13,28 @@ import torch
 import torchvision.transforms.v2.functional as V
 from PIL import Image
 from scipy.stats import ks_2samp
-from torchvision.transforms import InterpolationMode
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms import InterpolationMode, ToTensor
+from torchvision.transforms import Normalize as TorchvisionNormalize
+from torchvision.transforms import functional as on_pil
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from engine import images
+from engine.data import SeededDataset
 from engine.datasets import UnfitError
-from engine.images import Box, ImageFolder, Paths, RandomCrops, centre_crop, cut, draw_box, normalise, read_image
+from engine.folders import Paths
+from engine.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Box,
+    ImageFolder,
+    RandomCrops,
+    centre_crop,
+    cut,
+    draw_box,
+    normalise,
+    read_image,
+)
 
 BICUBIC = InterpolationMode.BICUBIC
 
@@ -175,6 +191,7 @@ def test_crops_are_those_of_torchvision(height: int, width: int) -> None:
     for side, short in ((28, 32), (32, 32), (24, 200)):
         expected = V.center_crop(V.resize(image, [short], interpolation=BICUBIC, antialias=True), [side, side])
         assert torch.equal(centre_crop(image, side, short), expected)
+        assert centre_crop(image, side, short).permute(1, 2, 0).is_contiguous()
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (60, 200)])
@@ -201,9 +218,74 @@ def test_random_crops_depend_on_the_random_state_alone(folder: Path) -> None:
     first = crops[2]
     random.seed(5)
     second = RandomCrops(ImageFolder(folder, "train", cache=False), 16)[2]
-    assert torch.equal(first[0], second[0])
-    assert first[0].shape == (3, 16, 16)
-    assert first[1] == second[1] == 1
+    assert torch.equal(first.image, second.image)
+    assert first.image.shape == (3, 16, 16)
+    assert first.label == second.label == 1
+    assert first.place == second.place == 2
+    assert first.crop == second.crop
+
+
+def test_a_sample_says_where_it_was_cut_and_brings_its_noise(folder: Path) -> None:
+    images_in = ImageFolder(folder, "train")
+    items = SeededDataset(RandomCrops(images_in, 16, noise=9), seed=4)
+    image, label, place, crop, noise = sample = items[3, 1]
+    assert (label, place, crop.image_height, crop.image_width) == (0, 1, 40, 52)
+    assert torch.equal(image, cut(images_in[1][0], Box(*crop[:5]), 16))
+    assert noise.shape == (9,)
+    assert noise.dtype == torch.float32
+    assert 0 <= noise.min() < noise.max() < 1
+    assert torch.equal(items[3, 1].noise, noise)
+    assert not torch.equal(items[4, 1].noise, noise)
+    assert not torch.equal(items[3, 2].noise, noise)
+    without = SeededDataset(RandomCrops(images_in, 16), seed=4)[3, 1]
+    assert without.noise.shape == (0,)
+    assert without.crop == sample.crop
+
+
+def test_a_broken_image_waits_until_it_is_asked_for(folder: Path) -> None:
+    broken = folder / "train" / "ant" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    for cache in (None, False):
+        found = ImageFolder(folder, "train", cache=cache)
+        assert (found.pixels is None) == (cache is False)
+        assert torch.equal(found[1][0], read_image(folder / "train" / "ant" / "deep" / "er.png"))
+        with pytest.raises(UnfitError, match=r"1\.png: "):
+            found[0]
+
+
+# --------------------------------------------------------------------------------------- the papers' pixels, to the bit
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.jpg", "RGB"), ("b.jpg", "L"), ("c.jpg", "CMYK"), ("d.png", "P")])
+def test_with_pillow_pixels_are_those_of_the_originals_pipeline(tmp_path: Path, name: str, mode: str) -> None:
+    """RandomResizedCrop (bicubic) and flip on a PIL image, ToTensor, Normalize: what MAE and CrossMAE train on."""
+    path = _write(tmp_path / "images" / "train" / "class" / name, _picture(211, 260).convert(mode))
+    crops = RandomCrops(ImageFolder(tmp_path / "images", "train", decoder="pil"), 64)
+    opened = pil_loader(str(path))
+    finish = TorchvisionNormalize(IMAGENET_MEAN, IMAGENET_STD)
+    flips = set()
+    for epoch in range(6):
+        image, _, _, crop, _ = SeededDataset(crops, seed=1)[epoch, 0]
+        theirs = on_pil.resized_crop(opened, *crop[:4], [64, 64], BICUBIC)
+        theirs = on_pil.hflip(theirs) if crop.flip else theirs
+        assert torch.equal(image, on_pil.pil_to_tensor(theirs))
+        torch.testing.assert_close(normalise(image[None])[0], finish(ToTensor()(theirs)), rtol=1e-6, atol=1e-6)
+        flips.add(crop.flip)
+    assert flips == {False, True}
+
+
+def test_torchvisions_pixels_are_near_those_of_pillow(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jpg", _picture(375, 500), quality=90)
+    plain, exact = read_image(path), torch.from_numpy(np.array(pil_loader(str(path)))).permute(2, 0, 1)
+    box = Box(20, 30, 300, 280, True)
+    differ = (cut(plain, box, 224).int() - cut(exact, box, 224, "pil").int()).abs()
+    assert differ.float().mean() < 0.1
+    assert differ.max() < 20
+
+
+def test_facts_name_what_is_unusual(folder: Path) -> None:
+    assert ImageFolder(folder, "train").facts() == {}
+    assert ImageFolder(folder, "train", decoder="pil").facts() == {"decoder": "pil"}
 
 
 def test_normalise() -> None:
