@@ -86,14 +86,20 @@ def _options(
 
 @app.command()
 def demo(
+    method: Annotated[
+        Literal["crossmae", "mae", "maskalign", "famt"], typer.Option(help="How the encoder is pretrained.")
+    ] = "crossmae",
     seeds: Annotated[int, typer.Option(min=1, help="How many times over, each with another seed.")] = 1,
     slots: Slots = None,
 ) -> None:
     """Pretrain, evaluate and report on this machine, in minutes."""
     from jobs import commands
+    from jobs.demo import NOTES
     from jobs.demo import demo as study
 
-    raise typer.Exit(commands.run_demo(study(seeds), slots))
+    if method in NOTES:
+        print(f"note: {NOTES[method]}", file=sys.stderr)
+    raise typer.Exit(commands.run_demo(study(seeds, method), slots))
 
 
 @app.command()
@@ -138,6 +144,38 @@ def evaluate(
 
 
 @app.command()
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(metavar="FILE", help="A checkpoint, or a pretraining's run directory.")],
+    copy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which set of weights, of a file with several (ema, teacher ...)."),
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Show every key.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what a checkpoint is, and what becomes of every key in it."""
+    from jobs import inspect as look
+
+    look.show(checkpoint, copy, json, keys)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint, or a pretraining's run directory.")],
+    to: Annotated[Literal["safetensors", "timm", "detectron2", "mae"], typer.Option(help="Who is to read it.")],
+    out: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to. Default: FILE-TO, here.")] = None,
+    patch: Annotated[
+        int | None, typer.Option(min=1, help="Resample to patches of this side: 16 for ViT-H in detectron2.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a checkpoint's encoder for another library."""
+    from jobs import export as writer
+
+    writer.export(checkpoint, to, out, patch, json)
+
+
+@app.command()
 def table(json: Json = False) -> None:
     """Print the table of all finished runs."""
     from jobs import commands
@@ -173,11 +211,29 @@ def recipes(
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
+def flops(stage: Annotated[Literal["pretrain"], typer.Argument(help="Of what.")], json: Json = False) -> None:
+    """Count what the decoders of MAE and CrossMAE compute, at every size."""
+    from jobs import flops as counted
+
+    counted.show(json)
+
+
+@app.command()
+def doctor(
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="Time whether its images load as fast as a model trains.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(autocompletion=_recipe_names, help="The pretraining to time it with.")
+    ] = "pretrain/crossmae_vitb_800ep",
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
     """Look at this machine: what is there, what is missing, what to do."""
     from jobs import doctor as examination
 
-    raise typer.Exit(examination.show(json))
+    timed = examination.pace(data, recipe, overrides or []) if data else None
+    raise typer.Exit(examination.show(json, timed))
 
 
 @data.command("add")
@@ -206,6 +262,21 @@ def data_make(
     from engine.handwritten import make_handwritten
 
     print(make_handwritten(directory, seed))
+
+
+@data.command("shrink")
+def data_shrink(
+    source: Annotated[str, typer.Argument(metavar="NAME|PATH", help="The images, in folders of classes.")],
+    directory: Annotated[Path, typer.Argument(metavar="OUT", help="Where to; a new directory, or one to go on with.")],
+    short: Annotated[int, typer.Option(min=16, help="Pixels of the short side; 320 keeps more detail.")] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG.")] = 90,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes. Default: one for each core.")] = None,
+    json: Json = False,
+) -> None:
+    """Shrink images and pack them into a few files that load four times as fast."""
+    from jobs import commands
+
+    commands.shrink_data(source, directory, short, quality, workers, json)
 
 
 @data.command("check")

@@ -67,10 +67,16 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
     from jobs.processes import visible_devices
 
     file = encoder_file(checkpoint)
-    from backbones.checkpoint import load_encoder  # imports torch; opening the file is what tells that it is one
+    from backbones.checkpoints.match import match  # imports torch; opening the file is what tells that it is one
+    from backbones.checkpoints.opening import open_checkpoint
+    from backbones.vitdet import vitdet_reason
 
-    _, info = load_encoder(file)
-    study = evaluation(file, info.vit, request)
+    matched = match(open_checkpoint(file))
+    matched.require(allow_partial="allow_partial=true" in request.overrides)
+    reason = vitdet_reason(matched.traits)
+    if "coco" in request.protocols and reason is not None:
+        raise ValueError(f"{file}: {reason}")
+    study = evaluation(file, matched.vit, request)
     tasks = Local(study, runs_root(), slots or len(visible_devices()) or 1).run()  # full-size models share no CPU
     if as_json:
         print_json([_as_json(task) for task in tasks])
@@ -186,6 +192,30 @@ def show_data(as_json: bool) -> None:
     for name, (path, there) in known.items():
         note = "" if there else "  (written when first used)" if name == "handwritten" else "  (not there)"
         print(f"{name:<16} {path}{note}")
+
+
+def shrink_data(source: str, out: Path, short: int, quality: int, workers: int | None, as_json: bool) -> None:
+    """Shrink and pack every split of a data set, and say what came of it.
+
+    Raises:
+        FileNotFoundError: if there is no such data set.
+        ValueError: if `out` holds something else.
+    """
+    from dataclasses import asdict
+
+    from engine.datasets import locate
+    from engine.shards import Shrinking, shrink
+    from jobs.processes import cores
+
+    splits = list(shrink(locate(source), out, Shrinking(short, quality), cores() if workers is None else workers))
+    if as_json:
+        print_json([asdict(split) for split in splits])
+        return
+    for split in splits:
+        for fault in split.left_out:
+            print(f"left out: {fault}", file=sys.stderr)
+        print(f"{split.split}: {split.images:,} images, {split.bytes / 2**20:,.1f} MiB")
+    print(out)
 
 
 def check_data(kind: str, path: str, as_json: bool) -> int:

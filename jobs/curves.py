@@ -30,12 +30,16 @@ MOST = 400  # points drawn of a series
 
 Y_NAMES = {
     "loss": "training loss",
+    "val_loss": "loss on validation images",
+    "probe_knn": "k-NN on some images (%)",
+    "feature_rank": "rank of the features",
     "knn_top1": "k-NN top-1 (%)",
     "linear_top1": "linear probe top-1 (%)",
     "finetune_top1": "fine-tune top-1 (%)",
     "box_ap": "box AP (%)",
     "mask_ap": "mask AP (%)",
 }
+HEALTH = ("val_loss", "probe_knn", "feature_rank", "grad_norm")
 X_NAMES = {"epoch": "epoch", "step": "optimiser step"}
 
 
@@ -204,7 +208,7 @@ def _charts_of_task(
     name = labels(encoders.values())
     measured = {record.run.path: measurements(record.run.metrics) for record in task}
     names = {key for lines in measured.values() for line in lines for key in line}
-    wanted = ["loss", *COLUMNS, *sorted(key for key in names if key.startswith("loss_"))]
+    wanted = ["loss", *HEALTH, *COLUMNS, *sorted(key for key in names if key.startswith("loss_"))]
     x = "step" if task[0].stage == "det" or "epoch" not in names else "epoch"
     for metric in (metric for metric in wanted if metric in names):
         lines: dict[Encoder, list[tuple[Point, ...]]] = {}

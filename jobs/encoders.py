@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from backbones.config import SIZES
 from backbones.content import content_hash
 from jobs.records import Record
+
+log = logging.getLogger(__name__)
 
 FROM_SCRATCH = "from scratch"
 SHAPE = ("width", "depth", "heads", "patch")  # the facts of a result hold `encoder` with at least these
@@ -26,7 +28,7 @@ class Encoder(NamedTuple):
     """What a row of a table is about."""
 
     architecture: str  # "ViT-B/16", or "ViT 96x4/8" (width, depth, patch) where the size has no letter
-    name: str  # the pretraining recipe and what was changed of it, the checkpoint's file, or "from scratch"
+    name: str  # the pretraining recipe, what was changed of it and its caveat; a checkpoint's file; or "from scratch"
     origin: str  # digest of the pretraining's settings, or the hash of a checkpoint made elsewhere; "" from scratch
 
 
@@ -36,7 +38,7 @@ def encoders_of(found: Sequence[Record]) -> dict[Path, Encoder]:
     made_by = {content: record for record in pretrained if (content := encoder_hash(record))}
     bases: dict[str, dict[str, Any]] = {}  # recipe -> the settings that its bare name stands for
     for record in pretrained:
-        bases.setdefault(record.recipe, without(record.science, {"seed"}))
+        bases.setdefault(record.recipe, _settings(record, made_by))
     return {record.run.path: _encoder(record, made_by, bases) for record in found}
 
 
@@ -44,34 +46,43 @@ def _encoder(record: Record, made_by: Mapping[str, Record], bases: Mapping[str, 
     checkpoint = record.checkpoint
     maker = record if record.stage == "pretrain" else made_by.get(checkpoint["hash"]) if checkpoint else None
     if maker:
-        settings = without(maker.science, {"seed"})
-        changes = difference(settings, bases[maker.recipe])
-        return Encoder(_architecture(maker), maker.recipe + (f" ({changes})" if changes else ""), digest(settings))
+        settings = _settings(maker, made_by)
+        caveat = (maker.result or {}).get("facts", {}).get("caveat", "")
+        notes = ", ".join(note for note in (difference(settings, bases[maker.recipe]), caveat) if note)
+        return Encoder(_architecture(maker), maker.recipe + (f" ({notes})" if notes else ""), digest(settings))
     if checkpoint:
         return Encoder(_architecture(record), Path(checkpoint["path"]).name, checkpoint["hash"])
     return Encoder(_architecture(record), FROM_SCRATCH, "")
 
 
+def _settings(record: Record, made_by: Mapping[str, Record]) -> dict[str, Any]:
+    """A pretraining's settings less its seed; a teacher goes by how it was made, for each seed may have its own."""
+    settings = without(record.science, {"seed"})
+    if record.checkpoint:
+        teacher = made_by.get(record.checkpoint["hash"])
+        made = f"{teacher.recipe} {digest(without(teacher.science, {'seed'}))[:6]}" if teacher else ""
+        settings["checkpoint"] = made or record.checkpoint["hash"]
+    return settings
+
+
 def encoder_hash(record: Record) -> str | None:
-    """The content hash of the encoder that a finished pretraining made; None of any other run."""
+    """The content hash of the encoder that a finished pretraining made; None of any other run, or if it is damaged."""
     file = record.run.encoder
     if record.stage != "pretrain" or record.result is None or not file.exists():
         return None
-    stat = file.stat()
-    return _hash(file, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _hash(path: Path, size: int, modified: int) -> str:
-    """Hashed once as long as size and time of the file stay."""
-    return content_hash(path)
+    try:
+        return content_hash(file)
+    except ValueError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _architecture(record: Record) -> str:
     """By the facts of the result; the config's `encoder` counts only where there is no checkpoint."""
     shape = (record.result or {}).get("facts", {}).get("encoder")
     if not isinstance(shape, dict):
-        shape = {} if record.checkpoint else {key: record.science.get(f"encoder.{key}") for key in SHAPE}
+        of_its_own = record.stage == "pretrain" or not record.checkpoint  # a pretraining's checkpoint is its teacher
+        shape = {key: record.science.get(f"encoder.{key}") for key in SHAPE} if of_its_own else {}
     width, depth, heads, patch = (shape.get(key, "?") for key in SHAPE)
     for letter, size in SIZES.items():
         if (size.width, size.depth, size.heads) == (width, depth, heads):

@@ -1,4 +1,6 @@
-"""Recipes by name: every public function of a stage's `recipes.py` is one, named `stage/function`.
+"""Recipes by name: every public function of a stage's `recipes.py` is one, and of `recipes_*.py` beside it.
+
+They are named `stage/function`.
 
     find("cls/knn").build()      # the complete config
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +45,15 @@ class Recipe:
 def recipes() -> Iterator[Recipe]:
     """Every recipe, stage by stage, in the order of the files."""
     for stage in STAGES:
-        module = importlib.import_module(f"{stage}.recipes")
-        for name, function in vars(module).items():
-            if not name.startswith("_") and inspect.isfunction(function) and function.__module__ == module.__name__:
-                yield Recipe(stage, function)
+        for file in pkgutil.iter_modules(importlib.import_module(stage).__path__):
+            if file.name == "recipes" or file.name.startswith("recipes_"):
+                yield from _recipes_in(stage, f"{stage}.{file.name}")
+
+
+def _recipes_in(stage: str, module: str) -> Iterator[Recipe]:
+    for name, function in vars(importlib.import_module(module)).items():
+        if not name.startswith("_") and inspect.isfunction(function) and function.__module__ == module:
+            yield Recipe(stage, function)
 
 
 def find(name: str) -> Recipe:

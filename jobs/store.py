@@ -14,12 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from backbones.content import content_hash
+from backbones.content import Role, content_hash, is_location
 from engine.atomic import write_text
 from engine.config import from_text, identity, to_text, with_overrides
 from engine.datasets import HANDWRITTEN, listing, locate
 from engine.rundir import RunDir
 from jobs.recipes import Recipe, config_type, find
+
+ROLES: dict[str, Role] = {"det": "detector", "pretrain": "teacher"}  # what a stage takes its checkpoint for
 
 
 def runs_root() -> Path:
@@ -49,6 +51,7 @@ def create_or_find(recipe: str, config: Any, root: Path) -> RunDir:
 
     Raises:
         FileNotFoundError: if the checkpoint or the data set does not exist.
+        ValueError: if the checkpoint is none, or one that this run would refuse.
         OSError: if the directory cannot be written.
     """
     stage, _, function = recipe.partition("/")
@@ -57,7 +60,11 @@ def create_or_find(recipe: str, config: Any, root: Path) -> RunDir:
     if getattr(config, "checkpoint", None) is not None:
         file = encoder_file(Path(config.checkpoint))
         config = replace(config, checkpoint=str(file))
-        source = {"path": str(file), "hash": content_hash(file)}
+        partial = getattr(config, "allow_partial", False)
+        source = {
+            "path": str(file),
+            "hash": content_hash(file, allow_partial=partial, role=ROLES.get(stage, "encoder")),
+        }
     digest = identity(config, stage, source["hash"] if source else None)
     about = {
         "recipe": recipe,
@@ -84,12 +91,20 @@ def _settled(data: str) -> str:
 def encoder_file(checkpoint: Path) -> Path:
     """The file that a checkpoint given by a person is: itself, or the encoder in a run directory; absolute.
 
+    It may be a `file://` URL, and have `?copy=NAME` at its end, which stays there.
+
     Raises:
         FileNotFoundError: if there is none, saying what is missing.
+        ValueError: for a URL of another kind.
     """
     path = checkpoint.expanduser().absolute()
     if path.is_file():
         return path
+    if is_location(str(checkpoint)):
+        from backbones.checkpoints.opening import parse_location  # imports torch; few checkpoints are given so
+
+        file, options = parse_location(str(checkpoint))
+        return Path("?".join([str(encoder_file(file)), *(f"{key}={value}" for key, value in options.items())]))
     run = RunDir(path)
     if not run.about.is_file():
         what = "is a directory but not a run's" if path.is_dir() else "does not exist"

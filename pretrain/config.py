@@ -6,48 +6,39 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from backbones.config import SIZES, ViT
-from engine.config import Compute, science
+from engine.config import Compute, plumbing, science, speed
+from pretrain.masking_configs import AttentionMasking, GridMasking, KeepMasking, Masking, RandomMasking
+from pretrain.method_configs import MAE, CrossMAE, MaskAlign, Method, SimMIM
+
+__all__ = [
+    "MAE",
+    "AttentionMasking",
+    "CrossMAE",
+    "GridMasking",
+    "Health",
+    "KeepMasking",
+    "MaskAlign",
+    "Masking",
+    "Method",
+    "Pretrain",
+    "RandomMasking",
+    "SimMIM",
+]
 
 
 @dataclass(frozen=True)
-class CrossMAE:
-    """CrossMAE (arXiv 2401.14391): mask tokens read hidden patches out of the visible ones by cross-attention.
+class Health:
+    """How often a pretraining is looked at while it goes on, and how closely (pretrain/health.py)."""
 
-    A `mask` share of the patches is hidden and a `predict` share of all patches is reconstructed; what is hidden but
-    not predicted is never computed. Depth 12 with predict .25 costs 2.6 times less in the decoder than MAE.
-    """
-
-    kind: Literal["crossmae"] = science("crossmae")
-    mask: float = science(0.75, about="share of all patches that the encoder does not see")
-    predict: float = science(0.25, about="share of all patches that are reconstructed, at most mask")
-    depth: int = science(12, about="decoder blocks")
-    width: int = science(512, about="width of the decoder")
-    heads: int = science(16, about="heads of the decoder's attention")
-    feature_maps: tuple[int, ...] | None = science(
-        None, about="encoder blocks whose outputs the decoder blocks mix; none takes all"
-    )
-    use_input: bool = science(True, about="mix the encoder's input tokens in as well")
-    norm_pix: bool = science(True, about="predict pixels standardised within each patch")
-    self_attention: bool = science(False, about="let mask tokens attend to each other (the paper's ablation)")
-    mixing_init: Literal["xavier", "normal"] = science(
-        "xavier", about="first weights of the mixing: xavier as released models had it, normal N(0, 1/maps) as printed"
+    every: float = plumbing(20.0, about="epochs between two looks: pictures, loss on validation images, k-NN, rank")
+    images: int = plumbing(
+        2048,
+        about="training images that k-NN compares validation images with, a quarter as many; 0: neither",
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask < 1:
-            raise ValueError(f"mask={self.mask} must lie between 0 and 1: some patches are hidden and some are seen")
-        if not 0 < self.predict <= self.mask:
-            raise ValueError(
-                f"predict={self.predict} must lie in (0, mask={self.mask}]: only hidden patches can be reconstructed. "
-                "The paper uses mask=0.75 with predict=0.25 or 0.75"
-            )
-        for name in ("depth", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} of the decoder must be at least 1")
-        if self.width % 4 or self.width % self.heads:
-            raise ValueError(f"width={self.width} of the decoder must be a multiple of 4 and of heads={self.heads}")
-        if self.feature_maps is not None and not (self.feature_maps or self.use_input):
-            raise ValueError("feature_maps=[] with use_input=false leaves the decoder nothing to read")
+        if self.every <= 0 or self.images < 0:
+            raise ValueError(f"every={self.every} epochs must be positive, and images={self.images} not negative")
 
 
 @dataclass(frozen=True)
@@ -56,20 +47,36 @@ class Pretrain:
 
     data: str = science("imagenet", about="the name of a data set or the path of one in ImageNet's layout")
     encoder: ViT = SIZES["B"]
-    method: CrossMAE = field(default_factory=CrossMAE)
+    checkpoint: str | None = science(None, about="MaskAlign's teacher: the file of its weights, or a pretraining's run")
+    method: CrossMAE | MAE | MaskAlign | SimMIM = field(default_factory=CrossMAE)
+    masking: RandomMasking | GridMasking | KeepMasking | AttentionMasking = field(default_factory=RandomMasking)
     epochs: int = science(800)
     warmup_epochs: float = science(40.0)
     batch: int = science(4096, about="images per optimiser step, over all devices and accumulated micro-batches")
     base_lr: float = science(1.5e-4, about="learning rate per 256 images of batch, before lr_factor")
     lr_factor: Literal["predict/mask", "mask/predict", "none"] = science(
-        "predict/mask", about="what CrossMAE scales the learning rate by"
+        "predict/mask", about="what CrossMAE scales the learning rate by: the shares predicted and hidden"
     )
+    schedule: Literal["cosine", "simmim_cosine", "simmim_steps"] = science(
+        "cosine", about="after warm-up: MAE's; SimMIM's, a step late: a cosine over all epochs, or drops to a tenth"
+    )
+    drops: tuple[float, ...] = science((), about="epochs at which simmim_steps drops the learning rate to a tenth")
+    start_lr: float = science(0.0, about="where warm-up begins")
     min_lr: float = science(0.0, about="where the cosine ends")
     weight_decay: float = science(0.05, about="not of biases and norms")
     betas: tuple[float, float] = science((0.9, 0.95))
+    clip: float | None = science(None, about="largest norm of the gradient; none clips nothing")
     smallest_crop: float = science(0.2, about="least share of an image's area in a training crop")
     flip: bool = science(True, about="mirror half of the crops")
+    decoder: Literal["torchvision", "pil"] = science(
+        "torchvision", about="pil: the papers' pixels exactly, at half the speed; the others differ by .05 of 255"
+    )
+    skip: float = plumbing(0.01, about="share of the training images that may be skipped as they cannot be decoded")
     seed: int = science(0)
+    health: Health = field(default_factory=Health)
+    compile: bool = speed(False, about="compile the loss: a minute at the start, quicker steps after")
+    recompute: bool = speed(False, about="compute activations again in the backward pass: less memory, more time")
+    full_export: bool = plumbing(False, about="write all weights, the decoder's too, to model.pth at the end")
     compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
@@ -79,20 +86,55 @@ class Pretrain:
             )
         if self.batch < 1 or self.batch % self.compute.accumulate:
             raise ValueError(f"batch={self.batch} must be a multiple of compute.accumulate={self.compute.accumulate}")
-        if self.base_lr <= 0 or self.min_lr < 0 or self.weight_decay < 0:
-            raise ValueError(f"base_lr={self.base_lr} must be positive; min_lr and weight_decay not negative")
+        if self.base_lr <= 0 or min(self.min_lr, self.start_lr, self.weight_decay) < 0:
+            raise ValueError(f"base_lr={self.base_lr} must be positive; min_lr, start_lr and weight_decay not negative")
+        if (self.schedule == "simmim_steps") != bool(self.drops) or not all(0 < d < self.epochs for d in self.drops):
+            raise ValueError(
+                f"drops={list(self.drops)} with schedule={self.schedule}: simmim_steps wants epochs before the last, "
+                f"{self.epochs}, and no other schedule has any"
+            )
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip={self.clip} must be positive, or none")
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"smallest_crop={self.smallest_crop} must lie in (0, 1]")
-        blocks, last = self.method.feature_maps, self.encoder.depth - 1
-        if blocks is not None and not (last in blocks and all(0 <= block <= last for block in blocks)):
+        if not 0 <= self.skip < 1:
+            raise ValueError(f"skip={self.skip} must lie in [0, 1): the share of images that a run can do without")
+        if self.checkpoint is not None and not isinstance(self.method, MaskAlign):
             raise ValueError(
-                f"method.feature_maps={list(blocks)} must be blocks of the encoder, 0 to {last}, and "
-                f"{last} among them: blocks after the last one read would never be trained"
+                f"checkpoint={self.checkpoint}: method.kind={self.method.kind} starts from random weights; "
+                "a checkpoint is MaskAlign's teacher"
             )
+        self._check_masking()
+        self._check_maps()
+
+    def _check_masking(self) -> None:
+        method, masking = self.method, self.masking
+        if method.reconstructs and not masking.predicted_share:
+            raise ValueError(
+                f"masking.kind={masking.kind} predicts nothing, and method.kind={method.kind} learns by predicting: "
+                "use masking=random, grid or attention"
+            )
+        if masking.needs == "look" and not method.weighs:
+            raise ValueError(
+                f"masking.kind={masking.kind} draws by a teacher's attention, and method.kind={method.kind} has none: "
+                "use masking=random, grid or attention"
+            )
+        if isinstance(masking, AttentionMasking):
+            masking.schedule(self.epochs)
+        if not masking.predicted_share and self.lr_factor != "none":
+            raise ValueError(f"lr_factor={self.lr_factor} wants patches predicted: use lr_factor=none")
+
+    def _check_maps(self) -> None:
+        """CrossMAE's feature maps are blocks of this encoder."""
+        blocks, last = getattr(self.method, "feature_maps", None), self.encoder.depth - 1
+        if blocks is not None and not all(0 <= block <= last for block in blocks):
+            raise ValueError(f"method.feature_maps={list(blocks)} must be blocks of the encoder, 0 to {last}")
 
     @property
     def learning_rate(self) -> float:
         """The peak learning rate: factor * base_lr * batch / 256 (.25 of .75 predicted at batch 4096: 8e-4)."""
-        mask, predict = self.method.mask, self.method.predict
-        factor = {"predict/mask": predict / mask, "mask/predict": mask / predict, "none": 1.0}[self.lr_factor]
+        hidden, predicted = self.masking.hidden_share, self.masking.predicted_share
+        factor = 1.0
+        if self.lr_factor != "none":
+            factor = predicted / hidden if self.lr_factor == "predict/mask" else hidden / predicted
         return factor * self.base_lr * self.batch / 256

@@ -4,7 +4,7 @@ The encoder sees the shown patches only. Each decoder block mixes the maps of th
 block's output) with weights of its own, and its queries, mask tokens at the predicted positions, attend to that
 mixture. Queries do not attend to each other, so only as many are computed as are predicted.
 
-    loss = model(images, noise)      # pure: the noise decides the mask
+    loss = model(images, masked)      # pure: the mask comes from outside
 
 Numbers are those of the authors' code, and so are parameter names: their checkpoints load. What differs is work that
 need not be done: patches that are not shown are not embedded, targets are cut out before they are standardised, no
@@ -25,16 +25,19 @@ from torch import Tensor, nn
 
 from backbones.config import ViT
 from backbones.positions import sincos_2d
-from backbones.vit import LayerNorm, Trunk, patch_view, pick_patches
-from pretrain.config import CrossMAE as Config
-from pretrain.masking import counts, mask_patches
+from backbones.vit import LayerNorm, Trunk
+from pretrain.masking import Masked
+from pretrain.method import Context, Method
+from pretrain.method_configs import CrossMAE as Config
+from pretrain.pixels import painted, pixel_loss
 
 
 class FeatureMixing(nn.Module):
     """For each decoder block a weighted sum of the encoder's maps: one scalar for each pair, nothing else."""
 
-    def __init__(self, maps: int, blocks: int) -> None:
+    def __init__(self, maps: int, blocks: int, softmax: bool = False) -> None:
         super().__init__()
+        self.softmax = softmax
         self.linear = nn.Linear(maps, blocks, bias=False)
         self.draw()
 
@@ -44,8 +47,9 @@ class FeatureMixing(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps (B, T, D) to mixtures (L, B, T, D)."""
+        weight_LK = self.linear.weight.softmax(dim=1) if self.softmax else self.linear.weight
         stacked_KBTD = torch.stack(maps)
-        return (self.linear.weight @ stacked_KBTD.flatten(1)).unflatten(1, stacked_KBTD.shape[1:])
+        return (weight_LK @ stacked_KBTD.flatten(1)).unflatten(1, stacked_KBTD.shape[1:])
 
 
 class CrossAttention(nn.Module):
@@ -89,24 +93,22 @@ class CrossBlock(nn.Module):
         return queries_BQE + self.mlp(self.norm2(queries_BQE))
 
 
-class CrossMAE(Trunk):
+class CrossMAE(Method, Trunk):
     """The model: an encoder (`Trunk`) and a cross-attention decoder.
 
-    Weights are drawn as by the authors' code: the same seed gives the same weights.
+    Weights are drawn as by the authors' code: the same seed gives the same weights. Blocks of the encoder after the
+    last one that is read (`feature_maps`) are neither computed nor trained.
 
     Args:
         shape: sizes of the encoder.
-        config: masking, decoder and target.
+        config: decoder and target.
     """
 
     def __init__(self, shape: ViT, config: Config) -> None:
         super().__init__(shape)
         self.config = config
-        counts(shape.grid**2, config.mask, config.predict)  # here, not in the first step, is where to complain
-        blocks = range(shape.depth) if config.feature_maps is None else config.feature_maps
-        self.maps = [0] * config.use_input + [1 + block for block in sorted(set(blocks))]
-        self.dec_norms = nn.ModuleList(LayerNorm(shape.width) for _ in range(config.depth))
-        self.wfm = FeatureMixing(len(self.maps), config.depth)
+        self.final_norm = config.mixing == "none"
+        self._add_reading(shape, config)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.decoder_blocks = nn.ModuleList(
             CrossBlock(config.width, shape.width, config.heads, config.self_attention) for _ in range(config.depth)
@@ -116,47 +118,46 @@ class CrossMAE(Trunk):
         table = sincos_2d(config.width, (shape.grid, shape.grid))
         self.decoder_pos_embed = nn.Parameter(table, requires_grad=False)
         self.initialise(self.mask_token)
-        if config.mixing_init == "normal":
+        if config.mixing != "none" and config.mixing_init == "normal":
             self.wfm.draw()  # the sweep of `initialise` has put Xavier's weights there
 
-    def forward(self, images: Tensor, noise_BN: Tensor) -> Tensor:
-        """The loss: mean squared error over all values of the predicted patches.
+    def _add_reading(self, shape: ViT, config: Config) -> None:
+        """What decoder blocks read: mixtures of maps, or (`mixing=none`) the encoder's last, after a norm."""
+        if config.mixing == "none":
+            self.maps = [shape.depth]
+            self.norm = LayerNorm(shape.width)
+            return
+        blocks = range(shape.depth) if config.feature_maps is None else config.feature_maps
+        self.maps = [0] * config.use_input + [1 + block for block in sorted(set(blocks))]
+        self.dec_norms = nn.ModuleList(LayerNorm(shape.width) for _ in range(config.depth))
+        self.wfm = FeatureMixing(len(self.maps), config.depth, softmax=config.mixing == "softmax")
+        self.blocks[self.maps[-1] :].requires_grad_(False)
 
-        Args:
-            images: (B, 3, H, W), normalised, of the pretraining size.
-            noise_BN: uniform noise, one value for each patch.
-        """
-        shown_BV, predicted_BQ = mask_patches(noise_BN, self.config.mask, self.config.predict)
-        prediction_BQP = self.predict(images, shown_BV, predicted_BQ)
-        target_BQP = pixels(images, predicted_BQ, self.patch)
-        return F.mse_loss(prediction_BQP, standardised(target_BQP) if self.config.norm_pix else target_BQP)
+    def forward(self, images: Tensor, masked: Masked, context: Context | None = None) -> Tensor:
+        """The loss: mean squared error over all values of the predicted patches of normalised images (B, 3, H, W)."""
+        prediction_BQP = self.predict(images, masked.shown, masked.predicted)
+        return pixel_loss(prediction_BQP, images, masked.predicted, self.patch, self.config.norm_pix)
 
     def predict(self, images: Tensor, shown_BV: Tensor, predicted_BQ: Tensor) -> Tensor:
         """The decoder's values (B, Q, P) of patches `predicted_BQ`, given those in `shown_BV`.
 
         Any number of patches can be predicted, each independently of the others (but with self-attention).
         """
-        tokens = self.forward_tokens(images, shown_BV)
-        mixtures_LBTD = self.wfm([tokens[index] for index in self.maps])
+        memories = self._memories(self.forward_tokens(images, shown_BV, blocks=self.maps[-1]))
         queries_BQE = self.mask_token + self.decoder_pos_embed[0, 1:][predicted_BQ]
-        for block, norm, mixture_BTD in zip(self.decoder_blocks, self.dec_norms, mixtures_LBTD.unbind(0), strict=True):
-            queries_BQE = block(queries_BQE, norm(mixture_BTD))
+        for block, memory_BTD in zip(self.decoder_blocks, memories, strict=True):
+            queries_BQE = self.through(block, queries_BQE, memory_BTD)
         prediction_BQP: Tensor = self.decoder_pred(self.decoder_norm(queries_BQE))
         return prediction_BQP
 
+    def _memories(self, tokens: list[Tensor]) -> list[Tensor]:
+        """What each decoder block attends to (B, T, D), normalised."""
+        if self.config.mixing == "none":
+            return [self.norm(tokens[-1])] * self.config.depth
+        mixtures_LBTD = self.wfm([tokens[index] for index in self.maps])
+        return [norm(mixture_BTD) for norm, mixture_BTD in zip(self.dec_norms, mixtures_LBTD.unbind(0), strict=True)]
 
-def pixels(images: Tensor, index_BQ: Tensor, patch: int) -> Tensor:
-    """The values of patches at `index_BQ` as targets hold them: (B, Q, P), P in the order row, column, colour."""
-    return pick_patches(patch_view(images, patch).permute(0, 1, 2, 4, 5, 3), index_BQ).flatten(2)
-
-
-def moments(patches_BQP: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (B, Q, 1) of each patch as the target is standardised by: unbiased, plus 1e-6."""
-    variance, mean = torch.var_mean(patches_BQP, dim=-1, keepdim=True)
-    return mean, (variance + 1e-6).sqrt()
-
-
-def standardised(patches_BQP: Tensor) -> Tensor:
-    """Patches with mean 0 and variance 1 each."""
-    mean, deviation = moments(patches_BQP)
-    return (patches_BQP - mean) / deviation
+    def rebuild(self, images: Tensor, masked: Masked) -> Tensor:
+        """See `Method`."""
+        prediction_BQP = self.predict(images, masked.shown, masked.predicted).float()
+        return painted(prediction_BQP, images, masked.predicted, self.patch, self.config.norm_pix)

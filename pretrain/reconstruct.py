@@ -1,35 +1,30 @@
-"""What a pretrained model makes of hidden patches, as a loss on validation images and as a picture.
+"""How a method does on validation images: a loss that can be compared, and a picture.
 
-The picture has a column for each image: the image, what the encoder was shown of it, and the reconstruction. All
-hidden patches are decoded, also when training predicts only some of them. A model that predicts standardised pixels
-leaves each patch's mean and contrast open: they are taken from the image, as the papers' figures do.
+The picture has a column for each image: the image, what the encoder was shown of it, the reconstruction if the method
+paints one, and the weights of patches if the method has some. All hidden patches are painted, also when training
+predicts only some of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.atomic import write_with
-from engine.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, centre_crop, normalise
-from pretrain.crossmae import CrossMAE, moments, pixels
-from pretrain.masking import mask_patches
+from engine.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, centre_crop
+from pretrain.masking import Masked
+from pretrain.pixels import pixels
+from pretrain.step import Step
 
 HIDDEN = 205  # grey level of what the encoder was not shown
 CELL, GAP, MARGIN = 1.25, 0.06, 0.35  # of the picture, in inches
 
 # M images, N patches, Q hidden patches, P values of a patch
 
-
-class Pictures(NamedTuple):
-    """uint8 images (M, 3, H, W)."""
-
-    original: Tensor
-    masked: Tensor
-    reconstruction: Tensor
+Rows = dict[str, Tensor]  # of a picture, from above: name -> uint8 images (M, 3, H, W)
 
 
 def spread(folder: ImageFolder, number: int, side: int) -> Tensor:
@@ -39,35 +34,50 @@ def spread(folder: ImageFolder, number: int, side: int) -> Tensor:
     return torch.stack([centre_crop(folder[index][0], side, side) for index in chosen])
 
 
-def fixed_noise(images: Tensor, model: CrossMAE, seed: int) -> Tensor:
+def fixed_noise(images: Tensor, patches: int, seed: int) -> Tensor:
     """Noise (M, N) for `images` that depends on the seed alone, so that losses can be compared."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(len(images), model.shape.grid**2, generator=generator).to(images.device)
+    return torch.rand(len(images), patches, generator=generator).to(images.device)
 
 
 @torch.no_grad()
-def validation_loss(model: CrossMAE, images: Tensor, seed: int, batch: int) -> float:
-    """The mean loss on uint8 `images` (M, 3, H, W) with fixed masks."""
-    noise_MN = fixed_noise(images, model, seed)
-    parts = zip(images.split(batch), noise_MN.split(batch), strict=True)
-    total = sum(model(normalise(part), noise).double() * len(part) for part, noise in parts)
+def validation_loss(step: Step, images: Tensor, seed: int, batch: int) -> float:
+    """The mean loss on uint8 `images` (M, 3, H, W) with fixed masks: as of the first epoch, all the training long."""
+    noise_MN = fixed_noise(images, step.grid[0] * step.grid[1], seed)
+    total = torch.zeros((), dtype=torch.float64, device=images.device)
+    for part, noise in zip(images.split(batch), noise_MN.split(batch), strict=True):
+        normalised = step.normalised(part)
+        total += step.method(normalised, *step.choose(normalised, noise, None, 0.0)).double() * len(part)
     return float(total / len(images))
 
 
 @torch.no_grad()
-def reconstruct(model: CrossMAE, images: Tensor, noise_MN: Tensor) -> Pictures:
-    """Decode every hidden patch of uint8 `images` (M, 3, H, W)."""
-    inputs = normalise(images)
-    shown, hidden = mask_patches(noise_MN, model.config.mask, model.config.mask)
-    patches_MQP = model.predict(inputs, shown, hidden).float()
-    if model.config.norm_pix:
-        mean, deviation = moments(pixels(inputs, hidden, model.patch))
-        patches_MQP = patches_MQP * deviation + mean
-    grey_MQP = torch.full_like(patches_MQP, HIDDEN).to(torch.uint8)
-    colours_MQP = _to_uint8(patches_MQP.unflatten(2, (-1, 3))).flatten(2)
-    return Pictures(
-        images, _pasted(images, grey_MQP, hidden, model.patch), _pasted(images, colours_MQP, hidden, model.patch)
-    )
+def picture_rows(step: Step, images: Tensor, noise_MN: Tensor, weights_MN: Tensor | None = None) -> Rows:
+    """The rows of a picture of uint8 `images` (M, 3, H, W): "original", "shown", and "rebuilt" and "weights" if any."""
+    inputs, patch = step.normalised(images), step.method.shape.patch
+    masked, context = step.choose(inputs, noise_MN, weights_MN, step.epoch)
+    hidden_MQ = torch.cat([masked.predicted, masked.dropped], dim=1).sort(dim=1).values
+    grey_MQP = torch.full((*hidden_MQ.shape, 3 * patch**2), HIDDEN, dtype=torch.uint8, device=images.device)
+    rows = {"original": images, "shown": _pasted(images, grey_MQP, hidden_MQ, patch)}
+    rebuilt_MQP = step.method.rebuild(inputs, Masked(masked.shown, hidden_MQ, hidden_MQ[:, :0]))
+    if rebuilt_MQP is not None:
+        colours_MQP = _to_uint8(rebuilt_MQP.unflatten(2, (-1, 3))).flatten(2)
+        rows["rebuilt"] = _pasted(images, colours_MQP, hidden_MQ, patch)
+    if weights_MN is None and context is not None:
+        weights_MN = context.importance
+    if weights_MN is not None:
+        rows["weights"] = heat(weights_MN.unflatten(1, step.grid), patch)
+    return rows
+
+
+def heat(weights_Mhw: Tensor, patch: int) -> Tensor:
+    """Weights of patches as colours, the largest of each image brightest: uint8 (M, 3, h * patch, w * patch)."""
+    from matplotlib import colormaps
+
+    weights_Mhw = weights_Mhw.detach().float().cpu()
+    share_Mhw = weights_Mhw / weights_Mhw.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    colours_Mhw3 = torch.from_numpy(colormaps["inferno"](share_Mhw.numpy(), bytes=True)[..., :3].copy())
+    return colours_Mhw3.permute(0, 3, 1, 2).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
 
 
 def _to_uint8(colours: Tensor) -> Tensor:
@@ -85,19 +95,19 @@ def _pasted(images: Tensor, patches_MQP: Tensor, index_MQ: Tensor, patch: int) -
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(images.shape)
 
 
-def save_picture(path: Path, pictures: Pictures, caption: str) -> None:
-    """Write `pictures` as a PNG: a row for each of its three parts, a column for each image, `caption` below.
+def save_picture(path: Path, rows: Mapping[str, Tensor], caption: str) -> None:
+    """Write `rows` of images as a PNG: a column for each image, the rows' names at the left, `caption` below.
 
     Raises:
         OSError: if it cannot be written.
     """
     from matplotlib.figure import Figure
 
-    columns = len(pictures.original)
-    width, height = columns * CELL + MARGIN, 3 * CELL + MARGIN
+    columns = len(next(iter(rows.values())))
+    width, height = columns * CELL + MARGIN, len(rows) * CELL + MARGIN
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
-    for row, (name, images) in enumerate(zip(("original", "shown", "rebuilt"), pictures, strict=True)):
-        bottom = (2 - row) * CELL + MARGIN
+    for row, (name, images) in enumerate(rows.items()):
+        bottom = (len(rows) - 1 - row) * CELL + MARGIN
         figure.text(MARGIN / 2 / width, (bottom + CELL / 2) / height, name, rotation=90, ha="center", va="center")
         for column, image in enumerate(images):
             left = column * CELL + MARGIN

@@ -2,23 +2,25 @@
 
     run(config, RunDir(path))       # or, on the command line: mimbench run pretrain/crossmae_handwritten
 
-Reads the training images of `config.data` and, for the loss and the picture at the end, some validation images.
-Writes what every training writes (engine/train.py), the encoder alone with what it is (`encoder.safetensors`, the same
-bytes for the same weights), and `plots/reconstructions.png`.
+Any method with any masking (pretrain/methods.py). Reads the training images of `config.data` and, for the loss and the
+picture at the end, some validation images. Writes what every training writes (engine/train.py), the encoder alone with
+what it is (`encoder.safetensors`, the same bytes for the same weights), `plots/reconstructions.png` and, when asked
+with `full_export`, all weights under the authors' names (`model.pth`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 
 from backbones.checkpoint import EncoderInfo, save_encoder
+from engine.atomic import write_with
 from engine.data import Batches
 from engine.datasets import locate
 from engine.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, RandomCrops
@@ -26,11 +28,15 @@ from engine.optim import adamw, parameter_groups
 from engine.process import device_name, rank_and_world, setup_process
 from engine.result import Outcome
 from engine.rundir import RunDir
-from engine.schedule import warmup_cosine
+from engine.schedule import warmup_cosine, warmup_drops, whole_cosine
 from engine.train import Trained, Training, train
-from pretrain.config import Pretrain
-from pretrain.crossmae import CrossMAE
-from pretrain.reconstruct import fixed_noise, reconstruct, save_picture, spread, validation_loss
+from pretrain.attention_guide import AttentionGuide
+from pretrain.config import AttentionMasking, MaskAlign, Pretrain
+from pretrain.health import Health
+from pretrain.method import Method
+from pretrain.methods import build_masking, build_method
+from pretrain.reconstruct import fixed_noise, picture_rows, save_picture, spread, validation_loss
+from pretrain.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -38,47 +44,49 @@ VALIDATION = 1024  # images the final loss is measured on
 SHOWN = 10  # of them in the picture
 
 
-class Step(nn.Module):
-    """What the training loop calls: uint8 images to the loss, with a mask drawn from torch's generator."""
-
-    def __init__(self, method: CrossMAE) -> None:
-        super().__init__()
-        self.method = method
-        self.patches = method.shape.grid**2
-        self.mean: Tensor
-        self.std: Tensor
-        # kept on the device: a tensor made from numbers would have to wait for it at every step
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """The loss of uint8 images (B, 3, H, W); their labels are not looked at."""
-        images = batch[0].float().sub_(self.mean).div_(self.std)
-        return {"loss": self.method(images, torch.rand(len(images), self.patches, device=images.device))}
-
-
 def run(config: Pretrain, run: RunDir) -> Outcome:
     """Pretrain as `config` says, or carry on with it; what is left is described above.
 
     Raises:
-        ValueError: if the data or the batch cannot be used, or the loss is not a number.
+        ValueError: if the data, the masking or the batch cannot be used, or the loss is not a number.
         OSError: if a file cannot be read or written.
     """
     device = setup_process(config.compute, config.seed)
     root = locate(config.data)
-    batches = training_batches(config, ImageFolder(root, "train"))
+    step = build_step(config)
+    folder = ImageFolder(root, "train", decoder=config.decoder)
+    guide = AttentionGuide(config, run, step, folder) if config.masking.needs == "maps" else None
+    batches = training_batches(config, folder, guide)
     unseen = _unseen(root)
-    method = CrossMAE(config.encoder, config.method)
     images = spread(unseen, VALIDATION, config.encoder.image)
-    trained = train(run, training(config, Step(method), batches, images))
+    shown = images[:: max(1, len(images) // SHOWN)][:SHOWN]
+    prepared = training(config, step, batches, images, guide, Health(config, step, folder, unseen))
+    trained = train(run, replace(prepared, draw=lambda: _draw(config, run, step, shown, guide, unseen.split)))
     if rank_and_world()[0] == 0:
-        _save(config, run, method)
-        _draw(config, run, method, images[:: max(1, len(images) // SHOWN)][:SHOWN].to(device), unseen.split)
-    return _outcome(config, trained, len(batches), device)
+        _save(config, run, step)
+    outcome = _outcome(config, trained, len(batches), device)
+    outcome.facts |= folder.facts() | batches.facts()
+    return outcome
 
 
-def training_batches(config: Pretrain, folder: ImageFolder) -> Batches:
-    """Random crops of `folder` in micro-batches for this process.
+def build_step(config: Pretrain) -> Step:
+    """The method and the masking of `config`, weights drawn from torch's generator.
+
+    Raises:
+        ValueError: if the masking leaves nothing to see, or nothing to predict, of the encoder's patches.
+    """
+    masking = build_masking(config.masking, config.encoder, config.epochs)
+    method = build_method(config.method, config.encoder, config.checkpoint)
+    for module in method.modules():
+        if hasattr(module, "recompute"):
+            setattr(module, "recompute", config.recompute)  # noqa: B010 (mypy takes it for a tensor)
+    if config.compile:
+        method.compile(dynamic=False)
+    return Step(method, masking)
+
+
+def training_batches(config: Pretrain, folder: ImageFolder, guide: AttentionGuide | None = None) -> Batches:
+    """Random crops of `folder` in micro-batches for this process; with a guide they come with weights of patches.
 
     Raises:
         ValueError: if the batch cannot be shared out, or there are too few images for it.
@@ -86,47 +94,77 @@ def training_batches(config: Pretrain, folder: ImageFolder) -> Batches:
     share = rank_and_world()[1] * config.compute.accumulate
     if config.batch % share:
         raise ValueError(f"batch={config.batch} is not a multiple of {share}, processes times compute.accumulate")
-    crops = RandomCrops(folder, config.encoder.image, scale=(config.smallest_crop, 1.0), flip=config.flip)
+    side, noise = config.encoder.image, config.encoder.grid**2
+    crops = RandomCrops(folder, side, scale=(config.smallest_crop, 1.0), flip=config.flip, noise=noise)
     return Batches(
         crops,
         config.batch // share,
         config.seed,
         accumulate=config.compute.accumulate,
         workers=config.compute.workers,
+        prepare=guide.weigh if guide else None,
+        skip=config.skip,
     )
 
 
-def training(config: Pretrain, step: Step, batches: Batches, validation: Tensor) -> Training:
-    """The training that `config` describes, measured at its end on uint8 images `validation`."""
-    groups = parameter_groups(step.named_parameters(), config.weight_decay, _no_decay)
+def training(
+    config: Pretrain,
+    step: Step,
+    batches: Batches,
+    validation: Tensor,
+    guide: AttentionGuide | None = None,
+    health: Health | None = None,
+) -> Training:
+    """The training that `config` describes, looked at every so often and at its end, on uint8 images `validation`."""
+    groups = decay_groups(step.method, config)
+    steps_per_epoch = len(batches) // batches.accumulate
+
+    def begin(index: int) -> None:
+        step.epoch = index / steps_per_epoch
+        if guide:
+            guide.before_step(index, batches)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         device = step.mean.device
-        return {"val_loss": validation_loss(step.method, validation.to(device), config.seed, batches.batch)}
+        found = {"val_loss": validation_loss(step, validation.to(device), config.seed, batches.batch)}
+        return found | health.measure() if health and rank_and_world()[0] == 0 else found
 
     return Training(
         model=step,
         optimizer=adamw(groups, config.learning_rate, config.betas),
         batches=batches,
         steps=config.epochs * len(batches) // config.compute.accumulate,
-        learning_rate=_schedule(config, config.compute.accumulate / len(batches)),
+        learning_rate=schedule(config, steps_per_epoch),
         compute=config.compute,
         seed=config.seed,
+        before_step=begin,
+        clip=config.clip,
         evaluate=evaluate,
+        evaluate_every=max(1, round(config.health.every * steps_per_epoch)),
+        extra_state={"weight_maps": guide.maps} if guide else {},
     )
 
 
-def _schedule(config: Pretrain, epochs_per_step: float) -> Callable[[int], float]:
+def schedule(config: Pretrain, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate of each optimiser step (0-based): warm-up from `start_lr`, then as `config.schedule` says.
+
+    SimMIM's are those of its code, which sets the rate after each step to what was meant for it.
+    """
+    peak, warmup, start, late = config.learning_rate, config.warmup_epochs, config.start_lr, config.schedule != "cosine"
+
     def rate(step: int) -> float:
-        now = step * epochs_per_step
-        return warmup_cosine(now, config.learning_rate, config.min_lr, config.warmup_epochs, config.epochs)
+        now = max(step - late, 0) / steps_per_epoch
+        if config.schedule == "simmim_steps":
+            return warmup_drops(now, peak, warmup, start, config.drops)
+        curve = whole_cosine if late else warmup_cosine
+        return curve(now, peak, config.min_lr, warmup, config.epochs, start)
 
     return rate
 
 
-def _no_decay(name: str, parameter: Parameter) -> bool:
-    """Biases and norms. The class token, the mask token and the mixing weights do decay, as in the original."""
-    return parameter.ndim <= 1 or name.endswith(".bias")
+def decay_groups(method: Method, config: Pretrain) -> list[dict[str, Any]]:
+    """Parameters in groups by weight decay, which spares what the method says: biases and norms at least."""
+    return parameter_groups(method.named_parameters(), config.weight_decay, method.no_decay)
 
 
 def _unseen(root: Path) -> ImageFolder:
@@ -138,43 +176,61 @@ def _unseen(root: Path) -> ImageFolder:
         return ImageFolder(root, "train")
 
 
-def _save(config: Pretrain, run: RunDir, method: CrossMAE) -> None:
+def _save(config: Pretrain, run: RunDir, step: Step) -> None:
     about = run.read_about()
     info = EncoderInfo(
         family=config.method.kind,
         vit=config.encoder,
-        final_norm=False,
+        final_norm=step.method.final_norm,
+        traits=step.method.traits,
+        positions=step.method.positions,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         recipe=about["recipe"],
         identity=about["identity"],
     )
-    save_encoder(run.encoder, method.state_dict(), info)
+    save_encoder(run.encoder, step.method.encoder_state(), info)
+    if config.full_export:
+        state = {"model": {name: value.cpu() for name, value in step.method.state_dict().items()}}
+        write_with(run.path / "model.pth", lambda temporary: torch.save(state, temporary))
 
 
-def _draw(config: Pretrain, run: RunDir, method: CrossMAE, images: Tensor, split: str) -> None:
-    pictures = reconstruct(method, images, fixed_noise(images, method, config.seed))
-    colours = "; mean and contrast of each hidden patch taken from the image" if config.method.norm_pix else ""
-    caption = f"{split} images, {config.method.mask:.0%} of the patches hidden{colours}"
-    save_picture(run.plots / "reconstructions.png", pictures, caption)
+def _draw(
+    config: Pretrain, run: RunDir, step: Step, images: Tensor, guide: AttentionGuide | None, split: str
+) -> dict[str, Path]:
+    """Write what the method makes of uint8 images of `split`; the files by name."""
+    images = images.to(step.mean.device)
+    weights = guide.weights(images) if guide else None
+    rows = picture_rows(step, images, fixed_noise(images, step.grid[0] * step.grid[1], config.seed), weights)
+    norm_pix = "rebuilt" in rows and getattr(config.method, "norm_pix", False)
+    colours = "; mean and contrast of each hidden patch taken from the image" if norm_pix else ""
+    caption = f"{split} images, {config.masking.hidden_share:.0%} of the patches hidden{colours}"
+    file = run.plots / "reconstructions.png"
+    save_picture(file, rows, caption)
+    return {"reconstructions": file}
 
 
 def _outcome(config: Pretrain, trained: Trained, epoch: int, device: torch.device) -> Outcome:
     facts: dict[str, Any] = {
         "method": config.method.kind,
+        "masking": config.masking.kind,
         "epochs": config.epochs,
         "steps": config.epochs * epoch // config.compute.accumulate,
         "batch": config.batch,
         "learning_rate": config.learning_rate,
         "image": config.encoder.image,
         "patch": config.encoder.patch,
-        "mask": config.method.mask,
-        "predict": config.method.predict,
+        "mask": config.masking.hidden_share,
+        "predict": config.masking.predicted_share,
         "interpolation": "bicubic",
         "seed": config.seed,
     }
+    if isinstance(config.masking, AttentionMasking):
+        facts |= config.masking.facts()
+    if isinstance(config.method, MaskAlign):
+        facts["teacher"] = config.method.teacher or "the checkpoint"
     return Outcome(
-        metrics={"loss": trained.metrics["val_loss"]},
+        metrics={"loss": trained.metrics.pop("val_loss"), **trained.metrics},
         facts=facts,
         images_per_second=trained.images_per_second,
         peak_memory=trained.peak_memory,

@@ -55,6 +55,7 @@ PROCESS = """
 import os, pathlib, signal, sys, time
 from engine.result import Outcome, write_result
 from engine.rundir import RunDir
+from tests.jobs.encoder_file import encoder_bytes
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 run, behaviour = RunDir(pathlib.Path(sys.argv[1])), sys.argv[2]
 if behaviour == "never begins":
@@ -76,7 +77,7 @@ if behaviour == "fails":
 if behaviour in ("sleeps", "stubborn"):
     time.sleep(60)
 time.sleep(0.3)
-run.encoder.write_text("weights")
+run.encoder.write_bytes(encoder_bytes("weights"))
 write_result(run, Outcome({"knn_top1": 50.0}), 1.0)
 run.end_attempt(number, "done")
 """

@@ -15,6 +15,7 @@ from engine.config import identity, to_text
 from engine.result import Outcome, write_result
 from engine.rundir import RunDir
 from pretrain.recipes import crossmae_handwritten
+from tests.jobs.encoder_file import encoder_bytes
 
 RECIPES = {
     "cls/knn_handwritten": knn_handwritten,
@@ -34,7 +35,7 @@ class Runs:
         """A finished pretraining; its encoder's content depends on its config alone."""
         config = replace(crossmae_handwritten(), **changes)
         run = self.new(recipe, config)
-        run.encoder.write_text(to_text(config))
+        run.encoder.write_bytes(encoder_bytes(to_text(config)))
         self.finish(run, {"loss": 0.25}, seconds=181.0)
         return run
 

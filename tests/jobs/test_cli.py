@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 Install = Callable[[Callable[[Any, RunDir], Outcome]], None]
-COMMANDS = ("demo", "run", "evaluate", "table", "report", "recipes", "doctor", "data")
+COMMANDS = ("demo", "run", "evaluate", "inspect", "export", "table", "report", "recipes", "flops", "doctor", "data")
 
 
 def mimbench(*arguments: str | Path) -> Any:
@@ -207,7 +207,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     file.write_text("<!DOCTYPE html>")
     done = mimbench("evaluate", file, "--on", "knn", "--data", "handwritten")
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: {file} is not a checkpoint")
+    assert done.stderr.startswith(f"error: {file} is a web page")
     assert not runs_root().exists()
 
 
@@ -229,7 +229,7 @@ def test_the_demo_ends_with_table_and_report(bench: Bench, monkeypatch: pytest.M
         ("mimbench ru", ["run"]),
         ("mimbench run cls/knn", ["cls/knn", "cls/knn_handwritten"]),
         ("mimbench run cls/knn compute.w", ["compute.workers=", "compute.wandb="]),
-        ("mimbench data ", ["add", "list", "make", "check"]),
+        ("mimbench data ", ["add", "list", "make", "shrink", "check"]),
     ],
 )
 def test_the_shell_completes(words: str, offered: list[str]) -> None:

@@ -17,6 +17,7 @@ from jobs import curves, report
 from jobs.curves import Point
 from pretrain.recipes import crossmae_handwritten
 from tests.jobs.browser import Browser, program
+from tests.jobs.encoder_file import encoder_bytes
 from tests.jobs.runs import Runs
 
 LINEAR, FINETUNE, DETECTION = "cls/linear_handwritten", "cls/finetune_handwritten", "det/mask_rcnn_handwritten"
@@ -132,7 +133,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     made = runs.pretrain("pretrain/<img src=x onerror=alert(1)>")
     runs.log_metrics(made, [{"step": 1, "epoch": 1, "loss": 2}, {"step": 2, "epoch": 2, "loss": 1}])
     file = tmp_path / '"><b>weights.pth'
-    file.write_bytes(b"weights")
+    file.write_bytes(encoder_bytes("weights"))
     runs.evaluate(LINEAR, {"linear_top1": 1.0}, file)
     runs.evaluate(LINEAR, {"linear_top1": 1.0}, made)
     _draw(made.plots / "<i>reconstructions.png", 10, 10)

@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from backbones.config import ViT
+from backbones.vit import VisionTransformer
 from engine.datasets import add
 from engine.rundir import RunDir
 from jobs.store import config_of, create_or_find, encoder_file, resolve, runs_root
+from tests.jobs.encoder_file import encoder_bytes
 
 
 def _run(*overrides: str, recipe: str = "cls/knn") -> RunDir:
@@ -74,8 +78,8 @@ def test_data_that_are_not_there_leave_nothing_behind() -> None:
 
 def test_a_checkpoint_counts_by_its_content(images: Path, tmp_path: Path) -> None:
     one, two, other = (tmp_path / name for name in ("one.pth", "two.pth", "other.pth"))
-    for file, content in ((one, b"weights"), (two, b"weights"), (other, b"other weights")):
-        file.write_bytes(content)
+    for file, content in ((one, "weights"), (two, "weights"), (other, "other weights")):
+        file.write_bytes(encoder_bytes(content))
     run = _run(f"data={images}", f"checkpoint={one}")
     assert _run(f"data={images}", f"checkpoint={two}").path == run.path
     assert _run(f"data={images}", f"checkpoint={other}").path != run.path
@@ -84,10 +88,29 @@ def test_a_checkpoint_counts_by_its_content(images: Path, tmp_path: Path) -> Non
     assert len(run.read_about()["checkpoint"]["hash"]) == 64
 
 
+def test_a_copy_in_a_file_is_part_of_the_checkpoint(images: Path, tmp_path: Path) -> None:
+    state, vit = VisionTransformer(ViT(64, 1, 1, 8, 16)).state_dict(), tmp_path / "vit.pth"
+    torch.save({"model": state, "model_ema": {key: value + 1 for key, value in state.items()}}, vit)
+    run, averaged = (_run(f"data={images}", f"checkpoint={text}") for text in (vit, f"file://{vit}?copy=ema"))
+    assert averaged.path != run.path
+    assert config_of(averaged).checkpoint == f"{vit}?copy=ema"
+    assert _run(f"data={images}", f"checkpoint=file://{vit}").path == run.path
+
+
+def test_what_is_no_encoder_makes_no_run(images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "page.pth"
+    file.write_text("<!DOCTYPE html>")
+    with pytest.raises(ValueError, match=r"page\.pth is a web page"):
+        _run(f"data={images}", f"checkpoint={file}")
+    with pytest.raises(ValueError, match="download it first"):
+        _run(f"data={images}", "checkpoint=https://example.org/vit.pth")
+    assert not runs_root().exists()
+
+
 def test_a_run_directory_stands_for_its_encoder(knn: RunDir, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"has made no encoder \(it is new\)"):
         encoder_file(knn.path)
-    knn.encoder.write_bytes(b"weights")
+    knn.encoder.write_bytes(encoder_bytes("weights"))
     monkeypatch.chdir(knn.path.parent)
     assert encoder_file(Path(knn.path.name)) == knn.encoder
     run = _run(f"data={images}", f"checkpoint={knn.path}")
@@ -106,7 +129,7 @@ def test_mistakes_name_the_recipe() -> None:
         resolve("cls/knn", ["tempature=1"])
     with pytest.raises(ValueError, match=r"cls/knn: k=7 must be one of neighbours=\[10, 20, 100, 200\]"):
         resolve("cls/knn", ["k=7"])
-    with pytest.raises(ValueError, match="pretrain/crossmae_vitb_800ep: unknown key 'checkpoint'"):
+    with pytest.raises(ValueError, match=r"checkpoint=encoder.safetensors: method.kind=crossmae starts from random"):
         resolve("pretrain/crossmae_vitb_800ep", [], Path("encoder.safetensors"))
 
 

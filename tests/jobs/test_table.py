@@ -15,7 +15,9 @@ from rich.console import Console
 from backbones.config import SIZES
 from backbones.content import content_hash
 from jobs import table
+from pretrain.config import AttentionMasking
 from pretrain.recipes import crossmae_handwritten
+from tests.jobs.encoder_file import encoder_bytes
 from tests.jobs.runs import Runs
 
 KNN, LINEAR, DETECTION = "cls/knn_handwritten", "cls/linear_handwritten", "det/mask_rcnn_handwritten"
@@ -130,7 +132,7 @@ def test_a_changed_pretraining_says_what_was_changed(runs: Runs) -> None:
 
 def test_a_checkpoint_made_elsewhere_is_called_by_its_file(runs: Runs, tmp_path: Path) -> None:
     file = tmp_path / "mae_pretrain_vit_base.pth"
-    file.write_bytes(b"weights")
+    file.write_bytes(encoder_bytes("weights"))
     runs.evaluate(KNN, {"knn_top1": 51.0}, file, SIZES["B"])
     [row] = table.rows(runs.root)
     assert (row.recipe, row.architecture, row.kind) == (file.name, "ViT-B/16", "pretrained")
@@ -192,3 +194,15 @@ def test_json_holds_every_value(runs: Runs) -> None:
 def test_markup_in_a_name_is_text(runs: Runs) -> None:
     runs.evaluate(KNN, {"knn_top1": 50.0}, runs.pretrain("pretrain/[bold]<script>"))
     assert "[bold]<script>" in _text(table.rows(runs.root))
+
+
+def test_what_is_unverified_says_so_in_every_row_of_it(runs: Runs) -> None:
+    config = replace(crossmae_handwritten(), masking=AttentionMasking(freq_mode="lowpass_energy"))
+    made = runs.new("pretrain/crossmae_handwritten", config)
+    made.encoder.write_bytes(encoder_bytes("famt"))
+    runs.finish(made, {"loss": 0.25}, {"caveat": "FAMT-style, frequencies unverified"})
+    runs.evaluate(KNN, {"knn_top1": 50.0}, made)
+    runs.evaluate(LINEAR, {"linear_top1": 60.0}, made)
+    [row] = [row for row in table.rows(runs.root) if row.kind == "pretrained"]
+    assert row.recipe == "crossmae_handwritten (FAMT-style, frequencies unverified)"
+    assert "unverified" in _text([row])

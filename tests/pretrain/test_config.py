@@ -12,7 +12,7 @@ import pytest
 from backbones.config import SIZES
 from engine.config import Compute, from_text, to_text, with_overrides
 from pretrain import recipes
-from pretrain.config import CrossMAE, Pretrain
+from pretrain.config import MAE, AttentionMasking, CrossMAE, GridMasking, KeepMasking, Pretrain, RandomMasking
 
 RECIPES = [f for name, f in inspect.getmembers(recipes, inspect.isfunction) if name.startswith("crossmae_")]
 
@@ -26,12 +26,16 @@ def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: CrossMAE(mask=1.0), "mask=1.0 must lie between 0 and 1"),
-        (lambda: CrossMAE(mask=0.5, predict=0.75), r"predict=0.75 must lie in \(0, mask=0.5\]"),
-        (lambda: CrossMAE(predict=0.0), "predict=0.0"),
+        (lambda: RandomMasking(mask=1.0), "mask=1.0 must lie between 0 and 1"),
+        (lambda: RandomMasking(mask=0.5, predict=0.75), r"predict=0.75 must lie in \(0, mask=0.5\]"),
+        (lambda: RandomMasking(predict=0.0), "predict=0.0"),
+        (lambda: GridMasking(cell=1), "cell=1 must be at least 2"),
+        (lambda: GridMasking(predict=0.8), r"predict=0.8 must lie in \(0, 0.75\]: cell=2 hides no more"),
+        (lambda: KeepMasking(mask=1.0), "mask=1.0 must lie"),
+        (lambda: Pretrain(masking=KeepMasking(), lr_factor="none"), "method.kind=crossmae learns by predicting"),
         (lambda: CrossMAE(depth=0), "depth=0"),
         (lambda: CrossMAE(width=50, heads=5), "width=50"),
-        (lambda: CrossMAE(feature_maps=(), use_input=False), "nothing to read"),
+        (lambda: CrossMAE(feature_maps=(), use_input=False), "nothing to mix"),
         (lambda: Pretrain(epochs=10), "warmup_epochs=40.0"),
         (lambda: Pretrain(epochs=0, warmup_epochs=0.0), "epochs=0"),
         (lambda: Pretrain(compute=Compute(accumulate=3)), r"batch=4096 must be a multiple of compute.accumulate=3"),
@@ -39,7 +43,9 @@ def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -
         (lambda: Pretrain(smallest_crop=0.0), "smallest_crop"),
         (lambda: CrossMAE(heads=0), "heads=0 of the decoder"),
         (lambda: Pretrain(method=CrossMAE(feature_maps=(3, 11, 12))), "must be blocks of the encoder, 0 to 11"),
-        (lambda: Pretrain(method=CrossMAE(feature_maps=(3,))), "would never be trained"),
+        (lambda: MAE(width=30), "width=30 of the decoder"),
+        (lambda: Pretrain(clip=0.0), "clip=0.0 must be positive"),
+        (lambda: Pretrain(start_lr=-1.0), "start_lr"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(build: Callable[[], Any], words: str) -> None:
@@ -57,20 +63,30 @@ def test_a_config_that_cannot_be_is_refused(build: Callable[[], Any], words: str
     ],
 )
 def test_the_learning_rate_is_that_of_the_original(predict: float, factor: Any, rate: float) -> None:
-    config = Pretrain(method=CrossMAE(predict=predict), lr_factor=factor)
+    config = Pretrain(masking=RandomMasking(predict=predict), lr_factor=factor)
     assert config.learning_rate == pytest.approx(rate, rel=1e-12)
 
 
 def test_the_published_recipes() -> None:
     base = recipes.crossmae_vitb_800ep()
     assert (base.batch, base.epochs, base.warmup_epochs, base.betas) == (4096, 800, 40.0, (0.9, 0.95))
-    assert (base.method.width, base.method.heads, base.method.depth) == (512, 16, 12)
+    assert base.method == CrossMAE(width=512, heads=16, depth=12)
+    assert base.masking == RandomMasking(mask=0.75, predict=0.25)
     small = recipes.crossmae_vits_800ep()
-    assert (small.method.width, small.method.heads, small.encoder) == (256, 8, SIZES["S"])
+    assert (small.method, small.encoder) == (CrossMAE(width=256, heads=8), SIZES["S"])
+    assert recipes.crossmae_vitb_800ep_predict75().learning_rate == pytest.approx(2.4e-3)
     assert recipes.crossmae_vith_800ep().encoder.patch == 14
     assert recipes.crossmae_vitb_448px_400ep().encoder.grid == 28
 
 
 def test_a_field_of_the_method_can_be_overridden() -> None:
-    config = with_overrides(recipes.crossmae_vitb_800ep(), ["method.predict=0.75", "method.feature_maps=[0, 5, 11]"])
-    assert config.method == replace(CrossMAE(), predict=0.75, feature_maps=(0, 5, 11))
+    config = with_overrides(recipes.crossmae_vitb_800ep(), ["masking.predict=0.75", "method.feature_maps=[0, 5, 11]"])
+    assert config.method == replace(CrossMAE(), feature_maps=(0, 5, 11))
+    assert config.masking == RandomMasking(predict=0.75)
+
+
+def test_a_method_and_a_masking_can_be_named_alone() -> None:
+    config = with_overrides(recipes.crossmae_vitb_800ep(), ["masking=attention", "masking.throw=0.3", "method=mae"])
+    assert (config.method, config.masking) == (MAE(), AttentionMasking(throw=0.3))
+    with pytest.raises(ValueError, match=r"masking\.kind='rnd' must be one of 'random', 'grid', 'keep', 'attention'"):
+        with_overrides(recipes.crossmae_vitb_800ep(), ["masking=rnd"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from dataclasses import replace
@@ -13,11 +14,13 @@ import torch
 from backbones.checkpoint import load_encoder
 from backbones.config import ViT
 from engine.config import Compute, identity, to_text
-from engine.images import ImageFolder
+from engine.images import Crop, ImageFolder, Sample, normalise
 from engine.rundir import RunDir
-from pretrain.config import CrossMAE, Pretrain
-from pretrain.crossmae import CrossMAE as Model
-from pretrain.run import Step, run, training, training_batches
+from pretrain.config import MAE, CrossMAE, Pretrain, RandomMasking
+from pretrain.masking import Random
+from pretrain.methods import build_method
+from pretrain.run import build_step, run, training, training_batches
+from pretrain.step import Step
 
 TINY = Pretrain(
     data="images",
@@ -98,7 +101,7 @@ def test_too_few_images_are_said(tmp_path: Path, config: Pretrain) -> None:
 def test_the_schedule_starts_at_zero_and_peaks_after_warm_up(config: Pretrain) -> None:
     longer = replace(config, epochs=8, warmup_epochs=2.0)
     batches = training_batches(longer, ImageFolder(longer.data, "train"))
-    made = training(longer, Step(Model(longer.encoder, longer.method)), batches, torch.zeros(1, 3, 16, 16))
+    made = training(longer, build_step(longer), batches, torch.zeros(1, 3, 16, 16))
     rates = [made.learning_rate(step) for step in range(made.steps)]
     assert made.steps == 8 * 3
     assert rates[0] == 0
@@ -108,7 +111,7 @@ def test_the_schedule_starts_at_zero_and_peaks_after_warm_up(config: Pretrain) -
 
 
 def test_weight_decay_leaves_out_biases_and_norms_only(config: Pretrain) -> None:
-    step = Step(Model(config.encoder, config.method))
+    step = build_step(config)
     batches = training_batches(config, ImageFolder(config.data, "train"))
     groups = training(config, step, batches, torch.zeros(1)).optimizer.param_groups
     names = {id(parameter): name for name, parameter in step.method.named_parameters()}
@@ -121,12 +124,33 @@ def test_weight_decay_leaves_out_biases_and_norms_only(config: Pretrain) -> None
 
 
 def test_the_step_is_the_loss_of_normalised_images(config: Pretrain) -> None:
-    from engine.images import normalise
-
-    model = Model(config.encoder, config.method)
-    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    torch.manual_seed(0)
-    found = Step(model)((images, torch.zeros(2)))["loss"]
-    torch.manual_seed(0)
-    assert torch.equal(found, model(normalise(images), torch.rand(2, 16)))
+    method = build_method(config.method, config.encoder)
+    images, noise = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8), torch.rand(2, 16)
+    none = torch.zeros(2)
+    found = Step(method, Random(RandomMasking()))(Sample(images, none, none, Crop(*[none] * 7), noise))["loss"]
+    masked = Random(RandomMasking())(noise, None, (4, 4), 0.0)
+    assert torch.equal(found, method(normalise(images), masked))
     assert images.dtype == torch.uint8
+
+
+def test_the_noise_of_a_sample_depends_on_seed_epoch_and_index_alone(config: Pretrain) -> None:
+    folder = ImageFolder(config.data, "train")
+    together = next(training_batches(config, folder).starting_at(4))
+    split = replace(config, compute=replace(config.compute, accumulate=2))
+    halves = list(itertools.islice(training_batches(split, folder).starting_at(8), 2))
+    for name in ("place", "noise", "image"):
+        assert torch.equal(getattr(together, name), torch.cat([getattr(half, name) for half in halves]))
+    assert together.noise.shape == (4, 16)
+    assert len(together.noise.unique()) == 64
+
+
+def test_all_weights_are_written_when_asked_for(tmp_path: Path, config: Pretrain) -> None:
+    """Under the authors' names, so that their code loads them."""
+    asked = replace(config, epochs=1, full_export=True, method=MAE(depth=1, width=16, heads=2))
+    where = directory(tmp_path / "run", asked)
+    run(asked, where)
+    whole = torch.load(where.path / "model.pth", weights_only=True)["model"]
+    assert whole.keys() == build_method(asked.method, asked.encoder).state_dict().keys()
+    state, info = load_encoder(where.encoder)
+    assert (info.family, info.final_norm) == ("mae", True)
+    assert all(torch.equal(whole[name], value) for name, value in state.items())

@@ -1,0 +1,123 @@
+"""Two processes that accumulate over two micro-batches pretrain as one process with the whole batch, mask for mask.
+
+python tests/pretrain/test_ranks.py DIRECTORY     # what the test starts: one process, then two, forked from it
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from backbones.checkpoint import EncoderInfo, save_encoder
+from backbones.config import ViT
+from backbones.vit import VisionTransformer
+from engine.config import Compute, to_text
+from engine.rundir import RunDir
+from pretrain.config import MAE, CrossMAE, GridMasking, KeepMasking, MaskAlign, Pretrain, RandomMasking
+from pretrain.run import run
+
+ROOT = Path(__file__).parents[2]
+TINY = Pretrain(
+    encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
+    method=CrossMAE(depth=1, width=16, heads=2),
+    epochs=2,
+    warmup_epochs=0.5,
+    batch=8,
+    base_lr=1e-1,
+    compute=Compute(precision="fp32", workers=0, device="cpu", log_every=2, save_every=3),
+)
+CASES = {
+    "crossmae": TINY,
+    "mae": replace(TINY, method=MAE(depth=1, width=16, heads=2), masking=RandomMasking(predict=0.75)),
+    "early_maps": replace(TINY, method=CrossMAE(depth=1, width=16, heads=2, feature_maps=(0,)), masking=GridMasking()),
+    "maskalign": replace(
+        TINY,
+        method=MaskAlign(teacher=None, layers="mid0", fusion="simple", drop_path=0.0),  # which reads no other block
+        masking=KeepMasking(),
+        lr_factor="none",
+        checkpoint="teacher.safetensors",
+    ),
+}
+
+
+def _images(root: Path) -> None:
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for split, number in (("train", 13), ("val", 3)):
+        for kind in ("cat", "dog"):
+            folder = root / split / kind
+            folder.mkdir(parents=True)
+            for index in range(number):
+                pixels = torch.randint(0, 256, (20 + index, 24, 3), dtype=torch.uint8, generator=generator)
+                Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
+
+
+def _attempt(directory: Path, name: str, accumulate: int) -> None:
+    config = replace(CASES[name], data=str(directory / "images"))
+    if config.checkpoint:
+        config = replace(config, checkpoint=str(directory / config.checkpoint))
+    config = replace(config, compute=replace(config.compute, accumulate=accumulate))
+    about = {"recipe": f"test/{name}", "stage": "pretrain", "identity": "0", "checkpoint": None}
+    run(config, RunDir.create(directory / f"{name}-{accumulate}", to_text(config), about))
+
+
+def _fork(directory: Path, name: str, rank: int, world: int, port: int) -> int:
+    if child := os.fork():
+        return child
+    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    status = 1
+    try:
+        with patch.dict(os.environ, {**where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}):
+            _attempt(directory, name, accumulate=world)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def main(directory: Path) -> None:
+    """Every case alone, then by two processes that accumulate over two micro-batches."""
+    import mmengine.runner  # noqa: F401  (once, rather than in each process)
+    import torch._dynamo  # noqa: F401
+
+    _images(directory / "images")
+    teacher = VisionTransformer(TINY.encoder)
+    about = EncoderInfo("crossmae", TINY.encoder, final_norm=False)
+    save_encoder(directory / "teacher.safetensors", teacher.state_dict(), about)
+    for name in CASES:
+        for world in (1, 2):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            children = [_fork(directory, name, rank, world, port) for rank in range(world)]
+            assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_as_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in CASES:
+        alone, together = (load_file(tmp_path / f"{name}-{number}" / "encoder.safetensors") for number in (1, 2))
+        for weight in alone:
+            sides = [state[weight] for state in (together, alone)]
+            if weight.endswith("qkv.bias"):  # of keys: softmax has no gradient there, and Adam makes steps of rounding
+                sides = [bias.view(3, -1)[[0, 2]] for bias in sides]
+            torch.testing.assert_close(*sides, rtol=1e-5, atol=1e-6, msg=f"{name}: {weight}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
