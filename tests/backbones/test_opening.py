@@ -152,9 +152,9 @@ def test_numpy_and_parameters_in_a_torch_file(tmp_path: Path) -> None:
         assert opened.weights["array"].tolist() == [[0, 1, 2], [3, 4, 5]]
         assert type(opened.weights["weight"]) is Tensor
         assert not opened.weights["weight"].requires_grad
-        whats = {name: (other.what, other.bytes) for name, other in held(opened).items()}
+        said = {name: (other.what, other.bytes) for name, other in held(opened).items()}
         numbers = {"best": ("numbers", 0), "step": ("numbers", 0), "flag": ("numbers", 0)}
-        assert whats == {**numbers, "name": ("other", 0), "rng": ("other", 16)}
+        assert said == {**numbers, "name": ("other", 0), "rng": ("other", 16)}
 
 
 def test_yacs_is_read_without_yacs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
