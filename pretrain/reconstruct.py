@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from engine.atomic import write_with
-from engine.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, centre_crop
+from engine.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder
+from pretrain.health import Squares
 from pretrain.masking import Masked
 from pretrain.pixels import pixels
 from pretrain.step import Step
@@ -29,9 +30,8 @@ Rows = dict[str, Tensor]  # of a picture, from above: name -> uint8 images (M, 3
 
 def spread(folder: ImageFolder, number: int, side: int) -> Tensor:
     """`number` images (or all) evenly spread over the folder's classes: central squares, uint8 (M, 3, side, side)."""
-    number = min(number, len(folder))
-    chosen = [(2 * place + 1) * len(folder) // (2 * number) for place in range(number)]
-    return torch.stack([centre_crop(folder[index][0], side, side) for index in chosen])
+    squares = Squares(folder, number, side)
+    return torch.stack([squares[place][0] for place in range(len(squares))])
 
 
 def fixed_noise(images: Tensor, patches: int, seed: int) -> Tensor:
