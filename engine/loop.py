@@ -14,7 +14,7 @@ from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
-from engine.checkpoint import prune, save_state, state_path
+from engine.checkpoint import prune, save_state, state_path, steps_saved
 from engine.session import Session
 
 
@@ -116,6 +116,12 @@ class Save(SessionHook):
     """Saves a checkpoint when due, after making sure that it is a good one."""
 
     priority = 20
+
+    def before_train(self, runner: Runner) -> None:
+        """Called by Runner. An attempt that was killed between saving and removing has left one checkpoint too many."""
+        directory = self.session.run.checkpoints
+        if self.session.rank == 0 and steps_saved(directory)[:1] == [self.session.step]:
+            prune(directory, self.session.training.compute.keep)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         """Called by Runner."""

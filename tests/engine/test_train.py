@@ -94,6 +94,14 @@ def test_started_again_it_carries_on(make_training: Make, run_dir: RunDir, caplo
     assert not list(run_dir.path.rglob("*.tmp"))
 
 
+def test_a_kill_between_saving_and_removing_leaves_no_checkpoint_too_many(make_training: Make, run_dir: RunDir) -> None:
+    train(run_dir, make_training(steps=20))
+    kept = sorted(run_dir.checkpoints.iterdir())
+    shutil.copy(kept[0], run_dir.checkpoints / "step-00000005.pt")
+    train(run_dir, make_training(steps=20))
+    assert sorted(run_dir.checkpoints.iterdir()) == kept
+
+
 def test_a_finished_training_is_only_evaluated(make_training: Make, run_dir: RunDir) -> None:
     first = train(run_dir, make_training(steps=10, evaluate=lambda model: {"score": 1.0}))
     again = train(run_dir, make_training(steps=10, evaluate=lambda model: {"score": 2.0}))

@@ -137,15 +137,15 @@ def test_a_full_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _steps(run) == list(range(1, 41))
 
 
-@pytest.mark.parametrize("recipe", ["cls/knn_handwritten", "cls/finetune_handwritten"])
+@pytest.mark.parametrize("asked", ["cls/knn_handwritten neighbours=[10] k=10", "cls/finetune_handwritten epochs=1"])
 def test_a_truncated_picture_is_named(
-    recipe: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(digits, broken)
     picture = sorted((broken / "images" / "val").rglob("*.png"))[3]
     os.truncate(picture, picture.stat().st_size // 2)
-    done = mimbench("run", recipe, f"data={broken}")
+    done = mimbench("run", *asked.split(), f"data={broken}")
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert str(picture) in line
