@@ -14,6 +14,7 @@ Shapes: B image, N patch (row-major), V patch shown, Q patch predicted, P value 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -33,7 +34,7 @@ class Context(NamedTuple):
     targets: tuple[Tensor, ...] = ()  # whatever the loss needs, with B in front
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A pretraining method.
 
     Attributes:
@@ -55,9 +56,9 @@ class Method(nn.Module):
         """
         return None
 
+    @abstractmethod
     def forward(self, images: Tensor, masked: Masked, context: Context | None = None) -> Tensor:
         """The loss, a scalar, of normalised images (B, 3, H, W)."""
-        raise NotImplementedError(f"{type(self).__name__} must say what its loss is")
 
     def no_decay(self, name: str, parameter: Parameter) -> bool:
         """Whether a parameter is spared weight decay: biases and norms are; tokens do decay, as in MAE and CrossMAE."""

@@ -17,8 +17,8 @@ import os
 import random
 import signal
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import engine.checkpoint
 import engine.records
 import engine.train
+from engine.checkpoint import steps_saved
 from engine.config import Compute
 from engine.data import Batches
 from engine.optim import adamw, parameter_groups
@@ -40,6 +41,7 @@ from engine.process import setup_process
 from engine.rundir import RunDir
 from engine.schedule import warmup_cosine
 from engine.train import Training, train
+from tests.kills import die, dying, forked, killed
 
 STEPS, SAVE_EVERY, LOG_EVERY, EVALUATE_EVERY = 30, 5, 3, 10  # an epoch is 7 steps, so most saves fall inside one
 
@@ -101,29 +103,6 @@ def attempt(directory: Path, options: argparse.Namespace) -> str:
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def die() -> None:
-    """As the kernel or an impatient person would have it; a loading process kills the one it loads for."""
-    os.kill(PROCESS["attempt"], signal.SIGKILL)
-    time.sleep(60)  # only a loading process gets here, and it is ended by its parent's death
-
-
-def dying(function: Callable[..., Any], call: int, *, after: bool = False) -> Callable[..., Any]:
-    """`function`, killing the process at its call number `call` (1, 2, ...)."""
-    calls = 0
-
-    def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call and not after:
-            die()
-        result = function(*arguments, **keywords)
-        if calls == call:
-            die()
-        return result
-
-    return wrapped
-
-
 def half_a_line(sink: engine.records.JsonLines, step: int, line: Any) -> None:
     """The kill comes in the middle of a line of metrics."""
     if step == 2 * LOG_EVERY:
@@ -133,7 +112,6 @@ def half_a_line(sink: engine.records.JsonLines, step: int, line: Any) -> None:
     WRITE_LINE(sink, step, line)
 
 
-PROCESS: dict[str, int] = {}  # the number of the attempt's process
 WRITE_LINE = engine.records.JsonLines.write
 SINK, SESSION = engine.checkpoint._Sink, engine.train.Session
 
@@ -152,53 +130,45 @@ MOMENTS: dict[str, Callable[[], Any]] = {
 }
 
 
-def forked(directory: Path, options: argparse.Namespace, moment: Callable[[], Any] | None) -> int:
+def started(directory: Path, options: argparse.Namespace, moment: Callable[[], Any] | None = None) -> int:
     """Start an attempt in a process of its own, and return its number."""
-    child = os.fork()
-    if child:
-        return child
-    status, PROCESS["attempt"] = 1, os.getpid()
-    try:
-        if moment is None:
+
+    def work() -> None:
+        with moment() if moment else nullcontext():
             digest = attempt(directory, options)
-        else:
-            with moment():
-                digest = attempt(directory, options)
         (directory / "digest").write_text(digest)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
-
-def finished(child: int) -> bool:
-    """Wait for an attempt; whether it came to its end, rather than being killed."""
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return False
-    assert os.waitstatus_to_exitcode(status) == 0, f"an attempt failed: {status}"
-    return True
+    return forked(work)
 
 
 def killed_at(directory: Path, options: argparse.Namespace, moment: Callable[[], Any] | None) -> dict[str, Any]:
     """Killed once at `moment` (never if None), then started again."""
     kills = 0
-    while not finished(forked(directory, options, None if kills else moment)):
+    while killed(started(directory, options, None if kills else moment)):
         kills += 1
     return outcome(directory, kills)
 
 
 def killed_often(directory: Path, options: argparse.Namespace, whole: float) -> dict[str, Any]:
-    """Killed from outside after random times, growing so that it comes to an end."""
+    """Killed from outside after random times, growing so that it comes to an end.
+
+    But not long after step 10, and then 20, so that a run on a fast machine, too, is killed twice at least.
+    """
     generator, kills = random.Random(options.workers), 0
     while True:
-        child = forked(directory, options, None)
-        time.sleep(generator.uniform(0.1, 0.3 + 0.1 * kills) * whole)
+        child = started(directory, options)
+        until = time.monotonic() + generator.uniform(0.1, 0.3 + 0.1 * kills) * whole
+        while time.monotonic() < until and not (kills < 2 and reached(directory, 10 * (kills + 1))):
+            time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
-        if finished(child):
+        if not killed(child):
             return outcome(directory, kills)
         kills += 1
+
+
+def reached(directory: Path, step: int) -> bool:
+    """Whether a state of that step or a later one is saved."""
+    return any(saved >= step for saved in steps_saved(directory / "checkpoints"))
 
 
 def outcome(directory: Path, kills: int) -> dict[str, Any]:

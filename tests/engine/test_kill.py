@@ -41,6 +41,7 @@ def _check(name: str, directory: Path) -> None:
     whole = outcomes.pop("never")
     assert whole["kills"] == 0
     assert len(outcomes) == 12
+    assert outcomes["at random"]["kills"] >= 2
     for moment, outcome in outcomes.items():
         assert outcome["kills"] >= 1, moment
         assert outcome["digest"] == whole["digest"], f"killed {moment}: other weights"

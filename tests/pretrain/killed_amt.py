@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from pretrain.attention_guide import AttentionGuide
 from pretrain.config import MAE, AttentionMasking, Pretrain
 from pretrain.run import run
 from pretrain.weight_maps import WeightMaps
+from tests.kills import die, dying, forked, killed
 
 CONFIG = Pretrain(
     encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
@@ -64,27 +64,6 @@ def images(directory: Path) -> Path:
     return directory
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dying(function: Callable[..., Any], call: int, *, after: bool = False) -> Callable[..., Any]:
-    """`function`, killing the process at its call number `call` (1, 2, ...)."""
-    calls = 0
-
-    def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call and not after:
-            die()
-        result = function(*arguments, **keywords)
-        if calls == call:
-            die()
-        return result
-
-    return wrapped
-
-
 def cut_short(guide: AttentionGuide, batch: int) -> Iterator[torch.Tensor]:
     """The kill comes when the second renewal has made two thirds of its maps."""
     for number, maps in enumerate(MADE(guide, batch)):
@@ -109,31 +88,21 @@ def attempt(directory: Path, config: Pretrain) -> None:
     run(config, RunDir(directory))
 
 
-def forked(directory: Path, config: Pretrain, moment: Callable[[], Any] | None = None, **where: str) -> int:
+def started(directory: Path, config: Pretrain, moment: Callable[[], Any] | None = None, **where: str) -> int:
     """Start an attempt in a process of its own, and return its number."""
-    if child := os.fork():
-        return child
-    status = 1
-    try:
-        with patch.dict(os.environ, where):
-            if moment is None:
-                attempt(directory, config)
-            else:
-                with moment():
-                    attempt(directory, config)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+
+    def work() -> None:
+        with patch.dict(os.environ, where), moment() if moment else nullcontext():
+            attempt(directory, config)
+
+    return forked(work)
 
 
-def killed(directory: Path, config: Pretrain, moment: Callable[[], Any] | None) -> dict[str, Any]:
+def killed_at(directory: Path, config: Pretrain, moment: Callable[[], Any] | None) -> dict[str, Any]:
     """Killed once at `moment` (never if None), then started again."""
-    _, status = os.waitpid(forked(directory, config, moment), 0)
-    kills = int(os.WIFSIGNALED(status))
-    if kills:
-        assert os.waitpid(forked(directory, config), 0)[1] == 0
+    kills = 0
+    while killed(started(directory, config, None if kills else moment)):
+        kills += 1
     return {"kills": kills, **outcome(directory)}
 
 
@@ -143,8 +112,8 @@ def shared(directory: Path, config: Pretrain, world: int) -> dict[str, Any]:
         free.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
     ranks = [{**where, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-    children = [forked(directory, config, None, **rank) for rank in ranks]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
+    children = [started(directory, config, None, **rank) for rank in ranks]
+    assert [killed(child) for child in children] == [False] * world
     return outcome(directory)
 
 
@@ -166,11 +135,11 @@ def main(directory: Path) -> None:
     """Everything above, as the module's first lines say."""
     mmengine.runner.runner.collect_env()  # what it imports, the attempts need not
     config = replace(CONFIG, data=str(images(directory / "images")))
-    outcomes = {"never": killed(directory / "never", config, None)}
+    outcomes = {"never": killed_at(directory / "never", config, None)}
     for name, moment in MOMENTS.items():
-        outcomes[name] = killed(directory / name.replace(" ", "-"), config, moment)
+        outcomes[name] = killed_at(directory / name.replace(" ", "-"), config, moment)
     loading = replace(config, compute=replace(config.compute, workers=2))
-    outcomes["workers"] = killed(directory / "workers", loading, MOMENTS["having made the second maps"])
+    outcomes["workers"] = killed_at(directory / "workers", loading, MOMENTS["having made the second maps"])
     outcomes["two processes"] = shared(directory / "two", config, 2)
     print(json.dumps(outcomes))
 
