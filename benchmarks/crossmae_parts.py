@@ -19,16 +19,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from crossmae_plain import authors_loss, authors_model, plain_loss, plain_queries, plain_targets, plain_tokens
-from crossmae_step import Target, masked, relative, take_turns
+from crossmae_step import masked
+from measure import Kept, Measured, Target, relative, take_turns, total_failed
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from backbones.config import SIZES, ViT
 from engine.process import device_name
@@ -47,27 +47,6 @@ TARGETS = {
     "B7, queries": Target(10.0, 30.0, float("inf")),
     "B24": Target(1.0, 53.2 / 45, float("inf")),
 }
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One benchmark's outcome, in `unit`."""
-
-    name: str
-    ours: float
-    peer: float
-    unit: str
-    note: str = ""
-
-    @property
-    def ratio(self) -> float:
-        """How many times less ours is."""
-        return self.peer / self.ours
-
-    @property
-    def failed(self) -> bool:
-        """Below the floor."""
-        return self.ratio < TARGETS[self.name].floor
 
 
 @dataclass(frozen=True)
@@ -101,8 +80,8 @@ def b4() -> list[Measured]:
     found = {row.name: row.decoder for row in decoder_table() if row.size == "B"}
     mae = found["MAE, 8 blocks"]
     return [
-        Measured("B4", found["CrossMAE .25, 12 blocks"] / 1e9, mae / 1e9, "GFLOP"),
-        Measured("B4, 8 blocks", found["CrossMAE .25, 8 blocks"] / 1e9, mae / 1e9, "GFLOP"),
+        _measured("B4", "GFLOP", found["CrossMAE .25, 12 blocks"] / 1e9, mae / 1e9),
+        _measured("B4, 8 blocks", "GFLOP", found["CrossMAE .25, 8 blocks"] / 1e9, mae / 1e9),
     ]
 
 
@@ -119,7 +98,7 @@ def b6(case: Case) -> Measured:
     difference = relative(ours(), case.peer_tokens()[0])
     assert difference <= 1e-6, f"tokens differ by {difference:.1e}"
     seconds = take_turns(lambda: timed(ours), lambda: timed(lambda: case.peer_tokens()[0]), case.repeats)
-    return Measured("B6", *seconds, "s", f"tokens differ by {difference:.0e}")
+    return _measured("B6", "s", *seconds, f"tokens differ by {difference:.0e}")
 
 
 def b7(case: Case) -> list[Measured]:
@@ -145,7 +124,7 @@ def b7(case: Case) -> list[Measured]:
     assert torch.equal(queries["ours"](), queries["peer"]()), "queries differ"
     with torch.no_grad():
         return [
-            Measured(name, *take_turns(sides["ours"], sides["peer"], case.repeats), "s", note)
+            _measured(name, "s", *take_turns(sides["ours"], sides["peer"], case.repeats), note)
             for name, sides, note in (
                 ("B7, targets", targets, f"differ by {difference:.0e}"),
                 ("B7, queries", queries, "equal to the last bit"),
@@ -165,23 +144,19 @@ def b24(case: Case) -> Measured:
     model.recompute = True
     again = saved_mib(model, lambda: model(images, masked(noise, model.shape, 0.25))) / 2
     model.recompute = False
-    return Measured("B24", kept, theirs, "MiB", f"MAE {of_mae:.1f} MiB; with recompute=true {again:.1f}")
+    return _measured("B24", "MiB", kept, theirs, f"MAE {of_mae:.1f} MiB; with recompute=true {again:.1f}")
 
 
 def saved_mib(model: nn.Module, loss: Callable[[], Tensor]) -> float:
     """What autograd keeps for the backward pass of `loss`, each block of memory once, without parameters."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    seen: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    kept = Kept(model)
+    with kept.saving():
         loss()
-    return sum(seen.values()) / 2**20
+    return kept.bytes / 2**20
+
+
+def _measured(name: str, unit: str, ours: float, peer: float, note: str = "") -> Measured:
+    return Measured(name, unit, ours, peer, TARGETS[name], note)
 
 
 def measure(shape: ViT, config: Config, batch: int, repeats: int, original: Path | None) -> list[Measured]:
@@ -203,21 +178,14 @@ def main() -> int:
     options = parser.parse_args()
     results = [*b4(), *measure(SIZES["B"], Config(), options.batch, options.repeats, options.original)]
     if options.json:
-        print(json.dumps([{**asdict(r), "ratio": r.ratio, "failed": r.failed} for r in results], indent=2))
+        print(json.dumps([result.row() for result in results], indent=2))
     else:
         peer = "the plain form" if options.original is None else options.original
         capability = torch.backends.cpu.get_cpu_capability()
         print(f"ViT-B, batch {options.batch}, {device_name(torch.device('cpu'))}, {capability}; peer: {peer}")
         for result in results:
-            _print(result)
-    return int(any(result.failed for result in results))
-
-
-def _print(result: Measured) -> None:
-    target = TARGETS[result.name]
-    verdict = "BELOW THE FLOOR" if result.failed else "ok"
-    print(f"{result.name:<13} ours {result.ours:.4g} {result.unit}  peer {result.peer:.4g} {result.unit}", end="")
-    print(f"  ratio {result.ratio:.2f}  (floor {target.floor:.3g}, aim {target.aim:.3g}: {verdict})  {result.note}")
+            print(result.line())
+    return total_failed(results)
 
 
 if __name__ == "__main__":

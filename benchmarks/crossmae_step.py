@@ -22,14 +22,14 @@ import argparse
 import copy
 import json
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from crossmae_plain import authors_loss, authors_model, plain_loss
+from measure import Measured, Target, least, relative, take_turns, total_failed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,15 +51,6 @@ DECODERS = {"T": Config(depth=2, width=32, heads=2), "S": Config(width=256, head
 # CrossMAE and MAE, an image, forward and backward, as counted in the authors' code. Ours embed fewer patches (-0.9 %
 # at most), and attention is counted here without the recomputation that a fused kernel does (-0.6 %).
 GFLOPS = {"B": (38.7, 58.8)}
-
-
-@dataclass(frozen=True)
-class Target:
-    """Ratios to reach: below `floor` the benchmark fails, `limit` is what physics allows."""
-
-    floor: float
-    aim: float
-    limit: float
 
 
 TARGETS = {
@@ -96,36 +87,7 @@ class Case:
         return TARGETS[name].get(self.size)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One benchmark's outcome; seconds are per step."""
-
-    name: str
-    ours: float
-    peer: float
-    ratio: float
-    target: Target | None
-    note: str = ""
-
-    @property
-    def failed(self) -> bool:
-        """Below the floor, where there is one."""
-        return self.target is not None and self.ratio < self.target.floor
-
-
 # ------------------------------------------------------------------------------------------------------- measurement
-
-
-def take_turns(ours: Callable[[], object], peer: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Least seconds of each, after a warm-up of each."""
-    best = [float("inf"), float("inf")]
-    for turn in range(repeats + 1):
-        for side, call in enumerate((ours, peer)):
-            start = time.perf_counter()
-            call()
-            if turn:
-                best[side] = min(best[side], time.perf_counter() - start)
-    return best[0], best[1]
 
 
 def masked(noise: Tensor, shape: ViT, predict: float) -> Masked:
@@ -137,14 +99,7 @@ def gemm_rate(shape: ViT, batch: int, dtype: torch.dtype) -> float:
     """GFLOP/s of the product that a ViT's MLP is made of."""
     rows = batch * (shape.grid**2 // 4 + 1)
     a, b = torch.randn(rows, shape.width, dtype=dtype), torch.randn(shape.width, 4 * shape.width, dtype=dtype)
-    best = min(_seconds(lambda: a @ b) for _ in range(20))
-    return 2 * rows * shape.width * 4 * shape.width / best / 1e9
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    return 2 * rows * shape.width * 4 * shape.width / least(lambda: a @ b, 20) / 1e9
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -153,12 +108,6 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """Distance of `a` from `b`, by the norm of `b`."""
-    a, b = a.detach().double(), b.detach().double()
-    return float((a - b).norm() / b.norm().clamp(min=1e-12))
 
 
 def check_equal(ours: nn.Module, our_loss: Tensor, peer: nn.Module, peer_loss: Tensor) -> tuple[float, float]:
@@ -185,7 +134,7 @@ def b1(case: Case) -> Measured:
         lambda: step(model, lambda: case.ours(model)), lambda: step(peer, peer_loss), case.repeats
     )
     note = f"loss differs by {loss:.0e}, gradients by {worst:.0e}"
-    return Measured("B1", least_ours, least_peer, least_peer / least_ours, case.target("B1"), note)
+    return Measured("B1", "s", least_ours, least_peer, case.target("B1"), note)
 
 
 def b2(case: Case) -> Measured:
@@ -221,7 +170,7 @@ def b2(case: Case) -> Measured:
     if dtype is None:
         note += "; no floor: this processor does not multiply in bf16"
     target = case.target("B2") if dtype else None
-    return Measured("B2", least_ours, least_peer, least_peer / least_ours, target, note)
+    return Measured("B2", "s", least_ours, least_peer, target, note)
 
 
 def b3(case: Case) -> Measured:
@@ -238,7 +187,7 @@ def b3(case: Case) -> Measured:
 
     ours, peer = take_turns(lambda: step(model, 0.25), lambda: step(mae, 0.75), case.repeats)
     note = f"{counted[0]:.3g} and {counted[1]:.3g} GFLOP an image, {counted[1] / counted[0]:.2f} by count"
-    return Measured("B3", ours, peer, peer / ours, case.target("B3"), note)
+    return Measured("B3", "s", ours, peer, case.target("B3"), note)
 
 
 def gflops(model: Method, predict: float) -> float:
@@ -277,11 +226,11 @@ def main() -> int:
     results, rates = measure(options.size, options.batch, options.repeats, options.original)
     if options.json:
         about = {"size": options.size, "batch": options.batch, "gflops_per_second": rates}
-        print(json.dumps({**about, "results": [{**asdict(r), "failed": r.failed} for r in results]}, indent=2))
+        print(json.dumps({**about, "results": [result.row() for result in results]}, indent=2))
     else:
         print(f"peer: {'the plain form' if options.original is None else options.original}")
         _print(results, rates, options.size, options.batch)
-    return int(any(result.failed for result in results))
+    return total_failed(results)
 
 
 def _print(results: list[Measured], rates: dict[str, float], size: str, batch: int) -> None:
@@ -289,11 +238,7 @@ def _print(results: list[Measured], rates: dict[str, float], size: str, batch: i
     print(f"ViT-{size}, batch {batch}, {device_name(torch.device('cpu'))}, {capability}")
     print("matrix products: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))
     for result in results:
-        print(f"{result.name}  ours {result.ours:.4f} s  peer {result.peer:.4f} s  ratio {result.ratio:.2f}", end="")
-        if target := result.target:
-            verdict = "BELOW THE FLOOR" if result.failed else "ok"
-            print(f"  (floor {target.floor}, aim {target.aim}, limit {target.limit}: {verdict})", end="")
-        print(f"  {result.note}")
+        print(result.line())
 
 
 if __name__ == "__main__":

@@ -21,13 +21,11 @@ import copy
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from crossmae_step import Target, take_turns
+from measure import Target, least, take_turns
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -85,7 +83,7 @@ def measure(size: str, batch: int, repeats: int) -> Measured:
         for counted, expected in zip(gflop, GFLOPS, strict=True):
             assert abs(counted / expected - 1) < 0.02, gflop
     amt, mae = take_turns(lambda: _step(model, images, masks[0]), lambda: _step(model, images, masks[1]), repeats)
-    renewal = _least(lambda: _renew(model, images), repeats) / batch
+    renewal = least(lambda: _renew(model, images), repeats) / batch
     lookup = _lookup(shape, batch, repeats)
     share = renewal / (renewal + INTERVAL * amt / batch)
     return Measured(amt, mae, mae / amt, *gflop, renewal, share, lookup)
@@ -125,16 +123,7 @@ def _lookup(shape: ViT, batch: int, repeats: int) -> float:
             weights = follow_crops(maps[torch.randint(0, IMAGES, (batch,))], crop)
             masking(torch.rand(batch, shape.grid**2), weights, (shape.grid, shape.grid), 0.0)
 
-        return _least(look, 5 * repeats)
-
-
-def _least(call: Callable[[], object], repeats: int) -> float:
-    best = float("inf")
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
+        return least(look, 5 * repeats)
 
 
 def main() -> None:

@@ -20,14 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from measure import Kept, Measured, Target, relative, take_turns, total_failed
+from torch import Tensor
 
 from backbones.config import SIZES, ViT
 from backbones.vit import VisionTransformer
@@ -41,30 +41,9 @@ from pretrain.masking import Keep, Masked
 from pretrain.teachers import Teacher
 
 SHAPES = {"T": ViT(64, 6, 2, patch=8, image=64), "S": SIZES["S"], "B": SIZES["B"]}
-FLOORS = {"M1": 0.97, "M2": 1.5, "M3": 1.0, "M4": 1.6}
+# M3 and M4 fall short of their aims, which were once their floors: 1.07 and 1.73 where they were measured.
+TARGETS = {"M1": Target(1.0, 1.2), "M2": Target(1.5, 2.0), "M3": Target(1.0, 1.1), "M4": Target(1.6, 2.0)}
 # B image, N patch, V patch shown, T token, D width, L layer, H head
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One outcome: seconds, or bytes for each image."""
-
-    name: str
-    unit: str
-    ours: float
-    peer: float
-    floor: float | None
-    note: str = ""
-
-    @property
-    def ratio(self) -> float:
-        """How much less ours is."""
-        return self.peer / self.ours
-
-    @property
-    def failed(self) -> bool:
-        """Below the floor, where there is one."""
-        return self.floor is not None and self.ratio < self.floor
 
 
 # ------------------------------------------------------------------------------------------------------- plain form
@@ -117,38 +96,6 @@ def _picked(tokens: Tensor, index_BV1: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- measurement
 
 
-def take_turns(ours: Callable[[], object], peer: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Least seconds of each, after a warm-up of each."""
-    best = [float("inf"), float("inf")]
-    for turn in range(repeats + 1):
-        for side, call in enumerate((ours, peer)):
-            start = time.perf_counter()
-            call()
-            if turn:
-                best[side] = min(best[side], time.perf_counter() - start)
-    return best[0], best[1]
-
-
-class Kept:
-    """Counts bytes of distinct storages: of tensors that autograd saves, and of others that are told."""
-
-    def __init__(self, weights: nn.Module) -> None:
-        self.known = {parameter.untyped_storage().data_ptr() for parameter in weights.parameters()}
-        self.bytes = 0
-
-    def take(self, tensor: Tensor) -> Tensor:
-        """Count `tensor`, unless it is a weight or was counted."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.known:
-            self.known.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
-
-    def saving(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """Within, what autograd saves is counted."""
-        return torch.autograd.graph.saved_tensors_hooks(self.take, lambda tensor: tensor)
-
-
 @dataclass(frozen=True)
 class Case:
     """What everything is measured on."""
@@ -160,9 +107,9 @@ class Case:
     repeats: int
     size: str
 
-    def floor(self, name: str) -> float | None:
+    def target(self, name: str) -> Target | None:
         """What a benchmark has to reach at this size."""
-        return None if self.size == "T" else FLOORS[name]
+        return None if self.size == "T" else TARGETS[name]
 
     def masked(self, importance: Tensor) -> Masked:
         """The patches that the recipe shows."""
@@ -197,7 +144,7 @@ def m1(case: Case) -> Measured:
     ours, peer = take_turns(
         lambda: case.model.look(case.images), lambda: plain_look(case.teacher, case.images), case.repeats
     )
-    return Measured("M1", "s", ours, peer, case.floor("M1"), f"layers and attention differ by {worst:.0e}")
+    return Measured("M1", "s", ours, peer, case.target("M1"), f"layers and attention differ by {worst:.0e}")
 
 
 @torch.no_grad()
@@ -212,7 +159,7 @@ def m2(case: Case) -> Measured:
     ours, peer = take_turns(reduced, lambda: plain_look(case.teacher, case.images), case.repeats)
     if dtype is None:
         return Measured("M2", "s", ours, peer, None, "no floor: this processor does not multiply in bf16")
-    return Measured("M2", "s", ours, peer, case.floor("M2"), str(dtype).removeprefix("torch."))
+    return Measured("M2", "s", ours, peer, case.target("M2"), str(dtype).removeprefix("torch."))
 
 
 def m3(case: Case) -> Measured:
@@ -234,7 +181,7 @@ def m3(case: Case) -> Measured:
         case.model.zero_grad(set_to_none=True)
 
     ours, peer = take_turns(lambda: step(case.ours), lambda: step(case.plain), case.repeats)
-    return Measured("M3", "s", ours, peer, case.floor("M3"), f"loss differs by {apart:.0e}, gradients by {worst:.0e}")
+    return Measured("M3", "s", ours, peer, case.target("M3"), f"loss differs by {apart:.0e}, gradients by {worst:.0e}")
 
 
 def m4(case: Case) -> Measured:
@@ -257,12 +204,7 @@ def m4(case: Case) -> Measured:
     batch = len(case.images)
     maps = sum(attention.untyped_storage().nbytes() for attention in attentions) / batch
     note = f"the teacher's maps of attention are {maps / 2**20:.1f} MiB of it"
-    return Measured("M4", "MiB/image", ours.bytes / batch / 2**20, peer.bytes / batch / 2**20, case.floor("M4"), note)
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """Distance of `a` from `b`, by the norm of `b`."""
-    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12))
+    return Measured("M4", "MiB/image", ours.bytes / batch / 2**20, peer.bytes / batch / 2**20, case.target("M4"), note)
 
 
 def measure(size: str, batch: int, repeats: int) -> list[Measured]:
@@ -286,17 +228,13 @@ def main() -> int:
     options = parser.parse_args()
     results = measure(options.size, options.batch, options.repeats)
     if options.json:
-        rows = [{**asdict(result), "ratio": result.ratio, "failed": result.failed} for result in results]
+        rows = [result.row() for result in results]
         print(json.dumps({"size": options.size, "batch": options.batch, "results": rows}, indent=2))
     else:
         print(f"ViT-{options.size} from ViT-{options.size}, batch {options.batch}, {device_name(torch.device('cpu'))}")
         for result in results:
-            floor = "" if result.floor is None else f"floor {result.floor}: {'BELOW' if result.failed else 'ok'}, "
-            print(
-                f"{result.name}  ours {result.ours:.4g} {result.unit}  peer {result.peer:.4g} {result.unit}  "
-                f"ratio {result.ratio:.2f}  ({floor}{result.note})"
-            )
-    return int(any(result.failed for result in results))
+            print(result.line())
+    return total_failed(results)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
+from measure import seconds
 from torch.nn import Parameter
 
 from engine.optim import adamw, parameter_groups
@@ -44,13 +44,6 @@ def _shapes() -> Iterator[tuple[int, ...]]:
         yield from ((WIDTH,), (WIDTH,), (3 * WIDTH, WIDTH), (3 * WIDTH,), (WIDTH, WIDTH), (WIDTH,))
         yield from ((WIDTH,), (WIDTH,), (4 * WIDTH, WIDTH), (4 * WIDTH,), (WIDTH, 4 * WIDTH), (WIDTH,))
     yield from ((WIDTH,), (WIDTH,), (CLASSES, WIDTH), (CLASSES,))
-
-
-def seconds(step: Callable[[], object]) -> float:
-    """How long `step` takes."""
-    begun = time.perf_counter()
-    step()
-    return time.perf_counter() - begun
 
 
 def matrix_rate() -> float:
