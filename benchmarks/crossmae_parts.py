@@ -134,7 +134,7 @@ def b7(case: Case) -> list[Measured]:
 
 def b24(case: Case) -> Measured:
     """Activations kept, MiB an image."""
-    model, images, noise = case.model, case.images[:2], case.noise[:2]
+    model, images, noise = case.model, case.images[:2].clone(), case.noise[:2]  # a view would keep them all
     mae = MAE(model.shape, MAEConfig())
     peer = plain_loss if case.theirs is None else authors_loss
     holder: Any = model if case.theirs is None else case.theirs

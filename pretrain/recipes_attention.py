@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from backbones.config import HANDWRITTEN, SIZES
-from engine.config import Compute
-from pretrain.config import MAE, AttentionMasking, Health, Pretrain, RandomMasking, SimMIM
+from backbones.config import SIZES
+from pretrain.config import MAE, AttentionMasking, Pretrain, RandomMasking, SimMIM
+from pretrain.recipes_mae import mae_handwritten
 
 PUBLISHED = AttentionMasking(start_epoch=41, interval=40)  # fixed in the authors' code, whatever the number of epochs
 
@@ -92,19 +92,7 @@ def simmim_amt_vitb_200ep() -> Pretrain:
 
 def amt_handwritten() -> Pretrain:
     """AMT on MAE on handwritten, 96 wide and 4 deep, in minutes on two cores."""
-    return Pretrain(
-        data="handwritten",
-        encoder=HANDWRITTEN,
-        method=MAE(depth=1, width=48, heads=4),
-        masking=AttentionMasking(),
-        epochs=15,
-        warmup_epochs=1.0,
-        batch=64,
-        base_lr=8e-3,
-        lr_factor="none",
-        health=Health(every=3.0, images=1024),
-        compute=Compute(precision="fp32", workers=0, save_every=500, log_every=20),
-    )
+    return replace(mae_handwritten(), masking=AttentionMasking())
 
 
 def famt_handwritten() -> Pretrain:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from backbones.config import HANDWRITTEN, SIZES
-from engine.config import Compute
-from pretrain.config import MAE, Health, Pretrain, RandomMasking
+from backbones.config import SIZES
+from pretrain.config import MAE, Pretrain, RandomMasking
+from pretrain.recipes import crossmae_handwritten
 
 
 def mae_vitb_800ep() -> Pretrain:
@@ -65,16 +65,8 @@ def mae_vitb_448px_400ep() -> Pretrain:
 
 def mae_handwritten() -> Pretrain:
     """MAE on handwritten, 96 wide and 4 deep, in minutes on two cores: what `mimbench demo --method mae` trains."""
-    return Pretrain(
-        data="handwritten",
-        encoder=HANDWRITTEN,
+    return replace(
+        crossmae_handwritten(),
         method=MAE(depth=1, width=48, heads=4),
         masking=RandomMasking(mask=0.75, predict=0.75),
-        epochs=15,
-        warmup_epochs=1.0,
-        batch=64,
-        base_lr=8e-3,
-        lr_factor="none",
-        health=Health(every=3.0, images=1024),
-        compute=Compute(precision="fp32", workers=0, save_every=500, log_every=20),
     )

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from backbones.config import HANDWRITTEN, SIZES
-from engine.config import Compute
-from pretrain.config import Health, KeepMasking, MaskAlign, Pretrain, RandomMasking
+from backbones.config import SIZES
+from pretrain.config import KeepMasking, MaskAlign, Pretrain, RandomMasking
+from pretrain.recipes import crossmae_handwritten
 
 
 def maskalign_vitb() -> Pretrain:
@@ -64,16 +64,8 @@ def maskalign_handwritten() -> Pretrain:
 
     The teacher is any encoder with 8 x 8 patches; the demo's is the CrossMAE encoder that it pretrains first.
     """
-    return Pretrain(
-        data="handwritten",
-        encoder=HANDWRITTEN,
+    return replace(
+        crossmae_handwritten(),
         method=MaskAlign(teacher=None, layers="top2", drop_path=0.0),
         masking=KeepMasking(mask=0.7),
-        epochs=15,
-        warmup_epochs=1.0,
-        batch=64,
-        base_lr=8e-3,
-        lr_factor="none",
-        health=Health(every=3.0, images=1024),
-        compute=Compute(precision="fp32", workers=0, save_every=500, log_every=20),
     )

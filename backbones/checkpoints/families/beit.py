@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -30,8 +31,7 @@ INDEX = (r"(.*\.)?relative_position_index", "index into the positions, computed 
 def relative_traits(weights: Mapping[str, Tensor]) -> Traits:
     """The traits of an encoder by BEiT's names; whatever is there in the file, the encoder has."""
     return Traits(
-        positions="relative",
-        layer_scale="blocks.0.gamma_1" in weights,
+            layer_scale="blocks.0.gamma_1" in weights,
         qkv_bias="blocks.0.attn.q_bias" in weights,
     )
 
@@ -58,7 +58,8 @@ def shared_table(weights: dict[str, Tensor]) -> Converted:
     return {**made, **tables}, dict.fromkeys(tables, "the positions that all blocks share, copied into each")
 
 
-BEIT_V2 = Family(
+_relative = partial(Family, positions="relative", grid=relative_grid, traits=relative_traits)
+BEIT_V2 = _relative(
     name="beitv2",
     title="BEiT v2 (Peng et al., 2022), pretrained",
     signature=Signature(has=(*PRETRAINED, r"lm_head\.weight", r"cls_pt_layers\.\d+\..*"), never=(r"pos_embed",)),
@@ -70,27 +71,21 @@ BEIT_V2 = Family(
         (r"cls_pt_(layers|norm)\..*", "decoder of the class token"),
         (r"mask_token", "mask token"),
     ),
-    positions="relative",
-    grid=relative_grid,
-    traits=relative_traits,
 )
-BEIT = Family(
+BEIT = _relative(
     name="beit",
     title="BEiT (Bao et al., 2022), pretrained",
     signature=Signature(has=(*PRETRAINED, r"lm_head\.weight"), never=(r"pos_embed", r"cls_pt_layers\..*")),
     source="microsoft/unilm, beit",
     convert=shared_table,
     dropped=(INDEX, (r"lm_head\..*", "decoder: logits of visual tokens"), (r"mask_token", "mask token")),
-    positions="relative",
     mean=HALF,
     std=HALF,
     notes=(
         "BEiT's images are normalised by .5, as on ImageNet-22k; its runs on ImageNet-1k alone took ImageNet's own",
     ),
-    grid=relative_grid,
-    traits=relative_traits,
 )
-BEIT_FINETUNED = Family(
+BEIT_FINETUNED = _relative(
     name="beit",
     title="BEiT, BEiT v2 or SimMIM, fine-tuned (the file does not tell which)",
     signature=Signature(has=FINETUNED, never=(r"pos_embed", SHARED.replace(".", r"\."), r"lm_head\..*")),
@@ -101,10 +96,7 @@ BEIT_FINETUNED = Family(
         (r"fc_norm\.(weight|bias)", "norm of the classification head"),
         (r"mask_token", "mask token"),
     ),
-    positions="relative",
     mean=HALF,
     std=HALF,
     notes=("images are normalised by .5, as BEiT's are; BEiT v2 and SimMIM took ImageNet's own mean and deviation",),
-    grid=relative_grid,
-    traits=relative_traits,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,8 +58,18 @@ def joined_heads(weights: dict[str, Tensor]) -> Converted:
     return made, how
 
 
-CLIP_TIMM = Family(
+_clip = partial(
+    Family,
     name="clip",
+    positions="learned",
+    interpolation="bicubic-antialias",
+    mean=MEAN,
+    std=STD,
+    notes=NOTES,
+    heads=clip_heads,
+    traits=clip_traits,
+)
+CLIP_TIMM = _clip(
     title="CLIP's image tower (Radford et al., 2021), by timm",
     signature=Signature(
         has=(
@@ -75,16 +86,8 @@ CLIP_TIMM = Family(
         (r"head\.(weight|bias)", "projection into the space of text"),
         (r"fc_norm\..*", "norm of the classification head"),
     ),
-    positions="learned",
-    interpolation="bicubic-antialias",
-    mean=MEAN,
-    std=STD,
-    notes=NOTES,
-    heads=clip_heads,
-    traits=clip_traits,
 )
-CLIP_OPENAI = Family(
-    name="clip",
+CLIP_OPENAI = _clip(
     title="CLIP (Radford et al., 2021), both towers, by OpenAI or open_clip",
     signature=Signature(
         has=(r"visual\.conv1\.weight", r"visual\.class_embedding", r"visual\.transformer\.resblocks\.\d+\..*")
@@ -113,16 +116,8 @@ CLIP_OPENAI = Family(
         ),
         (r"logit_scale|logit_bias|input_resolution|context_length|vocab_size", "a number beside the towers"),
     ),
-    positions="learned",
-    interpolation="bicubic-antialias",
-    mean=MEAN,
-    std=STD,
-    notes=NOTES,
-    heads=clip_heads,
-    traits=clip_traits,
 )
-CLIP_HF = Family(
-    name="clip",
+CLIP_HF = _clip(
     title="CLIP (Radford et al., 2021), by Hugging Face",
     signature=Signature(
         has=(
@@ -151,11 +146,4 @@ CLIP_HF = Family(
         (r"logit_scale", "a number beside the towers"),
         (r"(.*\.)?position_ids", "index into the positions"),
     ),
-    positions="learned",
-    interpolation="bicubic-antialias",
-    mean=MEAN,
-    std=STD,
-    notes=NOTES,
-    heads=clip_heads,
-    traits=clip_traits,
 )

@@ -69,25 +69,18 @@ DINOV2 = Family(
     interpolation="bicubic-offset",
     traits=gated_traits,
 )
-DINOV2_REGISTERS = Family(
-    name="dinov2",
+DINOV2_REGISTERS = replace(
+    DINOV2,
     title="DINOv2 with registers (Darcet et al., 2023)",
     signature=Signature(has=(*BODY, r"mask_token", r"register_tokens"), never=NEVER),
-    source="facebookresearch/dinov2",
-    renames=RENAMES,
-    dropped=HEADS,
-    positions="learned",
     interpolation="bicubic-antialias",
-    traits=gated_traits,
 )
-DINOV2_TIMM = Family(
-    name="dinov2",
+DINOV2_TIMM = replace(
+    DINOV2_REGISTERS,
     title="DINOv2 (Oquab et al., 2023), by timm",
     signature=Signature(has=BODY, never=(*NEVER, r"mask_token", r"register_tokens")),
     source="timm's vit_*_dinov2",
+    renames=(),
     dropped=((r"head\.(weight|bias)", "classification head"),),
-    positions="learned",
-    interpolation="bicubic-antialias",
     fits=of_dinov2,
-    traits=gated_traits,
 )

@@ -9,6 +9,7 @@ paper; rotary positions do not depend on it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,8 +75,16 @@ def with_periods(weights: dict[str, Tensor]) -> Converted:
     return {**weights, "rope.periods": periods}, {"rope.periods": "computed as DINOv3 does, from base 100"}
 
 
-DINOV3 = Family(
+_dinov3 = partial(
+    Family,
     name="dinov3",
+    positions="rope",
+    notes=NOTES,
+    heads=dinov3_heads,
+    grid=dinov3_grid,
+    traits=rotary_traits,
+)
+DINOV3 = _dinov3(
     title="DINOv3 (Simeoni et al., 2025)",
     signature=Signature(has=(*BODY, r"rope_embed\.periods", r"blocks\.\d+\.norm1\.weight"), never=NEVER),
     source="facebookresearch/dinov3",
@@ -93,14 +102,8 @@ DINOV3 = Family(
         (r"local_cls_norm\..*", "norm of small crops, of pretraining alone"),
         (r"(dino_head|ibot_head)\..*", "projection head"),
     ),
-    positions="rope",
-    notes=NOTES,
-    heads=dinov3_heads,
-    grid=dinov3_grid,
-    traits=rotary_traits,
 )
-DINOV3_TIMM = Family(
-    name="dinov3",
+DINOV3_TIMM = _dinov3(
     title="DINOv3 (Simeoni et al., 2025), by timm",
     signature=Signature(
         has=(*BODY, r"reg_token", r"blocks\.\d+\.gamma_1", r"blocks\.\d+\.attn\.qkv\.weight"),
@@ -109,9 +112,4 @@ DINOV3_TIMM = Family(
     source="timm's vit_*_dinov3",
     convert=with_periods,
     dropped=((r"head\.(weight|bias)", "classification head"), (r"fc_norm\..*", "norm of the classification head")),
-    positions="rope",
-    notes=NOTES,
-    heads=dinov3_heads,
-    grid=dinov3_grid,
-    traits=rotary_traits,
 )
