@@ -31,7 +31,8 @@ INDEX = (r"(.*\.)?relative_position_index", "index into the positions, computed 
 def relative_traits(weights: Mapping[str, Tensor]) -> Traits:
     """The traits of an encoder by BEiT's names; whatever is there in the file, the encoder has."""
     return Traits(
-            layer_scale="blocks.0.gamma_1" in weights,
+        positions="relative",
+        layer_scale="blocks.0.gamma_1" in weights,
         qkv_bias="blocks.0.attn.q_bias" in weights,
     )
 
