@@ -1,6 +1,6 @@
 """The blocks of an encoder by its traits, all of them timm's own, and DINOv3's rotary positions.
 
-    plain, LayerScale, SwiGLU, ...   timm.models.vision_transformer.Block
+    plain, LayerScale, SwiGLU, ...   timm.models.vision_transformer.Block, with the MLP below
     positions="relative"             timm.models.beit.Block: a table of biases in each block (BEiT, SimMIM)
     positions="rope"                 timm.models.eva.EvaBlock: queries and keys are rotated by position (DINOv3)
 
@@ -13,14 +13,53 @@ import math
 from functools import partial
 from typing import Any
 
+import timm.layers
 import torch
-from timm.layers import Mlp, QuickGELU, SwiGLU, SwiGLUPacked
+import torch.nn.functional as F
+from timm.layers import QuickGELU, SwiGLU, SwiGLUPacked
 from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
 from backbones.config import Traits, ViT
 
 LAYER_SCALE = 1.0  # where training of a new encoder starts; a checkpoint brings its own
+
+
+class Mlp(timm.layers.Mlp):
+    """timm's MLP, which keeps for the backward pass what goes into the GELU and not what comes out of it.
+
+    That is computed again, to the same bits. A fifth of the activations of a ViT's training go with it, for a
+    hundredth of its time (`benchmarks/crossmae_parts.py`, B24).
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., D) to the same."""
+        exact = isinstance(self.act, nn.GELU) and self.act.approximate == "none" and self.fc2.bias is not None
+        if not (exact and self.drop1.p == self.drop2.p == 0 and torch.is_grad_enabled()):
+            plain: Tensor = super().forward(tokens)
+            return plain
+        hidden: Tensor = self.fc1(tokens)
+        made: Tensor = _GeluLinear.apply(hidden, *(p.to(hidden.dtype) for p in self.fc2.parameters()))  # as autocast
+        return made
+
+
+class _GeluLinear(torch.autograd.Function):
+    """A linear layer on the GELU of its input (..., H), which alone is kept."""
+
+    @staticmethod
+    def forward(hidden: Tensor, weight_DH: Tensor, bias_D: Tensor) -> Tensor:
+        return F.linear(F.gelu(hidden), weight_DH, bias_D)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, weight_DH = ctx.saved_tensors
+        gradient_MD = gradients[0].flatten(0, -2)
+        inner = torch.ops.aten.gelu_backward((gradient_MD @ weight_DH).view_as(hidden), hidden)
+        return inner, gradient_MD.mT @ F.gelu(hidden).flatten(0, -2), gradient_MD.sum(0)
 
 
 def build_block(shape: ViT, traits: Traits, drop_path: float = 0.0) -> nn.Module:
@@ -37,7 +76,7 @@ def build_block(shape: ViT, traits: Traits, drop_path: float = 0.0) -> nn.Module
     elif traits.positions == "rope":
         block = eva.EvaBlock(shape.width, shape.heads, num_prefix_tokens=traits.prefix, rotate_half=True, **options)
     else:
-        block = vision_transformer.Block(shape.width, shape.heads, **options)
+        block = vision_transformer.Block(shape.width, shape.heads, mlp_layer=Mlp, **options)
     if traits.activation != "gelu" or traits.mlp != "mlp" or traits.hidden is not None:
         block.mlp = _mlp(shape.width, traits)
     return block

@@ -20,9 +20,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, Mlp
+from timm.layers import Attention
 from torch import Tensor, nn
 
+from backbones.blocks import Mlp
 from backbones.config import ViT
 from backbones.positions import sincos_2d
 from backbones.vit import LayerNorm, Trunk

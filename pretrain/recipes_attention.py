@@ -71,6 +71,7 @@ def simmim_vitb_800ep() -> Pretrain:
         betas=(0.9, 0.999),
         clip=5.0,
         smallest_crop=0.67,
+        resizing="bilinear",  # what torchvision's crop does unless told
     )
 
 

@@ -19,17 +19,31 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backbones.checkpoint import build_encoder
+from backbones.checkpoint import EncoderInfo, build_encoder, save_encoder
 from backbones.config import ViT
+from backbones.vit import VisionTransformer
 from engine.config import Compute, identity, to_text
-from engine.images import ImageFolder, normalise
+from engine.images import ImageFolder, Sample, normalise
 from engine.process import setup_process
 from engine.rundir import RunDir
 from engine.session import Session
-from pretrain.config import MAE, CrossMAE, GridMasking, Health, Method, Pretrain, RandomMasking, SimMIM
+from pretrain.config import (
+    MAE,
+    AttentionMasking,
+    CrossMAE,
+    GridMasking,
+    Health,
+    KeepMasking,
+    MaskAlign,
+    Method,
+    Pretrain,
+    RandomMasking,
+    SimMIM,
+)
 from pretrain.health import Health as Measured
 from pretrain.health import Squares, encoder_of, feature_rank, neighbours_top1
 from pretrain.run import _save, build_step, run, training, training_batches
+from pretrain.step import Weighed
 
 TINY = Pretrain(
     encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
@@ -107,7 +121,7 @@ def test_features_are_those_of_the_encoder_that_is_written(tmp_path: Path, confi
     before = [value.clone() for value in step.method.state_dict().values()]
     found = encoder_of(step)(step.normalised(images)).pooled
     assert all(torch.equal(one, other) for one, other in zip(before, step.method.state_dict().values(), strict=True))
-    _save(config, where, step)
+    _save(config, where, step, where.encoder)
     written, info = build_encoder(str(where.encoder), config.encoder, "avg")
     assert info is not None
     torch.testing.assert_close(found, written.eval()(normalise(images)).pooled, rtol=1e-5, atol=1e-5)
@@ -249,7 +263,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = op.overloadpacket.__name__.rstrip("_")
-        by_places = name.startswith("index") and all(i is None or i.dtype != torch.bool for i in args[1])
+        by_places = name in ("index", "index_put") and all(i is None or i.dtype != torch.bool for i in args[1])
         if name in WAITS and not by_places:
             self.seen.append(name)
         return op(*args, **(kwargs or {}))
@@ -290,16 +304,25 @@ def test_reads_are_noticed() -> None:
         {},
         {"method": MAE(depth=1, width=16, heads=2), "masking": GridMasking(), "clip": 1.0},
         {"method": SimMIM(), "masking": RandomMasking(mask=0.75, predict=0.75)},
+        {"method": MaskAlign(teacher=None, layers="top2"), "masking": KeepMasking(), "lr_factor": "none"},
+        {"method": MAE(depth=1, width=16, heads=2), "masking": AttentionMasking(start_epoch=0, interval=1)},
     ],
+    ids=["crossmae", "mae", "simmim", "maskalign", "amt"],
 )
 def test_the_device_is_read_at_lines_of_metrics_only(tmp_path: Path, config: Pretrain, changes: dict[str, Any]) -> None:
     compute = replace(config.compute, accumulate=2, log_every=4)
     config = replace(config, compute=compute, **changes)
+    if isinstance(config.method, MaskAlign):
+        file, shape = tmp_path / "teacher.safetensors", ViT(width=24, depth=3, heads=2, patch=4, image=16)
+        save_encoder(file, VisionTransformer(shape).state_dict(), EncoderInfo("crossmae", shape, False))
+        config = replace(config, checkpoint=str(file))
     device = setup_process(compute, config.seed)
     batches = training_batches(config, ImageFolder(config.data, "train"))
     prepared = training(config, build_step(config), batches, torch.zeros(1, 3, 16, 16))
     session = Session(directory(tmp_path / "run", config), replace(prepared, evaluate=None), device)
-    loaded = list(itertools.islice(batches.starting_at(0), 10))
+    loaded: list[Sample | Weighed] = list(itertools.islice(batches.starting_at(0), 10))
+    if isinstance(config.masking, AttentionMasking):
+        loaded = [Weighed(batch, torch.rand(len(batch.image), 16)) for batch in loaded]
     with reads() as seen:
         for index in range(5):  # a line of metrics would follow the fourth
             session.means.add(index + 1, session.stepper.step(index, iter(loaded[2 * index :])))
