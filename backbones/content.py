@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 METADATA = "mimbench"  # the metadata key of our files; its value is `checkpoint.EncoderInfo` as JSON
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file by its format
 
-Role = Literal["encoder", "detector", "teacher"]
+Role = Literal["encoder", "detector", "teacher", "classifier"]
 Entry = tuple[str, tuple[int, ...], bytes]  # name, shape, float32 values in little-endian order
 
 
@@ -45,7 +45,7 @@ def content_hash(path: str | Path, *, allow_partial: bool = False, role: Role = 
         path: a file, or what else `checkpoints.opening.parse_location` takes.
         allow_partial: as for `load_encoder`; what is missing counts as it is drawn.
         role: what a run takes the file for. A whole detector taken as "detector" is hashed with all its weights, and so
-            is what is no encoder to us when taken as "teacher".
+            are a "classifier", and what is no encoder to us when taken as "teacher".
 
     Raises:
         FileNotFoundError: if there is no file.
@@ -76,23 +76,28 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 @lru_cache(maxsize=1024)
 def _hash(file: Path, copy: str | None, allow_partial: bool, role: Role, _size: int, _modified: int) -> str:
+    if role == "classifier":
+        from backbones.classifier_file import classifier_tensors  # imports torch
+
+        return tensors_hash(classifier_tensors(file))
     held = _held_by_ours(file)
     if held is not None:
         return _digest(_read(file, held))
     from backbones.checkpoint import load_encoder  # imports torch
-    from backbones.checkpoints.detector import detector_in
+    from backbones.checkpoints.detector import detector_in, relative_positions_in
     from backbones.checkpoints.opening import open_checkpoint
 
     detector = detector_in(file, copy) if role == "detector" else None
     if detector is not None:
         return tensors_hash(detector)
+    relative = (relative_positions_in(file, copy) if role == "detector" else None) or {}
     try:
-        state, _ = load_encoder(file, allow_partial=allow_partial, copy=copy)
+        state, _ = load_encoder(file, allow_partial=allow_partial or bool(relative), copy=copy)
     except ValueError:
         if role != "teacher":
             raise
         return tensors_hash(open_checkpoint(file, copy).weights)
-    return tensors_hash(state)
+    return tensors_hash({**state, **relative})
 
 
 def _digest(entries: Iterable[Entry]) -> str:

@@ -14,10 +14,25 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.vitdet import ViTDet
+
+REGION = 14 * 14  # cells of a map up to which convolutions train faster with channels last on a CPU
+
+
+def suited(maps_BCHW: Tensor) -> Tensor:
+    """The maps in the order of memory in which a convolution is fastest.
+
+    The backward pass of a 3x3 convolution takes 1.5 times as long on a CPU where channels are last; forward is a fifth
+    faster so, and so is everything on the small maps of regions.
+    """
+    large = maps_BCHW.shape[2] * maps_BCHW.shape[3] > REGION
+    if large and maps_BCHW.device.type == "cpu" and torch.is_grad_enabled():
+        return maps_BCHW.contiguous()
+    return maps_BCHW
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -40,7 +55,7 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         """(B, out_channels, H, W)."""
-        return self.norm(super().forward(maps_BCHW))
+        return self.norm(super().forward(suited(maps_BCHW)))
 
 
 class SimpleFeaturePyramid(nn.Module):

@@ -12,6 +12,8 @@ Shapes: B image, N patch (h * w, row-major), V patch shown, T token (class token
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
@@ -163,12 +165,17 @@ class Trunk(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """The tokens (B, T, D) after the last block, not normalised: class token, registers, patches."""
+        [tokens] = deque(self.after_each_block(images), maxlen=1)
+        return tokens
+
+    def after_each_block(self, images: Tensor) -> Iterator[Tensor]:
+        """The tokens (B, T, D) after the first block, after the second, and so on; not normalised."""
         tokens = self.embed(images)
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         rope = {} if self.rope is None else {"rope": self.rope(grid)}
         for block in self.blocks:
             tokens = block(tokens, **rope)
-        return tokens
+            yield tokens
 
     def through(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         """What `block` makes of `inputs`; with `recompute`, the backward pass computes that again."""

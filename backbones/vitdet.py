@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from backbones.blocks import Mlp
 from backbones.config import Traits, ViT
 from backbones.positions import resize_positions, square_side
 from backbones.window_attention import RelativeAttention
@@ -92,6 +94,7 @@ class ViTDet(nn.Module):
         window: int = 14,
         global_blocks: Sequence[int] = (2, 5, 8, 11),
         rel_pos: bool = True,
+        abs_pos: bool = True,
         drop_path: float = 0.0,
     ) -> None:
         """Args:
@@ -100,6 +103,7 @@ class ViTDet(nn.Module):
         window: side of a window, in patches.
         global_blocks: indices of the blocks that attend to the whole image.
         rel_pos: decomposed relative positions in every block.
+        abs_pos: the position table; without it an encoder's is left out.
         drop_path: stochastic depth of the last block; rises linearly from 0.
 
         Raises:
@@ -112,8 +116,9 @@ class ViTDet(nn.Module):
         if image % vit.patch:
             raise ValueError(f"image={image} must be a multiple of the encoder's patch={vit.patch}")
         self.vit = vit
+        self.recompute = False  # trade time for memory: the backward pass computes each block again
         self.patch_embed = PatchEmbed(vit.patch, vit.width)
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + vit.grid**2, vit.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + vit.grid**2, vit.width)) if abs_pos else None
         rates = [drop_path * index / max(vit.depth - 1, 1) for index in range(vit.depth)]
         windows = [0 if index in global_blocks else window for index in range(vit.depth)]
         grid = image // vit.patch
@@ -121,16 +126,21 @@ class ViTDet(nn.Module):
             Block(vit.width, vit.heads, window=window_of, grid=grid, rel_pos=rel_pos, drop_path=rate)
             for window_of, rate in zip(windows, rates, strict=True)
         )
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, D, h, w), the output of the last block."""
         tokens_BhwD = self.patch_embed(images)
         grid = (tokens_BhwD.shape[1], tokens_BhwD.shape[2])
-        tokens_BhwD = tokens_BhwD + resize_positions(self.pos_embed, grid)[:, 1:].unflatten(1, grid)
+        if self.pos_embed is not None:
+            tokens_BhwD = tokens_BhwD + resize_positions(self.pos_embed, grid)[:, 1:].unflatten(1, grid)
         for block in self.blocks:
-            tokens_BhwD = block(tokens_BhwD)
+            if self.recompute and torch.is_grad_enabled():
+                tokens_BhwD = checkpoint(block, tokens_BhwD, use_reentrant=False)
+            else:
+                tokens_BhwD = block(tokens_BhwD)
         return tokens_BhwD.permute(0, 3, 1, 2)
 
     def load_encoder(self, state: Mapping[str, Tensor], traits: Traits = PLAIN) -> None:
@@ -147,7 +157,9 @@ class ViTDet(nn.Module):
             raise ValueError(reason)
         own = self.state_dict()
         given = {key: value for key, value in state.items() if key not in NOT_IN_VITDET}
-        if not traits.class_token:
+        if self.pos_embed is None:
+            given.pop("pos_embed", None)
+        elif not traits.class_token:
             table = given["pos_embed"]
             given["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
         for key, resample in (("patch_embed.proj.weight", _resampled_kernel), ("pos_embed", _resampled_positions)):

@@ -9,8 +9,9 @@ among the data sets the project brings along; what is none of these is a path. T
 `handwritten`, written to the cache (`$MIMBENCH_HOME`, or `$XDG_CACHE_HOME/mimbench`, default `~/.cache/mimbench`) when
 it is first asked for.
 
-Directories hold a data set as ImageNet and COCO lay theirs out (`image_root`, `coco_root`). One that has both views
-keeps them in its subfolders `images/` and `coco/`, as `handwritten` does.
+Directories hold a data set as ImageNet and COCO lay theirs out (`image_root`, `coco_root`), or another of the layouts
+of engine/layouts/. One that has both views keeps them in its subfolders `images/` and `coco/`, as `handwritten` does.
+Shards may be named one by one: `data='/data/in-{train,val}-{000..099}.tar'`, or several of these joined by `::`.
 
 Nothing heavy is imported here: the command line reads this file before it knows whether it will do any work.
 """
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 HANDWRITTEN = "handwritten"
 HANDWRITTEN_VERSION = 2  # names the folder in the cache: raise it when the generator writes other files
+SHARD_LISTS = "::"  # between lists of shards, as WebDataset has it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Split = Literal["train", "val"]
@@ -110,9 +112,59 @@ def locate(name_or_path: str | Path) -> Path:
         return _existing(names[name], f"{settings_file()} says data set {name!r} is there")
     if name == HANDWRITTEN:
         return _handwritten()
+    if is_pattern(name):
+        return Path(
+            SHARD_LISTS.join(str(shard.expanduser().absolute()) for shard in map(Path, name.split(SHARD_LISTS)))
+        )
     if (directory := Path(name).expanduser()).is_dir():
         return directory
     raise FileNotFoundError(_nowhere(name, directory))
+
+
+def is_there(name_or_path: str | Path) -> bool:
+    """Whether a data set is there, or will be written when it is first used; nothing is written."""
+    if str(name_or_path) == HANDWRITTEN:
+        return True
+    try:
+        locate(name_or_path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_pattern(name: str | Path) -> bool:
+    """Whether this stands for shards: tars with {000..099} or {train,val} in their names, or joined by `::`."""
+    return str(name).endswith(".tar") and ("{" in str(name) or SHARD_LISTS in str(name))
+
+
+def shards_of(pattern: str | Path) -> list[Path]:
+    """The tars that a pattern stands for, in its order.
+
+    Raises:
+        FileNotFoundError: naming the first that is not there.
+        ValueError: if a brace holds neither a range nor a choice.
+    """
+    tars = [Path(name) for part in str(pattern).split(SHARD_LISTS) for name in _expanded(part)]
+    for tar in tars:
+        if not tar.is_file():
+            raise FileNotFoundError(f"{tar}, the {tars.index(tar) + 1}. of the {len(tars)} shards named, is not there")
+    return tars
+
+
+def _expanded(text: str) -> list[str]:
+    """What a shell makes of braces: {08..11} counts, with as many digits; {train,val} chooses."""
+    before, brace, rest = text.partition("{")
+    if not brace:
+        return [text]
+    inside, close, after = rest.partition("}")
+    if found := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+        first, last = found.groups()
+        choices = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    else:
+        choices = inside.split(",")
+    if not close or not choices or (len(choices) == 1 and not found):
+        raise ValueError(f"{text}: braces hold a range of numbers, as {{000..099}}, or a choice, as {{train,val}}")
+    return [before + choice + end for choice in choices for end in _expanded(after)]
 
 
 def _existing(path: Path, who: str) -> Path:
@@ -154,7 +206,7 @@ def _handwritten_directory() -> Path:
 def _handwritten() -> Path:
     directory = _handwritten_directory()
     if not directory.is_dir():
-        with _one_at_a_time(directory.with_suffix(".lock")):
+        with one_at_a_time(directory.with_suffix(".lock")):
             if not directory.is_dir():
                 from engine.handwritten import make_handwritten
 
@@ -163,7 +215,7 @@ def _handwritten() -> Path:
 
 
 @contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
+def one_at_a_time(lock: Path) -> Iterator[None]:
     """Hold `lock`, waiting while another process has it: two runs started together write the data once."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as handle:

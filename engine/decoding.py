@@ -5,6 +5,7 @@ On more than a few thousand images one process for each core does it; ImageNet t
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class Decoded:
     mode: str = ""  # as Pillow calls it: RGB, L, CMYK, ...
     height: int = 0
     width: int = 0
+    digest: bytes = b""  # of the file's bytes
 
 
 class _Images(Dataset[Decoded]):
@@ -50,7 +52,8 @@ class _Images(Dataset[Decoded]):
         except OSError as error:
             return Decoded(path, Finding("error", str(path), error.strerror or str(error), "make the file readable"))
         with Image.open(io.BytesIO(encoded)) as header:
-            return Decoded(path, None, header.mode, height, width)
+            digest = hashlib.blake2b(encoded, digest_size=16).digest()
+            return Decoded(path, None, header.mode, height, width, digest)
 
 
 def decoded(paths: Files, what: str, *, upright: bool = False) -> Iterator[Decoded]:

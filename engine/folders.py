@@ -1,7 +1,6 @@
 """Which files a folder of images holds, and of which class each is. Nothing is decoded here.
 
-    ROOT/train/<class>/...  ROOT/val/<class>/...     ImageNet; classes are numbered by ROOT/train, sorted by name
-    ROOT/<class>/...                                 no splits: both splits are all images
+    ROOT/<class>/...         classes are numbered in the order of their names; images may lie deeper in their folder
 
 Images are told by their names' endings; names that begin with a dot are left alone.
 """
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.datasets import Split, image_root, unfit
+from engine.datasets import unfit
 
 PILLOW_SUFFIXES = frozenset({".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".gif"})  # the others torchvision decodes
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"}) | PILLOW_SUFFIXES
@@ -30,6 +30,9 @@ class Files(Protocol):
 
     def __getitem__(self, index: int) -> Path: ...
 
+    def name(self, index: int) -> str:
+        """The path below the root, as it would be in a folder of files."""
+
     def text(self, index: int) -> str:
         """The path as a string."""
 
@@ -37,29 +40,47 @@ class Files(Protocol):
         """What the file holds."""
 
 
-class Paths:
-    """Many paths in one block of memory: a list of a million strings would be copied by every loading process."""
+class Names:
+    """Many names in one block of memory: a list of a million strings would be copied by every loading process."""
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
+    def __init__(self, block: bytes | NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        """`block`: the encoded names, one after another; `ends`: where each ends."""
+        self._block, self._ends = block, ends
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Names:
+        """The same as the list `names`."""
         encoded = [os.fsencode(name) for name in names]
-        self.root = root
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._names = b"".join(encoded)
+        return cls(b"".join(encoded), np.cumsum([len(name) for name in encoded], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(bytes(self._block[start : self._ends[index]]))
+
+
+class Paths:
+    """Files on disk."""
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root = root
+        self._names = Names.of(names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Path:
         return Path(self.text(index))
 
     def name(self, index: int) -> str:
         """The path below the root."""
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._names[start : self._ends[index]])
+        return self._names[index]
 
     def text(self, index: int) -> str:
         """The path as a string, which is made and opened faster."""
-        return f"{self.root}/{self.name(index)}"
+        return f"{self.root}/{self._names[index]}"
 
     def encoded(self, index: int) -> bytearray:
         """What the file holds.
@@ -68,6 +89,35 @@ class Paths:
             OSError: if it cannot be read.
         """
         return read_bytes(self.text(index))
+
+
+class Selected:
+    """Some of `files`, or all of them in another order: image `i` is number `places[i]` of them."""
+
+    def __init__(self, files: Files, places: NDArray[np.int64]) -> None:
+        self.files, self.places, self.root = files, places, files.root
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Path:
+        return self.files[int(self.places[index])]
+
+    def name(self, index: int) -> str:
+        """The path below the root."""
+        return self.files.name(int(self.places[index]))
+
+    def text(self, index: int) -> str:
+        """The path as a string."""
+        return self.files.text(int(self.places[index]))
+
+    def encoded(self, index: int) -> bytearray:
+        """What the file holds.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        return self.files.encoded(int(self.places[index]))
 
 
 def read_bytes(name: str) -> bytearray:
@@ -88,28 +138,6 @@ def suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 (as above)
 
 
-def has_split(root: Path, split: Split) -> bool:
-    """Whether the data set at `root` has a folder for `split`."""
-    return (image_root(root) / split).is_dir()
-
-
-def split_directory(root: Path, split: Split) -> tuple[Path, bool]:
-    """The folder that holds the classes of `split`, and whether the data set has no splits.
-
-    Raises:
-        FileNotFoundError: if `root` is not there, or has the other split only.
-    """
-    inner = image_root(root)
-    if not inner.is_dir():
-        raise FileNotFoundError(f"{root} does not exist; name a directory with train/ and val/, folders of classes")
-    if (inner / split).is_dir():
-        return inner / split, False
-    other: Split = "val" if split == "train" else "train"
-    if (inner / other).is_dir():
-        raise FileNotFoundError(f"{inner} has {other}/ but no {split}/; add the {split} images, in class folders")
-    return inner, True
-
-
 def class_names(directory: Path) -> list[str]:
     """The class folders in `directory`, sorted.
 
@@ -120,7 +148,7 @@ def class_names(directory: Path) -> list[str]:
         found = list(entries)
     names = sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        loose = sum(_is_image(entry.name) for entry in found)
+        loose = sum(is_image(entry.name) for entry in found)
         what = f"has {loose} images but no class folders" if loose else "holds no images"
         raise unfit(directory, what, f"put the images of each class into a folder of their own, {directory}/<class>/")
     return names
@@ -136,9 +164,11 @@ def labelled_files(directory: Path, classes: Sequence[str]) -> tuple[list[str], 
     names: list[str] = []
     labels: list[int] = []
     for name in class_names(directory):
+        files = sorted(image_files(directory, name))
         if name not in numbers:
+            if not files:
+                continue
             raise unfit(directory / name, "is a class the training split does not have", "add it there, or remove it")
-        files = sorted(_image_files(directory, name))
         names += files
         labels += [numbers[name]] * len(files)
     if not names:
@@ -146,15 +176,17 @@ def labelled_files(directory: Path, classes: Sequence[str]) -> tuple[list[str], 
     return names, labels
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
     return suffix(name) in SUFFIXES and not name.startswith(".")
 
 
-def _image_files(root: Path, inner: str) -> Iterator[str]:
+def image_files(root: Path, inner: str) -> Iterator[str]:
     """Paths of images below `root/inner`, relative to `root`."""
+    prefix = f"{inner}/" if inner else ""
     with os.scandir(root / inner) as entries:
         for entry in entries:
             if entry.is_dir():
-                yield from _image_files(root, f"{inner}/{entry.name}")
-            elif _is_image(entry.name):
-                yield f"{inner}/{entry.name}"
+                yield from image_files(root, prefix + entry.name)
+            elif is_image(entry.name):
+                yield prefix + entry.name

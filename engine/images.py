@@ -3,6 +3,7 @@
     ROOT/train/<class>/...  ROOT/val/<class>/...     ImageNet; classes are numbered by ROOT/train, sorted by name
     ROOT/<class>/...                                 no splits: both splits are all images, and a warning says so
     ROOT/train/00000.tar ...                         either of these, packed by `mimbench data shrink`: engine/shards.py
+    ...                                              ImageNet's tars, CIFAR, WebDataset: engine/layouts/recognise.py
 
 Images are uint8 tensors (3, H, W), RGB, values 0..255, all the way to the device, where `normalise` makes them the
 floats an encoder wants: a quarter of the bytes to move, and twice the speed of the usual PIL and float pipeline. They
@@ -33,18 +34,8 @@ from torch.utils.data import Dataset
 
 from engine.bar import track
 from engine.datasets import Split, UnfitError, unfit
-from engine.folders import (
-    PILLOW_SUFFIXES,
-    Files,
-    Paths,
-    class_names,
-    has_split,
-    labelled_files,
-    read_bytes,
-    split_directory,
-    suffix,
-)
-from engine.shards import Shards, packed
+from engine.folders import PILLOW_SUFFIXES, read_bytes, suffix
+from engine.layouts.recognise import open_listing
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +46,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CACHE_BYTES = 512 * 2**20
 
 Decoder = Literal["torchvision", "pil"]
+Resizing = Literal["bicubic", "bilinear"]  # of a crop; always antialiased
 
 
 def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
@@ -125,35 +117,38 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         paths: the files.
         pixels: uint8 (N, 3, H, W) when the images are kept in memory, else None.
         splitless: the directory has no train/ and val/, so that both splits are all of it.
+        layout: what the data set was recognised as.
         decoder: what decodes and crops the images.
     """
 
     def __init__(
-        self, root: str | Path, split: Split, *, cache: bool | None = None, decoder: Decoder = "torchvision"
+        self,
+        root: str | Path,
+        split: Split,
+        *,
+        cache: bool | None = None,
+        decoder: Decoder = "torchvision",
+        subset: str | Path | None = None,
     ) -> None:
         """Open `split` of the data set at `root`.
 
         `cache`: keep decoded images in memory; None does so when they are all of one size and fit in `CACHE_BYTES`.
+        `subset`: a text file that names the images to take, of all (engine/layouts/subset.py).
 
         Raises:
             FileNotFoundError: if `root` or the split is not there.
-            UnfitError: (a ValueError) if it holds no images or no classes, or is packed and damaged.
+            UnfitError: (a ValueError) if it holds no images or no classes, or is damaged.
         """
         self.root, self.split, self.decoder = Path(root), split, decoder
-        directory, self.splitless = split_directory(self.root, split)
-        if self.splitless and split == "val":
+        listing = open_listing(self.root, split, subset)
+        if listing.splitless and split == "val":
             log.warning("%s has no train/ and val/: accuracy is measured on the images it is trained on", root)
-        self.paths: Files
-        if packed(directory):
-            shards = Shards(directory)
-            self.paths, self.labels, self.classes = shards, shards.labels, shards.classes
-        else:
-            classes_in = split_directory(self.root, "train")[0] if has_split(self.root, "train") else directory
-            self.classes = class_names(classes_in)
-            names, labels = labelled_files(directory, self.classes)
-            self.paths, self.labels = Paths(directory, names), torch.tensor(labels, dtype=torch.int64)
+        self.paths, self.labels, self.classes = listing.files, listing.labels, listing.classes
+        self.splitless, self.layout, self._made = listing.splitless, listing.layout, listing.facts
         self._faults: dict[int, UnfitError] = {}
-        self.pixels = None if cache is False else self._decode_all(insist=bool(cache))
+        self.pixels = None
+        if cache is not False:
+            self.pixels = self._decode_all(insist=bool(cache)) if listing.pixels is None else listing.pixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -166,8 +161,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     def facts(self) -> dict[str, object]:
         """What of the images' making changes the numbers, where it is not the usual: for `result.json`."""
-        facts: dict[str, object] = {"images": self.paths.description} if isinstance(self.paths, Shards) else {}
-        return facts if self.decoder == "torchvision" else {**facts, "decoder": self.decoder}
+        return self._made if self.decoder == "torchvision" else {**self._made, "decoder": self.decoder}
 
     def _decode(self, index: int) -> Tensor:
         return decode(self.paths.encoded(index), self.paths.text(index), decoder=self.decoder)
@@ -253,47 +247,51 @@ def draw_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[f
     return Box((height - h) // 2, (width - w) // 2, h, w, flip and random.random() < 0.5)
 
 
-def cut(image: Tensor, box: Box, side: int, decoder: Decoder = "torchvision") -> Tensor:
-    """The crop `box` of a uint8 image (3, H, W), resized (bicubic, antialiased) to (3, side, side).
+def cut(image: Tensor, box: Box, side: int, decoder: Decoder = "torchvision", resizing: Resizing = "bicubic") -> Tensor:
+    """The crop `box` of a uint8 image (3, H, W), resized (antialiased) to (3, side, side).
 
     Bit for bit what torchvision's `resized_crop` makes of the tensor, less its dispatch, which takes as long as the
     work for a 32-pixel crop; with `decoder="pil"`, what it makes of a PIL image.
     """
     inner = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    crop = _resize_with_pillow(inner, side) if decoder == "pil" else _resize(inner, side, side)
+    crop = (_resize_with_pillow if decoder == "pil" else _resize)(inner, side, side, resizing)
     return crop.flip(-1) if box.flip else crop
 
 
-def _resize_with_pillow(image: Tensor, side: int) -> Tensor:
+def _resize_with_pillow(image: Tensor, height: int, width: int, resizing: Resizing = "bicubic") -> Tensor:
     from PIL import Image
 
     pixels_HWC = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    return _from_pillow(Image.fromarray(pixels_HWC).resize((side, side), Image.Resampling.BICUBIC))
+    return _from_pillow(Image.fromarray(pixels_HWC).resize((width, height), Image.Resampling[resizing.upper()]))
 
 
-def centre_crop(image: Tensor, side: int, short: int) -> Tensor:
+def centre_crop(image: Tensor, side: int, short: int, decoder: Decoder = "torchvision") -> Tensor:
     """The middle (3, side, side) of a uint8 image (3, H, W) after its short side is resized to `short` >= side pixels.
 
-    The evaluation crop, as torchvision's Resize (bicubic, antialiased) and CenterCrop make it; 256 and 224 as a rule.
+    The evaluation crop, as torchvision's Resize (bicubic, antialiased) and CenterCrop make it of a tensor, or with
+    `decoder="pil"` of a PIL image; 256 and 224 as a rule.
     """
-    image = shortened(image, short)
+    image = shortened(image, short, decoder)
     height, width = image.shape[-2:]
     top, left = round((height - side) / 2), round((width - side) / 2)
     return image.permute(1, 2, 0)[top : top + side, left : left + side].contiguous().permute(2, 0, 1)
 
 
-def shortened(image: Tensor, short: int) -> Tensor:
+def shortened(image: Tensor, short: int, decoder: Decoder = "torchvision") -> Tensor:
     """A uint8 image (3, H, W) resized so that its short side has `short` pixels, as torchvision's Resize does it."""
     height, width = image.shape[-2:]
     small = min(height, width)
     if small == short:
         return image
-    return _resize(image, *(int(short * size / small) if size != small else short for size in (height, width)))
+    new_height, new_width = (int(short * size / small) if size != small else short for size in (height, width))
+    if decoder == "pil":
+        return _resize_with_pillow(image, new_height, new_width)
+    return _resize(image, new_height, new_width)
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
+def _resize(image: Tensor, height: int, width: int, resizing: Resizing = "bicubic") -> Tensor:
     by_pixel = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # a third off the time, with the copy
-    return F.interpolate(by_pixel, (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
+    return F.interpolate(by_pixel, (height, width), mode=resizing, antialias=True, align_corners=False)[0]
 
 
 class RandomCrops(Dataset[Sample]):
@@ -312,11 +310,13 @@ class RandomCrops(Dataset[Sample]):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: bool = True,
         noise: int = 0,
+        resizing: Resizing = "bicubic",
     ) -> None:
         """`scale`, `ratio`: as in `draw_box`; MAE and CrossMAE pretrain with the defaults. `noise`: how many numbers
         each item is given, one for each patch that may be masked.
         """
         self.folder, self.side, self.scale, self.ratio, self.flip, self.noise = folder, side, scale, ratio, flip, noise
+        self.resizing = resizing
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -326,4 +326,5 @@ class RandomCrops(Dataset[Sample]):
         height, width = image.shape[-2:]
         box = draw_box(height, width, self.scale, self.ratio, self.flip)
         crop = Crop(*box, image_height=height, image_width=width)
-        return Sample(cut(image, box, self.side, self.folder.decoder), label, index, crop, torch.rand(self.noise))
+        pixels = cut(image, box, self.side, self.folder.decoder, self.resizing)
+        return Sample(pixels, label, index, crop, torch.rand(self.noise))

@@ -18,12 +18,15 @@ import resource
 import struct
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from engine.config import Compute
+
+T = TypeVar("T")
 
 
 def setup_process(compute: Compute, seed: int) -> torch.device:
@@ -51,7 +54,8 @@ def _device(compute: Compute) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("compute.device=cuda, but torch sees no GPU: use compute.device=auto or cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local = int(os.environ.get("LOCAL_RANK", "0"))  # where SLURM shows each process its own GPU alone, that is number 0
+    return torch.device("cuda", local % torch.cuda.device_count())
 
 
 def available_cores() -> int:
@@ -64,6 +68,29 @@ def available_cores() -> int:
 def rank_and_world() -> tuple[int, int]:
     """This process's number and how many work together: (0, 1) unless torchrun started several."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def meet() -> None:
+    """Wait for all processes that work together."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def announced(value: T) -> T:
+    """What the first process has as `value`, in every process; small things that can be pickled."""
+    if not dist.is_initialized():
+        return value
+    said = [value]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes, in every process."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
 
 
 def derived_seed(*parts: int) -> int:

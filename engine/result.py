@@ -7,11 +7,15 @@ A stage returns an `Outcome`; the runner of jobs calls `write_result`, after whi
      "device": ..., "peak_memory": bytes, "versions": {...}, "commit": "..." | null, "finished": unix time}
 
 Metrics have these names: knn_top1, linear_top1, finetune_top1, box_ap, mask_ap (with box_ap50, box_ap75, box_ap_small
-and so on), all in percent, and loss for pretraining.
+and so on), all in percent, and loss for pretraining. Beside them: knn_top1_k10 and so on for other k, and
+knn_top1_cls_block11 for other features; linear_held_out_top1 (on the training images that chose among heads) and
+linear_val_best_top1 (of the better head on the validation split, as papers choose); fewshot5_ridge_top1 and
+fewshot5_ridge_std, the mean and deviation over draws of 5 images a class, and the same with logistic.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import subprocess
@@ -40,10 +44,11 @@ class Outcome:
     family: str | None = None  # of the input checkpoint
 
 
-def write_result(run: RunDir, outcome: Outcome, seconds: float) -> dict[str, Any]:
+def write_result(run: RunDir, outcome: Outcome, seconds: float, checkpoint_hash: str | None = None) -> dict[str, Any]:
     """Write `result.json` and return what is in it. `seconds` is the run's wall time, over all its attempts.
 
-    Recipe, stage, identity and the input checkpoint (`checkpoint`: {"path", "hash"} or None) come from `run.json`.
+    Recipe, stage, identity and the input checkpoint (`checkpoint`: {"path", "hash"} or None) come from `run.json`; an
+    encoder that was yet to be made when the run was has its hash in `checkpoint_hash`.
 
     Raises:
         ValueError: naming a metric that is not a finite number.
@@ -53,6 +58,8 @@ def write_result(run: RunDir, outcome: Outcome, seconds: float) -> dict[str, Any
             raise ValueError(f"{run.path}: {name} came out as {value}, so the run has no result")
     about = run.read_about()
     checkpoint = about.get("checkpoint")
+    if checkpoint and checkpoint_hash:
+        checkpoint = {**checkpoint, "hash": checkpoint_hash}
     result = {
         "schema": SCHEMA,
         "recipe": about["recipe"],
@@ -85,8 +92,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit this code is at, with "+changes" if files differ from it; None outside a git checkout."""
+    """The commit this code is at, with "+changes" if files differ from it; None outside a git checkout.
+
+    The code of a SLURM job is a copy without git, with a file beside it that says what it was copied from.
+    """
     here = Path(__file__).parent
+    try:
+        copied = json.loads((here.parent / "snapshot.json").read_text(encoding="utf-8"))
+        return f"{copied['commit']}+changes" if copied["dirty"] else str(copied["commit"])
+    except FileNotFoundError:
+        pass
     try:
         head = _git(here, "rev-parse", "HEAD")
         return f"{head}+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else head

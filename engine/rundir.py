@@ -63,6 +63,30 @@ class RunDir:
         """What pretraining hands on."""
         return self.path / "encoder.safetensors"
 
+    def encoder_at(self, epoch: int) -> Path:
+        """What pretraining left of itself after `epoch` epochs, with `keep_encoder_every`."""
+        return self.path / "encoders" / f"epoch-{epoch:04d}.safetensors"
+
+    @property
+    def classifier(self) -> Path:
+        """What fine-tuning leaves: the last weights, head and all."""
+        return self.path / "classifier.safetensors"
+
+    @property
+    def best_classifier(self) -> Path:
+        """The weights of the evaluation with the highest top-1."""
+        return self.path / "classifier-best.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        """What was predicted for each validation image, with `save_predictions`."""
+        return self.path / "predictions.safetensors"
+
+    @property
+    def detector(self) -> Path:
+        """What detection leaves: the whole detector, as detectron2 reads it too."""
+        return self.path / "detector.pth"
+
     @property
     def result(self) -> Path:
         """Final metrics and the facts they depend on; there only when the run is done."""
@@ -107,8 +131,8 @@ class RunDir:
         """What is known of every start of this run, oldest first."""
         return [_read(self._attempt(number), "has a damaged attempt", self.path) for number in self._numbers()]
 
-    def begin_attempt(self) -> int:
-        """Record a new start and return its number (1, 2, ...).
+    def begin_attempt(self, **facts: Any) -> int:
+        """Record a new start, with more `facts` about it, and return its number (1, 2, ...).
 
         Raises:
             ValueError: if the run is running, or another process started it in this very moment.
@@ -117,9 +141,9 @@ class RunDir:
             raise ValueError(self._is_running())
         number = max(self._numbers(), default=0) + 1
         pid = os.getpid()
-        process = {"host": socket.gethostname(), "pid": pid, "process_started": _started(pid)}
+        process = {"host": socket.gethostname(), "pid": pid, "process_started": process_started(pid)}
         try:
-            claim_json(self._attempt(number), {"state": "running", "started": time.time(), **process})
+            claim_json(self._attempt(number), {"state": "running", "started": time.time(), **process, **facts})
         except FileExistsError:
             raise ValueError(self._is_running()) from None
         return number
@@ -132,6 +156,11 @@ class RunDir:
         """Record how start `number` ended."""
         begun = _read(self._attempt(number), "has a damaged attempt", self.path)
         write_json(self._attempt(number), {**begun, "state": state, "ended": time.time(), "why": why})
+
+    def amend_attempt(self, number: int, facts: dict[str, Any]) -> None:
+        """Record more about start `number`."""
+        begun = _read(self._attempt(number), "has a damaged attempt", self.path)
+        write_json(self._attempt(number), {**begun, **facts})
 
     def state(self) -> State:
         """What the files say: done, how the last attempt ended, or lost when its process is gone."""
@@ -161,11 +190,11 @@ def _lives(attempt: dict[str, Any], file: Path) -> bool:
     """Whether the process that began `attempt` is still there: the same one, not another with its number."""
     if attempt["host"] != socket.gethostname():
         return time.time() - file.stat().st_mtime < SILENCE
-    started = _started(attempt["pid"])
+    started = process_started(attempt["pid"])
     return started is not None and abs(started - attempt["process_started"]) < 0.05
 
 
-def _started(pid: int) -> float | None:
+def process_started(pid: int) -> float | None:
     """When process `pid` began, in seconds after the machine did, for its clock may be set; None if it is over."""
     import psutil  # only runs that say they are running need it
 

@@ -126,7 +126,7 @@ class Session:
         self._write(
             {
                 **means,
-                "lr": self.training.learning_rate(self.step - 1),
+                "lr": self.training.rate(self.step - 1),
                 "images_per_second": rate,
                 "seconds": self.clock.seconds,
                 "memory": memory,
@@ -159,6 +159,8 @@ class Session:
         model.eval()
         with self.stepper.averaged(), torch.no_grad():
             self.metrics = self.training.evaluate(model)
+            if self.training.keep is not None and self.rank == 0:
+                self.training.keep(model, self.step, self.metrics)
             if self.training.draw is not None and self.rank == 0:
                 self._keep(self.training.draw())
         model.train()

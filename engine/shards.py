@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine.atomic import replacing, write_json, write_with
 from engine.bar import track
-from engine.datasets import Split, UnfitError, image_root, unfit
+from engine.datasets import Split, UnfitError, unfit
 from engine.folders import Paths
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def packed(directory: Path) -> bool:
     """
     if (directory / INDEX).is_file():
         return True
-    if (directory / "00000.tar").is_file():
+    if (directory / "00000.tar").is_file() and any((at / ABOUT).is_file() for at in (directory, directory.parent)):
         raise unfit(directory, "was not packed to its end", "repeat the same `mimbench data shrink`; it goes on")
     return False
 
@@ -110,6 +110,10 @@ class Shards:
 
     def __getitem__(self, index: int) -> Path:
         return self._paths[index]
+
+    def name(self, index: int) -> str:
+        """The path below the root."""
+        return self._paths.name(index)
 
     def text(self, index: int) -> str:
         """The path as a string."""
@@ -182,10 +186,10 @@ def shrink(source: Path, out: Path, shrinking: Shrinking, workers: int) -> Itera
         ValueError: if `out` holds something else, or `source` is packed already.
     """
     from engine.images import ImageFolder
+    from engine.layouts.recognise import splits_of
 
-    root = image_root(source)
-    found: list[Split] = [split for split in ("train", "val") if (root / split).is_dir()]
-    folders = [ImageFolder(source, split, cache=False) for split in found or ["train"]]  # type: ignore[list-item]
+    found: list[Split] = splits_of(source) or ["train"]
+    folders = [ImageFolder(source, split, cache=False) for split in found]
     if any(isinstance(folder.paths, Shards) for folder in folders):
         raise ValueError(f"{source} is packed already; shrink the original images")
     _begin(source, out, shrinking)
@@ -246,7 +250,7 @@ class _Shrinker(Dataset[_Image]):
 
     def __getitem__(self, number: int) -> _Image:
         paths, index = self.folder.paths, self.places[number]
-        name = Path(paths.text(index)).relative_to(paths.root).as_posix()
+        name = _with_class(paths.name(index), self.folder.classes[int(self.folder.labels[index])])
         try:
             encoded, image = paths.encoded(index), self.folder[index][0]
         except UnfitError as error:
@@ -255,6 +259,17 @@ class _Shrinker(Dataset[_Image]):
             return _Image(name, bytes(encoded))
         is_jpeg = name.lower().endswith((".jpg", ".jpeg"))
         return _Image(name if is_jpeg else f"{name}.jpg", _as_jpeg(image, self.shrinking))
+
+
+def _with_class(name: str, label: str) -> str:
+    """A path below the class's folder, also of an image that has no such folder where it comes from."""
+    folder = _folder(label)
+    return name if name.startswith(f"{folder}/") else f"{folder}/{name.replace('/', '_')}"
+
+
+def _folder(label: str) -> str:
+    """A class's name as that of one folder; those of Places365 have slashes."""
+    return label.strip("/").replace("/", "-")
 
 
 def _as_jpeg(image: Tensor, shrinking: Shrinking) -> bytes:
@@ -293,7 +308,7 @@ def _reader(content: bytes) -> Any:
 
 def _write_index(directory: Path, shards: Sequence[int], classes: Sequence[str], shrinking: Shrinking) -> None:
     """Find every image in the tars and write down where it is."""
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {_folder(name): number for number, name in enumerate(classes)}
     names: list[str] = []
     rows: list[tuple[int, int, int, int]] = []
     for shard in shards:

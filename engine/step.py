@@ -42,9 +42,8 @@ class Stepper:
         training = self.training
         if training.before_step is not None:
             training.before_step(index)
-        rate = training.learning_rate(index)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+            group["lr"] = training.rate(index, group.get("lr_scale", 1.0))
         scalars = [self._micro_step(index, micro, next(batches)) for micro in range(training.compute.accumulate)]
         if training.clip is not None:
             self.scaler.unscale_(self.optimizer)

@@ -53,12 +53,14 @@ class Training:
     learning_rate: Callable[[int], float]  # optimiser step (0-based) -> rate before each group's lr_scale
     compute: Compute
     seed: int
+    offset: Callable[[int], float] | None = None  # added to every group's rate, whatever its lr_scale
     epoch_of: Callable[[int], float] | None = None  # optimiser steps done -> epochs; by default from the batches
     before_step: Callable[[int], None] | None = None  # called in every process with the step (0-based) that begins
     clip: float | None = None  # largest norm of the gradient
     ema: float | None = None  # decay of an average of the weights; evaluated and returned in their place
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None  # model in eval mode, without gradients
     evaluate_every: int | None = None  # optimiser steps; always at the end as well
+    keep: Callable[[nn.Module, int, dict[str, float]], None] | None = None  # after it, in one process: step, metrics
     draw: Callable[[], dict[str, Path]] | None = None  # writes PNG files after an evaluation, in one process: by name
     extra_state: dict[str, Any] = field(default_factory=dict)  # more objects with state_dict and load_state_dict
 
@@ -70,6 +72,10 @@ class Training:
                 f"batches are made for accumulate={self.batches.accumulate}, "
                 f"but compute.accumulate={self.compute.accumulate}"
             )
+
+    def rate(self, step: int, scale: float = 1.0) -> float:
+        """The learning rate at `step` (0-based) of a group whose `lr_scale` is `scale`."""
+        return self.learning_rate(step) * scale + (0.0 if self.offset is None else self.offset(step))
 
     def epoch(self, step: int) -> float:
         """Epochs after `step` optimiser steps."""

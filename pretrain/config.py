@@ -68,6 +68,7 @@ class Pretrain:
     clip: float | None = science(None, about="largest norm of the gradient; none clips nothing")
     smallest_crop: float = science(0.2, about="least share of an image's area in a training crop")
     flip: bool = science(True, about="mirror half of the crops")
+    resizing: Literal["bicubic", "bilinear"] = science("bicubic", about="how crops are resized; SimMIM: bilinear")
     decoder: Literal["torchvision", "pil"] = science(
         "torchvision", about="pil: the papers' pixels exactly, at half the speed; the others differ by .05 of 255"
     )
@@ -77,9 +78,14 @@ class Pretrain:
     compile: bool = speed(False, about="compile the loss: a minute at the start, quicker steps after")
     recompute: bool = speed(False, about="compute activations again in the backward pass: less memory, more time")
     full_export: bool = plumbing(False, about="write all weights, the decoder's too, to model.pth at the end")
+    keep_encoder_every: int | None = plumbing(
+        None, about="epochs between two encoders that stay in encoders/, for evaluations on the way"
+    )
     compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
+        if self.keep_encoder_every is not None and self.keep_encoder_every < 1:
+            raise ValueError(f"keep_encoder_every={self.keep_encoder_every} epochs must be at least 1, or none")
         if self.epochs < 1 or not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
                 f"epochs={self.epochs} must be at least 1, and warmup_epochs={self.warmup_epochs} within it"

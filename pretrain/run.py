@@ -4,8 +4,9 @@
 
 Any method with any masking (pretrain/methods.py). Reads the training images of `config.data` and, for the loss and the
 picture at the end, some validation images. Writes what every training writes (engine/train.py), the encoder alone with
-what it is (`encoder.safetensors`, the same bytes for the same weights), `plots/reconstructions.png` and, when asked
-with `full_export`, all weights under the authors' names (`model.pth`).
+what it is (`encoder.safetensors`, the same bytes for the same weights), `plots/reconstructions.png` and, when asked,
+all weights under the authors' names (`full_export`: `model.pth`) and the encoder on the way (`keep_encoder_every`:
+`encoders/epoch-0100.safetensors`, ...).
 """
 
 from __future__ import annotations
@@ -61,11 +62,15 @@ def run(config: Pretrain, run: RunDir) -> Outcome:
     images = spread(unseen, VALIDATION, config.encoder.image)
     shown = images[:: max(1, len(images) // SHOWN)][:SHOWN]
     prepared = training(config, step, batches, images, guide, Health(config, step, folder, unseen))
+    prepared = replace(prepared, before_step=_keeping(config, run, step, batches, prepared.before_step))
     trained = train(run, replace(prepared, draw=lambda: _draw(config, run, step, shown, guide, unseen.split)))
     if rank_and_world()[0] == 0:
-        _save(config, run, step)
+        _save(config, run, step, run.encoder)
+        if config.full_export:
+            state = {"model": {name: value.cpu() for name, value in step.method.state_dict().items()}}
+            write_with(run.path / "model.pth", lambda temporary: torch.save(state, temporary))
     outcome = _outcome(config, trained, len(batches), device)
-    outcome.facts |= folder.facts() | batches.facts()
+    outcome.facts |= {"train_images": len(folder)} | folder.facts() | batches.facts()
     return outcome
 
 
@@ -95,7 +100,8 @@ def training_batches(config: Pretrain, folder: ImageFolder, guide: AttentionGuid
     if config.batch % share:
         raise ValueError(f"batch={config.batch} is not a multiple of {share}, processes times compute.accumulate")
     side, noise = config.encoder.image, config.encoder.grid**2
-    crops = RandomCrops(folder, side, scale=(config.smallest_crop, 1.0), flip=config.flip, noise=noise)
+    scale = (config.smallest_crop, 1.0)
+    crops = RandomCrops(folder, side, scale=scale, flip=config.flip, noise=noise, resizing=config.resizing)
     return Batches(
         crops,
         config.batch // share,
@@ -176,7 +182,26 @@ def _unseen(root: Path) -> ImageFolder:
         return ImageFolder(root, "train")
 
 
-def _save(config: Pretrain, run: RunDir, step: Step) -> None:
+def _keeping(
+    config: Pretrain, run: RunDir, step: Step, batches: Batches, before: Callable[[int], None] | None
+) -> Callable[[int], None]:
+    """What is called before each step: `before`, after keeping the encoder where an epoch that is to be kept ends.
+
+    A restart passes the same steps again; an encoder that is there stays.
+    """
+    every = config.keep_encoder_every or config.epochs
+    ends = {epoch * len(batches) // batches.accumulate: epoch for epoch in range(every, config.epochs, every)}
+
+    def begin(index: int) -> None:
+        if index in ends and rank_and_world()[0] == 0 and not run.encoder_at(ends[index]).exists():
+            _save(config, run, step, run.encoder_at(ends[index]))
+        if before:
+            before(index)
+
+    return begin
+
+
+def _save(config: Pretrain, run: RunDir, step: Step, file: Path) -> None:
     about = run.read_about()
     info = EncoderInfo(
         family=config.method.kind,
@@ -189,10 +214,7 @@ def _save(config: Pretrain, run: RunDir, step: Step) -> None:
         recipe=about["recipe"],
         identity=about["identity"],
     )
-    save_encoder(run.encoder, step.method.encoder_state(), info)
-    if config.full_export:
-        state = {"model": {name: value.cpu() for name, value in step.method.state_dict().items()}}
-        write_with(run.path / "model.pth", lambda temporary: torch.save(state, temporary))
+    save_encoder(file, step.method.encoder_state(), info)
 
 
 def _draw(
@@ -222,7 +244,7 @@ def _outcome(config: Pretrain, trained: Trained, epoch: int, device: torch.devic
         "patch": config.encoder.patch,
         "mask": config.masking.hidden_share,
         "predict": config.masking.predicted_share,
-        "interpolation": "bicubic",
+        "interpolation": config.resizing,
         "seed": config.seed,
     }
     if isinstance(config.masking, AttentionMasking):

@@ -29,6 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from backbones.checkpoint import load_encoder
+from backbones.checkpoints.detector import detector_in
 from backbones.checkpoints.geometry import resize_kernel, resize_table
 from backbones.checkpoints.info import EncoderInfo, to_json
 from backbones.checkpoints.opening import parse_location
@@ -83,6 +84,8 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
     """
     to = _known(target)
     file = _free(Path(out).expanduser() if out is not None else Path(default_name(source, to)), to)
+    if to == "detectron2" and patch is None and (detector := detector_in(source)) is not None:
+        return _whole_detector(detector, file)
     state, info = load_encoder(source)
     try:
         state, info = (state, info) if patch is None else resampled(state, info, patch)
@@ -99,6 +102,22 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
         content=tensors_hash(state),
         usage=content.usage.replace("FILE", str(file)),
         notes=content.notes,
+    )
+
+
+def _whole_detector(weights: State, file: Path) -> Export:
+    """A detector as detectron2 saves one: all its weights, by the names they have."""
+    content = _Content({"model": dict(sorted(weights.items()))}, "DetectionCheckpointer(model).load('FILE')")
+    write_with(file, lambda temporary: _write(temporary, content))
+    return Export(
+        file=str(file),
+        target="detectron2",
+        family="the whole detector",
+        tensors=len(weights),
+        bytes=file.stat().st_size,
+        content=tensors_hash(weights),
+        usage=content.usage.replace("FILE", str(file)),
+        notes=("the detector must be built with the sizes it was trained with; then nothing is missing or unexpected",),
     )
 
 

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 from engine import datasets, handwritten
-from engine.datasets import Finding, UnfitError, add, coco_files, coco_root, image_root, listing, locate, require
+from engine.datasets import (
+    Finding,
+    UnfitError,
+    add,
+    coco_files,
+    coco_root,
+    image_root,
+    listing,
+    locate,
+    require,
+    shards_of,
+)
 
 
 @pytest.fixture
@@ -118,3 +129,24 @@ def test_require_stops_at_the_first_error() -> None:
     with pytest.raises(UnfitError, match=r"^c: is gone; find it$") as raised:
         require([Finding("warning", "a", "is odd", ""), Finding("error", "c", "is gone", "find it")])
     assert raised.value.finding.file == "c"
+
+
+def test_shards_named_by_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"in-{split}-{number:03}.tar" for split in ("train", "val") for number in (9, 10)]
+    for name in (*names, "more.tar"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    pattern = locate("in-{train,val}-{009..010}.tar::more.tar")
+    assert [tar.name for tar in shards_of(pattern)] == [*names, "more.tar"]
+    assert all(tar.is_absolute() for tar in shards_of(pattern))
+    assert locate(str(pattern)) == pattern
+    with pytest.raises(FileNotFoundError, match=r"in-val-011\.tar, the 3\. of the 3 shards named, is not there"):
+        shards_of(locate("in-val-{009..011}.tar"))
+    with pytest.raises(FileNotFoundError, match="is a file"):
+        locate("more.tar")
+
+
+@pytest.mark.parametrize("pattern", ["a-{000..}.tar", "a-{1}.tar", "a-{1..2.tar"])
+def test_braces_that_say_nothing(pattern: str) -> None:
+    with pytest.raises(ValueError, match="braces hold a range of numbers"):
+        shards_of(pattern)

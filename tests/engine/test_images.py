@@ -188,6 +188,11 @@ def test_crops_are_those_of_torchvision(height: int, width: int) -> None:
         box = draw_box(height, width, (0.2, 1.0), (3 / 4, 4 / 3))
         expected = V.resized_crop(image, *box[:4], [32, 32], interpolation=BICUBIC, antialias=True)
         assert torch.equal(cut(image, box, 32), V.horizontal_flip(expected) if box.flip else expected)
+        expected = V.resized_crop(image, *box[:4], [32, 32], interpolation=InterpolationMode.BILINEAR, antialias=True)
+        assert torch.equal(cut(image, box._replace(flip=False), 32, resizing="bilinear"), expected)
+        picture = V.resized_crop(_picture(height, width), *box[:4], [32, 32], InterpolationMode.BILINEAR)
+        ours = cut(image, box._replace(flip=False), 32, "pil", "bilinear")
+        assert torch.equal(ours, torch.from_numpy(np.array(picture)).permute(2, 0, 1))
     for side, short in ((28, 32), (32, 32), (24, 200)):
         expected = V.center_crop(V.resize(image, [short], interpolation=BICUBIC, antialias=True), [side, side])
         assert torch.equal(centre_crop(image, side, short), expected)

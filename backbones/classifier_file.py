@@ -1,0 +1,168 @@
+"""Whole classifiers in files: an encoder with its head, as fine-tuning leaves it.
+
+    save_classifier(run.classifier, model, ClassifierInfo(...))       ours: safetensors, names as in timm
+    model, info = load_classifier("mae_finetuned_vit_base.pth")       ours, MAE's, CrossMAE's, MaskAlign's, timm's ...
+
+Any file that `load_encoder` knows and that holds `head.weight` beside its encoder is a classifier: averaged patches
+where it has an `fc_norm`, the class token where it has a final norm. Evaluations of encoders take these files too, and
+leave the head out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
+from backbones.checkpoints.keys import unwrap
+from backbones.checkpoints.match import Matched, match
+from backbones.checkpoints.opening import Opened, open_checkpoint
+from backbones.classifier import FC_NORM, HEAD, NORM, Classifier, Pool, build_classifier, load_encoder_into
+from backbones.config import Interpolation, Traits, ViT
+from backbones.vit import PLAIN
+from engine.atomic import write_with
+
+METADATA = "mimbench_classifier"  # the metadata key of our files; its value is `ClassifierInfo` as JSON
+
+
+@dataclass(frozen=True)
+class ClassifierInfo:
+    """What a classifier is: enough to build it, to feed it, and to say what its outputs mean."""
+
+    family: str  # of the encoder that was fine-tuned, a name of `families.FAMILIES`; "random" from scratch
+    vit: ViT  # with the side of the images that it was trained on
+    pool: Pool
+    outputs: int
+    classes: tuple[str, ...] = ()  # their names in the order of the outputs; empty where the file does not tell
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of its images, in 0..1
+    std: tuple[float, ...] = IMAGENET_STD
+    traits: Traits = PLAIN
+    interpolation: Interpolation = "bicubic"  # how its positions are brought to another grid
+    eval_crop: float | None = None  # as fine-tuning evaluated it; None: 224/256 up to 224 px, 1 above
+    recipe: str | None = None
+    identity: str | None = None  # of the run that trained it
+    step: int | None = None  # optimiser steps of that run
+    metrics: Mapping[str, float] = field(default_factory=dict)  # as measured then
+
+
+def save_classifier(path: Path, model: Classifier, info: ClassifierInfo) -> None:
+    """Write `model` to `path`, atomically; the same weights and `info` give the same bytes.
+
+    Raises:
+        OSError: if it cannot be written; what was at `path` before stays.
+    """
+    tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    data = save(dict(sorted(tensors.items())), {METADATA: json.dumps(asdict(info), sort_keys=True)})
+    write_with(path, lambda temporary: temporary.write_bytes(data))
+
+
+def read_info(path: Path) -> ClassifierInfo:
+    """What the file at `path`, one of ours, says of itself; no weight is read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_classifier`.
+    """
+    return _recorded(open_checkpoint(path))
+
+
+def load_classifier(path: str | Path, image: int | None = None) -> tuple[Classifier, ClassifierInfo]:
+    """The classifier in the file at `path`, in eval mode, for images of side `image` (by default, its own).
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: in one line, if the file is no checkpoint, holds no classifier, has keys that are not accounted for
+            or weights that are not finite, or cannot be brought to `image`.
+    """
+    opened = open_checkpoint(path)
+    if METADATA in opened.metadata:
+        info, state = _recorded(opened), dict(opened.weights)
+    else:
+        info, state = _foreign(opened)
+    state = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{opened.file}: {name} holds NaN or infinite weights; the training diverged")
+    side = info.vit.image if image is None else image
+    model = build_classifier(info.vit, info.outputs, 0.0, info.pool, side, info.traits)
+    parts = {name: value for name, value in state.items() if name in HEAD | FC_NORM}
+    load_encoder_into(model, {name: state[name] for name in state.keys() - parts.keys()}, info.interpolation)
+    model.load_state_dict(parts, strict=False)
+    return model.eval(), info
+
+
+def classifier_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All weights of the classifier in the file at `path`, for its content hash.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_classifier`.
+    """
+    return load_classifier(path)[0].state_dict()
+
+
+def _recorded(opened: Opened) -> ClassifierInfo:
+    try:
+        values: dict[str, Any] = json.loads(opened.metadata[METADATA])
+        values["vit"], values["traits"] = ViT(**values["vit"]), Traits(**values["traits"])
+        for name in ("classes", "mean", "std"):
+            values[name] = tuple(values[name])
+        return ClassifierInfo(**values)
+    except KeyError:
+        raise ValueError(f"{opened.file} is no classifier that mimbench wrote") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{opened.file} has metadata of another version of mimbench: {error}") from None
+
+
+def _foreign(opened: Opened) -> tuple[ClassifierInfo, dict[str, Tensor]]:
+    """What a file of another project holds."""
+    matched = match(opened)
+    names, _ = unwrap(opened.weights)
+    named = {name: opened.weights[key] for key, name in names.items()}
+    _require_head(opened, matched, named)
+    matched.require()
+    pool: Pool = "avg" if "fc_norm.weight" in named else "cls"
+    own = HEAD | FC_NORM if pool == "avg" else HEAD
+    state = {**matched.tensors, **{name: named[name] for name in own}}
+    if pool == "avg":
+        state = {name: value for name, value in state.items() if name not in NORM}
+    info = ClassifierInfo(
+        family=matched.family.name,
+        vit=matched.vit,
+        pool=pool,
+        outputs=len(named["head.weight"]),
+        mean=matched.family.mean,
+        std=matched.family.std,
+        traits=matched.traits,
+        interpolation=matched.family.interpolation,
+    )
+    return info, state
+
+
+def _require_head(opened: Opened, matched: Matched, named: Mapping[str, Tensor]) -> None:
+    """There is a head that fits the encoder, and a norm before it.
+
+    Raises:
+        ValueError: if not, saying what is there instead.
+    """
+    advice = "fine-tune it (`mimbench run cls/finetune_...`), or name a fine-tuned checkpoint"
+    lacking = [name for name in sorted(HEAD) if name not in named]
+    if lacking:
+        raise ValueError(f"{opened.file}: {matched.family.title} without {lacking[0]} is no classifier; {advice}")
+    if not named.keys() & {"fc_norm.weight", "norm.weight"}:
+        raise ValueError(f"{opened.file} has a head but neither fc_norm nor norm before it; {advice}")
+    head = named["head.weight"]
+    if head.ndim != 2 or head.shape[1] != matched.vit.width or len(named["head.bias"]) != len(head):
+        raise ValueError(
+            f"{opened.file}: head.weight {tuple(head.shape)} does not fit an encoder {matched.vit.width} wide"
+        )
+
+
+def scored(info: ClassifierInfo, step: int, metrics: Mapping[str, float]) -> ClassifierInfo:
+    """`info` with what was measured after `step` optimiser steps."""
+    return replace(info, step=step, metrics=dict(metrics))
