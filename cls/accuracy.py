@@ -1,47 +1,109 @@
-"""Accuracy on a validation split: every image counts once, however the split is cut into batches."""
+"""Accuracy on a validation split: every image counts once, however the split is cut into batches or shared by ranks.
+
+Each process evaluates every world-th image (`shared`), and the counts are added up: no image is repeated to fill a
+batch, so that several processes get the numbers of one. (The papers' `--dist_eval` repeats some.)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Subset
 
-from engine.data import move
+from engine.config import Compute
+from engine.data import MapStyle, move
+from engine.process import rank_and_world
 
 # B image of a batch, C class
+
+
+class Watch(Protocol):
+    """Something that is shown every batch."""
+
+    def add(self, logits_BC: Tensor, label_B: Tensor) -> None: ...
+
+
+def shared(dataset: MapStyle) -> MapStyle:
+    """This process's part of `dataset`: all of it, or every world-th item from that of its rank on."""
+    rank, world = rank_and_world()
+    return dataset if world == 1 else Subset(dataset, range(rank, len(dataset), world))  # type: ignore[arg-type]
 
 
 class Tally:
     """Counts of right answers and a sum of losses, kept on the device until they are read."""
 
     def __init__(self, device: torch.device) -> None:
-        self.images = 0
-        self.right = torch.zeros(2, dtype=torch.int64, device=device)  # first guess, first five
+        self.count = torch.zeros(3, dtype=torch.int64, device=device)  # images, first guess right, among first five
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, logits_BC: Tensor, label_B: Tensor) -> None:
         """Take in a batch."""
         logits_BC = logits_BC.float()
         guesses = logits_BC.topk(min(5, logits_BC.shape[1])).indices == label_B[:, None]
-        self.right += torch.stack([guesses[:, 0].sum(), guesses.sum()])
+        self.count[0] += len(label_B)
+        self.count[1:] += torch.stack([guesses[:, 0].sum(), guesses.sum()])
         self.loss += F.cross_entropy(logits_BC, label_B, reduction="sum")
-        self.images += len(label_B)
+
+    def gather(self) -> None:
+        """Add up what all processes counted; each then has the whole."""
+        if rank_and_world()[1] > 1:
+            dist.all_reduce(self.count)
+            dist.all_reduce(self.loss)
 
     def metrics(self, name: str) -> dict[str, float]:
         """`name`_top1 and `name`_top5 in percent, and `name`_loss, the mean cross-entropy."""
-        top1, top5 = (100 * count / self.images for count in self.right.tolist())
-        return {f"{name}_top1": top1, f"{name}_top5": top5, f"{name}_loss": self.loss.item() / self.images}
+        images, *right = self.count.tolist()
+        top1, top5 = (100 * count / images for count in right)
+        return {f"{name}_top1": top1, f"{name}_top5": top5, f"{name}_loss": self.loss.item() / images}
+
+
+def require_finite(metrics: Mapping[str, float], compute: Compute) -> None:
+    """The loss of an evaluation is a number.
+
+    Raises:
+        ValueError: if it is none, with the way out.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{name} came out as {value}: logits overflowed with compute.precision={compute.precision}, or the "
+                f"weights are no good; try compute.precision=bf16 or fp32"
+            )
 
 
 @torch.no_grad()
 def accuracy(
-    name: str, logits: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    name: str,
+    logits: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    *,
+    gather: bool = False,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
-    """Metrics (see `Tally.metrics`) of the function `logits` over `batches` of inputs and labels."""
+    """Metrics (see `Tally.metrics`) of the function `logits` over `batches` of inputs and labels.
+
+    Args:
+        name: what the metrics' names begin with.
+        logits: inputs to logits (B, C).
+        batches: inputs and labels (B,).
+        device: where the inputs go.
+        gather: each process has batches of its own (`shared`), which are counted together.
+        watch: is shown every batch.
+    """
     tally = Tally(device)
     for batch in batches:
         inputs, label_B = move(batch, device)
-        tally.add(logits(inputs), label_B)
+        found_BC = logits(inputs)
+        tally.add(found_BC, label_B)
+        if watch is not None:
+            watch.add(found_BC, label_B)
+    if gather:
+        tally.gather()
     return tally.metrics(name)

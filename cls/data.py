@@ -4,7 +4,7 @@ Items are uint8 (3, S, S) and a label; floats are made on the device (`engine.im
 
     CentreCrops      evaluation: short side to 256, middle 224 (above 224 px no margin is cut off)
     TimmCrops        fine-tuning: random crop, flip and RandAugment by timm
-    OneDrawCrops     linear probe: the crop of BYOL's and MAE's probe, drawn once and clipped to the image
+    ProbeCrops       linear probe: BYOL's and MAE's crop, drawn once and clipped to the image; or torchvision's
 
 `BatchAugmentation` erases and mixes on the device, through timm as well. All randomness comes from the generators that
 `engine.data.SeededDataset` (items) and `engine.step` (batches) seed.
@@ -12,6 +12,7 @@ Items are uint8 (3, S, S) and a label; floats are made on the device (`engine.im
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Sequence
@@ -23,16 +24,20 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cls.config import Finetune, Linear
+from cls.config import FastLinear, Finetune, Linear
 from engine.data import MapStyle
-from engine.datasets import locate
-from engine.images import Box, ImageFolder, centre_crop, cut, normalise
+from engine.datasets import locate, unfit
+from engine.images import Box, Decoder, ImageFolder, centre_crop, cut, draw_box, normalise
 from engine.process import rank_and_world
+
+log = logging.getLogger(__name__)
 
 # B image of a batch, C class, H x W size of an image, S side of a crop
 
 Item = tuple[Tensor, int]
 RATIO = (3 / 4, 4 / 3)  # width over height of a random crop
+NAMED = 3  # classes in a message
+LOOKED_AT = 8  # images of a split, to see whether it is a copy of another
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Splits:
 
     train: ImageFolder
     val: ImageFolder
+    same: bool = False  # the validation images are the training images
 
     @property
     def classes(self) -> int:
@@ -53,23 +59,51 @@ class Splits:
             "classes": self.classes,
             "train_images": len(self.train),
             "val_images": len(self.val),
-            "validation": "the training images: there is no val split" if self.val.splitless else "val split",
+            "validation": self._validation(),
             **self.train.facts(),
         }
 
+    def _validation(self) -> str:
+        if self.val.splitless:
+            return "the training images: there is no val split"
+        return "the training images: the val split is a copy" if self.same else "val split"
 
-def open_splits(data: str) -> Splits:
-    """Both splits of the data set `data`, a name or a path.
+
+def open_splits(data: str, decoder: Decoder = "torchvision", subset: str | None = None) -> Splits:
+    """Both splits of the data set `data`, a name or a path; of the training split what the file `subset` names.
 
     Raises:
-        FileNotFoundError: if there is no such data set, or a split is missing.
-        ValueError: if it holds no images.
+        FileNotFoundError: if there is no such data set or subset, or a split is missing.
+        ValueError: if it holds no images, or `subset` names others; if the splits do not number the same classes.
     """
     root = locate(data)
-    return Splits(ImageFolder(root, "train"), ImageFolder(root, "val"))
+    train, val = ImageFolder(root, "train", decoder=decoder, subset=subset), ImageFolder(root, "val", decoder=decoder)
+    if train.classes != val.classes:
+        raise unfit(val.paths.root, _different(train.classes, val.classes), "its labels would mean other classes")
+    if empty := (torch.bincount(train.labels, minlength=len(train.classes)) == 0).nonzero().flatten().tolist():
+        named = ", ".join(train.classes[number] for number in empty[:NAMED])
+        log.warning("%s: %d of %d classes have no training images: %s", root, len(empty), len(train.classes), named)
+    same = val.splitless or (subset is None and same_images(train, val))
+    if same and not val.splitless:
+        log.warning("%s: the validation images are the training images; accuracy on them means little", root)
+    return Splits(train, val, same)
 
 
-def micro_batch(config: Finetune | Linear) -> int:
+def _different(train: list[str], val: list[str]) -> str:
+    first = next((pair for pair in zip(train, val, strict=False) if pair[0] != pair[1]), None)
+    counts = f"has {len(val)} classes, where the training split has {len(train)}"
+    return counts if first is None else f"{counts}; the first that differ are {first[1]} and {first[0]}"
+
+
+def same_images(train: ImageFolder, val: ImageFolder) -> bool:
+    """Whether a validation split is a copy of the training split, by the bytes of some images."""
+    if len(train) != len(val):
+        return False
+    places = range(0, len(val), max(1, len(val) // LOOKED_AT))
+    return all(train.paths.encoded(place) == val.paths.encoded(place) for place in places)
+
+
+def micro_batch(config: Finetune | Linear | FastLinear) -> int:
     """Images that go through the model of one process at a time.
 
     Raises:
@@ -102,7 +136,7 @@ class CentreCrops(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         image, label = self.folder[index]
-        return centre_crop(image, self.side, self.short), label
+        return centre_crop(image, self.side, self.short, self.folder.decoder), label
 
 
 class TimmCrops(Dataset[Item]):
@@ -139,11 +173,11 @@ class TimmCrops(Dataset[Item]):
         return self.transform(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())), label
 
 
-class OneDrawCrops(Dataset[Item]):
-    """Random crops for the linear probe: see `draw_once`."""
+class ProbeCrops(Dataset[Item]):
+    """Random crops for the linear probe: drawn once (`draw_once`), or `again` until one fits, as torchvision does."""
 
-    def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool) -> None:
-        self.folder, self.side, self.smallest, self.flip = folder, side, smallest, flip
+    def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, again: bool = False) -> None:
+        self.folder, self.side, self.smallest, self.flip, self.again = folder, side, smallest, flip, again
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -151,7 +185,11 @@ class OneDrawCrops(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         image, label = self.folder[index]
         height, width = image.shape[-2:]
-        return cut(image, draw_once(height, width, self.smallest, self.flip), self.side), label
+        if self.again:
+            box = draw_box(height, width, (self.smallest, 1.0), RATIO, self.flip)
+        else:
+            box = draw_once(height, width, self.smallest, self.flip)
+        return cut(image, box, self.side, self.folder.decoder), label
 
 
 def draw_once(height: int, width: int, smallest: float, flip: bool) -> Box:

@@ -1,58 +1,32 @@
 """k-NN: how well do neighbours in feature space share a class, with nothing trained.
 
     mimbench run cls/knn checkpoint=encoder.safetensors data=imagenet
+    mimbench run cls/knn checkpoint=encoder.safetensors more_pools=cls layers=4
 
-Features of both splits are computed once, without augmentation, and scaled to unit length. Each validation image takes
-the k training images of greatest cosine similarity s, and they vote for their class with weight exp(s / temperature),
-as DINO does it. One pass serves every k. Similarities are computed a block at a time and only the best are kept, so
-memory does not grow with the product of the two splits.
+Features of both splits are computed once, without augmentation (cls/feature_store.py), and scaled to unit length. Each
+validation image takes the k training images of greatest cosine similarity s, and they vote for their class with weight
+exp(s / temperature), as DINO does it. Of equal similarities the training image that comes first is nearer; of equal
+votes the first class wins. One pass serves every k.
+
+Memory does not grow with the product of the two splits (cls/nearest.py). Several processes share the queries out.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cls.config import Knn
-from cls.data import Splits, open_splits, resized_side
-from cls.features import FrozenEncoder, describe, encoder_facts, features_of, frozen_encoder
-from engine.process import device_name, peak_memory, setup_process
+from cls.features import Source, describe, sources
+from cls.frozen import Frozen, open_frozen, share
+from cls.nearest import QUERIES, nearest
+from engine.process import summed
 from engine.result import Outcome
 from engine.rundir import RunDir
 
 # Q query (validation) images, N training images, K neighbours, C classes, D features
-
-QUERIES = 1024  # queries compared at a time
-TRAINS = 16_384  # with this many training images: 64 MiB of similarities
-
-
-def nearest(query_QD: Tensor, train_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` rows of `train_ND` of greatest inner product with each query: values and indices (Q, K), best first.
-
-    There must be `k` rows.
-    """
-    assert k <= len(train_ND)
-    found = [_nearest_of_block(block_QD, train_ND, k) for block_QD in query_QD.split(QUERIES)]
-    values, indices = zip(*found, strict=True)
-    return torch.cat(values), torch.cat(indices)
-
-
-def _nearest_of_block(query_QD: Tensor, train_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`nearest` for queries few enough to be held against one block of training images."""
-    best_QK = query_QD.new_empty(len(query_QD), 0)
-    index_QK = torch.empty(len(query_QD), 0, dtype=torch.long, device=query_QD.device)
-    for start in range(0, len(train_ND), TRAINS):
-        similarity = query_QD @ train_ND[start : start + TRAINS].T
-        value, index = similarity.topk(min(k, similarity.shape[1]))
-        value, index = torch.cat([best_QK, value], 1), torch.cat([index_QK, index + start], 1)
-        best_QK, order = value.topk(min(k, value.shape[1]))
-        index_QK = index.gather(1, order)
-    return best_QK, index_QK
 
 
 def vote(
@@ -81,37 +55,28 @@ def classify(
     temperature: float,
 ) -> dict[int, Tensor]:
     """Predicted classes (Q,) by k-NN for each k of `neighbours`. Features need not be of unit length."""
-    similarity_QK, index_QK = nearest(F.normalize(query_QD, dim=1), F.normalize(train_ND, dim=1), max(neighbours))
-    return vote(similarity_QK, label_N[index_QK], classes, neighbours, temperature)
+    similarity_QK, index_QK = nearest(query_QD, train_ND, max(neighbours))
+    label_QK = label_N.to(index_QK.device)[index_QK]
+    parts = zip(similarity_QK.split(QUERIES), label_QK.split(QUERIES), strict=True)  # votes take Q x C
+    voted = [vote(similarity, labels, classes, neighbours, temperature) for similarity, labels in parts]
+    return {k: torch.cat([predictions[k] for predictions in voted]) for k in neighbours}
 
 
 def run(config: Knn, run: RunDir) -> Outcome:
     """Measure: `knn_top1` at `config.k`, and `knn_top1_k10` and so on for each of `config.neighbours`, in percent.
 
-    Nothing is written to `run`: what is asked for again is computed again.
+    Of other pools and blocks than those reported there is `knn_top1_cls_block11` and so on, at `config.k`.
 
     Raises:
         FileNotFoundError: if the data set or the checkpoint is not there.
         ValueError: if either is not what it should be, or there are too few training images.
     """
-    device = setup_process(config.compute, config.seed)
-    encoder = frozen_encoder(config, device)
-    splits = open_splits(config.data)
-    require_enough(config, len(splits.train))
-    started = time.perf_counter()
-    train, val = (
-        features_of(encoder, split, config.image, config.eval_crop, config.compute.workers)
-        for split in (splits.train, splits.val)
-    )
-    seconds = time.perf_counter() - started
-    return Outcome(
-        metrics=metrics(config, train, val, splits.classes),
-        facts=facts(config, encoder, splits),
-        images_per_second=(len(splits.train) + len(splits.val)) / seconds,
-        peak_memory=peak_memory(device),
-        device=device_name(device),
-        family=encoder.family,
-    )
+    frozen = open_frozen(config, run)
+    require_enough(config, len(frozen.splits.train))
+    wanted = sources(config, frozen.encoder)
+    frozen.store.make(wanted)
+    metrics = {name: value for source in wanted for name, value in measured(config, frozen, source).items()}
+    return frozen.outcome(metrics, facts(config, frozen, wanted))
 
 
 def require_enough(config: Knn, images: int) -> None:
@@ -128,29 +93,50 @@ def require_enough(config: Knn, images: int) -> None:
         )
 
 
-def metrics(config: Knn, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int) -> dict[str, float]:
-    """Accuracies in percent, from features and labels of both splits."""
-    predictions = classify(
-        val[0], *train, classes=classes, neighbours=config.neighbours, temperature=config.temperature
-    )
-    top1 = {k: 100 * (predicted == val[1]).sum().item() / len(val[1]) for k, predicted in predictions.items()}
+def measured(config: Knn, frozen: Frozen, source: Source) -> dict[str, float]:
+    """Accuracies in percent with one feature; every process takes its share of the queries."""
+    train_ND, val_QD = (frozen.store.read(split, source) for split in ("train", "val"))
+    label_Q = frozen.store.labels("val")
+    mine = share(len(label_Q))
+    device = frozen.encoder.device
+    neighbours = config.neighbours if reported(config, frozen, source) else (config.k,)
+    right = torch.zeros(len(neighbours), dtype=torch.int64, device=device)
+    if mine:
+        predictions = classify(
+            val_QD[mine.start : mine.stop].to(device),
+            train_ND,
+            frozen.store.labels("train"),
+            classes=frozen.splits.classes,
+            neighbours=neighbours,
+            temperature=config.temperature,
+        )
+        answers = label_Q[mine.start : mine.stop].to(device)
+        right += torch.stack([(predictions[k] == answers).sum() for k in neighbours])
+    top1 = {k: 100 * count / len(label_Q) for k, count in zip(neighbours, summed(right).tolist(), strict=True)}
+    return names(config, source, top1, reported(config, frozen, source))
+
+
+def reported(config: Knn, frozen: Frozen, source: Source) -> bool:
+    """Whether this is the feature that `knn_top1` is of."""
+    return (source.pool, source.block) == (config.pool, frozen.encoder.model.shape.depth)
+
+
+def names(config: Knn, source: Source, top1: Mapping[int, float], reported: bool) -> dict[str, float]:
+    """Accuracies by their names in a result."""
+    if not reported:
+        return {f"knn_top1_{source.pool}_block{source.block}": top1[config.k]}
     return {"knn_top1": top1[config.k], **{f"knn_top1_k{k}": value for k, value in top1.items()}}
 
 
-def facts(config: Knn, encoder: FrozenEncoder, splits: Splits) -> dict[str, Any]:
+def facts(config: Knn, frozen: Frozen, wanted: Sequence[Source]) -> dict[str, object]:
     """What of the protocol changes the numbers."""
     return {
         "protocol": f"k-NN, cosine similarity; knn_top1 is k={config.k}",
         "k": config.k,
         "neighbours": list(config.neighbours),
         "temperature": config.temperature,
-        "feature": describe(config, encoder.info),
+        "feature": describe(config, frozen.encoder.info),
         "pool": config.pool,
         "norm": config.norm,
-        "image": config.image,
-        "eval_resize": resized_side(config.image, config.eval_crop),
-        "interpolation": "bicubic, antialiased",
-        "seed": config.seed,
-        **encoder_facts(config, encoder.model, encoder.info),
-        **splits.facts(),
+        **frozen.facts(wanted[0]),
     }

@@ -15,18 +15,16 @@ micro-batch, as the papers' takes them from one GPU: batch=16384 compute.accumul
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cls.accuracy import accuracy
 from cls.config import Linear
-from cls.data import OneDrawCrops, Splits, micro_batch, open_splits, resized_side
-from cls.features import FrozenEncoder, describe, encoder_facts, features_of, frozen_encoder
+from cls.data import ProbeCrops, Splits, micro_batch, open_splits, resized_side
+from cls.features import FrozenEncoder, RowBatches, describe, encoder_facts, features_of, frozen_encoder
 from engine.data import Batches, MapStyle
 from engine.optim import LARS
 from engine.process import device_name, seed_all, setup_process
@@ -61,25 +59,6 @@ class Probe(nn.Module):
         return logits_BC
 
 
-class CachedBatches(Batches):
-    """Batches of features that are in memory, in the order in which `Batches` would load their images."""
-
-    def __init__(self, features_ND: Tensor, label_N: Tensor, batch: int, seed: int, accumulate: int) -> None:
-        super().__init__(range(len(label_N)), batch, seed, accumulate=accumulate)
-        self.features_ND, self.label_N = features_ND, label_N
-
-    def starting_at(self, position: int) -> Iterator[Any]:
-        """Pairs of features (B, D) and labels (B,), for ever, from micro-batch `position`."""
-        order_N, ordered = torch.empty(0), -1
-        for number in itertools.count(position):
-            epoch, place = divmod(number, len(self))
-            if epoch != ordered:
-                order_N, ordered = self.order(epoch).to(self.label_N.device), epoch
-            start = (place * self.world + self.rank) * self.batch
-            index_B = order_N[start : start + self.batch]
-            yield self.features_ND[index_B], self.label_N[index_B]
-
-
 class EncodedBatches(Batches):
     """Batches of images as features."""
 
@@ -104,7 +83,7 @@ def run(config: Linear, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     encoder = frozen_encoder(config, device)
-    splits = open_splits(config.data)
+    splits = open_splits(config.data, config.decoder, config.subset)
     trained = train(run, prepare(config, encoder, splits))
     return Outcome(
         metrics=trained.metrics,
@@ -140,9 +119,13 @@ def training_batches(config: Linear, encoder: FrozenEncoder, splits: Splits) -> 
     """What the head is trained on: features of fresh crops, or of centre crops encoded here and now."""
     accumulate, workers = config.compute.accumulate, config.compute.workers
     if config.views == "cached":
-        features = features_of(encoder, splits.train, config.image, config.eval_crop, workers)
-        return CachedBatches(*features, micro_batch(config), config.seed, accumulate)
-    crops = OneDrawCrops(splits.train, config.image, smallest=config.smallest_crop, flip=config.flip)
+        features_ND, label_N = features_of(encoder, splits.train, config.image, config.eval_crop, workers)
+        return RowBatches(
+            lambda index_B: (features_ND[index_B], label_N[index_B]),
+            len(label_N), micro_batch(config), config.seed, accumulate=accumulate, device=encoder.device,
+        )  # fmt: skip
+    again = config.crop == "torchvision"
+    crops = ProbeCrops(splits.train, config.image, smallest=config.smallest_crop, flip=config.flip, again=again)
     return EncodedBatches(encoder, crops, micro_batch(config), config.seed, accumulate=accumulate, workers=workers)
 
 
@@ -172,6 +155,7 @@ def facts(config: Linear, encoder: FrozenEncoder, splits: Splits) -> dict[str, A
     return {
         "protocol": "linear probe on cached centre crops (not the papers')" if cached else "linear probe, the papers'",
         "views": config.views,
+        "crop": config.crop,
         "feature": describe(config, encoder.info),
         "pool": config.pool,
         "norm": config.norm,

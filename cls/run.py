@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cls import finetune, knn, linear
-from cls.config import Classification, Finetune, Linear
+from cls import classify, fast_linear, fewshot, finetune, knn, linear
+from cls.config import Classification, Classify, FastLinear, FewShot, Finetune, Linear
 from engine.result import Outcome
 from engine.rundir import RunDir
 
@@ -19,4 +19,10 @@ def run(config: Classification, run: RunDir) -> Outcome:
         return finetune.run(config, run)
     if isinstance(config, Linear):
         return linear.run(config, run)
+    if isinstance(config, Classify):
+        return classify.run(config, run)
+    if isinstance(config, FastLinear):
+        return fast_linear.run(config, run)
+    if isinstance(config, FewShot):
+        return fewshot.run(config, run)
     return knn.run(config, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,19 @@ import pytest
 from PIL import Image
 
 from cls.check import check_images
+from cls.data import open_splits
+from cls.imagenet import real_labels, wnids
 from engine import decoding
-from engine.datasets import Finding
+from engine.datasets import Finding, Report
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    generator = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in ("ant", "bee"):
             (tmp_path / split / name).mkdir(parents=True)
+            pixels = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / split / name / "1.jpg")
     return tmp_path
 
@@ -54,7 +58,7 @@ def test_grey_images_are_noted(folder: Path) -> None:
     grey = folder / "train" / "ant" / "1.jpg"
     Image.open(grey).convert("L").save(grey)
     (note,) = check_images(folder).findings
-    assert (note.severity, note.what) == ("note", "1 of 2 images are greyscale, palette or CMYK")
+    assert (note.severity, note.what) == ("note", f"1 of 2 images are not RGB: 1 greyscale ({grey})")
 
 
 def test_a_place_that_does_not_exist(tmp_path: Path) -> None:
@@ -94,3 +98,159 @@ def test_no_splits(folder: Path) -> None:
     assert not report.failed
     assert [finding.what for finding in report.findings] == ["has no train/ and val/"]
     assert report.facts == {"classes": 2, "images": 2}
+
+
+# ---------------------------------------------------------------------------------------------------- images and splits
+
+
+def test_images_that_are_not_rgb_are_counted_by_kind(folder: Path) -> None:
+    file = folder / "train" / "ant" / "1.jpg"
+    Image.open(file).convert("CMYK").save(file)
+    alpha, again = folder / "train" / "bee" / "2.png", folder / "train" / "bee" / "3.png"
+    Image.new("RGBA", (8, 8), (1, 2, 3, 4)).save(alpha)
+    Image.new("RGBA", (9, 8), (1, 2, 3, 4)).save(again)
+    (note,) = check_images(folder).findings
+    assert note.severity == "note"
+    assert note.what == f"3 of 4 images are not RGB: 1 CMYK ({file}), 2 with alpha ({alpha})"
+
+
+def test_a_validation_image_that_is_a_training_image(folder: Path) -> None:
+    copy = folder / "val" / "bee" / "other name.jpg"
+    copy.write_bytes((folder / "train" / "ant" / "1.jpg").read_bytes())
+    report = check_images(folder)
+    (finding,) = report.findings
+    assert (finding.severity, finding.file) == ("warning", str(copy))
+    where = f"{copy} is {folder / 'train' / 'ant' / '1.jpg'}"
+    assert finding.what == f"1 of 3 validation images are training images, too: {where}"
+    assert report.facts["val images in train"] == 1
+
+
+def test_a_validation_split_that_is_the_training_split(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(folder / "val")
+    shutil.copytree(folder / "train", folder / "val")
+    (finding,) = _errors(folder)
+    assert "all validation images are training images" in finding.what
+    splits = open_splits(str(folder))
+    assert splits.facts()["validation"] == "the training images: the val split is a copy"
+    assert "the validation images are the training images" in caplog.text
+
+
+def test_a_damaged_tar_is_one_finding(folder: Path) -> None:
+    shutil.rmtree(folder / "train")
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(b"not a tar" * 500)
+    (finding,) = _errors(folder)
+    assert finding.file == str(folder / "ILSVRC2012_img_train.tar")
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+def _image(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    """The first 30 validation images that ReaL gives one label, and a training image of each of their classes."""
+    single = [number for number, labels in enumerate(real_labels()) if len(labels) == 1][:30]
+    classes = sorted({wnids()[real_labels()[number][0]] for number in single})
+    _image(tmp_path / "one.JPEG", 0)
+    content = (tmp_path / "one.JPEG").read_bytes()
+    for number, wnid in enumerate(classes):
+        (tmp_path / "train" / wnid).mkdir(parents=True)
+        (tmp_path / "train" / wnid / f"{wnid}_1.JPEG").write_bytes(content + number.to_bytes(2, "big"))
+    for number in single:
+        wnid = wnids()[real_labels()[number][0]]
+        _image(tmp_path / "val" / wnid / f"ILSVRC2012_val_{number + 1:08}.JPEG", 5000 + number)
+    return tmp_path
+
+
+def _serious(report: Report) -> list[str]:
+    """What is wrong, apart from how few images and classes there are."""
+    found = [finding.what for finding in report.findings if finding.severity == "error"]
+    return [what for what in found if "fewer than ImageNet-1k" not in what and "ImageNet-1k has 1000" not in what]
+
+
+def test_imagenet_with_its_labels_in_order(imagenet: Path) -> None:
+    report, classes = check_images(imagenet, "imagenet"), len(list((imagenet / "train").iterdir()))
+    assert _serious(report) == []
+    assert [finding.what for finding in report.findings] == [
+        f"has {classes} classes, where ImageNet-1k has 1000",
+        f"has {classes} train images, {1_281_167 - classes:,} fewer than ImageNet-1k",
+        "has 30 val images, 49,970 fewer than ImageNet-1k",
+    ]
+    assert report.facts == {"classes": classes, "train images": classes, "val images": 30}
+
+
+def test_two_training_classes_with_each_others_names(imagenet: Path) -> None:
+    one, two = sorted((imagenet / "train").iterdir())[3:5]
+    _swap(one, two)
+    report = check_images(imagenet, "imagenet")
+    first, second = _serious(report)
+    assert f"is labelled {one.name}, but the names of 1 images of this class begin with {two.name}" in first
+    assert f"is labelled {two.name}" in second
+    assert any(f"{one.name} and {two.name} seem swapped" in str(finding) for finding in report.findings)
+
+
+def test_two_validation_classes_with_each_others_names(imagenet: Path) -> None:
+    one, two = sorted((imagenet / "val").iterdir())[:2]
+    _swap(one, two)
+    found = _serious(check_images(imagenet, "imagenet"))
+    assert [f"labels 1 images {one.name}, 1 of which are {two.name} by ReaL's labels" in found] == [True]
+    assert len(found) == 2
+
+
+def test_a_class_numbered_as_the_kit_would(imagenet: Path) -> None:
+    """Every validation label shifted by one, which nothing but ReaL can tell."""
+    shifted = sorted((imagenet / "val").iterdir())
+    (imagenet / "new").mkdir()
+    for place, folder in enumerate(shifted):
+        folder.rename(imagenet / "new" / shifted[(place + 1) % len(shifted)].name)
+    (imagenet / "val").rmdir()
+    (imagenet / "new").rename(imagenet / "val")
+    found = _serious(check_images(imagenet, "imagenet"))
+    assert found[0] == "labels 0 of 30 images as ReaL does; ImageNet's own labels agree for nine in ten"
+
+
+def test_classes_that_are_none_of_imagenets(imagenet: Path) -> None:
+    next((imagenet / "train").iterdir()).rename(imagenet / "train" / "tench")
+    shutil.rmtree(imagenet / "val")
+    (finding,) = [found for found in check_images(imagenet, "imagenet").findings if "none of" in found.what]
+    assert finding.what == "has 1 classes that are none of ImageNet-1k's: tench"
+
+
+def test_numbered_folders_sort_as_texts(tmp_path: Path) -> None:
+    for number in range(12):
+        _image(tmp_path / "train" / str(number) / "1.png", number)
+        _image(tmp_path / "val" / str(number) / "1.png", 100 + number)
+    (finding,) = check_images(tmp_path).findings
+    assert (finding.severity, finding.what) == (
+        "warning",
+        "has classes named by numbers, which sort as texts: 0, 1, 10",
+    )
+    assert "labels come out wrong" in str(check_images(tmp_path, "imagenet").findings)
+
+
+def test_what_a_published_set_should_hold(folder: Path) -> None:
+    found = check_images(folder, "cifar10").findings
+    assert [finding.what for finding in found] == [
+        "has 2 classes, where CIFAR-10 has 10",
+        "numbers its classes ant, bee, ..., where CIFAR-10 has airplane, automobile, bird, ...",
+        "has 2 train images, 49,998 fewer than CIFAR-10",
+        "has 2 val images, 9,998 fewer than CIFAR-10",
+    ]
+
+
+def _swap(one: Path, two: Path) -> None:
+    one.rename(one.with_name("swapped"))
+    two.rename(one)
+    one.with_name("swapped").rename(two)
+
+
+def test_many_empty_classes_are_one_finding(folder: Path) -> None:
+    for name in ("cat", "dog", "eel", "fox"):
+        (folder / "train" / name).mkdir()
+    found = check_images(folder).findings
+    assert [finding.what for finding in found] == ["has 4 classes without images: cat, dog, eel, ..."] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from torchvision import transforms
 
 from cls import data
 from cls.config import Finetune
-from cls.data import BatchAugmentation, CentreCrops, OneDrawCrops, TimmCrops, draw_once, open_splits, resized_side
+from cls.data import BatchAugmentation, CentreCrops, ProbeCrops, TimmCrops, draw_once, open_splits, resized_side
 from engine.data import SeededDataset
 from engine.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, normalise
+from engine.shards import Shrinking, shrink
 
 CPU = torch.device("cpu")
 
@@ -103,7 +105,7 @@ def test_one_draw_crops_stay_inside_and_cover_the_shares(photographs: Path) -> N
     assert shares.min() > 0.075
     assert np.mean(shares) == pytest.approx(0.53, abs=0.02)  # a little below (0.08 + 1) / 2: some are clipped
     assert np.mean([b.flip for b in boxes]) == pytest.approx(0.5, abs=0.04)
-    crops = OneDrawCrops(ImageFolder(photographs, "train"), 32, smallest=0.08, flip=True)
+    crops = ProbeCrops(ImageFolder(photographs, "train"), 32, smallest=0.08, flip=True)
     assert crops[0][0].shape == (3, 32, 32)
 
 
@@ -174,3 +176,25 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def test_part_of_the_training_split(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "few.txt").write_text("red/3.png\nblue/0.png\nblue/11.png\n")
+    splits = open_splits(str(folder), subset=str(tmp_path / "few.txt"))
+    assert [splits.train.paths.name(place) for place in range(3)] == ["blue/0.png", "blue/11.png", "red/3.png"]
+    assert splits.train.labels.tolist() == [0, 0, 2]
+    assert splits.classes == 3
+    assert splits.facts()["train_images"] == 3
+    assert "3 images of few.txt" in str(splits.facts()["subset"])
+    assert len(splits.val) == 21
+    assert "1 of 3 classes have no training images: green" in caplog.text
+
+
+def test_splits_whose_classes_are_numbered_otherwise(folder: Path, tmp_path: Path) -> None:
+    shrunk = tmp_path / "shrunk"
+    list(shrink(folder, shrunk, Shrinking(16), 0))
+    shutil.rmtree(shrunk / "train")
+    shutil.copytree(folder / "train", shrunk / "train")
+    (shrunk / "train" / "green").rename(shrunk / "train" / "amber")
+    with pytest.raises(ValueError, match="has 3 classes, where the training split has 3; the first that differ are "):
+        open_splits(str(shrunk))

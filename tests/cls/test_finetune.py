@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from backbones.checkpoint import EncoderInfo, save_encoder
 from backbones.classifier import build_classifier
+from backbones.classifier_file import load_classifier, read_info
 from backbones.config import SIZES
 from backbones.vit import VisionTransformer
 from cls import recipes
 from cls.config import Finetune
 from cls.data import open_splits
-from cls.finetune import groups, prepare, schedule
+from cls.finetune import Best, groups, prepare, schedule
 from cls.run import run
 from engine.config import Compute
 from engine.images import normalise
@@ -169,6 +173,53 @@ def test_a_run_taken_up_again_ends_the_same(folder: Path, new_run: Callable[[Any
     assert again.metrics == whole.metrics
 
 
+def test_the_best_of_an_earlier_attempt_stays_until_it_is_reached_again(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "classifier-best.safetensors"
+    prepared = prepare(_config(folder), CPU)
+    model, info = prepared.training.model, prepared.info
+    Best(file, info)(model, 10, {"finetune_top1": 70.0})
+    again = Best(file, info)  # as after a restart
+    again(model, 20, {"finetune_top1": 65.0})
+    assert (read_info(file).step, again.held and again.held.metrics["finetune_top1"]) == (10, 70.0)
+    again(model, 30, {"finetune_top1": 70.0})  # of equal ones the last, as in CrossMAE's script
+    assert read_info(file).step == 30
+    file.write_bytes(file.read_bytes()[:100])
+    damaged = Best(file, info)
+    assert damaged.held is None
+    damaged(model, 40, {"finetune_top1": 60.0})
+    assert read_info(file).step == 40
+
+
+def test_a_run_leaves_its_weights_and_predictions(folder: Path, new_run: Callable[[Any], Any]) -> None:
+    config = _config(folder, epochs=2, mixup=0, cutmix=0, evaluate_every=1, save_predictions=True)
+    directory = new_run(config)
+    outcome = run(config, directory)
+    assert outcome.metrics["finetune_best_top1"] >= outcome.metrics["finetune_top1"]
+    model, info = load_classifier(directory.classifier)
+    assert (info.classes, info.recipe, info.step) == (("blue", "green", "red"), "cls/finetune", 12)
+    assert (info.vit.image, info.family, info.metrics) == (16, "random", {
+        name: value for name, value in outcome.metrics.items() if name != "finetune_best_top1"
+    })  # fmt: skip
+    kept = load_file(directory.predictions)
+    assert 100 * (kept["top5"][:, 0] == kept["label"]).double().mean().item() == outcome.metrics["finetune_top1"]
+    assert kept["label"].shape == (21,)
+    assert directory.best_classifier.exists()
+    assert not model.training
+
+
+def test_the_exact_mode_says_so_and_runs(folder: Path, new_run: Callable[[Any], Any]) -> None:
+    config = _config(folder, epochs=1, decoder="pil")
+    outcome = run(config, new_run(config))
+    assert outcome.facts["decoder"] == "pil"
+
+
+def test_the_same_wherever_it_begins(folder: Path) -> None:
+    prepared = prepare(_config(folder, start_lr=1e-4), CPU)
+    assert prepared.training.rate(0, 0.5) == 0.5e-4
+    simmim = prepare(_config(folder, start_lr=1e-4, min_lr=2e-4, schedule="simmim_cosine"), CPU).training
+    assert simmim.rate(0, 0.5) == simmim.rate(1, 0.5) == simmim.rate(0, 1.0) == 1e-4
+
+
 def test_encoders_without_final_norm_are_said_to_get_a_new_one(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "crossmae.safetensors"
     save_encoder(path, VisionTransformer(TINY).state_dict(), EncoderInfo("crossmae", TINY, final_norm=False))
@@ -189,6 +240,26 @@ def test_encoders_without_final_norm_are_said_to_get_a_new_one(folder: Path, tmp
 def test_bad_input_is_refused(folder: Path, changes: dict[str, Any], error: type[Exception], complaint: str) -> None:
     with pytest.raises(error, match=complaint):
         prepare(_config(folder, **changes), CPU)
+
+
+def test_an_empty_class_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "train" / "grey").mkdir()
+    with pytest.raises(ValueError, match=r"train/grey: holds no images to train on; add some, or remove the class"):
+        prepare(_config(tmp_path / "data"), CPU)
+
+
+def test_an_odd_share_of_the_batch_cannot_be_mixed(folder: Path) -> None:
+    with patch("cls.data.rank_and_world", return_value=(0, 4)), pytest.raises(ValueError, match="3 images at a time"):
+        prepare(_config(folder), CPU)
+    with patch("cls.data.rank_and_world", return_value=(0, 4)):
+        assert prepare(_config(folder, mixup=0, cutmix=0), CPU).training.batches.batch == 3
+
+
+def test_an_overflow_in_half_precision_ends_with_advice(folder: Path, new_run: Callable[[Any], Any]) -> None:
+    config = _config(folder, base_lr=1e6, compute=replace(SMALL, precision="fp16"), warmup_epochs=0)
+    with pytest.raises(ValueError, match=r"lower the learning rate, or use compute.precision=fp32"):
+        run(config, new_run(config))
 
 
 def _model(config: Finetune) -> tuple[Any, torch.Tensor, torch.Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from cls import knn
+from cls import knn, nearest
 from cls.config import Knn
 from cls.run import run
 from engine.config import Compute
@@ -44,8 +46,9 @@ def _plain(query: np.ndarray, train: np.ndarray, labels: np.ndarray, k: int, tem
 
 @pytest.mark.parametrize("blocks", [(1024, 16_384), (5, 7), (37, 30)])
 def test_predictions_are_those_of_the_plain_form(blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn, "QUERIES", blocks[0])
-    monkeypatch.setattr(knn, "TRAINS", blocks[1])
+    for module in (knn, nearest):
+        monkeypatch.setattr(module, "QUERIES", blocks[0])
+    monkeypatch.setattr(nearest, "TRAINS", blocks[1])
     for seed in range(3):
         query, _, train, labels = _clouds(seed)
         found = knn.classify(query, train, labels, classes=4, neighbours=KS, temperature=0.07)
@@ -62,22 +65,6 @@ def test_predictions_are_those_of_scikit_learn() -> None:
         reference.fit(train.numpy(), labels.numpy())
         assert found[k].tolist() == reference.predict(query.numpy()).tolist()
     assert 0.2 < (found[10] == answers).float().mean() < 1
-
-
-def test_no_more_similarities_are_held_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn, "QUERIES", 10)
-    monkeypatch.setattr(knn, "TRAINS", 16)
-    widest = []
-    plain_topk = torch.Tensor.topk
-
-    def topk(self: torch.Tensor, *arguments: Any) -> Any:
-        widest.append(self.numel())
-        return plain_topk(self, *arguments)
-
-    monkeypatch.setattr(torch.Tensor, "topk", topk)
-    query, _, train, _ = _clouds(0)
-    knn.nearest(query, train, 4)
-    assert max(widest) <= 10 * 16
 
 
 def test_labels_weigh_by_similarity_and_not_by_count() -> None:
@@ -100,6 +87,39 @@ def test_a_run_measures_every_k(folder: Path, checkpoint: Path, new_run: Callabl
     assert outcome.facts["k"] == 20
     assert outcome.facts["feature"] == "mean of the patch tokens after the checkpoint's final norm"
     assert run(config, new_run(config)).metrics == outcome.metrics
+
+
+def test_other_pools_and_blocks_are_measured_beside(
+    folder: Path, checkpoint: Path, new_run: Callable[[Any], Any]
+) -> None:
+    config = Knn(
+        data=str(folder), checkpoint=str(checkpoint), image=16, neighbours=(5, 20), compute=SMALL,
+        more_pools=("cls", "both"), layers=2,
+    )  # fmt: skip
+    plain = run(replace(config, more_pools=(), layers=1), new_run(config))
+    found = run(config, new_run(config)).metrics
+    others = {f"knn_top1_{pool}_block{block}" for pool in ("avg", "cls", "both") for block in (1, 2)}
+    assert set(found) == set(plain.metrics) | others - {"knn_top1_avg_block2"}
+    assert plain.metrics.items() <= found.items()
+    by_class_token = run(replace(config, pool="cls", more_pools=(), layers=1), new_run(config)).metrics
+    assert found["knn_top1_cls_block2"] == by_class_token["knn_top1"]
+    with pytest.raises(ValueError, match="layers=3 of an encoder with 2 blocks cannot be had; take layers=2"):
+        run(replace(config, layers=3), new_run(config))
+
+
+def test_a_validation_set_that_is_the_training_set_is_found_and_said(
+    folder: Path, checkpoint: Path, tmp_path: Path, new_run: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder / "train", tmp_path / "data" / "train")
+    shutil.copytree(folder / "train", tmp_path / "data" / "val")
+    config = Knn(checkpoint=str(checkpoint), image=16, neighbours=(5, 20), compute=SMALL, encode_batch=7)
+    same = run(replace(config, data=str(tmp_path / "data")), new_run(config))
+    assert same.facts["validation"] == "the validation images are the training images"
+    assert same.facts["val_in_train"] == "72 of 72 looked for"
+    assert "accuracy says little about images that were not seen" in caplog.text
+    honest = run(replace(config, data=str(folder)), new_run(config))
+    assert honest.facts["val_in_train"] == "none of 21 looked for"
+    assert honest.facts["validation"] == "val split"
 
 
 def test_too_many_neighbours_are_refused_before_any_work(folder: Path, new_run: Callable[[Any], Any]) -> None:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from cls.accuracy import Tally, accuracy
 from cls.config import Linear
 from cls.data import CentreCrops, open_splits
-from cls.features import features_of, frozen_encoder
-from cls.linear import CachedBatches, EncodedBatches, Probe, prepare, schedule
+from cls.features import RowBatches, features_of, frozen_encoder
+from cls.linear import EncodedBatches, Probe, prepare, schedule
 from cls.run import run
 from engine.checkpoint import load_state, newest_valid
 from engine.config import Compute
@@ -62,7 +62,8 @@ def test_separable_features_are_learned() -> None:
     torch.manual_seed(0)
     labels = torch.arange(300) % 5
     features = F.one_hot(labels, 5).float() @ torch.randn(5, 12) * 4 + torch.randn(300, 12) * 0.3
-    probe, batches = Probe(12, 5), CachedBatches(features, labels, 50, seed=0, accumulate=1)
+    probe = Probe(12, 5)
+    batches = RowBatches(lambda index: (features[index], labels[index]), 300, 50, seed=0)
     optimizer = LARS(probe.parameters(), lr=20.0)
     for batch in islice(batches.starting_at(0), 120):
         probe(batch)["loss"].backward()
@@ -75,7 +76,8 @@ def test_separable_features_are_learned() -> None:
 def test_cached_features_come_in_the_order_of_their_images(folder: Path, checkpoint: Path) -> None:
     config = _config(folder, checkpoint)
     train, encoder = open_splits(str(folder)).train, frozen_encoder(config, CPU)
-    cached = CachedBatches(*features_of(encoder, train, 16, 1.0, 0), 16, seed=3, accumulate=1)
+    features, labels = features_of(encoder, train, 16, 1.0, 0)
+    cached = RowBatches(lambda index: (features[index], labels[index]), len(labels), 16, seed=3)
     images = Batches(CentreCrops(train, 16, 1.0), 16, seed=3)
     encoded = EncodedBatches(encoder, CentreCrops(train, 16, 1.0), 16, 3, accumulate=1, workers=0)
     assert len(cached) == len(images) == 4

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from backbones.config import SIZES
-from cls import recipes
+from cls import recipes, recipes_attention, recipes_maskalign
 from cls.config import Finetune, Knn, Linear
+from cls.finetune import prepare
 from engine.config import Compute, from_text, identity, to_text, with_overrides
+from engine.step import Stepper
+from tests.cls.conftest import TINY
 
 ALL = [
     function
-    for name, function in inspect.getmembers(recipes, inspect.isfunction)
-    if function.__module__ == recipes.__name__ and not name.startswith("_")
+    for module in (recipes, recipes_maskalign, recipes_attention)
+    for name, function in inspect.getmembers(module, inspect.isfunction)
+    if function.__module__ == module.__name__ and not name.startswith("_")
 ]
 
 
@@ -27,6 +34,21 @@ def test_every_recipe_survives_its_text_and_says_what_it_is(recipe: Any) -> None
     assert recipe.__doc__.splitlines()[0].endswith(".")
 
 
+@pytest.mark.parametrize("recipe", [r for r in ALL if isinstance(r(), Finetune)], ids=lambda recipe: recipe.__name__)
+def test_two_steps_of_every_fine_tunings_tiny_twin(recipe: Any, folder: Path) -> None:
+    compute = Compute(precision="fp32", workers=0, threads=1, device="cpu")
+    config = replace(recipe(), data=str(folder), encoder=TINY, image=16, batch=12, compute=compute)
+    training = prepare(config, torch.device("cpu")).training
+    stepper, batches = Stepper(training, torch.device("cpu")), training.batches.starting_at(0)
+    classifier = training.model.classifier
+    before = classifier.head.weight.clone(), classifier.pos_embed.clone()
+    losses = [stepper.step(step, batches)[0]["loss"].item() for step in range(2)]
+    assert losses[0] == pytest.approx(math.log(3), rel=0.05)  # a head near zero says nothing yet
+    assert math.isfinite(losses[1])
+    assert not torch.equal(classifier.head.weight, before[0])
+    assert not torch.equal(classifier.pos_embed, before[1])  # positions are trained
+
+
 @pytest.mark.parametrize(
     ("recipe", "expected"),  # epochs, base_lr, layer_decay, drop_path: the READMEs of CrossMAE and MAE
     [
@@ -34,18 +56,54 @@ def test_every_recipe_survives_its_text_and_says_what_it_is(recipe: Any) -> None
         (recipes.finetune_vitb, (100, 5e-4, 0.65, 0.1)),
         (recipes.finetune_vitl, (50, 1e-3, 0.75, 0.2)),
         (recipes.finetune_vith, (50, 1e-3, 0.75, 0.3)),
+        (recipes_maskalign.finetune_maskalign_vitb, (100, 3e-4, 0.55, 0.2)),
+        (recipes_maskalign.finetune_maskalign_vitl, (50, 3e-4, 0.75, 0.4)),
+        (recipes_attention.finetune_amt_vitb, (100, 1e-3, 0.75, 0.1)),
     ],
 )
 def test_finetune_recipes_are_the_published_ones(recipe: Any, expected: tuple[float, ...]) -> None:
     config = recipe()
     assert (config.epochs, config.base_lr, config.layer_decay, config.drop_path) == expected
     assert config.encoder == SIZES[recipe.__name__[-1].upper()]
+    assert (config.schedule, config.start_lr, config.decoder) == ("cosine", 0, "torchvision")
     assert config.peak_lr == config.base_lr * 4
     assert (config.batch, config.warmup_epochs, config.min_lr, config.weight_decay) == (1024, 5, 1e-6, 0.05)
     assert (config.betas, config.clip, config.pool, config.image) == ((0.9, 0.999), None, "avg", 224)
     assert (config.label_smoothing, config.mixup, config.cutmix) == (0.1, 0.8, 1.0)
     assert (config.mixup_probability, config.switch_probability, config.erasing) == (1.0, 0.5, 0.25)
     assert (config.randaugment, config.smallest_crop, config.flip) == ("rand-m9-mstd0.5-inc1", 0.08, True)
+
+
+def test_448_pixels_are_evaluated_whole() -> None:
+    config = recipes.finetune_vitb_448()
+    assert (config.image, config.encoder.image, config.eval_crop) == (448, 448, None)
+    assert replace(config, image=224, encoder=SIZES["B"]) == recipes.finetune_vitb()
+
+
+def test_simmims_recipe_is_the_published_one() -> None:
+    config = recipes_attention.finetune_simmim_amt_vitb()
+    assert (config.epochs, config.warmup_epochs, config.layer_decay, config.drop_path) == (100, 20, 0.65, 0.1)
+    assert (config.pool, config.clip, config.schedule) == ("cls", 5.0, "simmim_cosine")
+    for512 = config.batch / 512
+    assert config.peak_lr == pytest.approx(1.25e-3 * for512)
+    assert config.min_lr == config.start_lr == pytest.approx(2.5e-7 * for512)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),  # size, epochs, learning rate, crop
+    [
+        (recipes.linear_vitb_cls, ("B", 90, 6.4, "one-draw")),
+        (recipes.linear_vitl_cls, ("L", 50, 6.4, "one-draw")),
+        (recipes.linear_vith_cls, ("H", 50, 6.4, "one-draw")),
+        (recipes_maskalign.linear_maskalign_vitb, ("B", 90, 1.6, "one-draw")),
+        (recipes_attention.linear_amt_vitb, ("B", 90, 6.4, "torchvision")),
+    ],
+)
+def test_linear_recipes_of_the_class_token_are_the_published_ones(recipe: Any, expected: tuple[Any, ...]) -> None:
+    config = recipe()
+    size = next(letter for letter, vit in SIZES.items() if vit == config.encoder)
+    assert (size, config.epochs, pytest.approx(config.peak_lr), config.crop) == expected
+    assert (config.pool, config.norm, config.batch, config.warmup_epochs) == ("cls", "tokens", 16384, 10)
 
 
 def test_linear_recipe_is_the_published_one() -> None:

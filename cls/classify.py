@@ -1,0 +1,179 @@
+"""A fine-tuned classifier measured: on a validation split, or on ImageNet-A, -R, -Sketch, -V2, -C or ReaL's labels.
+
+    mimbench run cls/classify checkpoint=mae_finetuned_vit_base.pth data=imagenet
+    mimbench run cls/robustness checkpoint=runs/cls/finetune_vitb-1a2b3c4d5e test=imagenet-r data=/data/imagenet-r
+
+`checkpoint` is what a fine-tuning left (its run directory stands for the last weights, classifier-best.safetensors in
+it is the best) or a fine-tuned file of MAE's, CrossMAE's, MaskAlign's. Nothing is trained; every image counts once,
+however many processes share them. The rules of the robustness sets are in cls/robustness.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from backbones.classifier import Classifier
+from backbones.classifier_file import ClassifierInfo, load_classifier
+from cls.accuracy import accuracy, require_finite, shared
+from cls.config import Classify
+from cls.data import CentreCrops, resized_side
+from cls.features import autocast, require_fit
+from cls.predictions import Predictions
+from cls.robustness import Part, robustness
+from engine.bar import track
+from engine.data import evaluation_loader, move
+from engine.datasets import locate
+from engine.images import ImageFolder, normalise
+from engine.process import autocast_dtype, device_name, peak_memory, rank_and_world, setup_process
+from engine.result import Outcome
+from engine.rundir import RunDir
+
+# B image of a batch, N image of a part, C class
+
+SHOWN = 3  # differences between two lists of classes that an error names
+
+
+class Ready(nn.Module):
+    """A classifier that takes uint8 images."""
+
+    def __init__(self, model: Classifier, info: ClassifierInfo) -> None:
+        super().__init__()
+        self.model, self.info = model, info
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of uint8 images (B, 3, S, S)."""
+        logits_BC: Tensor = self.model(normalise(images, self.info.mean, self.info.std))
+        return logits_BC
+
+
+def run(config: Classify, run: RunDir) -> Outcome:
+    """Measure: `val_top1`, `val_top5` (percent) and `val_loss`, or what `robustness` names.
+
+    Raises:
+        FileNotFoundError: if the data set or the checkpoint is not there.
+        ValueError: if there is no checkpoint, it is no classifier, or its classes are not those of the data.
+    """
+    if config.checkpoint is None:
+        raise ValueError("checkpoint=none: name the fine-tuned classifier, a run directory or a file")
+    device = setup_process(config.compute, seed=0)
+    classifier = Ready(*load_classifier(config.checkpoint, config.image))
+    image = config.image or classifier.info.vit.image
+    require_fit(classifier.info.vit, image)
+    classifier.eval().to(device)
+    with autocast(device, autocast_dtype(config.compute, device)):
+        measure = _validate if config.test == "val" else _withstand
+        metrics = measure(config, classifier, image, device, run)
+    require_finite(metrics, config.compute)
+    return Outcome(
+        metrics=metrics,
+        facts=facts(config, classifier.info, image),
+        peak_memory=peak_memory(device),
+        device=device_name(device),
+        family=classifier.info.family,
+    )
+
+
+def _validate(config: Classify, classifier: Ready, image: int, device: torch.device, run: RunDir) -> dict[str, float]:
+    folder = ImageFolder(locate(config.data), "val", decoder=config.decoder)
+    require_same_classes(classifier.info, folder.classes, config.data)
+    crops = CentreCrops(folder, image, crop_share(config, classifier.info))
+    loader = evaluation_loader(shared(crops), config.at_once, config.compute.workers)
+    watch = Predictions(config.save_logits) if config.save_predictions else None
+    batches = track(loader, "classifying batches of val images", len(loader))
+    metrics = accuracy("val", classifier, batches, device, gather=True, watch=watch)
+    if watch is not None:
+        watch.write(run.predictions, folder, config.data)
+    return metrics
+
+
+def _withstand(config: Classify, classifier: Ready, image: int, device: torch.device, run: RunDir) -> dict[str, float]:
+    assert config.test != "val"
+    info = classifier.info
+    if not info.classes and info.outputs != 1000:
+        raise ValueError(
+            f"a classifier of {info.outputs} classes that does not name them: {config.test} wants ImageNet's"
+        )
+    test = robustness(config.test, config.data, info.classes or None)
+    percent = {}
+    for part in test.parts:
+        if config.decoder != part.folder.decoder:
+            part.folder.decoder, part.folder.pixels = config.decoder, None  # decoded otherwise, if at all
+        crops = CentreCrops(part.folder, image, crop_share(config, info))
+        percent[part.name] = part.percent(_right(part, classifier, crops, config, device))
+    return test.metrics(percent)
+
+
+def _right(part: Part, classifier: Ready, crops: CentreCrops, config: Classify, device: torch.device) -> Tensor:
+    """Whether the guess for each image of `part` is right, as `Part.right` says it, from all processes (N,)."""
+    right_N = torch.zeros(len(crops), dtype=torch.int32)
+    loader = evaluation_loader(shared(crops), config.at_once, config.compute.workers)
+    places = _places(len(crops), config.at_once)
+    name = part.name or config.test
+    for batch, places_B in zip(track(loader, f"classifying batches of {name}", len(loader)), places, strict=True):
+        logits_BC = classifier(move(batch[0], device))
+        right_N[places_B] = part.right(logits_BC, places_B).int()
+    if rank_and_world()[1] > 1:
+        whole = right_N.to(device)
+        dist.all_reduce(whole)
+        right_N = whole.cpu()
+    return right_N
+
+
+def _places(images: int, batch: int) -> Iterator[Tensor]:
+    """Which images the batches of this process's part are of."""
+    rank, world = rank_and_world()
+    return iter(torch.arange(rank, images, world).split(batch)) if rank < images else iter(())
+
+
+def crop_share(config: Classify, info: ClassifierInfo) -> float | None:
+    """The centre crop's share of the resized image: what is asked for, else as fine-tuning evaluated it."""
+    if config.eval_crop is not None or config.image not in (None, info.vit.image):
+        return config.eval_crop
+    return info.eval_crop
+
+
+def require_same_classes(info: ClassifierInfo, found: Sequence[str], data: str) -> None:
+    """The classifier's outputs stand for the data's classes, in its order.
+
+    Raises:
+        ValueError: if they do not, saying where they part.
+    """
+    if info.outputs != len(found):
+        raise ValueError(
+            f"the classifier has {info.outputs} classes and {data} has {len(found)}: name the data set it was trained "
+            f"on, or fine-tune on this one"
+        )
+    wrong = [place for place, (one, other) in enumerate(zip(info.classes, found, strict=False)) if one != other]
+    if wrong:
+        pairs = ", ".join(f"{place}: {info.classes[place]} there, {found[place]} here" for place in wrong[:SHOWN])
+        raise ValueError(
+            f"the classifier's classes are others than those of {data} at {len(wrong)} places ({pairs}): its numbers "
+            f"would be compared with the wrong labels"
+        )
+
+
+def facts(config: Classify, info: ClassifierInfo, image: int) -> dict[str, Any]:
+    """What of the protocol changes the numbers."""
+    share = crop_share(config, info)
+    about: dict[str, Any] = {
+        "protocol": f"a fine-tuned classifier on {config.test}",
+        "pool": info.pool,
+        "image": image,
+        "eval_resize": resized_side(image, share),
+        "interpolation": "bicubic, antialiased",
+        "decoder": config.decoder,
+        "classes": info.outputs,
+        "encoder": asdict(info.vit),
+        "weights": f"{info.family} encoder, fine-tuned",
+    }
+    with suppress(KeyError):
+        about["finetune_top1"] = info.metrics["finetune_top1"]
+    return about

@@ -1,0 +1,76 @@
+"""The nearest training images of each query, exactly, in little memory.
+
+Similarities are computed a block at a time, in float32, and of a block only those are looked at again that exceed what
+a query has found already. Of the training features one block at a time is in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Q query, N training images, T training images of a block, K neighbours, S survivors of a block, M all survivors,
+# D features
+
+QUERIES = 1024  # queries compared at a time
+TRAINS = 16_384  # with this many training images: 64 MiB of similarities
+
+
+def nearest(query_QD: Tensor, train_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` rows of `train_ND` of greatest cosine similarity to each query: values and indices (Q, K), best first.
+
+    Neither need be of unit length; `train_ND` may be of half precision, on another device or mapped into memory. Of
+    equal similarities the smaller index comes first. There must be `k` rows.
+    """
+    assert k <= len(train_ND)
+    query_QD = F.normalize(query_QD.float(), dim=1)
+    found = [_Found.none(part_QD) for part_QD in query_QD.split(QUERIES)]
+    room = query_QD.new_empty(min(QUERIES, len(query_QD)), min(TRAINS, len(train_ND)))
+    for start in range(0, len(train_ND), TRAINS):
+        train_TD = F.normalize(train_ND[start : start + TRAINS].to(query_QD.device).float(), dim=1)
+        for place, part_QD in enumerate(query_QD.split(QUERIES)):
+            out = room.view(-1)[: len(part_QD) * len(train_TD)].view(len(part_QD), len(train_TD))
+            found[place] = found[place].joined(torch.mm(part_QD, train_TD.T, out=out), start, k)
+    return torch.cat([best.similarity_QK for best in found]), torch.cat([best.index_QK for best in found])
+
+
+class _Found:
+    """The best of the training images seen so far, best first and by index among equals."""
+
+    def __init__(self, similarity_QK: Tensor, index_QK: Tensor) -> None:
+        self.similarity_QK, self.index_QK = similarity_QK, index_QK
+
+    @classmethod
+    def none(cls, query_QD: Tensor) -> _Found:
+        """Nothing yet."""
+        index = torch.empty(len(query_QD), 0, dtype=torch.long, device=query_QD.device)
+        return cls(query_QD.new_empty(len(query_QD), 0), index)
+
+    def joined(self, similarity_QT: Tensor, start: int, k: int) -> _Found:
+        """With the similarities to the training images from `start` on."""
+        value_QS, index_QS = _survivors(similarity_QT, self._bar(similarity_QT, k), start)
+        value = torch.cat([self.similarity_QK, value_QS], 1)
+        value, order = value.sort(dim=1, descending=True, stable=True)
+        index = torch.cat([self.index_QK, index_QS], 1).gather(1, order[:, :k])
+        return _Found(value[:, :k].contiguous(), index)
+
+    def _bar(self, similarity_QT: Tensor, k: int) -> Tensor:
+        """What a similarity must exceed to be among the best `k` (Q, 1): an equal one comes too late."""
+        if self.similarity_QK.shape[1] == k:
+            return self.similarity_QK[:, -1:]
+        least = similarity_QT.topk(min(k, similarity_QT.shape[1])).values[:, -1:]
+        return least.nextafter(torch.full_like(least, -torch.inf))
+
+
+def _survivors(similarity_QT: Tensor, bar_Q1: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Similarities above the bar and the indices of their training images (Q, S), in order; the rest is -inf."""
+    row_M, column_M = (similarity_QT > bar_Q1).nonzero(as_tuple=True)
+    count_Q = torch.bincount(row_M, minlength=len(similarity_QT))
+    place_M = torch.arange(len(row_M), device=row_M.device) - (count_Q.cumsum(0) - count_Q)[row_M]
+    most = int(count_Q.max()) if len(row_M) else 0
+    value_QS = similarity_QT.new_full((len(similarity_QT), most), -torch.inf)
+    index_QS = torch.zeros(len(similarity_QT), most, dtype=torch.long, device=row_M.device)
+    value_QS[row_M, place_M] = similarity_QT[row_M, column_M]
+    index_QS[row_M, place_M] = column_M + start
+    return value_QS, index_QS

@@ -1,0 +1,98 @@
+"""Two processes measure on stored features what one does: k-NN, the fast linear probe, few-shot, and the features.
+
+python tests/cls/test_frozen_ranks.py DIRECTORY     # what the test starts: one process, then two, forked from it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from cls.config import FastLinear, FewShot, Knn
+from cls.run import run
+from engine.config import Compute, to_text
+from engine.rundir import RunDir
+from tests.cls.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+PART = 16
+
+
+def _configs(data: str) -> dict[str, Any]:
+    compute = Compute(precision="fp32", workers=0, device="cpu", log_every=5, save_every=20)
+    shared: dict[str, Any] = {"data": data, "encoder": TINY, "image": 16, "compute": compute, "encode_batch": 8}
+    return {
+        "knn": Knn(**shared, neighbours=(5, 20), more_pools=("cls",)),
+        "fewshot": FewShot(**shared, shots=(2, 5), draws=3),
+        "fast": FastLinear(
+            **shared, layers=2, base_lrs=(10.0, 100.0), held_out=0.25, epochs=8, warmup_epochs=1, batch=16
+        ),
+    }
+
+
+def _measure(directory: Path, world: int) -> None:
+    from cls import feature_store
+
+    feature_store.PART = PART
+    found = {}
+    for name, config in _configs(str(directory / "colours")).items():
+        about = {"recipe": f"test/{name}", "stage": "cls", "identity": "0"}
+        found[name] = run(config, RunDir.create(directory / str(world) / "cls" / name, to_text(config), about)).metrics
+    if os.environ.get("RANK", "0") == "0":
+        (directory / f"{world}.json").write_text(json.dumps(found))
+
+
+def _fork(directory: Path, rank: int, world: int, port: int) -> int:
+    if child := os.fork():
+        return child
+    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    status = 1
+    try:
+        with patch.dict(os.environ, {**where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}):
+            _measure(directory, world)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def main(directory: Path) -> None:
+    """Everything by one process, then by two."""
+    import mmengine.runner  # noqa: F401  (once, rather than in each process)
+    import torch._dynamo  # noqa: F401
+
+    for world in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = [_fork(directory, rank, world, port) for rank in range(world)]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
+
+
+@pytest.mark.slow
+def test_two_processes_measure_as_one(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "colours").symlink_to(folder)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / f"{world}.json").read_text()) for world in (1, 2))
+    for protocol in ("knn", "fewshot"):
+        assert two[protocol] == one[protocol]
+    assert two["fast"].keys() == one["fast"].keys()  # whose batch norm sees half a batch in each of two processes
+    stores = [sorted((tmp_path / str(world) / ".features").rglob("*.safetensors")) for world in (1, 2)]
+    assert len(stores[0]) == len(stores[1]) == 2 * (2 + 4)  # avg and cls of tokens; pooled: avg and cls of two blocks
+    for alone, together in zip(*stores, strict=True):
+        assert alone.name == together.name
+        assert alone.read_bytes() == together.read_bytes()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
