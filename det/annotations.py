@@ -21,14 +21,17 @@ Fault = tuple[str, str]  # what is wrong, what to do
 OVERHANG = 1.0  # pixels by which COCO's rounded boxes may stick out
 
 
-def annotation_findings(content: Any, files: CocoFiles) -> Iterator[Finding]:
-    """Everything wrong with the parsed annotation file of a split, and images of it that are not there."""
+def annotation_findings(content: Any, files: CocoFiles, masks: bool = True) -> Iterator[Finding]:
+    """Everything wrong with the parsed annotation file of a split, and images of it that are not there.
+
+    Without `masks` nothing is asked of segmentations: boxes alone will do.
+    """
     file = str(files.annotations)
 
     def errors(faults: Iterable[Fault]) -> Iterator[Finding]:
         return (Finding("error", file, what, remedy) for what, remedy in faults)
 
-    broken = list(errors(_structure(content)))
+    broken = list(errors(_structure(content, masks)))
     yield from broken
     if broken:
         return
@@ -37,7 +40,7 @@ def annotation_findings(content: Any, files: CocoFiles) -> Iterator[Finding]:
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     for annotation in content["annotations"]:
-        if (fault := _reference(annotation, sizes, categories) or _shape(annotation, sizes)) is not None:
+        if (fault := _reference(annotation, sizes, categories) or _shape(annotation, sizes, masks)) is not None:
             yield Finding("error", file, f"annotation {annotation['id']} {fault[0]}", fault[1])
         elif (what := _odd_box(annotation, sizes)) is not None:
             yield Finding("warning", file, f"annotation {annotation['id']} {what}", "")
@@ -70,19 +73,20 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _structure(content: Any) -> Iterator[Fault]:
+def _structure(content: Any, masks: bool) -> Iterator[Fault]:
     """Lists that are missing, and entries without what every entry has."""
     if not isinstance(content, dict):
         yield "is not a COCO annotation file", "it must be an object with images, annotations and categories"
         return
     for name, keys in _LISTS.items():
+        needed = {key: fits for key, fits in keys.items() if masks or key != "segmentation"}
         entries = content.get(name)
         if not isinstance(entries, list):
             yield f"has no list of {name}", "it must be an object with images, annotations and categories"
         elif not entries and name != "annotations":
             yield f"lists no {name}", f"add the {name}"
         else:
-            yield from _entries(name, entries, keys)
+            yield from _entries(name, entries, needed)
 
 
 def _entries(name: str, entries: list[Any], keys: dict[str, Callable[[Any], bool]]) -> Iterator[Fault]:
@@ -91,7 +95,8 @@ def _entries(name: str, entries: list[Any], keys: dict[str, Callable[[Any], bool
         for key, fits in keys.items():
             if not fits(known.get(key)):
                 what = f"{name}[{place}] (id {known.get('id')}) has no usable {key}"
-                yield what, f"{key} is {known[key]!r:.60}" if key in known else f"add {key}"
+                without = "; heads.masks=false trains without masks" if key == "segmentation" else ""
+                yield what, (f"{key} is {known[key]!r:.60}" if key in known else f"add {key}") + without
                 break
 
 
@@ -135,11 +140,13 @@ def _reference(annotation: Entry, sizes: dict[int, tuple[int, int]], categories:
     return None
 
 
-def _shape(annotation: Entry, sizes: dict[int, tuple[int, int]]) -> Fault | None:
+def _shape(annotation: Entry, sizes: dict[int, tuple[int, int]], masks: bool) -> Fault | None:
     height, width = sizes[annotation["image_id"]]
     x, y, w, h = annotation["bbox"]
     if w < 0 or h < 0 or x >= width or y >= height or x + w < 0 or y + h < 0:
         return f"has bbox {annotation['bbox']}, outside its image of {width} x {height}", "it is [x, y, width, height]"
+    if not masks:
+        return None
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         return _run_lengths(segmentation, height, width)
@@ -148,7 +155,7 @@ def _shape(annotation: Entry, sizes: dict[int, tuple[int, int]]) -> Fault | None
 
 def _polygons(polygons: list[Any]) -> Fault | None:
     if not polygons:
-        return "has an empty polygon", "draw it, or remove the annotation"
+        return "has an empty polygon", "draw it, or remove the annotation; heads.masks=false trains without masks"
     for polygon in polygons:
         if not isinstance(polygon, list) or not _numbers(polygon):
             return "has a polygon that is not a list of numbers", "a polygon is [x1, y1, x2, y2, ...]"

@@ -21,6 +21,7 @@ from det.augment import (
     fitted,
     jittered,
     place_bitmap,
+    place_boxes,
     place_polygons,
     render,
 )
@@ -30,19 +31,20 @@ from det.masks import InstanceMasks
 
 THINNEST = 1e-5  # pixels; detectron2's threshold for a box that is empty
 
-Target = dict[str, Any]  # "boxes" float32 (T, 4), "labels" int64 (T,), "masks" InstanceMasks of length T
+Target = dict[str, Any]  # "boxes" float32 (T, 4), "labels" int64 (T,), "masks" InstanceMasks of length T, if wanted
 
 
 class TrainingImages(Dataset[tuple[Tensor, Target]]):
     """Jittered images with their objects; images without an object (crowd regions do not count) are left out."""
 
-    def __init__(self, split: CocoSplit, augment: Augment, side: int) -> None:
-        """`side`: of the square that images are fitted into.
+    def __init__(self, split: CocoSplit, augment: Augment, side: int, masks: bool = True) -> None:
+        """`side`: of the square that images are fitted into; without `masks` objects are boxes as the file has them.
 
         Raises:
             ValueError: if no image has an object.
         """
         self.split, self.augment, self.side = split, augment, side
+        self.placed = placed_objects if masks else placed_boxes
         self.images = split.with_objects()
         if not len(self.images):
             raise ValueError(f"{split.files.annotations} has no image with an object to learn from")
@@ -53,7 +55,7 @@ class TrainingImages(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, number: int) -> tuple[Tensor, Target]:
         index = int(self.images[number])
         placement = jittered(self.split.size(index), draw_jitter(self.augment), self.side)
-        return render(self.split.read_image(index), placement), placed_objects(self.split, index, placement)
+        return render(self.split.read_image(index), placement), self.placed(self.split, index, placement)
 
 
 def placed_objects(split: CocoSplit, index: int, placement: Placement) -> Target:
@@ -62,9 +64,21 @@ def placed_objects(split: CocoSplit, index: int, placement: Placement) -> Target
     polygons = iter(place_polygons([shape for shape in shapes if isinstance(shape, list)], placement))
     placed = [next(polygons) if isinstance(shape, list) else place_bitmap(shape, placement) for shape in shapes]
     boxes = boxes_around(placed)
-    left = ((boxes[:, 2:] - boxes[:, :2]) > THINNEST).all(1)
+    left = _not_empty(boxes)
     masks = InstanceMasks([placed[i] for i in left.nonzero()[:, 0].tolist()])
     return {"boxes": boxes[left], "labels": torch.from_numpy(labels)[left], "masks": masks}
+
+
+def placed_boxes(split: CocoSplit, index: int, placement: Placement) -> Target:
+    """The same for boxes alone: cut off at the window."""
+    labels, corners = split.boxed_objects(index)
+    boxes = place_boxes(corners, placement)
+    left = _not_empty(boxes)
+    return {"boxes": boxes[left], "labels": torch.from_numpy(labels)[left]}
+
+
+def _not_empty(boxes_N4: Tensor) -> Tensor:
+    return ((boxes_N4[:, 2:] - boxes_N4[:, :2]) > THINNEST).all(1)
 
 
 class ValidationImages(Dataset[tuple[Tensor, int]]):

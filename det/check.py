@@ -45,8 +45,11 @@ def _split_findings(split: str, files: CocoFiles, facts: dict[str, int]) -> Iter
             error.finding if isinstance(error, UnfitError) else Finding("error", str(files.annotations), str(error), "")
         )
         return
-    findings = list(annotation_findings(content, files))
+    masks = _has_masks(content)
+    findings = list(annotation_findings(content, files, masks))
     yield from findings
+    if not masks:
+        yield Finding("note", str(files.annotations), "has boxes but no masks", "train with heads.masks=false")
     if isinstance(content, dict) and isinstance(content.get("images"), list):
         listed = [
             image for image in content["images"] if isinstance(image, dict) and isinstance(image.get("file_name"), str)
@@ -54,6 +57,14 @@ def _split_findings(split: str, files: CocoFiles, facts: dict[str, int]) -> Iter
         yield from _image_findings(listed, files)
     if not any(finding.severity == "error" for finding in findings):
         facts.update(_facts(split, content))
+
+
+def _has_masks(content: Any) -> bool:
+    """Whether any annotation has a segmentation, or there are none that could."""
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list) or not annotations:
+        return True
+    return any(isinstance(annotation, dict) and annotation.get("segmentation") for annotation in annotations)
 
 
 def _image_findings(images: list[dict[str, Any]], files: CocoFiles) -> Iterator[Finding]:

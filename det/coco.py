@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pycocotools.mask as coco_masks
@@ -28,12 +28,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from det.annotations import annotation_findings
+from det.lvis import as_coco, lvis_files
 from det.masks import Bitmap, Polygons
 from engine.datasets import CocoFiles, Split, coco_files, require, unfit
 from engine.folders import Paths
 from engine.images import read_image
 
 Shape = Polygons | Bitmap
+Benchmark = Literal["coco", "lvis"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class CocoSplit:
     first: NDArray[np.int64]  # (I + 1,) annotations of image i are first[i] .. first[i + 1]
     labels: NDArray[np.int64]  # (A,) rank of the category
     crowd: NDArray[np.bool_]  # (A,) regions of many objects, which are neither learned nor counted as missed
+    boxes: NDArray[np.float64]  # (A, 4) x0 y0 x1 y1, as in the file
     parts: NDArray[np.int64]  # (A + 1,) polygons of annotation a are parts[a] .. parts[a + 1]; none for an RLE region
     corners: NDArray[np.int64]  # (P + 1,) numbers of polygon p are corners[p] .. corners[p + 1] of `numbers`
     numbers: NDArray[np.float64]  # x0 y0 x1 y1 ... of all polygons
@@ -83,9 +86,21 @@ class CocoSplit:
 
         A shape is a list of polygons, each a float64 array x0 y0 x1 y1 ..., or a bitmap uint8 (H, W).
         """
-        annotations = np.arange(self.first[index], self.first[index + 1])
-        annotations = annotations[~self.crowd[annotations]]
+        annotations = self._objects(index)
         return self.labels[annotations], [self._shape(a, index) for a in annotations.tolist()]
+
+    def boxed_objects(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Labels (N,) and boxes (N, 4) of the same, boxes as the file has them."""
+        annotations = self._objects(index)
+        return self.labels[annotations], self.boxes[annotations]
+
+    def objects_labels(self, index: int) -> NDArray[np.int64]:
+        """Labels (N,) of the same."""
+        return self.labels[self._objects(index)]
+
+    def _objects(self, index: int) -> NDArray[np.int64]:
+        annotations = np.arange(self.first[index], self.first[index + 1])
+        return annotations[~self.crowd[annotations]]
 
     def _shape(self, annotation: int, index: int) -> Shape:
         begin, end = self.parts[annotation : annotation + 2].tolist()
@@ -95,23 +110,37 @@ class CocoSplit:
             return bitmap
         return [self.numbers[self.corners[part] : self.corners[part + 1]] for part in range(begin, end)]
 
+    def images_showing(self) -> NDArray[np.int64]:
+        """(K,) how many images show each category; crowd regions do not count."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.first))[~self.crowd]
+        pairs = np.unique(np.stack([owner, self.labels[~self.crowd]]), axis=1)
+        return np.bincount(pairs[1], minlength=len(self.category_ids))
+
     def with_objects(self) -> NDArray[np.int64]:
         """The images that have an object which is not a crowd region: those worth training on."""
         owner = np.repeat(np.arange(len(self)), np.diff(self.first))
         return np.unique(owner[~self.crowd])
 
 
-def read_split(directory: Path, split: Split, single_class: bool = False) -> CocoSplit:
-    """The annotations of a split of the COCO data set in `directory`, with `single_class` all of one category.
+def read_split(
+    directory: Path, split: Split, single_class: bool = False, *, masks: bool = True, benchmark: Benchmark = "coco"
+) -> CocoSplit:
+    """The annotations of a split of the data set in `directory`.
+
+    Args:
+        single_class: all of one category.
+        masks: whether they are wanted; else what the file says of them, if anything, is not looked at.
+        benchmark: "lvis" reads LVIS's files.
 
     Raises:
         FileNotFoundError: if the annotation file or an image is missing.
         UnfitError: (a ValueError) the first thing that is wrong with the annotations.
     """
-    files = coco_files(directory, split)
+    files = lvis_files(directory, split) if benchmark == "lvis" else coco_files(directory, split)
     content = read_annotations(files.annotations)
-    require(annotation_findings(content, files))
-    return arranged(of_one_category(content) if single_class else content, files)
+    content = as_coco(content) if benchmark == "lvis" else content
+    require(annotation_findings(content, files, masks))
+    return arranged(of_one_category(content) if single_class else content, files, masks)
 
 
 def read_annotations(file: Path) -> dict[str, Any]:
@@ -124,7 +153,7 @@ def read_annotations(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} does not exist; a COCO data set has annotations/instances_train2017.json and "
-            f"instances_val2017.json beside the folders train2017 and val2017"
+            f"instances_val2017.json beside the folders train2017 and val2017 (LVIS: lvis_v1_train.json, ...)"
         )
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
@@ -142,8 +171,8 @@ def of_one_category(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def arranged(content: dict[str, Any], files: CocoFiles) -> CocoSplit:
-    """The content of an annotation file, known to be sound, in flat arrays."""
+def arranged(content: dict[str, Any], files: CocoFiles, masks: bool = True) -> CocoSplit:
+    """The content of an annotation file, known to be sound, in flat arrays; without masks if they are not wanted."""
     categories = sorted(content["categories"], key=lambda category: category["id"])
     rank = {category["id"]: number for number, category in enumerate(categories)}
     images = sorted(content["images"], key=lambda image: image["id"])
@@ -161,8 +190,16 @@ def arranged(content: dict[str, Any], files: CocoFiles) -> CocoSplit:
         first=_ends([len(of_image[image["id"]]) for image in images]),
         labels=np.array([rank[annotation["category_id"]] for annotation in annotations], dtype=np.int64),
         crowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=np.bool_),
-        **_shapes([annotation["segmentation"] for annotation in annotations]),
+        boxes=_corners([annotation["bbox"] for annotation in annotations]),
+        **_shapes([annotation["segmentation"] if masks else [] for annotation in annotations]),
     )
+
+
+def _corners(boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """x y w h to x0 y0 x1 y1."""
+    corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    return corners
 
 
 def _shapes(segmentations: Sequence[Any]) -> dict[str, Any]:
@@ -171,7 +208,7 @@ def _shapes(segmentations: Sequence[Any]) -> dict[str, Any]:
     parts, corners, runs = [], [], []
     for segmentation in segmentations:
         polygons = segmentation if isinstance(segmentation, list) else []
-        counts = b"" if polygons else _compressed(segmentation)
+        counts = _compressed(segmentation) if isinstance(segmentation, dict) else b""
         parts.append(len(polygons))
         runs.append(len(counts))
         corners += [len(polygon) for polygon in polygons]

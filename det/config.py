@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Literal
 
 from backbones.config import SIZES, ViT
 from engine.config import Compute, plumbing, science, speed
@@ -27,6 +28,7 @@ class ViTDet:
         None, about="blocks that attend to the whole image; none takes the last of each quarter of the depth"
     )
     rel_pos: bool = science(True, about="decomposed relative positions in every block")
+    abs_pos: bool = science(True, about="the position table; without it a checkpoint's is left out")
     drop_path: float = science(0.1, about="rate of the last block; it rises linearly from 0")
     channels: int = science(256, about="channels of every pyramid map")
     scales: tuple[float, ...] = science((4.0, 2.0, 1.0, 0.5), about="pyramid maps relative to the encoder's grid")
@@ -53,6 +55,7 @@ class Proposals:
     """The region proposal network. One anchor size for each pyramid map, and for one more of half the last's size."""
 
     convs: int = science(2, about="hidden 3x3 convolutions")
+    norm: bool = science(False, about="a layer norm after each of them, as the paper says; detectron2's code has none")
     anchor_sizes: tuple[float, ...] = science((32.0, 64.0, 128.0, 256.0, 512.0), about="pixels, finest map first")
     anchor_ratios: tuple[float, ...] = science((0.5, 1.0, 2.0), about="height over width")
     samples: int = science(256, about="anchors per image in the loss, at most half of them objects")
@@ -77,9 +80,18 @@ class Heads:
     score_threshold: float = science(0.05, about="detections must score above this")
     nms: float = science(0.5, about="overlap above which the lower-scored detection of a class goes")
     detections: int = science(100, about="detections kept per image; COCO's metrics look at 100")
+    masks: bool = science(True, about="learn and find masks; false for data that has boxes alone")
+    cascade: bool = science(False, about="three box heads in a row, each for tighter boxes (Cascade R-CNN)")
+    class_loss: Literal["softmax", "sigmoid", "federated"] = science(
+        "softmax", about="how classes are learned; federated is LVIS's, sigmoids over some classes at a time"
+    )
+    federated: int = science(50, about="classes in each federated loss, those on the image among them")
+    soft_nms: Literal["off", "linear", "gaussian"] = science(
+        "off", about="lower the scores of overlapping detections of a class in place of suppressing them"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("samples", "convs", "channels", "fc", "detections"):
+        for name in ("samples", "convs", "channels", "fc", "detections", "federated"):
             if getattr(self, name) < 1:
                 raise ValueError(f"heads.{name}={getattr(self, name)} must be at least 1")
         if not (0 <= self.score_threshold < 1 and 0 < self.nms <= 1):
@@ -102,22 +114,47 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Views:
+    """Sizes and a mirror image in which each image is also looked at in evaluation; what is seen in them is united."""
+
+    sizes: tuple[int, ...] = science((), about="longest sides in pixels; none is once, at `image`")
+    flip: bool = science(False, about="each also mirrored")
+
+    def __post_init__(self) -> None:
+        if any(size < 1 for size in self.sizes):
+            raise ValueError(f"views.sizes={list(self.sizes)} must be at least 1")
+
+
+@dataclass(frozen=True)
 class MaskRCNN:
     """Mask R-CNN on a ViTDet backbone, trained and evaluated on a COCO-style data set."""
 
     data: str = science(about="a COCO directory, or the name of one")
+    engine: Literal["mimbench", "detectron2"] = science(
+        "mimbench", about="what trains and evaluates: mimbench, or detectron2 if it is installed"
+    )
+    benchmark: Literal["coco", "lvis"] = science(
+        "coco", about="whose files and rules: lvis reads annotations/lvis_v1_{train,val}.json and scores as LVIS does"
+    )
+    repeat: float | None = science(
+        None, about="images of categories that fewer than this share of the images show are repeated (LVIS: 0.001)"
+    )
     checkpoint: str | None = science(None, about="encoder to start from; none trains from scratch")
     allow_partial: bool = science(
         False, about="take a checkpoint whose keys are not all accounted for; the result names what was let pass"
     )
     single_class: bool = science(False, about="learn and evaluate as if all objects were of one category")
     encoder: ViT = science(SIZES["B"], about="shape of the encoder when there is no checkpoint")
+    start: Literal["pretraining", "detectron2"] = science(
+        "pretraining", about="how an encoder without a checkpoint is drawn: as pretraining's, or N(0, .02) throughout"
+    )
     vitdet: ViTDet = ViTDet()
     proposals: Proposals = Proposals()
     heads: Heads = Heads()
     augment: Augment = Augment()
+    views: Views = Views()
     image: int = science(1024, about="side of the square that images are fitted into, in pixels")
-    steps: int = science(184_375, about="optimiser steps")
+    steps: int = science(184_375, about="optimiser steps; 0 evaluates a checkpoint that is a whole detector as it is")
     batch: int = science(64, about="images per optimiser step, over all processes and micro-batches")
     lr: float = science(1e-4, about="peak learning rate of the heads")
     warmup: float = science(250.0, about="steps of linear warm-up, from 0.001 of the peak")
@@ -126,6 +163,12 @@ class MaskRCNN:
     weight_decay: float = science(0.1)
     decay_norms: bool = science(False, about="weight decay on the ViT's norms and position table too (ViTDet-H)")
     clip: float | None = science(None, about="largest gradient norm; none does not clip")
+    normalise: Literal["image", "batch"] = science(
+        "image", about="losses as of 64 GPUs with an image each, however a batch is divided; or as of one whole batch"
+    )
+    recompute: bool = speed(
+        False, about="compute the encoder's activations again in the backward pass: less memory, more time"
+    )
     evaluate_every: int | None = plumbing(None, about="steps between evaluations; none evaluates at the end only")
     evaluate_batch: int = speed(1, about="images per batch at evaluation")
     shown: int = plumbing(6, about="validation images drawn with their detections")
@@ -133,9 +176,11 @@ class MaskRCNN:
     compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
-        for name in ("image", "steps", "batch", "evaluate_batch"):
+        for name in ("image", "batch", "evaluate_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.steps < 0 or (self.steps == 0 and self.checkpoint is None):
+            raise ValueError(f"steps={self.steps} must be at least 1; or 0 with checkpoint= naming a whole detector")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise ValueError(f"evaluate_every={self.evaluate_every} must be at least 1, or none")
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -144,6 +189,13 @@ class MaskRCNN:
             raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]")
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones={list(self.milestones)} must rise")
+        if self.normalise == "batch" and self.compute.accumulate > 1:
+            raise ValueError(
+                f"normalise=batch takes the whole batch at once, not compute.accumulate={self.compute.accumulate} "
+                "parts; normalise=image gives the same however the batch is divided"
+            )
+        if self.repeat is not None and not 0 < self.repeat <= 1:
+            raise ValueError(f"repeat={self.repeat} is a share of the images, in (0, 1], or none")
         if self.batch % self.compute.accumulate:
             raise ValueError(f"batch={self.batch} must be a multiple of compute.accumulate={self.compute.accumulate}")
         maps = len(self.vitdet.scales) + 1
@@ -154,6 +206,15 @@ class MaskRCNN:
             )
         if self.checkpoint is None:
             self.shape_for(self.encoder)
+
+    def scaled(self, epochs: int, whole: int) -> MaskRCNN:
+        """The same, which trains for `whole` epochs, with a schedule for `epochs`: steps, drops of the rate, warm-up.
+
+        As detectron2 makes 75 epochs of 100: whole steps, rounded down, and warm-up as the same fraction of them.
+        """
+        steps = self.steps * epochs // whole
+        milestones = tuple(step * epochs // whole for step in self.milestones)
+        return replace(self, steps=steps, milestones=milestones, warmup=self.warmup * steps / self.steps)
 
     def shape_for(self, encoder: ViT) -> ViT:
         """The encoder inside the detector: `encoder`, or what is left of it at `vitdet.patch`.

@@ -1,4 +1,8 @@
-"""A picture of what a detector finds: validation images, each twice: the ground truth, and beside it what was detected.
+"""Pictures of what a detector finds: images with their detections, validation images beside the ground truth.
+
+    draw_detections(split, results, path, 6)          # six of them, evenly chosen
+    draw_detections(split, results, path, 6, worst)   # those first in `worst` (`det.errors`)
+    draw_objects(image, objects, path)                # one image by itself, at its own size
 
 Each object has its mask, its box, the name of its category and, if detected, its score. Categories keep their colour
 from image to image. Detections that score at least half as much as
@@ -22,6 +26,7 @@ from numpy.typing import NDArray
 
 from det.augment import boxes_around
 from det.coco import CocoSplit, Shape
+from det.errors import ImageJudged
 from det.evaluate import Result
 from engine.atomic import write_with
 
@@ -34,19 +39,26 @@ TINT = 0.5  # how much of a mask's colour covers the image
 class Drawn(NamedTuple):
     """An object to be drawn."""
 
-    mask: NDArray[np.bool_]  # (H, W)
+    mask: NDArray[np.bool_] | None  # (H, W)
     box: tuple[float, float, float, float]  # x y w h
     label: int
     text: str
 
 
-def draw_detections(split: CocoSplit, results: Sequence[Result], path: Path, count: int) -> None:
-    """Write a PNG of `count` images of `split`, evenly chosen from those with objects, and their `results`."""
-    chosen = _evenly(split.with_objects(), count)
+def draw_detections(
+    split: CocoSplit, results: Sequence[Result], path: Path, count: int, order: Sequence[int] | None = None
+) -> None:
+    """Write a PNG of `count` images of `split` and their `results`: the first of `order`, places in `split`.
+
+    Without `order` they are evenly chosen from those with objects. Nothing is written if there are none.
+    """
+    chosen = _evenly(split.with_objects(), count) if order is None else list(order[:count])
+    if not chosen:
+        return
     found = defaultdict(list)
     for result in results:
         found[result["image_id"]].append(result)
-    least = 0.5 * max((result["score"] for result in results), default=1.0)
+    least = least_drawn(results)
     rows = [chosen[start : start + PAIRS] for start in range(0, len(chosen), PAIRS)]
     heights = [max(split.size(index)[0] / split.size(index)[1] for index in row) for row in rows]
     figure = Figure(figsize=(2 * PAIRS * INCHES, sum(heights) * INCHES + 0.35 * len(rows)), layout="constrained")
@@ -62,6 +74,36 @@ def draw_detections(split: CocoSplit, results: Sequence[Result], path: Path, cou
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
+def least_drawn(results: Sequence[Result]) -> float:
+    """The score from which on detections are drawn: half of the best."""
+    return 0.5 * max((result["score"] for result in results), default=1.0)
+
+
+def worst_first(images: Sequence[ImageJudged], least: float) -> list[int]:
+    """Places in the split, images with the smallest share of right detections first; those without a mistake left out.
+
+    Where they are equal, the one with more mistakes comes first.
+    """
+
+    def mistakes(image: ImageJudged) -> int:
+        wrong = sum(one.score >= least and one.verdict not in ("right", "ignored") for one in image.detections)
+        return wrong + len(image.unmatched)
+
+    poor = [image for image in images if image.quality(least) < 1]
+    return [image.index for image in sorted(poor, key=lambda image: (image.quality(least), -mistakes(image)))]
+
+
+def draw_objects(image: NDArray[np.uint8], objects: Iterable[Drawn], path: Path) -> None:
+    """Write a PNG of one image (H, W, 3) with what is in it, of the image's own size (at most 2,000 pixels wide)."""
+    height, width = image.shape[:2]
+    inches = min(width, 2000) / 100
+    figure = Figure(figsize=(inches, inches * height / width), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    _panel(axes, image, objects, "", size=max(6.0, 9 * inches / 6.4))
+    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+
+
 def _evenly(images: NDArray[np.int64], count: int) -> list[int]:
     places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
     chosen: list[int] = images[places].tolist()
@@ -71,13 +113,17 @@ def _evenly(images: NDArray[np.int64], count: int) -> list[int]:
 def _truth(split: CocoSplit, index: int) -> list[Drawn]:
     labels, shapes = split.objects(index)
     corners = boxes_around(shapes).tolist()
+    if not all(isinstance(shape, np.ndarray) or shape for shape in shapes):  # boxes alone
+        corners = split.boxed_objects(index)[1].tolist()
     return [
         Drawn(_mask(shape, split.size(index)), (x0, y0, x1 - x0, y1 - y0), label, split.categories[label])
         for label, shape, (x0, y0, x1, y1) in zip(labels.tolist(), shapes, corners, strict=True)
     ]
 
 
-def _mask(shape: Shape, size: tuple[int, int]) -> NDArray[np.bool_]:
+def _mask(shape: Shape, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    if isinstance(shape, list) and not shape:
+        return None
     if not isinstance(shape, list):
         return shape.astype(np.bool_)
     region = coco_masks.merge(coco_masks.frPyObjects([polygon.tolist() for polygon in shape], *size))
@@ -86,30 +132,38 @@ def _mask(shape: Shape, size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _detected(split: CocoSplit, results: Sequence[Result], least: float) -> list[Drawn]:
+    return detected(results, split.category_ids, split.categories, least)
+
+
+def detected(
+    results: Sequence[Result], category_ids: Sequence[int], categories: Sequence[str], least: float
+) -> list[Drawn]:
+    """What is to be drawn of the results of one image: those that score `least` or more, the best `MOST` of them."""
     best = sorted((r for r in results if r["score"] >= least), key=lambda result: -result["score"])[:MOST]
-    labels = [split.category_ids.index(result["category_id"]) for result in best]
+    labels = [category_ids.index(result["category_id"]) for result in best]
     return [
         Drawn(
-            coco_masks.decode(result["segmentation"]).astype(np.bool_),
+            coco_masks.decode(result["segmentation"]).astype(np.bool_) if "segmentation" in result else None,
             tuple(result["bbox"]),
             label,
-            f"{split.categories[label]} {result['score']:.2f}",
+            f"{categories[label]} {result['score']:.2f}",
         )
         for result, label in zip(best, labels, strict=True)
     ]
 
 
-def _panel(axes: Axes, image: NDArray[np.uint8], objects: Iterable[Drawn], title: str) -> None:
+def _panel(axes: Axes, image: NDArray[np.uint8], objects: Iterable[Drawn], title: str, size: float = 6.0) -> None:
     """One image with what is in it, the largest objects first so that small ones are not covered."""
     tinted = image.astype(np.float32) / 255
     for drawn in sorted(objects, key=lambda drawn: -drawn.box[2] * drawn.box[3]):
         colour = _colour(drawn.label)
-        tinted[drawn.mask] = (1 - TINT) * tinted[drawn.mask] + TINT * np.array(colour)
+        if drawn.mask is not None:
+            tinted[drawn.mask] = (1 - TINT) * tinted[drawn.mask] + TINT * np.array(colour)
         x, y, width, height = drawn.box
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.5))
         above = y > 0.06 * image.shape[0]  # room for the name
         axes.text(
-            max(x, 0), max(y, 0), drawn.text, fontsize=6, color="white", clip_on=True,
+            max(x, 0), max(y, 0), drawn.text, fontsize=size, color="white", clip_on=True,
             verticalalignment="bottom" if above else "top",
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
         )  # fmt: skip

@@ -41,9 +41,13 @@ class MaskHead(nn.Module):
         return logits_RKMM[torch.arange(len(label_R), device=label_R.device), label_R]
 
 
-def mask_loss(logits_RMM: Tensor, target_RMM: Tensor) -> Tensor:
-    """Mean binary cross entropy over all cells of all regions; 0, with a gradient of 0, when there are none."""
+def mask_loss(logits_RMM: Tensor, target_RMM: Tensor, share_R: Tensor) -> Tensor:
+    """Mean binary cross entropy over the cells of each region, each region counting by its share (`det.shares`).
+
+    0, with a gradient of 0, when there are none.
+    """
     if not len(logits_RMM):
         return logits_RMM.sum() * 0
     logits = at_least_float32(logits_RMM)
-    return F.binary_cross_entropy_with_logits(logits, target_RMM.to(logits.dtype))
+    missed_RMM = F.binary_cross_entropy_with_logits(logits, target_RMM.to(logits.dtype), reduction="none")
+    return (missed_RMM.mean((1, 2)) * share_R).sum()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou
 
+from backbones.pyramid import ConvNorm, suited
 from det.anchors import Anchors
 from det.boxes import Weights, at_least_float32, decode, encode, image_corners, nonempty
 from det.matching import match, sample
@@ -26,9 +27,13 @@ WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
 class RPNHead(nn.Module):
     """Hidden 3x3 convolutions without a norm, then objectness and box codes, shared by all levels."""
 
-    def __init__(self, channels: int, per_cell: int, convs: int) -> None:
+    def __init__(self, channels: int, per_cell: int, convs: int, norm: bool = False) -> None:
+        """With `norm` each convolution is followed by a norm over channels; detectron2 has none there."""
         super().__init__()
-        hidden = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs)]
+        hidden: list[nn.Conv2d] = [
+            ConvNorm(channels, channels, 3) if norm else nn.Conv2d(channels, channels, 3, padding=1)
+            for _ in range(convs)
+        ]
         # detectron2's names: "conv" for a single convolution, "conv.conv0", "conv.conv1" for several
         self.conv = hidden[0] if convs == 1 else nn.Sequential()
         if isinstance(self.conv, nn.Sequential):
@@ -39,13 +44,14 @@ class RPNHead(nn.Module):
         self.anchor_deltas = nn.Conv2d(channels, 4 * per_cell, 1)
         for layer in (*hidden, self.objectness_logits, self.anchor_deltas):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Objectness logits (B, A) and box codes (B, A, 4) of each level's anchors."""
         logits, codes = [], []
         for map_BCHW in maps:
-            hidden_BCHW = map_BCHW
+            hidden_BCHW = suited(map_BCHW)
             for layer in self.hidden:
                 hidden_BCHW = layer(hidden_BCHW).relu_()
             logits.append(self.objectness_logits(hidden_BCHW).permute(0, 2, 3, 1).flatten(1))
@@ -68,10 +74,11 @@ class RPN(nn.Module):
         pre_nms: tuple[int, int] = (2000, 1000),
         post_nms: tuple[int, int] = (1000, 1000),
         nms: float = 0.7,
+        norm: bool = False,
     ) -> None:
         """Two numbers of `pre_nms` (per level) and `post_nms` (in all) are for training and for inference."""
         super().__init__()
-        self.rpn_head = RPNHead(channels, anchors.per_cell, convs)
+        self.rpn_head = RPNHead(channels, anchors.per_cell, convs, norm)
         self.anchors = anchors
         self.samples, self.positive, self.overlap = samples, positive, overlap
         self.pre_nms, self.post_nms, self.nms = pre_nms, post_nms, nms

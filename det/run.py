@@ -1,15 +1,16 @@
 """Train and evaluate a detector: `run(config, run)` is what `mimbench run det/...` comes down to.
 
 Reads a COCO-style data set and, if there is one, an encoder. Writes metrics and training states (engine/train.py),
-predictions.json (every detection on the validation split, in COCO's results form) and plots/detections.png into the
-run directory. The metrics returned are pycocotools' on those predictions.
+predictions.json (every detection on the validation split, in COCO's results form), categories.json (ids, names and AP)
+and plots/ (detections, the worst images, precision over recall, kinds of mistakes) into the run directory. The metrics
+returned are pycocotools' on those predictions.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,26 +18,30 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from backbones.checkpoint import EncoderInfo, build_encoder
-from backbones.checkpoints.detector import detector_in
-from backbones.vitdet import vitdet_reason
+from backbones.checkpoint import EncoderInfo
 from det.batches import TrainingImages, ValidationImages, training_batch, validation_batch
+from det.bridge.run import Within, train_within
+from det.build import WHOLE, build_detector
 from det.coco import CocoSplit, read_split
 from det.config import MaskRCNN as Config
-from det.draw import draw_detections
+from det.detector_file import save_detector
+from det.draw import draw_detections, least_drawn, worst_first
+from det.draw_scores import draw_curves, draw_errors
+from det.errors import breakdown
 from det.evaluate import CocoMetrics, Result, coco_results
-from det.mask_rcnn import MaskRCNN, build_mask_rcnn
+from det.lvis import RepeatedBatches, repeat_factors
+from det.mask_rcnn import MaskRCNN
+from det.memory import require_memory
 from det.optim import learning_rate, optimizer
-from det.start import load_detector
+from det.views import detections
 from engine.atomic import write_text
 from engine.bar import track
 from engine.data import Batches, evaluation_loader, move
 from engine.datasets import locate
-from engine.images import IMAGENET_MEAN, IMAGENET_STD
-from engine.process import device_name, rank_and_world, setup_process
+from engine.process import device_name, peak_memory, rank_and_world, setup_process
 from engine.result import Outcome
 from engine.rundir import RunDir
-from engine.train import Training, train
+from engine.train import Trained, Training, train
 
 log = logging.getLogger(__name__)
 
@@ -50,75 +55,67 @@ def run(config: Config, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
-    train_split, val_split = (read_split(directory, split, config.single_class) for split in ("train", "val"))
+    train_split, val_split = (
+        read_split(directory, split, config.single_class, masks=config.heads.masks, benchmark=config.benchmark)
+        for split in ("train", "val")
+    )
     _same_categories(train_split, val_split)
-    model, info = build_detector(config, classes=len(train_split.categories))
-    images = TrainingImages(train_split, config.augment, config.image)
+    model, info = build_detector(config, len(train_split.categories), train_split.images_showing().tolist())
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        require_memory(config, info.vit if info else config.encoder, rank_and_world()[1], free)
+    images = TrainingImages(train_split, config.augment, config.image, config.heads.masks)
     evaluation = Evaluation(config, val_split, device)
-    trained = train(run, _training(config, model, images, evaluation))
-    metrics = evaluation.of_record()
+    trained: Trained | Within | None = None
+    if config.steps == 0:
+        metrics = _as_it_is(config, info, model, evaluation)
+    elif config.engine == "detectron2":
+        trained = train_within(config, model, (train_split, val_split), run.path / "detectron2", device)
+        evaluation.results = trained.results
+        metrics = trained.metrics or evaluation.of_record()
+    else:
+        trained = train(run, _training(config, model, images, evaluation))
+        metrics = evaluation.of_record()
     if rank_and_world()[0] == 0:
-        write_text(run.path / "predictions.json", json.dumps(evaluation.results))
-        if config.shown:
-            draw_detections(val_split, evaluation.results, run.plots / "detections.png", config.shown)
+        save_detector(run.detector, model, config, train_split.category_ids, train_split.categories)
+        _write(run, config, evaluation)
     return Outcome(
         metrics=metrics,
         facts=_facts(config, info, images, val_split),
-        images_per_second=trained.images_per_second,
-        peak_memory=trained.peak_memory,
+        images_per_second=trained.images_per_second if trained else None,
+        peak_memory=trained.peak_memory if trained else peak_memory(device),
         device=device_name(device),
         family=info.family if info else None,
     )
 
 
-def build_detector(config: Config, classes: int) -> tuple[MaskRCNN, EncoderInfo | None]:
-    """The detector of `config` on its checkpoint's encoder; on a random one if it has none; or its checkpoint itself.
+def _as_it_is(config: Config, info: EncoderInfo | None, model: MaskRCNN, evaluation: Evaluation) -> dict[str, float]:
+    """The metrics of a checkpoint that is a whole detector, without training it."""
+    if info is None or info.family != WHOLE:
+        raise ValueError(f"steps=0 evaluates a whole detector as it is, and {config.checkpoint} is none")
+    evaluation(model.to(evaluation.device).eval())
+    return evaluation.of_record()
 
-    The random one is what pretraining starts from (fixed sin-cos positions, Xavier), as in every other evaluation: a
-    table's scratch row is one encoder. Relative positions, pyramid and heads start from scratch in either case, but for
-    a checkpoint that is a whole detector, of which all is taken.
 
-    Raises:
-        FileNotFoundError: if the checkpoint is not there.
-        ValueError: if it is not one, or its encoder does not fit the detector.
-    """
-    whole = detector_in(config.checkpoint) if config.checkpoint else None
-    partial = config.allow_partial or whole is not None  # what a detector has beyond its encoder is taken below
-    encoder, info = build_encoder(config.checkpoint, config.encoder, allow_partial=partial)
-    if (reason := vitdet_reason(encoder.traits)) is not None:
-        raise ValueError(f"{config.checkpoint}: {reason}")
-    shape = config.shape_for(info.vit if info else config.encoder)
-    model = build_mask_rcnn(
-        classes=classes,
-        vit=shape,
-        mean=info.mean if info else IMAGENET_MEAN,
-        std=info.std if info else IMAGENET_STD,
-        image=config.image,
-        window=config.vitdet.window,
-        global_blocks=config.vitdet.attend_globally(shape.depth),
-        rel_pos=config.vitdet.rel_pos,
-        drop_path=config.vitdet.drop_path,
-        scales=config.vitdet.scales,
-        channels=config.vitdet.channels,
-        anchor_sizes=config.proposals.anchor_sizes,
-        aspect_ratios=config.proposals.anchor_ratios,
-        rpn_convs=config.proposals.convs,
-        rpn_samples=config.proposals.samples,
-        pre_nms=config.proposals.before_nms,
-        post_nms=config.proposals.after_nms,
-        roi_samples=config.heads.samples,
-        head_convs=config.heads.convs,
-        head_channels=config.heads.channels,
-        fc=config.heads.fc,
-        score_threshold=config.heads.score_threshold,
-        nms=config.heads.nms,
-        top=config.heads.detections,
-    )
-    model.backbone.net.load_encoder(encoder.state_dict(), encoder.traits)
-    if whole is not None and info is not None:
-        load_detector(model, whole, str(config.checkpoint))
-        info = replace(info, family="detectron2, the whole detector", partial=())
-    return model, info
+def _write(run: RunDir, config: Config, evaluation: Evaluation) -> None:
+    """Results, what came of each category, and pictures, into the run directory."""
+    split, results = evaluation.split, evaluation.results
+    write_text(run.path / "predictions.json", json.dumps(results))
+    aps = evaluation.metrics.by_category()
+    categories = [
+        {"id": identity, "name": name, **aps.get(name, {})}
+        for identity, name in zip(split.category_ids, split.categories, strict=True)
+    ]
+    write_text(run.path / "categories.json", json.dumps(categories, indent=1))
+    if not config.shown:
+        return
+    draw_detections(split, results, run.plots / "detections.png", config.shown)
+    draw_curves(evaluation.metrics.precision, run.plots / "precision_recall.png")
+    if config.benchmark == "coco":  # LVIS does not say of every object whether it is there
+        found = breakdown(split, results)
+        draw_errors(found, run.plots / "errors.png")
+        worst = worst_first(found.images, least_drawn(results))
+        draw_detections(split, results, run.plots / "worst.png", config.shown, worst)
 
 
 def _training(config: Config, model: MaskRCNN, images: TrainingImages, evaluation: Evaluation) -> Training:
@@ -126,18 +123,15 @@ def _training(config: Config, model: MaskRCNN, images: TrainingImages, evaluatio
     parts = world * config.compute.accumulate
     if config.batch % parts:
         raise ValueError(f"batch={config.batch} must be a multiple of processes x compute.accumulate = {parts}")
-    batches = Batches(
-        images,
-        config.batch // parts,
-        config.seed,
-        accumulate=config.compute.accumulate,
-        collate=training_batch,
-        workers=config.compute.workers,
-    )
+    if config.normalise == "batch" and parts > 1:
+        raise ValueError(
+            f"normalise=batch takes the whole batch at once, not {parts} parts of it; normalise=image gives the same "
+            "however the batch is divided"
+        )
     return Training(
         model=model,
         optimizer=optimizer(model, config, depth=len(model.backbone.net.blocks)),
-        batches=batches,
+        batches=_batches(config, images, config.batch // parts),
         steps=config.steps,
         learning_rate=partial(learning_rate, config),
         compute=config.compute,
@@ -148,6 +142,21 @@ def _training(config: Config, model: MaskRCNN, images: TrainingImages, evaluatio
     )
 
 
+def _batches(config: Config, images: TrainingImages, batch: int) -> Batches:
+    """Batches of `batch` images, those of rare categories repeated if wanted."""
+    compute = config.compute
+    if config.repeat is None:
+        return Batches(
+            images, batch, config.seed,
+            accumulate=compute.accumulate, collate=training_batch, workers=compute.workers,
+        )  # fmt: skip
+    factors = repeat_factors(images.split, torch.from_numpy(images.images), config.repeat)
+    return RepeatedBatches(
+        images, factors, batch, config.seed,
+        accumulate=compute.accumulate, collate=training_batch, workers=compute.workers,
+    )  # fmt: skip
+
+
 class Evaluation:
     """Detects on the validation split when called with a model, and keeps the results of the last call."""
 
@@ -156,9 +165,11 @@ class Evaluation:
         rank, world = rank_and_world()
         images = ValidationImages(split, config.image, range(rank, len(split), world))
         self.loader = evaluation_loader(images, config.evaluate_batch, config.compute.workers, validation_batch)
-        self.split, self.device, self.world = split, device, world
+        self.split, self.device, self.world, self.views = split, device, world, config.views
         self.results: list[Result] = []
-        self.metrics = CocoMetrics(split.files.annotations, config.single_class)
+        self.metrics = CocoMetrics(
+            split.files.annotations, config.single_class, masks=config.heads.masks, benchmark=config.benchmark
+        )
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Metrics by the fast evaluator, for the training's curves."""
@@ -178,12 +189,11 @@ class Evaluation:
 @torch.no_grad()
 def _detect(model: MaskRCNN, evaluation: Evaluation) -> list[Result]:
     split, results = evaluation.split, []
-    for images, sizes, indices in track(evaluation.loader, "detecting", len(evaluation.loader)):
-        for found, seen, index in zip(
-            model.detect(move(images, evaluation.device), sizes), sizes, indices, strict=True
-        ):
-            size = split.size(index)
-            results += coco_results(found.rescaled(seen, size), int(split.image_ids[index]), split.category_ids, size)
+    for images, seen, indices in track(evaluation.loader, "detecting", len(evaluation.loader)):
+        sizes = [split.size(index) for index in indices]
+        found = detections(model, move(images, evaluation.device), seen, sizes, evaluation.views)
+        for one, size, index in zip(found, sizes, indices, strict=True):
+            results += coco_results(one, int(split.image_ids[index]), split.category_ids, size)
     return results
 
 
@@ -223,6 +233,12 @@ def _facts(config: Config, info: EncoderInfo | None, images: TrainingImages, val
         "single_class": config.single_class,
         "score_threshold": config.heads.score_threshold,
         "detections": config.heads.detections,
-        "evaluator": "pycocotools",
+        "normalise": config.normalise,
+        "engine": config.engine,
+        "heads": "cascade" if config.heads.cascade else "standard",
+        "class_loss": config.heads.class_loss,
+        "soft_nms": config.heads.soft_nms,
+        "views": [list(config.views.sizes), config.views.flip],
+        "evaluator": "faster-coco-eval, LVIS rules" if config.benchmark == "lvis" else "pycocotools",
         "seed": config.seed,
     }

@@ -35,6 +35,23 @@ def load_detector(model: MaskRCNN, weights: Mapping[str, Tensor], file: str) -> 
     model.load_state_dict(given)
 
 
+def load_relative_positions(model: MaskRCNN, tables: Mapping[str, Tensor], file: str) -> None:
+    """Take the relative positions of a ViTDet backbone (`checkpoints.detector.relative_positions_in`) in `file`.
+
+    Raises:
+        ValueError: if the model has none, or others.
+    """
+    own = {key: value for key, value in model.state_dict().items() if ".rel_pos_" in key}
+    given = {key: _resized(value, len(own[key])) if key in own else value for key, value in tables.items()}
+    wrong = sorted(given.keys() ^ own.keys()) or [key for key in own if given[key].shape != own[key].shape]
+    if wrong:
+        raise ValueError(
+            f"{file} holds a ViTDet with trained relative positions, which this run's cannot take: {wrong[0]}; "
+            "vitdet.rel_pos must be true"
+        )
+    model.load_state_dict(given, strict=False)
+
+
 def _resized(table_Rd: Tensor, rows: int) -> Tensor:
     if len(table_Rd) == rows:
         return table_Rd

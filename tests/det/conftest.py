@@ -38,29 +38,27 @@ def draw_shapes(rng: Random, image_id: int) -> tuple[Image.Image, list[dict[str,
     ]  # fmt: skip
 
 
+def write_coco(root: Path, images: int) -> Path:
+    """Write the data set, `images` of each split, to `root`."""
+    for split in ("train", "val"):
+        rng, content = Random(split), {"images": [], "annotations": [], "categories": CATEGORIES}
+        (root / f"{split}2017").mkdir(parents=True)
+        for number in range(images, 0, -1):  # ids fall: the reader must sort
+            image, annotations = draw_shapes(rng, number)
+            image.save(root / f"{split}2017" / f"{number}.png")
+            content["images"].append({"id": number, "file_name": f"{number}.png", "height": SIDE[0], "width": SIDE[1]})
+            content["annotations"] += annotations
+        for number, annotation in enumerate(content["annotations"]):
+            annotation["id"] = number + 1
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
 @pytest.fixture
 def make_coco(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes the data set, `images` of each split, and returns its directory."""
-
-    def make(images: int = 4) -> Path:
-        root = tmp_path / "shapes"
-        for split in ("train", "val"):
-            rng, content = Random(split), {"images": [], "annotations": [], "categories": CATEGORIES}
-            (root / f"{split}2017").mkdir(parents=True)
-            for number in range(images, 0, -1):  # ids fall: the reader must sort
-                image, annotations = draw_shapes(rng, number)
-                image.save(root / f"{split}2017" / f"{number}.png")
-                content["images"].append(
-                    {"id": number, "file_name": f"{number}.png", "height": SIDE[0], "width": SIDE[1]}
-                )
-                content["annotations"] += annotations
-            for number, annotation in enumerate(content["annotations"]):
-                annotation["id"] = number + 1
-            (root / "annotations").mkdir(exist_ok=True)
-            (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
-        return root
-
-    return make
+    return lambda images=4: write_coco(tmp_path / "shapes", images)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Writes golden_model.json: what detectron2 makes of the weights, images and objects of test_model.py.
+"""Writes golden_model.json: what detectron2 makes of the weights, images and objects of tiny.py.
 
     PYTHONPATH=detectron2's checkout python tests/det/golden_model.py
 
@@ -8,7 +8,6 @@ which is given float32 scores (torchvision refuses a mixture).
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tiny
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SimpleFeaturePyramid, ViT
@@ -40,22 +40,14 @@ from torchvision.ops import batched_nms
 
 HERE = Path(__file__).parent
 STRIDES = (2, 4, 8, 16, 32)
+CASES = {"relative": True, "plain": False}
 MAPS = [f"p{int(math.log2(stride))}" for stride in STRIDES]
 
 
-def cases() -> Any:
-    """The module test_model.py."""
-    spec = importlib.util.spec_from_file_location("test_model", HERE / "test_model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def detectron2_detector(test: Any, rel_pos: bool) -> nn.Module:
-    """detectron2's twin of `test_model.tiny_detector`."""
+def detectron2_detector(rel_pos: bool, heads: StandardROIHeads) -> nn.Module:
+    """detectron2's twin of `tiny.tiny_detector`, with these heads."""
     net = ViT(
-        img_size=test.SIDE,
+        img_size=tiny.SIDE,
         patch_size=8,
         embed_dim=32,
         depth=4,
@@ -69,7 +61,7 @@ def detectron2_detector(test: Any, rel_pos: bool) -> nn.Module:
     top = LastLevelMaxPool()
     top.in_feature = MAPS[3]
     backbone = SimpleFeaturePyramid(
-        net, "last_feat", 16, (4.0, 2.0, 1.0, 0.5), top_block=top, norm="LN", square_pad=test.SIDE
+        net, "last_feat", 16, (4.0, 2.0, 1.0, 0.5), top_block=top, norm="LN", square_pad=tiny.SIDE
     )
     rpn = RPN(
         in_features=MAPS,
@@ -85,72 +77,99 @@ def detectron2_detector(test: Any, rel_pos: bool) -> nn.Module:
         post_nms_topk=(100, 50),
         nms_thresh=0.7,
     )
-    mean, std = ([255 * value for value in values] for values in (test.MEAN, test.STD))
-    return GeneralizedRCNN(
-        backbone=backbone, proposal_generator=rpn, roi_heads=_heads(), pixel_mean=mean, pixel_std=std
+    mean, std = ([255 * value for value in values] for values in (tiny.MEAN, tiny.STD))
+    return GeneralizedRCNN(backbone=backbone, proposal_generator=rpn, roi_heads=heads, pixel_mean=mean, pixel_std=std)
+
+
+def pooler(side: int) -> ROIPooler:
+    """Of regions of `side` cells."""
+    return ROIPooler(side, [1 / stride for stride in STRIDES[:4]], sampling_ratio=0, pooler_type="ROIAlignV2")
+
+
+def box_head() -> FastRCNNConvFCHead:
+    """Two convolutions and a linear layer."""
+    return FastRCNNConvFCHead(
+        ShapeSpec(channels=16, height=7, width=7), conv_dims=[16, 16], fc_dims=[24], conv_norm="LN"
     )
 
 
-def _heads() -> StandardROIHeads:
-    def pooler(side: int) -> ROIPooler:
-        return ROIPooler(side, [1 / stride for stride in STRIDES[:4]], sampling_ratio=0, pooler_type="ROIAlignV2")
+def box_predictor(
+    weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0), classes: int = 3, **changes: Any
+) -> FastRCNNOutputLayers:
+    """The classes and the boxes of regions."""
+    return FastRCNNOutputLayers(
+        ShapeSpec(channels=24),
+        box2box_transform=Box2BoxTransform(weights=weights),
+        num_classes=classes,
+        test_score_thresh=0.05,
+        test_topk_per_image=20,
+        **changes,
+    )
 
+
+def common(classes: int) -> dict[str, Any]:
+    """What all heads have."""
+    return {
+        "num_classes": classes,
+        "batch_size_per_image": 32,
+        "positive_fraction": 0.25,
+        "box_in_features": MAPS[:4],
+        "box_pooler": pooler(7),
+        "mask_in_features": MAPS[:4],
+        "mask_pooler": pooler(14),
+        "mask_head": MaskRCNNConvUpsampleHead(
+            ShapeSpec(channels=16, width=14, height=14), num_classes=classes, conv_dims=[16, 16, 16], conv_norm="LN"
+        ),
+    }
+
+
+def matcher(overlap: float) -> Matcher:
+    """Of regions and objects."""
+    return Matcher([overlap], [0, 1], allow_low_quality_matches=False)
+
+
+def standard_heads(classes: int = 3, **changes: Any) -> StandardROIHeads:
+    """Mask R-CNN's; `changes` of the predictor."""
+    predictor = box_predictor(classes=classes, **changes)
     return StandardROIHeads(
-        num_classes=3,
-        batch_size_per_image=32,
-        positive_fraction=0.25,
-        proposal_matcher=Matcher([0.5], [0, 1], allow_low_quality_matches=False),
-        box_in_features=MAPS[:4],
-        box_pooler=pooler(7),
-        box_head=FastRCNNConvFCHead(
-            ShapeSpec(channels=16, height=7, width=7), conv_dims=[16, 16], fc_dims=[24], conv_norm="LN"
-        ),
-        box_predictor=FastRCNNOutputLayers(
-            ShapeSpec(channels=24),
-            box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
-            num_classes=3,
-            test_score_thresh=0.05,
-            test_topk_per_image=20,
-        ),
-        mask_in_features=MAPS[:4],
-        mask_pooler=pooler(14),
-        mask_head=MaskRCNNConvUpsampleHead(
-            ShapeSpec(channels=16, width=14, height=14), num_classes=3, conv_dims=[16, 16, 16], conv_norm="LN"
-        ),
+        proposal_matcher=matcher(0.5), box_head=box_head(), box_predictor=predictor, **common(classes)
     )
 
 
-def inputs(test: Any) -> list[dict[str, Any]]:
-    """test_model.batch() in detectron2's form."""
-    masks = [PolygonMasks(test.polygons()), BitMasks(torch.from_numpy(test.bitmaps())), PolygonMasks([])]
+def inputs(shapes: tiny.Shapes) -> list[dict[str, Any]]:
+    """tiny.batch() in detectron2's form."""
+    masks = [PolygonMasks(tiny.polygons(shapes)), BitMasks(torch.from_numpy(tiny.bitmaps(shapes))), PolygonMasks([])]
     items = []
-    for image, boxes, labels, mask in zip(test.images(), test.boxes(), test.labels(), masks, strict=True):
+    each = zip(tiny.images(shapes), tiny.boxes(shapes), tiny.labels(), masks, strict=True)
+    for image, boxes, labels, mask in each:
         height, width = image.shape[1:]
         objects = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=labels, gt_masks=mask)
         items.append({"image": image, "height": height, "width": width, "instances": objects})
     return items
 
 
-def run(test: Any, rel_pos: bool) -> dict[str, Any]:
-    """Everything test_model.py compares, for one detector."""
-    model = detectron2_detector(test, rel_pos)
-    test.fill(model)
+def run(model: nn.Module, shapes: tiny.Shapes = tiny.SHAPES) -> dict[str, Any]:
+    """Everything that tests compare, for one detector."""
+    tiny.fill(model)
     model.double().eval()
     with torch.no_grad():
-        padded = model.preprocess_image(inputs(test))
+        padded = model.preprocess_image(inputs(shapes))
         maps = model.backbone(padded.tensor)
         proposals, _ = model.proposal_generator(padded, maps, None)
-        found = model.inference(inputs(test), do_postprocess=False)
+        found = model.inference(inputs(shapes), do_postprocess=False)
         masks = [one.pred_masks.sum((1, 2, 3)).tolist() for one in found]
-        shown = [one["instances"] for one in model(inputs(test))]
+        shown = [one["instances"] for one in model(inputs(shapes))]
+    torch.manual_seed(0)  # the federated loss draws classes
     with EventStorage():
-        losses = model.train()(inputs(test))
+        losses = model.train()(inputs(shapes))
     sum(losses.values()).backward()
     return {
         "maps": [[one.sum().item(), one.abs().sum().item(), one.flatten()[:3].tolist()] for one in maps.values()],
         "proposals": [_summary(one.proposal_boxes.tensor) for one in proposals],
         "losses": {key: value.item() for key, value in losses.items()},
-        "gradients": {name: weight.grad.norm().item() for name, weight in model.named_parameters()},
+        "gradients": {
+            name: weight.grad.norm().item() for name, weight in model.named_parameters() if weight.grad is not None
+        },
         "detections": [
             {
                 "boxes": one.pred_boxes.tensor.tolist(),
@@ -168,15 +187,25 @@ def _summary(boxes: torch.Tensor) -> list[Any]:
     return [len(boxes), boxes.double().sum().item(), boxes[:3].tolist()]
 
 
-def main() -> None:
-    """Run all cases and write the file."""
-    test = cases()
-    torch.randperm = test.fixed_permutation
+def state_of(model: nn.Module) -> list[Any]:
+    """Names and shapes of all weights."""
+    return [[key, list(value.shape)] for key, value in sorted(model.state_dict().items())]
+
+
+def same_samples() -> None:
+    """Make detectron2 draw what the tests draw, and give suppression what torchvision takes."""
+    torch.randperm = tiny.fixed_permutation
     for module in (proposal_utils, fast_rcnn):
         module.batched_nms = lambda boxes, scores, ids, overlap: batched_nms(boxes, scores.float(), ids, overlap)
-    golden = {name: run(test, rel_pos) for name, rel_pos in test.CASES.items()}
-    state = detectron2_detector(test, True).state_dict()
-    golden["state"] = [[key, list(value.shape)] for key, value in sorted(state.items())]
+
+
+def main() -> None:
+    """Run all cases and write the file."""
+    same_samples()
+    golden: dict[str, Any] = {
+        name: run(detectron2_detector(rel_pos, standard_heads())) for name, rel_pos in CASES.items()
+    }
+    golden["state"] = state_of(detectron2_detector(True, standard_heads()))
     (HERE / "golden_model.json").write_text(json.dumps(golden, indent=None, separators=(",", ":")) + "\n")
 
 

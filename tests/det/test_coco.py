@@ -76,7 +76,9 @@ def test_every_form_of_run_length_encoding(form: str) -> None:
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "height": 5, "width": 7}],
         "categories": [{"id": 1, "name": "thing"}],
-        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": {"size": [5, 7], "counts": counts}}],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "bbox": [2, 1, 4, 3], "segmentation": {"size": [5, 7], "counts": counts}}
+        ],
     }
     _, [read] = arranged(content, CocoFiles(None, None)).objects(0)
     assert (read == bitmap).all()

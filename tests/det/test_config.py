@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
 
 from backbones.config import ViT
-from det import recipes
-from det.config import MaskRCNN
+from det import recipes, recipes_lvis, recipes_machines, recipes_shorter, recipes_variants
+from det.config import MaskRCNN, Proposals
 from engine.config import from_text, identity, to_text, with_overrides
 
 RECIPES = [
@@ -17,9 +18,15 @@ RECIPES = [
     recipes.mask_rcnn_vitdet_h_75ep,
     recipes.mask_rcnn_handwritten,
 ]
+ALL = [
+    function
+    for module in (recipes, recipes_shorter, recipes_variants, recipes_lvis, recipes_machines)
+    for name, function in inspect.getmembers(module, inspect.isfunction)
+    if function.__module__ == module.__name__ and not name.startswith("_")
+]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+@pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.__name__)
 def test_a_recipe_survives_being_written_out(recipe) -> None:
     config = recipe()
     assert from_text(MaskRCNN, to_text(config)) == config
@@ -49,6 +56,49 @@ def test_shorter_training_of_the_huge_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("recipe", "steps", "milestones"),
+    [
+        (recipes_shorter.mask_rcnn_vitdet_b_25ep, 46_093, (40_972, 44_386)),
+        (recipes_shorter.mask_rcnn_vitdet_l_36ep, 66_375, (59_000, 63_916)),
+        (recipes_shorter.mask_rcnn_vitdet_h_50ep, 92_187, (81_944, 88_773)),
+    ],
+)
+def test_a_shorter_schedule_is_a_part_of_the_whole(recipe, steps, milestones) -> None:
+    config = recipe()
+    assert (config.steps, config.milestones) == (steps, milestones)
+    assert config.warmup == pytest.approx(250 * steps / 184_375)
+
+
+def test_a_recipe_for_a_machine_is_the_published_run() -> None:
+    pairs = [
+        (recipes_machines.mask_rcnn_vitdet_b_100ep_8gpu, recipes.mask_rcnn_vitdet_b_100ep),
+        (recipes_machines.mask_rcnn_vitdet_l_100ep_24gb, recipes.mask_rcnn_vitdet_l_100ep),
+        (recipes_machines.mask_rcnn_vitdet_h_75ep_24gb, recipes.mask_rcnn_vitdet_h_75ep),
+    ]
+    for machine, published in pairs:
+        assert identity(machine(), "det", None) == identity(published(), "det", None)
+    deviation = recipes_machines.mask_rcnn_vitdet_b_25ep_24gb_640px
+    assert identity(deviation(), "det", None) != identity(recipes_shorter.mask_rcnn_vitdet_b_25ep(), "det", None)
+    assert deviation.__doc__.startswith("DEVIATION")
+
+
+def test_lvis() -> None:
+    config, huge = recipes_lvis.lvis_mask_rcnn_vitdet_b_100ep(), recipes_lvis.lvis_mask_rcnn_vitdet_h_100ep()
+    assert (config.benchmark, config.repeat, config.lr, config.steps) == ("lvis", 0.001, 2e-4, 156_250)
+    heads = config.heads
+    assert (heads.class_loss, heads.federated, heads.score_threshold, heads.detections) == ("federated", 50, 0.02, 300)
+    assert (huge.lr, huge.vitdet.drop_path, huge.decay_norms, huge.warmup) == (1e-4, 0.4, True, 250.0)
+
+
+def test_as_published_differs_in_what_the_paper_says() -> None:
+    config = recipes_variants.mask_rcnn_vitdet_h_as_published()
+    assert (config.proposals.norm, config.warmup) == (True, 250.0)
+    assert replace(config, proposals=Proposals(), warmup=187.5) == replace(
+        recipes.mask_rcnn_vitdet_h_75ep(), warmup=187.5
+    )
+
+
+@pytest.mark.parametrize(
     ("override", "said"),
     [
         ("vitdet.global_blocks=[7]", "0 to 3"),
@@ -61,12 +111,18 @@ def test_shorter_training_of_the_huge_one() -> None:
         ("compute.accumulate=3", "multiple of compute.accumulate"),
         ("heads.detections=0", "at least 1"),
         ("lr=0", "positive"),
+        ("repeat=2", "share of the images"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_one_line(override: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as refusal:
         with_overrides(recipes.mask_rcnn_handwritten(), [override])
     assert "\n" not in str(refusal.value)
+
+
+def test_a_batch_taken_at_once_is_not_divided() -> None:
+    with pytest.raises(ValueError, match="normalise=image gives the same"):
+        with_overrides(recipes.mask_rcnn_handwritten(), ["normalise=batch", "compute.accumulate=2"])
 
 
 def test_an_encoder_is_checked_when_its_checkpoint_is_known() -> None:

@@ -10,122 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from backbones.config import SIZES, ViT
 from det.mask_rcnn import MaskRCNN, build_mask_rcnn
 from det.masks import InstanceMasks, paste
+from tests.det.tiny import MEAN, SHAPES, STD, batch, fill, fixed_permutation, star, tiny_detector
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIDE = 128
-SHAPES = [(128, 128), (100, 120), (88, 128)]  # (h, w) of the images; the last holds no object
-GAINS = {  # so that scores, boxes and masks are spread out
-    "objectness_logits.weight": 2.0,
-    "anchor_deltas.weight": 0.3,
-    "cls_score.weight": 3.0,
-    "mask_head.predictor.weight": 4.0,
-}
 CASES = {"relative": True, "plain": False}
-
-
-def tiny_detector(rel_pos: bool) -> MaskRCNN:
-    """Small, but with windows that stick out, resized positions and all five pyramid levels."""
-    return build_mask_rcnn(
-        classes=3,
-        vit=ViT(32, 4, 4, patch=8, image=64),
-        mean=MEAN,
-        std=STD,
-        image=SIDE,
-        window=3,
-        global_blocks=(3,),
-        rel_pos=rel_pos,
-        drop_path=0.0,
-        channels=16,
-        anchor_sizes=(16, 32, 64, 128, 256),
-        rpn_samples=64,
-        pre_nms=(200, 100),
-        post_nms=(100, 50),
-        roi_samples=32,
-        head_convs=2,
-        head_channels=16,
-        fc=24,
-        top=20,
-    )
-
-
-def fill(model: nn.Module) -> None:
-    """Weights that look random and come from a formula: a hash of each element's index and its tensor's rank."""
-    state = model.state_dict()
-    for rank, key in enumerate(sorted(state)):
-        index = torch.arange(state[key].numel(), dtype=torch.float64)
-        value = torch.sin(12.9898 * index + 78.233 * rank) * 43758.5453
-        value = (value - value.floor() - 0.5) * 12**0.5
-        if state[key].ndim == 1:
-            value = 0.1 * value + key.endswith(".weight")
-        elif "rel_pos" in key or "pos_embed" in key:
-            value = 0.3 * value
-        else:
-            value = value / state[key][0].numel() ** 0.5
-        gain = next((gain for name, gain in GAINS.items() if key.endswith(name)), 1.0)
-        state[key].copy_((gain * value).view_as(state[key]))
-
-
-def images() -> list[Tensor]:
-    """One uint8 image (3, h, w) of each of SHAPES."""
-    return [
-        (127 + 100 * torch.sin(0.011 * torch.arange(3 * h * w, dtype=torch.float64))).byte().view(3, h, w)
-        for h, w in SHAPES
-    ]
-
-
-def star(x: float, y: float, width: float, height: float) -> np.ndarray:
-    """A ten-pointed polygon around (x, y), flat."""
-    angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-    reach = np.where(np.arange(20) % 2, 0.25, 0.5)
-    return np.stack([x + width * reach * np.cos(angle), y + height * reach * np.sin(angle)], 1).ravel()
-
-
-def polygons() -> list[list[np.ndarray]]:
-    """The objects of the first image: the third is in two pieces."""
-    pieces = [star(82, 90, 20, 22), star(112, 92, 18, 30)]
-    return [[star(30, 40, 40, 60)], [star(90.5, 30.2, 50, 31.3)], pieces, [star(33, 44, 30, 30)]]
-
-
-def bitmaps() -> np.ndarray:
-    """The objects of the second image: (2, 100, 120)."""
-    y, x = np.mgrid[:100, :120]
-    return np.stack([(x - 40) ** 2 + (y - 50) ** 2 < 30**2, (abs(x - 90) < 20) & (abs(y - 30) < 12) & (x + y > 110)])
-
-
-def boxes() -> list[Tensor]:
-    """Objects' boxes of each image."""
-    around = [np.concatenate(pieces).reshape(-1, 2) for pieces in polygons()]
-    drawn = [[*points.min(0), *points.max(0)] for points in around]
-    return [torch.tensor(drawn).float(), torch.tensor([[11.0, 21, 70, 80], [71, 19, 110, 42]]), torch.zeros(0, 4)]
-
-
-def labels() -> list[Tensor]:
-    """Objects' labels of each image."""
-    return [torch.tensor([0, 2, 1, 0]), torch.tensor([1, 2]), torch.zeros(0, dtype=torch.int64)]
-
-
-def batch() -> dict[str, Any]:
-    """The images in the form the detector takes, padding not zero."""
-    padded = torch.full((len(SHAPES), 3, SIDE, SIDE), 77, dtype=torch.uint8)
-    for place, image in zip(padded, images(), strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
-    masks = [InstanceMasks(polygons()), InstanceMasks(list(bitmaps())), InstanceMasks([])]
-    objects = zip(boxes(), labels(), masks, strict=True)
-    targets = [{"boxes": box, "labels": label, "masks": mask} for box, label, mask in objects]
-    return {"images": padded, "sizes": SHAPES, "targets": targets}
-
-
-def fixed_permutation(count: int, device: object = None) -> Tensor:
-    """In place of torch.randperm."""
-    return (0.6180339887498949 * torch.arange(1, count + 1, dtype=torch.float64)).frac().argsort()
 
 
 def golden() -> dict[str, Any]:
@@ -221,7 +114,7 @@ def test_no_objects_at_all() -> None:
 
 def test_a_detector_that_finds_nothing() -> None:
     model = tiny_detector(False).eval()
-    model.roi_heads.score_threshold = 0.99
+    model.roi_heads.selection.score_threshold = 0.99
     for found in model.detect(batch()["images"], SHAPES):
         assert found.boxes.shape == (0, 4)
         assert found.masks.shape == (0, 28, 28)

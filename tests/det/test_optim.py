@@ -9,9 +9,9 @@ import pytest
 
 from backbones.config import ViT
 from det import recipes
+from det.build import build_detector
 from det.config import MaskRCNN
 from det.optim import groups, layer_of, learning_rate
-from det.run import build_detector
 
 # depth: (rate, weight decay): tensors, from get_default_optimizer_params on the full-size models
 GOLDEN = {

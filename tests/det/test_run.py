@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from backbones.checkpoint import EncoderInfo, save_encoder
 from backbones.config import ViT
 from backbones.vit import VisionTransformer
-from det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
-from det.run import build_detector, run
+from det.build import build_detector
+from det.check import check_coco
+from det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
+from det.draw import detected, draw_objects
+from det.predict import from_run
+from det.run import run
 from engine.config import Compute, to_text
 from engine.datasets import coco_files
 from engine.rundir import RunDir
@@ -60,9 +65,77 @@ def test_from_data_to_numbers(make_coco, tmp_path) -> None:
     results = json.loads((directory.path / "predictions.json").read_text())
     assert {result["category_id"] for result in results} <= {4, 9}
     assert (directory.plots / "detections.png").stat().st_size > 10_000
+    assert {file.stem for file in directory.plots.iterdir()} >= {"detections", "precision_recall", "errors", "worst"}
+    categories = json.loads((directory.path / "categories.json").read_text())
+    assert [(one["id"], one["name"]) for one in categories] == [(4, "bar"), (9, "disc")]
+    assert sum(one["box_ap"] for one in categories) / 2 == pytest.approx(outcome.metrics["box_ap"])
     lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     assert [line["step"] for line in lines if "box_ap" in line] == [2, 3]
     assert {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"} <= set(lines[-2]) | set(lines[-1])
+
+
+def test_data_without_masks_trains_boxes(make_coco, edit, tmp_path) -> None:
+    root = make_coco(4)
+
+    def strip(content) -> None:
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+
+    for split in ("train", "val"):
+        edit(coco_files(root, split).annotations, strip)
+    with pytest.raises(ValueError, match=r"heads\.masks=false"):
+        run(_config(root), _run_dir(tmp_path / "masks", _config(root)))
+    config = _config(root, heads=replace(_config(root).heads, masks=False))
+    directory = _run_dir(tmp_path / "boxes", config)
+    outcome = run(config, directory)
+    assert "box_ap" in outcome.metrics
+    assert "mask_ap" not in outcome.metrics
+    results = json.loads((directory.path / "predictions.json").read_text())
+    assert results
+    assert not any("segmentation" in result for result in results)
+    assert "loss_mask" not in directory.metrics.read_text()
+    report = check_coco(root)
+    assert not report.failed
+    assert any("no masks" in finding.what for finding in report.findings)
+
+
+def test_a_run_finds_objects_in_any_image(make_coco, tmp_path) -> None:
+    root = make_coco(4)
+    config = _config(root, heads=replace(_config(root).heads, score_threshold=0.0))
+    directory = _run_dir(tmp_path / "run", config)
+    run(config, directory)
+    detector = from_run(directory)
+    assert detector.categories == ("bar", "disc")
+    file = root / "val2017" / "2.png"
+    [seen] = detector.predict([file], torch.device("cpu"))
+    assert seen.image.shape == (3, 48, 64)
+    written = [one for one in json.loads((directory.path / "predictions.json").read_text()) if one["image_id"] == 2]
+    assert len(seen.results) == len(written) > 0
+    for one, other in zip(seen.results, written, strict=True):
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-3)
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        next(detector.predict([file, tmp_path / "nowhere.png"], torch.device("cpu")))
+    image = seen.image.permute(1, 2, 0).numpy()
+    draw_objects(image, detected(seen.results, detector.category_ids, detector.categories, 0.0), tmp_path / "seen.png")
+    assert Image.open(tmp_path / "seen.png").size == (64, 48)
+
+
+def test_a_detector_is_evaluated_as_it_is(make_coco, tmp_path) -> None:
+    config = _config(make_coco(3))
+    trained = _run_dir(tmp_path / "trained", config)
+    outcome = run(config, trained)
+    alone = replace(config, checkpoint=str(trained.detector), steps=0, views=Views(sizes=(64,)))
+    again = run(alone, _run_dir(tmp_path / "alone", alone))
+    assert again.metrics == pytest.approx(outcome.metrics)
+    assert (again.facts["epochs"], again.images_per_second) == (0, None)
+    encoder = VisionTransformer(ENCODER)
+    save_encoder(tmp_path / "e.safetensors", encoder.state_dict(), EncoderInfo("mae", ENCODER, True))
+    other = replace(alone, checkpoint=str(tmp_path / "e.safetensors"))
+    with pytest.raises(ValueError, match=r"e\.safetensors is none"):
+        run(other, _run_dir(tmp_path / "other", other))
+    with pytest.raises(ValueError, match="0 with checkpoint= naming a whole detector"):
+        replace(config, steps=0)
 
 
 def test_an_encoder_is_loaded_and_named(make_coco, tmp_path) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from backbones.checkpoint import load_encoder
 from backbones.config import ViT
 from backbones.content import content_hash
+from det.build import build_detector
 from det.config import Heads, MaskRCNN, Proposals, ViTDet
-from det.run import build_detector
 
 CONFIG = MaskRCNN(
     data="none",
@@ -65,6 +65,29 @@ def test_another_detector_is_refused_by_name(tmp_path: Path, trained: dict[str, 
         build_detector(config, classes=5)
     with pytest.raises(ValueError, match=r"its proposal_generator\.rpn_head\.\S+ is \(.*, here none"):
         build_detector(replace(config, proposals=replace(CONFIG.proposals, convs=2)), classes=3)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.net.", "net.", ""])
+def test_of_a_backbone_alone_relative_positions_are_taken(
+    tmp_path: Path, trained: dict[str, Tensor], prefix: str
+) -> None:
+    part = "backbone.net."
+    net = {key.replace(part, prefix): value for key, value in trained.items() if key.startswith(part)}
+    torch.save({"model": net}, tmp_path / "net.pth")
+    config = replace(CONFIG, checkpoint=str(tmp_path / "net.pth"))
+    model, info = build_detector(config, classes=3)
+    assert info is not None
+    assert (info.family, info.partial) == ("detectron2, with its relative positions", ())
+    taken = {key: value for key, value in model.state_dict().items() if key.startswith(part)}
+    table = taken.pop("backbone.net.pos_embed")  # but for the row of a class token, which nothing looks at
+    assert torch.equal(table[:, 1:], trained["backbone.net.pos_embed"][:, 1:])
+    assert all(torch.equal(value, trained[key]) for key, value in taken.items())
+    hashes = {content_hash(tmp_path / "net.pth", role="detector")}
+    net[next(key for key in net if key.endswith("rel_pos_w"))].add_(1)
+    torch.save({"model": net}, tmp_path / "other.pth")
+    assert content_hash(tmp_path / "other.pth", role="detector") not in hashes
+    with pytest.raises(ValueError, match=r"net\.pth holds a ViTDet with trained .* vitdet\.rel_pos must be true"):
+        build_detector(replace(config, vitdet=replace(CONFIG.vitdet, rel_pos=False)), classes=3)
 
 
 def test_elsewhere_it_is_refused_for_its_relative_positions(tmp_path: Path, trained: dict[str, Tensor]) -> None:

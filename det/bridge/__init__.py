@@ -1,0 +1,1 @@
+"""The same recipe inside detectron2: its model, trainer and evaluator."""

@@ -1,0 +1,199 @@
+"""How much GPU memory a detection recipe needs, before it is run.
+
+    needed = estimate(config)                 # for one GPU, by what is counted in the model itself
+    needed.total, needed.activations          # bytes
+    advice(config, free=24 * 2**30)           # None if it fits; else what would
+
+Activations are the bytes that autograd saves in a forward pass of the very modules of the model, run on tensors without
+memory (torch's fake tensors), so nothing is computed; regions are as many as the losses take at most. To them come
+weights, gradients, AdamW's two moments, and what the CUDA context, its libraries' workspaces and the allocator's
+rounding take (`CONTEXT`, `SPARE`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from backbones.config import ViT
+from det.build import from_scratch
+from det.cascade import CascadeHeads
+from det.config import MaskRCNN as Config
+from det.mask_rcnn import MaskRCNN
+from engine.images import IMAGENET_MEAN, IMAGENET_STD
+
+CONTEXT = 800 * 2**20  # bytes of a CUDA context and cuDNN's workspaces
+SPARE = 0.10  # of the rest: rounding, fragments, temporary values of the backward pass
+COCO_CLASSES = 80
+POSITIVE = 0.25  # share of the regions that may show an object, which the mask head is trained on
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one GPU at the peak of a training step."""
+
+    images: int  # at a time
+    parameters: int
+    gradients: int  # with what processes exchange them in, where there are several
+    optimizer: int
+    activations: int
+    recompute: bool
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        tensors = self.parameters + self.gradients + self.optimizer + self.activations
+        return CONTEXT + round(tensors * (1 + SPARE))
+
+
+class Saved:
+    """Counts the bytes of the distinct storages that autograd saves, but for those of parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._known = {_key(parameter): 0 for parameter in model.parameters()}
+        self._kept: list[Tensor] = []  # a storage's place may be taken by another once it is gone
+
+    @property
+    def bytes(self) -> int:
+        """So far."""
+        return sum(self._known.values())
+
+    def _take(self, tensor: Tensor) -> Tensor:
+        if _key(tensor) not in self._known:
+            self._known[_key(tensor)] = tensor.untyped_storage().nbytes()
+            self._kept.append(tensor.detach())
+        return tensor
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Within, what autograd saves is counted."""
+        with torch.autograd.graph.saved_tensors_hooks(self._take, lambda tensor: tensor):
+            yield
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def estimate(config: Config, world: int = 1, classes: int = COCO_CLASSES) -> Estimate:
+    """What one of `world` GPUs needs for `config`, whose encoder is that of the recipe.
+
+    `precision=auto` is taken for bf16, which every GPU of the last years multiplies in.
+
+    Raises:
+        ValueError: if the batch cannot be divided so.
+    """
+    parts = world * config.compute.accumulate
+    if config.batch % parts:
+        raise ValueError(f"batch={config.batch} must be a multiple of processes x compute.accumulate = {parts}")
+    images = config.batch // parts
+    dtype = {"fp32": None, "fp16": torch.float16}.get(config.compute.precision, torch.bfloat16)
+    with torch.device("meta"):  # where drawing weights costs nothing; fake tensors refuse to be drawn
+        shape = config.shape_for(config.encoder)
+        model = from_scratch(config, classes, shape, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = model.to_empty(device="cpu")
+        saved = Saved(model)
+        with saved.counting(), _autocast(dtype):
+            passed_forward(model.train(), images)
+        weights = sum(4 * parameter.numel() for parameter in model.parameters())
+        return Estimate(
+            images=images,
+            parameters=weights,
+            gradients=weights * (2 if world > 1 else 1),
+            optimizer=2 * weights,
+            activations=saved.bytes,
+            recompute=config.recompute,
+        )
+
+
+def _autocast(dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+
+
+def _box_stages(heads: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Box head and predictor of every stage; Mask R-CNN has one stage, Cascade three."""
+    pair = (heads.get_submodule("box_head"), heads.get_submodule("box_predictor"))
+    if not isinstance(heads, CascadeHeads):
+        return [pair]
+    return list(zip(pair[0].children(), pair[1].children(), strict=True))
+
+
+def passed_forward(model: MaskRCNN, images: int) -> list[Tensor]:
+    """What the parts of `model` give for `images` images and as many regions as the losses take at most.
+
+    Which regions those are does not matter to how much is kept of them.
+    """
+    pixels = torch.empty(images, 3, model.image, model.image)
+    maps = model.backbone(pixels)
+    logits, codes = model.proposal_generator.rpn_head(maps)
+    heads = model.roi_heads
+    regions = images * heads.samples
+    channels = maps[0].shape[1]
+    outputs = [*logits, *codes]
+    for head, predictor in _box_stages(heads):
+        pooled = torch.empty(regions, channels, 7, 7, requires_grad=True)
+        outputs += predictor(head(pooled))
+    if heads.mask_head is not None:
+        shown = round(regions * POSITIVE)
+        pooled = torch.empty(shown, channels, 14, 14, requires_grad=True)
+        outputs.append(heads.mask_head(pooled, torch.zeros(shown, dtype=torch.int64)))
+    return outputs
+
+
+# -------------------------------------------------------------------------------------------------------------- advice
+
+
+def advice(config: Config, free: int, world: int = 1) -> str | None:
+    """None if `config` fits into `free` bytes; else, in one line, the estimate and what would fit."""
+    needed = estimate(config, world)
+    if needed.total <= free:
+        return None
+    what = f"about {gib(needed.total)} GiB are needed for {needed.images} images at a time and {gib(free)} are there"
+    for change, smaller in _smaller(config, world):
+        if estimate(smaller, world).total <= free:
+            return f"{what}; it fits with {change}, the result being the same"
+    return (
+        f"{what}, and dividing the batch further does not help; image=640 needs less, as in "
+        "det/mask_rcnn_vitdet_b_25ep_24gb_640px (both give other results)"
+    )
+
+
+def require_memory(config: Config, encoder: ViT, world: int, free: int) -> None:
+    """Stop before a training that `free` bytes of a GPU cannot hold.
+
+    Args:
+        config: of the run.
+        encoder: what it turned out to train.
+        world: processes, each with a GPU of its own.
+        free: bytes.
+
+    Raises:
+        ValueError: with the estimate, and what would fit.
+    """
+    if (what := advice(replace(config, encoder=encoder, checkpoint=None), free, world)) is not None:
+        raise ValueError(f"this GPU is too small: {what}")
+
+
+def _smaller(config: Config, world: int) -> Iterator[tuple[str, Config]]:
+    """Ways to need less that leave the result alone, the fastest first."""
+    if config.normalise == "batch":
+        return
+    most = config.batch // world
+    divisions = [parts for parts in range(config.compute.accumulate, most + 1) if most % parts == 0]
+    for again in dict.fromkeys((config.recompute, True)):
+        for parts in divisions:
+            keys = [f"compute.accumulate={parts}"] if parts != config.compute.accumulate else []
+            keys += ["recompute=true"] if again and not config.recompute else []
+            compute = replace(config.compute, accumulate=parts)
+            yield " ".join(keys), replace(config, compute=compute, recompute=again)
+
+
+def gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f}"

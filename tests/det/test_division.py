@@ -1,0 +1,146 @@
+"""However a batch is divided among processes and micro-batches, a detector trains as on the whole batch; and one that
+is killed in the middle of an epoch ends where one that never stopped does.
+
+python tests/det/test_division.py DIRECTORY     # what the test starts; DIRECTORY holds `shapes`, a COCO data set
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from backbones.config import ViT
+from det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
+from det.mask_rcnn import MaskRCNN as Model
+from det.run import run
+from engine.checkpoint import load_state, newest_valid
+from engine.config import Compute, to_text
+from engine.rundir import RunDir
+from tests.kills import dying, forked, killed
+
+ROOT = Path(__file__).parents[2]
+STEPS, BATCH = 4, 8  # of 19 images: an epoch is 2 steps
+DIVISIONS = {"whole": (1, 1), "parts": (1, 4), "processes": (2, 1), "both": (2, 2)}  # processes, micro-batches
+
+
+def config_of(data: Path, samples: int = 4000) -> MaskRCNN:
+    """A small detector; with so many samples nothing is left to chance but what is drawn for each image."""
+    return MaskRCNN(
+        data=str(data),
+        encoder=ViT(16, 2, 2, patch=4, image=16),
+        vitdet=ViTDet(window=4, drop_path=0.0, channels=16, scales=(1.0, 0.5)),
+        proposals=Proposals(
+            convs=1, anchor_sizes=(16.0, 24.0, 32.0), samples=samples, before_nms=(50, 50), after_nms=(40, 20)
+        ),
+        heads=Heads(samples=samples, convs=1, channels=16, fc=32, detections=10),
+        augment=Augment(smallest=0.8, largest=1.25),
+        image=64,
+        steps=STEPS,
+        batch=BATCH,
+        lr=1e-3,
+        warmup=1.0,
+        milestones=(),
+        shown=0,
+        compute=Compute(precision="fp32", workers=0, threads=1, device="cpu", log_every=1, save_every=1),
+    )
+
+
+def _train(directory: Path, name: str, config: MaskRCNN) -> None:
+    about = {"recipe": f"test/{name}", "stage": "det", "identity": "0", "checkpoint": None}
+    run(config, RunDir.create(directory / name, to_text(config), about))
+
+
+def _divided(directory: Path, name: str, rank: int, port: int) -> Callable[[], None]:
+    world, parts = DIVISIONS[name]
+    config = config_of(directory / "shapes")
+    config = replace(config, compute=replace(config.compute, accumulate=parts))
+    about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    def work() -> None:
+        with patch.dict(os.environ, {key: str(value) for key, value in about.items()}):
+            _train(directory, name, config)
+
+    return work
+
+
+def main(directory: Path) -> None:
+    """Train in every division, then without a stop and with a kill in the middle of an epoch."""
+    import mmengine.runner  # noqa: F401  (once, rather than in each process)
+    import torch._dynamo  # noqa: F401
+
+    for name, (world, _) in DIVISIONS.items():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = [forked(_divided(directory, name, rank, port)) for rank in range(world)]
+        ends = [killed(child) for child in children]
+        assert not any(ends)
+    config = replace(config_of(directory / "shapes", samples=16), batch=4, steps=7)  # an epoch is 4 steps
+    assert not killed(forked(lambda: _train(directory, "unstopped", config)))
+    with patch.object(Model, "forward", dying(Model.forward, 6)):
+        assert killed(forked(lambda: _train(directory, "stopped", config)))
+    assert not killed(forked(lambda: _train(directory, "stopped", config)))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory in which `main` has trained."""
+    from tests.det.conftest import write_coco
+
+    directory = tmp_path_factory.mktemp("division")
+    write_coco(directory / "shapes", 19)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, __file__, str(directory)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    newest = newest_valid(RunDir(directory).checkpoints)
+    assert newest is not None
+    return load_state(newest)["stepper"]["model"]
+
+
+def _losses(directory: Path) -> list[float]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["parts", "processes", "both"])
+def test_a_divided_batch_is_the_whole_batch(trained: Path, name: str) -> None:
+    whole, divided = _losses(trained / "whole"), _losses(trained / name)
+    assert len(whole) == STEPS
+    assert divided == pytest.approx(whole, rel=1e-5)
+    for weight, value in _weights(trained / "whole").items():
+        if not weight.endswith("qkv.bias"):  # of keys: softmax has no gradient there, and Adam makes steps of rounding
+            torch.testing.assert_close(_weights(trained / name)[weight], value, rtol=1e-4, atol=2e-5, msg=weight)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_an_epoch(trained: Path) -> None:
+    assert len((trained / "stopped" / "metrics.jsonl").read_text().splitlines()) == 8  # 7 steps and an evaluation
+    for name, value in _weights(trained / "unstopped").items():
+        assert torch.equal(value, _weights(trained / "stopped")[name]), name
+    digests = {
+        hashlib.sha256((trained / name / "predictions.json").read_bytes()).hexdigest()
+        for name in ("unstopped", "stopped")
+    }
+    assert len(digests) == 1
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,88 @@
+"""The estimate of memory: what a real training step saves, what needs less, and what is said where it is short."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from backbones.config import ViT
+from det.build import from_scratch
+from det.config import Heads, MaskRCNN, Proposals, ViTDet
+from det.masks import InstanceMasks
+from det.memory import Saved, advice, estimate, require_memory
+from engine.config import Compute
+from engine.images import IMAGENET_MEAN, IMAGENET_STD
+
+MIB = 2**20
+
+
+def _config(**changes) -> MaskRCNN:
+    config = MaskRCNN(
+        data="coco",
+        encoder=ViT(64, 4, 4, patch=16, image=64),
+        vitdet=ViTDet(window=5, channels=32, drop_path=0.0),
+        proposals=Proposals(anchor_sizes=(16.0, 32.0, 64.0, 128.0, 256.0)),
+        heads=Heads(samples=32, channels=32, fc=64),
+        image=256,
+        batch=4,
+        steps=10,
+        milestones=(),
+        compute=Compute(precision="fp32", accumulate=2),
+    )
+    return replace(config, **changes)
+
+
+def _measured(config: MaskRCNN, images: int) -> int:
+    """Bytes that a real forward pass with losses saves."""
+    torch.manual_seed(0)
+    model = from_scratch(config, 80, config.encoder, mean=IMAGENET_MEAN, std=IMAGENET_STD).train()
+    corners = torch.tensor([[x, y, x + 60.0, y + 50] for x in (5, 90, 170) for y in (5, 90, 170)])
+    masks = [[np.array([x0, y0, x1, y0, x1, y1, x0, y1])] for x0, y0, x1, y1 in corners.double().tolist()]
+    target = {"boxes": corners, "labels": torch.arange(9), "masks": InstanceMasks(masks)}
+    batch = {
+        "images": torch.zeros(images, 3, 256, 256),
+        "sizes": [(256, 256)] * images,
+        "targets": [target] * images,
+    }
+    saved = Saved(model)
+    with saved.counting():
+        model(batch)
+    return saved.bytes
+
+
+def test_the_estimate_is_what_a_step_saves() -> None:
+    config = _config()
+    estimated = estimate(config).activations
+    assert estimated == pytest.approx(_measured(config, 2), rel=0.15)
+
+
+def test_parts_and_recomputing_need_less() -> None:
+    whole, parts, again = (
+        estimate(_config(compute=Compute(accumulate=1))),
+        estimate(_config(compute=Compute(accumulate=4))),
+        estimate(_config(compute=Compute(accumulate=4), recompute=True)),
+    )
+    assert whole.activations > 3 * parts.activations
+    assert again.activations < 0.9 * parts.activations
+    assert (whole.images, parts.images) == (4, 1)
+    assert whole.parameters == parts.parameters
+    assert estimate(_config(), world=2).gradients == 2 * whole.gradients
+    half = estimate(_config(compute=Compute(precision="bf16", accumulate=4))).activations
+    assert half < 0.8 * estimate(_config(compute=Compute(precision="fp32", accumulate=4))).activations
+
+
+def test_what_fits_is_said() -> None:
+    config = _config(compute=Compute(accumulate=1))
+    need, least = estimate(config).total, estimate(_config(compute=Compute(accumulate=4), recompute=True)).total
+    assert advice(config, need) is None
+    assert "it fits with compute.accumulate=2" in advice(config, need - MIB)
+    assert "compute.accumulate=4 recompute=true" in advice(config, least)
+    assert "24gb_640px" in advice(config, least // 2)
+    with pytest.raises(ValueError, match=r"GPU is too small: about .* it fits with compute\.accumulate=2"):
+        require_memory(config, config.encoder, 1, need - MIB)
+    require_memory(config, config.encoder, 1, need)
+    with pytest.raises(ValueError, match="multiple of processes"):
+        estimate(config, world=3)
