@@ -142,6 +142,21 @@ class Chart:
         return f"{self.y_name} by {self.x_name}: {ends}."
 
 
+@dataclass(frozen=True)
+class Scatter:
+    """What pretraining cost against what it brought: a dot for each encoder."""
+
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    dots: tuple[Dot, ...]
+    legend: tuple[Legend, ...]
+
+    @property
+    def summary(self) -> str:
+        """The chart in words, for those who do not see it."""
+        return "; ".join(dot.text for dot in self.dots) + "."
+
+
 def styles(encoders: Iterable[Encoder]) -> dict[Encoder, int]:
     """Which style each encoder has in every chart: 0 from scratch, which comes first, then 1, 2, ... as given."""
     different = sorted(dict.fromkeys(encoders), key=lambda encoder: bool(encoder.origin))
@@ -183,6 +198,34 @@ def _dot(cell: Cell, scale: _Scale, y: float, style: int, name: str) -> Dot:
         style=style,
         text=f"{name} {cell.text()}",
     )
+
+
+def scatter(
+    rows: Sequence[Row], found: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, int]
+) -> Scatter | None:
+    """Hours of pretraining (wall time, 0 from scratch) and box AP under the usual protocol; None of fewer than two."""
+    spent: dict[Encoder, list[float]] = {}
+    for record in found:
+        if record.stage == "pretrain" and record.result:
+            spent.setdefault(encoders[record.run.path], []).append(float(record.result.get("seconds", 0)) / 3600)
+    hours = {encoder: sum(times) / len(times) for encoder, times in spent.items()}
+    shown = [row for row in rows if "box_ap" in row.cells and not row.note]
+    shown = [row for row in shown if not row.encoder.origin or row.encoder in hours]
+    if len(shown) < 2 or not any(row.encoder in hours for row in shown):
+        return None
+    cells = [(row.encoder, hours.get(row.encoder, 0.0), row.cells["box_ap"]) for row in shown]
+    x_scale = _Scale.over([0.0, *(x for _, x, _ in cells)], LEFT, RIGHT, rounded=False)
+    y_scale = _Scale.over([cell.mean for _, _, cell in cells], BOTTOM, TOP, rounded=True)
+    name = labels(encoder for encoder, _, _ in cells)
+    dots = []
+    for encoder, x, cell in cells:
+        reach = cell.deviation or 0.0
+        text = f"{name[encoder]}: {x:.3g} h, box AP {cell.text()}"
+        high, low = y_scale(cell.mean + reach), y_scale(cell.mean - reach)
+        at = (round(x_scale(x), 1), round(low, 1), round(high, 1), round(y_scale(cell.mean), 1))
+        dots.append(Dot(at[0], at[1], at[2], at[3], styles[encoder], text))
+    legend = tuple(Legend(name[encoder], styles[encoder], cell.text()) for encoder, _, cell in cells)
+    return Scatter(x_scale.ticks(), y_scale.ticks(), tuple(dots), legend)
 
 
 def charts(found: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, int]) -> list[Chart]:

@@ -2,9 +2,10 @@
 
     mimbench report           writes <runs root>/report.html
 
-The table, what it says in words, loss and metric curves with pretrained and scratch in the same chart, reconstructions
-and detections, what was run on what, and which runs failed and why. No script, no request: pictures and styles are in
-the file, and a content security policy in it forbids the rest. It follows the reader's colour scheme and prints.
+The table, what it says in words, the tables of papers in which these runs have a place, what pretraining cost and
+brought, box AP by category, loss and metric curves with pretrained and scratch in the same chart, reconstructions and
+detections, what was run on what, and which runs failed and why. No script, no request: pictures and styles are in the
+file, and a content security policy in it forbids the rest. It follows the reader's colour scheme and prints.
 
 Page and styles are in `report.html.jinja`; everything that comes from a run is escaped there. Starts without torch.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import logging
 import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic import write_text
-from jobs import curves, records, table
-from jobs.encoders import Encoder, encoders_of
+from jobs import compare, curves, paper_table, records, table
+from jobs.encoders import Encoder, digest, encoders_of
+from jobs.formats_html import environment
 from jobs.records import Record
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+log = logging.getLogger(__name__)
+
+TEMPLATE = "report.html.jinja"
 LOG_LINES = 15
 MEDIA = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 CAPTIONS = {  # file name in plots/ -> heading, and what the pictures show
@@ -36,6 +41,18 @@ CAPTIONS = {  # file name in plots/ -> heading, and what the pictures show
     "detections": (
         "Detections",
         "Validation images: what was annotated, beside the boxes, masks and classes that were found.",
+    ),
+    "worst": (
+        "Worst images",
+        "Validation images with the smallest share of right detections, what was annotated beside what was found.",
+    ),
+    "precision_recall": (
+        "Precision and recall",
+        "Mean over categories, for boxes and masks that overlap the annotated ones by so much.",
+    ),
+    "errors": (
+        "Mistakes of detectors",
+        "What box AP50 would gain without each kind of mistake, and how many there are. Costs do not add up.",
     ),
 }
 UNFINISHED = {
@@ -98,33 +115,58 @@ def write_report(root: Path, path: Path) -> Path:
 
 
 def _page(found: Sequence[Record]) -> str:
-    import jinja2  # 0.1 s, which `mimbench --help` need not pay
-
     encoders = encoders_of(found)
     styles = curves.styles(encoders.values())
     drawn = curves.charts(found, encoders, styles)
     rows = table.rows_of(found)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    return (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            rows=rows,
+            columns=table.shown_columns(rows),
+            with_seeds=table.several_seeds(rows),
+            caption=table.caption(rows),
+            lead=lead(rows),
+            overview=curves.overview(rows, styles),
+            scatter=curves.scatter(rows, found, encoders, styles),
+            papers=paper_table.touched(found),
+            by_category=_by_category(found, encoders),
+            findings=findings(rows),
+            charts=[chart for chart in drawn if not chart.minor],
+            minor_charts=[chart for chart in drawn if chart.minor],
+            plot=curves,
+            galleries=_galleries(found, encoders),
+            runs=[_summary(record, encoders[record.run.path]) for record in found if record.state != "damaged"],
+            problems=[_problem(record) for record in found if record.state in UNFINISHED],
+            versions=_versions(found),
+            written=time.strftime("%Y-%m-%d %H:%M %Z"),
+        )
     )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        rows=rows,
-        columns=table.COLUMNS,
-        with_seeds=table.several_seeds(rows),
-        caption=table.caption(rows),
-        lead=lead(rows),
-        overview=curves.overview(rows, styles),
-        findings=findings(rows),
-        charts=[chart for chart in drawn if not chart.minor],
-        minor_charts=[chart for chart in drawn if chart.minor],
-        plot=curves,
-        galleries=_galleries(found, encoders),
-        runs=[_summary(record, encoders[record.run.path]) for record in found if record.state != "damaged"],
-        problems=[_problem(record) for record in found if record.state in UNFINISHED],
-        versions=_versions(found),
-        written=time.strftime("%Y-%m-%d %H:%M %Z"),
-    )
+
+
+def _by_category(found: Sequence[Record], encoders: Mapping[Path, Encoder]) -> list[tuple[str, str, list[Any]]]:
+    """Of each detection protocol the latest encoder against the first one, from scratch if there is that: box APs."""
+    protocols: dict[str, list[Record]] = {}
+    for record in found:
+        if record.stage == "det" and record.result and (record.run.path / "categories.json").exists():
+            protocols.setdefault(digest(table.protocol_of(record)), []).append(record)
+    shown = []
+    for records_of_one in protocols.values():
+        ordered = sorted(records_of_one, key=lambda record: bool(encoders[record.run.path].origin))
+        names = (encoders[ordered[0].run.path].name, encoders[ordered[-1].run.path].name)
+        if names[0] != names[1] and (changes := _changes(ordered[0], ordered[-1])):
+            shown.append((*names, changes))
+    return shown
+
+
+def _changes(first: Record, second: Record) -> list[Any]:
+    """None where a file of categories is damaged, which is logged."""
+    try:
+        return compare.bars(compare.categories(first, second))
+    except ValueError as error:
+        log.warning("%s", error)
+        return []
 
 
 def lead(rows: Sequence[table.Row]) -> str:

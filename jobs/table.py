@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "knn_top1": "k-NN",
+    "fewshot5_ridge_top1": "5-shot",
     "linear_top1": "linear",
     "finetune_top1": "fine-tune",
     "box_ap": "box AP",
     "mask_ap": "mask AP",
 }
+OPTIONAL = ("fewshot5_ridge_top1",)  # shown once something has been measured so
 MISSING = "–"
 RECIPE = 24  # characters in a line about what is different
 
@@ -230,6 +232,12 @@ def _seeds(table: Iterable[Row]) -> str:
     return "–".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
 
+def shown_columns(table: Sequence[Row]) -> dict[str, str]:
+    """The columns of a table for people, by metric."""
+    measured = {metric for row in table for metric in row.cells}
+    return {metric: name for metric, name in COLUMNS.items() if metric not in OPTIONAL or metric in measured}
+
+
 def several_seeds(table: Iterable[Row]) -> bool:
     """Whether any cell is a mean."""
     return any(len(cell.values) > 1 for row in table for cell in row.cells.values())
@@ -259,11 +267,12 @@ def render(table: Sequence[Row]) -> rich.table.Table:
     shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, caption=Text(caption(table)), caption_justify="left")
     shown.add_column("recipe", no_wrap=True)
     shown.add_column("encoder", no_wrap=True)
-    for name in COLUMNS.values():  # where the terminal is narrow these give way, with the deviation on a second line
+    columns = shown_columns(table)
+    for name in columns.values():  # where the terminal is narrow these give way, with the deviation on a second line
         heading = name.replace("fine-", "fine-\n") if several_seeds(table) else name
         shown.add_column(heading, justify="right", overflow="fold")
     for row in table:
-        numbers = (row.text(metric).replace("± ", "±") for metric in COLUMNS)
+        numbers = (row.text(metric).replace("± ", "±") for metric in columns)
         style = {"gain": "dim", "scratch": "", "pretrained": "bold"}[row.kind]
         shown.add_row(*map(Text, [*_first_cells(row), *numbers]), style=style)
     return shown

@@ -1,0 +1,236 @@
+"""`mimbench compare RUN RUN`: two runs side by side, and whether their numbers may be subtracted.
+
+    mimbench compare mask_rcnn_vitdet_b_100ep-3f mask_rcnn_vitdet_b_100ep-a0
+    mimbench compare RUN RUN --html compare.html
+
+First what differs, in settings, encoders, facts and versions; then every metric that both measured, the second minus
+the first, in brackets where the runs were not made under one protocol; then the AP of each category, largest change
+first. Runs are named as `mimbench status` does. Reads result files only; starts without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import records
+from jobs.encoders import Encoder, encoders_of
+from jobs.matching import equal, shown
+from jobs.paper_table import signed
+from jobs.records import Record
+from jobs.table import protocol_of
+
+NOT_PROTOCOL = ("seed", "best_epoch", "encoder", "weights", "copy", "traits", "final_norm")  # facts of one encoder
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that differs."""
+
+    key: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of both."""
+
+    name: str
+    first: float
+    second: float
+
+    @property
+    def difference(self) -> float:
+        """Second minus first."""
+        return self.second - self.first
+
+
+@dataclass(frozen=True)
+class TwoRuns:
+    """Everything that is compared."""
+
+    names: tuple[str, str]
+    encoders: tuple[str, str]
+    protocol: tuple[Setting, ...]  # what keeps the numbers from being subtracted
+    pretraining: tuple[Setting, ...]  # what is compared, if the protocol is one
+    circumstances: tuple[Setting, ...]  # versions, device, commit
+    metrics: tuple[Metric, ...]
+    categories: tuple[Metric, ...]  # box AP of each
+    missing: tuple[str, ...]  # metrics that one of them lacks
+
+    @property
+    def comparable(self) -> bool:
+        """One protocol."""
+        return not self.protocol
+
+    def difference(self, metric: Metric, digits: int = 2) -> str:
+        """With its sign, in brackets where it is not one."""
+        text = signed(metric.difference, digits)
+        return text if self.comparable else f"({text})"
+
+
+def compare(first: Path, second: Path, root: Path) -> TwoRuns:
+    """Lay two run directories side by side.
+
+    Raises:
+        ValueError: if one is not finished or damaged, or they are of different stages.
+    """
+    found = records.read(root)
+    known = {record.run.path.resolve(): record for record in found}
+    outside = [path for path in (first, second) if path.resolve() not in known]
+    for path in outside:  # runs from elsewhere
+        known |= {record.run.path.resolve(): record for record in records.read(path.resolve().parent.parent)}
+    one, other = (_finished(known.get(path.resolve()), path) for path in (first, second))
+    if one.stage != other.stage:
+        raise ValueError(f"{one.name} is of stage {one.stage} and {other.name} of {other.stage}: nothing is in common")
+    encoders = encoders_of(list(known.values()))
+    return _two(one, other, encoders)
+
+
+def _finished(record: Record | None, path: Path) -> Record:
+    if record is None:
+        raise ValueError(f"{path} is not a run directory")
+    if record.state == "damaged":
+        raise ValueError(f"{path}: {record.problem}")
+    if record.result is None:
+        raise ValueError(f"{path} is {record.state}: only finished runs can be compared")
+    return record
+
+
+def _two(one: Record, other: Record, encoders: Mapping[Path, Encoder]) -> TwoRuns:
+    pretrain = one.stage == "pretrain"
+    settings = tuple(_settings(protocol_of(one), protocol_of(other)))
+    facts = tuple(setting for setting in _settings(_facts(one), _facts(other)) if setting.key not in one.science)
+    names = {setting.key for setting in settings}
+    protocol = () if pretrain else (*settings, *(fact for fact in facts if fact.key not in names))
+    mine, theirs = one.metrics, other.metrics
+    both = [name for name in mine if name in theirs]
+    made = tuple(encoders[record.run.path] for record in (one, other))
+    return TwoRuns(
+        names=(one.name, other.name),
+        encoders=(made[0].name, made[1].name),
+        protocol=protocol,
+        pretraining=settings if pretrain else (),
+        circumstances=tuple(_settings(_circumstances(one), _circumstances(other))),
+        metrics=tuple(Metric(name, mine[name], theirs[name]) for name in both),
+        categories=tuple(categories(one, other)),
+        missing=tuple(name for name in {**mine, **theirs} if name not in both),
+    )
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    facts = (record.result or {}).get("facts", {})
+    return {key: value for key, value in facts.items() if key not in NOT_PROTOCOL}
+
+
+def _circumstances(record: Record) -> dict[str, Any]:
+    result = record.result or {}
+    kept = {key: result.get(key) for key in ("device", "commit", "seconds", "images_per_second", "peak_memory")}
+    return {**kept, **result.get("versions", {}), "seed": record.science.get("seed")}
+
+
+def _settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Setting]:
+    keys = [key for key in {**one, **other} if not equal(one.get(key), other.get(key))]
+    return [Setting(key, _text(one, key), _text(other, key)) for key in keys]
+
+
+def _text(settings: Mapping[str, Any], key: str) -> str:
+    return shown(settings[key]) if settings.get(key) is not None else "–"
+
+
+def categories(one: Record, other: Record) -> list[Metric]:
+    """Box AP of the categories of two detectors, the largest change first; none where a run has no such file."""
+    first, second = (_of_each_category(record) for record in (one, other))
+    both = [Metric(name, first[name], second[name]) for name in first if name in second]
+    return sorted(both, key=lambda metric: -abs(metric.difference))
+
+
+def _of_each_category(record: Record) -> dict[str, float]:
+    file = record.run.path / "categories.json"
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        return {str(entry["name"]): float(entry["box_ap"]) for entry in entries if entry.get("box_ap") is not None}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); evaluate the run again") from error
+
+
+# ------------------------------------------------------------------------------------------------------------ shown
+
+
+def text(two: TwoRuns, width: int | None = None, categories_shown: int = 20) -> str:
+    """For a terminal."""
+    import io
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(Text(f"first:  {two.names[0]} ({two.encoders[0]})\nsecond: {two.names[1]} ({two.encoders[1]})\n"))
+    console.print(Text(verdict(two)))
+    sections: list[tuple[str, tuple[str, ...], Sequence[Sequence[str]]]] = [
+        ("Protocol", ("setting", "first", "second"), _rows(two.protocol)),
+        ("Pretraining", ("setting", "first", "second"), _rows(two.pretraining)),
+        ("Metrics", ("metric", "first", "second", "difference"), numbers(two, two.metrics)),
+        ("Box AP by category", ("category", "first", "second", "difference"),
+         numbers(two, two.categories[:categories_shown])),
+        ("Circumstances", ("", "first", "second"), _rows(two.circumstances)),
+    ]  # fmt: skip
+    for title, heads, rows in sections:
+        if rows:
+            shown_rows = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+            for index, head in enumerate(heads):
+                shown_rows.add_column(head, justify="right" if index and len(heads) == 4 else "left", overflow="fold")
+            for row in rows:
+                shown_rows.add_row(*map(Text, row))
+            console.print(shown_rows)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def verdict(two: TwoRuns) -> str:
+    """Whether the numbers may be subtracted, in a sentence."""
+    if two.comparable:
+        return "One protocol: differences are differences. One run each, so their noise is not known."
+    return "Not one protocol: differences stand in brackets, for they are not of the encoders alone."
+
+
+def _rows(settings: Sequence[Setting]) -> list[tuple[str, ...]]:
+    return [(setting.key, setting.first, setting.second) for setting in settings]
+
+
+def numbers(two: TwoRuns, metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
+    """Rows of texts."""
+    return [(one.name, f"{one.first:.2f}", f"{one.second:.2f}", two.difference(one)) for one in metrics]
+
+
+def to_json(two: TwoRuns) -> dict[str, Any]:
+    """Everything, unrounded; differences only where they are some."""
+    whole = asdict(two)
+    for name in ("metrics", "categories"):
+        for entry, metric in zip(whole[name], getattr(two, name), strict=True):
+            entry["difference"] = metric.difference if two.comparable else None
+    return {"comparable": two.comparable, **whole}
+
+
+def page(two: TwoRuns) -> str:
+    """One HTML file."""
+    from jobs.formats_html import environment
+
+    changes = bars(two.categories)
+    template = environment().get_template("compare.html.jinja")
+    title = "Two runs compared"
+    return template.render(two=two, verdict=verdict(two), numbers=numbers, rows_of=_rows, bars=changes, title=title)
+
+
+def bars(metrics: Sequence[Metric]) -> list[tuple[Metric, float]]:
+    """Each category with its bar's length, in per cent of the longest."""
+    longest = max((abs(one.difference) for one in metrics), default=0) or 1
+    return [(one, round(100 * abs(one.difference) / longest, 1)) for one in metrics]

@@ -1,0 +1,126 @@
+"""`mimbench table crossmae/compute`: what each method computes, keeps and takes, beside CrossMAE's Tables 4, 5 and 18.
+
+Counted here in live models (jobs/counting.py), half a minute: parameters, operations of a forward pass on one image,
+bytes kept for the backward pass. Printed by the paper: minutes an epoch and memory on 2 (Tables 4 and 5) and on 4
+(Table 18) A100-80GB; of ViTDet, detectron2's seconds and memory for an image. Measured: step time, images per second
+and peak memory of runs under the runs root, on whatever device they had, which is named.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs import paper
+from jobs.encoders import encoders_of
+from jobs.grids import Grid
+from jobs.records import Record
+
+HEADS = (
+    "", "parameters (M)", "encoder (GFLOP)", "decoder, detector (GFLOP)", "all (GFLOP)", "kept for backward (MB/image)",
+    "printed", "measured",
+)  # fmt: skip
+NOTES = (
+    "GFLOP: of a forward pass on one image, two operations to a multiply-add, attention counted; decoder: its blocks, "
+    "MAE's decoder_embed and CrossMAE's mixing. Detector: pyramid, proposals and heads with 1000 proposals and 100 "
+    "detections, at 1024 pixels.",
+    "Kept for backward: what autograd saves in float32, without weights; half precision keeps about a third less, "
+    "optimiser and weights come on top.",
+    "Printed by CrossMAE for ViT-B: minutes an epoch and MB on each GPU, on 2 A100-80GB (Table 4) or 4 (Table 18); by "
+    "detectron2: seconds and GB for an image on an A100.",
+    "Predicting all hidden patches with 12 decoder blocks saves no operations against MAE: the saving is that of 25 %.",
+)
+BLANK = "–"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What finished runs of one method and size took, the median of several."""
+
+    seconds: float  # an optimiser step
+    images: int  # in it
+    memory: float | None  # bytes
+    device: str
+    runs: int
+
+    @property
+    def text(self) -> str:
+        """For a cell."""
+        memory = f", {self.memory / 2**20:,.0f} MiB" if self.memory else ""
+        rate = f"{self.images / self.seconds:,.0f} images/s"
+        return f"{self.seconds:.3g} s/step of {self.images} ({rate}{memory}, {self.device})"
+
+
+Key = tuple[str, str, float | None]  # architecture, kind of method, share predicted
+
+
+def measured(found: Sequence[Record]) -> dict[Key, Measured]:
+    """By method and size, of finished pretrainings and detections that say how fast they were."""
+    encoders = encoders_of(found)
+    groups: dict[tuple[Key, str, int], list[Record]] = {}
+    for record in found:
+        result = record.result or {}
+        if result.get("images_per_second") and record.stage in ("pretrain", "det"):
+            science = record.science
+            kind = str(science.get("method.kind", "mask_rcnn"))
+            predict = science.get("masking.predict") if kind == "crossmae" else None
+            key = (encoders[record.run.path].architecture, kind, predict)
+            group = (key, str(result.get("device")), int(science.get("batch", 1)))
+            groups.setdefault(group, []).append(record)
+    return {key: _measured(records, device, batch) for (key, device, batch), records in groups.items()}
+
+
+def _measured(records: Sequence[Record], device: str, batch: int) -> Measured:
+    results = [record.result or {} for record in records]
+    seconds = statistics.median(batch / result["images_per_second"] for result in results)
+    memories = [result["peak_memory"] for result in results if result.get("peak_memory")]
+    return Measured(seconds, batch, statistics.median(memories) if memories else None, device, len(records))
+
+
+def table(found: Sequence[Record], sizes: str = "SBLH", detectors: bool = True) -> Grid:
+    """The whole of it; rows of runs whose size no paper has come last, with what was measured alone."""
+    from engine.bar import track
+    from jobs import counting  # imports torch
+
+    taken, printed = measured(found), _printed()
+    counted = list(track(counting.pretraining(sizes), "counting", len(sizes) * len(counting.METHODS)))
+    counted += list(track(counting.detectors(), "counting detectors", 3)) if detectors else []
+    rows = []
+    for one in counted:
+        architecture = f"ViT-{one.size}/{14 if one.size == 'H' and one.kind != 'mask_rcnn' else 16}"
+        key = (architecture, one.kind, one.predict if one.kind == "crossmae" else None)
+        mine = taken.pop(key, None)
+        rows.append(_row(one, printed.get((one.size, one.name), BLANK), mine))
+    for (architecture, kind, predict), mine in taken.items():
+        share = f" {predict:.2g}".replace(" 0.", " .") if predict is not None else ""
+        rows.append([f"{architecture}, {kind}{share}", *[BLANK] * 6, mine.text])
+    return Grid("crossmae/compute", "What the methods compute, keep and take", HEADS, tuple(map(tuple, rows)), NOTES)
+
+
+def _row(one: Any, printed: str, mine: Measured | None) -> list[str]:
+    kept = f"{one.kept / 1e6:.1f}" if one.kept else BLANK
+    operations = (f"{value / 1e9:.2f}" if value < 1e12 else f"{value / 1e9:,.0f}" for value in _parts(one))
+    label = f"ViT-{one.size}, {one.name}"
+    return [label, f"{one.parameters / 1e6:.2f}", *operations, kept, printed, mine.text if mine else BLANK]
+
+
+def _parts(one: Any) -> Iterator[float]:
+    yield from (one.encoder, one.decoder, one.total)
+
+
+def _printed() -> dict[tuple[str, str], str]:
+    """What papers print, by size and method."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, gpus in (("crossmae/table4", 2), ("crossmae/table18", 4)):
+        cells: dict[str, dict[str, str]] = {}
+        for one in paper.references(name):
+            cells.setdefault(one.row, {})[one.column] = str(one.value)
+        for row, values in cells.items():
+            memory = f", {int(values['memory']):,} MB" if "memory" in values else ""
+            found.setdefault(("B", row), []).append(f"{values['minutes']} min{memory} (x{gpus})")
+    for one in paper.references("vitdet/cost"):
+        unit = "s" if one.column == "seconds" else "GB"
+        found.setdefault((one.row.removeprefix("ViT-"), "Mask R-CNN"), []).append(f"{one.value} {unit}")
+    return {key: "; ".join(texts) for key, texts in found.items()}

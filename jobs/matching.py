@@ -1,0 +1,342 @@
+"""Our runs laid against the numbers of papers, by what they did.
+
+What a run did is in its config and its `result.json`, and in those of the pretraining that made its encoder: `did`
+gives all of it as dotted keys, `pretrain.` and `eval.`. Names of runs, recipes and directories are never looked at. A
+run stands in a cell if it is what the cell asks for (`is`: method, size, the thing varied) and has its metric; then
+every setting that the source states is compared, and the verdict is one of
+
+    same protocol                     the difference is a difference, with an interval where noise is known
+    differs in X (ours, paper's)      shown in brackets, never as a plain difference
+    reference protocol unknown: X     likewise: the source does not say
+    not known of this checkpoint: X   likewise: the encoder was made elsewhere
+
+Runs that differ in seeds alone share a cell. What cannot be trusted stands in none and is named: damaged or older
+result files, NaN, two results of one run that contradict each other, the same seeds twice.
+
+Reads no files itself but encoders, whose content says who made them; starts without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from jobs.encoders import Encoder, digest, encoders_of, maker_of, makers
+from jobs.paper import Reference
+from jobs.records import Record
+from jobs.significance import Interval, Sample, interval
+from jobs.table import protocol_of
+
+Status = Literal["same", "differs", "unknown"]
+SELECTION, BEST = "eval.selection", "best on validation images"
+NAMES = {  # of keys, where the key itself is not what a reader would say
+    "pretrain.method.kind": "method",
+    "pretrain.masking.kind": "kind of masking",
+    "pretrain.masking.mask": "share hidden",
+    "pretrain.masking.predict": "share predicted",
+    "pretrain.method.depth": "decoder blocks",
+    "pretrain.method.width": "decoder width",
+    "pretrain.method.heads": "decoder heads",
+    "pretrain.encoder.image": "pretraining image",
+    "pretrain.maps": "feature maps mixed",
+    "eval.vitdet.rel_pos": "relative positions",
+    "eval.vitdet.drop_path": "drop path",
+    "eval.vitdet.window": "window",
+    SELECTION: "epoch taken",
+    "eval.pool": "feature",
+    "eval.classes": "classes",
+    "eval.val_images": "validation images",
+    "eval.train_images": "training images",
+    "eval.eval_resize": "resize before the centre crop",
+    "eval.final_norm": "final norm of the encoder",
+    "eval.partial": "keys let pass on loading",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting in which a run departs from what was printed."""
+
+    key: str
+    ours: Any
+    theirs: Any
+
+    @property
+    def text(self) -> str:
+        """`relative positions (on, paper off)`."""
+        return f"{name_of(self.key)} ({shown(self.ours)}, paper {shown(self.theirs)})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether two protocols are one."""
+
+    differs: tuple[Difference, ...] = ()
+    unknown: tuple[str, ...] = ()  # keys that the source does not state
+    missing: tuple[str, ...] = ()  # keys that are not known of our run
+
+    @property
+    def status(self) -> Status:
+        """The worst of it."""
+        return "differs" if self.differs else "unknown" if self.unknown or self.missing else "same"
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        parts = []
+        if self.differs:
+            parts.append("differs in " + ", ".join(one.text for one in self.differs))
+        if self.unknown:
+            parts.append("reference protocol unknown: " + ", ".join(map(name_of, self.unknown)))
+        if self.missing:
+            parts.append("not known of this checkpoint: " + ", ".join(map(name_of, self.missing)))
+        return "; ".join(parts) or "same protocol"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone."""
+
+    encoder: Encoder
+    did: Mapping[str, Any]  # of the first of them; seeds apart it is that of all
+    records: tuple[Record, ...]
+    started: float
+
+    def values(self, metric: str) -> tuple[float, ...]:
+        """Over seeds, in the order in which the runs were started."""
+        return tuple(record.metrics[metric] for record in self.records if metric in record.metrics)
+
+    def runs(self, metric: str) -> tuple[str, ...]:
+        """The runs behind them."""
+        return tuple(record.name for record in self.records if metric in record.metrics)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A group of runs against one printed number."""
+
+    reference: Reference
+    group: Group
+    verdict: Verdict
+    metric: str  # of ours: the reference's, or the same of the best epoch
+
+    @property
+    def sample(self) -> Sample:
+        """Ours."""
+        return Sample(self.group.values(self.metric))
+
+    @property
+    def theirs(self) -> Sample:
+        """The paper's."""
+        seeds = self.reference.seeds or (float(self.reference.value),)
+        return Sample(seeds, self.reference.deviation)
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's, in the metric's unit; None unless the protocol is the same."""
+        return self.raw_difference if self.verdict.status == "same" else None
+
+    @property
+    def raw_difference(self) -> float:
+        """The subtraction, whatever the protocols; only to be shown as not comparable where they differ."""
+        return self.sample.mean - self.theirs.mean
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """Of a difference that is one."""
+        return interval(self.sample, self.theirs) if self.verdict.status == "same" else None
+
+
+def name_of(key: str) -> str:
+    """What a reader would call it."""
+    if key in NAMES:
+        return NAMES[key]
+    stage, _, rest = key.partition(".")
+    words = rest.replace("_", " ").replace(".", " ") or stage
+    return f"pretraining {words}" if stage == "pretrain" else words
+
+
+def shown(value: Any) -> str:
+    """A setting in words."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def did(record: Record, encoder: Encoder, made_by: Mapping[str, Record]) -> dict[str, Any]:
+    """Everything that is known of how a number came about, by dotted key."""
+    maker, epoch = maker_of(record, made_by)
+    result = (record.result or {}).get("facts", {})
+    facts: dict[str, Any] = {f"eval.{key}": value for key, value in result.items()}
+    facts |= {f"eval.{key}": value for key, value in record.science.items()}
+    if maker is not None:
+        facts |= {f"pretrain.{key}": value for key, value in (maker.result or {}).get("facts", {}).items()}
+        facts |= {f"pretrain.{key}": value for key, value in maker.science.items()}
+        facts |= _derived(maker)
+        if epoch is not None:  # taken on the way: its learning rate had not come down
+            facts["pretrain.epochs"] = f"{epoch} of {maker.science.get('epochs')}"
+    elif record.checkpoint:
+        facts["pretrain.method.kind"] = record.checkpoint.get("family")
+        shape = result.get("encoder")
+        if isinstance(shape, dict) and "image" in shape:
+            facts["pretrain.encoder.image"] = shape["image"]
+    else:
+        facts["pretrain.method.kind"] = "none"
+    facts["encoder"] = encoder.architecture
+    return facts
+
+
+def _derived(maker: Record) -> dict[str, Any]:
+    """What a pretraining's settings come to: blocks that CrossMAE's decoder reads, patches that a grid hides."""
+    science, found = maker.science, {}
+    mixing, maps = science.get("method.mixing"), science.get("method.feature_maps")
+    if mixing is not None:
+        depth = int(science["encoder.depth"])
+        found["pretrain.maps"] = 1 if mixing == "none" else len(maps) if isinstance(maps, list) else depth
+    if "masking.cell" in science:
+        found["pretrain.masking.mask"] = 1 - 1 / science["masking.cell"] ** 2
+    return found
+
+
+def groups(found: Sequence[Record]) -> tuple[list[Group], list[str]]:
+    """Finished evaluations by all but their seeds, and one line for each that was left out and why."""
+    encoders, made_by, problems = encoders_of(found), makers(found), _damaged(found)
+    sets: dict[tuple[Encoder, str], list[Record]] = {}
+    for record in _trusted(found, problems):
+        if record.stage != "pretrain" and record.metrics:
+            sets.setdefault((encoders[record.run.path], digest(protocol_of(record))), []).append(record)
+    whole = []
+    for (encoder, _), records in sets.items():
+        kept = _one_of_each_seed(records, made_by, problems)
+        facts = did(kept[0], encoder, made_by)
+        whole.append(Group(encoder, facts, tuple(kept), max(record.started for record in kept)))
+    return whole, problems
+
+
+def _damaged(found: Iterable[Record]) -> list[str]:
+    lines = [f"{record.run.path} is left out: {record.problem}" for record in found if record.state == "damaged"]
+    for record in found:
+        for name, value in (record.result or {}).get("metrics", {}).items():
+            if name not in record.metrics:
+                lines.append(f"{record.run.path}: {name} is {value} and is left out")
+    return lines
+
+
+def _trusted(found: Sequence[Record], problems: list[str]) -> list[Record]:
+    """Results that contradict neither themselves nor each other, one of each run."""
+    kept: dict[str, Record] = {}
+    refused: set[str] = set()
+    for record in found:
+        identity = str(record.about.get("identity", record.name))
+        if record.result is None:
+            continue
+        if clash := _contradiction(record):
+            problems.append(f"{record.run.path} is left out: {clash}")
+        elif identity not in kept:
+            kept[identity] = record
+        elif kept[identity].metrics == record.metrics:
+            problems.append(f"{record.run.path} is left out: the same run as {kept[identity].run.path}")
+        else:
+            problems.append(f"{record.run.path} and {kept[identity].run.path} are left out: two results of one run")
+            refused.add(identity)
+    return [record for identity, record in kept.items() if identity not in refused]
+
+
+def _contradiction(record: Record) -> str:
+    """Where the parts of a run's record disagree; empty if nowhere."""
+    result = record.result or {}
+    if result.get("identity", record.about.get("identity")) != record.about.get("identity"):
+        return f"its result.json is of run {result.get('identity')}, its run.json of {record.about.get('identity')}"
+    for key, value in result.get("facts", {}).items():
+        number = isinstance(value, bool | int | float)
+        if number and key in record.science and not equal(value, record.science[key]):
+            return f"its result.json says {key} = {value}, its config.txt {record.science[key]}"
+    return ""
+
+
+def _one_of_each_seed(records: Sequence[Record], made_by: Mapping[str, Record], problems: list[str]) -> list[Record]:
+    """A seed counts once: the same seeds twice are no two measurements of the noise."""
+    kept: dict[tuple[Any, Any], Record] = {}
+    for record in records:
+        maker, _ = maker_of(record, made_by)
+        first = maker.science.get("seed") if maker else (record.checkpoint or {}).get("hash")
+        seeds = (first, record.science.get("seed"))
+        if seeds in kept:
+            problems.append(f"{record.run.path} is left out: the same seeds as {kept[seeds].run.path}")
+        else:
+            kept[seeds] = record
+    return list(kept.values())
+
+
+def compare(reference: Reference, found: Iterable[Group]) -> list[Comparison]:
+    """Every group that may stand in the cell of `reference`: the one of the nearest protocol first, then the latest."""
+    if reference.unused:
+        return []
+    comparisons = [
+        _compared(reference, group)
+        for group in found
+        if group.values(reference.metric) and _stands(reference, group.did)
+    ]
+    return sorted(comparisons, key=_nearness)
+
+
+def _compared(reference: Reference, group: Group) -> Comparison:
+    """Where the source took the epoch that was best on the validation images, so do we, if that was recorded."""
+    metric, chosen = reference.metric, {}
+    if SELECTION in reference.facts:
+        best = metric.replace("finetune_", "finetune_best_")
+        wanted = reference.facts[SELECTION] == BEST
+        metric = best if wanted and len(group.values(best)) == len(group.values(metric)) else metric
+        chosen = {SELECTION: BEST if metric == best else "last"}
+    return Comparison(reference, group, verdict(reference, {**group.did, **chosen}), metric)
+
+
+def _nearness(comparison: Comparison) -> tuple[int, int, float]:
+    verdict, group = comparison.verdict, comparison.group
+    return len(verdict.differs), len(verdict.missing), -group.started
+
+
+def _stands(reference: Reference, facts: Mapping[str, Any]) -> bool:
+    """Whether a run is what the cell asks for, as far as is known of its encoder."""
+    elsewhere = "pretrain.epochs" not in facts  # or from scratch
+    for key, wanted in reference.select.items():
+        if key not in facts and elsewhere and key.startswith("pretrain."):
+            continue
+        if key not in facts or not equal(facts[key], wanted):
+            return False
+    return True
+
+
+def verdict(reference: Reference, facts: Mapping[str, Any]) -> Verdict:
+    """The protocol of a run against the stated one."""
+    wanted = {**reference.select, **reference.facts}
+    missing = tuple(key for key in wanted if key not in facts and not _needless(key, facts))
+    differs = [
+        Difference(key, facts[key], value) for key, value in wanted.items()
+        if key in facts and not equal(facts[key], value)
+    ]  # fmt: skip
+    if facts.get("eval.partial"):
+        differs.append(Difference("eval.partial", facts["eval.partial"], []))
+    unknown = tuple(key for key in reference.unknown if not _needless(key, facts))
+    return Verdict(tuple(differs), unknown, missing)
+
+
+def _needless(key: str, facts: Mapping[str, Any]) -> bool:
+    """Nothing is asked of the pretraining of what was not pretrained."""
+    return key.startswith("pretrain.") and facts.get("pretrain.method.kind") == "none"
+
+
+def equal(one: Any, other: Any) -> bool:
+    """5 is 5.0, and numbers are equal to five digits, for papers round; lists element by element; True is not 1."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-12)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)

@@ -1,0 +1,130 @@
+"""`mimbench papers check`: what is wrong in the files of `jobs/papers/`, found before a table is wrong.
+
+Every key that a protocol names must be one that a run records: a field of a recipe's config, or a fact of
+`result.json`. Every number must be of use to some run, or say why it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from engine.config import leaves
+from jobs import paper
+from jobs.paper import PAPERS, Paper, Reference, Row, Table, nearest
+from jobs.recipes import STAGES, recipes
+
+FACTS = {  # of `result.json`, beyond the config's fields, that protocols may name; and what matching derives
+    "encoder",
+    "pretrain.train_images",
+    "pretrain.maps",
+    "eval.classes",
+    "eval.train_images",
+    "eval.val_images",
+    "eval.eval_resize",
+    "eval.final_norm",
+    "eval.patch",
+    "eval.epochs",
+    "eval.partial",
+    "eval.selection",
+}
+METRICS = ("finetune_", "linear_", "knn_", "fewshot_", "box_ap", "mask_ap")  # what names of metrics begin with
+
+
+def problems(directory: Path = PAPERS) -> list[str]:
+    """One line for each thing that is wrong; none if all is well."""
+    found: list[str] = []
+    for file in sorted(directory.glob("*.toml")):
+        try:
+            paper.load(file)
+        except ValueError as error:
+            found.append(str(error))
+    if found:
+        return found
+    known = keys()
+    for name, one in paper.papers(directory).items():
+        found += [f"{directory / name}.toml: {line}" for line in _of_paper(name, one, known, directory)]
+    return found
+
+
+@cache
+def _recipe_names() -> frozenset[str]:
+    return frozenset(recipe.name for recipe in recipes())
+
+
+@cache
+def keys() -> frozenset[str]:
+    """Every key that a protocol may name."""
+    prefixes = {stage: "pretrain." if stage == "pretrain" else "eval." for stage in STAGES}
+    fields = {prefixes[recipe.stage] + leaf.key for recipe in recipes() for leaf in leaves(recipe.build())}
+    return frozenset(fields | FACTS)
+
+
+def _of_paper(name: str, one: Paper, known: frozenset[str], directory: Path) -> Iterator[str]:
+    used = _used(directory)
+    for protocol_name, protocol in one.protocols.items():
+        for key in [*protocol.facts(), *protocol.unknown]:
+            if key not in known:
+                yield f"protocol {protocol_name}: no run records {key}{nearest(key, known)}"
+        if not protocol.known and not protocol.unknown:
+            yield f"protocol {protocol_name}: known = false, and `unknown` does not say which settings"
+        if f"{name}/{protocol_name}" not in used:
+            yield f"protocol {protocol_name} is used by no table"
+    for table_name, table in one.tables.items():
+        yield from _of_table(table_name, table)
+        try:
+            found = paper.references(f"{name}/{table_name}", directory)
+        except ValueError as error:
+            yield f"table {table_name}: {error}"
+            continue
+        for reference in found:
+            yield from _of_reference(reference, known)
+
+
+def _used(directory: Path) -> set[str]:
+    """Every protocol that something refers to, as `paper/name`."""
+    used = set()
+    for name, one in paper.papers(directory).items():
+        named = [protocol.extends for protocol in one.protocols.values()]
+        for table in one.tables.values():
+            named += [part for row in table.rows for part in (row.pretraining, row.protocol)]
+            named += [column.protocol for column in table.columns]
+        used |= {part if "/" in part else f"{name}/{part}" for part in named if part}
+    return used
+
+
+def _of_table(name: str, table: Table) -> Iterator[str]:
+    columns = {column.key for column in table.columns}
+    if len(columns) < len(table.columns):
+        yield f"table {name}: two columns have one key"
+    labels = [row.label for row in table.rows]
+    if len(set(labels)) < len(labels):
+        yield f"table {name}: two rows have one label"
+    for row in table.rows:
+        for key in _keys_of(row) - columns:
+            yield f"table {name}, row {row.label!r}: there is no column {key!r}{nearest(key, columns)}"
+        if not row.values and not row.seeds:
+            yield f"table {name}, row {row.label!r} holds no number"
+
+
+def _keys_of(row: Row) -> set[str]:
+    return {*row.values, *row.seeds, *row.deviation, *row.recipes}
+
+
+def _of_reference(reference: Reference, known: frozenset[str]) -> Iterator[str]:
+    names = _recipe_names()
+    for key in [*reference.select, *reference.facts, *reference.unknown]:
+        if key not in known:
+            yield f"{reference.where}: no run records {key}{nearest(key, known)}"
+    for name in (reference.recipe, reference.pretraining):
+        if name and name not in names:
+            yield f"{reference.where}: unknown recipe {name!r}{nearest(name, names)}"
+    if reference.unused:
+        return
+    if not reference.select:
+        yield f"{reference.where}: neither `is` nor `unused` is given, so that no run or any run would stand there"
+    if not reference.facts and not reference.unknown:
+        yield f"{reference.where}: its protocol says nothing"
+    if not reference.metric.startswith(METRICS):
+        yield f"{reference.where}: no run measures {reference.metric!r}; say why with `unused`"

@@ -1,0 +1,256 @@
+"""A paper's table with our runs in it: what each cell shows, its footnotes, and what would fill the empty ones.
+
+    mimbench table crossmae/table2
+
+Built from the references of a paper (jobs/paper.py) and the comparisons of jobs/matching.py, for jobs/formats.py to
+write. A mean has the digits of the printed number, its deviation one more. What a difference is worth stands in its
+footnote: same protocol or not, how many seeds, the interval. Works without any run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from engine.config import identity, with_overrides
+from jobs import paper
+from jobs.cost import Cost, cost_of
+from jobs.matching import Comparison, Group, compare, groups
+from jobs.paper import Column, Reference
+from jobs.recipes import find
+from jobs.records import Record
+from jobs.significance import Sample
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed number and what we measured for it."""
+
+    reference: Reference
+    best: Comparison | None = None  # of the nearest protocol
+    others: tuple[Comparison, ...] = ()
+    marks: tuple[int, ...] = ()  # footnotes, from 1
+
+    @property
+    def printed(self) -> str:
+        """As the paper prints it; of several seeds with their sample deviation."""
+        deviation = Sample(self.reference.seeds).deviation if self.reference.seeds else None
+        return f"{self.reference.value}" + _spread(deviation, self.reference.digits)
+
+    @property
+    def ours(self) -> str:
+        """Mean and deviation over seeds; empty where there is none."""
+        if self.best is None:
+            return ""
+        sample = self.best.sample
+        return f"{sample.mean:.{self.reference.digits}f}" + _spread(sample.deviation, self.reference.digits)
+
+    @property
+    def difference(self) -> str:
+        """With its sign; in brackets where the protocols are not known to be one."""
+        if self.best is None:
+            return ""
+        text = signed(self.best.raw_difference, self.reference.digits)
+        return text if self.best.verdict.status == "same" else f"({text})"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Cells that one series of commands would fill."""
+
+    cells: tuple[str, ...]
+    commands: tuple[str, ...]
+    cost: Cost | None
+
+    @property
+    def text(self) -> str:
+        """What it would cost."""
+        return f"about {self.cost.text} A100 hours, by {self.cost.source}" if self.cost else "cost not known"
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """All that a format needs."""
+
+    name: str
+    paper: str
+    title: str
+    source: str
+    url: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, dict[str, Cell]], ...]
+    footnotes: tuple[str, ...]
+    notes: tuple[str, ...]
+    missing: tuple[Missing, ...]
+    left_out: tuple[str, ...] = ()
+
+    @cached_property
+    def close(self) -> bool:
+        """Whether a run stands here of which nothing is known to differ."""
+        cells = [cell for _, row in self.rows for cell in row.values()]
+        return any(cell.best and not cell.best.verdict.differs for cell in cells)
+
+    @cached_property
+    def measured(self) -> frozenset[str]:
+        """The columns that hold something of ours."""
+        return frozenset(key for _, cells in self.rows for key, cell in cells.items() if cell.best)
+
+
+@dataclass
+class Footnotes:
+    """Texts by number; the same text has one number."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, text: str) -> int:
+        """The number of `text`, from 1."""
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+
+def heading(column: Column) -> str:
+    """With the unit where it is not per cent."""
+    return column.title if column.unit in ("%", "") else f"{column.title} ({column.unit})"
+
+
+def signed(value: float, digits: int) -> str:
+    """With a sign and a real minus; what rounds to nothing is 0 without one."""
+    text = f"{value:+.{digits}f}"
+    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
+
+
+def _spread(deviation: float | None, digits: int) -> str:
+    return "" if deviation is None else f" ± {deviation:.{digits + 1}f}"
+
+
+def build(name: str, found: Sequence[Record]) -> list[PaperTable]:
+    """The tables that `name` means, with what the runs `found` measured.
+
+    Raises:
+        ValueError: if there is no such table; the nearest names are offered.
+    """
+    names = paper.find(name)
+    measured, problems = groups(found)
+    return [_table(one, measured, problems, found) for one in names]
+
+
+def touched(found: Sequence[Record]) -> list[PaperTable]:
+    """Every table of every paper in which a run of `found` has a cell."""
+    measured, problems = groups(found)
+    if not measured:
+        return []
+    every = (_table(name, measured, problems, found) for name in paper.tables())
+    return [table for table in every if table.measured]
+
+
+def _table(name: str, measured: Sequence[Group], problems: Sequence[str], found: Sequence[Record]) -> PaperTable:
+    table, of = paper.tables()[name], paper.papers()[name.partition("/")[0]]
+    footnotes = Footnotes()
+    cells: dict[str, dict[str, Cell]] = {}
+    for reference in paper.references(name):
+        cell = _cell(reference, compare(reference, measured), footnotes)
+        cells.setdefault(reference.row, {})[reference.column] = cell
+    return PaperTable(
+        name=name,
+        paper=of.title,
+        title=table.title,
+        source=table.source,
+        url=table.url or of.url,
+        columns=table.columns,
+        rows=tuple((row.label, cells.get(row.label, {})) for row in table.rows),
+        footnotes=tuple(footnotes.texts),
+        notes=tuple(dict.fromkeys((*_notes(cells), *table.notes, *_unused(cells)))),
+        missing=tuple(_missing(cells, {column.key: column.title for column in table.columns}, found)),
+        left_out=tuple(problems),
+    )
+
+
+def _cell(reference: Reference, comparisons: Sequence[Comparison], footnotes: Footnotes) -> Cell:
+    if not comparisons:
+        return Cell(reference)
+    best, *others = comparisons
+    marks = [footnotes.mark(worth(best))]
+    if others:
+        marks.append(footnotes.mark(_elsewhere(others)))
+    return Cell(reference, best, tuple(others), tuple(marks))
+
+
+def worth(comparison: Comparison) -> str:
+    """What a difference is worth, in a sentence."""
+    count = len(comparison.sample.values)
+    seeds = "one seed" if count == 1 else f"{count} seeds"
+    verdict, found = comparison.verdict, comparison.interval
+    if verdict.status != "same":
+        return f"Not comparable: {verdict.text}; {seeds}."
+    if found is None:
+        alone = "noise of the paper's number not known" if count > 1 else "noise not known"
+        return f"Same protocol; {seeds}, {alone}."
+    digits = comparison.reference.digits + 1
+    within = "outside" if found.outside else "within"
+    reach = f"{signed(found.low, digits)} to {signed(found.high, digits)}"
+    return f"Same protocol; {seeds}; 95 % interval of the difference {reach} ({found.basis}): {within} the noise."
+
+
+def _elsewhere(others: Sequence[Comparison]) -> str:
+    digits = others[0].reference.digits
+    shown = [f"{other.sample.mean:.{digits}f} ({other.verdict.text})" for other in others[:3]]
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return "Also measured: " + "; ".join(shown) + more + "."
+
+
+def _notes(cells: dict[str, dict[str, Cell]]) -> list[str]:
+    """What the paper's entries say of their protocols, each with the rows it is about."""
+    about: dict[str, dict[str, None]] = {}
+    for label, row in cells.items():
+        for cell in row.values():
+            for note in cell.reference.notes if not cell.reference.unused else ():
+                about.setdefault(note, {})[label] = None
+    everything = len(cells)
+    return [note if len(rows) == everything else f"{', '.join(rows)}: {note}" for note, rows in about.items()]
+
+
+def _unused(cells: dict[str, dict[str, Cell]]) -> list[str]:
+    """Numbers that no run can stand beside, and why."""
+    reasons: dict[str, dict[str, None]] = {}
+    for label, row in cells.items():
+        for cell in row.values():
+            if cell.reference.unused:
+                reasons.setdefault(cell.reference.unused, {})[label] = None
+    return [f"Shown, never compared: {', '.join(rows)} ({reason})." for reason, rows in reasons.items()]
+
+
+def _missing(cells: dict[str, dict[str, Cell]], titles: dict[str, str], found: Sequence[Record]) -> list[Missing]:
+    """One entry for each series of commands that would fill empty cells."""
+    wanted: dict[tuple[str, ...], tuple[list[str], Cost | None]] = {}
+    for label, row in cells.items():
+        for key, cell in row.items():
+            if cell.best or cell.reference.unused or not cell.reference.recipe:
+                continue
+            commands, cost = filling(cell.reference, found)
+            name = f"{label}, {titles[key]}" if len(titles) > 1 else label
+            wanted.setdefault(commands, ([], cost))[0].append(name)
+    return [Missing(tuple(names), commands, cost) for commands, (names, cost) in wanted.items()]
+
+
+def filling(reference: Reference, found: Sequence[Record]) -> tuple[tuple[str, ...], Cost | None]:
+    """The commands that would measure what stands in a cell, and what they cost; an encoder that is there is used."""
+    assert reference.recipe
+    evaluation = find(reference.recipe)
+    config = with_overrides(evaluation.build(), list(reference.overrides))
+    words = ["mimbench run", reference.recipe, *reference.overrides]
+    if reference.pretraining is None:
+        return (" ".join(words),), cost_of(config, evaluation.function)
+    recipe = find(reference.pretraining)
+    pretraining = with_overrides(recipe.build(), list(reference.pretrain_overrides))
+    name = f"{reference.pretraining}-{identity(pretraining, 'pretrain', None)}"
+    own = None if reference.overrides else evaluation.function  # the docstring's cost is that of the bare recipe
+    cost = cost_of(replace(config, encoder=pretraining.encoder), own)
+    commands = [" ".join([*words, f"checkpoint={Path('runs') / name}"])]
+    if not any(record.name == name and record.state == "done" for record in found):
+        before = cost_of(pretraining, None if reference.pretrain_overrides else recipe.function)
+        cost = cost + before if cost and before else None
+        commands.insert(0, " ".join(["mimbench run", reference.pretraining, *reference.pretrain_overrides]))
+    return tuple(commands), cost

@@ -1,0 +1,99 @@
+"""Whether a difference between our runs and a printed number is more than noise.
+
+Over seeds on both sides: Welch's interval, which does not take the two deviations to be equal,
+
+    mean(ours) - mean(theirs)  ±  t(0.975, df) * sqrt(s1²/n1 + s2²/n2),
+    df = (s1²/n1 + s2²/n2)² / ((s1²/n1)²/(n1-1) + (s2²/n2)²/(n2-1))        (Welch 1947; Satterthwaite)
+
+A paper mostly prints one value. Where its source gives the deviation over seeds, that is taken as known: it enters with
+infinitely many degrees of freedom, and it also stands in for ours when we have one seed, which is then said. Where
+neither side's noise is known there is no interval, and a difference is just that.
+
+One value of theirs whose deviation is unknown and several of ours give no interval either: ours alone would make the
+paper's number look exact.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+LEVEL = 0.95
+
+Basis = Literal["Welch, seeds on both sides", "deviation as the source gives it", "one seed, deviation of the source"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where the true difference lies, at 95 %."""
+
+    low: float
+    high: float
+    basis: Basis
+
+    @property
+    def outside(self) -> bool:
+        """Whether the difference is more than noise."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Values over seeds; of a single value the deviation may be known from elsewhere."""
+
+    values: tuple[float, ...]
+    known: float | None = None  # deviation over seeds, of a printed value
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation; None of one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def interval(ours: Sample, theirs: Sample) -> Interval | None:
+    """The interval of `ours - theirs`; None where the noise of a side is not known."""
+    one = _part(ours, theirs.known)
+    other = _part(theirs, theirs.known)
+    if one is None or other is None:
+        return None
+    error = math.sqrt(one[0] + other[0])
+    reach = quantile(_freedom([one, other])) * error
+    difference = ours.mean - theirs.mean
+    return Interval(difference - reach, difference + reach, _basis(ours, theirs))
+
+
+def _part(sample: Sample, known: float | None) -> tuple[float, float] | None:
+    """The variance of a mean, and its degrees of freedom."""
+    count, spread = len(sample.values), sample.deviation
+    if spread is not None:
+        return spread**2 / count, count - 1
+    return None if known is None else (known**2 / count, math.inf)
+
+
+def _freedom(parts: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of the difference (Satterthwaite)."""
+    below = sum(variance**2 / freedom for variance, freedom in parts)
+    return sum(variance for variance, _ in parts) ** 2 / below if below else math.inf
+
+
+def _basis(ours: Sample, theirs: Sample) -> Basis:
+    if ours.deviation is None:
+        return "one seed, deviation of the source"
+    return "Welch, seeds on both sides" if theirs.deviation is not None else "deviation as the source gives it"
+
+
+def quantile(freedom: float) -> float:
+    """Student's t at 97.5 %; with infinitely many degrees of freedom the normal distribution's 1.96."""
+    if math.isinf(freedom):
+        return statistics.NormalDist().inv_cdf(0.5 + LEVEL / 2)
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.5 + LEVEL / 2))

@@ -1,0 +1,59 @@
+"""Finished runs of published recipes, as full-size trainings on ImageNet and COCO would leave them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from engine.config import to_text, with_overrides
+from engine.rundir import RunDir
+from jobs.paper import Reference
+from jobs.recipes import find
+from tests.jobs.encoder_file import encoder_bytes
+from tests.jobs.runs import Runs
+
+IMAGENET = {"classes": 1000, "train_images": 1_281_167, "val_images": 50_000}
+COCO = {"classes": 80, "train_images": 117_266, "val_images": 5_000}
+
+
+class Published(Runs):
+    """A runs root with runs of full size in it; only their numbers are made up."""
+
+    def pretraining(self, recipe: str, *overrides: str, seed: int = 0, facts: dict[str, Any] | None = None) -> RunDir:
+        """A finished pretraining."""
+        config = with_overrides(find(recipe).build(), [*overrides, f"seed={seed}"])
+        run = self.new(recipe, config)
+        run.encoder.write_bytes(encoder_bytes(to_text(config)))
+        self.finish(run, {"loss": 0.4}, {"train_images": IMAGENET["train_images"], **(facts or {})}, 3600.0 * 45)
+        return run
+
+    def evaluation(
+        self,
+        recipe: str,
+        metrics: dict[str, float],
+        encoder: RunDir | Path | None,
+        *overrides: str,
+        seed: int = 0,
+        facts: dict[str, Any] | None = None,
+    ) -> RunDir:
+        """A finished evaluation; `facts` beyond, or in place of, those of ImageNet or COCO."""
+        if "finetune_top1" in metrics:
+            metrics = {"finetune_best_top1": metrics["finetune_top1"], **metrics}
+        file = encoder.encoder if isinstance(encoder, RunDir) else encoder
+        config = with_overrides(find(recipe).build(), [*overrides, f"seed={seed}"])
+        config = replace(config, checkpoint=str(file) if file else None)
+        run = self.new(recipe, config, file)
+        data = COCO if recipe.startswith("det/") else IMAGENET
+        side = config.image if config.image > 224 else round(config.image * 256 / 224)
+        own = {"patch": 16} if recipe.startswith("det/") else {"eval_resize": side, "final_norm": True}
+        self.finish(run, metrics, {**data, **own, "encoder": asdict(config.encoder), **(facts or {})}, 3600.0 * 8)
+        return run
+
+    def of(self, reference: Reference, value: float, seed: int = 0) -> RunDir:
+        """A run of the recipes that are said to fill the cell of `reference`."""
+        assert reference.recipe
+        encoder = None
+        if reference.pretraining:
+            encoder = self.pretraining(reference.pretraining, *reference.pretrain_overrides, seed=seed)
+        return self.evaluation(reference.recipe, {reference.metric: value}, encoder, *reference.overrides, seed=seed)

@@ -1,0 +1,154 @@
+"""Counts against what the originals' models have, and what independent counters say."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from backbones.config import SIZES
+from jobs import compute, cost, counting, records
+from jobs.paper import references
+from jobs.recipes import find
+from pretrain.config import MAE, CrossMAE
+from tests.jobs.published import Published
+
+# Parameters of the official models with 12 decoder blocks (CrossMAE) and 8 (MAE), and of detectron2's ViTDet-B.
+PARAMETERS = {("S", "crossmae"): 32_186_396, ("S", "mae"): 28_330_880, ("B", "crossmae"): 127_286_428,
+              ("B", "mae"): 111_907_840}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def counted() -> list[counting.Counted]:
+    return list(counting.pretraining("SB"))
+
+
+def test_parameters_are_the_originals(counted: list[counting.Counted]) -> None:
+    for one in counted:
+        assert one.parameters == PARAMETERS[one.size, one.kind]
+
+
+def test_decoders_compute_what_was_worked_out_by_hand(counted: list[counting.Counted]) -> None:
+    """Decoder blocks in GFLOP, by hand from their sizes; CrossMAE's own figure shows the like (1.0 and 4.1 of 25 %)."""
+    by_hand = {("S", "MAE"): 2.81, ("S", "CrossMAE .25"): 1.04, ("S", "CrossMAE .75"): 2.64,
+               ("B", "MAE"): 10.59, ("B", "CrossMAE .25"): 4.09, ("B", "CrossMAE .75"): 10.37}  # fmt: skip
+    for one in counted:
+        assert one.decoder / 1e9 == pytest.approx(by_hand[one.size, one.name], abs=0.02)
+
+
+def test_what_is_kept_is_in_the_papers_proportion(counted: list[counting.Counted]) -> None:
+    """Table 4's memory, weights and optimiser (16 bytes a parameter) off, is to ours as one number, within a tenth."""
+    kept = {one.name: one.kept for one in counted if one.size == "B"}
+    parameters = {one.name: one.parameters for one in counted if one.size == "B"}
+    printed = {one.row: float(one.value) * 2**20 for one in references("crossmae/table4") if one.column == "memory"}
+    ratios = [(printed[name] - 16 * parameters[name]) / (kept[name] or 1) for name in printed]
+    assert max(ratios) / min(ratios) < 1.15
+
+
+def test_saved_tensors_of_a_layer_one_can_count() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
+        found = counting.kept_for_backward(model, torch.zeros(7, 10))
+    assert found == 4 * 7 * (10 + 20)  # each layer's input, the second's being the ReLU's output
+
+
+@pytest.mark.parametrize(("image", "multiply_adds"), [(224, 17.56), (1024, 659.8)])
+def test_attention_is_counted(image: int, multiply_adds: float) -> None:
+    """Of a plain ViT-B/16: the figures at which fvcore alone says 16.87 and 350.8."""
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224", img_size=image, num_classes=0).eval()
+        found = counting.operations(model, torch.zeros(1, 3, image, image))
+    assert found / 2e9 == pytest.approx(multiply_adds, rel=2e-3)
+
+
+def test_fvcore_with_attention_agrees_with_torch() -> None:
+    model = timm.create_model("vit_base_patch16_224", depth=2, num_classes=0).eval()
+    images = torch.zeros(1, 3, 224, 224)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mended = counting.fvcore_operations(model, images)
+        alone = counting.fvcore_operations(model, images, attention=False)
+    linear = counting.operations(model, images)
+    norms = sum(mended[f"blocks.{block}.norm{n}"] for block in (0, 1) for n in (1, 2)) + mended["norm"]
+    assert mended[""] - norms == pytest.approx(linear)  # torch counts no norms
+    assert mended[""] - alone[""] == 2 * 2 * 2 * 12 * 197**2 * 64  # blocks, q kᵀ and a v, two operations, heads
+
+
+@pytest.mark.slow
+def test_detectors_have_detectron2s_parameters() -> None:
+    counts = [one.parameters for one in counting.detectors()]
+    assert counts == [110_895_792, 330_684_656, 661_203_760]
+
+
+def test_the_table_without_and_with_runs(tmp_path: Path) -> None:
+    runs = Published(tmp_path)
+    runs.pretrain()
+    runs.pretraining("pretrain/crossmae_vits_800ep")
+    grid = compute.table(records.read(tmp_path), sizes="S", detectors=False)
+    assert [row[0] for row in grid.rows] == [
+        "ViT-S, MAE", "ViT-S, CrossMAE .75", "ViT-S, CrossMAE .25", "ViT 96x4/8, crossmae .25",
+    ]  # fmt: skip
+    assert grid.rows[2][1:4] == ("32.19", "2.20", "1.04")
+    assert grid.rows[2][-1] == "3.32 s/step of 4096 (1,234 images/s, 512 MiB, a CPU)"
+    assert grid.rows[0][-1] == compute.BLANK
+    for how in ("terminal", "markdown", "latex", "csv", "html"):
+        text = grid.text(how, width=200)  # type: ignore[arg-type]
+        assert "32.19" in text
+    assert json.loads(grid.text("json"))["rows"][2]["encoder (GFLOP)"] == "2.20"
+
+
+def test_what_papers_print_is_beside_it() -> None:
+    printed = compute._printed()
+    assert printed["B", "CrossMAE .25"] == "6.32 min, 36,805 MB (x2); 3.38 min, 41,177 MB (x4)"
+    assert printed["B", "MAE"] == "9.35 min, 68,386 MB (x2); 5.19 min (x4)"
+    assert printed["H", "Mask R-CNN"] == "1.098 s; 31.5 GB"
+
+
+# ------------------------------------------------------------------------------------------------------- predicted
+
+
+@pytest.mark.parametrize(
+    ("recipe", "table", "row", "gpus"),
+    [
+        ("pretrain/mae_vitb_400ep", "crossmae/table4", "MAE", 2),
+        ("pretrain/crossmae_vitb_400ep_predict75", "crossmae/table4", "CrossMAE .75", 2),
+        ("pretrain/crossmae_vitb_400ep", "crossmae/table4", "CrossMAE .25", 2),
+        ("pretrain/mae_vitb_800ep", "crossmae/table18", "MAE", 4),
+        ("pretrain/crossmae_vitb_800ep", "crossmae/table18", "CrossMAE .25", 4),
+    ],
+)
+def test_the_predicted_cost_is_near_the_printed_one(recipe: str, table: str, row: str, gpus: int) -> None:
+    config = find(recipe).build()
+    predicted = cost.cost_of(config)
+    [minutes] = [one.value for one in references(table) if (one.row, one.column) == (row, "minutes")]
+    assert predicted is not None
+    assert predicted.hours == pytest.approx(float(minutes) / 60 * gpus * config.epochs, rel=0.15)
+
+
+def test_the_arithmetic_is_that_of_the_live_models(counted: list[counting.Counted]) -> None:
+    configs = {"MAE": (MAE(), 0.75), "CrossMAE .75": (CrossMAE(), 0.75), "CrossMAE .25": (CrossMAE(), 0.25)}
+    pretraining = find("pretrain/crossmae_vitb_800ep").build()
+    for one in counted:
+        if one.size == "B":
+            method, predict = configs[one.name]
+            config = replace(pretraining, method=method, masking=replace(pretraining.masking, predict=predict))
+            assert cost.pretraining_operations(config) == pytest.approx(one.total, rel=0.02)
+
+
+def test_where_a_cost_comes_from() -> None:
+    said = find("pretrain/crossmae_vitb_800ep")
+    assert cost.cost_of(said.build(), said.function) == cost.Cost(180, "the recipe's docstring")
+    detection = find("det/mask_rcnn_vitdet_b_100ep").build()
+    seconds = cost.cost_of(detection)
+    assert seconds is not None
+    assert seconds.hours == pytest.approx(1029, abs=1)  # 184375 steps of 64 images at .314 s
+    assert cost.cost_of(replace(detection, image=512)) is None
+    assert math.isclose((seconds + cost.Cost(1, "x")).hours, seconds.hours + 1)
+    assert SIZES["B"].grid == 14
