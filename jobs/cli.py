@@ -14,6 +14,10 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from jobs import cli_detection, cli_runs, cli_studies
+from jobs.cli_cluster import clusters
+from jobs.cli_tables import papers
+
 
 class Commands(TyperGroup):
     """Turns what people did wrong into one line."""
@@ -66,9 +70,14 @@ def _keys(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CheckedData = Literal[
+    "imagenet", "images", "coco", "tiny-imagenet", "cifar10", "cifar100", "inaturalist2019", "places365",
+    "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2", "imagenet-c",
+]  # fmt: skip
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", autocompletion=_keys, help="Values to change.")
 ]
+Seeds = Annotated[int, typer.Option(min=1, help="So many runs, each with another seed; their mean and deviation.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time.")]
 
 
@@ -108,12 +117,15 @@ def run(
         str, typer.Argument(metavar="RECIPE|RUN_DIR", autocompletion=_recipe_names, help="What to run, or go on with.")
     ],
     overrides: Overrides = None,
+    seeds: Seeds = 1,
     json: Json = False,
 ) -> None:
     """Run a recipe, or a run directory. What was stopped goes on; what is done is not repeated."""
     from jobs import commands
     from jobs.execute import execute
 
+    if seeds > 1:
+        raise typer.Exit(commands.run_seeds(target, overrides or [], seeds, json))
     directory = commands.run_of(target, overrides or [])
     code = execute(directory)
     if code == 0:
@@ -124,7 +136,7 @@ def run(
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, or a pretraining's run directory.")],
-    on: Annotated[str, typer.Option(metavar="LIST", help="Of knn,linear,finetune,coco.")],
+    on: Annotated[str, typer.Option(metavar="LIST", help="Of knn,linear,fewshot,finetune,coco.")],
     overrides: Overrides = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="NAME|PATH", help="Data set; cls=NAME and coco=NAME where they differ.")
@@ -132,6 +144,7 @@ def evaluate(
     recipe: Annotated[
         list[str] | None, typer.Option(metavar="PROTOCOL=RECIPE", help="Another recipe than the paper's for this size.")
     ] = None,
+    seeds: Seeds = 1,
     slots: Slots = None,
     json: Json = False,
 ) -> None:
@@ -140,7 +153,19 @@ def evaluate(
     from jobs.evaluate import Request
 
     request = Request(on.split(","), data or [], overrides or [], recipe or [])
-    raise typer.Exit(commands.run_evaluation(checkpoint, request, slots, json))
+    raise typer.Exit(commands.run_evaluation(checkpoint, request, slots, json, seeds))
+
+
+@app.command("compare-predictions")
+def compare_predictions(
+    before: Annotated[Path, typer.Argument(metavar="RUN", help="A run with save_predictions=true, or its file.")],
+    after: Annotated[Path, typer.Argument(metavar="RUN", help="Another, of the same images.")],
+    json: Json = False,
+) -> None:
+    """Say which images two runs predict differently, and whether that is more than chance."""
+    from jobs import predictions
+
+    predictions.show(before, after, json)
 
 
 @app.command()
@@ -175,13 +200,74 @@ def export(
     writer.export(checkpoint, to, out, patch, json)
 
 
+def _table_names(incomplete: str) -> list[str]:
+    """For completion in the shell."""
+    from jobs.paper import tables
+
+    return [name for name in [*tables(), "crossmae/compute"] if name.startswith(incomplete)]
+
+
 @app.command()
-def table(json: Json = False) -> None:
-    """Print the table of all finished runs."""
-    from jobs import commands
+def lazyconfig(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", autocompletion=_recipe_names, help="Of detection.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .py file.")] = Path("lazyconfig.py"),
+) -> None:
+    """Write a detection recipe for detectron2's own training script."""
+    from jobs import lazyconfig as writer
+
+    writer.write(recipe, overrides or [], out)
+
+
+@app.command()
+def table(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[PAPER/TABLE]", autocompletion=_table_names, help="A paper's table beside our runs."),
+    ] = None,
+    written: Annotated[
+        Literal["terminal", "markdown", "latex", "csv", "json", "html"],
+        typer.Option("--format", help="How to write it."),
+    ] = "terminal",
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to.")] = None,
+    json: Json = False,
+) -> None:
+    """Print the table of all finished runs, or a paper's table beside what we measured (`mimbench papers list`)."""
+    from jobs import cli_tables, commands
     from jobs.store import runs_root
 
-    commands.show_table(runs_root(), json)
+    if name is not None:
+        cli_tables.show_table(runs_root(), name, "json" if json else written, output)
+    elif written not in ("terminal", "json") or output is not None:
+        raise ValueError("--format and --output want the name of a paper's table; `mimbench papers list` shows them")
+    else:
+        commands.show_table(runs_root(), json or written == "json")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A directory, or the beginning of its name.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The one to compare with it.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page instead.")] = None,
+    json: Json = False,
+) -> None:
+    """Lay two runs side by side: what differs, every metric, and each category's AP."""
+    from jobs import cli_tables
+    from jobs.store import runs_root
+
+    cli_tables.compare_runs((first, second), runs_root(), html, json)
+
+
+@app.command()
+def card(
+    target: Annotated[str, typer.Argument(metavar="RUN|ENCODER", help="A pretraining's run, or an encoder's file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to.")] = None,
+) -> None:
+    """Write a model card for an encoder, in the form that model hubs read."""
+    from jobs import cli_tables
+    from jobs.store import runs_root
+
+    cli_tables.write_card(target, runs_root(), output)
 
 
 @app.command()
@@ -227,9 +313,16 @@ def doctor(
         str, typer.Option(autocompletion=_recipe_names, help="The pretraining to time it with.")
     ] = "pretrain/crossmae_vitb_800ep",
     overrides: Overrides = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Look at a cluster instead: a probe job of a minute.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Look at this machine: what is there, what is missing, what to do."""
+    if cluster is not None:
+        from jobs.cli_cluster import probe
+
+        raise typer.Exit(probe(cluster, json))
     from jobs import doctor as examination
 
     timed = examination.pace(data, recipe, overrides or []) if data else None
@@ -281,7 +374,7 @@ def data_shrink(
 
 @data.command("check")
 def data_check(
-    kind: Annotated[Literal["imagenet", "images", "coco"], typer.Argument(help="What it should be.")],
+    kind: Annotated[CheckedData, typer.Argument(help="What it should be.")],
     path: Annotated[str, typer.Argument(metavar="NAME|PATH")],
     json: Json = False,
 ) -> None:
@@ -292,6 +385,11 @@ def data_check(
 
 
 app.add_typer(data, name="data")
+app.add_typer(clusters, name="cluster")
+cli_studies.register(app)
+cli_runs.register(app)
+cli_detection.register(app)
+app.add_typer(papers, name="papers")
 
 if __name__ == "__main__":
     main()

@@ -60,11 +60,10 @@ def show_result(run: RunDir, as_json: bool) -> None:
     print(run.path)
 
 
-def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_json: bool) -> int:
+def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_json: bool, seeds: int = 1) -> int:
     """`mimbench evaluate`; the exit code."""
     from jobs.evaluate import evaluation
-    from jobs.local import Local
-    from jobs.processes import visible_devices
+    from jobs.seeds import seeded
 
     file = encoder_file(checkpoint)
     from backbones.checkpoints.match import match  # imports torch; opening the file is what tells that it is one
@@ -76,14 +75,32 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
     reason = vitdet_reason(matched.traits)
     if "coco" in request.protocols and reason is not None:
         raise ValueError(f"{file}: {reason}")
-    study = evaluation(file, matched.vit, request)
+    return _run_study(seeded(evaluation(file, matched.vit, request), seeds), slots, as_json, seeds)
+
+
+def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:
+    """`mimbench run RECIPE --seeds N`; the exit code."""
+    from jobs.seeds import study_of
+
+    return _run_study(study_of(target, overrides, seeds), None, as_json, seeds)
+
+
+def _run_study(study: Study, slots: int | None, as_json: bool, seeds: int) -> int:
+    """Run it here and print every result; of several seeds, their mean and deviation as well."""
+    from jobs import seeds as spread
+    from jobs.local import Local
+    from jobs.processes import visible_devices
+
     tasks = Local(study, runs_root(), slots or len(visible_devices()) or 1).run()  # full-size models share no CPU
+    each, over_seeds = [_as_json(task) for task in tasks], spread.spreads(tasks) if seeds > 1 else []
     if as_json:
-        print_json([_as_json(task) for task in tasks])
-    else:
-        for task in tasks:
-            if task.fate == "done" and task.directory is not None:
-                show_result(task.directory, as_json=False)
+        print_json({"runs": each, "over_seeds": spread.to_json(over_seeds)} if seeds > 1 else each)
+        return _code(tasks)
+    for task in tasks:
+        if task.fate == "done" and task.directory is not None:
+            show_result(task.directory, as_json=False)
+    if over_seeds:
+        print(spread.to_text(over_seeds))
     return _code(tasks)
 
 
@@ -241,6 +258,10 @@ def _checked(kind: str, directory: Path) -> Report:
         from det.check import check_coco
 
         return check_coco(directory)
+    if kind.startswith("imagenet-"):
+        from cls.check_robustness import check_robustness
+
+        return check_robustness(directory, kind)  # type: ignore[arg-type]  # the command line admits no other
     from cls.check import check_images
 
-    return check_images(directory)
+    return check_images(directory, kind)

@@ -88,8 +88,8 @@ class Display:
                 self._watches[path] = Watch(task.directory)
             glimpse = self._watches[path].look()
             return glimpse.share, f"{glimpse.text}  {clock(time.monotonic() - task.started)}".strip()
-        if task.fate == "waiting" and task.run.need is not None:
-            return 0.0, f"waits for {task.run.need.name}"
+        if task.fate == "waiting" and task.needs:
+            return 0.0, f"waits for {', '.join(need.run.name for need in task.needs if need.fate != 'done')}"
         return 0.0, task.fate + (f": {task.why}" if task.why else "")
 
     def say(self, text: str, style: str = "") -> None:
@@ -98,15 +98,16 @@ class Display:
         self.console.print(f"{stamp}  {text}", style=style, markup=False, highlight=False, soft_wrap=True)
 
     def settled(self, task: Task) -> None:
-        """Say how a task ended; of one that failed, also the last lines of its log."""
+        """Say how a task ended; of one that cannot say itself why it failed, also the last lines of its log."""
         if task.fate == "done":
             if self._progress is None:
                 self.say(f"{task.run.name}: done, {self._state(task)[1]}")
             return
         self.say(f"{task.run.name}: {task.fate}: {task.why}", style="red")
         if task.fate == "failed" and task.directory is not None:
-            for line in last_lines(task.directory.log, LOG_LINES):
-                self.say(f"    {line}", style="dim")
+            if task.directory.state() != "failed":
+                for line in last_lines(task.directory.log, LOG_LINES):
+                    self.say(f"    {line}", style="dim")
             self.say(f"    the whole log: {task.directory.log}")
 
 

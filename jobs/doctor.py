@@ -88,7 +88,11 @@ def _rate(images: float) -> str:
 
 def show(as_json: bool, timed: Check | None = None) -> int:
     """Print what was found, and what was timed; 1 if there is a problem."""
-    checks = [*examine(), *([timed] if timed else [])]
+    return show_checks([*examine(), *([timed] if timed else [])], as_json)
+
+
+def show_checks(checks: Sequence[Check], as_json: bool) -> int:
+    """Print findings; 1 if there is a problem."""
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:
@@ -202,11 +206,19 @@ def _programs() -> Iterator[Check]:
     yield Check(
         "slurm", "ok" if slurm else "note", _first_line("sinfo", "--version") if slurm else "not on this machine"
     )
-    detectron2 = importlib.util.find_spec("detectron2") is not None
-    found = "there" if detectron2 else "not installed; no command needs it yet"
-    yield Check(
-        "detectron2", "ok" if detectron2 else "note", found, "" if detectron2 else "pip install -e '.[detectron2]'"
-    )
+    yield _detectron2()
+
+
+def _detectron2() -> Check:
+    from det.bridge.installed import INSTALL, missing
+
+    lacking = missing()
+    if lacking:
+        what = f"{', '.join(lacking)} not installed: engine=detectron2 needs it, and nothing else"
+        return Check("detectron2", "note", what, INSTALL)
+    compiled = importlib.util.find_spec("detectron2._C") is not None
+    how = "compiled" if compiled else "Python part alone, which is all that ViTDet needs"
+    return Check("detectron2", "ok", f"there ({how})")
 
 
 def _first_line(*command: str) -> str:

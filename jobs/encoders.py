@@ -35,18 +35,33 @@ class Encoder(NamedTuple):
 def encoders_of(found: Sequence[Record]) -> dict[Path, Encoder]:
     """The encoder that each run, by its directory, makes or evaluates."""
     pretrained = [record for record in found if record.stage == "pretrain"]
-    made_by = {content: record for record in pretrained if (content := encoder_hash(record))}
+    made_by = makers(found)
     bases: dict[str, dict[str, Any]] = {}  # recipe -> the settings that its bare name stands for
     for record in pretrained:
         bases.setdefault(record.recipe, _settings(record, made_by))
     return {record.run.path: _encoder(record, made_by, bases) for record in found}
 
 
+def makers(found: Sequence[Record]) -> dict[str, Record]:
+    """Every pretraining, by the content of the encoder it made and by its own identity."""
+    pretrained = [record for record in found if record.stage == "pretrain"]
+    made_by = {content: record for record in pretrained if (content := encoder_hash(record))}
+    return made_by | {str(record.about["identity"]): record for record in pretrained if "identity" in record.about}
+
+
+def maker_of(record: Record, made_by: Mapping[str, Record]) -> tuple[Record | None, int | None]:
+    """The pretraining that made the encoder a run starts from, and the epoch of it if that was on the way."""
+    checkpoint = record.checkpoint
+    return (_maker(checkpoint, made_by) if checkpoint else None), _epoch(checkpoint)
+
+
 def _encoder(record: Record, made_by: Mapping[str, Record], bases: Mapping[str, dict[str, Any]]) -> Encoder:
     checkpoint = record.checkpoint
-    maker = record if record.stage == "pretrain" else made_by.get(checkpoint["hash"]) if checkpoint else None
+    maker = record if record.stage == "pretrain" else _maker(checkpoint, made_by) if checkpoint else None
     if maker:
         settings = _settings(maker, made_by)
+        if record is not maker and (epoch := _epoch(checkpoint)):
+            settings["epoch"] = epoch
         caveat = (maker.result or {}).get("facts", {}).get("caveat", "")
         notes = ", ".join(note for note in (difference(settings, bases[maker.recipe]), caveat) if note)
         return Encoder(_architecture(maker), maker.recipe + (f" ({notes})" if notes else ""), digest(settings))
@@ -59,10 +74,26 @@ def _settings(record: Record, made_by: Mapping[str, Record]) -> dict[str, Any]:
     """A pretraining's settings less its seed; a teacher goes by how it was made, for each seed may have its own."""
     settings = without(record.science, {"seed"})
     if record.checkpoint:
-        teacher = made_by.get(record.checkpoint["hash"])
+        teacher = _maker(record.checkpoint, made_by)
         made = f"{teacher.recipe} {digest(without(teacher.science, {'seed'}))[:6]}" if teacher else ""
         settings["checkpoint"] = made or record.checkpoint["hash"]
     return settings
+
+
+def _maker(checkpoint: Mapping[str, Any], made_by: Mapping[str, Record]) -> Record | None:
+    """The pretraining whose encoder a checkpoint is: by its content; by lineage one not yet made, or of an epoch.
+
+    A last encoder that has been made again since is none of these: content is what was evaluated.
+    """
+    run, _, epoch = str(checkpoint.get("run") or "").partition("@")
+    content = checkpoint["hash"]
+    return made_by.get(content) or (made_by.get(run) if content is None or epoch else None)
+
+
+def _epoch(checkpoint: Mapping[str, Any] | None) -> int | None:
+    """The epoch of an encoder from the middle of a pretraining."""
+    epoch = str((checkpoint or {}).get("run") or "").partition("@")[2]
+    return int(epoch) if epoch else None
 
 
 def encoder_hash(record: Record) -> str | None:

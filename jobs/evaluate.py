@@ -23,10 +23,11 @@ from jobs.study import Run, Study
 if TYPE_CHECKING:
     from backbones.config import ViT
 
-STAGE = {"knn": "cls", "linear": "cls", "finetune": "cls", "coco": "det"}
+STAGE = {"knn": "cls", "linear": "cls", "fewshot": "cls", "finetune": "cls", "coco": "det"}
 PUBLISHED = {
     "knn": dict.fromkeys(SIZES, "cls/knn"),
     "linear": dict.fromkeys(SIZES, "cls/linear_vitb"),  # one setting for all sizes; the size is the checkpoint's
+    "fewshot": dict.fromkeys(SIZES, "cls/fewshot"),
     "finetune": {size: f"cls/finetune_vit{size.lower()}" for size in SIZES},
     "coco": {
         "B": "det/mask_rcnn_vitdet_b_100ep",
@@ -37,6 +38,7 @@ PUBLISHED = {
 TWINS = {
     "knn": "cls/knn_handwritten",
     "linear": "cls/linear_handwritten",
+    "fewshot": "cls/fewshot_handwritten",
     "finetune": "cls/finetune_handwritten",
     "coco": "det/mask_rcnn_handwritten",
 }

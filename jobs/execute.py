@@ -5,7 +5,8 @@
 Reads config.txt and run.json; writes attempts/, log.txt and, when the stage is done, result.json. Whatever stops it,
 the same call goes on from the newest checkpoint. Bad input ends in one clear line; the traceback is in the log.
 
-Under torchrun every rank does the stage's work, and rank 0 alone keeps the books.
+Under torchrun and in a SLURM job of several processes every rank does the stage's work, and rank 0 alone keeps the
+books. SLURM's warning of a preemption or the time limit ends the run as SIGTERM does (140 or 138).
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from typing import Any, TextIO
 
 from engine.atomic import sweep
 from engine.rundir import HEARTBEAT, RunDir, State
+from jobs import slurm_job
+from jobs.lineage import take
 from jobs.store import config_of
 
 log = logging.getLogger(__name__)
 
 OURS = ("engine", "backbones", "pretrain", "cls", "det", "jobs")
+PEER_GONE = 5.0  # seconds within which SLURM signals the others when one process of a run is gone
 FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 IN_FILE_ONLY = {"in_file_only": True}
 
@@ -48,14 +52,27 @@ def execute(run: RunDir) -> int:
     if run.state() == "done":
         print(f"{run.path} is done; asked again, it is not repeated", file=sys.stderr)
         return 0
+    slurm_job.take_ranks()
     with _signals() as signals:
         if int(os.environ.get("RANK", "0")):
-            signals.listen()
-            importlib.import_module(f"{run.read_about()['stage']}.run").run(config, run)
-            return 0
-        number = run.begin_attempt()
+            return _follow(run, config, signals)
+        slurm_job.settle(run)
+        number = run.begin_attempt(step=slurm_job.steps_done(run), job=slurm_job.current())
         with _logging(run.log), _heartbeat(run, number):
             return _attempt(run, number, config, signals)
+
+
+def _follow(run: RunDir, config: Any, signals: Signals) -> int:
+    """Do the work of a rank that is not the first."""
+    signals.listen()
+    try:
+        slurm_job.meet(run)
+        importlib.import_module(f"{run.read_about()['stage']}.run").run(config, run)
+    except (ValueError, OSError, MemoryError) as error:
+        if not signals.received:
+            slurm_job.note_rank_error(run, explained(error))
+        raise
+    return 0
 
 
 def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
@@ -63,24 +80,31 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
         signals.listen()
         sweep(run.path)
         log.info("%s, attempt %d: %s", run.read_about()["recipe"], number, run.path)
-        _run_stage(run, config)
+        if why := slurm_job.no_progress(run):
+            raise ValueError(why)
+        taken = take(run, number)
+        slurm_job.meet(run)
+        _run_stage(run, config, taken)
         _end(run, number, "done")
+        slurm_job.part(run)
         return 0
     except BaseException as error:
         signals.deaf = True
+        if slurm_job.is_loss_of_peer(error):
+            signals.wait(PEER_GONE)  # SLURM ends what is left of a run that lost a process
         state, code, why = _ending(error, signals.received, run)
         _end(run, number, state, why)
         print(f"error: {why}" if state == "failed" else why, file=sys.stderr)
         return code
 
 
-def _run_stage(run: RunDir, config: Any) -> None:
+def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
     """Let the run's stage do its work, and write the result."""
     outcome = importlib.import_module(f"{run.read_about()['stage']}.run").run(config, run)
     from engine.result import write_result
 
     seconds = _seconds(run)
-    write_result(run, outcome, seconds)
+    write_result(run, outcome, seconds, taken)
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
     log.info("done in %.0f s: %s", seconds, metrics)
 
@@ -104,7 +128,8 @@ def _ending(error: BaseException, received: list[int], run: RunDir) -> tuple[Sta
     if received or isinstance(error, KeyboardInterrupt):
         number = received[0] if received else signal.SIGINT
         log.info("stopped by %s", signal.Signals(number).name, exc_info=error, extra=IN_FILE_ONLY)
-        return "interrupted", 128 + number, f"interrupted; {go_on}"
+        how = "interrupted" if number != slurm_job.warning() else "interrupted by SLURM: preempted, or out of time"
+        return "interrupted", 128 + number, f"{how}; {go_on}"
     why = explained(error)
     expected = isinstance(error, ValueError | OSError | MemoryError)
     log.log(logging.DEBUG if expected else logging.CRITICAL, "traceback", exc_info=error, extra=IN_FILE_ONLY)
@@ -146,7 +171,7 @@ def _end(run: RunDir, number: int, state: State, why: str = "") -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: like Ctrl-C, it leaves a run that can be continued."""
+    """SIGTERM, or SLURM's warning: like Ctrl-C, it leaves a run that can be continued."""
 
 
 @dataclass
@@ -168,21 +193,29 @@ class Signals:
 
     def _heed(self) -> None:
         if self.received and not self.deaf:
-            raise Terminated if self.received[-1] == signal.SIGTERM else KeyboardInterrupt
+            raise KeyboardInterrupt if self.received[-1] == signal.SIGINT else Terminated
+
+    def wait(self, seconds: float) -> None:
+        """Until a signal has come, or the time is over."""
+        deadline = time.monotonic() + seconds
+        while not self.received and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 @contextmanager
 def _signals() -> Iterator[Signals]:
-    """Within, SIGINT and SIGTERM are taken in this process, and left to it by the processes it forks."""
+    """Within, SIGINT, SIGTERM and SLURM's warning are taken in this process, and left to it by those that it forks."""
     signals, mine = Signals(), os.getpid()
+    heard, warning = {signal.SIGINT, signal.SIGTERM}, slurm_job.warning()
 
     def take(number: int, frame: FrameType | None) -> None:
         if os.getpid() == mine:
-            signals.take(number)
+            if number != warning or os.environ.get("RANK", "0") == "0":  # the others end when the first has ended
+                signals.take(number)
         elif number == signal.SIGTERM:
             os._exit(128 + number)
 
-    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, take) for number in heard | ({warning} if warning else set())}
     try:
         yield signals
     finally:

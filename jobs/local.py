@@ -2,9 +2,10 @@
 
     finished = Local(study, root).run()        # one `Task` per run, with how it ended
 
-A run starts when what it needs is done; of those that may start, the one with the longest chain behind it goes first.
-When one fails, what needs it is left out and everything else carries on. Ctrl-C stops them all and leaves runs that can
-be continued; asked again, finished runs are not repeated, and one that another process is running is waited for.
+A run starts when what it needs is done, or has left the encoder that it starts from; of those that may start, the one
+with the longest chain behind it goes first. When one fails, what needs it is left out and everything else carries on;
+one whose process is killed starts again, until three starts came no further. Ctrl-C stops them all and leaves runs that
+can be continued; asked again, finished runs are not repeated, and one that another process is running is waited for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Literal
 
 from engine.rundir import RunDir
 from jobs.execute import explained
+from jobs.members import add_members
 from jobs.processes import Memory, cores, kill, submit, visible_devices
-from jobs.study import Run, Study
+from jobs.states import why
+from jobs.study import Made, Run, Study
 from jobs.watch import last_lines
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 POLL = 0.5  # seconds between two looks at the processes
 PATIENCE = 20.0  # seconds that a run has to end after SIGTERM
+STARTS = 3  # of a run whose process is killed, without getting any further
 
 Fate = Literal["waiting", "running", "elsewhere", "done", "failed", "left out", "stopped"]
 
@@ -42,6 +46,7 @@ class Task:
     """A run of the study, and what has become of it."""
 
     run: Run
+    needs: Sequence[Task] = ()
     fate: Fate = "waiting"
     why: str = ""
     directory: RunDir | None = None
@@ -50,6 +55,8 @@ class Task:
     started: float = 0.0
     seconds: float = 0.0
     done_before: bool = False
+    at: str = ""  # how far it was when it was started, and how often it was started there
+    starts: int = 0
 
     @property
     def over(self) -> bool:
@@ -60,14 +67,19 @@ class Task:
 class Local:
     """The scheduler of one study."""
 
-    def __init__(self, study: Study, root: Path, slots: int, display: Display | None = None) -> None:
+    def __init__(
+        self, study: Study, root: Path, slots: int, display: Display | None = None, retry: bool = True
+    ) -> None:
         study.check()
-        self.root = root
+        self.root, self.retry = root, retry
         self.devices = visible_devices()
         self.slots = slots
-        self.tasks = [Task(run) for run in study.runs]
+        tasks = {run: Task(run) for run in study.runs}
+        for run, task in tasks.items():
+            task.needs = [tasks[need] for need in study.needs(run)]
+        self.study, self.tasks = study, list(tasks.values())
         self.peak_memory = 0  # bytes, of all processes together
-        self._weight = {task.run: _weight(task.run, study) for task in self.tasks}
+        self._weight = _weights(study)
         if display is None:
             from jobs.display import Display
 
@@ -103,9 +115,9 @@ class Local:
                 self._ended(task)
             elif task.fate == "elsewhere" and task.directory is not None and task.directory.state() != "running":
                 task.fate = "waiting"  # done, or to be done here
-            need = self._need(task)
-            if task.fate == "waiting" and need is not None and need.fate in ("failed", "left out"):
-                self._settle(task, "left out", f"it needs {need.run.name}")
+            lost = next((need for need in task.needs if need.fate in ("failed", "left out")), None)
+            if task.fate == "waiting" and lost is not None and not self._is_ready(task):
+                self._settle(task, "left out", f"it needs {lost.run.name}")
 
     def _start(self) -> None:
         ready = [task for task in self.tasks if task.fate == "waiting" and self._is_ready(task)]
@@ -117,12 +129,8 @@ class Local:
             except (ValueError, OSError) as error:
                 self._settle(task, "failed", explained(error))
 
-    def _need(self, task: Task) -> Task | None:
-        return next((other for other in self.tasks if other.run == task.run.need), None)
-
     def _is_ready(self, task: Task) -> bool:
-        need = self._need(task)
-        return need is None or need.fate == "done"
+        return all(need.fate == "done" or _has_left(need, task.run) for need in task.needs)
 
     def _free_slot(self) -> int | None:
         taken = {task.slot for task in self.tasks if task.fate == "running"}
@@ -130,15 +138,21 @@ class Local:
 
     def _begin(self, task: Task, slot: int) -> None:
         task.directory = task.run.directory(self.root)
+        if not isinstance(task.run, Made):
+            add_members(self.root, self.study.name, {task.run.name: task.directory})
         task.started = time.monotonic()
         state = task.directory.state()
         if state == "done":
             task.done_before = True
             self._settle(task, "done")
+        elif state == "failed" and not self.retry and not task.starts:
+            self._settle(task, "failed", f"{why(task.directory)} (before; `mimbench retry` starts it again)")
         elif state == "running":
             task.fate = "elsewhere"
             self.display.say(f"{task.run.name}: another process is running it; waiting for that")
         else:
+            at = _reached(task.directory)
+            task.at, task.starts = at, task.starts + 1 if task.at == at else 1
             device = self.devices[slot % len(self.devices)] if self.devices else os.environ.get("CUDA_VISIBLE_DEVICES")
             task.job = submit(task.directory, device, max(1, cores() // self.slots))
             task.fate, task.slot = "running", slot
@@ -153,6 +167,10 @@ class Local:
         elif state == "running":  # it lost a race for its directory
             task.fate = "elsewhere"
             return
+        elif state == "lost" and (task.starts < STARTS or _reached(task.directory) != task.at):
+            self.display.say(f"{task.run.name}: {self._reason(task, state)}; it starts again")
+            task.fate = "waiting"
+            return
         else:
             self._settle(task, "failed", self._reason(task, state))
         if state in ("done", "failed"):
@@ -165,7 +183,8 @@ class Local:
         if state == "interrupted":
             return "stopped from outside"
         if state == "lost":
-            return "its process was killed, perhaps for want of memory"
+            often = f" {task.starts} times without getting any further" if task.starts > 1 else ""
+            return f"its process was killed{often}, perhaps for want of memory"
         said = last_lines(task.job.paths.stdout, 1) if task.job is not None else []
         return "its process ended before it began" + "".join(f": {line}" for line in said)
 
@@ -195,10 +214,25 @@ class Local:
         self.display.say("stopped; the same command goes on from the last checkpoints")
 
 
-def _weight(run: Run, study: Study) -> float:
-    """Minutes from the start of a run to the end of the longest chain that waits for it."""
-    after = (_weight(other, study) for other in study.runs if other.need == run)
-    return run.minutes + max(after, default=0.0)
+def _weights(study: Study) -> dict[Run, float]:
+    """Minutes from the start of each run to the end of the longest chain that waits for it."""
+    weights = {run: run.minutes for run in study.runs}
+    for run in reversed(list(study.ordered())):
+        for need in study.needs(run):
+            weights[need] = max(weights[need], need.minutes + weights[run])
+    return weights
+
+
+def _has_left(need: Task, run: Run) -> bool:
+    """Whether `need` has left the encoder of an epoch on its way, which is all that `run` needs of it."""
+    if run.epoch is None or run.need != need.run or need.directory is None:
+        return False
+    return need.directory.encoder_at(run.epoch).exists()
+
+
+def _reached(run: RunDir) -> str:
+    """How far a run is, by its newest checkpoint; "" at the beginning."""
+    return max((file.name for file in run.checkpoints.glob("step-*.pt")), default="")
 
 
 @contextmanager

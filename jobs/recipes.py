@@ -15,6 +15,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 STAGES = ("pretrain", "cls", "det")
@@ -62,12 +63,17 @@ def find(name: str) -> Recipe:
     Raises:
         ValueError: if there is none; the nearest names are offered.
     """
-    known = {recipe.name: recipe for recipe in recipes()}
+    known = _known()
     if name in known:
         return known[name]
     near = [full for full in known if full.rpartition("/")[2] == name] or difflib.get_close_matches(name, known, n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else "`mimbench recipes` lists them"
     raise ValueError(f"unknown recipe {name!r}; {hint}")
+
+
+@lru_cache
+def _known() -> dict[str, Recipe]:
+    return {recipe.name: recipe for recipe in recipes()}
 
 
 def config_type(stage: str, name: str) -> type[Any]:

@@ -4,6 +4,9 @@
 
 Asking for the same config again finds the same directory. Settings that leave the result as it is (speed, plumbing,
 where the input checkpoint lies) are not part of the identity: those of the last asking are the ones written down.
+
+A checkpoint counts by its content; one that another run under the root makes, by that run's identity, so that the place
+of a run is known before what it needs is done.
 """
 
 from __future__ import annotations
@@ -12,16 +15,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from backbones.content import Role, content_hash, is_location
+from backbones.content import is_location
 from engine.atomic import write_text
 from engine.config import from_text, identity, to_text, with_overrides
-from engine.datasets import HANDWRITTEN, listing, locate
+from engine.datasets import HANDWRITTEN, is_there, listing, locate
 from engine.rundir import RunDir
+from jobs.lineage import Source, source_of
 from jobs.recipes import Recipe, config_type, find
-
-ROLES: dict[str, Role] = {"det": "detector", "pretrain": "teacher"}  # what a stage takes its checkpoint for
 
 
 def runs_root() -> Path:
@@ -43,41 +45,89 @@ def resolve(recipe: str, overrides: Sequence[str], checkpoint: Path | None = Non
         raise ValueError(f"{recipe}: {error}") from None
 
 
-def create_or_find(recipe: str, config: Any, root: Path) -> RunDir:
-    """The directory under `root` of recipe `stage/function` with this config; made if there is none.
+class Place(NamedTuple):
+    """Where a resolved config belongs, known before anything of it is written."""
+
+    run: RunDir
+    config: Any  # with absolute paths
+    about: dict[str, Any]  # what `run.json` holds
+
+    @property
+    def identity(self) -> str:
+        """The run's."""
+        return str(self.about["identity"])
+
+
+def place(
+    recipe: str,
+    config: Any,
+    root: Path,
+    source: Source | None = None,
+    needs: Sequence[RunDir] = (),
+    strict: bool = True,
+) -> Place:
+    """The place under `root` of recipe `stage/function` with this config.
 
     A checkpoint given as a run directory stands for the encoder that run made; the path of a data set is made absolute,
     for the same relative path is another data set elsewhere.
+
+    Args:
+        recipe: its name.
+        config: resolved; its checkpoint must exist unless `source` is given.
+        root: of all runs.
+        source: the encoder it starts from, where that is yet to be made.
+        needs: the runs that must be done before it.
+        strict: the data set must be there; else a name that is not known here is taken for one that will be.
+
+    Raises:
+        FileNotFoundError: if the checkpoint or the data set does not exist.
+        ValueError: if the checkpoint is none, or one that this run would refuse.
+    """
+    stage, _, function = recipe.partition("/")
+    if strict or is_there(config.data):
+        config = replace(config, data=_settled(config.data))
+    if getattr(config, "subset", None):
+        config = replace(config, subset=str(Path(config.subset).expanduser().absolute()))
+    given = getattr(config, "checkpoint", None)
+    if source is None and given is not None:
+        partial, role = getattr(config, "allow_partial", False), getattr(config, "takes", None)
+        source = source_of(encoder_file(Path(given)), root, stage, partial, role)
+    if source is not None:
+        config = replace(config, checkpoint=str(source.path))
+    digest = identity(config, stage, source.key if source else None)
+    about = {
+        "recipe": recipe,
+        "stage": stage,
+        "identity": digest,
+        "config": type(config).__name__,
+        "checkpoint": source.about() if source else None,
+        "needs": [need.path.absolute().relative_to(root.absolute()).as_posix() for need in needs],
+    }
+    return Place(RunDir(root / stage / f"{function}-{digest}"), config, about)
+
+
+def create(found: Place) -> RunDir:
+    """The run directory at a place; made if there is none, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    text = to_text(found.config)
+    run = RunDir.create(found.run.path, text, found.about)
+    if run.config.read_text(encoding="utf-8") != text and run.state() not in ("done", "running"):
+        write_text(run.config, text)
+    return run
+
+
+def create_or_find(recipe: str, config: Any, root: Path) -> RunDir:
+    """The directory under `root` of recipe `stage/function` with this config; made if there is none.
 
     Raises:
         FileNotFoundError: if the checkpoint or the data set does not exist.
         ValueError: if the checkpoint is none, or one that this run would refuse.
         OSError: if the directory cannot be written.
     """
-    stage, _, function = recipe.partition("/")
-    config = replace(config, data=_settled(config.data))
-    source: dict[str, Any] | None = None
-    if getattr(config, "checkpoint", None) is not None:
-        file = encoder_file(Path(config.checkpoint))
-        config = replace(config, checkpoint=str(file))
-        partial = getattr(config, "allow_partial", False)
-        source = {
-            "path": str(file),
-            "hash": content_hash(file, allow_partial=partial, role=ROLES.get(stage, "encoder")),
-        }
-    digest = identity(config, stage, source["hash"] if source else None)
-    about = {
-        "recipe": recipe,
-        "stage": stage,
-        "identity": digest,
-        "config": type(config).__name__,
-        "checkpoint": source,
-    }
-    text = to_text(config)
-    run = RunDir.create(root / stage / f"{function}-{digest}", text, about)
-    if run.config.read_text(encoding="utf-8") != text and run.state() not in ("done", "running"):
-        write_text(run.config, text)
-    return run
+    return create(place(recipe, config, root))
 
 
 def _settled(data: str) -> str:
@@ -89,7 +139,9 @@ def _settled(data: str) -> str:
 
 
 def encoder_file(checkpoint: Path) -> Path:
-    """The file that a checkpoint given by a person is: itself, or the encoder in a run directory; absolute.
+    """The file that a checkpoint given by a person is: itself, or what a run directory holds, absolute.
+
+    That is the encoder of a pretraining, and the classifier (of the last weights) of a fine-tuning.
 
     It may be a `file://` URL, and have `?copy=NAME` at its end, which stays there.
 
@@ -111,6 +163,10 @@ def encoder_file(checkpoint: Path) -> Path:
         raise FileNotFoundError(
             f"checkpoint {checkpoint} {what}; name a checkpoint's file or a pretraining's run directory"
         )
+    if run.classifier.is_file():
+        return run.classifier
+    if run.detector.is_file():
+        return run.detector
     if not run.encoder.is_file():
         raise FileNotFoundError(
             f"{checkpoint} has made no encoder (it is {run.state()}); `mimbench run {checkpoint}` goes on with it"

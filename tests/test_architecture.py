@@ -22,6 +22,8 @@ MAY_IMPORT = {
 }
 LIGHT = (  # what must answer at once
     "jobs.cli", "jobs.recipes", "jobs.store", "jobs.study", "jobs.demo", "jobs.table", "jobs.report",
+    "jobs.cli_studies", "jobs.study_files", "jobs.plan", "jobs.submit", "jobs.sweep", "jobs.search", "jobs.status",
+    "jobs.steer", "jobs.explain", "jobs.spent", "jobs.gc", "jobs.lock",
     "engine.config", "engine.rundir", "engine.datasets", "backbones.config", "backbones.content",
     "pretrain.recipes", "cls.recipes", "det.recipes",
 )  # fmt: skip

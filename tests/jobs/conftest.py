@@ -61,7 +61,7 @@ run, behaviour = RunDir(pathlib.Path(sys.argv[1])), sys.argv[2]
 if behaviour == "never begins":
     print("cannot import torch"); sys.exit(1)
 def end(*_):
-    run.end_attempt(number, "interrupted"); os._exit(0)
+    run.end_attempt(len(run.attempts()), "interrupted"); os._exit(0)
 if behaviour != "stubborn":
     signal.signal(signal.SIGTERM, end)
 else:
@@ -71,6 +71,14 @@ with (run.path.parent.parent / "order").open("a") as order:
     order.write(run.config.read_text().split("seed = ")[1].split()[0] + "\\n")
 if behaviour == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "killed later" and number < 5:
+    run.checkpoints.mkdir(exist_ok=True)
+    (run.checkpoints / f"step-{number // 2:08d}.pt").write_text("")
+    os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "keeps an encoder":
+    run.encoder_at(3).parent.mkdir()
+    run.encoder_at(3).write_bytes(encoder_bytes("early weights"))
+    time.sleep(3)
 if behaviour == "fails":
     run.log.write_text("reading\\nERROR the data are no good\\n")
     run.end_attempt(number, "failed", "the data are no good"); sys.exit(0)

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 Install = Callable[[Callable[[Any, RunDir], Outcome]], None]
-COMMANDS = ("demo", "run", "evaluate", "inspect", "export", "table", "report", "recipes", "flops", "doctor", "data")
+COMMANDS = (
+    "demo", "run", "evaluate", "compare-predictions", "inspect", "export", "lazyconfig", "table", "compare", "card",
+    "report", "recipes", "flops", "doctor", "plan", "submit", "prune", "studies", "sweep", "explain", "status",
+    "watch", "logs", "cancel", "retry", "gc", "cost", "predict", "memory", "data", "cluster", "papers",
+)  # fmt: skip
 
 
 def mimbench(*arguments: str | Path) -> Any:
@@ -173,7 +177,7 @@ def test_data_check(tmp_path: Path) -> None:
         for label in ("a", "b"):
             folder = tmp_path / "good" / split / label
             folder.mkdir(parents=True)
-            Image.new("RGB", (8, 8)).save(folder / "1.png")
+            Image.new("RGB", (8, 8), (len(split), ord(label), 0)).save(folder / "1.png")
     good = mimbench("data", "check", "images", tmp_path / "good")
     assert (good.exit_code, good.stdout.splitlines()[-1]) == (0, "ok")
     (tmp_path / "good" / "val" / "a" / "1.png").write_bytes(b"no image")

@@ -13,7 +13,7 @@ from jobs.recipes import find
 from jobs.study import Run
 
 FILE = Path("/x/encoder.safetensors")
-ALL = ("knn", "linear", "finetune", "coco")
+ALL = ("knn", "linear", "fewshot", "finetune", "coco")
 
 
 def _runs(vit: ViT, *protocols: str, **request: tuple[str, ...]) -> dict[str, Run]:
@@ -78,6 +78,6 @@ def test_an_override_for_nobody_is_refused() -> None:
 
 
 def test_an_unknown_protocol_lists_them() -> None:
-    with pytest.raises(ValueError, match="--on lvis: the protocols are knn, linear, finetune, coco"):
+    with pytest.raises(ValueError, match="--on lvis: the protocols are knn, linear, fewshot, finetune, coco"):
         _runs(SIZES["B"], "lvis")
     assert set(STAGE) == set(ALL)

@@ -69,7 +69,7 @@ def test_a_failure_takes_along_only_what_needs_it(bench: Bench) -> None:
     assert tasks[1].why == "it needs pretrain 0"
     screen = bench.screen.getvalue()
     assert "pretrain 0: failed: the data are no good" in screen
-    assert "ERROR the data are no good" in screen, "the last lines of its log"
+    assert "ERROR the data are no good" not in screen, "one line, as from `mimbench run`: the rest is in the log"
     assert "log.txt" in screen
     assert "knn 2: left out: it needs pretrain 0" in screen
 
@@ -86,13 +86,25 @@ def test_a_chain_of_what_was_left_out(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("behaviour", "why"),
-    [("killed", "its process was killed"), ("never begins", "its process ended before it began: cannot import torch")],
+    [
+        ("killed", "its process was killed 3 times without"),
+        ("never begins", "its process ended before it began: cannot import torch"),
+    ],
 )
 def test_a_process_that_dies_without_a_word(bench: Bench, behaviour: str, why: str) -> None:
     bench.behaviours = {0: behaviour}
     tasks = bench.local([_knn(0), _knn(1)]).run()
     assert [task.fate for task in tasks] == ["failed", "done"]
     assert why in tasks[0].why
+    assert len(bench.submitted) == (4 if behaviour == "killed" else 2), "one that is killed starts three times"
+
+
+def test_one_that_is_killed_goes_on_as_long_as_it_gets_further(bench: Bench) -> None:
+    bench.behaviours = {0: "killed later"}
+    [task] = bench.local([_knn(0)]).run()
+    assert task.directory is not None
+    assert (task.fate, len(bench.submitted)) == ("done", 5)
+    assert [attempt["state"] for attempt in task.directory.attempts()] == ["running"] * 4 + ["done"]
 
 
 def test_asked_again_nothing_is_repeated(bench: Bench) -> None:
@@ -102,6 +114,17 @@ def test_asked_again_nothing_is_repeated(bench: Bench) -> None:
     assert [(task.fate, task.done_before) for task in tasks] == [("done", True)] * 2
     assert len(bench.submitted) == 2
     assert "(done before)" in bench.screen.getvalue()
+
+
+def test_an_evaluation_on_the_way_starts_when_its_encoder_is_there(bench: Bench) -> None:
+    pretrain = Run("pretrain/crossmae_handwritten", ("seed=0",))
+    early = Run("cls/knn_handwritten", ("seed=1",), pretrain, epoch=3)
+    last = _knn(2, pretrain)
+    bench.behaviours = {0: "keeps an encoder"}
+    tasks = bench.local([pretrain, early, last], slots=2).run()
+    assert [task.fate for task in tasks] == ["done"] * 3
+    ended, began = (task.directory.attempts()[0] if task.directory else {} for task in tasks[:2])
+    assert began["started"] < ended["ended"], "the pretraining was still going on"
 
 
 def test_a_run_of_another_process_is_waited_for(bench: Bench) -> None:

@@ -29,7 +29,7 @@ def test_it_packs_says_what_it_did_and_is_checked_like_any_data_set(source: Path
     assert done.exit_code == 0, done.output
     assert "train: 2 images, 0.0 MiB" in done.stdout
     assert f"left out: {source}/train/class/1.jpg: is not an image" in done.stderr
-    assert CliRunner().invoke(app, ["data", "check", "imagenet", str(tmp_path / "out")]).exit_code == 0
+    assert CliRunner().invoke(app, ["data", "check", "images", str(tmp_path / "out")]).exit_code == 0
     again = CliRunner().invoke(app, [*arguments, "--json"])
     assert [split["images"] for split in json.loads(again.stdout)] == [2, 3]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from engine import rundir
 from jobs import cli
 from jobs.demo import EVALUATIONS, Method, demo
 from jobs.store import config_of, runs_root
-from jobs.study import Run, Study
+from jobs.study import Run, Study, at_epochs, overridden, start_from
 from tests.jobs.encoder_file import encoder_bytes
 
 
@@ -40,14 +45,127 @@ def test_a_mistake_in_the_last_run_shows_at_once() -> None:
 def test_a_run_starts_from_what_the_run_before_it_made() -> None:
     pretrain = Run("pretrain/crossmae_handwritten")
     probe = Run("cls/knn_handwritten", checkpoint=pretrain)
-    made = pretrain.directory(runs_root())
-    with pytest.raises(FileNotFoundError):
-        probe.directory(runs_root())
+    made, before = pretrain.directory(runs_root()), probe.directory(runs_root())
+    assert config_of(before).checkpoint == str(made.encoder.absolute())
+    identity = made.read_about()["identity"]
+    assert before.read_about()["checkpoint"] == {"path": str(made.encoder), "hash": None, "run": identity}
+    assert before.read_about()["needs"] == [f"pretrain/{made.path.name}"]
     made.encoder.write_bytes(encoder_bytes("weights"))
-    first = probe.directory(runs_root())
-    assert config_of(first).checkpoint == str(made.encoder.absolute())
-    made.encoder.write_bytes(encoder_bytes("other weights"))
-    assert probe.directory(runs_root()).path != first.path
+    assert probe.directory(runs_root()) == before, "its place was known before the encoder was there"
+    by_file = Run("cls/knn_handwritten", checkpoint=made.encoder)
+    by_directory = Run("cls/knn_handwritten", checkpoint=made.path)
+    assert by_file.directory(runs_root()) == by_directory.directory(runs_root()) == before
+    other = Run("pretrain/crossmae_handwritten", ("seed=1",))
+    assert Run("cls/knn_handwritten", checkpoint=other).directory(runs_root()) != before
+
+
+def test_an_encoder_of_an_epoch_on_the_way_is_another() -> None:
+    pretrain = Run("pretrain/crossmae_handwritten")
+    made = pretrain.directory(runs_root())
+    last, early = (Run("cls/knn_handwritten", checkpoint=pretrain, epoch=epoch) for epoch in (None, 5))
+    run = early.directory(runs_root())
+    assert run != last.directory(runs_root())
+    assert config_of(run).checkpoint == str(made.path / "encoders" / "epoch-0005.safetensors")
+    made.encoder_at(5).parent.mkdir()
+    made.encoder_at(5).write_bytes(encoder_bytes("early weights"))
+    assert Run("cls/knn_handwritten", checkpoint=made.encoder_at(5)).directory(runs_root()) == run
+    with pytest.raises(ValueError, match="epoch=5 is of the encoder that another run of the study makes"):
+        Run("cls/knn_handwritten", epoch=5)
+
+
+def test_needs_of_all_kinds_and_no_circles() -> None:
+    first, second = Run("pretrain/crossmae_handwritten"), Run("pretrain/mae_handwritten", label="second")
+    probe = Run("cls/knn_handwritten", checkpoint=first, after=("second", first))
+    study = Study("s", [probe, first, second])
+    assert study.needs(probe) == (first, second)
+    assert list(study.ordered())[-1] == probe
+    about = study.places(runs_root())[probe].about
+    assert [need.partition("_")[0] for need in about["needs"]] == ["pretrain/crossmae", "pretrain/mae"]
+    with pytest.raises(ValueError, match="needs third, which is not listed"):
+        Study("s", [Run("cls/knn", after=("third",))])
+    one, two = Run("cls/knn", label="one", after=("two",)), Run("cls/linear_vitb", label="two", after=("one",))
+    with pytest.raises(ValueError, match=r"study s: (one needs two|two needs one) needs (one|two), which goes round"):
+        Study("s", [one, two])
+
+
+def test_a_full_disk_leaves_no_directory_of_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Run("cls/knn_handwritten").directory(runs_root())
+    study = Study("s", [Run("cls/knn_handwritten", (f"seed={seed}",)) for seed in range(4)])
+    assert study.places(runs_root())[study.runs[0]].run == kept
+    real, left = rundir.write_json, [2]
+
+    def full(path: Path, value: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, value)
+
+    monkeypatch.setattr(rundir, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        study.prepare(runs_root())
+    assert [path.name for path in (runs_root() / "cls").iterdir()] == [kept.path.name]
+    monkeypatch.undo()
+
+
+def test_a_really_full_disk_leaves_none_either(tmp_path: Path) -> None:
+    """A file system with room for some twenty files."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=20", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        study = Study("s", [Run("cls/knn_handwritten", (f"seed={seed}",)) for seed in range(9)])
+        with pytest.raises(OSError, match="No space left on device"):
+            study.prepare(disk / "runs")
+        assert [path for path in disk.rglob("*") if path.is_file()] == []
+        assert not list(disk.glob("runs/*/*"))
+        subprocess.run(["mount", "-o", "remount,nr_inodes=200", str(disk)], check=True)
+        assert len(study.prepare(disk / "runs")) == 9
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_evaluations_on_the_way_are_runs_of_their_own() -> None:
+    pretrain = Run("pretrain/crossmae_handwritten")
+    study = Study("s", [pretrain, Run("cls/knn_handwritten", checkpoint=pretrain, label="knn"), Run("cls/knn")])
+    longer = at_epochs(study, 6)
+    longer.check()
+    assert [(run.name, run.epoch) for run in longer.runs] == [
+        ("pretrain/crossmae_handwritten", None),
+        ("knn", None),
+        ("knn, epoch 6", 6),
+        ("knn, epoch 12", 12),
+        ("cls/knn", None),
+    ]
+    assert longer.runs[0].overrides == ("keep_encoder_every=6",)
+    assert len({run.place(runs_root()).run.path for run in longer.runs[:4]}) == 4
+    assert pretrain.place(runs_root()).run == longer.runs[0].place(runs_root()).run, "what it keeps is no science"
+    with pytest.raises(ValueError, match="evaluates no pretraining of more epochs than that"):
+        at_epochs(study, 100)
+
+
+def test_a_study_can_start_in_the_middle(tmp_path: Path) -> None:
+    pretrain = Run("pretrain/crossmae_handwritten", label="a")
+    probe = Run("cls/knn_handwritten", checkpoint=pretrain, label="knn")
+    study = start_from(Study("s", [pretrain, probe]), ["pretrained=/x/file.pth"])
+    assert [(run.name, run.checkpoint) for run in study.runs] == [("knn", Path("/x/file.pth"))]
+    other = Run("pretrain/mae_handwritten", label="b")
+    both = Study("s", [pretrain, probe, other, Run("cls/knn_handwritten", checkpoint=other, after=("a",))])
+    assert [run.checkpoint for run in start_from(both, ["a=/x/a.pth"]).runs] == [Path("/x/a.pth"), None, other]
+    with pytest.raises(ValueError, match="it must be NAME=FILE, and the names in study s are 'a', 'b'"):
+        start_from(both, ["pretrained=/x/a.pth"])
+
+
+def test_overrides_of_a_whole_study_go_to_who_has_the_key() -> None:
+    pretrain = Run("pretrain/crossmae_handwritten")
+    study = Study("s", [pretrain, Run("cls/linear_handwritten", checkpoint=pretrain, label="linear")])
+    changed = overridden(study, ["seed=3", "cls.epochs=7", "method.depth=2"])
+    assert changed.runs[0].overrides == ("seed=3", "method.depth=2")
+    assert changed.runs[1].overrides == ("seed=3", "epochs=7")
+    assert changed.needs(changed.runs[1]) == (changed.runs[0],)
+    with pytest.raises(ValueError, match=r"det\.seed=1: no run of study s has that key"):
+        overridden(study, ["det.seed=1"])
 
 
 def test_a_file_is_a_checkpoint_too(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Which runs go into which array: one call of sbatch for all runs of one shape that can wait for the same thing.
+
+A run that needs one run of an array goes into an array of its own with the same index, so that SLURM lets it start as
+soon as that one is done (`aftercorr`); runs that need the same runs share an array that waits for those (`afterok`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import submission
+from jobs.submission import Batch
+
+if TYPE_CHECKING:
+    from jobs.schedulers import Unit
+
+Place = tuple[str, int]  # batch id, array index
+
+
+def plan(
+    units: Sequence[Unit], root: Path, size: int, cluster: str = "", code: dict[str, Any] | None = None
+) -> list[Batch]:
+    """Batches of at most `size` runs, what others need before what needs it.
+
+    Raises:
+        ValueError: if runs need each other in a circle.
+    """
+    places: dict[Path, Place] = {}
+    batches: list[Batch] = []
+    left = {unit.run.path: unit for unit in units}
+    while left:
+        ready = [unit for unit in left.values() if not any(need.path.absolute() in left for need in unit.needs)]
+        if not ready:
+            raise ValueError(f"{', '.join(str(path) for path in left)} need each other in a circle")
+        for group in _groups(ready, places, size):
+            batch = _batch(group, root, cluster, code or {})
+            batches.append(batch)
+            for index, unit in group.items():
+                places[unit.run.path] = (batch.id, index)
+        for unit in ready:
+            del left[unit.run.path]
+    return batches
+
+
+def _groups(ready: Sequence[Unit], places: dict[Path, Place], size: int) -> list[dict[int, Unit]]:
+    """The units of one level by array index."""
+    groups: dict[Hashable, dict[int, Unit]] = {}
+    spread = _spread(ready, places)
+    filled: Counter[Hashable] = Counter()
+    for unit in ready:
+        needs = _needs(unit)
+        place = _place(needs[0], places) if len(needs) == 1 else None
+        if place is not None and spread[unit.shape, place[0]] > 1:
+            key: Hashable = ("corresponding", unit.shape, place[0])
+            index = place[1]
+            copy = 0
+            while index in groups.get((key, copy), {}):
+                copy += 1
+            groups.setdefault((key, copy), {})[index] = unit
+        else:
+            key = (unit.shape, tuple(sorted(needs)))
+            number = filled[key]
+            filled[key] += 1
+            groups.setdefault((key, number // size), {})[number % size] = unit
+    return list(groups.values())
+
+
+def _spread(ready: Sequence[Unit], places: dict[Path, Place]) -> Counter[tuple[Hashable, str]]:
+    """How many different runs of one batch the units of one shape need, each of them one."""
+    different: dict[tuple[Hashable, str], set[int]] = defaultdict(set)
+    for unit in ready:
+        needs = _needs(unit)
+        if len(needs) == 1 and (place := _place(needs[0], places)) is not None:
+            different[unit.shape, place[0]].add(place[1])
+    return Counter({key: len(indices) for key, indices in different.items()})
+
+
+def _needs(unit: Unit) -> list[Path]:
+    """What is not done of what it needs."""
+    return [need.path.absolute() for need in unit.needs if need.state() != "done"]
+
+
+def _place(need: Path, places: dict[Path, Place]) -> Place | None:
+    """Where a run is, planned here or submitted before."""
+    from engine.rundir import RunDir
+
+    if need in places:
+        return places[need]
+    found = submission.read(RunDir(need))
+    return (found.batch, found.index) if found is not None else None
+
+
+def _batch(group: dict[int, Unit], root: Path, cluster: str, code: dict[str, Any]) -> Batch:
+    first = next(iter(group.values()))
+    names = {unit.name for unit in group.values()}
+    return Batch(
+        root=root,
+        cluster=cluster,
+        name=first.name if len(names) == 1 else f"{first.name}+{len(group) - 1}",
+        runs={index: str(unit.run.path.relative_to(root)) for index, unit in group.items()},
+        shape=first.shape,
+        needs={index: tuple(str(need.relative_to(root)) for need in _needs(unit)) for index, unit in group.items()},
+        code=code,
+    )

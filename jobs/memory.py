@@ -1,0 +1,43 @@
+"""`mimbench memory RECIPE [KEY=VALUE]...`: what a detection recipe needs on each GPU (det/memory.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from jobs.commands import print_json
+from jobs.store import resolve
+
+if TYPE_CHECKING:
+    from det.memory import Estimate
+
+
+def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_json: bool) -> int:
+    """Print the estimate; 1 if it is more than `free` GiB.
+
+    Raises:
+        ValueError: for a recipe that is not of detection, and for a batch that cannot be divided among `gpus`.
+    """
+    recipe, config = resolve(name, overrides)
+    if recipe.stage != "det":
+        raise ValueError(f"{name}: memory is estimated for detection recipes, det/...; `mimbench recipes` lists them")
+    from det.memory import advice, estimate
+
+    needed = estimate(config, gpus)
+    what = advice(config, int(free * 2**30), gpus) if free is not None else None
+    if as_json:
+        print_json({"recipe": name, **asdict(needed), "total": needed.total, "advice": what})
+    else:
+        _print(name, needed)
+        if what is not None:
+            print(what)
+    return int(what is not None)
+
+
+def _print(name: str, needed: Estimate) -> None:
+    again = ", activations of the encoder computed twice" if needed.recompute else ""
+    print(f"{name}: {needed.images} images at a time{again}")
+    for part in ("parameters", "gradients", "optimizer", "activations"):
+        print(f"{getattr(needed, part) / 2**30:>8.2f} GiB {part}")
+    print(f"{needed.total / 2**30:>8.2f} GiB in all, with the CUDA context and 10 % to spare")

@@ -1,0 +1,199 @@
+"""The sbatch file, written and handed in by submitit's SLURM executor.
+
+The job is `mimbench run RUN_DIR`: what is in the file is all there is to it, and a person can hand it in as well.
+After a run that did not come to its end by itself, the file asks `jobs.slurm_job` whether to put the job back.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from jobs.cluster import Cluster, Shape
+from jobs.slurm import refusal
+from jobs.submission import Batch
+
+# What an allocation leaves in the environment of those who submit from inside one: CPU binding above all, which slows
+# a job down without a word. What tells SLURM's commands where their cluster is stays.
+LEFTOVERS = (
+    "SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_", "OMPI_", "TORCHELASTIC_", "MIMBENCH_JOB_",
+)  # fmt: skip
+RANKS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT",
+    "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "PYTHONPATH", "PYTHONHOME",
+)  # fmt: skip
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_CONF_SERVER", "SBATCH_CLUSTERS")
+
+
+class Executor(submitit.SlurmExecutor):
+    """submitit's, with the command of a batch in the place of a pickled function: `module` with a run directory."""
+
+    def __init__(self, batch: Batch, cluster: Cluster, dependency: str | None, module: str = "jobs.cli run") -> None:
+        super().__init__(batch.folder)
+        self._module, self._cluster = module, cluster
+        self.update_parameters(**_parameters(batch, cluster, dependency))
+        if len(batch.runs) > 1:
+            self.parameters["map_count"] = len(batch.runs)
+
+    @classmethod
+    def affinity(cls) -> int:
+        """The text can be had on a machine without SLURM."""
+        return 2
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return f'{_python(self._cluster)} -u -m {self._module} "$run"'
+
+    def text(self) -> str:
+        """The sbatch file."""
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+    def send(self) -> str:
+        """Call sbatch; the job id.
+
+        Raises:
+            SilentError: if SLURM cannot be reached; the job may have been accepted all the same.
+            ValueError: in SLURM's words, if it refuses the job.
+            OSError: if the file cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with scrubbed(), redirect_stderr(io.StringIO()):  # submitit both prints and raises what sbatch says
+                return str(self._submit_command(self._submitit_command_str).job_id)
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise refusal(str(error), self._cluster) from None
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(self.folder)) from error
+        finally:
+            for left in self.folder.glob(".submission_file_*"):
+                with suppress(OSError):
+                    left.unlink()
+
+
+@contextmanager
+def scrubbed() -> Iterator[None]:
+    """Within, the environment is a login shell's: nothing of an allocation, of another launcher or of a snapshot."""
+    gone = {
+        name: value
+        for name, value in os.environ.items()
+        if (name.startswith(LEFTOVERS) and name not in KEPT) or name in RANKS
+    }
+    for name in gone:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(gone)
+
+
+def _parameters(batch: Batch, cluster: Cluster, dependency: str | None) -> dict[str, Any]:
+    shape = batch.shape
+    typed = f"{cluster.gpu_type}:{shape.gpus}" if cluster.gpu_type else shape.gpus
+    wanted = {
+        "job_name": batch.job_name,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "wckey": cluster.wckey,
+        "time": shape.minutes,
+        "nodes": shape.nodes,
+        "ntasks_per_node": shape.tasks,
+        "cpus_per_task": shape.cpus,
+        "mem": None if shape.memory_gb is None else f"{round(shape.memory_gb * 1024)}MB",
+        "gpus_per_node": typed if shape.gpus and cluster.gpu_request == "gpus-per-node" else None,
+        "gres": f"gpu:{typed}" if shape.gpus and cluster.gpu_request == "gres" else None,
+        "dependency": dependency,
+        "array_parallelism": cluster.throttle,
+        "stderr_to_stdout": True,
+        "setup": [*cluster.setup, *_choice(batch), *_environment(batch, cluster)],
+        "teardown": _afterwards(batch, cluster),
+        "srun_args": [
+            "--kill-on-bad-exit=1",
+            *([] if cluster.srun_inherits_cpus else [f"--cpus-per-task={shape.cpus}"]),
+        ],
+        "additional_parameters": _additional(batch, cluster),
+    }
+    return {key: value for key, value in wanted.items() if value is not None or key == "wckey"}
+
+
+def _cpus(shape: Shape, cluster: Cluster) -> list[str]:
+    """Since SLURM 22.05 srun gives each process one CPU unless told again; the profile says whether to tell it."""
+    return [] if cluster.srun_inherits_cpus else [f"--cpus-per-task={shape.cpus}"]
+
+
+def _additional(batch: Batch, cluster: Cluster) -> dict[str, Any]:
+    """What submitit has no parameter for, or would write otherwise."""
+    options: dict[str, Any] = {
+        "signal": f"{cluster.signal}@{cluster.signal_seconds}",
+        "kill-on-invalid-dep": "yes",  # what needs a run that failed must not wait for ever
+        **({"requeue": True} if cluster.can_requeue else {"no-requeue": True}),
+    }
+    if len(batch.runs) > 1:
+        options["array"] = f"{_ranges(sorted(batch.runs))}%{min(len(batch.runs), cluster.throttle)}"
+    for option in cluster.sbatch:
+        name, separator, value = option.removeprefix("--").partition("=")
+        options[name] = value if separator else True
+    return options
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0,1,2,5 as 0-2,5."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def _choice(batch: Batch) -> list[str]:
+    """Which run a job of the array is."""
+    quoted = {index: shlex.quote(str(batch.root / path)) for index, path in sorted(batch.runs.items())}
+    if len(quoted) == 1:
+        return [f"run={next(iter(quoted.values()))}", "job=$SLURM_JOB_ID"]
+    return [
+        "runs=(",
+        *(f"  [{index}]={path}" for index, path in quoted.items()),
+        ")",
+        "run=${runs[$SLURM_ARRAY_TASK_ID]}",
+        "job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID",
+    ]
+
+
+def _environment(batch: Batch, cluster: Cluster) -> list[str]:
+    code = batch.code.get("snapshot")
+    return [
+        "trap : TERM USR1 USR2  # warnings are for the run; this shell outlives them",
+        f"export MIMBENCH_JOB_WARNING={cluster.signal}",
+        'export MIMBENCH_JOB_ID="$job"',
+        f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{batch.shape.cpus}}}",
+        f"export PYTHONPATH={shlex.quote(code)}  # the code as it was when this was submitted"
+        if code
+        else f"# the code: mimbench {batch.code.get('version', '')} as installed",
+    ]
+
+
+def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
+    if not cluster.can_requeue:
+        return ["exit $?"]
+    return [
+        "code=$?",
+        "# Stopped from outside, not by an error of its own: back into the queue, to go on from the last checkpoint.",
+        f'[ $code -gt 128 ] && {_python(cluster)} -m jobs.slurm_job "$run" "$job" $code',
+        "exit $code",
+    ]
+
+
+def _python(cluster: Cluster) -> str:
+    """-P: the directory a job starts in is not where its code is."""
+    return f"{cluster.python or shlex.quote(sys.executable)} -P"

@@ -1,0 +1,107 @@
+"""The same evaluation with several seeds: a run each, and the mean and standard deviation over them.
+
+    mimbench evaluate encoder.safetensors --on finetune,linear --data imagenet --seeds 3
+    mimbench run cls/finetune_vitb checkpoint=encoder.safetensors --seeds 3
+
+A run is of one seed, so these are ordinary runs: seeds that are done already are not repeated, and `mimbench table`
+shows them in one cell. What has no seed, or would not use it (k-NN of a given encoder), runs once.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from jobs.recipes import find
+from jobs.store import resolve
+from jobs.study import Run, Study
+
+if TYPE_CHECKING:
+    from jobs.local import Task
+
+DETERMINED = ("Knn",)  # kinds of config whose seed draws the random weights alone
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One metric over the seeds of a run."""
+
+    protocol: str
+    metric: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation; None for a single value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def seeded(study: Study, seeds: int) -> Study:
+    """`study` with each of its runs in `seeds` seeds, counted up from the run's own.
+
+    Raises:
+        ValueError: if a run needs another one of the study, which would need its seeds as well.
+    """
+    if seeds == 1:
+        return study
+    for run in study.runs:
+        if run.need is not None:
+            raise ValueError(f"--seeds is for runs that need no other run; {run.name} needs {run.need.name}")
+    return replace(study, runs=[one for run in study.runs for one in _seeds_of(run, seeds)])
+
+
+def _seeds_of(run: Run, seeds: int) -> list[Run]:
+    config = resolve(run.recipe, run.overrides)[1]
+    given = run.checkpoint is not None or getattr(config, "checkpoint", None) is not None
+    first = getattr(config, "seed", None)
+    if first is None or (given and type(config).__name__ in DETERMINED):
+        return [run]
+    return [
+        replace(run, overrides=(*run.overrides, f"seed={seed}"), label=f"{run.name}, seed {seed}")
+        for seed in range(first, first + seeds)
+    ]
+
+
+def study_of(recipe: str, overrides: Sequence[str], seeds: int) -> Study:
+    """`mimbench run RECIPE [KEY=VALUE]... --seeds N` as a study.
+
+    Raises:
+        ValueError: for an unknown recipe, a bad override, or a recipe that has no seed.
+    """
+    config = resolve(find(recipe).name, overrides)[1]
+    if not hasattr(config, "seed"):
+        raise ValueError(f"--seeds {seeds}: {recipe} has no seed, it gives the same result each time")
+    return seeded(Study(f"{recipe} in {seeds} seeds", [Run(recipe, tuple(overrides))]), seeds)
+
+
+def spreads(tasks: Iterable[Task]) -> list[Spread]:
+    """Every metric of the finished runs, those that differ in the seed alone together."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for task in tasks:
+        result = task.directory.read_result() if task.fate == "done" and task.directory is not None else None
+        for metric, value in (result or {}).get("metrics", {}).items():
+            found.setdefault((task.run.name.partition(", seed ")[0], metric), []).append(value)
+    return [Spread(protocol, metric, tuple(values)) for (protocol, metric), values in found.items()]
+
+
+def to_json(found: Iterable[Spread]) -> list[dict[str, Any]]:
+    """For programs."""
+    return [{**asdict(one), "values": list(one.values), "mean": one.mean, "deviation": one.deviation} for one in found]
+
+
+def to_text(found: Iterable[Spread]) -> str:
+    """A line each: `finetune_top1  83.57 ± 0.08 over 4 seeds`."""
+    return "\n".join(_line(one) for one in found)
+
+
+def _line(one: Spread) -> str:
+    if one.deviation is None:
+        return f"{one.metric:<20} {one.mean:.6g}"
+    return f"{one.metric:<20} {one.mean:.6g} ± {one.deviation:.2g} over {len(one.values)} seeds"

@@ -1,0 +1,117 @@
+"""The code as it was when a job was submitted: editing afterwards changes nothing for jobs that wait.
+
+    <root>/.mimbench/code/<tree>/      the packages, as `git archive` writes them, uncommitted changes included
+                                 changes.diff  snapshot.json (last: a snapshot without it is not one)
+
+A snapshot is named by git's hash of what is in it, so that unchanged code is copied once. Files that git does not
+know yet are part of it, ignored ones are not. The checkout, its index and its objects are left as they are. Where
+mimbench is installed without git, the installed version is recorded, and jobs run that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from engine.atomic import write_json
+
+PARTS = ("backbones", "pretrain", "cls", "det", "engine", "jobs", "pyproject.toml")
+MARKER = "snapshot.json"
+TOP = Path(__file__).parent.parent
+
+
+def snapshot(root: Path, top: Path = TOP) -> dict[str, Any]:
+    """Copy the code at `top` to the runs root, if that code is not there already; what and where it is.
+
+    The keys: `snapshot` (a path, None where there is no git), `version`, `commit`, `tree`, `dirty`.
+
+    Raises:
+        OSError: if the copy cannot be written; half of one is never used.
+    """
+    known = {"version": version("mimbench")}
+    if (top / MARKER).is_file():  # a job that submits: its code is a snapshot
+        return {**json.loads((top / MARKER).read_text(encoding="utf-8")), "snapshot": str(top)}
+    places = _places(top)
+    if places is None:
+        return {**known, "snapshot": None}
+    commit, *files = places
+    with tempfile.TemporaryDirectory(prefix="mimbench-snapshot-") as scratch:
+        own = _own_index(top, Path(scratch), *files)
+        tree = _git(top, "write-tree", **own).strip()
+        diff = _git(top, "diff", "--cached", "--binary", "HEAD", "--", *PARTS, **own)
+        about = {**known, "commit": commit, "tree": tree, "dirty": bool(diff)}
+        place = root.absolute() / ".mimbench" / "code" / tree[:16]
+        if not (place / MARKER).is_file():
+            _write(top, place, about, diff, own)
+    return {**about, "snapshot": str(place)}
+
+
+def _places(top: Path) -> list[str] | None:
+    """The commit, the index and the objects of the checkout whose top this is; None if there is none."""
+    paths = ("--show-toplevel", "HEAD", "--git-path", "index", "--git-path", "objects")
+    try:
+        found = _git(top, "rev-parse", "--path-format=absolute", *paths).splitlines()
+    except OSError:
+        return None
+    return found[1:] if Path(found[0]).resolve() == top.resolve() else None
+
+
+def _own_index(top: Path, scratch: Path, index: str, theirs: str) -> dict[str, str]:
+    """An index with the files as they are, and a place for their objects, neither of them the checkout's."""
+    objects = scratch / "objects"
+    objects.mkdir()
+    if Path(index).is_file():
+        shutil.copy2(index, scratch / "index")  # what it knows of unchanged files spares reading them
+    own = {
+        "GIT_INDEX_FILE": str(scratch / "index"),
+        "GIT_OBJECT_DIRECTORY": str(objects),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": theirs,
+    }
+    _git(top, "add", "--all", "--", *[part for part in PARTS if (top / part).exists()], **own)
+    return own
+
+
+def _write(top: Path, place: Path, about: dict[str, Any], diff: str, own: dict[str, str]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as made:
+        new = Path(made) / "code"
+        new.mkdir()
+        archive = Path(own["GIT_INDEX_FILE"]).with_name("code.tar")
+        parts = [part for part in PARTS if (top / part).exists()]
+        _git(top, "archive", f"--output={archive}", about["tree"], "--", *parts, **own)
+        try:
+            shutil.unpack_archive(archive, new, "tar", filter="data")
+        except OSError as error:  # of a full disk it does not say where
+            raise OSError(error.errno, error.strerror, str(place)) from error
+        (new / "changes.diff").write_text(diff, encoding="utf-8", errors="surrogateescape")
+        write_json(new / MARKER, about)
+        if place.exists() and not (place / MARKER).is_file():
+            shutil.rmtree(place)  # half of one
+        try:
+            new.rename(place)
+        except OSError:
+            if not (place / MARKER).is_file():  # else another shell was quicker, with the same code
+                raise
+
+
+def _git(directory: Path, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(directory), *arguments],
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+    if done.returncode:
+        raise OSError(
+            f"the code at {directory} cannot be copied: {done.stderr.strip() or f'git {arguments[0]} failed'}"
+        )
+    return done.stdout

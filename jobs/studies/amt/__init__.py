@@ -1,0 +1,1 @@
+"""AMT and FAMT's tables as studies."""

@@ -1,0 +1,1 @@
+"""CrossMAE's tables as studies."""

@@ -1,0 +1,1 @@
+"""MAE's tables as studies."""

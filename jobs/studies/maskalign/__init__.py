@@ -1,0 +1,1 @@
+"""MaskAlign's tables as studies."""

@@ -1,0 +1,210 @@
+"""What was handed to a cluster, on disk: it outlives the shell that submitted and the scheduler's memory.
+
+    <root>/.mimbench/jobs/<batch>/batch.json     one call of sbatch: its runs by array index, and its job id
+                                  unsent         there until sbatch has accepted it
+                                  <job>_<rank>_log.out, <job>_submission.sh
+    <run>/submission.json                        a link to the batch.json of its batch
+
+A batch is written down before sbatch is called, with no job id: whatever happens then, nothing is lost and nothing is
+submitted twice, for its id is part of the job's name and can be looked up in the queue. One file holds the job id of a
+whole array, so that it is recorded in one go.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from engine.atomic import write_json
+from engine.rundir import RunDir
+from jobs.cluster import Shape
+
+LINK = "submission.json"
+ATTEMPTS = 3  # starts without progress after which a run is given up
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One call of sbatch: a job, or an array of jobs of one shape."""
+
+    root: Path
+    cluster: str
+    name: str
+    runs: dict[int, str]  # array index -> run directory, relative to the root
+    shape: Shape
+    needs: dict[int, tuple[str, ...]] = field(default_factory=dict)  # array index -> runs that must be done before
+    code: dict[str, Any] = field(default_factory=dict)  # jobs.snapshot: where the code lies, and which it is
+    id: str = field(default_factory=lambda: secrets.token_hex(4))
+    job: str | None = None
+    submitted: float = field(default_factory=time.time)
+    by: str = field(default_factory=lambda: f"{getpass.getuser()}@{socket.gethostname()}")
+
+    @property
+    def folder(self) -> Path:
+        """Where its sbatch file and output lie."""
+        return self.root / ".mimbench" / "jobs" / self.id
+
+    @property
+    def job_name(self) -> str:
+        """Tells it among all jobs of the queue."""
+        return f"{self.name}.{self.id}"
+
+    def job_of(self, index: int) -> str | None:
+        """The job id of the run at `index`."""
+        return self.job if self.job is None or len(self.runs) == 1 else f"{self.job}_{index}"
+
+    def index_of(self, path: str) -> int:
+        """The array index of the run at `path`, relative to the root.
+
+        Raises:
+            KeyError: if it is not in this batch.
+        """
+        return _indices(self)[path]
+
+    def note(self) -> None:
+        """Write it down, durably, as about to be submitted; its runs point to it."""
+        self.write()
+        (self.folder / "unsent").touch()
+        for path in self.runs.values():
+            _point(f"{self.root}/{path}/{LINK}", self.id)
+
+    def write(self) -> None:
+        """Write `batch.json`."""
+        record = {key: value for key, value in asdict(self).items() if key != "root"}
+        write_json(self.folder / "batch.json", {**record, "shape": self.shape._asdict()})
+
+    def accepted(self, job: str) -> Batch:
+        """The same with its job id, written down."""
+        batch = replace(self, job=job)
+        batch.write()
+        (self.folder / "unsent").unlink(missing_ok=True)
+        return batch
+
+    def withdraw(self) -> None:
+        """As if it had never been noted."""
+        for path in self.runs.values():
+            run = RunDir(self.root / path)
+            if (found := read(run)) is not None and found.batch == self.id:
+                clear(run)
+        (self.folder / "unsent").unlink(missing_ok=True)
+
+
+def _point(link: str, batch: str) -> None:
+    """Let a run point to its batch: one call for a new run, for there may be thousands."""
+    target = f"../../.mimbench/jobs/{batch}/batch.json"
+    try:
+        os.symlink(target, link)  # noqa: PTH211
+    except FileExistsError:
+        temporary = Path(f"{link}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.replace(link)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What became of asking a cluster to run a run."""
+
+    cluster: str
+    job: str | None  # None: noted, and not yet accepted by SLURM
+    array: str | None
+    submitted: float  # seconds since 1970
+    by: str
+    snapshot: str | None
+    resources: dict[str, Any]
+    batch: str
+    index: int
+    attempt_limit: int = ATTEMPTS
+
+
+def read(run: RunDir) -> Submission | None:
+    """The run's submission; None if it was never submitted, or that was cancelled.
+
+    Raises:
+        ValueError: if its files are damaged.
+    """
+    place = os.fspath(run.path)
+    try:
+        target = os.readlink(f"{place}/{LINK}")  # noqa: PTH115 (of a thousand runs, pathlib takes most of the time)
+        folder, name = os.path.split(place)
+        root, stage = os.path.split(folder)
+        batch = _batch(f"{root}/.mimbench/jobs/{target.split('/')[-2]}/batch.json")
+        index = batch.index_of(f"{stage}/{name}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{place}/{LINK} is damaged ({error}); remove it to submit the run anew") from None
+    job, array = batch.job_of(index), batch.job if len(batch.runs) > 1 else None
+    snapshot, resources = batch.code.get("snapshot"), batch.shape._asdict()
+    return Submission(batch.cluster, job, array, batch.submitted, batch.by, snapshot, resources, batch.id, index)
+
+
+def clear(run: RunDir) -> None:
+    """Forget that the run was submitted."""
+    (run.path / LINK).unlink(missing_ok=True)
+
+
+def read_batch(root: Path, name: str) -> Batch:
+    """The batch called `name` under `root`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    return _batch(f"{root}/.mimbench/jobs/{name}/batch.json")
+
+
+def _batch(file: str) -> Batch:
+    about = os.stat(file)  # noqa: PTH116
+    return _parsed(file, about.st_mtime_ns, about.st_ino)  # the time alone is too coarse on some file servers
+
+
+@lru_cache(maxsize=1024)
+def _parsed(name: str, modified: int, inode: int) -> Batch:
+    """Read once for all the runs of an array."""
+    file = Path(name)
+    values = json.loads(file.read_text(encoding="utf-8"))
+    runs = {int(index): path for index, path in values.pop("runs").items()}
+    needs = {int(index): tuple(paths) for index, paths in values.pop("needs").items()}
+    return Batch(root=file.parents[3], runs=runs, needs=needs, shape=Shape(**values.pop("shape")), **values)
+
+
+_known: dict[str, tuple[Batch, dict[str, int]]] = {}
+
+
+def _indices(batch: Batch) -> dict[str, int]:
+    """Array index by run, made once for each batch as it is read."""
+    kept = _known.get(batch.id)
+    if kept is None or kept[0] is not batch:
+        kept = _known[batch.id] = batch, {path: index for index, path in batch.runs.items()}
+    return kept[1]
+
+
+def unsent(root: Path) -> list[Batch]:
+    """What was noted and not yet accepted, oldest first."""
+    found = [read_batch(root, marker.parent.name) for marker in (root / ".mimbench" / "jobs").glob("*/unsent")]
+    return sorted(found, key=lambda batch: batch.submitted)
+
+
+def outputs(run: RunDir) -> dict[int, Path]:
+    """What each rank of the run's latest job printed, by rank."""
+    submission = read(run)
+    if submission is None or submission.job is None:
+        return {}
+    return dict(_outputs(run.path.parents[1] / ".mimbench" / "jobs" / submission.batch, submission.job))
+
+
+def _outputs(folder: Path, job: str) -> Iterator[tuple[int, Path]]:
+    for file in folder.glob(f"{job}_*_log.out"):
+        rank = file.name.removeprefix(f"{job}_").removesuffix("_log.out")
+        if rank.isdigit():
+            yield int(rank), file

@@ -1,0 +1,132 @@
+"""Which runs share an array, in which order, and what waits for what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.rundir import RunDir
+from jobs import schedulers
+from jobs.arrays import plan
+from jobs.cluster import Cluster, Shape
+from jobs.schedulers import Unit, status_of
+from jobs.slurm import Queue
+from jobs.submission import Batch, read, unsent
+
+BIG, SMALL = Shape(gpus=4, minutes=600), Shape(gpus=1, minutes=60)
+
+
+def _run(root: Path, name: str, needs: tuple[str, ...] = ()) -> RunDir:
+    about = {"recipe": f"cls/{name}", "stage": "cls", "identity": name, "needs": [f"cls/{need}" for need in needs]}
+    return RunDir.create(root / "cls" / name, "", about)
+
+
+def _plan(root: Path, units: list[Unit], size: int = 1001) -> list[tuple[dict[int, str], Shape]]:
+    batches = plan(units, root, size)
+    return [({index: Path(run).name for index, run in batch.runs.items()}, batch.shape) for batch in batches]
+
+
+def test_one_array_for_each_shape_split_at_the_sites_size(tmp_path: Path) -> None:
+    runs = [_run(tmp_path, f"r{number}") for number in range(5)]
+    units = [Unit(run, SMALL if number % 2 else BIG) for number, run in enumerate(runs)]
+    assert _plan(tmp_path, units) == [({0: "r0", 1: "r2", 2: "r4"}, BIG), ({0: "r1", 1: "r3"}, SMALL)]
+    assert [len(runs) for runs, _ in _plan(tmp_path, units, size=2)] == [2, 2, 1]
+
+
+def test_a_sweep_of_pretrainings_each_with_its_evaluations(tmp_path: Path) -> None:
+    pretrains = [_run(tmp_path, f"p{number}") for number in range(3)]
+    units = [Unit(run, BIG) for run in pretrains]
+    for kind in ("finetune", "probe"):
+        units += [Unit(_run(tmp_path, f"{kind}{n}"), SMALL, (pretrains[n],)) for n in (2, 0)]
+    first, *others = _plan(tmp_path, units[::-1])
+    assert first[0] == {0: "p2", 1: "p1", 2: "p0"}
+    assert sorted(tuple(sorted(runs.items())) for runs, _ in others) == [
+        ((0, "finetune2"), (2, "finetune0")),
+        ((0, "probe2"), (2, "probe0")),
+    ], "each has the index of what it needs, so that it can start when that alone is done"
+
+
+def test_evaluations_of_one_pretraining_share_an_array(tmp_path: Path) -> None:
+    pretrain = _run(tmp_path, "p")
+    units = [Unit(pretrain, BIG), *(Unit(_run(tmp_path, name), SMALL, (pretrain,)) for name in "abc")]
+    assert [runs for runs, _ in _plan(tmp_path, units)] == [{0: "p"}, {0: "a", 1: "b", 2: "c"}]
+
+
+def test_a_circle(tmp_path: Path) -> None:
+    a, b = _run(tmp_path, "a"), _run(tmp_path, "b")
+    with pytest.raises(ValueError, match="need each other in a circle"):
+        plan([Unit(a, SMALL, (b,)), Unit(b, SMALL, (a,))], tmp_path, 10)
+
+
+def _submitted(root: Path, job: str | None, *runs: RunDir, needs: tuple[str, ...] = ()) -> Batch:
+    names = {index: str(run.path.relative_to(root)) for index, run in enumerate(runs)}
+    batch = Batch(root, "site", "x", names, SMALL, needs=dict.fromkeys(names, needs))
+    batch.note()
+    return batch.accepted(job) if job else batch
+
+
+def test_what_is_noted_is_read_back(tmp_path: Path) -> None:
+    runs = [_run(tmp_path, name) for name in "abc"]
+    assert read(runs[0]) is None
+    batch = _submitted(tmp_path, None, *runs)
+    assert unsent(tmp_path) == [batch]
+    assert status_of(runs[0], {}) == "queued"
+    batch.accepted("12")
+    assert unsent(tmp_path) == []
+    found = [read(run) for run in runs]
+    assert [(one.job, one.array, one.index) for one in found if one] == [
+        ("12_0", "12", 0),
+        ("12_1", "12", 1),
+        ("12_2", "12", 2),
+    ]
+    _submitted(tmp_path, "13", runs[1])
+    again = read(runs[1])
+    assert again is not None
+    assert (again.job, again.array) == ("13", None), "the latest counts"
+
+
+def test_statuses(tmp_path: Path) -> None:
+    run, after = _run(tmp_path, "a"), _run(tmp_path, "b", needs=("a",))
+    _submitted(tmp_path, "12", run)
+    later = 1e11
+
+    def status(which: RunDir, jobs: dict[str, str], asked: float = later, answered: bool = True) -> str:
+        return status_of(which, Queue(jobs, {}, asked, answered))
+
+    assert status(run, {"12": "PENDING"}) == "queued"
+    assert status(run, {"12": "RUNNING"}) == "running"
+    assert status(run, {}) == "lost"
+    assert status(run, {}, asked=0.0) == "queued", "the answer is older than the question"
+    assert status(run, {}, answered=False) == "queued", "SLURM is silent"
+    number = run.begin_attempt(job="12", step=0)
+    assert status(run, {"12": "RUNNING"}) == "running"
+    assert status(run, {"12": "PENDING"}) == "queued", "put back into the queue"
+    assert status(run, {}) == "lost", "its process would have said that it ended"
+    run.end_attempt(number, "failed", "no data")
+    assert status(run, {}) == "failed"
+    assert status(run, {"12": "COMPLETING"}) == "failed"
+    assert status(after, {}) == "blocked"
+    _submitted(tmp_path, "13", after, needs=("cls/a",))
+    assert status(after, {"13": "PENDING"}) == "queued"
+    assert status(after, {}) == "blocked"
+
+
+def test_dependencies(tmp_path: Path) -> None:
+    a, b = _run(tmp_path, "a"), _run(tmp_path, "b")
+    _submitted(tmp_path, "12", a, b)
+    dependency = schedulers._dependency
+    both = Batch(tmp_path, "site", "x", {0: "cls/c", 1: "cls/d"}, SMALL, needs={0: ("cls/a",), 1: ("cls/b",)})
+    assert dependency(both) == "aftercorr:12"
+    one = Batch(tmp_path, "site", "x", {0: "cls/c", 1: "cls/d"}, SMALL, needs={0: ("cls/b",), 1: ("cls/b",)})
+    assert dependency(one) == "afterok:12_1"
+    assert (
+        dependency(Batch(tmp_path, "site", "x", {0: "cls/c"}, SMALL, needs={0: ("cls/a", "cls/b")}))
+        == "afterok:12_0:12_1"
+    )
+    assert dependency(Batch(tmp_path, "site", "x", {0: "cls/c"}, SMALL, needs={0: ()})) is None
+
+
+def test_the_local_cluster_is_not_submitted_to(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is this machine"):
+        schedulers.submit([], Cluster(name="local", kind="local"), tmp_path)

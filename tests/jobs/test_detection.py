@@ -1,0 +1,96 @@
+"""`mimbench predict` and `mimbench memory`, from the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from det.recipes import mask_rcnn_handwritten
+from engine.config import to_text
+from engine.rundir import RunDir
+from jobs.cli import app
+
+
+def mimbench(*arguments: str | Path) -> Any:
+    """Call the command in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="mimbench")
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> RunDir:
+    """A detection run with a checkpoint, as if it had finished."""
+    import torch
+
+    from det.build import build_detector
+    from engine.checkpoint import save_state, state_path
+
+    config = replace(mask_rcnn_handwritten(), heads=replace(mask_rcnn_handwritten().heads, score_threshold=0.0))
+    run = RunDir.create(
+        tmp_path / "run",
+        to_text(config),
+        {"recipe": "det/mask_rcnn_handwritten", "stage": "det", "identity": "0", "checkpoint": None},
+    )
+    torch.manual_seed(0)
+    model, _ = build_detector(config, 1)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    save_state(state_path(run.checkpoints, 3), {"step": 3, "stepper": {"model": model.state_dict()}})
+    (run.path / "categories.json").write_text(json.dumps([{"id": 1, "name": "object"}]))
+    return run
+
+
+def _image(file: Path, seed: int) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+def test_predict_draws_and_writes(trained: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(2):
+        _image(tmp_path / "images" / f"{number}.png", number)
+    alone, out = _image(tmp_path / "0.png", 7), tmp_path / "out"
+    done = mimbench("predict", trained.path, tmp_path / "images", alone, "--out", out, "--score", "0", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [Path(one["picture"]).name for one in told["images"]] == ["0.png", "1.png", "0-2.png"]
+    results = json.loads((out / "results.json").read_text())
+    assert results == told["results"]
+    assert {result["image_id"] for result in results} == {0, 1, 2}
+    assert Image.open(out / "0-2.png").size == (120, 90)
+    assert np.abs(
+        np.asarray(Image.open(out / "0-2.png").convert("RGB"), int) - np.asarray(Image.open(alone), int)
+    ).any()
+
+
+def test_predict_says_what_is_missing(trained: RunDir, tmp_path: Path) -> None:
+    for arguments, said in (
+        ((trained.path, tmp_path / "nowhere.jpg"), "nowhere.jpg does not exist"),
+        ((trained.path, trained.checkpoints), "there are no images in"),
+        ((tmp_path / "nothing.pth", _image(tmp_path / "a.png", 0)), "nothing.pth does not exist"),
+    ):
+        done = mimbench("predict", *arguments, "--out", tmp_path / "none")
+        assert done.exit_code == 1
+        assert said in done.output
+    assert not (tmp_path / "none" / "results.json").exists()
+
+
+def test_memory() -> None:
+    small = ("det/mask_rcnn_handwritten", "compute.precision=fp32")
+    done = mimbench("memory", *small, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["images"] == 32
+    assert told["total"] > told["activations"] > told["parameters"] > 1e6
+    short = mimbench("memory", *small, "--free", told["total"] / 2**30 - 0.05)
+    assert short.exit_code == 1
+    assert "it fits with compute.accumulate=2" in short.output
+    wrong = mimbench("memory", "cls/knn")
+    assert wrong.exit_code == 1
+    assert "det/..." in wrong.output

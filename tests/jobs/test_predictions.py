@@ -1,0 +1,96 @@
+"""Two runs compared image by image."""
+
+from __future__ import annotations
+
+import json
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from cls.config import PREDICTIONS
+from jobs.cli import app
+from jobs.predictions import CHANGES, Saved, compare, read
+
+CLASSES = ["cat", "dog", "owl"]
+
+
+def _write(path: Path, guess: list[int], label: list[int], names: list[str] | None = None) -> Path:
+    about = {"schema": 1, "data": "pets", "names": names or [f"{i}.png" for i in range(len(label))], "classes": CLASSES}
+    others = (np.array(guess)[:, None] + np.arange(3)) % 3
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"label": np.array(label), "top5": others.astype(np.int32)}, str(path), {PREDICTIONS: json.dumps(about)})
+    return path
+
+
+def test_every_change_is_found(tmp_path: Path) -> None:
+    label = [0, 0, 1, 1, 2, 2]
+    before = read(_write(tmp_path / "a.safetensors", [0, 0, 2, 1, 0, 0], label))
+    after = read(_write(tmp_path / "b.safetensors", [0, 1, 1, 1, 1, 0], label))
+    found = compare(before, after)
+    assert found.right == (3, 3)
+    assert [(one.image, one.change, one.label, one.before, one.after) for one in found.changed] == [
+        ("1.png", "right to wrong", "cat", "cat", "dog"),
+        ("2.png", "wrong to right", "dog", "owl", "dog"),
+        ("4.png", "wrong otherwise", "owl", "cat", "dog"),
+    ]
+    assert found.p_value == 1
+
+
+def test_mcnemars_test_is_the_exact_one() -> None:
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 3, 400)
+    guess = [np.where(generator.random(400) < share, label, (label + 1) % 3) for share in (0.6, 0.75)]
+    names = [str(number) for number in range(400)]
+    before, after = (Saved("run", names, CLASSES, label, guesses) for guesses in guess)
+    found = compare(before, after)
+    lost = int(((guess[0] == label) & (guess[1] != label)).sum())
+    won = int(((guess[0] != label) & (guess[1] == label)).sum())
+    assert (found.count("right to wrong"), found.count("wrong to right")) == (lost, won)
+    assert lost < won
+    expected = 2 * sum(comb(lost + won, count) for count in range(lost + 1)) / 2 ** (lost + won)
+    assert found.p_value == pytest.approx(expected, rel=1e-9)
+    assert compare(before, before).p_value == 1
+
+
+def test_the_command_prints_and_gives_json(tmp_path: Path) -> None:
+    label = [0] * 40
+    for run, guess in (("a", [1] * 30 + [0] * 10), ("b", [0] * 40)):
+        _write(tmp_path / run / "predictions.safetensors", guess, label)
+    runs = [str(tmp_path / run) for run in "ab"]
+    done = CliRunner().invoke(app, ["compare-predictions", *runs])
+    assert done.exit_code == 0
+    assert "40 images; top-1 25.00 -> 100.00" in done.stdout
+    assert "30 wrong to right" in done.stdout
+    assert "and 20 more (--json lists all)" in done.stdout
+    assert "chance" not in done.stdout
+    told = json.loads(CliRunner().invoke(app, ["compare-predictions", *runs, "--json"]).stdout)
+    assert told["counts"] == dict(zip(CHANGES, (0, 30, 0), strict=True))
+    assert len(told["changed"]) == 30
+    assert told["top1"] == [25, 100]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"names": ["0.png", "2.png"]}, "are not of the same images: 2 and 2, 1.png is in one only"),
+        ({"names": ["1.png", "0.png"]}, "in another order"),
+        ({"label": [0, 2]}, "have different labels, first for 1.png"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, change: dict[str, list[int]], complaint: str) -> None:
+    first = _write(tmp_path / "a.safetensors", [0, 1], [0, 1])
+    second = _write(tmp_path / "b.safetensors", **{"guess": [0, 1], "label": [0, 1], **change})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=complaint):
+        compare(read(first), read(second))
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="save_predictions=true"):
+        read(tmp_path)
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="holds no predictions of mimbench"):
+        read(tmp_path / "x.safetensors")

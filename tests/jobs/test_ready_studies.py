@@ -1,0 +1,74 @@
+"""The ready studies: every config builds, every row is there, and a small one runs from pretraining to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.plan import plan
+from jobs.store import resolve, runs_root
+from jobs.study import Study, at_epochs, start_from
+from jobs.study_files import load_study, ready_studies
+
+ROWS = {  # pretrainings and evaluations of each
+    "amt/probe": (5, 10),
+    "crossmae/table1": (12, 12),
+    "crossmae/table12": (4, 4),
+    "crossmae/table18": (2, 2),
+    "crossmae/table2": (4, 8),
+    "crossmae/table3": (14, 14),
+    "crossmae/table4": (3, 3),
+    "crossmae/table5": (4, 4),
+    "mae/finetune": (3, 3),
+    "mae/linear": (3, 3),
+    "maskalign/finetune": (3, 3),
+}
+
+
+def test_all_are_listed_with_what_they_are() -> None:
+    assert list(ready_studies()) == list(ROWS)
+    assert all(ready_studies().values())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_config_builds_and_every_row_has_a_directory(name: str) -> None:
+    study = load_study(name, runs_root())
+    assert study.name == name
+    study.check()
+    stages = [run.recipe.partition("/")[0] for run in study.runs]
+    assert (stages.count("pretrain"), len(stages) - stages.count("pretrain")) == ROWS[name]
+    found = plan(study, runs_root())
+    assert found.counts == {"new": len(study.runs)}
+    assert len({line.directory.path for line in found.lines}) == len(study.runs), "two rows are one run"
+    assert len({run.name for run in study.runs}) == len(study.runs), "two rows have one name"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_encoder_is_evaluated_at_its_own_size(name: str) -> None:
+    for run in load_study(name, runs_root()).runs:
+        if run.need is not None:
+            _, made = resolve(run.need.recipe, run.need.overrides)
+            _, config = resolve(run.recipe, run.overrides)
+            assert (config.encoder.width, config.encoder.depth) == (made.encoder.width, made.encoder.depth), run.name
+            if run.recipe.startswith("cls/"):
+                assert config.image == made.encoder.image, run.name
+
+
+def _encoders(study: Study) -> list[str]:
+    return [run.name for run in study.runs if run.recipe.startswith("pretrain/")]
+
+
+def test_any_of_them_starts_in_the_middle() -> None:
+    study = load_study("crossmae/table2", runs_root())
+    given = start_from(study, [f"{name}=/x/{index}.pth" for index, name in enumerate(_encoders(study))])
+    given.check()
+    assert _encoders(given) == []
+    assert {run.checkpoint for run in given.runs} == {Path(f"/x/{index}.pth") for index in range(4)}
+
+
+def test_any_of_them_evaluates_on_the_way() -> None:
+    study = at_epochs(load_study("crossmae/table12", runs_root()), 200)
+    study.check()
+    assert [run.epoch for run in study.runs if run.name.startswith("MAE ViT-S, ")] == [None, 200, 400, 600]
+    assert plan(study, runs_root()).counts == {"new": 4 + 4 * 4}

@@ -1,0 +1,74 @@
+"""One evaluation in several seeds: which runs that means, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from backbones.config import SIZES
+from engine.datasets import HANDWRITTEN
+from jobs.cli import app
+from jobs.evaluate import Request, evaluation
+from jobs.seeds import Spread, seeded, study_of, to_json, to_text
+from jobs.study import Run, Study
+from tests.jobs.conftest import Bench
+
+FILE = Path("/x/encoder.safetensors")
+
+
+def test_every_protocol_runs_once_for_each_seed_but_those_without_chance() -> None:
+    study = evaluation(FILE, SIZES["B"], Request(("knn", "linear", "finetune"), overrides=("linear.seed=5",)))
+    runs = {run.name: run for run in seeded(study, 3).runs}
+    assert list(runs) == [
+        "knn",
+        *(f"linear, seed {seed}" for seed in (5, 6, 7)),
+        *(f"finetune, seed {seed}" for seed in (0, 1, 2)),
+    ]
+    assert runs["linear, seed 6"].overrides == ("seed=5", "seed=6")
+    assert all(run.checkpoint == FILE for run in runs.values())
+    assert seeded(study, 1) is study
+
+
+def test_from_random_weights_every_seed_counts() -> None:
+    assert len(study_of("cls/knn", [f"data={HANDWRITTEN}"], 2).runs) == 2
+    assert len(study_of("cls/knn", [f"data={HANDWRITTEN}", "checkpoint=/x/e.pth"], 2).runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: study_of("cls/nothing", [], 2), "unknown recipe 'cls/nothing'"),
+        (lambda: study_of("cls/classify", [], 2), "cls/classify has no seed"),
+        (lambda: seeded(_chain(), 2), "k-NN needs pretrain"),
+    ],
+)
+def test_what_has_no_seeds_is_refused(make: Callable[[], Study], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make()
+
+
+def _chain() -> Study:
+    pretrain = Run("pretrain/mae_handwritten", label="pretrain")
+    return Study("chain", [pretrain, Run("cls/knn_handwritten", checkpoint=pretrain, label="k-NN")])
+
+
+def test_mean_and_deviation_are_those_of_mae_readme() -> None:
+    spread = Spread("finetune", "finetune_top1", (83.63, 83.66, 83.52, 83.46))
+    assert to_text([spread]) == f"{'finetune_top1':<20} 83.5675 ± 0.094 over 4 seeds"
+    assert to_json([spread])[0]["mean"] == pytest.approx(83.57, abs=0.005)
+    assert to_json([Spread("knn", "knn_top1", (50.0,))])[0]["deviation"] is None
+
+
+def test_the_command_makes_the_runs_and_tells_the_spread(bench: Bench, images: Path) -> None:
+    done = CliRunner().invoke(app, ["run", "cls/knn", f"data={images}", "--seeds", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout[done.stdout.index("{") :])
+    assert [run["state"] for run in told["runs"]] == ["done", "done"]
+    assert told["over_seeds"] == [
+        {"protocol": "cls/knn", "metric": "knn_top1", "values": [50.0, 50.0], "mean": 50.0, "deviation": 0.0}
+    ]
+    assert sorted(seed for seed, _, _ in bench.submitted) == [0, 1]

@@ -1,0 +1,326 @@
+"""Seeing and steering runs: names, lists, logs, stopping, starting again, clearing away, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from engine.result import Outcome, write_result
+from engine.rundir import RunDir
+from jobs import gc, spent, status, steer
+from jobs.cli import app
+from jobs.explain import explain_place, explain_run
+from jobs.members import add_members, directory_name
+from jobs.store import place, resolve, runs_root
+from jobs.study import Run, Study
+from tests.jobs.encoder_file import encoder_bytes
+
+if TYPE_CHECKING:
+    from tests.jobs.conftest import Bench
+
+PRETRAIN = Run("pretrain/crossmae_handwritten", label="pretrain")
+STUDY = Study(
+    "mine",
+    [PRETRAIN, *(Run("cls/knn_handwritten", (f"seed={seed}",), PRETRAIN, f"knn {seed}") for seed in range(3))],
+)
+
+
+def mimbench(*arguments: str) -> Any:
+    """Call the command in this process."""
+    return CliRunner().invoke(app, list(arguments), prog_name="mimbench")
+
+
+@pytest.fixture
+def made() -> list[RunDir]:
+    """A pretraining that is done, and three evaluations: done, failed, new."""
+    root = runs_root()
+    runs = list(STUDY.prepare(root).values())
+    add_members(root, "mine", {run.name: path for run, path in zip(STUDY.runs, runs, strict=True)})
+    runs[0].encoder.write_bytes(encoder_bytes("weights"))
+    _finish(runs[0], {"loss": 0.25})
+    _finish(runs[1], {"knn_top1": 41.5})
+    runs[2].end_attempt(runs[2].begin_attempt(), "failed", "the data are no good")
+    return runs
+
+
+def _finish(run: RunDir, metrics: dict[str, float]) -> None:
+    number = run.begin_attempt()
+    write_result(run, Outcome(metrics), 1.0)
+    run.end_attempt(number, "done")
+
+
+# ------------------------------------------------------------------------------------------------------ names and lists
+
+
+def test_a_run_goes_by_many_names(made: list[RunDir]) -> None:
+    root, run = runs_root(), made[1]
+    name = run.path.name
+    for text in (str(run.path), name, name[:-3], f"cls/{name}", f"cls/{name[:-3]}", "knn 0"):
+        assert steer.find(text, root).path == run.path, text
+    with pytest.raises(ValueError, match="'knn_handwritten' may be any of 3 runs: cls/knn_handwritten-"):
+        steer.find("knn_handwritten", root)
+    with pytest.raises(ValueError, match=r"no run under .* is called 'x'; `mimbench status` lists them"):
+        steer.find("x", root)
+    assert steer.find_all([], "mine", root) == made
+    with pytest.raises(ValueError, match="name runs, or a study"):
+        steer.find_all([], None, root)
+
+
+def test_the_list_says_what_each_is_doing(made: list[RunDir]) -> None:
+    number = made[3].begin_attempt()
+    made[3].metrics.write_text('{"step": 3, "epoch": 1, "lr": 1, "loss": 0.5}\n')
+    found = {row.name: row for row in status.rows(runs_root())}
+    assert [found[directory_name(run)].state for run in made] == ["done", "done", "failed", "running"]
+    assert found[directory_name(made[1])].text == "knn_top1 41.5"
+    assert found[directory_name(made[2])].text == "the data are no good"
+    assert found[directory_name(made[1])].label == "knn 0"
+    made[3].end_attempt(number, "interrupted")
+    assert [row.state for row in status.rows(runs_root())] == ["failed", "interrupted", "done", "done"]
+    (made[3].about).write_text("{")
+    assert status.rows(runs_root())[1].state == "damaged"
+
+
+def test_filters_and_formats(made: list[RunDir]) -> None:
+    listed = json.loads(mimbench("status", "--state", "done", "--json").stdout)
+    assert {line["name"] for line in listed} == {directory_name(run) for run in made[:2]}
+    assert listed[0]["studies"] == ["mine"]
+    plain = mimbench("status", "--study", "mine").stdout.splitlines()
+    assert len(plain) == 4
+    assert plain[0].split("\t")[:3] == ["failed", directory_name(made[2]), "knn 1"]
+    assert "the states are running, queued" in mimbench("status", "--state", "odd").stderr
+    assert "no run under" in mimbench("status", "--study", "other").stderr
+    assert "(there is mine)" in mimbench("status", "--study", "other").stderr
+
+
+def test_watching_shows_the_same_again_and_again(
+    made: list[RunDir], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    status.watch(runs_root(), None, None, until=lambda: True)
+    out = capsys.readouterr().out
+    assert "the data are no good" in out
+    assert "1 failed, 1 new, 2 done" in out
+
+
+def test_logs_are_followed_to_the_end(made: list[RunDir], capsys: pytest.CaptureFixture[str]) -> None:
+    run = made[3]
+    with pytest.raises(ValueError, match="has no log yet: it is new"):
+        status.log_file(run, None)
+    run.log.write_text("".join(f"line {number}\n" for number in range(100)))
+    with pytest.raises(ValueError, match=r"no output of rank 2 \(there is none: it has not been run by a cluster\)"):
+        status.log_file(run, 2)
+    number = run.begin_attempt()
+    code = (
+        "import sys, time, json; time.sleep(1); open(sys.argv[1], 'a').write('the end\\n'); time.sleep(3); "
+        "a = json.load(open(sys.argv[2])); a['state'] = 'done'; json.dump(a, open(sys.argv[2], 'w'))"
+    )
+    attempt = run.path / "attempts" / f"{number}.json"
+    writer = subprocess.Popen([sys.executable, "-c", code, str(run.log), str(attempt)])
+    status.show_log(status.log_file(run, None), run, follow=True, lines=5)
+    writer.wait()
+    assert capsys.readouterr().out.split("\n") == [*(f"line {number}" for number in range(95, 100)), "the end", ""]
+
+
+# ------------------------------------------------------------------------------------------------------------ steering
+
+
+def test_a_run_of_this_machine_is_stopped_in_order(bench: Bench) -> None:
+    bench.behaviours = {7: "sleeps"}
+    run = Run("cls/knn_handwritten", ("seed=7",)).directory(runs_root())
+    process = bench.submit(run, None, 1)
+    deadline = time.monotonic() + 60
+    while run.state() != "running" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    done = mimbench("cancel", run.path.name)
+    assert f"cancelled: {run.path}" in done.stderr
+    process.process.wait(30)
+    assert run.state() == "interrupted"
+    assert "none of them is running or queued" in mimbench("cancel", run.path.name).stderr
+    bench.behaviours = {}
+    assert mimbench("retry", run.path.name).exit_code == 0
+    assert run.state() == "done"
+
+
+def test_a_run_of_another_machine_is_not_reached(made: list[RunDir]) -> None:
+    number = made[3].begin_attempt()
+    attempt = made[3].path / "attempts" / f"{number}.json"
+    attempt.write_text(json.dumps({**json.loads(attempt.read_text()), "host": "elsewhere", "pid": os.getpid()}))
+    assert f"is run by process {os.getpid()} on elsewhere: stop it there" in mimbench("cancel", "knn 2").stderr
+
+
+def test_many_at_once_only_after_a_yes(made: list[RunDir], bench: Bench) -> None:
+    processes = []
+    bench.behaviours = {0: "sleeps", 1: "sleeps"}
+    for seed in (0, 1):
+        run = Run("cls/knn_handwritten", (f"seed={seed}", "k=10")).directory(runs_root())
+        add_members(runs_root(), "two", {str(seed): run})
+        processes.append((run, bench.submit(run, None, 1)))
+    deadline = time.monotonic() + 60
+    while any(run.state() != "running" for run, _ in processes) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "cancel 2 runs? Say so with --yes" in mimbench("cancel", "--study", "two").stderr
+    assert [run.state() for run, _ in processes] == ["running"] * 2
+    assert mimbench("cancel", "--study", "two", "--yes").exit_code == 0
+    for run, process in processes:
+        process.process.wait(30)
+        assert run.state() == "interrupted"
+
+
+def test_retrying_leaves_alone_what_is_done(made: list[RunDir], bench: Bench) -> None:
+    assert mimbench("retry", "--study", "mine").exit_code == 0
+    assert [run.state() for run in made] == ["done", "done", "done", "new"]
+    assert [seed for seed, *_ in bench.submitted] == [1]
+    done = mimbench("retry", made[1].path.name)
+    assert "left alone" in done.stderr
+    assert mimbench("retry", made[1].path.name, "--anew").exit_code == 0
+    assert (made[1].path / "old-1" / "result.json").exists(), "what it had made lies aside"
+    assert made[1].state() == "done"
+    assert [seed for seed, *_ in bench.submitted] == [1, 0]
+
+
+def test_pruning_asks_and_says_what_goes(made: list[RunDir], tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from jobs.study import Run, Study\nfirst = Run('pretrain/crossmae_handwritten', label='pretrain')\n"
+        "study = Study('mine', [first, Run('cls/knn_handwritten', ('seed=0',), first, 'knn 0')])\n"
+    )
+    planned = json.loads(mimbench("plan", str(file), "--json").stdout)
+    assert planned["counts"] == {"done": 2, "orphaned": 2}
+    refused = mimbench("prune", str(file))
+    assert (refused.exit_code, "prune 2 runs? Say so with --yes" in refused.stderr) == (1, True)
+    assert mimbench("prune", str(file), "--yes").exit_code == 0
+    assert json.loads(mimbench("plan", str(file), "--json").stdout)["counts"] == {"done": 2}
+    assert all(run.about.exists() for run in made)
+
+
+def test_clearing_away_keeps_results_logs_and_encoders(made: list[RunDir]) -> None:
+    root = runs_root()
+    for run in (made[0], made[2]):
+        run.checkpoints.mkdir()
+        (run.checkpoints / "step-00000100.pt").write_bytes(b"x" * 5000)
+        run.log.write_text("said")
+    (root / ".features" / "abc").mkdir(parents=True)
+    (root / ".features" / "abc" / "train.safetensors").write_bytes(b"x" * 300)
+    (root / ".mimbench" / "code" / "old").mkdir(parents=True)
+    (root / ".mimbench" / "code" / "old" / "a.py").write_bytes(b"x" * 70)
+    os.utime(root / ".mimbench" / "code" / "old", (0, 0))
+    found = {one.kind: one.bytes for one in gc.waste(root)}
+    assert found == {"checkpoints": 5000, "features": 300, "snapshots": 70}
+    refused = mimbench("gc")
+    assert "in all 5.2 KiB: 4.9 KiB of checkpoints, 300 B of features, 70 B of snapshots" in refused.stdout
+    assert "remove 5.2 KiB? Say so with --yes" in refused.stderr
+    assert len(gc.waste(root)) == 3
+    assert "freed 5.2 KiB" in mimbench("gc", "--yes").stderr
+    assert gc.waste(root) == []
+    assert not made[0].checkpoints.exists()
+    assert (made[2].checkpoints / "step-00000100.pt").exists(), "a run that failed goes on from it"
+    assert made[0].encoder.exists()
+    assert made[0].log.exists()
+    assert made[0].result.exists()
+
+
+def test_features_stay_while_a_run_may_read_them(made: list[RunDir]) -> None:
+    (runs_root() / ".features" / "abc").mkdir(parents=True)
+    (runs_root() / ".features" / "abc" / "train.safetensors").write_bytes(b"x" * 300)
+    number = made[3].begin_attempt()
+    assert gc.waste(runs_root()) == []
+    made[3].end_attempt(number, "failed")
+    assert [one.kind for one in gc.waste(runs_root())] == ["features"]
+
+
+# ---------------------------------------------------------------------------------------------------- cost and reasons
+
+
+def _attempt(run: RunDir, state: str, began: float, ended: float | None) -> None:
+    folder = run.path / "attempts"
+    folder.mkdir(exist_ok=True)
+    number = len(list(folder.iterdir())) + 1
+    about = {"state": state, "started": began, "host": "elsewhere", "pid": 1, "process_started": 0.0}
+    (folder / f"{number}.json").write_text(json.dumps(about | ({"ended": ended} if ended else {})))
+
+
+def test_hours_used_and_to_come() -> None:
+    one, two, three, new = (
+        Run("cls/linear_handwritten", (f"seed={seed}",)).directory(runs_root()) for seed in range(4)
+    )
+    now = time.time()
+    _attempt(one, "interrupted", now - 10000, now - 6400)  # an hour
+    _attempt(one, "done", now - 6000, now - 4200)  # and a half
+    one.result.write_text(json.dumps({"metrics": {"linear_top1": 1.0}}))
+    _attempt(two, "running", now - 3600, None)
+    two.metrics.write_text(json.dumps({"step": 9, "epoch": 22.5, "lr": 1, "seconds": 1800.0}) + "\n")  # of 90 epochs
+    _attempt(three, "running", now - 7200, None)
+    os.utime(three.path / "attempts" / "1.json", (now - 3600,) * 2)  # killed after an hour, as its heartbeat tells
+    found = {one.name: one for one in spent.spent(runs_root())}
+    used = [found[directory_name(run)].used for run in (one, two, three, new)]
+    assert used == pytest.approx([1.5, 1.0, 1.0, 0.0], abs=0.01)
+    left = [found[directory_name(run)].left for run in (one, two, three, new)]
+    assert left == pytest.approx([0.0, 1.5, 0.5, 1.5], abs=0.01)
+    assert found[directory_name(two)].source == "its speed so far"
+    assert found[directory_name(new)].source == "finished runs of this recipe"
+    total = json.loads(mimbench("cost", "--json").stdout)
+    assert (total["used"], total["left"]) == (pytest.approx(3.5, abs=0.02), pytest.approx(3.5, abs=0.02))
+    assert "4 runs: 3.50 GPU hours used, 3.50 to come" in mimbench("cost").stdout
+
+
+def test_what_a_published_recipe_will_cost_is_known_before_it_starts(images: Path) -> None:
+    run = Run("pretrain/crossmae_vitb_800ep", (f"data={images}",)).directory(runs_root())
+    short = Run("pretrain/crossmae_vitb_800ep", (f"data={images}", "epochs=400")).directory(runs_root())
+    found = {one.name: one for one in spent.spent(runs_root())}
+    assert found[directory_name(run)].left == 180.0, "45 h on 4 A100, its docstring says"
+    half = found[directory_name(short)].left
+    assert half is not None
+    assert 60 < half < 150
+
+
+def test_why_a_run_is_a_run_of_its_own(made: list[RunDir]) -> None:
+    root = runs_root()
+    other = Run("cls/knn_handwritten", ("seed=1", "temperature=0.1"), PRETRAIN).directory(root)
+    Run("cls/linear_handwritten").directory(root)
+    found = explain_run(other, root)
+    assert found.nearest == made[2]
+    assert [(one.key, one.here, one.there) for one in found.differences] == [("temperature", 0.1, 0.07)]
+    assert "temperature = 0.1, there 0.07" in mimbench("explain", other.path.name).stdout
+    scratch = mimbench("explain", "cls/knn_handwritten", "seed=2")
+    assert "not there yet" in scratch.stdout
+    identity = made[0].read_about()["identity"]
+    assert f"checkpoint = none, there the encoder of run {identity}" in scratch.stdout
+    recipe, config = resolve("cls/linear_vitb", [])
+    alone = explain_place(place(recipe.name, config, root, strict=False), root)
+    assert alone.nearest is not None
+    assert alone.nearest.path.name.startswith("linear_handwritten")
+    recipe, config = resolve("det/mask_rcnn_handwritten", [])
+    assert "there is no other run of its kind" in explain_place(place(recipe.name, config, root), root).text
+    known = json.loads(mimbench("explain", made[1].path.name, "--json").stdout)
+    assert known["exists"] is True
+    assert [one["key"] for one in known["differences"]] == ["seed"]
+
+
+def test_sweeps_and_plans_from_the_command_line() -> None:
+    done = mimbench("sweep", "cls/knn_handwritten", "temperature=0.05,0.1", "seed=0..2", "--name", "mine")
+    assert done.stdout.splitlines()[-1] == "mine: 6 new"
+    assert "`mimbench submit mine` starts it" in done.stderr
+    assert mimbench("plan", "mine", "k=10").stdout.splitlines()[-1] == "mine: 6 new"
+    assert "mine" in json.loads(mimbench("studies", "--json").stdout)
+    assert "unknown key 'tempature'" in mimbench("sweep", "cls/knn_handwritten", "tempature=1,2").stderr
+    assert mimbench("sweep", "cls/knn_handwritten", "tempature=1,2", "--name", "bad").exit_code == 1
+    assert "unknown study 'bad'" in mimbench("plan", "bad").stderr, "what cannot be run is not kept"
+
+
+def test_on_the_way_and_from_the_middle_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "e.safetensors"
+    file.write_bytes(encoder_bytes("weights"))
+    counts = json.loads(mimbench("plan", "mae/linear", "--at", "every=400", "--json").stdout)["counts"]
+    assert counts == {"new": 3 + 3 * 4}
+    started = mimbench("plan", "mae/linear", "--from", f"MAE ViT-B={file}", "--json")
+    assert json.loads(started.stdout)["counts"] == {"new": 5}
+    assert "it must be every=N" in mimbench("plan", "mae/linear", "--at", "100").stderr
+    assert "the names in study mae/linear are 'MAE ViT-B', " in mimbench("plan", "mae/linear", "--from", "x=y").stderr

@@ -1,0 +1,216 @@
+"""A SLURM cluster of two nodes on this machine, in a directory of its own: what tests/slurm runs on.
+
+    python -m tests.slurm.cluster DIRECTORY -- COMMAND ...      # a command with a cluster around it
+
+Two slurmd stand for two nodes of two cores. Jobs of partition `low` are preempted by those of `high`: announced by
+SIGUSR2, or by SIGTERM alone where `user_signal` is off. Ports, keys and files are its own; what it starts, it stops.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+WITH_US = ("setpriv", "--pdeathsig", "TERM")  # ends when this process does, even if by SIGKILL
+
+CONF = """\
+ClusterName=mimbench
+SlurmctldHost={host}
+SlurmctldPort={ports[0]}
+AuthType=auth/munge
+AuthInfo=cred_expire=5,socket={munge}
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool-%n
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd-%n.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=2,sched_min_interval=100000,batch_sched_delay=0
+ReturnToService=2
+MpiDefault=none
+JobRequeue=1
+KillWait=5
+MaxArraySize=20
+MinJobAge=600
+SlurmctldTimeout=300
+SlurmdTimeout=300
+EnforcePartLimits=ALL
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+{user_signal}
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 MaxTime=60
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no cluster on this machine; None if there can."""
+    absent = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if _program(name) is None]
+    if absent:
+        return f"SLURM is not installed ({', '.join(absent)} not found): apt-get install slurm-wlm munge"
+    return None if os.geteuid() == 0 else "starting SLURM's daemons takes root"
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+
+
+class Cluster:
+    """The daemons. `user_signal=False` makes preemption say SIGTERM only, as most sites do."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.conf = directory / "slurm.conf"
+        self.munge = directory / "munge"
+        self.ports = _free_ports(3)
+        self.controller: subprocess.Popen[bytes] | None = None
+        self.daemons: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start everything and wait until both nodes are idle."""
+        (self.directory / "state").mkdir(parents=True)
+        self._start_munge()
+        self.configure(user_signal=True)
+        self.start_controller()
+        self.daemons += [self._daemon("slurmd", "-D", "-N", name) for name in ("n1", "n2")]
+        wait_for(
+            lambda: self.ask("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * 2, 60, "two idle nodes"
+        )
+
+    def stop(self) -> None:
+        """Stop everything."""
+        with suppress(TimeoutError, subprocess.TimeoutExpired):
+            self.ask("scancel", "-f", "-u", "root")
+            wait_for(lambda: not self.ask("squeue", "-h"), 15, "an empty queue")
+        for daemon in [*self.daemons[1:], self.controller, *self.daemons[:1]]:
+            if daemon is not None:
+                _stop(daemon)
+
+    def configure(self, user_signal: bool) -> None:
+        """Write slurm.conf."""
+        option = "SlurmctldParameters=preempt_send_user_signal" if user_signal else ""
+        socket_file = self.munge / "munge.socket"
+        host = socket.gethostname().partition(".")[0]
+        values = {"host": host, "ports": self.ports, "munge": socket_file, "directory": self.directory}
+        self.conf.write_text(CONF.format(user_signal=option, **values))
+
+    def start_controller(self) -> None:
+        """Start slurmctld and wait for it to answer."""
+        self.controller = self._daemon("slurmctld", "-D")
+        wait_for(lambda: self.ask("scontrol", "ping").count(" UP"), 60, "slurmctld")
+
+    def stop_controller(self) -> None:
+        """Stop slurmctld; jobs run on."""
+        assert self.controller is not None
+        _stop(self.controller)
+
+    def restart_controller(self, user_signal: bool) -> None:
+        """Let slurmctld read another configuration; slurmd keeps its own."""
+        self.stop_controller()
+        self.configure(user_signal)
+        self.start_controller()
+
+    def ask(self, *command: str) -> str:
+        """What a command prints; empty if it fails."""
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, env=self.environment
+        ).stdout
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With what SLURM's commands find this cluster."""
+        return {**os.environ, "SLURM_CONF": str(self.conf)}
+
+    def _daemon(self, name: str, *options: str) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{name}.out").open("ab") as out:
+            command = [*WITH_US, str(_program(name)), *options, "-f", str(self.conf)]
+            return subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                env=self.environment,
+            )
+
+    def _start_munge(self) -> None:
+        """A munged with its own key and socket, as the user that owns them."""
+        self.munge.mkdir(mode=0o755)
+        key = self.munge / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+        files = [f"--{name}-file={self.munge}/munged.{name}" for name in ("log", "pid", "seed")]
+        command = [*WITH_US, str(_program("munged")), "--foreground", "--force", f"--socket={self.munge}/munge.socket"]
+        with (self.munge / "out").open("ab") as out:
+            daemon = subprocess.Popen(
+                [*command, f"--key-file={key}", *files],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        self.daemons.append(daemon)
+        wait_for((self.munge / "munge.socket").exists, 20, "munged")
+
+
+def _stop(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(15)
+    except subprocess.TimeoutExpired:
+        os.killpg(daemon.pid, signal.SIGKILL)
+        daemon.wait(5)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Until `condition` holds.
+
+    Raises:
+        TimeoutError: naming `what`, after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.2)
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command with a cluster around it."""
+    cluster = Cluster(Path(arguments[0]).absolute())
+    try:
+        cluster.start()
+        return subprocess.run(arguments[arguments.index("--") + 1 :], check=False, env=cluster.environment).returncode
+    finally:
+        cluster.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

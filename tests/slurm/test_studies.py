@@ -1,0 +1,109 @@
+"""Studies through the command on a real SLURM whose nodes are drained: nothing starts, each step can be looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs import plan as planning
+from jobs import submission
+from jobs.cli import app
+from jobs.study_files import load_study
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import Site
+
+pytestmark = pytest.mark.xdist_group("slurm")
+
+STUDY = """
+from jobs.study import Run, Study
+
+first = Run("pretrain/crossmae_handwritten", label="pretrain, the first")
+probes = [Run("cls/knn_handwritten", (f"seed={{seed}}",), first, f"knn {{seed}}") for seed in range({probes})]
+study = Study("small", [first, *probes, Run("cls/knn_handwritten", label="from scratch")])
+"""
+
+
+def mimbench(*arguments: str | Path) -> Any:
+    """Call the command in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="mimbench")
+
+
+@pytest.fixture
+def drained(site: Site, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A site at which jobs wait."""
+    monkeypatch.setenv("MIMBENCH_RUNS", str(site.root))
+    cluster.ask("scontrol", "update", "NodeName=n[1-2]", "State=DRAIN", "Reason=test")
+    yield site
+    cluster.ask("scancel", "--state=PENDING")
+    cluster.ask("scontrol", "update", "NodeName=n[1-2]", "State=RESUME")
+
+
+def _file(site: Site, probes: int) -> Path:
+    site.root.mkdir(exist_ok=True)
+    file = site.root.parent / "small.py"
+    file.write_text(STUDY.format(probes=probes))
+    return file
+
+
+def _counts(file: Path) -> dict[str, int]:
+    counts: dict[str, int] = json.loads(mimbench("plan", file, "--json").stdout)["counts"]
+    return counts
+
+
+def _queue(cluster: Cluster) -> list[str]:
+    return cluster.ask("squeue", "-h", "-r", "-o", "%i %E").splitlines()
+
+
+def test_a_study_is_submitted_once_and_steered(drained: Site, cluster: Cluster) -> None:
+    file = _file(drained, probes=3)
+    shown = mimbench("submit", file, "--cluster", "tiny", "--dry-run")
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.count("#!/bin/bash") == 2, "what needs nothing, and what needs the pretraining"
+    assert "#SBATCH --array=" in shown.stdout
+    assert _queue(cluster) == []
+    assert _counts(file) == {"new": 5}
+
+    done = mimbench("submit", file, "--cluster", "tiny", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["submitted"] == 5
+    queue = _queue(cluster)
+    assert len(queue) == 5
+    assert sum("after" in line for line in queue) == 3, "the probes wait for the pretraining"
+    assert _counts(file) == {"queued": 5}
+    again = mimbench("submit", file, "--cluster", "tiny", "--json")
+    assert json.loads(again.stdout)["submitted"] == 0
+    assert _queue(cluster) == queue
+
+    rows = json.loads(mimbench("status", "--state", "queued", "--json").stdout)
+    assert {row["label"] for row in rows} == {"pretrain, the first", "knn 0", "knn 1", "knn 2", "from scratch"}
+    assert mimbench("cancel", "knn 1").exit_code == 0
+    assert len(_queue(cluster)) == 4
+    assert _counts(file) == {"new": 1, "queued": 4}
+
+    smaller = _file(drained, probes=1)
+    assert _counts(smaller) == {"queued": 3, "orphaned": 2}
+    assert mimbench("submit", smaller, "--cluster", "tiny").exit_code == 0
+    assert len(_queue(cluster)) == 4, "what is in the study no more keeps its place in the queue"
+    assert mimbench("submit", smaller, "--cluster", "tiny", "--prune").exit_code == 0
+    assert len(_queue(cluster)) == 3
+    assert _counts(smaller) == {"queued": 3}
+
+
+def test_what_needs_a_failed_run_is_not_submitted(drained: Site, cluster: Cluster) -> None:
+    file = _file(drained, probes=2)
+    study = load_study(str(file), drained.root)
+    first = study.prepare(drained.root)[study.runs[0]]
+    first.end_attempt(first.begin_attempt(), "failed", "the data are no good")
+    assert mimbench("submit", file, "--cluster", "tiny").exit_code == 0
+    assert len(_queue(cluster)) == 1, "the one from scratch"
+    assert _counts(file) == {"queued": 1, "failed": 1, "blocked": 2}
+    assert mimbench("submit", file, "--cluster", "tiny", "--retry").exit_code == 0
+    assert len(_queue(cluster)) == 4
+    plan = planning.plan(study, drained.root)
+    assert {line.state for line in plan.lines} == {"queued"}
+    assert all(submission.read(line.directory) for line in plan.lines)

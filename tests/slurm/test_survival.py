@@ -1,0 +1,206 @@
+"""Runs on a real SLURM that are preempted, run out of time, are put back, killed and cancelled: all end as if not.
+
+The weights at the end are those of a run that was never stopped, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.rundir import RunDir
+from jobs import schedulers
+from jobs.slurm import SilentError
+from jobs.slurm_job import steps_done
+from jobs.submission import read, unsent
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import Site
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
+
+def _weights(run: RunDir) -> str:
+    return hashlib.sha256(run.encoder.read_bytes()).hexdigest()
+
+
+def _losses(run: RunDir) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "lr" in line]
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[int, RunDir]:
+    """By the number of processes, where the run that nothing stops will be."""
+    root = tmp_path_factory.mktemp("straight")
+    return {1: RunDir(root / "one"), 2: RunDir(root / "two")}
+
+
+@pytest.fixture
+def never_stopped(site: Site, straight: dict[int, RunDir]) -> dict[int, RunDir]:
+    """Runs with one process and with two that nothing stopped; made once."""
+    for tasks, place in straight.items():
+        if not place.path.exists():
+            elsewhere = Site(place.path, site.profile, site.cluster)
+            elsewhere.submit(elsewhere.pretrain(), tasks=tasks)
+    found = {}
+    for tasks, place in straight.items():
+        elsewhere = Site(place.path, site.profile, site.cluster)
+        found[tasks] = elsewhere.pretrain()
+        elsewhere.wait(found[tasks], "done")
+        assert len(found[tasks].attempts()) == 1
+    return found
+
+
+def _pair(site: Site) -> tuple[Site, Site, RunDir, RunDir]:
+    """The same run twice, under two roots: with one process, and with two that train together."""
+    alone, together = (
+        Site(site.root / "1", site.profile, site.cluster),
+        Site(site.root / "2", site.profile, site.cluster),
+    )
+    one, two = alone.pretrain(), together.pretrain()
+    alone.submit(one)
+    together.submit(two, tasks=1, nodes=2)
+    return alone, together, one, two
+
+
+def _same(run: RunDir, reference: RunDir) -> None:
+    assert _weights(run) == _weights(reference)
+    assert _losses(run) == _losses(reference)
+
+
+def test_preempted_with_a_warning(site: Site, never_stopped: dict[int, RunDir]) -> None:
+    alone, together, one, two = _pair(site)
+    alone.wait_for_step(one, 15)
+    together.wait_for_step(two, 10)
+    site.preempt()
+    alone.wait(one, "queued")
+    saved = steps_done(one)
+    job = read(one)
+    alone.wait(one, "done")
+    together.wait(two, "done")
+    for run, tasks in ((one, 1), (two, 2)):
+        _same(run, never_stopped[tasks])
+        assert [attempt["state"] for attempt in run.attempts()] == ["interrupted", "done"]
+        assert "preempted, or out of time" in run.attempts()[0]["why"]
+    assert job is not None
+    assert [attempt["job"] for attempt in one.attempts()] == [job.job] * 2, "it comes back under the same id"
+    assert one.attempts()[1]["step"] == saved >= 15, "no more is lost than what came after the last checkpoint"
+
+
+def test_preempted_by_sigterm_alone_and_slurm_restarted_meanwhile(
+    site: Site, never_stopped: dict[int, RunDir], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedulers, "BACK_OFF", (0.5,))
+    alone, together, one, two = _pair(site)
+    late = site.pretrain("seed=3", "epochs=1")
+    alone.wait_for_step(one, 10)
+    together.wait_for_step(two, 10)
+    with _paused(one), _paused(two):
+        cluster.stop_controller()
+        with pytest.raises(SilentError, match=r"SLURM does not answer: .* 1 runs are noted"):
+            site.submit(late)
+        assert site.status(late) == "queued"
+        assert len(unsent(site.root)) == 1
+        cluster.configure(user_signal=False)
+        cluster.start_controller()
+    try:
+        site.preempt()
+        alone.wait(one, "queued")
+        together.wait(two, "queued")
+        assert schedulers.waiting(site.profile, site.root) == 1
+        assert schedulers.waiting(site.profile, site.root) == 0
+        for where, run in ((alone, one), (together, two), (site, late)):
+            where.wait(run, "done")
+    finally:
+        cluster.restart_controller(user_signal=True)
+    for run, tasks in ((one, 1), (two, 2)):
+        _same(run, never_stopped[tasks])
+        assert [attempt["state"] for attempt in run.attempts()] == ["interrupted", "done"]
+
+
+def test_out_of_time_and_put_back_and_killed(site: Site, never_stopped: dict[int, RunDir], cluster: Cluster) -> None:
+    """Three runs side by side: a time limit, `scontrol requeue`, and SIGKILL of the second of two processes."""
+    places = [Site(site.root / name, site.profile, cluster) for name in ("limit", "back", "killed")]
+    (limit, back, killed), runs = places, [place.pretrain() for place in places]
+    back.submit(runs[1])
+    killed.submit(runs[2], tasks=2)
+    back.wait_for_step(runs[1], 10)
+    killed.wait_for_step(runs[2], 10)
+    job = read(runs[1])
+    assert job is not None
+    cluster.ask("scontrol", "requeue", str(job.job))
+    _processes(runs[2])[1].kill()
+    long = limit.pretrain("epochs=100")
+    limit.profile = replace(limit.profile, signal_seconds=600)  # SLURM looks every half minute only
+    limit.submit(long)
+    limit.wait_for_step(long, 5)
+    at = read(long)
+    assert at is not None
+    cluster.ask("scontrol", "update", f"JobId={at.job}", f"TimeLimit={_minutes(cluster, str(at.job)) + 5}")
+    limit.wait(long, "queued")
+    cluster.ask("scontrol", "update", f"JobId={at.job}", "TimeLimit=30")
+    back.wait(runs[1], "done")
+    killed.wait(runs[2], "done")
+    _same(runs[1], never_stopped[1])
+    _same(runs[2], never_stopped[2])
+    assert [attempt["state"] for attempt in runs[1].attempts()] == ["interrupted", "done"]
+    assert [attempt["state"] for attempt in runs[2].attempts()] == ["interrupted", "done"]
+    limit.wait(long, "done")
+    assert [attempt["state"] for attempt in long.attempts()] == ["interrupted", "done"]
+    assert "preempted, or out of time" in long.attempts()[0]["why"]
+
+
+def test_cancelled_stays_cancelled(site: Site, cluster: Cluster) -> None:
+    run = site.pretrain()
+    site.submit(run)
+    site.wait_for_step(run, 10)
+    found = read(run)
+    assert found is not None
+    cluster.ask("scancel", str(found.job))
+    site.wait(run, "interrupted")
+    assert [attempt["state"] for attempt in run.attempts()] == ["interrupted"]
+    assert "stays out of the queue" in _output(run) or str(found.job) not in cluster.ask("squeue", "-h", "-o", "%i")
+    schedulers.requeue([run], site.profile)
+    site.wait(run, "running")
+    assert schedulers.cancel([run], site.profile) == [run]
+    assert read(run) is None
+
+
+def _minutes(cluster: Cluster, job: str) -> int:
+    """How long the job has run."""
+    *hours, minutes, _ = cluster.ask("squeue", "-h", "-j", job, "-o", "%M").strip().split(":")
+    return 60 * int(hours[0] if hours else 0) + int(minutes)
+
+
+def _processes(run: RunDir) -> dict[int, psutil.Process]:
+    """The processes of the run by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if str(run.path) in process.cmdline() and not process.name().startswith("srun"):
+                found[int(process.environ()["SLURM_PROCID"])] = process
+    return found
+
+
+@contextmanager
+def _paused(run: RunDir) -> Iterator[None]:
+    """Within, the run stands still, so that it is not over before the test is ready, however slow the machine."""
+    processes = _processes(run).values()
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
+def _output(run: RunDir) -> str:
+    return "".join(file.read_text() for file in (Path(run.path).parents[1] / ".mimbench").rglob("*_log.out"))
