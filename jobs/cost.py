@@ -3,7 +3,7 @@
 Three sources, the first that there is; an answer says which:
 
 1. what the recipe's docstring says ("About 45 h on 4 A100");
-2. detectron2's measured seconds per image, for ViTDet Mask R-CNN at 1024 pixels (B .314, L .603, H 1.098);
+2. detectron2's measured seconds per image, for ViTDet Mask R-CNN at 1024 pixels (B .314, L .603, H 1.098), by area;
 3. arithmetic: the multiply-adds of every image seen, three times a forward pass where weights are trained, at
    65 TFLOP/s, the middle of what the epochs of CrossMAE's Tables 4 and 18 come to on A100 (60 to 73).
 
@@ -55,10 +55,12 @@ def cost_of(config: Any, function: Any = None) -> Cost | None:
 
 
 def _detection(config: Any) -> Cost | None:
-    seconds = VITDET.get(config.encoder.width) if config.image == 1024 else None
+    seconds = VITDET.get(config.encoder.width)
     if seconds is None:
         return None
-    return Cost(config.steps * config.batch * seconds / 3600, "detectron2's seconds per image")
+    area = (config.image / 1024) ** 2  # most blocks attend within windows: the tokens' number decides
+    scaled = "" if area == 1 else ", by area"
+    return Cost(config.steps * config.batch * seconds * area / 3600, f"detectron2's seconds per image{scaled}")
 
 
 def encoder_operations(vit: ViT, tokens: int | None = None) -> float:

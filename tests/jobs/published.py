@@ -15,6 +15,7 @@ from tests.jobs.runs import Runs
 
 IMAGENET = {"classes": 1000, "train_images": 1_281_167, "val_images": 50_000}
 COCO = {"classes": 80, "train_images": 117_266, "val_images": 5_000}
+LVIS = {"classes": 1203, "train_images": 99_388, "val_images": 19_809}
 
 
 class Published(Runs):
@@ -44,7 +45,8 @@ class Published(Runs):
         config = with_overrides(find(recipe).build(), [*overrides, f"seed={seed}"])
         config = replace(config, checkpoint=str(file) if file else None)
         run = self.new(recipe, config, file)
-        data = COCO if recipe.startswith("det/") else IMAGENET
+        detection = LVIS if "lvis" in recipe else COCO
+        data = detection if recipe.startswith("det/") else IMAGENET
         side = config.image if config.image > 224 else round(config.image * 256 / 224)
         own = {"patch": 16} if recipe.startswith("det/") else {"eval_resize": side, "final_norm": True}
         self.finish(run, metrics, {**data, **own, "encoder": asdict(config.encoder), **(facts or {})}, 3600.0 * 8)

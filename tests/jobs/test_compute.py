@@ -149,6 +149,9 @@ def test_where_a_cost_comes_from() -> None:
     seconds = cost.cost_of(detection)
     assert seconds is not None
     assert seconds.hours == pytest.approx(1029, abs=1)  # 184375 steps of 64 images at .314 s
-    assert cost.cost_of(replace(detection, image=512)) is None
+    half = cost.cost_of(replace(detection, image=512))
+    assert half is not None
+    assert math.isclose(half.hours, seconds.hours / 4)
+    assert cost.cost_of(replace(detection, encoder=replace(detection.encoder, width=96, heads=3))) is None
     assert math.isclose((seconds + cost.Cost(1, "x")).hours, seconds.hours + 1)
     assert SIZES["B"].grid == 14
