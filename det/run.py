@@ -72,7 +72,7 @@ def run(config: Config, run: RunDir) -> Outcome:
     elif config.engine == "detectron2":
         trained = train_within(config, model, (train_split, val_split), run.path / "detectron2", device)
         evaluation.results = trained.results
-        metrics = trained.metrics or evaluation.of_record()
+        metrics = evaluation.of_record() | trained.metrics
     else:
         trained = train(run, _training(config, model, images, evaluation))
         metrics = evaluation.of_record()

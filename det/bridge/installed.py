@@ -17,16 +17,18 @@ INSTALL = (
 )
 
 
-def missing() -> list[str]:
-    """The packages that `engine=detectron2` wants and that are not here; none if it can run."""
-    return [PACKAGE.get(name, name) for name in NEEDS if importlib.util.find_spec(name) is None]
+def missing(benchmark: str = "coco") -> list[str]:
+    """The packages that `engine=detectron2` wants and that are not here; none if it can run `benchmark`."""
+    needs = (*NEEDS, "lvis") if benchmark == "lvis" else NEEDS
+    return [PACKAGE.get(name, name) for name in needs if importlib.util.find_spec(name) is None]
 
 
-def require() -> None:
+def require(benchmark: str = "coco") -> None:
     """Stop if detectron2 cannot be used.
 
     Raises:
         ValueError: naming what is missing, and how to install it.
     """
-    if lacking := missing():
-        raise ValueError(f"engine=detectron2 needs {', '.join(lacking)}, not installed here: {INSTALL}")
+    if lacking := missing(benchmark):
+        how = "pip install lvis" if lacking == ["lvis"] else INSTALL
+        raise ValueError(f"engine=detectron2 needs {', '.join(lacking)}, not installed here: {how}")

@@ -21,6 +21,11 @@ from det.config import MaskRCNN as Config
 from det.optim import MILESTONE_FACTOR, WARMUP_FACTOR
 from engine.datasets import CocoFiles
 
+OLD_NAME = """
+if not hasattr(numpy, "float"):
+    numpy.float = float  # the package lvis, which measures, wants this name that numpy has dropped
+"""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -51,6 +56,9 @@ def refusal(config: Config) -> str | None:
         "proposals.norm=true: its proposal head has none; proposals.norm=false": config.proposals.norm,
         f"clip={config.clip}: its lazy configs do not clip gradients; clip=none": config.clip is not None,
         f"compute.accumulate={parts}: it does not accumulate; give it more GPUs, or 1": parts > 1,
+        f"warmup={config.warmup:g}: it warms up within steps={config.steps}; fewer, or more steps": (
+            config.warmup > config.steps
+        ),
         f"heads.soft_nms={config.heads.soft_nms}: it suppresses; heads.soft_nms=off": config.heads.soft_nms != "off",
         "views.*: its lazy configs look once; views.sizes=[] views.flip=false": bool(views.sizes) or views.flip,
         f"augment.flip={flip}: written out are 0 and 0.5": flip not in (0.0, 0.5),
@@ -76,6 +84,7 @@ def _header(config: Config, source: Source) -> str:
 from functools import partial
 
 import detectron2.data.transforms as T
+import numpy
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import (
@@ -115,13 +124,15 @@ from omegaconf import OmegaConf
 def _data(config: Config, source: Source) -> str:
     train, val = source.names
     lvis = config.benchmark == "lvis"
+    slash = "/" if lvis else ""  # its reader of LVIS appends names without one
+    folders = [f"{files.images}{slash}" for files in (source.train, source.val)]
     flip = "L(T.RandomFlip)(horizontal=True),\n            " if config.augment.flip else ""
     evaluator, most = ("LVISEvaluator", config.heads.detections) if lvis else ("COCOEvaluator", None)
     limit = f", max_dets_per_image={most}" if most else ""
-    text = f"""
+    text = f"""{OLD_NAME if lvis else ""}
 for _name, _file, _images in (
-    ({train!r}, {str(source.train.annotations)!r}, {str(source.train.images)!r}),
-    ({val!r}, {str(source.val.annotations)!r}, {str(source.val.images)!r}),
+    ({train!r}, {str(source.train.annotations)!r}, {folders[0]!r}),
+    ({val!r}, {str(source.val.annotations)!r}, {folders[1]!r}),
 ):
     if _name not in DatasetCatalog.list():
         {"register_lvis_instances" if lvis else "register_coco_instances"}(_name, {{}}, _file, _images)

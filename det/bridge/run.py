@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -55,10 +54,15 @@ def write_lazyconfig(
         device: cuda or cpu.
 
     Raises:
-        ValueError: if detectron2 cannot train this recipe as it is, saying why.
+        ValueError: if detectron2 cannot train this recipe as it is, or not on this data, saying why.
         OSError: if a file cannot be written.
     """
     train = splits[0]
+    if config.benchmark == "lvis" and train.category_ids != tuple(range(1, len(train.category_ids) + 1)):
+        raise ValueError(
+            f"{train.files.annotations}: detectron2 takes LVIS's category ids for 1 to {len(train.category_ids)}, and "
+            "here there are others; renumber them, or use engine=mimbench"
+        )
     files = [_one_category(split, file) if config.single_class else split.files for split in splits]
     source = Source(
         train=files[0],
@@ -94,7 +98,7 @@ def train_within(
         ValueError: if detectron2 is not installed, or cannot train this recipe as it is, saying why.
         OSError: if a file cannot be written.
     """
-    require()
+    require(config.benchmark)
     file = directory / "config.py"
     if rank_and_world()[0] == 0 and not file.exists():
         write_lazyconfig(config, model, splits, file, directory, device.type)
@@ -176,10 +180,10 @@ class _Session:
 
 
 def named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """detectron2's metrics by our names, less those that are no numbers, for want of objects or detections."""
+    """detectron2's metrics by our names, less those that are no numbers."""
     return {
         f"{prefix}_{NAMES[name]}": float(value)
         for kind, prefix in KINDS.items()
         for name, value in found.get(kind, {}).items()
-        if name in NAMES and math.isfinite(value)
+        if name in NAMES and value >= 0  # NaN and -100 for want of objects
     }

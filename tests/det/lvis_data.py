@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as coco_masks
+from PIL import Image
 
 HEIGHT, WIDTH, IMAGES = 120, 160, 14
 FREQUENCIES = "rrccff"  # of categories 3, 5, 7 ...
@@ -41,6 +44,18 @@ def annotations() -> dict[str, Any]:
                     "bbox": [x, y, w, h], "area": w * h / 2, "segmentation": [polygon],
                 })  # fmt: skip
     return {"images": images, "annotations": objects, "categories": categories}
+
+
+def write_lvis(root: Path) -> Path:
+    """Write the data set to `root`, the same images for both splits."""
+    content = annotations()
+    for folder in ("annotations", "val2017"):
+        (root / folder).mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / "annotations" / f"lvis_v1_{split}.json").write_text(json.dumps(content))
+    for image in content["images"]:
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / "val2017" / image["coco_url"].rpartition("/")[2])
+    return root
 
 
 def results() -> list[dict[str, Any]]:

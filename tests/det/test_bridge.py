@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -21,12 +22,14 @@ from det.build import build_detector
 from det.coco import CocoSplit, read_split
 from det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
 from det.detector_file import config_of, open_detector
+from det.evaluate import CocoMetrics
 from det.mask_rcnn import MaskRCNN as Model
 from det.masks import paste
 from det.optim import groups, learning_rate
 from det.run import run
 from engine.config import Compute, to_text
 from engine.rundir import RunDir
+from tests.det.lvis_data import write_lvis
 from tests.det.tiny import fixed_permutation
 
 with_detectron2 = pytest.mark.skipif(
@@ -122,7 +125,7 @@ def test_without_detectron2_the_engine_says_how_to_get_it(monkeypatch: pytest.Mo
 
 
 def test_metrics_get_our_names() -> None:
-    found = {"bbox": {"AP": 1.5, "APs": float("nan"), "AP-dog": 3.0}, "segm": {"AP50": 2.0, "APr": 4.0}}
+    found = {"bbox": {"AP": 1.5, "APs": float("nan"), "APl": -100.0, "AP-dog": 3.0}, "segm": {"AP50": 2.0, "APr": 4.0}}
     assert named(found) == {"box_ap": 1.5, "mask_ap50": 2.0, "mask_ap_rare": 4.0}
 
 
@@ -241,13 +244,17 @@ def test_optimiser_groups_and_rates(make_coco: Any, tmp_path: Path, decay_norms:
 
 @with_detectron2
 def test_a_run_within_detectron2(make_coco: Any, tmp_path: Path) -> None:
-    config = config_for(make_coco(3), engine="detectron2", heads=replace(HEADS, score_threshold=0.0))
+    heads = replace(HEADS, score_threshold=0.0)
+    config = config_for(make_coco(3), engine="detectron2", heads=heads, shown=2, steps=12, milestones=(9,), lr=1e-2)
     directory = RunDir.create(tmp_path / "run", to_text(config), {"recipe": "det/t", "stage": "det", "identity": "0"})
     outcome = run(config, directory)
-    assert {"box_ap", "mask_ap", "box_ap50"} <= set(outcome.metrics)
-    assert outcome.facts["engine"] == "detectron2"
     results = json.loads((directory.path / "predictions.json").read_bytes())
     assert {result["category_id"] for result in results} <= {4, 9}
+    annotations = splits_of(config)[1].files.annotations
+    assert outcome.metrics == pytest.approx(CocoMetrics(annotations)(results), rel=1e-12)  # its evaluator's, and ours
+    assert outcome.metrics["box_ap"] > 0
+    assert outcome.facts["engine"] == "detectron2"
+    assert {file.stem for file in directory.plots.glob("*.png")} >= {"detections", "precision_recall", "errors"}
     there = torch.load(directory.path / "detectron2" / "model_final.pth", weights_only=True)["model"]
     opened = open_detector(directory.detector)
     assert opened.categories == ("bar", "disc")
@@ -256,6 +263,54 @@ def test_a_run_within_detectron2(make_coco: Any, tmp_path: Path) -> None:
     assert any(not torch.equal(value, start[key]) for key, value in there.items())
     again = run(config, directory)  # from its last checkpoint: nothing is left to train
     assert again.metrics == outcome.metrics
+
+
+@with_detectron2
+@pytest.mark.skipif(bool(installed.missing("lvis")), reason="detectron2 measures LVIS with the package lvis")
+def test_lvis_within_detectron2(edit: Any, tmp_path: Path) -> None:
+    data = write_lvis(tmp_path / "lvis")
+    heads = replace(HEADS, score_threshold=0.0, class_loss="federated", federated=3, detections=300)
+    config = config_for(data, heads, engine="detectron2", benchmark="lvis", repeat=0.5)
+    directory = RunDir.create(tmp_path / "run", to_text(config), {"recipe": "det/t", "stage": "det", "identity": "0"})
+    with pytest.raises(ValueError, match="category ids for 1 to 6"):
+        run(config, directory)
+    for split in ("train", "val"):
+        edit(data / "annotations" / f"lvis_v1_{split}.json", without_gaps)
+    outcome = run(config, directory)
+    results = json.loads((directory.path / "predictions.json").read_bytes())
+    ours = CocoMetrics(data / "annotations" / "lvis_v1_val.json", benchmark="lvis")(results)
+    assert outcome.metrics == pytest.approx(ours, abs=1e-9)
+
+
+def without_gaps(content: dict[str, Any]) -> None:
+    """LVIS's categories 3, 5, 7 ... become 1, 2, 3 ..."""
+    for category in content["categories"]:
+        category["id"] //= 2
+    for annotation in content["annotations"]:
+        annotation["category_id"] //= 2
+    for image in content["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [identity // 2 for identity in image[key]]
+
+
+@with_detectron2
+def test_its_own_training_script_takes_the_config(make_coco: Any, tmp_path: Path) -> None:
+    """`tools/lazyconfig_train_net.py`, which lies in detectron2's checkout and not in its package."""
+    import detectron2
+    from detectron2.engine import default_argument_parser
+
+    script = Path(detectron2.__file__).resolve().parents[1] / "tools" / "lazyconfig_train_net.py"
+    if not script.is_file():
+        pytest.skip(f"detectron2 is installed without its checkout: there is no {script}")
+    config = config_for(make_coco(3))
+    _, file = written(config, tmp_path)
+    run_path(str(script))["main"](default_argument_parser().parse_args(["--config-file", str(file)]))
+    start, end = (torch.load(tmp_path / name, weights_only=True)["model"] for name in ("lazy.pth", "model_final.pth"))
+    assert start.keys() == end.keys()
+    assert any(not torch.equal(start[key], end[key]) for key in start)
+    told = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert told[-1]["iteration"] == config.steps
+    assert "bbox/AP" in told[-1]
 
 
 @with_detectron2

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from PIL import Image
 
 from det.batches import TrainingImages
 from det.coco import read_split
 from det.config import Augment
 from det.evaluate import CocoMetrics
 from det.lvis import RepeatedBatches, drawn_once, repeat_factors
+from tests.det.lvis_data import results, write_lvis
 
-HERE = Path(__file__).parent
-GOLDEN = json.loads((HERE / "golden_lvis.json").read_text())
+GOLDEN = json.loads(Path(__file__).with_name("golden_lvis.json").read_text())
 NAMES = {
     "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl",
     "ap_rare": "APr", "ap_common": "APc", "ap_frequent": "APf", "ar300": "AR@300",
@@ -26,33 +23,14 @@ NAMES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data() -> ModuleType:
-    """lvis_data.py."""
-    spec = importlib.util.spec_from_file_location("lvis_data", HERE / "lvis_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def root(tmp_path: Path, data: ModuleType) -> Path:
+def root(tmp_path: Path) -> Path:
     """The data set on disk."""
-    content = data.annotations()
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "val2017").mkdir()
-    for split in ("train", "val"):
-        (tmp_path / "annotations" / f"lvis_v1_{split}.json").write_text(json.dumps(content))
-    for image in content["images"]:
-        name = image["coco_url"].rpartition("/")[2]
-        Image.new("RGB", (data.WIDTH, data.HEIGHT)).save(tmp_path / "val2017" / name)
-    return tmp_path
+    return write_lvis(tmp_path)
 
 
-def test_the_numbers_are_those_of_lvis(root, data) -> None:
-    metrics = CocoMetrics(root / "annotations" / "lvis_v1_val.json", benchmark="lvis")(data.results())
+def test_the_numbers_are_those_of_lvis(root) -> None:
+    metrics = CocoMetrics(root / "annotations" / "lvis_v1_val.json", benchmark="lvis")(results())
     for prefix, kind in (("box", "bbox"), ("mask", "segm")):
         golden = {f"{prefix}_{ours}": 100 * GOLDEN[kind][theirs] for ours, theirs in NAMES.items()}
         golden = {name: value for name, value in golden.items() if value >= 0}  # there is nothing large
