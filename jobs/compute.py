@@ -15,24 +15,24 @@ from typing import Any
 
 from jobs import paper
 from jobs.encoders import encoders_of
-from jobs.grids import Grid
+from jobs.grids import BLANK, Grid
 from jobs.records import Record
 
 HEADS = (
-    "", "parameters (M)", "encoder (GFLOP)", "decoder, detector (GFLOP)", "all (GFLOP)", "kept for backward (MB/image)",
-    "printed", "measured",
+    "", "params (M)", "GFLOP, encoder", "GFLOP, decoder", "GFLOP, all", "MB kept", "printed", "measured",
 )  # fmt: skip
 NOTES = (
     "GFLOP: of a forward pass on one image, two operations to a multiply-add, attention counted; decoder: its blocks, "
-    "MAE's decoder_embed and CrossMAE's mixing. Detector: pyramid, proposals and heads with 1000 proposals and 100 "
-    "detections, at 1024 pixels.",
-    "Kept for backward: what autograd saves in float32, without weights; half precision keeps about a third less, "
-    "optimiser and weights come on top.",
+    "MAE's decoder_embed and CrossMAE's mixing, MaskAlign's heads; of a detector pyramid, proposals and heads with "
+    "1000 proposals and 100 detections, at 1024 pixels.",
+    "MB kept: what autograd saves of one image for the backward pass, in float32 and without weights; half precision "
+    "keeps about a third less, optimiser and weights come on top.",
     "Printed by CrossMAE for ViT-B: minutes an epoch and MB on each GPU, on 2 A100-80GB (Table 4) or 4 (Table 18); by "
     "detectron2: seconds and GB for an image on an A100.",
+    "AMT computes this once its maps are made (after epoch 40); all of MaskAlign's is with its teacher's whole image.",
     "Predicting all hidden patches with 12 decoder blocks saves no operations against MAE: the saving is that of 25 %.",
 )
-BLANK = "–"
+NOTHING = "Nothing measured yet: finished pretrainings and detections stand here by method and size."
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,20 @@ class Measured:
         return f"{self.seconds:.3g} s/step of {self.images} ({rate}{memory}, {self.device})"
 
 
-Key = tuple[str, str, float | None]  # architecture, kind of method, share predicted
+Key = tuple[str, tuple[Any, ...]]  # architecture, and what `told_by` says of the method
 
 
 def measured(found: Sequence[Record]) -> dict[Key, Measured]:
     """By method and size, of finished pretrainings and detections that say how fast they were."""
+    from jobs.counting import told_by  # imports torch
+
     encoders = encoders_of(found)
     groups: dict[tuple[Key, str, int], list[Record]] = {}
     for record in found:
         result = record.result or {}
         if result.get("images_per_second") and record.stage in ("pretrain", "det"):
             science = record.science
-            kind = str(science.get("method.kind", "mask_rcnn"))
-            predict = science.get("masking.predict") if kind == "crossmae" else None
-            key = (encoders[record.run.path].architecture, kind, predict)
+            key = (encoders[record.run.path].architecture, told_by(science))
             group = (key, str(result.get("device")), int(science.get("batch", 1)))
             groups.setdefault(group, []).append(record)
     return {key: _measured(records, device, batch) for (key, device, batch), records in groups.items()}
@@ -85,18 +85,19 @@ def table(found: Sequence[Record], sizes: str = "SBLH", detectors: bool = True) 
     from jobs import counting  # imports torch
 
     taken, printed = measured(found), _printed()
-    counted = list(track(counting.pretraining(sizes), "counting", len(sizes) * len(counting.METHODS)))
+    counted = list(track(counting.pretraining(sizes), "counting", len(counting.wanted(sizes))))
     counted += list(track(counting.detectors(), "counting detectors", 3)) if detectors else []
     rows = []
     for one in counted:
-        architecture = f"ViT-{one.size}/{14 if one.size == 'H' and one.kind != 'mask_rcnn' else 16}"
-        key = (architecture, one.kind, one.predict if one.kind == "crossmae" else None)
-        mine = taken.pop(key, None)
+        architecture = f"ViT-{one.size}/{14 if one.size == 'H' and one.told_by != counting.told_by({}) else 16}"
+        mine = taken.pop((architecture, one.told_by), None)
         rows.append(_row(one, printed.get((one.size, one.name), BLANK), mine))
-    for (architecture, kind, predict), mine in taken.items():
-        share = f" {predict:.2g}".replace(" 0.", " .") if predict is not None else ""
-        rows.append([f"{architecture}, {kind}{share}", *[BLANK] * 6, mine.text])
-    return Grid("crossmae/compute", "What the methods compute, keep and take", HEADS, tuple(map(tuple, rows)), NOTES)
+    for (architecture, (kind, masking, _, predict, *_)), mine in taken.items():
+        share = f" {predict:.2g}".replace(" 0.", " .") if kind == "crossmae" and masking == "random" else ""
+        chosen = " with attention-driven masking" if masking == "attention" else ""
+        rows.append([f"{architecture}, {kind}{share}{chosen}", *[BLANK] * 6, mine.text])
+    notes = NOTES if any(row[-1] != BLANK for row in rows) else (*NOTES, NOTHING)
+    return Grid("crossmae/compute", "What the methods compute, keep and take", HEADS, tuple(map(tuple, rows)), notes)
 
 
 def _row(one: Any, printed: str, mine: Measured | None) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,20 +21,26 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.config import SIZES, ViT
-from pretrain.config import MAE, CrossMAE, RandomMasking
-from pretrain.flops import SMALL, flops
-from pretrain.masking import Masked, Random
-from pretrain.method import Method
-from pretrain.methods import build_method
+from backbones.config import ViT
+from engine.config import leaves
+from pretrain.config import Pretrain
+from pretrain.masking import Masked
+from pretrain.method import Context, Method
+from pretrain.method_configs import MaskAlign as MaskAlignConfig
+from pretrain.methods import build_masking, build_method
 
-METHODS: tuple[
-    tuple[str, str, Any, float, float], ...
-] = (  # what to call it, kind, config, shares hidden and predicted
-    ("MAE", "mae", MAE(), 0.75, 0.75),
-    ("CrossMAE .75", "crossmae", CrossMAE(), 0.75, 0.75),
-    ("CrossMAE .25", "crossmae", CrossMAE(), 0.75, 0.25),
+ROWS: tuple[tuple[str, str, str], ...] = (  # sizes, what to call it, recipe
+    ("SBLH", "MAE", "mae_vit{}_800ep"),
+    ("SBLH", "CrossMAE .75", "crossmae_vit{}_800ep_predict75"),
+    ("SBLH", "CrossMAE .25", "crossmae_vit{}_800ep"),
+    ("B", "AMT on MAE", "mae_amt_vit{}_400ep"),
+    ("B", "SimMIM", "simmim_vit{}_800ep"),
+    ("B", "AMT on SimMIM", "simmim_amt_vit{}_200ep"),
+    ("BL", "MaskAlign", "maskalign_vit{}"),
 )
+ENCODER = ("patch_embed", "blocks", "encoder")  # what a method's modules are called
+DECODER = ("decoder_blocks", "decoder_embed", "wfm", "decoder", "distill_heads")
+SHARES = ("masking.kind", "masking.mask", "masking.predict", "masking.throw", "masking.unit")  # what runs are told by
 
 
 @dataclass(frozen=True)
@@ -43,34 +49,86 @@ class Counted:
 
     size: str  # "B"
     name: str
-    kind: str
-    predict: float | None
+    told_by: tuple[Any, ...]  # kind of method and its shares of patches, as `told_by` has them of a run
     parameters: int
     encoder: float  # operations
-    decoder: float  # of a detector: pyramid, proposals and heads
-    total: float
+    decoder: float  # of MaskAlign: its heads; of a detector: pyramid, proposals and heads
+    total: float  # with MaskAlign's teacher
     kept: int | None  # bytes an image, for the backward pass
 
 
+def told_by(science: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The kind of method and what it hides, predicts and drops: runs that agree in it compute the same."""
+    return science.get("method.kind", "mask_rcnn"), *(science.get(key) for key in SHARES)
+
+
+def wanted(sizes: str = "SBLH") -> list[tuple[str, str, str]]:
+    """Size, name and recipe of everything that `pretraining` counts."""
+    every = [(size, name, f"pretrain/{recipe.format(size.lower())}") for of, name, recipe in ROWS for size in of]
+    return sorted((one for one in every if one[0] in sizes), key=lambda one: "SBLH".index(one[0]))
+
+
 def pretraining(sizes: str = "SBLH") -> Iterator[Counted]:
-    """Every method of `METHODS` at every size."""
-    for size in sizes:
-        for name, kind, config, mask, predict in METHODS:
-            shaped = replace(config, **SMALL) if size == "S" else config
-            found = flops(size, name, shaped, SIZES[size], predict, mask)
-            parameters, kept = _kept(shaped, SIZES[size], mask, predict)
-            decoder = found.decoder + found.mixing
-            yield Counted(size, name, kind, predict, parameters, found.encoder, decoder, found.total, kept)
+    """Every method of `ROWS` at every size it has, with its recipe's shares of patches."""
+    from jobs.recipes import find
+
+    for size, name, recipe in wanted(sizes):
+        yield _pretraining(size, name, find(recipe).build())
 
 
-def _kept(config: Any, shape: ViT, mask: float, predict: float) -> tuple[int, int]:
-    """Parameters, and bytes kept for one image."""
+def _pretraining(size: str, name: str, config: Pretrain) -> Counted:
+    method, images, masked = _on_meta(config)
+    context = Context(None, ())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        if isinstance(config.method, MaskAlignConfig):
+            context = method.look(images)
+        method(images, masked, context)
+    by_module = {module: sum(parts.values()) for module, parts in counter.get_flop_counts().items()}
+    total, root = float(by_module["Global"]), type(method).__name__
+    encoder = _of(ENCODER, by_module, root)
+    decoder = _of(DECODER, by_module, root) or total - encoder  # SimMIM's one layer is not called as a module
+    science = {leaf.key: leaf.value for leaf in leaves(config)}
+    kept = kept_for_backward(method, images, masked, context)
+    return Counted(size, name, told_by(science), count(method), encoder, decoder, total, kept)
+
+
+def _of(parts: tuple[str, ...], by_module: Mapping[str, int], root: str) -> float:
+    """Operations of the modules called `parts`; of a list of modules, which has none of its own, those of its items."""
+    names = {f"{root}.{part}" for part in parts}
+    found = 0
+    for module, operations in by_module.items():
+        above = module.rpartition(".")[0]
+        if module in names or (above in names and above not in by_module):
+            found += operations
+    return float(found)
+
+
+def _on_meta(config: Pretrain) -> tuple[Any, Tensor, Masked]:
+    """A method without numbers, an image for it, and its patches: as many of each kind as in its training."""
+    shape = config.encoder
+    shown, dropped, predicted = build_masking(config.masking, shape, config.epochs).counts(
+        shape.grid**2, float(config.epochs)
+    )
     with torch.device("meta"):
-        method: Method = build_method(config, shape)
-        masking = Random(RandomMasking(mask=mask, predict=predict))
-        masked: Masked = masking(torch.zeros(1, shape.grid**2), None, (shape.grid, shape.grid), 0.0)
-        images = torch.zeros(1, 3, shape.image, shape.image)
-    return count(method), kept_for_backward(method, images, masked)
+        method = _method(config)
+        places = (torch.zeros(1, number, dtype=torch.long) for number in (shown, predicted, dropped))
+        return method, torch.zeros(1, 3, shape.image, shape.image), Masked(*places)
+
+
+def _method(config: Pretrain) -> Method:
+    """A teacher is built by its name, so that its weights need not be here."""
+    if not isinstance(config.method, MaskAlignConfig):
+        return build_method(config.method, config.encoder)
+    import timm
+
+    from pretrain.maskalign import MaskAlign
+    from pretrain.teachers import Teacher
+
+    assert config.method.teacher
+    network: Any = timm.create_model(config.method.teacher, num_classes=0)
+    mean = std = (0.5, 0.5, 0.5)  # of no consequence here
+    teacher = Teacher(network, config.encoder.grid**2, config.method.teacher_image or 224, mean, std)
+    return MaskAlign(config.encoder, config.method, teacher)
 
 
 def count(model: nn.Module) -> int:
@@ -106,7 +164,7 @@ def detectors() -> Iterator[Counted]:
         with torch.device("meta"):
             model, _ = build_detector(replace(config, encoder=_patch16(config.encoder)), classes=80)
         backbone, rest = _detector_operations(model, config.image)
-        yield Counted(size, "Mask R-CNN", "mask_rcnn", None, count(model), backbone, rest, backbone + rest, None)
+        yield Counted(size, "Mask R-CNN", told_by({}), count(model), backbone, rest, backbone + rest, None)
 
 
 def _patch16(encoder: ViT) -> ViT:

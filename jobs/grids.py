@@ -1,4 +1,7 @@
-"""A plain table of texts in every format: a heading, rows whose first text names them, notes below."""
+"""A plain table of texts in every format: a heading, rows whose first text names them, notes below.
+
+A column in which nothing stands is left out in the terminal, where room is short.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import csv
 import io
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from jobs.formats import Format, escape_markdown
 from jobs.formats_html import environment
 from jobs.formats_latex import escape_latex
+
+BLANK = "–"  # a cell in which nothing stands
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,14 @@ class Grid:
         from rich.text import Text
 
         console = Console(file=io.StringIO(), width=width, color_system=None)
-        shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, title=Text(self.title))
-        for index, head in enumerate(self.heads):
-            shown.add_column(Text(head), justify="right" if index else "left", overflow="fold")
+        shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, title=Text(self.title))
+        columns = [index for index in range(len(self.heads)) if any(row[index] != BLANK for row in self.rows)]
+        for index in columns:
+            first = index == 0
+            justify: Literal["left", "right"] = "left" if first else "right"
+            shown.add_column(Text(self.heads[index]), justify=justify, overflow="fold", no_wrap=first)
         for row in self.rows:
-            shown.add_row(*map(Text, row))
+            shown.add_row(*(Text(row[index]) for index in columns))
         console.print(shown)
         for note in self.notes:
             console.print(Text(note))
