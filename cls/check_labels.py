@@ -6,8 +6,9 @@ the name of each training image (n01440764_10026.JPEG), and ReaL's labels of the
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from cls.imagenet import IMAGES, WNID, indices, real_labels, val_number, wnids
 from engine.datasets import Finding
 from engine.layouts.listing import Listing
 
+FEW = 20  # validation images: of so few one class may be most
 AGREEING = 0.8  # of the validation images agree with ReaL at least; the published labels do for nine in ten
 NAMED = 3  # classes or files in a message
+MOST = 10  # findings of one kind; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ def class_findings(kind: str, classes: Sequence[str], where: Path) -> Iterator[F
     known = KNOWN.get(kind)
     if known is not None and len(classes) != known.classes:
         remedy = "numbers from it cannot be compared; add what is missing, or check it as `images`"
-        yield Finding(
-            "error", str(where), f"has {len(classes)} classes, where {known.title} has {known.classes}", remedy
-        )
+        what = f"has {len(classes)} classes, where {known.title} has {known.classes}"
+        missing = sorted(set(wnids()) - set(classes)) if kind == "imagenet" else []
+        named = f" ({', '.join(missing)} missing)" if 0 < len(missing) <= NAMED else ""
+        yield Finding("error", str(where), what + named, remedy)
     if known is not None and known.names and tuple(classes) != known.names:
         what = f"numbers its classes {', '.join(classes[:NAMED])}, ..., where {known.title} has "
         yield Finding("error", str(where), what + f"{', '.join(known.names[:NAMED])}, ...", "put them in this order")
@@ -107,6 +111,11 @@ def file_name_findings(listing: Listing) -> Iterator[Finding]:
         if wnid != name and WNID.fullmatch(wnid) and WNID.fullmatch(name):
             wrong.setdefault(name, Counter())[wnid] += 1
             first.setdefault(name, listing.files.text(place))
+    yield from first_of(_misnamed(wrong, first), len(wrong), str(listing.files.root), "classes are named so")
+
+
+def _misnamed(wrong: dict[str, Counter[str]], first: dict[str, str]) -> Iterator[Finding]:
+    """From how often the names of a class's images begin with which wnid, and the first such image."""
     for name, others in wrong.items():
         other, images = others.most_common(1)[0]
         what = f"is labelled {name}, but the names of {images} images of this class begin with {other}"
@@ -136,14 +145,23 @@ def real_findings(listing: Listing, where: Path) -> Iterator[Finding]:
         yield Finding(
             "error", str(where), what, "the labels are in another order: check the file or folders they are from"
         )
-    for number, seen in of_class.items():
-        yield from _class_of_others(number, images[number], seen, where)
+    if 2 * right < counted and counted > FEW:
+        return  # no class is right, and each would be a line
+    swapped = [finding for number, seen in of_class.items() for finding in _others(number, images[number], seen, where)]
+    yield from first_of(swapped, len(swapped), str(where), "classes are labelled so")
 
 
-def _class_of_others(number: int, images: int, seen: Counter[int], where: Path) -> Iterator[Finding]:
+def _others(number: int, images: int, seen: Counter[int], where: Path) -> Iterator[Finding]:
     """A class that almost none of its images belong to, by ReaL's labels, and most to one other."""
     if images and seen[number] <= images // 10:
         other, times = seen.most_common(1)[0]
         if times > 0.6 * images:
             what = f"labels {images} images {wnids()[number]}, {times} of which are {wnids()[other]} by ReaL's labels"
             yield Finding("error", str(where), what, "are two classes swapped? Put them into the folder of their class")
+
+
+def first_of(findings: Iterable[Finding], count: int, where: str, what: str) -> Iterator[Finding]:
+    """`MOST` of `count` findings at most, and how many more there are."""
+    yield from itertools.islice(findings, MOST)
+    if count > MOST:
+        yield Finding("error", where, f"{count - MOST} more {what}", "mend those above and check again")

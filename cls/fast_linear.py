@@ -1,7 +1,7 @@
 """The fast linear probe: a grid of classifiers on stored features, trained together in the time of about one.
 
     mimbench run cls/linear_fast checkpoint=encoder.safetensors data=imagenet
-    mimbench evaluate encoder.safetensors --on linear --recipe linear=cls/linear_fast --data imagenet
+    mimbench evaluate encoder.safetensors --on linear_fast --data imagenet
 
 Every image is encoded once (cls/feature_store.py). Each pool of each of the last blocks is then tried with every
 learning rate and weight decay (cls/heads.py). What that leaves out is augmentation: the papers' probe sees a new crop
@@ -10,10 +10,10 @@ of every image in each of its 90 epochs. The result says so, and its numbers bel
 Which head counts is not chosen on the validation split. A share of the training images (`held_out`) is kept back, the
 head that does best on them is trained again on all training images, and that is what is measured:
 
-    linear_top1              of the head that the held-out training images chose
-    linear_held_out_top1     what it had on them, trained without them
-    linear_val_best_top1     as papers choose: the better, on the validation split, of that head and of the one that
-                             did best there in the search
+    linear_fast_top1              of the head that the held-out training images chose
+    linear_fast_held_out_top1     what it had on them, trained without them
+    linear_fast_val_best_top1     as papers choose: the better, on the validation split, of that head and of the one
+                                  that did best there in the search
 
 With a single head there is nothing to choose, and it is `cls/linear.py` with views=cached.
 
@@ -164,7 +164,7 @@ def _count(logits_BHC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run(config: FastLinear, run: RunDir) -> Outcome:
-    """Train the grid and measure its best head: metrics as above, `linear_top5` and `linear_loss`, accuracies in %.
+    """Train the grid and measure its best head: the metrics above, `linear_fast_top5`, `linear_fast_loss`.
 
     Raises:
         FileNotFoundError: if the data set or the checkpoint is not there.
@@ -188,8 +188,8 @@ def run(config: FastLinear, run: RunDir) -> Outcome:
     trained = train(run, training)
     metrics = {**trained.metrics}
     if len(heads) > 1:
-        metrics["linear_held_out_top1"] = found[chosen]["held_out_top1"]
-        metrics["linear_val_best_top1"] = max(tallies[-1].top1)
+        metrics["linear_fast_held_out_top1"] = found[chosen]["held_out_top1"]
+        metrics["linear_fast_val_best_top1"] = max(tallies[-1].top1)
     return frozen.outcome(metrics, facts(config, frozen, heads[chosen], heads[on_val], len(heads)))
 
 
@@ -244,7 +244,8 @@ def _evaluation(
         assert model.heads[0] == heads[0]
         tally = model.measure(rows, device)
         tallies.append(tally)
-        return {"linear_top1": tally.top1[0], "linear_top5": tally.top5[0], "linear_loss": tally.loss[0]}
+        values = {"top1": tally.top1[0], "top5": tally.top5[0], "loss": tally.loss[0]}
+        return {f"linear_fast_{name}": value for name, value in values.items()}
 
     return evaluate
 

@@ -1,7 +1,7 @@
 """Recipes for frozen encoders beyond the papers': the fast linear probe and few-shot, on features stored once.
 
     mimbench run cls/linear_fast checkpoint=encoder.safetensors data=imagenet
-    mimbench evaluate encoder.safetensors --on linear,fewshot --recipe linear=cls/linear_fast --data imagenet
+    mimbench evaluate encoder.safetensors --on linear_fast,fewshot --data imagenet
 
 No published number was made like this, so compare encoders by them, not with papers.
 """

@@ -8,9 +8,9 @@ A stage returns an `Outcome`; the runner of jobs calls `write_result`, after whi
 
 Metrics have these names: knn_top1, linear_top1, finetune_top1, box_ap, mask_ap (with box_ap50, box_ap75, box_ap_small
 and so on), all in percent, and loss for pretraining. Beside them: knn_top1_k10 and so on for other k, and
-knn_top1_cls_block11 for other features; linear_held_out_top1 (on the training images that chose among heads) and
-linear_val_best_top1 (of the better head on the validation split, as papers choose); fewshot5_ridge_top1 and
-fewshot5_ridge_std, the mean and deviation over draws of 5 images a class, and the same with logistic.
+knn_top1_cls_block11 for other features; linear_fast_top1, linear_fast_held_out_top1 (on the training images that chose
+among heads) and linear_fast_val_best_top1 (of the better head on the validation split, as papers choose);
+fewshot5_ridge_top1 and fewshot5_ridge_std, mean and deviation over draws of 5 images a class; the same with logistic.
 """
 
 from __future__ import annotations

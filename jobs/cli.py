@@ -136,7 +136,7 @@ def run(
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, or a pretraining's run directory.")],
-    on: Annotated[str, typer.Option(metavar="LIST", help="Of knn,linear,fewshot,finetune,coco.")],
+    on: Annotated[str, typer.Option(metavar="LIST", help="Of knn,linear,linear_fast,fewshot,finetune,coco.")],
     overrides: Overrides = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="NAME|PATH", help="Data set; cls=NAME and coco=NAME where they differ.")
@@ -144,6 +144,7 @@ def evaluate(
     recipe: Annotated[
         list[str] | None, typer.Option(metavar="PROTOCOL=RECIPE", help="Another recipe than the paper's for this size.")
     ] = None,
+    scratch: Annotated[bool, typer.Option("--scratch", help="Each from random weights, too.")] = False,
     seeds: Seeds = 1,
     slots: Slots = None,
     json: Json = False,
@@ -152,7 +153,7 @@ def evaluate(
     from jobs import commands
     from jobs.evaluate import Request
 
-    request = Request(on.split(","), data or [], overrides or [], recipe or [])
+    request = Request(on.split(","), data or [], overrides or [], recipe or [], scratch)
     raise typer.Exit(commands.run_evaluation(checkpoint, request, slots, json, seeds))
 
 

@@ -2,15 +2,17 @@
 
     mimbench evaluate encoder.safetensors --on knn,finetune --data imagenet
     mimbench evaluate encoder.safetensors --on finetune,coco --data cls=imagenet --data coco=/data/coco coco.steps=1000
+    mimbench evaluate encoder.safetensors --on finetune,linear,knn --data handwritten --scratch
 
 A protocol means the paper's recipe for the size of the encoder, and on `handwritten` the demo's. An override is for
-every recipe that has its key, or for the one it names first (`coco.steps=1000`).
+every recipe that has its key, or for the one it names first (`coco.steps=1000`). With `--scratch` each is run from
+random weights, too: a fine-tuning from scratch, or what a random encoder is worth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +25,11 @@ from jobs.study import Run, Study
 if TYPE_CHECKING:
     from backbones.config import ViT
 
-STAGE = {"knn": "cls", "linear": "cls", "fewshot": "cls", "finetune": "cls", "coco": "det"}
+STAGE = {"knn": "cls", "linear": "cls", "linear_fast": "cls", "fewshot": "cls", "finetune": "cls", "coco": "det"}
 PUBLISHED = {
     "knn": dict.fromkeys(SIZES, "cls/knn"),
     "linear": dict.fromkeys(SIZES, "cls/linear_vitb"),  # one setting for all sizes; the size is the checkpoint's
+    "linear_fast": dict.fromkeys(SIZES, "cls/linear_fast"),
     "fewshot": dict.fromkeys(SIZES, "cls/fewshot"),
     "finetune": {size: f"cls/finetune_vit{size.lower()}" for size in SIZES},
     "coco": {
@@ -38,6 +41,7 @@ PUBLISHED = {
 TWINS = {
     "knn": "cls/knn_handwritten",
     "linear": "cls/linear_handwritten",
+    "linear_fast": "cls/linear_fast_handwritten",
     "fewshot": "cls/fewshot_handwritten",
     "finetune": "cls/finetune_handwritten",
     "coco": "det/mask_rcnn_handwritten",
@@ -52,6 +56,7 @@ class Request:
     data: Sequence[str] = ()  # NAME, cls=NAME or coco=NAME
     overrides: Sequence[str] = ()  # key=value or PROTOCOL.key=value
     recipes: Sequence[str] = ()  # PROTOCOL=RECIPE, where another than the paper's is wanted
+    scratch: bool = False  # from random weights as well
 
 
 def evaluation(checkpoint: Path, encoder: ViT, request: Request) -> Study:
@@ -72,7 +77,15 @@ def evaluation(checkpoint: Path, encoder: ViT, request: Request) -> Study:
         on = where.get(STAGE[protocol])
         overrides = (*([f"data={on}"] if on else []), *given[protocol])
         runs.append(Run(name, overrides, checkpoint, label=protocol))
+        if request.scratch:
+            runs.append(Run(name, (*overrides, *_random(name, encoder)), label=f"{protocol}, random weights"))
     return Study(f"evaluate {checkpoint.name}", runs)
+
+
+def _random(recipe: str, encoder: ViT) -> list[str]:
+    """The overrides that give a recipe without a checkpoint the shape of `encoder`."""
+    usual = asdict(find(recipe).build().encoder)
+    return [f"encoder.{name}={value}" for name, value in asdict(encoder).items() if value != usual[name]]
 
 
 def _known(protocols: Sequence[str]) -> None:

@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 COLUMNS = {
     "knn_top1": "k-NN",
     "fewshot5_ridge_top1": "5-shot",
+    "linear_fast_top1": "fast linear",
     "linear_top1": "linear",
     "finetune_top1": "fine-tune",
     "box_ap": "box AP",
     "mask_ap": "mask AP",
 }
-OPTIONAL = ("fewshot5_ridge_top1",)  # shown once something has been measured so
+OPTIONAL = ("fewshot5_ridge_top1", "linear_fast_top1")  # shown once something has been measured so
 MISSING = "–"
 RECIPE = 24  # characters in a line about what is different
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cls.check import check_images
+from cls.check_labels import class_findings
 from cls.data import open_splits
 from cls.imagenet import real_labels, wnids
 from engine import decoding
@@ -194,6 +195,23 @@ def test_two_training_classes_with_each_others_names(imagenet: Path) -> None:
     assert any(f"{one.name} and {two.name} seem swapped" in str(finding) for finding in report.findings)
 
 
+def test_every_training_class_under_another_name(imagenet: Path) -> None:
+    folders = sorted((imagenet / "train").iterdir())
+    names = [folder.name for folder in folders]
+    for folder in folders:
+        folder.rename(folder.with_name(f"old{folder.name}"))
+    for name, other in zip(names, names[1:] + names[:1], strict=True):
+        (imagenet / "train" / f"old{name}").rename(imagenet / "train" / other)
+    found = _serious(check_images(imagenet, "imagenet"))
+    assert len(found) == 11
+    assert found[-1] == f"{len(names) - 10} more classes are named so"
+
+
+def test_classes_that_are_missing_are_named() -> None:
+    (finding,) = class_findings("imagenet", wnids()[:500] + wnids()[502:], Path("data"))
+    assert finding.what == f"has 998 classes, where ImageNet-1k has 1000 ({wnids()[500]}, {wnids()[501]} missing)"
+
+
 def test_two_validation_classes_with_each_others_names(imagenet: Path) -> None:
     one, two = sorted((imagenet / "val").iterdir())[:2]
     _swap(one, two)
@@ -211,7 +229,7 @@ def test_a_class_numbered_as_the_kit_would(imagenet: Path) -> None:
     (imagenet / "val").rmdir()
     (imagenet / "new").rename(imagenet / "val")
     found = _serious(check_images(imagenet, "imagenet"))
-    assert found[0] == "labels 0 of 30 images as ReaL does; ImageNet's own labels agree for nine in ten"
+    assert found == ["labels 0 of 30 images as ReaL does; ImageNet's own labels agree for nine in ten"]
 
 
 def test_classes_that_are_none_of_imagenets(imagenet: Path) -> None:

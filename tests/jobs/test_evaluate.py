@@ -10,10 +10,11 @@ import pytest
 from backbones.config import SIZES, ViT
 from jobs.evaluate import PUBLISHED, STAGE, TWINS, Request, evaluation
 from jobs.recipes import find
+from jobs.store import resolve
 from jobs.study import Run
 
 FILE = Path("/x/encoder.safetensors")
-ALL = ("knn", "linear", "fewshot", "finetune", "coco")
+ALL = ("knn", "linear", "linear_fast", "fewshot", "finetune", "coco")
 
 
 def _runs(vit: ViT, *protocols: str, **request: tuple[str, ...]) -> dict[str, Run]:
@@ -54,6 +55,20 @@ def test_a_size_no_paper_has_asks_for_a_recipe() -> None:
         _runs(odd, "finetune", recipes=("cls/finetune_vits",))
 
 
+def test_scratch_is_the_same_from_random_weights_of_the_same_shape() -> None:
+    odd = replace(SIZES["S"], image=448)
+    study = evaluation(FILE, odd, Request(("knn", "finetune", "linear_fast"), scratch=True, overrides=("seed=4",)))
+    study.check()
+    names = ["knn", "knn, random weights", "finetune", "finetune, random weights"]
+    assert [run.name for run in study.runs][:4] == names
+    for given, random in zip(study.runs[::2], study.runs[1::2], strict=True):
+        assert (given.recipe, given.checkpoint, random.checkpoint) == (random.recipe, FILE, None)
+        config = resolve(random.recipe, random.overrides)[1]
+        assert (config.encoder, config.seed, config.checkpoint) == (odd, 4, None)
+    tiny = find(TWINS["knn"]).build().encoder
+    assert evaluation(FILE, tiny, Request(("knn",), scratch=True)).runs[1].overrides == ()
+
+
 def test_data_for_all_or_for_one_stage() -> None:
     runs = _runs(SIZES["B"], "knn", "coco", data=("/d/both",))
     assert [run.overrides for run in runs.values()] == [("data=/d/both",)] * 2
@@ -78,6 +93,6 @@ def test_an_override_for_nobody_is_refused() -> None:
 
 
 def test_an_unknown_protocol_lists_them() -> None:
-    with pytest.raises(ValueError, match="--on lvis: the protocols are knn, linear, fewshot, finetune, coco"):
+    with pytest.raises(ValueError, match="--on lvis: the protocols are knn, linear, linear_fast, fewshot, f"):
         _runs(SIZES["B"], "lvis")
     assert set(STAGE) == set(ALL)
