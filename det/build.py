@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from backbones.checkpoint import EncoderInfo, build_encoder
 from backbones.checkpoints.detector import detector_in, relative_positions_in
 from backbones.config import ViT
 from backbones.vitdet import vitdet_reason
 from det.config import MaskRCNN as Config
+from det.detector_config import encoder_of
 from det.federated import class_weights
 from det.mask_rcnn import MaskRCNN, build_mask_rcnn
 from det.start import load_detector, load_relative_positions
@@ -39,9 +41,10 @@ def build_detector(
         ValueError: if it is not one, or its encoder does not fit the detector.
     """
     whole = detector_in(config.checkpoint) if config.checkpoint else None
+    if whole is not None:
+        return _whole(config, whole, classes, images_showing)
     relative = relative_positions_in(config.checkpoint) if config.checkpoint else None
-    taken_below = whole is not None or relative is not None  # what these have beyond an encoder
-    partial = config.allow_partial or taken_below
+    partial = config.allow_partial or relative is not None
     encoder, info = build_encoder(config.checkpoint, config.encoder, allow_partial=partial)
     if (reason := vitdet_reason(encoder.traits)) is not None:
         raise ValueError(f"{config.checkpoint}: {reason}")
@@ -55,13 +58,21 @@ def build_detector(
     )
     if info is not None or config.start == "pretraining":
         model.backbone.net.load_encoder(encoder.state_dict(), encoder.traits)
-    if whole is not None and info is not None:
-        load_detector(model, whole, str(config.checkpoint))
-        info = replace(info, family=WHOLE, partial=())
     if relative is not None and info is not None:
         load_relative_positions(model, relative, str(config.checkpoint))
         info = replace(info, family="detectron2, with its relative positions", partial=())
     return model, info
+
+
+def _whole(
+    config: Config, weights: Mapping[str, Tensor], classes: int, images_showing: Sequence[int] | None
+) -> tuple[MaskRCNN, EncoderInfo]:
+    """The detector of `config` with the `weights` of its checkpoint, which is a detector itself."""
+    file = str(config.checkpoint)
+    vit, mean, std = encoder_of(weights, file)
+    model = from_scratch(config, classes, config.shape_for(vit), mean=mean, std=std, images_showing=images_showing)
+    load_detector(model, weights, file)
+    return model, EncoderInfo(WHOLE, vit, final_norm=False, mean=mean, std=std)
 
 
 def from_scratch(

@@ -1,32 +1,31 @@
 """What a trained detector finds in any images.
 
-    detector = from_run(RunDir(...))                       # a finished or half-finished detection run
-    detector = from_file("model_final.pth", config)        # a whole detector, detectron2's or ours
+    detector = from_run(RunDir(...))                 # a finished or half-finished detection run
+    detector = from_file("model_final.pth")          # a whole detector, detectron2's or ours
     for seen in detector.predict([Path("a.jpg")], device): ...
 
-Category ids and names of a run are those of its data; a file has none, so 80 categories are taken for COCO's and others
-are numbered.
+Category ids and names are those of the data it was trained on. detectron2's files do not say them: 80 categories are
+taken for COCO's, and others are numbered.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from backbones.checkpoints.detector import detector_in
 from det.augment import fitted, render
 from det.batches import padded
 from det.build import build_detector
 from det.coco import read_split
 from det.config import MaskRCNN as Config
+from det.detector_file import open_detector
 from det.evaluate import Result, coco_results
 from det.mask_rcnn import MaskRCNN
+from det.views import detections
 from engine.bar import track
 from engine.checkpoint import load_state, newest_valid
 from engine.config import from_text
@@ -52,7 +51,7 @@ class Detector:
     """A model in eval mode and what it takes to use it."""
 
     model: MaskRCNN
-    image: int  # side of the square that images are fitted into
+    config: Config
     category_ids: tuple[int, ...]
     categories: tuple[str, ...]
 
@@ -71,13 +70,13 @@ class Detector:
         for number, file in enumerate(track(files, "detecting", len(files))):
             image = read_image(file, upright=True)
             size = (image.shape[1], image.shape[2])
-            images, sizes = padded([render(image, fitted(size, self.image))])
-            (found,) = model.detect(move(images, device), sizes)
-            yield Seen(file, image, coco_results(found.rescaled(sizes[0], size), number, self.category_ids, size))
+            images, sizes = padded([render(image, fitted(size, self.config.image))])
+            (found,) = detections(model, move(images, device), sizes, [size], self.config.views)
+            yield Seen(file, image, coco_results(found, number, self.category_ids, size))
 
 
 def from_run(run: RunDir) -> Detector:
-    """The detector of a detection run, with the weights of its newest checkpoint.
+    """The detector of a detection run: as it was left, or as of its newest checkpoint.
 
     Raises:
         ValueError: if it is another kind of run, or has saved nothing yet.
@@ -85,63 +84,36 @@ def from_run(run: RunDir) -> Detector:
     about = run.read_about()
     if about["stage"] != "det":
         raise ValueError(f"{run.path} is a {about['stage']} run ({about['recipe']}); a detection run finds objects")
+    if run.detector.is_file():
+        return from_file(run.detector)
     config = from_text(Config, run.config.read_text(encoding="utf-8"), str(run.config))
     newest = newest_valid(run.checkpoints)
-    if newest is None:
+    if newest is None and config.steps:
         raise ValueError(
             f"{run.path} has no checkpoint (it is {run.state()}); `mimbench run {run.path}` goes on with it"
         )
-    ids, names = _categories(run, config)
-    state = load_state(newest)["stepper"]["model"]
-    model, _ = build_detector(config, len(ids), [1] * len(ids))  # for the mean and deviation of its encoder's images
-    model.load_state_dict(state)
-    return Detector(model, config.image, ids, names)
-
-
-def _categories(run: RunDir, config: Config) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """As the finished run wrote them down, or else as its data has them."""
-    file = run.path / "categories.json"
-    if file.is_file():
-        listed: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-        return tuple(one["id"] for one in listed), tuple(one["name"] for one in listed)
-    split = read_split(
-        locate(config.data), "val", config.single_class, masks=config.heads.masks, benchmark=config.benchmark
+    of = read_split(
+        locate(config.data), "train", config.single_class, masks=config.heads.masks, benchmark=config.benchmark
     )
-    return split.category_ids, split.categories
+    model, _ = build_detector(config, len(of.categories), of.images_showing().tolist())
+    if newest is not None:  # with steps=0 the checkpoint is the detector
+        model.load_state_dict(load_state(newest)["stepper"]["model"])
+    return Detector(model, config, of.category_ids, of.categories)
 
 
-def from_file(file: str, config: Config) -> Detector:
-    """The detector in a file of weights. `config`, of a recipe for its size, says what the file does not.
-
-    That is windows, image size and thresholds; masks, a cascade and the number of categories are the file's.
+def from_file(file: str | Path) -> Detector:
+    """The detector in a file of weights; see `det.detector_config` for what the file does not say.
 
     Raises:
-        ValueError: if the file holds an encoder alone, or another detector than `config` describes.
+        FileNotFoundError: if it is not there.
+        ValueError: if it holds an encoder alone, or a detector that cannot be built.
     """
-    weights = detector_in(file)
-    if weights is None:
-        raise ValueError(
-            f"{file} holds an encoder, not a detector; `mimbench evaluate {file} --on coco` trains one on it"
-        )
-    config = replace(config, checkpoint=file, heads=_heads_in(weights, config))
-    classes = _classes_in(weights)
-    model, _ = build_detector(config, classes, [1] * classes)
-    ids, names = _coco_names() if classes == COCO_CLASSES else _numbered(classes)
-    return Detector(model, config.image, ids, names)
-
-
-def _heads_in(weights: Mapping[str, Tensor], config: Config) -> Any:
-    """The heads of `config`, with masks and a cascade if the weights have them."""
-    masks = any(key.startswith("roi_heads.mask_head.") for key in weights)
-    cascade = any(key.startswith("roi_heads.box_predictor.0.") for key in weights)
-    return replace(config.heads, masks=masks, cascade=cascade)
-
-
-def _classes_in(weights: Mapping[str, Tensor]) -> int:
-    for key in ("roi_heads.box_predictor.cls_score.bias", "roi_heads.box_predictor.0.cls_score.bias"):
-        if key in weights:
-            return len(weights[key]) - 1
-    raise ValueError("the detector has no roi_heads.box_predictor.cls_score.bias, which tells its categories")
+    opened = open_detector(file)
+    about = opened.about
+    ids, names = about.category_ids, about.categories
+    if not names:
+        ids, names = _coco_names() if len(ids) == COCO_CLASSES else _numbered(len(ids))
+    return Detector(opened.model, about.config, ids, names)
 
 
 def _coco_names() -> tuple[tuple[int, ...], tuple[str, ...]]:

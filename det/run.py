@@ -77,7 +77,8 @@ def run(config: Config, run: RunDir) -> Outcome:
         trained = train(run, _training(config, model, images, evaluation))
         metrics = evaluation.of_record()
     if rank_and_world()[0] == 0:
-        save_detector(run.detector, model, config, train_split.category_ids, train_split.categories)
+        if trained is not None:
+            save_detector(run.detector, model, config, train_split.category_ids, train_split.categories)
         _write(run, config, evaluation)
     return Outcome(
         metrics=metrics,

@@ -23,15 +23,12 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or directories of some.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where pictures and results go.")] = Path("predictions"),
     score: Annotated[float, typer.Option(min=0, max=1, help="Draw what scores this or more.")] = 0.5,
-    recipe: Annotated[
-        str | None, typer.Option(metavar="det/NAME", help="What a detector's file was trained with, if not published.")
-    ] = None,
     json: Json = False,
 ) -> None:
     """Draw what a detector finds in images: boxes, masks, names and scores."""
     from jobs import predict as prediction
 
-    prediction.predict(source, images, out, score, recipe, json)
+    prediction.predict(source, images, out, score, json)
 
 
 def memory(

@@ -11,20 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backbones.config import SIZES
 from engine.atomic import write_json
 from engine.rundir import RunDir
 from jobs.commands import print_json
-from jobs.evaluate import PUBLISHED
-from jobs.recipes import find
-from jobs.store import encoder_file
 
 if TYPE_CHECKING:
-    from backbones.config import ViT
     from det.predict import Detector
 
 
-def predict(source: str, images: Sequence[Path], out: Path, score: float, recipe: str | None, as_json: bool) -> None:
+def predict(source: str, images: Sequence[Path], out: Path, score: float, as_json: bool) -> None:
     """Detect, draw and say what was found.
 
     Raises:
@@ -35,7 +30,7 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, recipe
     from engine.process import setup_process
 
     files = _files(images)
-    detector = _detector(source, recipe)
+    detector = _detector(source)
     from det.draw import detected, draw_objects
 
     device = setup_process(Compute(), seed=0)
@@ -56,30 +51,11 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, recipe
         print(f"pictures and results.json: {out}", file=sys.stderr)
 
 
-def _detector(source: str, recipe: str | None) -> Detector:
+def _detector(source: str) -> Detector:
+    from det.predict import from_file, from_run
+
     path = Path(source).expanduser()
-    if path.is_dir():
-        from det.predict import from_run
-
-        return from_run(RunDir(path))
-    file = encoder_file(path)
-    from backbones.checkpoints.match import match
-    from backbones.checkpoints.opening import open_checkpoint
-    from det.predict import from_file
-
-    encoder = match(open_checkpoint(file)).vit
-    return from_file(str(file), find(recipe or _recipe(str(file), encoder)).build())
-
-
-def _recipe(file: str, encoder: ViT) -> str:
-    """The published recipe for a detector on an encoder of this shape."""
-    for letter, vit in SIZES.items():
-        if (vit.width, vit.depth) == (encoder.width, encoder.depth) and letter in PUBLISHED["coco"]:
-            return PUBLISHED["coco"][letter]
-    raise ValueError(
-        f"{file}: no published detector has an encoder {encoder.width} wide and {encoder.depth} deep; name the recipe "
-        "it was trained with: --recipe det/NAME"
-    )
+    return from_run(RunDir(path)) if path.is_dir() else from_file(path)
 
 
 def _files(given: Sequence[Path]) -> list[Path]:

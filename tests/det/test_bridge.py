@@ -21,7 +21,8 @@ from det.bridge.run import named, write_lazyconfig
 from det.build import build_detector
 from det.coco import CocoSplit, read_split
 from det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
-from det.detector_file import config_of, open_detector
+from det.detector_config import config_of
+from det.detector_file import open_detector
 from det.evaluate import CocoMetrics
 from det.mask_rcnn import MaskRCNN as Model
 from det.masks import paste
@@ -257,7 +258,7 @@ def test_a_run_within_detectron2(make_coco: Any, tmp_path: Path) -> None:
     assert {file.stem for file in directory.plots.glob("*.png")} >= {"detections", "precision_recall", "errors"}
     there = torch.load(directory.path / "detectron2" / "model_final.pth", weights_only=True)["model"]
     opened = open_detector(directory.detector)
-    assert opened.categories == ("bar", "disc")
+    assert opened.about.categories == ("bar", "disc")
     assert all(torch.equal(value, there[key]) for key, value in opened.model.state_dict().items())
     start = torch.load(directory.path / "detectron2" / "config.pth", weights_only=True)["model"]
     assert any(not torch.equal(value, start[key]) for key, value in there.items())

@@ -13,7 +13,8 @@ from backbones.checkpoints.export import export_encoder
 from backbones.config import SIZES, ViT
 from det.build import build_detector, from_scratch
 from det.config import Heads, MaskRCNN, Proposals, ViTDet
-from det.detector_file import config_of, open_detector, save_detector
+from det.detector_config import config_of
+from det.detector_file import open_detector, save_detector
 from det.recipes import mask_rcnn_vitdet_b_100ep
 from engine.images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -35,7 +36,7 @@ def test_what_is_written_detects_the_same(tmp_path: Path, heads: dict[str, objec
     model, _ = build_detector(config, 3, [5, 1, 7])
     save_detector(tmp_path / "detector.pth", model, config, (3, 7, 9), ("cat", "dog", "emu"))
     opened = open_detector(tmp_path / "detector.pth")
-    assert (opened.category_ids, opened.categories) == ((3, 7, 9), ("cat", "dog", "emu"))
+    assert (opened.about.category_ids, opened.about.categories) == ((3, 7, 9), ("cat", "dog", "emu"))
     found, wanted = (side.eval().detect(IMAGES, SHAPE)[0] for side in (opened.model, model))
     assert len(found.scores) == len(wanted.scores) > 0
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
@@ -63,9 +64,9 @@ def test_detectron2s_file_is_opened(tmp_path: Path) -> None:
     constants = {"pixel_mean": torch.ones(3, 1, 1)}
     torch.save({"model": {**model.state_dict(), **constants}, "iteration": 7}, tmp_path / "model_final.pth")
     opened = open_detector(tmp_path / "model_final.pth")
-    assert opened.config.vitdet.window == 2
-    assert opened.config.image == 64
-    assert (len(opened.category_ids), opened.categories) == (80, ())
+    assert opened.about.config.vitdet.window == 2
+    assert opened.about.config.image == 64
+    assert (len(opened.about.category_ids), opened.about.categories) == (80, ())
     assert torch.equal(opened.model.backbone.net.pos_embed, model.backbone.net.pos_embed)
 
 

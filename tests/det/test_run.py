@@ -116,26 +116,32 @@ def test_a_run_finds_objects_in_any_image(make_coco, tmp_path) -> None:
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         next(detector.predict([file, tmp_path / "nowhere.png"], torch.device("cpu")))
+    directory.detector.unlink()  # as while it is trained
+    [again] = from_run(directory).predict([file], torch.device("cpu"))
+    assert again.results == seen.results
     image = seen.image.permute(1, 2, 0).numpy()
     draw_objects(image, detected(seen.results, detector.category_ids, detector.categories, 0.0), tmp_path / "seen.png")
     assert Image.open(tmp_path / "seen.png").size == (64, 48)
 
 
 def test_a_detector_is_evaluated_as_it_is(make_coco, tmp_path) -> None:
-    config = _config(make_coco(3))
+    encoder, file = VisionTransformer(ENCODER), tmp_path / "gray.safetensors"
+    half = (0.5, 0.5, 0.5)
+    save_encoder(file, encoder.state_dict(), EncoderInfo("mimbench", ENCODER, False, mean=half, std=half))
+    config = _config(make_coco(3), checkpoint=str(file))
     trained = _run_dir(tmp_path / "trained", config)
     outcome = run(config, trained)
     alone = replace(config, checkpoint=str(trained.detector), steps=0, views=Views(sizes=(64,)))
     again = run(alone, _run_dir(tmp_path / "alone", alone))
     assert again.metrics == pytest.approx(outcome.metrics)
     assert (again.facts["epochs"], again.images_per_second) == (0, None)
-    encoder = VisionTransformer(ENCODER)
-    save_encoder(tmp_path / "e.safetensors", encoder.state_dict(), EncoderInfo("mae", ENCODER, True))
-    other = replace(alone, checkpoint=str(tmp_path / "e.safetensors"))
-    with pytest.raises(ValueError, match=r"e\.safetensors is none"):
+    for model in (from_run(trained), from_run(RunDir(tmp_path / "alone"))):
+        assert torch.equal(model.model.pixel_mean, torch.tensor([0.5] * 3).view(3, 1, 1) * 255)
+    other = replace(alone, checkpoint=str(file))
+    with pytest.raises(ValueError, match=r"gray\.safetensors is none"):
         run(other, _run_dir(tmp_path / "other", other))
     with pytest.raises(ValueError, match="0 with checkpoint= naming a whole detector"):
-        replace(config, steps=0)
+        replace(config, steps=0, checkpoint=None)
 
 
 def test_an_encoder_is_loaded_and_named(make_coco, tmp_path) -> None:

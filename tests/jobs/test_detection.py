@@ -25,11 +25,11 @@ def mimbench(*arguments: str | Path) -> Any:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> RunDir:
-    """A detection run with a checkpoint, as if it had finished."""
+    """A detection run that left a detector, as if it had finished."""
     import torch
 
     from det.build import build_detector
-    from engine.checkpoint import save_state, state_path
+    from det.detector_file import save_detector
 
     config = replace(mask_rcnn_handwritten(), heads=replace(mask_rcnn_handwritten().heads, score_threshold=0.0))
     run = RunDir.create(
@@ -39,9 +39,7 @@ def trained(tmp_path: Path) -> RunDir:
     )
     torch.manual_seed(0)
     model, _ = build_detector(config, 1)
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    save_state(state_path(run.checkpoints, 3), {"step": 3, "stepper": {"model": model.state_dict()}})
-    (run.path / "categories.json").write_text(json.dumps([{"id": 1, "name": "object"}]))
+    save_detector(run.detector, model, config, (1,), ("object",))
     return run
 
 
@@ -70,9 +68,10 @@ def test_predict_draws_and_writes(trained: RunDir, tmp_path: Path) -> None:
 
 
 def test_predict_says_what_is_missing(trained: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     for arguments, said in (
         ((trained.path, tmp_path / "nowhere.jpg"), "nowhere.jpg does not exist"),
-        ((trained.path, trained.checkpoints), "there are no images in"),
+        ((trained.path, tmp_path / "empty"), "there are no images in"),
         ((tmp_path / "nothing.pth", _image(tmp_path / "a.png", 0)), "nothing.pth does not exist"),
     ):
         done = mimbench("predict", *arguments, "--out", tmp_path / "none")
