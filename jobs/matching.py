@@ -3,7 +3,8 @@
 What a run did is in its config and its `result.json`, and in those of the pretraining that made its encoder: `did`
 gives all of it as dotted keys, `pretrain.` and `eval.`. Names of runs, recipes and directories are never looked at. A
 run stands in a cell if it is what the cell asks for (`is`: method, size, the thing varied) and has its metric; then
-every setting that the source states is compared, and the verdict is one of
+every setting that the source states is compared, and of those it passes over every one that the recipe which would
+fill the cell sets otherwise. The verdict is one of
 
     same protocol                     the difference is a difference, with an interval where noise is known
     differs in X (ours, paper's)      shown in brackets, never as a plain difference
@@ -21,16 +22,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
+from engine.config import to_text, with_overrides
 from jobs.encoders import Encoder, digest, encoders_of, maker_of, makers
 from jobs.paper import Reference
-from jobs.records import Record
+from jobs.recipes import find
+from jobs.records import Record, science_of
 from jobs.significance import Interval, Sample, interval
 from jobs.table import protocol_of
 
 Status = Literal["same", "differs", "unknown"]
+NEVER_COMPARED = {  # of recipes: who and which, not how; `data` is told by its counts, `decoder` by .05 of 255 at most
+    "seed", "data", "checkpoint", "allow_partial", "decoder", "engine",
+}  # fmt: skip
 SELECTION, BEST = "eval.selection", "best on validation images"
 NAMES = {  # of keys, where the key itself is not what a reader would say
     "pretrain.method.kind": "method",
@@ -63,11 +69,12 @@ class Difference:
     key: str
     ours: Any
     theirs: Any
+    whose: Literal["paper", "recipe"] = "paper"  # recipe: the source does not state it, the recipe of the cell sets it
 
     @property
     def text(self) -> str:
         """`relative positions (on, paper off)`."""
-        return f"{name_of(self.key)} ({shown(self.ours)}, paper {shown(self.theirs)})"
+        return f"{name_of(self.key)} ({shown(self.ours)}, {self.whose} {shown(self.theirs)})"
 
 
 @dataclass(frozen=True)
@@ -320,10 +327,34 @@ def verdict(reference: Reference, facts: Mapping[str, Any]) -> Verdict:
         Difference(key, facts[key], value) for key, value in wanted.items()
         if key in facts and not equal(facts[key], value)
     ]  # fmt: skip
+    differs += [
+        Difference(key, facts[key], value, "recipe") for key, value in _set_by_recipes(reference).items()
+        if key in facts and key not in wanted and key not in reference.unknown and not equal(facts[key], value)
+    ]  # fmt: skip
     if facts.get("eval.partial"):
         differs.append(Difference("eval.partial", facts["eval.partial"], []))
     unknown = tuple(key for key in reference.unknown if not _needless(key, facts))
     return Verdict(tuple(differs), unknown, missing)
+
+
+def _set_by_recipes(reference: Reference) -> dict[str, Any]:
+    """What the recipes of the cell set, stated by the source or not: a run that departs measures something else."""
+    return {
+        f"{part}.{key}": value
+        for part, recipe, overrides in (
+            ("pretrain", reference.pretraining, reference.pretrain_overrides),
+            ("eval", reference.recipe, reference.overrides),
+        )
+        if recipe is not None
+        for key, value in _science(recipe, overrides).items()
+        if key not in NEVER_COMPARED and not key.startswith("encoder.")
+    }
+
+
+@cache
+def _science(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """As `config.txt` would hold it."""
+    return science_of(to_text(with_overrides(find(recipe).build(), list(overrides))))
 
 
 def _needless(key: str, facts: Mapping[str, Any]) -> bool:

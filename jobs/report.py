@@ -55,6 +55,7 @@ CAPTIONS = {  # file name in plots/ -> heading, and what the pictures show
         "What box AP50 would gain without each kind of mistake, and how many there are. Costs do not add up.",
     ),
 }
+WITHOUT_DECODER = "Validation images: the original, what the encoder was given, and the weights it was drawn by."
 UNFINISHED = {
     "failed": "failed",
     "interrupted": "was interrupted; asked for again, it carries on from its last checkpoint",
@@ -223,6 +224,8 @@ def _galleries(found: Iterable[Record], encoders: Mapping[Path, Encoder]) -> dic
 def _picture(file: Path, record: Record, encoder: Encoder) -> Picture:
     data = file.read_bytes()
     heading, what = CAPTIONS.get(file.stem, (file.stem.replace("_", " ").capitalize(), ""))
+    if file.stem == "reconstructions" and record.science.get("method.kind") == "maskalign":
+        heading, what = "What the encoder was shown", WITHOUT_DECODER
     of = record.recipe if record.stage == "pretrain" else f"{record.recipe}, encoder {encoder.name}"
     width, height = struct.unpack(">II", data[16:24]) if file.suffix == ".png" and len(data) > 24 else (None, None)
     url = f"data:{MEDIA[file.suffix]};base64,{base64.b64encode(data).decode()}"

@@ -113,6 +113,8 @@ MATTERS_TO_FINETUNING = [
     ("randaugment=none", {}, "randaugment (none, paper rand-m9-mstd0.5-inc1)"),
     ("ema=0.9999", {}, "ema (0.9999, paper none)"),
     ("clip=1.0", {}, "clip (1, paper none)"),
+    ("positions=regenerate", {}, "positions (regenerate, recipe auto)"),  # not stated by anyone, and not as usual
+    ("schedule=simmim_cosine", {}, "schedule (simmim_cosine, recipe cosine)"),
     ("seed=0", {"classes": 100}, "classes (100, paper 1,000)"),
     ("seed=0", {"val_images": 10_000}, "validation images (10,000, paper 50,000)"),
     ("seed=0", {"train_images": 126_689}, "training images (126,689, paper 1,281,167)"),
@@ -145,6 +147,8 @@ def test_a_finetuning_that_departs_is_no_plain_difference(
         (["lr_factor=none"], "pretraining lr factor (none, paper predict/mask)"),
         (["encoder.image=448"], "pretraining image (448, paper 224)"),
         (["smallest_crop=0.08"], "pretraining smallest crop (0.08, paper 0.2)"),
+        (["resizing=bilinear"], "pretraining resizing (bilinear, recipe bicubic)"),
+        (["method.mixing_init=normal"], "pretraining method mixing init (normal, recipe xavier)"),
     ],
 )
 def test_a_pretraining_that_departs_is_no_plain_difference(runs: Published, overrides: list[str], said: str) -> None:
@@ -173,6 +177,7 @@ def test_pretraining_data_count(runs: Published) -> None:
         ("heads.detections=300", {}, "heads detections (300, paper 100)"),
         ("seed=0", {"val_images": 79}, "validation images (79, paper 5,000)"),
         ("single_class=true", {}, "single class (on, paper off)"),
+        ("heads.samples=256", {}, "heads samples (256, recipe 512)"),
     ],
 )
 def test_a_detector_that_departs_is_no_plain_difference(
