@@ -51,7 +51,7 @@ def make(directory: Path, count: int) -> Counter[str]:
     file.write_text(STUDY.format(count=count - 1))
     study = load_study(str(file), root)
     made, states = list(study.prepare(root).values()), Counter[str]()
-    add_members(root, study.name, {run.name: path for run, path in zip(study.runs, made, strict=True)})
+    add_members(root, study.name, {path: run.name for run, path in zip(study.runs, made, strict=True)})
     for index, run in enumerate(made):
         state = "done" if index == 0 else ("done", "failed", "running", "interrupted", "new")[index % 5]
         states[state] += 1

@@ -128,7 +128,7 @@ def _show_tasks(tasks: Any, as_json: bool) -> int:
 
     if as_json:
         print_json([
-            {"name": t.run.name, "state": t.fate, "why": t.why, "run": str(t.directory.path) if t.directory else None}
+            {"name": t.name, "state": t.fate, "why": t.why, "run": str(t.directory.path) if t.directory else None}
             for t in tasks
         ])  # fmt: skip
     return 0 if all(task.fate == "done" for task in tasks) else 1

@@ -53,7 +53,7 @@ class Display:
         text = TextColumn("{task.fields[text]}", style="dim")
         columns = (TextColumn("{task.description}"), BarColumn(24), text)
         with Progress(*columns, console=self.console, refresh_per_second=2) as self._progress:
-            self._bars = [(task, self._progress.add_task(task.run.name, total=1.0, text="")) for task in tasks]
+            self._bars = [(task, self._progress.add_task(task.name, total=1.0, text="")) for task in tasks]
             try:
                 yield
             finally:
@@ -67,15 +67,13 @@ class Display:
             for task, bar in self._bars:
                 share, text = self._state(task)
                 style = STYLES.get(task.fate, "dim")
-                self._progress.update(
-                    bar, completed=share, text=text, description=f"[{style}]{escape(task.run.name)}[/]"
-                )
+                self._progress.update(bar, completed=share, text=text, description=f"[{style}]{escape(task.name)}[/]")
         elif time.monotonic() - self._spoken > SPEAK:
             self._spoken = time.monotonic()
             for task in self._tasks:
                 if task.fate == "running":
                     share, text = self._state(task)
-                    self.say(f"{task.run.name}: " + (f"{share:.0%}  " if share else "") + text)
+                    self.say(f"{task.name}: " + (f"{share:.0%}  " if share else "") + text)
 
     def _state(self, task: Task) -> tuple[float, str]:
         if task.fate == "done" and task.directory is not None:
@@ -89,7 +87,7 @@ class Display:
             glimpse = self._watches[path].look()
             return glimpse.share, f"{glimpse.text}  {clock(time.monotonic() - task.started)}".strip()
         if task.fate == "waiting" and task.needs:
-            return 0.0, f"waits for {', '.join(need.run.name for need in task.needs if need.fate != 'done')}"
+            return 0.0, f"waits for {', '.join(need.name for need in task.needs if need.fate != 'done')}"
         return 0.0, task.fate + (f": {task.why}" if task.why else "")
 
     def say(self, text: str, style: str = "") -> None:
@@ -101,9 +99,9 @@ class Display:
         """Say how a task ended; of one that cannot say itself why it failed, also the last lines of its log."""
         if task.fate == "done":
             if self._progress is None:
-                self.say(f"{task.run.name}: done, {self._state(task)[1]}")
+                self.say(f"{task.name}: done, {self._state(task)[1]}")
             return
-        self.say(f"{task.run.name}: {task.fate}: {task.why}", style="red")
+        self.say(f"{task.name}: {task.fate}: {task.why}", style="red")
         if task.fate == "failed" and task.directory is not None:
             if task.directory.state() != "failed":
                 for line in last_lines(task.directory.log, LOG_LINES):

@@ -46,6 +46,7 @@ class Task:
     """A run of the study, and what has become of it."""
 
     run: Run
+    name: str  # what people see
     needs: Sequence[Task] = ()
     fate: Fate = "waiting"
     why: str = ""
@@ -74,7 +75,7 @@ class Local:
         self.root, self.retry = root, retry
         self.devices = visible_devices()
         self.slots = slots
-        tasks = {run: Task(run) for run in study.runs}
+        tasks = {run: Task(run, study.titles[run]) for run in study.runs}
         for run, task in tasks.items():
             task.needs = [tasks[need] for need in study.needs(run)]
         self.study, self.tasks = study, list(tasks.values())
@@ -117,7 +118,7 @@ class Local:
                 task.fate = "waiting"  # done, or to be done here
             lost = next((need for need in task.needs if need.fate in ("failed", "left out")), None)
             if task.fate == "waiting" and lost is not None and not self._is_ready(task):
-                self._settle(task, "left out", f"it needs {lost.run.name}")
+                self._settle(task, "left out", f"it needs {lost.name}")
 
     def _start(self) -> None:
         ready = [task for task in self.tasks if task.fate == "waiting" and self._is_ready(task)]
@@ -139,7 +140,7 @@ class Local:
     def _begin(self, task: Task, slot: int) -> None:
         task.directory = task.run.directory(self.root)
         if not isinstance(task.run, Made):
-            add_members(self.root, self.study.name, {task.run.name: task.directory})
+            add_members(self.root, self.study.name, {task.directory: task.name})
         task.started = time.monotonic()
         state = task.directory.state()
         if state == "done":
@@ -149,14 +150,14 @@ class Local:
             self._settle(task, "failed", f"{why(task.directory)} (before; `mimbench retry` starts it again)")
         elif state == "running":
             task.fate = "elsewhere"
-            self.display.say(f"{task.run.name}: another process is running it; waiting for that")
+            self.display.say(f"{task.name}: another process is running it; waiting for that")
         else:
             at = _reached(task.directory)
             task.at, task.starts = at, task.starts + 1 if task.at == at else 1
             device = self.devices[slot % len(self.devices)] if self.devices else os.environ.get("CUDA_VISIBLE_DEVICES")
             task.job = submit(task.directory, device, max(1, cores() // self.slots))
             task.fate, task.slot = "running", slot
-            self.display.say(f"{task.run.name}: started in {task.directory.path}")
+            self.display.say(f"{task.name}: started in {task.directory.path}")
 
     def _ended(self, task: Task) -> None:
         """Believe the run's files, not its process."""
@@ -168,7 +169,7 @@ class Local:
             task.fate = "elsewhere"
             return
         elif state == "lost" and (task.starts < STARTS or _reached(task.directory) != task.at):
-            self.display.say(f"{task.run.name}: {self._reason(task, state)}; it starts again")
+            self.display.say(f"{task.name}: {self._reason(task, state)}; it starts again")
             task.fate = "waiting"
             return
         else:
@@ -197,7 +198,7 @@ class Local:
         """Ask every process to end, insist, and give up on those that will not."""
         running = [task for task in self.tasks if task.fate == "running" and task.job is not None]
         if running:
-            self.display.say("stopping " + ", ".join(task.run.name for task in running))
+            self.display.say("stopping " + ", ".join(task.name for task in running))
         deadline = time.monotonic() + PATIENCE
         while (left := [task for task in running if task.job and not task.job.done()]) and time.monotonic() < deadline:
             for task in left:

@@ -30,13 +30,13 @@ def studies(root: Path) -> dict[str, dict[str, str]]:
     return {content["study"]: content.get("runs", {}) for content in found if "study" in content}
 
 
-def add_members(root: Path, study: str, runs: Mapping[str, RunDir]) -> None:
-    """Note that `runs`, by label, were asked for under the name `study`.
+def add_members(root: Path, study: str, runs: Mapping[RunDir, str]) -> None:
+    """Note that `runs` were asked for under the name `study`, each with its label.
 
     Raises:
         OSError: if that cannot be written.
     """
-    new = {directory_name(run): label for label, run in runs.items()}
+    new = {directory_name(run): label for run, label in runs.items()}
     known = members(root, study)
     if new.items() <= known.items():
         return

@@ -94,15 +94,15 @@ def plan(study: Study, root: Path) -> Plan:
         ValueError: for a bad recipe or override, or a checkpoint that is none.
         FileNotFoundError: if a checkpoint given as a file is not there.
     """
-    states, places = States(root), study.places(root, strict=False)
+    states, places, titles = States(root), study.places(root, strict=False), study.titles
     lines: dict[Run, Line] = {}
     for run in study.ordered():
-        lines[run] = _line(run, places[run], states, [lines[need] for need in study.needs(run)])
+        lines[run] = _line(run, titles[run], places[run], states, [lines[need] for need in study.needs(run)])
     listed = {directory_name(found.run) for found in places.values()}
     return Plan(study, root, [*(lines[run] for run in study.runs), *_orphans(study, root, listed, states)])
 
 
-def _line(run: Run, found: Place, states: States, needs: Sequence[Line]) -> Line:
+def _line(run: Run, title: str, found: Place, states: States, needs: Sequence[Line]) -> Line:
     state, reason = "new", ""
     if found.run.about.exists():
         state, reason = _state(found.run, states)
@@ -114,7 +114,7 @@ def _line(run: Run, found: Place, states: States, needs: Sequence[Line]) -> Line
             "blocked",
             f"needs {lost.name}, which {'has failed' if lost.state == 'failed' else 'cannot start'}",
         )
-    return Line(run.name, found.run, state, reason, run, found)
+    return Line(title, found.run, state, reason, run, found)
 
 
 def _state(run: RunDir, states: States) -> tuple[str, str]:

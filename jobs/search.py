@@ -5,7 +5,7 @@
 
 Nothing waits: each call tells Optuna of every run of the sweep that is done, and adds a round of proposals; those still
 going count as proposed, so that no two are alike. There is no data base: what is known are the runs themselves.
-Needs the extra `optuna`.
+Needs the extra `search`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Search:
         try:
             self._optuna: Any = importlib.import_module("optuna")
         except ImportError as error:
-            raise ValueError("--optuna needs a package that is not here: pip install 'mimbench[optuna]'") from error
+            raise ValueError("--optuna needs a package that is not here: pip install 'mimbench[search]'") from error
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         self.axes, self.metric = axes, metric
         sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)

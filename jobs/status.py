@@ -112,7 +112,7 @@ def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]]) -> tuple
         return None, "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
     if state in ("running", "interrupted", "lost") and attempts:
         glimpse = Watch(run).look()
-        return glimpse.share, glimpse.text
+        return glimpse.share or None, glimpse.text
     return None, str(attempts[-1].get("why", "")) if attempts and state == "failed" else ""
 
 

@@ -13,7 +13,8 @@ in the place of a pretraining.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -157,17 +158,39 @@ class Study:
             raise ValueError(f"study {self.name}: {chain}, which goes round in a circle: take one need away") from None
 
     @cached_property
-    def _labels(self) -> dict[str, Run]:
-        return {run.name: run for run in self.runs}
+    def _alike(self) -> dict[str, list[Run]]:
+        """The runs of each name."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.name, []).append(run)
+        return found
 
     def needs(self, run: Run) -> tuple[Run, ...]:
         """The runs that must be done before `run`."""
         found = [run.need] if run.need is not None else []
-        for need in run.after:
-            if isinstance(need, str) and need not in self._labels:
-                raise ValueError(f"study {self.name}: {run.name} needs {need}, which is not listed")
-            found.append(self._labels[need] if isinstance(need, str) else need)
+        found += [self._called(need, run) if isinstance(need, str) else need for need in run.after]
         return tuple(dict.fromkeys(found))
+
+    def _called(self, name: str, by: Run) -> Run:
+        """The run that `by` needs under its name."""
+        found = self._alike.get(name, [])
+        if len(found) != 1:
+            what = "is not listed" if not found else f"may be any of {len(found)} runs: give them labels"
+            raise ValueError(f"study {self.name}: {by.name} needs {name}, which {what}")
+        return found[0]
+
+    @cached_property
+    def titles(self) -> dict[Run, str]:
+        """What people see of each run: its name and, where several have that, what sets it apart."""
+        shared = {
+            name: Counter(fact for run in alike for fact in _facts(run, {})) for name, alike in self._alike.items()
+        }
+        titles: dict[Run, str] = {}
+        for run in self.ordered():
+            facts, count = shared[run.name], len(self._alike[run.name])
+            apart = [text for fact, text in _facts(run, titles).items() if facts[fact] < count]
+            titles[run] = " ".join([run.name, *apart])
+        return titles
 
     def ordered(self) -> Iterator[Run]:
         """The runs, each after those it needs."""
@@ -211,6 +234,16 @@ class Study:
             for run in new:
                 _unmake(run)
             raise
+
+
+def _facts(run: Run, titles: Mapping[Run, str]) -> dict[Hashable, str]:
+    """What may set `run` apart from others of its name, and how that is said; `titles` are those of what it needs."""
+    facts: dict[Hashable, str] = {run.recipe: run.recipe, **{text: text for text in run.overrides}}
+    if run.checkpoint is not None:
+        facts[run.checkpoint] = f"of {titles.get(run.need, '') if run.need else run.checkpoint}"
+    if run.epoch is not None:
+        facts[run.epoch] = f"after epoch {run.epoch}"
+    return {**facts, (run.gpus, run.nodes): f"on {run.nodes} x {run.gpus} GPUs"}
 
 
 def _unmake(run: RunDir) -> None:
@@ -269,11 +302,14 @@ def start_from(study: Study, given: Sequence[str]) -> Study:
     files: dict[Run, Path] = {}
     for text in given:
         name, separator, file = text.partition("=")
-        found = [run for run in study.runs if run in makers and name in (run.name, run.recipe)]
+        found = [run for run in study.runs if run in makers and name in (run.name, run.recipe, study.titles[run])]
         if name == "pretrained" and len(makers) == 1:
             found = list(makers)
         if not separator or not file or len(found) != 1:
-            names = ", ".join(repr(run.name) for run in study.runs if run in makers) or "none: it has no pretraining"
+            names = (
+                ", ".join(repr(study.titles[run]) for run in study.runs if run in makers)
+                or "none: it has no pretraining"
+            )
             raise ValueError(f"--from {text}: it must be NAME=FILE, and the names in study {study.name} are {names}")
         files[found[0]] = Path(file)
     runs = [

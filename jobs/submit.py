@@ -61,6 +61,12 @@ def must_have_data(found: Plan) -> None:
         )
 
 
+def prepared(study: Study, root: Path) -> None:
+    """Make the directories of all runs, and note that they were asked for."""
+    made = study.prepare(root)
+    add_members(root, study.name, {directory: study.titles[run] for run, directory in made.items()})
+
+
 def submit_local(study: Study, root: Path, slots: int, *, prune: bool = False, retry: bool = False) -> list[Task]:
     """Run what is to be started on this machine, and show it; how each run of the study ended.
 
@@ -75,7 +81,7 @@ def submit_local(study: Study, root: Path, slots: int, *, prune: bool = False, r
         must_have_data(found)
         if prune:
             prune_orphans(found)
-        add_members(root, study.name, {run.name: directory for run, directory in study.prepare(root).items()})
+        prepared(study, root)
     return Local(study, root, slots, retry=retry).run()
 
 
@@ -98,7 +104,7 @@ def submit_cluster(
         must_have_data(found)
         if prune and not dry:
             prune_orphans(found)
-        add_members(root, study.name, {run.name: directory for run, directory in study.prepare(root).items()})
+        prepared(study, root)
         return found, schedulers.submit(units(found, to_start(found, retry), cluster), cluster, root, dry=dry)
 
 

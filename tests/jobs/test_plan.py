@@ -113,7 +113,7 @@ def test_a_need_that_never_made_its_encoder_says_so() -> None:
 
 def test_what_is_in_the_study_no_more_is_an_orphan() -> None:
     made = STUDY.prepare(runs_root())
-    add_members(runs_root(), "mine", {run.name: directory for run, directory in made.items()})
+    add_members(runs_root(), "mine", {directory: run.name for run, directory in made.items()})
     smaller = Study("mine", [PRETRAIN, PROBE])
     [line] = plan(smaller, runs_root()).of("orphaned")
     assert (line.directory, line.name, line.why) == (made[OTHER], "scratch", "it is new")

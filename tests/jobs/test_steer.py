@@ -43,7 +43,7 @@ def made() -> list[RunDir]:
     """A pretraining that is done, and three evaluations: done, failed, new."""
     root = runs_root()
     runs = list(STUDY.prepare(root).values())
-    add_members(root, "mine", {run.name: path for run, path in zip(STUDY.runs, runs, strict=True)})
+    add_members(root, "mine", {path: run.name for run, path in zip(STUDY.runs, runs, strict=True)})
     runs[0].encoder.write_bytes(encoder_bytes("weights"))
     _finish(runs[0], {"loss": 0.25})
     _finish(runs[1], {"knn_top1": 41.5})
@@ -161,7 +161,7 @@ def test_many_at_once_only_after_a_yes(made: list[RunDir], bench: Bench) -> None
     bench.behaviours = {0: "sleeps", 1: "sleeps"}
     for seed in (0, 1):
         run = Run("cls/knn_handwritten", (f"seed={seed}", "k=10")).directory(runs_root())
-        add_members(runs_root(), "two", {str(seed): run})
+        add_members(runs_root(), "two", {run: str(seed)})
         processes.append((run, bench.submit(run, None, 1)))
     deadline = time.monotonic() + 60
     while any(run.state() != "running" for run, _ in processes) and time.monotonic() < deadline:

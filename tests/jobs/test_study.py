@@ -15,8 +15,11 @@ import pytest
 from engine import rundir
 from jobs import cli
 from jobs.demo import EVALUATIONS, Method, demo
+from jobs.members import members
+from jobs.plan import plan
 from jobs.store import config_of, runs_root
 from jobs.study import Run, Study, at_epochs, overridden, start_from
+from jobs.submit import prepared
 from tests.jobs.encoder_file import encoder_bytes
 
 
@@ -197,3 +200,25 @@ def test_the_command_knows_every_method_of_the_demo() -> None:
     """The command line repeats them, so as not to import the demo for its help."""
     hint = inspect.signature(cli.demo).parameters["method"].annotation
     assert all(f"'{method}'" in hint for method in get_args(Method))
+
+
+def test_runs_of_one_name_are_told_apart() -> None:
+    """A sweep without labels: each run has a title of its own, which says what is its own."""
+    pretrain = [Run("pretrain/crossmae_handwritten", ("epochs=3", f"seed={seed}")) for seed in (0, 1)]
+    probes = [Run("cls/knn_handwritten", (f"temperature={t}",), run) for run in pretrain for t in (0.05, 0.1)]
+    study = Study("s", [*pretrain, *probes, Run("cls/knn_handwritten", label="alone")])
+    first = "pretrain/crossmae_handwritten seed=0"
+    assert list(study.titles.values()).count(first) == 1
+    assert study.titles[probes[1]] == f"cls/knn_handwritten temperature=0.1 of {first}"
+    assert study.titles[study.runs[-1]] == "alone"
+    assert len(set(study.titles.values())) == len(study.runs)
+    assert {line.name for line in plan(study, runs_root()).lines} == set(study.titles.values())
+    with pytest.raises(ValueError, match="needs pretrain/crossmae_handwritten, which may be any of 2 runs"):
+        Study("s", [*pretrain, Run("cls/knn_handwritten", after=("pretrain/crossmae_handwritten",))])
+
+
+def test_every_run_of_a_study_is_noted_also_those_of_one_name() -> None:
+    study = Study("s", [Run("cls/knn_handwritten", (f"seed={seed}",)) for seed in range(3)])
+    prepared(study, runs_root())
+    assert sorted(members(runs_root(), "s").values()) == [f"cls/knn_handwritten seed={seed}" for seed in range(3)]
+    assert plan(Study("s", study.runs[:1]), runs_root()).counts == {"new": 1, "orphaned": 2}

@@ -87,7 +87,7 @@ def test_what_was_asked_for_is_kept_and_found_by_name() -> None:
     assert [run.overrides for run in study.runs] == [("seed=0",), ("seed=1",), ("seed=2",)]
     made = study.prepare(runs_root())
     assert config_of(made[study.runs[2]]).seed == 2
-    add_members(runs_root(), "mine", {run.name: directory for run, directory in made.items()})
+    add_members(runs_root(), "mine", {directory: run.name for run, directory in made.items()})
     sweep_of("cls/knn_handwritten", [axis("seed=1..2")], grid([axis("seed=1..2")]), "mine").keep(runs_root())
     assert plan(load_study("mine", runs_root()), runs_root()).counts == {"new": 2, "orphaned": 1}
     (runs_root() / ".mimbench" / "sweeps" / "mine.json").write_text("{}")
@@ -97,7 +97,7 @@ def test_what_was_asked_for_is_kept_and_found_by_name() -> None:
 
 def test_without_optuna_a_search_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(ValueError, match=r"pip install 'mimbench\[optuna\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'mimbench\[search\]'"):
         Search([axis("seed=0..2")], "knn_top1", 0)
 
 
@@ -115,7 +115,7 @@ def _answer(sweep: Sweep, fails: str = "") -> None:
 
 
 def test_optuna_proposes_what_past_runs_point_at() -> None:
-    pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
+    pytest.importorskip("optuna", reason="the extra `search` is not installed")
     axes = [axis("temperature=0.01..1:log")]
     sweep = Sweep("found", "cls/knn_handwritten", [], [])
     for _ in range(6):
@@ -134,7 +134,7 @@ def test_optuna_proposes_what_past_runs_point_at() -> None:
 
 
 def test_optuna_is_told_of_what_failed_and_what_is_going_on() -> None:
-    optuna = pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
+    optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
     axes, state = [axis("temperature=0.01..1:log"), axis("k=10,20"), axis("seed=0..3")], optuna.trial.TrialState
     first = next_round(Sweep("s", "cls/knn_handwritten", [], []), Search(axes, "knn_top1", 0), runs_root(), 9, 3)
     first.study().check()
