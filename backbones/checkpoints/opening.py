@@ -184,6 +184,9 @@ def _torch(file: Path, kind: Kind) -> object:
     try:
         with torch.serialization.safe_globals(safe_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's protocol; what matters is raised
+            if file.suffix == ".safetensors":  # torch would believe the name, which is wrong
+                with file.open("rb") as handle:
+                    return torch.load(handle, map_location="cpu", weights_only=True)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=kind == "torch" and _is_stored(file))
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} {_refusal(file, kind, str(error))}") from None

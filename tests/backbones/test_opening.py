@@ -237,6 +237,7 @@ def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "model.pth")
     assert open_checkpoint(tmp_path / "model.pth").kind == "safetensors"
     assert same(open_checkpoint(saved(tmp_path / "no_suffix", weights())), weights())
+    assert same(open_checkpoint(saved(tmp_path / "torch.safetensors", weights())), weights())
 
 
 def test_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
