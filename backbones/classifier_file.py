@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
+from backbones.checkpoints.info import CLASSIFIER
 from backbones.checkpoints.keys import unwrap
 from backbones.checkpoints.match import Matched, match
 from backbones.checkpoints.opening import Opened, open_checkpoint
@@ -28,8 +29,6 @@ from backbones.classifier import FC_NORM, HEAD, NORM, Classifier, Pool, build_cl
 from backbones.config import Interpolation, Traits, ViT
 from backbones.vit import PLAIN
 from engine.atomic import write_with
-
-METADATA = "mimbench_classifier"  # the metadata key of our files; its value is `ClassifierInfo` as JSON
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def save_classifier(path: Path, model: Classifier, info: ClassifierInfo) -> None
         OSError: if it cannot be written; what was at `path` before stays.
     """
     tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    data = save(dict(sorted(tensors.items())), {METADATA: json.dumps(asdict(info), sort_keys=True)})
+    data = save(dict(sorted(tensors.items())), {CLASSIFIER: json.dumps(asdict(info), sort_keys=True)})
     write_with(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -81,7 +80,7 @@ def load_classifier(path: str | Path, image: int | None = None) -> tuple[Classif
             or weights that are not finite, or cannot be brought to `image`.
     """
     opened = open_checkpoint(path)
-    if METADATA in opened.metadata:
+    if CLASSIFIER in opened.metadata:
         info, state = _recorded(opened), dict(opened.weights)
     else:
         info, state = _foreign(opened)
@@ -108,7 +107,7 @@ def classifier_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def _recorded(opened: Opened) -> ClassifierInfo:
     try:
-        values: dict[str, Any] = json.loads(opened.metadata[METADATA])
+        values: dict[str, Any] = json.loads(opened.metadata[CLASSIFIER])
         values["vit"], values["traits"] = ViT(**values["vit"]), Traits(**values["traits"])
         for name in ("classes", "mean", "std"):
             values[name] = tuple(values[name])

@@ -89,7 +89,7 @@ def require_enough(config: Knn, images: int) -> None:
         fitting = [k for k in config.neighbours if k <= images] or [images]
         raise ValueError(
             f"{max(config.neighbours)} neighbours of {images} training images cannot be had; "
-            f"take neighbours={fitting} k={config.k if config.k in fitting else fitting[-1]}"
+            f"take neighbours={','.join(map(str, fitting))} k={config.k if config.k in fitting else fitting[-1]}"
         )
 
 

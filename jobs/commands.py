@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from jobs.local import Task
     from jobs.study import Study
 
+IN_A_FILE = 120  # characters of a table that no terminal shows
+
 
 def print_json(value: Any) -> None:
     """On stdout, for programs."""
@@ -153,7 +155,7 @@ def show_table(root: Path, as_json: bool) -> None:
     else:
         from rich.console import Console
 
-        Console().print(table.render(rows))
+        Console(width=None if sys.stdout.isatty() else IN_A_FILE).print(table.render(rows))
 
 
 def write_report(root: Path, path: Path | None) -> None:

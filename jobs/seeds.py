@@ -9,6 +9,7 @@ shows them in one cell. What has no seed, or would not use it (k-NN of a given e
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -97,11 +98,17 @@ def to_json(found: Iterable[Spread]) -> list[dict[str, Any]]:
 
 
 def to_text(found: Iterable[Spread]) -> str:
-    """A line each: `finetune_top1  83.57 ± 0.08 over 4 seeds`."""
-    return "\n".join(_line(one) for one in found)
+    """A line each: `finetune_top1  83.57 ± 0.08 over 4 seeds`; below its protocol, where there are several."""
+    groups = {protocol: list(mine) for protocol, mine in itertools.groupby(found, lambda one: one.protocol)}
+    lines = []
+    for protocol, mine in groups.items():
+        lines += [f"\n{protocol}"] if len(groups) > 1 else []
+        width = max(len(one.metric) for one in mine)
+        lines += [_line(one, width) for one in mine]
+    return "\n".join(lines).lstrip("\n")
 
 
-def _line(one: Spread) -> str:
+def _line(one: Spread, width: int) -> str:
     if one.deviation is None:
-        return f"{one.metric:<20} {one.mean:.6g}"
-    return f"{one.metric:<20} {one.mean:.6g} ± {one.deviation:.2g} over {len(one.values)} seeds"
+        return f"{one.metric:<{width}}  {one.mean:.6g}"
+    return f"{one.metric:<{width}}  {one.mean:.6g} ± {one.deviation:.2g} over {len(one.values)} seeds"

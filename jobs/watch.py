@@ -12,7 +12,10 @@ from typing import Any
 from engine.rundir import RunDir
 
 TAIL = 8192  # bytes from the end of a file that are looked at
-SHOWN = ("knn_top1", "linear_top1", "finetune_top1", "box_ap", "mask_ap", "loss")
+SHOWN = (
+    "knn_top1", "fewshot5_ridge_top1", "linear_fast_top1", "linear_top1", "finetune_top1", "val_top1", "box_ap",
+    "mask_ap", "loss",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
 from backbones.config import Interpolation, Traits, ViT
 
 PLAIN = Traits()
+CLASSIFIER = "mimbench_classifier"  # the metadata key of our fine-tuned files; its value is `ClassifierInfo` as JSON
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,22 @@ def from_json(text: str) -> EncoderInfo:
         return EncoderInfo(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"metadata of another version of mimbench, or none of ours: {error}") from None
+
+
+def of_classifier(text: str) -> EncoderInfo:
+    """What the metadata of a fine-tuned file of ours say of the encoder in it.
+
+    Raises:
+        ValueError: if `text` is not that.
+    """
+    try:
+        values: dict[str, Any] = json.loads(text)
+        names = ("vit", "mean", "std", "traits", "recipe", "identity", "interpolation")
+        kind = values["traits"]["positions"]
+        about = {"final_norm": values["pool"] == "cls", "positions": "learned" if kind == "absolute" else kind}
+        return from_json(json.dumps({"family": "finetuned", **about, **{name: values[name] for name in names}}))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"metadata of another version of mimbench: {error}") from None
 
 
 def differences(traits: Traits) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from backbones.checkpoints import geometry
 from backbones.checkpoints.families import FAMILIES
 from backbones.checkpoints.families.ours import ours
 from backbones.checkpoints.family import Family, Positions, compiled, matches
-from backbones.checkpoints.info import EncoderInfo, from_json
+from backbones.checkpoints.info import CLASSIFIER, EncoderInfo, from_json, of_classifier
 from backbones.checkpoints.keys import other_network, unwrap
 from backbones.checkpoints.opening import Opened
 from backbones.config import Traits, ViT
@@ -92,7 +92,7 @@ def match(opened: Opened) -> Matched:
     recorded = _recorded(opened)
     names, wrappers = unwrap(opened.weights)
     seen = {name: opened.weights[key] for key, name in names.items()}
-    family = ours(recorded) if recorded else _family_of(opened, seen)
+    family = ours(recorded, METADATA not in opened.metadata) if recorded else _family_of(opened, seen)
     sorting = _Sorting(opened, family, names)
     try:
         return sorting.matched(wrappers, recorded)
@@ -101,10 +101,10 @@ def match(opened: Opened) -> Matched:
 
 
 def _recorded(opened: Opened) -> EncoderInfo | None:
-    if METADATA not in opened.metadata:
-        return None
     try:
-        return from_json(opened.metadata[METADATA])
+        if METADATA in opened.metadata:
+            return from_json(opened.metadata[METADATA])
+        return of_classifier(opened.metadata[CLASSIFIER]) if CLASSIFIER in opened.metadata else None
     except ValueError as error:
         raise ValueError(f"{opened.file} has {error}") from None
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from backbones.checkpoint import load_encoder
 from backbones.classifier import Classifier, build_classifier, load_encoder_into
 from backbones.classifier_file import ClassifierInfo, load_classifier, save_classifier
 from backbones.config import Traits, ViT
@@ -136,15 +137,14 @@ def test_a_robustness_set_lets_its_own_classes_compete_alone(
 
 
 def test_a_fine_tuned_classifier_is_an_encoder_too(folder: Path, tmp_path: Path) -> None:
-    from backbones.checkpoint import load_encoder
     from backbones.content import content_hash
 
-    wide = ViT(width=128, depth=2, heads=2, patch=8, image=16)  # heads as the file's shapes imply them
+    wide = ViT(width=96, depth=2, heads=4, patch=8, image=16)  # no shape tells the heads
     model = _classifier(wide, 3)
     file = tmp_path / "classifier.safetensors"
     save_classifier(file, model, ClassifierInfo("mae", wide, "avg", 3, COLOURS))
     state, info = load_encoder(file)
-    assert (info.family, info.vit) == ("finetuned", wide)
+    assert (info.family, info.vit, info.final_norm, info.positions) == ("finetuned", wide, False, "learned")
     assert torch.equal(state["blocks.1.mlp.fc2.weight"], model.state_dict()["blocks.1.mlp.fc2.weight"])
     encoder, classifier = content_hash(file), content_hash(file, role="classifier")
     torch.nn.init.ones_(model.head.bias)  # type: ignore[arg-type]
@@ -166,6 +166,9 @@ def test_a_classifier_with_traits_comes_back_the_same(traits: Traits, tmp_path: 
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded(images), model(images))
     assert info.traits == traits
+    state, encoder = load_encoder(tmp_path / "c.safetensors")
+    assert (encoder.vit, encoder.traits, encoder.final_norm) == (vit, traits, True)
+    assert torch.equal(state["norm.weight"], model.norm.weight)  # type: ignore[arg-type]
 
 
 def test_another_image_size_resizes_the_positions_and_leaves_the_papers_crop(folder: Path, tmp_path: Path) -> None:

@@ -124,5 +124,5 @@ def test_a_validation_set_that_is_the_training_set_is_found_and_said(
 
 def test_too_many_neighbours_are_refused_before_any_work(folder: Path, new_run: Callable[[Any], Any]) -> None:
     config = Knn(data=str(folder), encoder=TINY, image=16, compute=SMALL)
-    with pytest.raises(ValueError, match=r"200 neighbours of 72 training images .* neighbours=\[10, 20\] k=20"):
+    with pytest.raises(ValueError, match=r"200 neighbours of 72 training images .* neighbours=10,20 k=20"):
         run(config, new_run(config))

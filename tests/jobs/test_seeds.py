@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,10 @@ def _chain() -> Study:
 
 def test_mean_and_deviation_are_those_of_mae_readme() -> None:
     spread = Spread("finetune", "finetune_top1", (83.63, 83.66, 83.52, 83.46))
-    assert to_text([spread]) == f"{'finetune_top1':<20} 83.5675 ± 0.094 over 4 seeds"
+    assert to_text([spread]) == "finetune_top1  83.5675 ± 0.094 over 4 seeds"
+    both = to_text([spread, replace(spread, metric="finetune_top5"), replace(spread, protocol="linear")])
+    lines = [line.split("  ")[0] for line in both.splitlines()]
+    assert lines == ["finetune", "finetune_top1", "finetune_top5", "", "linear", "finetune_top1"]
     assert to_json([spread])[0]["mean"] == pytest.approx(83.57, abs=0.005)
     assert to_json([Spread("knn", "knn_top1", (50.0,))])[0]["deviation"] is None
 
