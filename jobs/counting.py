@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.config import ViT
+from det.memory import Saved
 from engine.config import leaves
 from pretrain.config import Pretrain
 from pretrain.masking import Masked
@@ -137,21 +139,26 @@ def count(model: nn.Module) -> int:
 
 
 def kept_for_backward(model: nn.Module, *inputs: Any) -> int:
-    """Bytes that autograd saves in a forward pass of `model`, in float32 and without weights."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    saved: dict[int, Tensor] = {}  # by storage; the tensors are held, so that no storage's place is taken again
+    """Bytes that autograd saves in a forward pass of `model`, in float32 and without weights.
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            saved[storage._cdata] = tensor
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(*inputs)  # held, or its graph would go
-        found = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    What has no numbers is taken for what it would be on a CPU: on `meta` other operations are chosen.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = model.to_empty(device="cpu") if _is_meta(model) else model
+        saved = Saved(model)
+        with saved.counting():
+            output = model(*tree_map_only(Tensor, _as_on_cpu, inputs))  # held, or its graph would go
+            found = saved.bytes
     del output
     return found
+
+
+def _is_meta(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _as_on_cpu(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor
 
 
 def detectors() -> Iterator[Counted]:

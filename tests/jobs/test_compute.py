@@ -14,9 +14,12 @@ import torch
 from torch import nn
 
 from backbones.config import SIZES
+from det.memory import Saved
 from jobs import compute, cost, counting, records
 from jobs.paper import references
 from jobs.recipes import find
+from pretrain.masking import Masked
+from pretrain.methods import build_method
 from tests.jobs.published import Published
 
 # Parameters of the official models with 12 decoder blocks (CrossMAE) and 8 (MAE), and of detectron2's ViTDet-B.
@@ -70,6 +73,20 @@ def test_what_is_kept_is_in_the_papers_proportion(counted: list[counting.Counted
     printed = {one.row: float(one.value) * 2**20 for one in references("crossmae/table4") if one.column == "memory"}
     ratios = [(printed[name] - 16 * parameters[name]) / (kept[name] or 1) for name in printed]
     assert max(ratios) / min(ratios) < 1.15
+
+
+def test_what_is_kept_is_what_a_cpu_keeps(counted: list[counting.Counted]) -> None:
+    """CrossMAE ViT-S with 25 % predicted, built in earnest."""
+    config = find("pretrain/crossmae_vits_800ep").build()
+    order = torch.arange(196)[None]
+    masked = Masked(order[:, :49], order[:, 49:98], order[:, 98:])
+    method, images = build_method(config.method, config.encoder), torch.zeros(1, 3, 224, 224)
+    saved = Saved(method)
+    with saved.counting():
+        loss = method(images, masked)
+    assert loss.requires_grad
+    [kept] = [one.kept for one in counted if (one.size, one.name) == ("S", "CrossMAE .25")]
+    assert kept == pytest.approx(saved.bytes, rel=0.01)
 
 
 def test_saved_tensors_of_a_layer_one_can_count() -> None:
