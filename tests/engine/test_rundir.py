@@ -132,7 +132,7 @@ def test_lost_when_its_process_is_gone_or_is_another_with_its_number(run: RunDir
 def test_a_zombie_is_gone(run: RunDir) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     run.begin_attempt()
-    _rewrite(run, pid=process.pid, process_started=rundir._started(process.pid))
+    _rewrite(run, pid=process.pid, process_started=rundir.process_started(process.pid))
     assert run.state() == "running"
     process.kill()
     deadline = time.monotonic() + 10
