@@ -65,7 +65,7 @@ class _OwnLosses(torch.autograd.Function):
     def backward(ctx: Any, grad_H: Tensor) -> tuple[None, Tensor, Tensor, None]:
         weight_grad, bias_grad = ctx.saved_tensors
         factor_H = grad_H * len(grad_H)  # of the mean over heads
-        return None, weight_grad * factor_H[:, None, None], bias_grad * factor_H[:, None], None
+        return None, weight_grad.mul_(factor_H[:, None, None]), bias_grad.mul_(factor_H[:, None]), None
 
 
 def own_losses(features_BD: Tensor, weight_HCD: Tensor, bias_HC: Tensor, label_B: Tensor) -> Tensor:
@@ -85,25 +85,25 @@ def losses_and_gradients(
     device = features_BD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     weights, biases, inputs_BD = weight_HCD.to(dtype), bias_HC.to(dtype), features_BD.to(dtype)
-    weight_grad, bias_grad = torch.zeros_like(weight_HCD), torch.zeros_like(bias_HC)
+    weight_grad, bias_grad = torch.empty_like(weight_HCD), torch.zeros_like(bias_HC)
     losses_H = torch.zeros(heads, device=features_BD.device)
     most = LOGITS.get(device, LOGITS["cuda"])
     rows = min(len(label_B), max(1, most // classes))
     group = max(1, most // (rows * classes))  # heads in one product
+    share = 1 / len(label_B)
     with torch.autocast(device, enabled=False):
-        for part_BD, labels in zip(inputs_BD.split(rows), label_B.split(rows), strict=True):
+        for number, (part_BD, labels) in enumerate(zip(inputs_BD.split(rows), label_B.split(rows), strict=True)):
             for start in range(0, heads, group):
                 here = slice(start, start + group)
                 losses, gradient_BHC = _residuals(part_BD, weights[here], biases[here], labels)
                 losses_H[here] += losses
                 bias_grad[here] += gradient_BHC.sum(0)
-                flat = gradient_BHC.flatten(1).to(dtype)
+                flat, total = gradient_BHC.flatten(1).to(dtype), weight_grad[here].flatten(0, 1)
                 if dtype == torch.float32:
-                    weight_grad[here].flatten(0, 1).addmm_(flat.T, part_BD)
+                    total.addmm_(flat.T, part_BD, beta=min(number, 1), alpha=share)
                 else:
-                    weight_grad[here].flatten(0, 1).add_(flat.T @ part_BD)
-    images = len(label_B)
-    return losses_H.div_(images), weight_grad.div_(images), bias_grad.div_(images)
+                    (total if number else total.zero_()).add_(flat.T @ part_BD, alpha=share)
+    return losses_H.mul_(share), weight_grad, bias_grad.mul_(share)
 
 
 def _residuals(features_BD: Tensor, weight_HCD: Tensor, bias_HC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ class HeadOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the gradients that are there."""
+        """One update from the gradients that are there, which are used up: new memory costs more than the arithmetic."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -152,7 +152,7 @@ class HeadOptimizer(torch.optim.Optimizer):
                 if parameter.ndim > 2:
                     gradient = _decayed(parameter, gradient, group["decays"])
                     if group["trust"] is not None:
-                        gradient = gradient * _trust(parameter, gradient, group["trust"])
+                        gradient.mul_(_trust(parameter, gradient, group["trust"]))
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
@@ -167,7 +167,7 @@ def _by_head(values: Sequence[float], parameter: Tensor) -> Tensor:
 
 
 def _decayed(weight: Tensor, gradient: Tensor, decays: Sequence[float]) -> Tensor:
-    return gradient.addcmul(weight, _by_head(decays, weight)) if any(decays) else gradient
+    return gradient.addcmul_(weight, _by_head(decays, weight)) if any(decays) else gradient
 
 
 def _trust(weight: Tensor, gradient: Tensor, trust: float) -> Tensor:
