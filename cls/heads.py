@@ -143,7 +143,7 @@ class HeadOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the gradients that are there, which are used up: new memory costs more than the arithmetic."""
+        """One update from the gradients, which are used up: new memory would cost more than the arithmetic."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -56,13 +56,20 @@ def linear_fast_handwritten() -> FastLinear:
         batch=512,
         compute=_small(),
         encode_batch=64,
+        stored="fp32",  # they are few; and a single head is then the slow probe to the image
     )
 
 
 def fewshot_handwritten() -> FewShot:
     """Few-shot with the demo's encoder on handwritten; seconds on one core."""
-    return replace(
-        fewshot(), data="handwritten", encoder=HANDWRITTEN, image=64, eval_crop=1.0, compute=_small(), encode_batch=64
+    return FewShot(
+        data="handwritten",
+        encoder=HANDWRITTEN,
+        image=64,
+        eval_crop=1.0,
+        compute=_small(),
+        encode_batch=64,
+        stored="fp32",  # as for the fast probe, whose features these are
     )
 
 
