@@ -47,6 +47,7 @@ class Cluster:
     gpu_request: Literal["gpus-per-node", "gres", "none"] = plumbing("gpus-per-node", about="how GPUs are asked for")
     gpu_type: str | None = plumbing(None, about="as the site calls it, a100 for instance")
     gpus_per_node: int = plumbing(8, about="GPUs that a node has; 0: it has none")
+    gpu_memory_gb: float | None = plumbing(None, about="GiB of each GPU: detection must fit before it is submitted")
     cpus_per_task: int = plumbing(8, about="CPUs for each process, of which there is one for each GPU")
     srun_inherits_cpus: bool = plumbing(False, about="srun takes cpus-per-task over from sbatch (not in 22.05)")
     memory_gb: float | None = plumbing(None, about="GiB for each process")
@@ -80,16 +81,22 @@ class Cluster:
     def shape(self, gpus: int = 1, nodes: int = 1, minutes: int | None = None) -> Shape:
         """What a run of `nodes` x `gpus` processes asks for; where there are no GPUs, each has its CPUs alone.
 
+        Smaller nodes than the run thinks of: more of them, if that comes to as many GPUs.
+
         Raises:
-            ValueError: for more GPUs than a node has, or more time than the site grants.
+            ValueError: for GPUs that no number of nodes comes to, or more time than the site grants.
         """
-        tasks, wanted = max(1, gpus), self.minutes if minutes is None else minutes
+        wanted = self.minutes if minutes is None else minutes
         has_gpus = self.gpu_request != "none" and self.gpus_per_node > 0
         if has_gpus and gpus > self.gpus_per_node:
-            raise ValueError(
-                f"{gpus} GPUs on a node, but nodes of cluster {self.name} have gpus_per_node={self.gpus_per_node}: "
-                "ask for more nodes"
-            )
+            total, each = gpus * nodes, self.gpus_per_node
+            if total % each:
+                raise ValueError(
+                    f"{total} GPUs, but nodes of cluster {self.name} have gpus_per_node={each}, and no number of them "
+                    f"comes to that: ask for a multiple of {each}"
+                )
+            gpus, nodes = each, total // each
+        tasks = max(1, gpus)
         if wanted < 1 or (self.max_minutes is not None and wanted > self.max_minutes):
             raise ValueError(
                 f"a time limit of {wanted} minutes, but cluster {self.name} grants max_minutes={self.max_minutes}: "

@@ -58,7 +58,7 @@ def execute(run: RunDir) -> int:
             return _follow(run, config, signals)
         slurm_job.settle(run)
         number = run.begin_attempt(step=slurm_job.steps_done(run), job=slurm_job.current())
-        with _logging(run.log), _heartbeat(run, number):
+        with _logging(run.log), _heartbeat(run, number), slurm_job.releasing(run):
             return _attempt(run, number, config, signals)
 
 

@@ -116,10 +116,7 @@ def _parameters(batch: Batch, cluster: Cluster, dependency: str | None) -> dict[
         "stderr_to_stdout": True,
         "setup": [*cluster.setup, *_choice(batch), *_environment(batch, cluster)],
         "teardown": _afterwards(batch, cluster),
-        "srun_args": [
-            "--kill-on-bad-exit=1",
-            *([] if cluster.srun_inherits_cpus else [f"--cpus-per-task={shape.cpus}"]),
-        ],
+        "srun_args": ["--kill-on-bad-exit=1", *_cpus(shape, cluster)],
         "additional_parameters": _additional(batch, cluster),
     }
     return {key: value for key, value in wanted.items() if value is not None or key == "wckey"}

@@ -12,6 +12,7 @@ whatever is noted, queued, running or done is not handed in again, by whoever an
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Queue", "Shape", "Submission", "Unit", "cancel", "queue", "requeue", "status_of", "submit", "waiting"]
 
+log = logging.getLogger(__name__)
+
 Status = Literal["new", "queued", "running", "done", "failed", "interrupted", "lost", "blocked"]
 
 WAIT = 120.0  # seconds for another shell that is submitting
@@ -49,7 +52,7 @@ class Unit(NamedTuple):
 
 
 def submit(units: Sequence[Unit], cluster: Cluster, root: Path, *, dry: bool = False) -> list[Submission] | str:
-    """Hand in the runs that are not done, running or queued; their submissions, in the order of `units`.
+    """Hand in the runs that are not done, running or queued; the submissions of `units`, then of what waited before.
 
     With `dry` nothing is handed in: the sbatch files, one after the other, which a person can hand in.
 
@@ -67,7 +70,9 @@ def submit(units: Sequence[Unit], cluster: Cluster, root: Path, *, dry: bool = F
         wanted = [unit for unit in units if unit.run.path not in queued and unit.run.state() not in ("done", "running")]
         batches = _noted(wanted, cluster, root) if wanted else []
         _send_all([*before, *batches], cluster, fresh={batch.id for batch in batches})
-    return [found for unit in units if (found := submission.read(unit.run)) is not None]
+    waited = (RunDir(root / path) for batch in before if batch.cluster == cluster.name for path in batch.runs.values())
+    runs = dict.fromkeys([*(unit.run for unit in units), *waited])
+    return [found for run in runs if (found := submission.read(run)) is not None]
 
 
 def waiting(cluster: Cluster, root: Path) -> int:
@@ -178,6 +183,7 @@ def _send(batch: Batch, cluster: Cluster, fresh: bool) -> None:
         except slurm.SilentError:
             if pause is None:
                 raise
+            log.warning("SLURM does not answer; trying again in %.0f s", pause)
             time.sleep(pause)
         fresh = False
 
@@ -274,12 +280,17 @@ def _history(job: str) -> str | None:
 
 def _needs_failed(run: RunDir) -> bool:
     """Whether something it needs has failed, or waits in vain itself."""
-    root = run.path.parents[1]
-    for path in run.read_about().get("needs", ()):
-        need = RunDir(root / path)
-        if need.about.is_file() and need.state() != "done" and (need.state() == "failed" or _needs_failed(need)):
-            return True
-    return False
+    return any(need.state() == "failed" or _needs_failed(need) for need in _missing(run))
+
+
+def _missing(run: RunDir) -> list[RunDir]:
+    """What is not done of what it needs; of a pretraining it may need no more than an encoder that is there already."""
+    about, root = run.read_about(), run.path.absolute().parents[1]
+    checkpoint = about.get("checkpoint") or {}
+    identity, _, epoch = str(checkpoint.get("run")).partition("@")
+    left = identity if epoch and Path(checkpoint["path"]).is_file() else None
+    needs = [RunDir(root / path) for path in about.get("needs", ()) if left is None or not path.endswith(f"-{left}")]
+    return [need for need in needs if need.about.is_file() and need.state() != "done"]
 
 
 def cancel(runs: Iterable[RunDir], cluster: Cluster) -> list[RunDir]:
@@ -327,7 +338,6 @@ def requeue(runs: Sequence[RunDir], cluster: Cluster, root: Path | None = None) 
             slurm.requeue(found.job)
         elif found.job not in states:
             batch = submission.read_batch(top, found.batch)
-            needs = tuple(RunDir(top / path) for path in run.read_about().get("needs", ()))
-            units.append(Unit(run, batch.shape, needs, batch.name))
+            units.append(Unit(run, batch.shape, tuple(_missing(run)), batch.name))
     if units:
         submit(units, cluster, units[0].run.path.parents[1])

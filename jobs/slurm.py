@@ -150,6 +150,18 @@ def requeue(job: str) -> None:
     ask("scontrol", "requeue", job)
 
 
+def release(jobs: Iterable[str]) -> None:
+    """Let those of the jobs that wait for others wait no longer.
+
+    Raises:
+        ValueError: in SLURM's words, if that may not be.
+        SilentError: if the controller cannot be reached.
+    """
+    states, _ = listing()
+    if waiting := [job for job in jobs if states.get(job) == "PENDING"]:
+        ask("scontrol", "update", f"JobId={','.join(waiting)}", "Dependency=")
+
+
 def cancel(jobs: Iterable[str]) -> None:
     """Take jobs out of the queue, and end those that run. One that is over already is none of our business."""
     if listed := sorted(jobs):

@@ -1,4 +1,4 @@
-"""Inside a SLURM job: who this process is among its ranks, where they meet, and whether a job goes back to the queue.
+"""Inside a SLURM job: its ranks and where they meet, what may start before its end, whether it goes back to the queue.
 
     python -m jobs.slurm_job RUN_DIR JOB CODE      # the end of every sbatch file, when the run was stopped from outside
 
@@ -12,23 +12,30 @@ Nothing is saved when SLURM's warning arrives: checkpoints are written on schedu
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine.atomic import write_json
 from engine.rundir import RunDir
 from jobs import slurm
-from jobs.submission import ATTEMPTS, read
+from jobs.submission import ATTEMPTS, LINK, read
+
+log = logging.getLogger(__name__)
 
 MEETING = "rendezvous"  # in a run directory, while it runs: where the first process is, and errors of the others
 PATIENCE = 600.0  # seconds that ranks wait for the first one to say where they meet
+LOOK = 5.0  # seconds between two looks for encoders that a pretraining leaves on its way
 PORTS = range(20000, 32000)  # below 32768, where Linux takes ports for outgoing connections from
 EMPTY_STARTS = 3  # restarts of a job whose process died before it could record that it began
 ENDED_BY_ITSELF = ("done", "failed")
@@ -176,6 +183,59 @@ def _rank_error(run: RunDir, since: float) -> str | None:
         if said["time"] >= since:
             return f"process {said['rank']}: {said['why']}"
     return None
+
+
+# -------------------------------------------------------------------------------------- evaluations of what is there
+
+
+@contextmanager
+def releasing(run: RunDir) -> Iterator[None]:
+    """Within, evaluations that wait for an encoder of this pretraining may start as soon as the encoder is there.
+
+    They were submitted to wait for the end of this job (`afterok`), and do so where a node may not change that.
+    """
+    if current() is None or run.read_about()["stage"] != "pretrain":
+        yield
+        return
+    over = threading.Event()
+
+    def look() -> None:
+        seen: set[str] = set()
+        while not over.wait(LOOK):
+            there = {file.name for file in run.encoder_at(0).parent.glob("*.safetensors")}
+            if there - seen:
+                seen = there
+                let_start(run)
+
+    thread = threading.Thread(target=look, name="releasing", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def let_start(run: RunDir) -> None:
+    """Take the dependency from jobs that wait for this run and whose encoder it has left already."""
+    try:
+        if jobs := list(_waiting_for(run)):
+            slurm.release(jobs)
+    except (ValueError, OSError) as error:
+        log.warning("evaluations of encoders on the way wait for the end: %s", error)
+
+
+def _waiting_for(run: RunDir) -> Iterator[str]:
+    """The jobs that need nothing but an encoder which this run has left."""
+    root, identity = run.path.absolute().parents[1], run.read_about()["identity"]
+    for link in root.glob(f"*/*/{LINK}"):
+        other = RunDir(link.parent)
+        about, found = other.read_about(), read(other)
+        checkpoint = about.get("checkpoint") or {}
+        is_mine = str(checkpoint.get("run")).startswith(f"{identity}@") and Path(checkpoint["path"]).is_file()
+        needs = [RunDir(root / need) for need in about["needs"]]
+        if is_mine and found and found.job and all(n.path.name == run.path.name or n.state() == "done" for n in needs):
+            yield found.job
 
 
 # ---------------------------------------------------------------------------------------------- at the end of the job

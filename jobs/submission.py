@@ -83,8 +83,8 @@ class Batch:
         write_json(self.folder / "batch.json", {**record, "shape": self.shape._asdict()})
 
     def accepted(self, job: str) -> Batch:
-        """The same with its job id, written down."""
-        batch = replace(self, job=job)
+        """The same with its job id and the time of that, written down."""
+        batch = replace(self, job=job, submitted=time.time())
         batch.write()
         (self.folder / "unsent").unlink(missing_ok=True)
         return batch

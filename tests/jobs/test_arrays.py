@@ -112,6 +112,26 @@ def test_statuses(tmp_path: Path) -> None:
     assert status(after, {}) == "blocked"
 
 
+def test_an_evaluation_on_the_way_needs_no_more_than_the_encoder_of_its_epoch(tmp_path: Path) -> None:
+    about = {"recipe": "pretrain/x", "stage": "pretrain", "identity": "0a1b"}
+    pretrain = RunDir.create(tmp_path / "pretrain" / "x-0a1b", "", about)
+    pretrain.end_attempt(pretrain.begin_attempt(), "failed", "the disk was full")
+    encoder = pretrain.encoder_at(100)
+    checkpoint = {"path": str(encoder), "hash": None, "run": "0a1b@100"}
+    about = {
+        "recipe": "cls/knn",
+        "stage": "cls",
+        "identity": "c",
+        "needs": ["pretrain/x-0a1b"],
+        "checkpoint": checkpoint,
+    }
+    knn = RunDir.create(tmp_path / "cls" / "knn-c", "", about)
+    assert status_of(knn, {}) == "blocked"
+    encoder.parent.mkdir()
+    encoder.touch()
+    assert status_of(knn, {}) == "new"
+
+
 def test_dependencies(tmp_path: Path) -> None:
     a, b = _run(tmp_path, "a"), _run(tmp_path, "b")
     _submitted(tmp_path, "12", a, b)

@@ -61,8 +61,11 @@ def test_an_unknown_cluster_and_names_that_are_none() -> None:
 def test_shapes() -> None:
     assert GPU.shape(gpus=4, nodes=2, minutes=30) == Shape(2, 4, 10, 4, 256.0, 30)
     assert replace(GPU, gpus_per_node=0).shape(gpus=2).gpus == 0
-    with pytest.raises(ValueError, match="8 GPUs on a node, but nodes of cluster a100 have gpus_per_node=4"):
-        GPU.shape(gpus=8)
+    assert GPU.shape(gpus=8, minutes=30) == Shape(2, 4, 10, 4, 256.0, 30), "nodes half as large: twice as many"
+    with pytest.raises(
+        ValueError, match="6 GPUs, but nodes of cluster a100 have gpus_per_node=4, and no number of them"
+    ):
+        GPU.shape(gpus=6)
     with pytest.raises(ValueError, match="a time limit of 5000 minutes, but cluster a100 grants max_minutes=2880"):
         replace(GPU, max_minutes=2880).shape(minutes=5000)
 

@@ -21,6 +21,22 @@ from pathlib import Path
 
 WITH_US = ("setpriv", "--pdeathsig", "TERM")  # ends when this process does, even if by SIGKILL
 
+# Reads a pipe that ends with its writer, however that ends; then kills what has the cluster's configuration in its
+# environment: daemons, and jobs, which would outlive them.
+GUARD = """
+import os, signal, sys, time
+sys.stdin.read()
+mine = f"SLURM_CONF={sys.argv[1]}".encode()
+for _ in range(3):
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and mine in open(f"/proc/{name}/environ", "rb").read().split(b"\\0"):
+                os.kill(int(name), signal.SIGKILL)
+        except OSError:
+            pass
+    time.sleep(0.2)
+"""
+
 CONF = """\
 ClusterName=mimbench
 SlurmctldHost={host}
@@ -83,10 +99,14 @@ class Cluster:
         self.ports = _free_ports(3)
         self.controller: subprocess.Popen[bytes] | None = None
         self.daemons: list[subprocess.Popen[bytes]] = []
+        self.guard: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start everything and wait until both nodes are idle."""
         (self.directory / "state").mkdir(parents=True)
+        self.guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", GUARD, str(self.conf)], stdin=subprocess.PIPE, start_new_session=True
+        )
         self._start_munge()
         self.configure(user_signal=True)
         self.start_controller()
@@ -103,6 +123,8 @@ class Cluster:
         for daemon in [*self.daemons[1:], self.controller, *self.daemons[:1]]:
             if daemon is not None:
                 _stop(daemon)
+        if self.guard is not None:
+            self.guard.communicate(timeout=30)
 
     def configure(self, user_signal: bool) -> None:
         """Write slurm.conf."""

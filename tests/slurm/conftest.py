@@ -93,9 +93,18 @@ class Site:
         return status_of(run, commands.queue(self.profile, self.root), self.profile)
 
     def wait(self, run: RunDir, status: str, seconds: float = 400) -> None:
-        """Until the run has a status."""
+        """Until the run has a status; that it failed is not waited out."""
+        seen = ""
+
+        def settled() -> bool:
+            nonlocal seen
+            seen = self.status(run)
+            return seen in (status, "failed")
+
         try:
-            wait_for(lambda: self.status(run) == status, seconds, f"{run.path.name} {status}")
+            wait_for(settled, seconds, f"{run.path.name} {status}")
+            if seen != status:
+                raise TimeoutError(f"{run.path.name} is not {status}")
         except TimeoutError as error:
             said = "\n".join(file.read_text()[-1500:] for file in (self.root / ".mimbench").rglob("*_log.out"))
             queue = self.cluster.ask("squeue", "-r", "-o", "%i %j %T %r %S")

@@ -1,4 +1,4 @@
-"""Studies through the command on a real SLURM whose nodes are drained: nothing starts, each step can be looked at."""
+"""Studies through the command on a real SLURM, most on drained nodes: nothing starts, each step can be looked at."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs import plan as planning
-from jobs import submission
+from jobs import schedulers, submission
 from jobs.cli import app
+from jobs.study import Run, Study
 from jobs.study_files import load_study
-from tests.slurm.cluster import Cluster
-from tests.slurm.conftest import Site
+from jobs.submit import submit_cluster
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.conftest import LONG, PRETRAIN, Site
 
 pytestmark = pytest.mark.xdist_group("slurm")
 
@@ -107,3 +109,24 @@ def test_what_needs_a_failed_run_is_not_submitted(drained: Site, cluster: Cluste
     plan = planning.plan(study, drained.root)
     assert {line.state for line in plan.lines} == {"queued"}
     assert all(submission.read(line.directory) for line in plan.lines)
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_the_way_starts_when_its_encoder_is_there(site: Site, cluster: Cluster) -> None:
+    """The pretraining is far from done, and what waits for its end goes on waiting."""
+    long = Run(PRETRAIN, (*LONG, "epochs=200", "keep_encoder_every=1"), label="long")
+    soon, late = (
+        Run("cls/knn_handwritten", ("neighbours=10,20",), long, name, epoch=epoch)
+        for name, epoch in (("soon", 1), ("late", None))
+    )
+    study = Study("on the way", [long, soon, late])
+    site.root.mkdir()
+    submit_cluster(study, site.root, site.profile)
+    made = study.prepare(site.root)
+    wait_for(made[soon].attempts, 300, "the evaluation of epoch 1")
+    assert site.status(made[long]) == "running"
+    assert site.status(made[late]) == "queued"
+    site.wait(made[soon], "done")
+    assert not made[long].result.exists()
+    schedulers.cancel([made[long], made[late]], site.profile)
+    wait_for(lambda: cluster.ask("squeue", "-h") == "", 60, "an empty queue")

@@ -16,7 +16,7 @@ from jobs import schedulers, submission
 from jobs.cluster import Cluster as Profile
 from jobs.doctor_cluster import examine, rehearse
 from jobs.schedulers import Unit
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Site, in_another_shell
 
 pytestmark = pytest.mark.xdist_group("slurm")
@@ -64,7 +64,7 @@ def test_array_dependency_bad_run_drained_nodes_and_two_submitters(site: Site, c
     assert len(bad.attempts()) == 1, "an error is not tried again"
     for run in knn[:2]:
         site.wait(run, "done")
-    assert cluster.ask("squeue", "-h") == "", "nothing waits for ever"
+    wait_for(lambda: cluster.ask("squeue", "-h") == "", 60, "an empty queue: nothing waits for ever")
     assert all(_output(run) for run in runs)
 
 

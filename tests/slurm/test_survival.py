@@ -20,7 +20,7 @@ from jobs import schedulers
 from jobs.slurm import SilentError
 from jobs.slurm_job import steps_done
 from jobs.submission import read, unsent
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -116,8 +116,9 @@ def test_preempted_by_sigterm_alone_and_slurm_restarted_meanwhile(
         together.wait(two, "queued")
         assert schedulers.waiting(site.profile, site.root) == 1
         assert schedulers.waiting(site.profile, site.root) == 0
-        for where, run in ((alone, one), (together, two), (site, late)):
-            where.wait(run, "done")
+        alone.wait(one, "done")
+        together.wait(two, "done")
+        site.wait(late, "done")
     finally:
         cluster.restart_controller(user_signal=True)
     for run, tasks in ((one, 1), (two, 2)):
@@ -128,44 +129,43 @@ def test_preempted_by_sigterm_alone_and_slurm_restarted_meanwhile(
 def test_out_of_time_and_put_back_and_killed(site: Site, never_stopped: dict[int, RunDir], cluster: Cluster) -> None:
     """Three runs side by side: a time limit, `scontrol requeue`, and SIGKILL of the second of two processes."""
     places = [Site(site.root / name, site.profile, cluster) for name in ("limit", "back", "killed")]
-    (limit, back, killed), runs = places, [place.pretrain() for place in places]
-    back.submit(runs[1])
-    killed.submit(runs[2], tasks=2)
-    back.wait_for_step(runs[1], 10)
-    killed.wait_for_step(runs[2], 10)
-    job = read(runs[1])
-    assert job is not None
-    cluster.ask("scontrol", "requeue", str(job.job))
-    _processes(runs[2])[1].kill()
-    long = limit.pretrain("epochs=100")
+    limit, back, killed = places
     limit.profile = replace(limit.profile, signal_seconds=600)  # SLURM looks every half minute only
-    limit.submit(long)
-    limit.wait_for_step(long, 5)
-    at = read(long)
-    assert at is not None
-    cluster.ask("scontrol", "update", f"JobId={at.job}", f"TimeLimit={_minutes(cluster, str(at.job)) + 5}")
-    limit.wait(long, "queued")
-    cluster.ask("scontrol", "update", f"JobId={at.job}", "TimeLimit=30")
-    back.wait(runs[1], "done")
-    killed.wait(runs[2], "done")
-    _same(runs[1], never_stopped[1])
-    _same(runs[2], never_stopped[2])
-    assert [attempt["state"] for attempt in runs[1].attempts()] == ["interrupted", "done"]
-    assert [attempt["state"] for attempt in runs[2].attempts()] == ["interrupted", "done"]
-    limit.wait(long, "done")
-    assert [attempt["state"] for attempt in long.attempts()] == ["interrupted", "done"]
-    assert "preempted, or out of time" in long.attempts()[0]["why"]
+    late, returned, robbed = runs = [place.pretrain() for place in places]
+    for place, run, tasks in zip(places, runs, (1, 1, 2), strict=True):
+        place.submit(run, tasks=tasks)
+    jobs = [found.job for run in runs if (found := read(run))]
+    limit.wait_for_step(late, 10)
+    with _paused(late):
+        cluster.ask("scontrol", "update", f"JobId={jobs[0]}", f"TimeLimit={_minutes(cluster, str(jobs[0])) + 5}")
+        back.wait_for_step(returned, 10)
+        cluster.ask("scontrol", "requeue", str(jobs[1]))
+        killed.wait_for_step(robbed, 10)
+        _processes(robbed)[1].kill()
+        limit.wait(late, "queued")  # SLURM wakes what it warns
+    cluster.ask("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=30")
+    for place, run, tasks in zip(places, runs, (1, 1, 2), strict=True):
+        place.wait(run, "done")
+        _same(run, never_stopped[tasks])
+        assert [attempt["state"] for attempt in run.attempts()] == ["interrupted", "done"]
+    assert "preempted, or out of time" in late.attempts()[0]["why"]
 
 
-def test_cancelled_stays_cancelled(site: Site, cluster: Cluster) -> None:
+def test_a_node_fails_and_what_is_cancelled_stays_so(site: Site, cluster: Cluster) -> None:
     run = site.pretrain()
     site.submit(run)
     site.wait_for_step(run, 10)
     found = read(run)
     assert found is not None
+    node = cluster.ask("squeue", "-h", "-j", str(found.job), "-o", "%N").strip()
+    cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    wait_for(lambda: len(run.attempts()) == 2, 300, "a second start, on the other node")
+    cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    site.wait_for_step(run, run.attempts()[1]["step"] + 5)
+    assert run.attempts()[1]["step"] >= 10, "it goes on from its last checkpoint"
     cluster.ask("scancel", str(found.job))
     site.wait(run, "interrupted")
-    assert [attempt["state"] for attempt in run.attempts()] == ["interrupted"]
+    assert [attempt["state"] for attempt in run.attempts()][1:] == ["interrupted"]
     assert "stays out of the queue" in _output(run) or str(found.job) not in cluster.ask("squeue", "-h", "-o", "%i")
     schedulers.requeue([run], site.profile)
     site.wait(run, "running")
@@ -199,7 +199,8 @@ def _paused(run: RunDir) -> Iterator[None]:
         yield
     finally:
         for process in processes:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def _output(run: RunDir) -> str:
