@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test quick lint bench requirements clean
+.PHONY: help demo test quick lint docs bench requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -32,6 +32,10 @@ lint: $(VENV)/.installed  ## ruff, mypy and codespell, as CI runs them
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+docs: $(VENV)/.installed  ## the pages of docs/ as a site, in build/docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo build/docs/index.html
 
 bench: $(VENV)/.installed  ## every side-by-side measurement of benchmarks/, with its floor (minutes; wants an idle machine)
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

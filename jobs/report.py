@@ -147,7 +147,10 @@ def _page(found: Sequence[Record]) -> str:
 
 
 def _by_category(found: Sequence[Record], encoders: Mapping[Path, Encoder]) -> list[tuple[str, str, list[Any]]]:
-    """Of each detection protocol the latest encoder against the first one, from scratch if there is that: box APs."""
+    """Of each detection protocol the latest encoder against the first one, from scratch if there is that: box APs.
+
+    None where there is one category: its AP is in the table of results.
+    """
     protocols: dict[str, list[Record]] = {}
     for record in found:
         if record.stage == "det" and record.result and (record.run.path / "categories.json").exists():
@@ -156,7 +159,7 @@ def _by_category(found: Sequence[Record], encoders: Mapping[Path, Encoder]) -> l
     for records_of_one in protocols.values():
         ordered = sorted(records_of_one, key=lambda record: bool(encoders[record.run.path].origin))
         names = (encoders[ordered[0].run.path].name, encoders[ordered[-1].run.path].name)
-        if names[0] != names[1] and (changes := _changes(ordered[0], ordered[-1])):
+        if names[0] != names[1] and len(changes := _changes(ordered[0], ordered[-1])) > 1:
             shown.append((*names, changes))
     return shown
 

@@ -1,56 +1,251 @@
-"""What the pages in docs/ tell people to type is there, and so are the tables and recipes they name."""
+"""What README.md and docs/ tell people to type does what they say.
+
+Every command is read by the command line's own parser, so that its name, options and values exist; recipes, their keys,
+studies, tables and protocols are looked up. Then the commands of a page are run, in its order, in a directory with runs
+of published recipes in it (their numbers made up), as far as they need no cluster, no data set that is not here, and no
+minutes: `ELSEWHERE` says of each that is not run which test runs it.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+import torch
 import typer.main
+from PIL import Image
+from typer.testing import CliRunner
 
-from jobs import paper
+import engine.result
+from jobs import paper, paper_check
 from jobs.cli import app
-from jobs.recipes import find
+from jobs.evaluate import STAGE
+from jobs.recipes import find, recipes
+from jobs.store import resolve
+from jobs.study_files import load_study, ready_studies
+from tests.jobs.published import Published
+from tests.jobs.test_formats import fill
 
-DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = {  # what is not run here, by how it begins, and what runs it
+    "run ": "tests/jobs/test_end_to_end.py; published recipes need their data and GPUs",
+    "evaluate ": "tests/jobs/test_evaluate.py",
+    "doctor --data": "tests/jobs/test_doctor.py",
+    "doctor --cluster": "tests/slurm",
+    "cluster check": "tests/slurm",
+    "data check": "tests/cls, tests/det: of ImageNet and COCO",
+    "data shrink": "tests/jobs/test_shrink.py",
+    "data make": "tests/jobs/test_end_to_end.py, by its name",
+    "submit lr ": "tests/slurm",
+    "submit short.py --cluster a100$": "tests/slurm",
+    "submit short.py --cluster local": "tests/jobs/test_local.py",
+    "submit crossmae": "tests/slurm",
+    "retry": "tests/jobs/test_steer.py",
+    "watch": "tests/jobs/test_watch.py",
+    "cost --study": "tests/jobs/test_steer.py, of studies that were submitted",
+    "status --study": "tests/jobs/test_steer.py, of studies that were submitted",
+    "compare-predictions": "tests/jobs/test_predictions.py",
+    "predict": "tests/jobs/test_detection.py",
+    "memory": "tests/jobs/test_detection.py",
+    "lazyconfig": "tests/jobs/test_lazyconfig.py",
+    "flops": "tests/pretrain/test_flops.py",
+    "table crossmae/compute": "tests/jobs/test_compute.py",
+    "--install-completion": "it writes into the shell's settings",
+    "--help": "tests/jobs/test_cli.py",
+}
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def _lines(page: Path) -> list[str]:
+    """What a page says to type; of a recorded session what was typed."""
+    shell = [line for block in _blocks(page, "bash") for line in block.splitlines()]
+    typed = [line[2:] for block in _blocks(page, "console") for line in block.splitlines() if line.startswith("$ ")]
+    return [line.strip() for line in shell + typed if line.strip() and not line.startswith("#")]
+
+
+def _words(line: str) -> list[str]:
+    """Of a `mimbench` command, without its name."""
+    return shlex.split(line, comments=True)[1:]
+
+
+RECIPES = {recipe.name for recipe in recipes()}
 COMMANDS = sorted({
-    line
-    for page in PAGES
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("mimbench ")
+    shlex.join(_words(line)) for page in PAGES for line in _lines(page) if line.startswith("mimbench ")
 })  # fmt: skip
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_command_exists(line: str) -> None:
-    words = shlex.split(line, comments=True)[1:]
-    command = typer.main.get_command(app)
-    while getattr(command, "commands", None):
-        command = command.commands[words[0]]  # type: ignore[attr-defined]
-        words = words[1:]
-    known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("-")} <= known
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_understood(command: str) -> None:
+    words, found = shlex.split(command), typer.main.get_command(app)
+    if words[0].startswith("--"):
+        assert words[0] in {"--install-completion", *(name for one in found.params for name in one.opts), "--help"}
+        return
+    while getattr(found, "commands", None):
+        assert words[0] in found.commands  # type: ignore[attr-defined]
+        found, words = found.commands[words[0]], words[1:]  # type: ignore[attr-defined]
+    found.make_context("mimbench", words)  # raises for what it does not know
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if re.match(r"mimbench table \w+/", line)])
-def test_table_exists(line: str) -> None:
-    name = shlex.split(line)[2]
-    assert name == "crossmae/compute" or paper.find(name)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_it_names_is_there(command: str) -> None:
+    name, *words = shlex.split(command)
+    plain = [word for word in words if not word.startswith("-")]
+    if name == "run" and "/" in plain[0]:
+        resolve(plain[0], [word for word in plain[1:] if "=" in word])
+    elif name in ("memory", "lazyconfig", "recipes", "sweep") and plain:
+        find(plain[0])
+    elif name == "evaluate":
+        assert set(words[words.index("--on") + 1].split(",")) <= set(STAGE)
+    elif name == "table" and plain:
+        assert plain[0] == "crossmae/compute" or paper.find(plain[0])
+    elif name in ("plan", "submit") and "/" in plain[0]:
+        assert plain[0] in ready_studies()
 
 
-def test_inline_commands_exist() -> None:
+def test_names_in_prose_are_there() -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        assert set(re.findall(r"`mimbench (\w+)", text)) <= known, page
-        for name in re.findall(r"`((?:pretrain|cls|det)/\w+)`", text):
-            find(name)
+        assert set(re.findall(r"`mimbench ([a-z]\S*?)[ `]", text)) <= known, page
+        for file in re.findall(r"`((?:tests|jobs|pretrain|backbones|engine|cls|det|docs|benchmarks)/[\w/.]*)`", text):
+            assert (ROOT / file).exists() or file in RECIPES or "your" in file, f"{page.name}: {file}"
 
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_pictures_are_small() -> None:
+    sizes = [file.stat().st_size for file in (ROOT / "docs" / "images").glob("*")]
+    assert max(sizes) < 300_000
+    assert sum(sizes) < 1_000_000
+
+
+def test_everything_else_it_says_to_type_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for line in _lines(page):
+            if line.startswith("make ") and "/" not in line:
+                assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE), line
+            for file in re.findall(r"\b(?:requirements\.txt|environment\.yml)\b", line):
+                assert (ROOT / file).exists()
+
+
+# ----------------------------------------------------------------------------------------------------- and it works
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with runs, a checkpoint and a study in it, as a reader who has done all of this has."""
+    place = tmp_path_factory.mktemp("workplace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.result, "commit", lambda: None)
+        runs = fill(place / "runs")
+        runs.pretrain()
+        _give_categories(runs)
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0)
+    for name in ("checkpoint.pth", "encoder.safetensors", "crossmae_vitb.pth"):
+        torch.save(model.state_dict(), place / name)
+    (place / "short.py").write_text(next(b for b in _blocks(ROOT / "docs" / "clusters.md", "python")))
+    for folder in ("imagenet/train/n01440764", "imagenet/val/n01440764", "birds/train/wren", "birds/val/wren"):
+        (place / "datasets" / folder).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (len(folder), 90, 40)).save(place / "datasets" / folder / "a.png")
+    for folder in ("annotations", "train2017", "val2017"):
+        (place / "datasets" / "coco" / folder).mkdir(parents=True)
+    yield place
+
+
+def _give_categories(runs: Published) -> None:
+    """And a log."""
+    for file in (runs.root / "det").glob("*/result.json"):
+        (file.parent / "log.txt").write_text("done\n")
+        (file.parent / "categories.json").write_text('[{"id": 1, "name": "person", "box_ap": 50.0}]')
+
+
+def _is_elsewhere(command: str) -> bool:
+    return any(re.match(how, command) for how in ELSEWHERE) and not command.startswith("data check images")
+
+
+def _given(words: list[str], place: Path) -> list[str]:
+    """Paths of this machine and names of runs for those that stand for them."""
+    names = iter(sorted(file.parent.name for file in (place / "runs" / "det").glob("*/result.json")))
+    found = []
+    for word in words:
+        word = next(names) if word == "RUN" else word.replace("/datasets/", f"{place}/datasets/")  # noqa: PLW2901
+        found += sorted(map(str, Path().glob(word)))[:1] if "*" in word else [word]
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "slurm-session"], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_work(
+    page: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "here"
+    shutil.copytree(workplace, place)
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("MIMBENCH_RUNS")
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("imagenet", "coco"):
+        _mimbench(["data", "add", name, str(place / "datasets" / name)])
+    _mimbench(["cluster", "add", "a100", "partition=gpu", "gpus_per_node=8"])
+    for line in _lines(page):
+        words = _words(line) if line.startswith("mimbench ") else []
+        if words and not _is_elsewhere(" ".join(words)):
+            _mimbench(_given(words, place))
+
+
+def _mimbench(words: list[str]) -> None:
+    done: Any = CliRunner().invoke(app, words, prog_name="mimbench")
+    assert done.exit_code == 0, f"mimbench {shlex.join(words)}\n{done.output}\n{done.exception!r}"
+
+
+def test_every_reason_for_not_running_is_needed() -> None:
+    for how in ELSEWHERE:
+        assert any(re.match(how, command) for command in COMMANDS), f"no page says `mimbench {how}`"
+
+
+def test_studies_in_prose_are_studies(workplace: Path) -> None:
+    study = load_study(str(workplace / "short.py"), workplace / "runs")
+    study.check()
+    assert len(study.runs) == 6
+
+
+def test_the_paper_in_prose_is_a_paper(tmp_path: Path) -> None:
+    shutil.copytree(paper.PAPERS, tmp_path / "papers")
+    [text] = _blocks(ROOT / "docs" / "adding.md", "toml")
+    (tmp_path / "papers" / "mimx.toml").write_text(text)
+    assert paper_check.problems(tmp_path / "papers") == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_in_prose_compiles(page: Path) -> None:
+    for block in _blocks(page, "python"):
+        compile(block, str(page), "exec")
+
+
+def test_the_site_is_built_without_a_network(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # whatever asks gets no answer
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **proxies}, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in PAGES[1:]:
+        html = (tmp_path / "site" / page.with_suffix(".html").name).read_text()
+        assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=.https?://", html), (
+            f"{page.name} loads from elsewhere"
+        )
