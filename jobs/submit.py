@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from engine.rundir import RunDir
 from jobs.lock import lock
 from jobs.members import add_members, forget
+from jobs.memory import must_fit
 from jobs.plan import STARTABLE, Line, Plan, plan
 from jobs.steer import cancel
 from jobs.study import Made, Run, Study
@@ -94,7 +95,7 @@ def submit_cluster(
     directories of the runs are made.
 
     Raises:
-        ValueError: if something in the study is wrong, or the scheduler refuses.
+        ValueError: if something in the study is wrong, or too large for a GPU, or the scheduler refuses.
         OSError: if a directory cannot be written (then none is), or the scheduler does not answer.
     """
     from jobs import schedulers
@@ -102,6 +103,7 @@ def submit_cluster(
     with submitting(root):
         found = plan(study, root)
         must_have_data(found)
+        must_fit((line.run for line in to_start(found, retry) if line.run is not None), cluster)
         if prune and not dry:
             prune_orphans(found)
         prepared(study, root)
@@ -175,11 +177,19 @@ def _requeue(runs: Sequence[RunDir], root: Path, name: str) -> None:
 
 
 def _cluster_of(run: RunDir) -> str:
-    if not (run.path / "submission.json").exists():
-        return "local"
+    """Where it was started last.
+
+    Raises:
+        ValueError: if that was on a cluster, where it was cancelled.
+    """
     from jobs import submission
 
     noted = submission.read(run)
+    if noted is None and (attempts := run.attempts()) and attempts[-1].get("job"):
+        raise ValueError(
+            f"{run.path} was cancelled on its cluster: `mimbench submit STUDY --cluster NAME` hands it in again, "
+            f"`mimbench run {run.path}` goes on with it here"
+        )
     return noted.cluster if noted else "local"
 
 

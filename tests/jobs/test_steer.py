@@ -21,6 +21,7 @@ from jobs.explain import explain_place, explain_run
 from jobs.members import add_members, directory_name
 from jobs.store import place, resolve, runs_root
 from jobs.study import Run, Study
+from jobs.submit import start_again
 from tests.jobs.encoder_file import encoder_bytes
 
 if TYPE_CHECKING:
@@ -184,6 +185,14 @@ def test_retrying_leaves_alone_what_is_done(made: list[RunDir], bench: Bench) ->
     assert (made[1].path / "old-1" / "result.json").exists(), "what it had made lies aside"
     assert made[1].state() == "done"
     assert [seed for seed, *_ in bench.submitted] == [1, 0]
+
+
+def test_what_was_cancelled_on_a_cluster_is_not_started_here(made: list[RunDir]) -> None:
+    run = Run("cls/knn_handwritten", ("seed=99",)).directory(runs_root())
+    run.end_attempt(run.begin_attempt(job="12_3", step=0), "interrupted", "cancelled")
+    with pytest.raises(ValueError, match="was cancelled on its cluster: `mimbench submit STUDY --cluster NAME`"):
+        start_again([run], runs_root(), slots=1)
+    assert len(run.attempts()) == 1
 
 
 def test_pruning_asks_and_says_what_goes(made: list[RunDir], tmp_path: Path) -> None:
