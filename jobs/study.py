@@ -168,15 +168,21 @@ class Study:
     def needs(self, run: Run) -> tuple[Run, ...]:
         """The runs that must be done before `run`."""
         found = [run.need] if run.need is not None else []
-        found += [self._called(need, run) if isinstance(need, str) else need for need in run.after]
+        found += [self.named(need, run) for need in run.after]
         return tuple(dict.fromkeys(found))
 
-    def _called(self, name: str, by: Run) -> Run:
-        """The run that `by` needs under its name."""
-        found = self._alike.get(name, [])
+    def named(self, need: Run | str, by: Run) -> Run:
+        """The run that `by` needs, by itself or by its name.
+
+        Raises:
+            ValueError: if none has that name, or more than one.
+        """
+        if isinstance(need, Run):
+            return need
+        found = self._alike.get(need, [])
         if len(found) != 1:
             what = "is not listed" if not found else f"may be any of {len(found)} runs: give them labels"
-            raise ValueError(f"study {self.name}: {by.name} needs {name}, which {what}")
+            raise ValueError(f"study {self.name}: {by.name} needs {need}, which {what}")
         return found[0]
 
     @cached_property
@@ -298,29 +304,30 @@ def start_from(study: Study, given: Sequence[str]) -> Study:
     Raises:
         ValueError: for anything else, listing what can be replaced.
     """
-    makers = {run.need for run in study.runs if run.need is not None}
-    files: dict[Run, Path] = {}
-    for text in given:
-        name, separator, file = text.partition("=")
-        found = [run for run in study.runs if run in makers and name in (run.name, run.recipe, study.titles[run])]
-        if name == "pretrained" and len(makers) == 1:
-            found = list(makers)
-        if not separator or not file or len(found) != 1:
-            names = (
-                ", ".join(repr(study.titles[run]) for run in study.runs if run in makers)
-                or "none: it has no pretraining"
-            )
-            raise ValueError(f"--from {text}: it must be NAME=FILE, and the names in study {study.name} are {names}")
-        files[found[0]] = Path(file)
-    runs = [
-        replace(run, checkpoint=files[run.need]) if run.need in files else run for run in study.runs if run not in files
-    ]
-    gone = {run.name for run in files}
-    return Study(study.name, [replace(run, after=tuple(n for n in run.after if _name(n) not in gone)) for run in runs])
+    files = dict(_given(text, study) for text in given)
+    kept = {
+        run: replace(
+            run,
+            checkpoint=files.get(run.need, run.checkpoint) if run.need else run.checkpoint,
+            after=tuple(need for need in run.after if study.named(need, run) not in files),
+        )
+        for run in study.runs
+        if run not in files
+    }
+    return Study(study.name, [_with(run, kept) for run in kept])
 
 
-def _name(need: Run | str) -> str:
-    return need if isinstance(need, str) else need.name
+def _given(text: str, study: Study) -> tuple[Run, Path]:
+    """The pretraining that `LABEL=FILE` means, and the file."""
+    makers = [run for run in study.runs if any(other.need == run for other in study.runs)]
+    names = {run: (run.name, run.recipe, study.titles[run]) for run in makers}
+    if len(makers) == 1:
+        names = {makers[0]: (*names[makers[0]], "pretrained")}
+    found = {run: name for run in makers for name in names[run] if text.startswith(f"{name}=")}
+    if len(found) != 1 or not (file := text.removeprefix(f"{next(iter(found.values()))}=")):
+        known = ", ".join(repr(study.titles[run]) for run in makers) or "none: it has no pretraining"
+        raise ValueError(f"--from {text}: it must be NAME=FILE, and the names in study {study.name} are {known}")
+    return next(iter(found)), Path(file)
 
 
 def overridden(study: Study, overrides: Sequence[str]) -> Study:
@@ -354,5 +361,5 @@ def _has(run: Run, override: str) -> bool:
 def _with(run: Run, changed: Mapping[Run, Run]) -> Run:
     """`run` as it is now, starting from and waiting for what the others are now."""
     now = changed.get(run, run)
-    after = tuple(_with(need, changed) if isinstance(need, Run) else need for need in run.after)
-    return replace(now, checkpoint=_with(run.need, changed) if run.need else run.checkpoint, after=after)
+    after = tuple(_with(need, changed) if isinstance(need, Run) else need for need in now.after)
+    return replace(now, checkpoint=_with(now.need, changed) if now.need else now.checkpoint, after=after)

@@ -160,6 +160,22 @@ def test_a_study_can_start_in_the_middle(tmp_path: Path) -> None:
         start_from(both, ["pretrained=/x/a.pth"])
 
 
+def test_what_starts_in_the_middle_keeps_what_comes_after() -> None:
+    """A teacher from a file: its student, the student's probe, and what waits for that probe are still a study."""
+    teachers = [Run("pretrain/crossmae_handwritten", (f"seed={seed}",)) for seed in (0, 1)]
+    student = Run("pretrain/maskalign_handwritten", checkpoint=teachers[0], after=(teachers[1],))
+    probe = Run("cls/knn_handwritten", checkpoint=student)
+    last = Run("cls/knn_handwritten", checkpoint=teachers[1], label="last", after=(probe,))
+    study = Study("s", [*teachers, student, probe, last])
+    given = start_from(study, ["pretrain/crossmae_handwritten seed=0=/x/a=b.pth"])
+    assert [run.name for run in given.runs] == [run.name for run in study.runs[1:]]
+    assert given.runs[1].checkpoint == Path("/x/a=b.pth")
+    assert given.runs[2].need == given.runs[1]
+    assert given.needs(given.runs[3]) == (given.runs[0], given.runs[2])
+    with pytest.raises(ValueError, match="the names in study s are 'pretrain/crossmae_handwritten seed=0', "):
+        start_from(study, ["pretrain/crossmae_handwritten=/x/a.pth"])
+
+
 def test_overrides_of_a_whole_study_go_to_who_has_the_key() -> None:
     pretrain = Run("pretrain/crossmae_handwritten")
     study = Study("s", [pretrain, Run("cls/linear_handwritten", checkpoint=pretrain, label="linear")])
