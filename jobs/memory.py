@@ -1,16 +1,21 @@
-"""`mimbench memory RECIPE [KEY=VALUE]...`: what a detection recipe needs on each GPU (det/memory.py)."""
+"""What detection recipes need on each GPU (det/memory.py): `mimbench memory RECIPE [KEY=VALUE]...`.
+
+Before runs are handed to a cluster whose profile says how large its GPUs are (`gpu_memory_gb`), they are checked too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from jobs.commands import print_json
+from jobs.recipes import find
 from jobs.store import resolve
 
 if TYPE_CHECKING:
     from det.memory import Estimate
+    from jobs.cluster import Cluster
+    from jobs.study import Run
 
 
 def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_json: bool) -> int:
@@ -23,6 +28,7 @@ def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_
     if recipe.stage != "det":
         raise ValueError(f"{name}: memory is estimated for detection recipes, det/...; `mimbench recipes` lists them")
     from det.memory import advice, estimate
+    from jobs.commands import print_json
 
     needed = estimate(config, gpus)
     what = advice(config, int(free * 2**30), gpus) if free is not None else None
@@ -33,6 +39,25 @@ def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_
         if what is not None:
             print(what)
     return int(what is not None)
+
+
+def must_fit(runs: Iterable[Run], cluster: Cluster) -> None:
+    """Each of `runs` that trains a detector fits a GPU of `cluster`, if that is known to be so large.
+
+    Raises:
+        ValueError: for the first that does not: the estimate, and what would fit.
+    """
+    if cluster.gpu_memory_gb is None:
+        return
+    for run in runs:
+        if find(run.recipe).stage != "det":
+            continue
+        from det.memory import advice
+
+        config = resolve(run.recipe, run.overrides)[1]
+        what = advice(config, int(cluster.gpu_memory_gb * 2**30), run.gpus * run.nodes)
+        if what is not None:
+            raise ValueError(f"{run.name}: the GPUs of cluster {cluster.name} are too small: {what}")
 
 
 def _print(name: str, needed: Estimate) -> None:

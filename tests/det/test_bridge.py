@@ -6,6 +6,7 @@ The tests of the second half need detectron2 and are skipped without it; its Pyt
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
@@ -16,6 +17,7 @@ import torch
 
 from backbones.config import ViT
 from det.augment import fitted, render
+from det.batches import TrainingImages
 from det.bridge import installed
 from det.bridge.run import named, write_lazyconfig
 from det.build import build_detector
@@ -37,6 +39,7 @@ with_detectron2 = pytest.mark.skipif(
     bool(installed.missing()), reason=f"needs detectron2 (lacks {', '.join(installed.missing())}): {installed.INSTALL}"
 )
 
+DRAWS = 1500
 HEADS = Heads(samples=16, convs=1, channels=16, fc=32, score_threshold=0.05, detections=10)
 CASES = {
     "mask": HEADS,
@@ -218,6 +221,50 @@ def as_batch(items: list[dict[str, Any]]) -> dict[str, Any]:
         for item in items
     ]
     return {"images": images, "sizes": sizes, "targets": targets}
+
+
+@with_detectron2
+def test_training_images_are_distributed_as_its_are(make_coco: Any, edit: Any, tmp_path: Path) -> None:
+    """Sizes, boxes and brightness of the same image, drawn many times by either side."""
+    import numpy as np
+    from detectron2.config import instantiate
+
+    config = config_for(make_coco(1), augment=Augment(smallest=0.1, largest=2.0))
+    edit(Path(config.data) / "annotations" / "instances_train2017.json", polygons_alone)
+    _, file = written(config, tmp_path)
+    lazy, _ = instantiated(file)
+    dataset, mapper = instantiate(lazy.dataloader.train.dataset), instantiate(lazy.dataloader.train.mapper)
+    images = TrainingImages(splits_of(config)[0], config.augment, config.image, masks=True)
+    random.seed(0)
+    np.random.seed(0)
+    ours, theirs = [], []
+    for _ in range(DRAWS):
+        image, target = images[0]
+        ours.append(facts_of(image, target["boxes"]))
+        record = mapper(dataset[0])
+        theirs.append(facts_of(record["image"], record["instances"].gt_boxes.tensor))
+    for one, other in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        assert furthest(np.array(one), np.array(other)) < 1.95 * (2 / DRAWS) ** 0.5  # one in a thousand is further
+
+
+def polygons_alone(content: dict[str, Any]) -> None:
+    """Regions go, whose boxes detectron2 rounds to pixels with all others'."""
+    content["annotations"] = [one for one in content["annotations"] if isinstance(one["segmentation"], list)]
+
+
+def facts_of(image: torch.Tensor, boxes: torch.Tensor) -> list[float]:
+    """Height, width, objects, mean corner and size of their boxes, brightness."""
+    corners = boxes.double().mean(0).tolist() if len(boxes) else [-1.0] * 4
+    return [*image.shape[1:], len(boxes), *corners, image.double().mean().item()]
+
+
+def furthest(one: Any, other: Any) -> float:
+    """Kolmogorov and Smirnov's distance of two samples' distributions."""
+    import numpy as np
+
+    values = np.sort(np.concatenate([one, other]))
+    shares = [np.searchsorted(np.sort(side), values, side="right") / len(side) for side in (one, other)]
+    return float(np.abs(shares[0] - shares[1]).max())
 
 
 @with_detectron2

@@ -16,6 +16,9 @@ from det.recipes import mask_rcnn_handwritten
 from engine.config import to_text
 from engine.rundir import RunDir
 from jobs.cli import app
+from jobs.cluster import Cluster
+from jobs.study import Run, Study
+from jobs.submit import submit_cluster
 
 
 def mimbench(*arguments: str | Path) -> Any:
@@ -93,3 +96,13 @@ def test_memory() -> None:
     wrong = mimbench("memory", "cls/knn")
     assert wrong.exit_code == 1
     assert "det/..." in wrong.output
+
+
+def test_what_does_not_fit_is_not_submitted(tmp_path: Path) -> None:
+    study = Study("small", [Run("cls/knn_handwritten", label="knn"), Run("det/mask_rcnn_handwritten", label="coco")])
+    cluster = Cluster(name="small", gpu_memory_gb=0.85)
+    with pytest.raises(
+        ValueError, match=r"coco: the GPUs of cluster small are too small: about .*; it fits with"
+    ):
+        submit_cluster(study, tmp_path / "runs", cluster, dry=True)
+    assert not (tmp_path / "runs" / "det").exists()
