@@ -320,7 +320,7 @@ def start_from(study: Study, given: Sequence[str]) -> Study:
 def _given(text: str, study: Study) -> tuple[Run, Path]:
     """The pretraining that `LABEL=FILE` means, and the file."""
     makers = [run for run in study.runs if any(other.need == run for other in study.runs)]
-    names = {run: (run.name, run.recipe, study.titles[run]) for run in makers}
+    names: dict[Run, tuple[str, ...]] = {run: (run.name, run.recipe, study.titles[run]) for run in makers}
     if len(makers) == 1:
         names = {makers[0]: (*names[makers[0]], "pretrained")}
     found = {run: name for run in makers for name in names[run] if text.startswith(f"{name}=")}
