@@ -276,12 +276,13 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where. Default: report.html beside the runs.")
     ] = None,
+    study: cli_runs.OfStudy = None,
 ) -> None:
-    """Write the report of all runs: one HTML file."""
+    """Write the report of all runs, or of a study: one HTML file."""
     from jobs import commands
     from jobs.store import runs_root
 
-    commands.write_report(runs_root(), output)
+    commands.write_report(runs_root(), output, study)
 
 
 @app.command()

@@ -158,11 +158,11 @@ def show_table(root: Path, as_json: bool) -> None:
         Console(width=None if sys.stdout.isatty() else IN_A_FILE).print(table.render(rows))
 
 
-def write_report(root: Path, path: Path | None) -> None:
-    """Write the report of everything under `root`, and say where."""
+def write_report(root: Path, path: Path | None, study: str | None = None) -> None:
+    """Write the report of everything under `root`, or of a study, and say where."""
     from jobs import report
 
-    print(f"report: {report.write_report(root, path or root / 'report.html').absolute()}")
+    print(f"report: {report.write_report(root, path or root / 'report.html', study).absolute()}")
 
 
 # --------------------------------------------------------------------------------------------------------- recipes

@@ -1,6 +1,7 @@
 """The report: everything under a runs root on one page, in one HTML file that needs nothing else.
 
-    mimbench report           writes <runs root>/report.html
+    mimbench report                   writes <runs root>/report.html
+    mimbench report --study NAME      of the runs of one study, and what made their encoders
 
 The table, what it says in words, the tables of papers in which these runs have a place, what pretraining cost and
 brought, box AP by category, loss and metric curves with pretrained and scratch in the same chart, reconstructions and
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic import write_text
-from jobs import compare, curves, paper_table, records, table
-from jobs.encoders import Encoder, digest, encoders_of
+from jobs import compare, curves, paper_table, records, status, table
+from jobs.encoders import Encoder, digest, encoders_of, maker_of, makers
 from jobs.formats_html import environment
 from jobs.records import Record
 
@@ -101,21 +102,31 @@ class Problem:
     log: str
 
 
-def write_report(root: Path, path: Path) -> Path:
-    """Write the report of every run under `root` to `path`, atomically, and return `path`.
+def write_report(root: Path, path: Path, study: str | None = None) -> Path:
+    """Write the report of every run under `root`, or of those of `study`, to `path`, atomically, and return `path`.
 
     Raises:
-        ValueError: if there are no runs under `root`.
+        ValueError: if there are no runs under `root`, or none that were asked for in `study`.
         OSError: if `path` cannot be written.
     """
     found = records.read(root)
     if not found:
         raise ValueError(f"no runs under {root}: start some with `mimbench demo` or `mimbench run RECIPE`")
-    write_text(path, _page(found))
+    chosen = found if study is None else _of_study(found, root, study)
+    write_text(path, _page(chosen, f"mimbench report: {study}" if study else "mimbench report"))
     return path
 
 
-def _page(found: Sequence[Record]) -> str:
+def _of_study(found: Sequence[Record], root: Path, study: str) -> list[Record]:
+    """The runs of a study, and the pretrainings that made their encoders."""
+    named = {row.run.path for row in status.rows(root, study)}  # raises for an unknown study
+    made_by = makers(found)
+    wanted = [record for record in found if record.run.path in named]
+    before = {maker.run.path for record in wanted if (maker := maker_of(record, made_by)[0])}
+    return [record for record in found if record.run.path in named | before]
+
+
+def _page(found: Sequence[Record], title: str) -> str:
     encoders = encoders_of(found)
     styles = curves.styles(encoders.values())
     drawn = curves.charts(found, encoders, styles)
@@ -124,6 +135,7 @@ def _page(found: Sequence[Record]) -> str:
         environment()
         .get_template(TEMPLATE)
         .render(
+            title=title,
             rows=rows,
             columns=table.shown_columns(rows),
             with_seeds=table.several_seeds(rows),

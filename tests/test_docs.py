@@ -53,6 +53,7 @@ ELSEWHERE = {  # what is not run here, by how it begins, and what runs it
     "retry": "tests/jobs/test_steer.py",
     "watch": "tests/jobs/test_watch.py",
     "cost --study": "tests/jobs/test_steer.py, of studies that were submitted",
+    "report --study": "tests/jobs/test_report.py, of studies that were submitted",
     "status --study": "tests/jobs/test_steer.py, of studies that were submitted",
     "compare-predictions": "tests/jobs/test_predictions.py",
     "predict": "tests/jobs/test_detection.py",

@@ -15,6 +15,7 @@ from PIL import Image
 from cls.recipes import finetune_handwritten
 from jobs import curves, report
 from jobs.curves import Point
+from jobs.members import add_members
 from pretrain.recipes import crossmae_handwritten
 from tests.jobs.browser import Browser, program
 from tests.jobs.encoder_file import encoder_bytes
@@ -86,6 +87,24 @@ def test_it_says_what_is_compared_and_what_came_out(written: Path) -> None:
     assert "3 min 01 s" in text
     assert "1,234" in text  # images per second
     assert "512 MiB" in text
+
+
+def test_of_one_study(tmp_path: Path) -> None:
+    """Its runs and what made their encoders; all others are left out."""
+    runs = Runs(tmp_path)
+    mine, other = runs.pretrain(), runs.pretrain(seed=1)
+    probe = runs.evaluate("cls/knn_handwritten", {"knn_top1": 61.0}, mine)
+    runs.evaluate("cls/linear_handwritten", {"linear_top1": 77.0}, other)
+    add_members(tmp_path, "just <one>", {probe: "k-NN"})
+    text = report.write_report(tmp_path, tmp_path / "one.html", "just <one>").read_text()
+    assert "<h1>mimbench report: just &lt;one&gt;</h1>" in text
+    assert mine.path.name in text
+    assert probe.path.name in text
+    assert other.path.name not in text
+    assert "77.0" not in text
+    with pytest.raises(ValueError, match=r"asked for in study 'another' \(there is just <one>\)"):
+        report.write_report(tmp_path, tmp_path / "none.html", "another")
+    assert not (tmp_path / "none.html").exists()
 
 
 def test_seeds_are_weighed(tmp_path: Path) -> None:
