@@ -15,6 +15,7 @@ from jobs.recipes import find, recipes
 from jobs.store import config_of, create_or_find, encoder_file, resolve, runs_root
 
 if TYPE_CHECKING:
+    from backbones.config import ViT
     from engine.datasets import Report
     from jobs.evaluate import Request
     from jobs.local import Task
@@ -68,16 +69,32 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
     from jobs.seeds import seeded
 
     file = encoder_file(checkpoint)
-    from backbones.checkpoints.match import match  # imports torch; opening the file is what tells that it is one
+    return _run_study(seeded(evaluation(file, shape_to_evaluate(file, request), request), seeds), slots, as_json, seeds)
+
+
+def shape_to_evaluate(file: Path, request: Request) -> ViT:
+    """The shape of the encoder in `file`, which the protocols asked for can take; COCO takes a whole detector, too.
+
+    Raises:
+        ValueError: if it is no encoder, or not one for them.
+    """
+    from backbones.checkpoints.detector import detector_in, relative_positions_in  # import torch
+    from backbones.checkpoints.match import match  # opening the file is what tells that it is one
     from backbones.checkpoints.opening import open_checkpoint
     from backbones.vitdet import vitdet_reason
 
+    detection_alone = set(request.protocols) == {"coco"}
+    if detection_alone and (weights := detector_in(file)) is not None:
+        from det.detector_config import encoder_of
+
+        return encoder_of(weights, str(file))[0]
     matched = match(open_checkpoint(file))
-    matched.require(allow_partial="allow_partial=true" in request.overrides)
+    partial = detection_alone and relative_positions_in(file) is not None
+    matched.require(allow_partial=partial or "allow_partial=true" in request.overrides)
     reason = vitdet_reason(matched.traits)
     if "coco" in request.protocols and reason is not None:
         raise ValueError(f"{file}: {reason}")
-    return _run_study(seeded(evaluation(file, matched.vit, request), seeds), slots, as_json, seeds)
+    return matched.vit
 
 
 def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:

@@ -17,6 +17,8 @@ from engine.config import to_text
 from engine.rundir import RunDir
 from jobs.cli import app
 from jobs.cluster import Cluster
+from jobs.commands import shape_to_evaluate
+from jobs.evaluate import Request
 from jobs.study import Run, Study
 from jobs.submit import submit_cluster
 
@@ -101,8 +103,18 @@ def test_memory() -> None:
 def test_what_does_not_fit_is_not_submitted(tmp_path: Path) -> None:
     study = Study("small", [Run("cls/knn_handwritten", label="knn"), Run("det/mask_rcnn_handwritten", label="coco")])
     cluster = Cluster(name="small", gpu_memory_gb=0.85)
-    with pytest.raises(
-        ValueError, match=r"coco: the GPUs of cluster small are too small: about .*; it fits with"
-    ):
+    with pytest.raises(ValueError, match=r"coco: the GPUs of cluster small are too small: about .*; it fits with"):
         submit_cluster(study, tmp_path / "runs", cluster, dry=True)
     assert not (tmp_path / "runs" / "det").exists()
+
+
+def test_a_whole_detector_is_evaluated_on_coco(trained: RunDir) -> None:
+    """Its relative positions, trained here, and heads 24 wide, which weights do not tell, are no obstacle."""
+    import torch
+
+    tree = torch.load(trained.detector, weights_only=True)
+    tree["model"]["backbone.net.blocks.1.attn.rel_pos_h"].add_(1)
+    torch.save(tree, trained.detector)
+    assert shape_to_evaluate(trained.detector, Request(["coco"])) == mask_rcnn_handwritten().encoder
+    with pytest.raises(ValueError, match=r"detector\.pth"):
+        shape_to_evaluate(trained.detector, Request(["coco", "knn"]))
