@@ -26,13 +26,20 @@ def nearest(query_QD: Tensor, train_ND: Tensor, k: int) -> tuple[Tensor, Tensor]
     assert k <= len(train_ND)
     query_QD = F.normalize(query_QD.float(), dim=1)
     found = [_Found.none(part_QD) for part_QD in query_QD.split(QUERIES)]
-    room = query_QD.new_empty(min(QUERIES, len(query_QD)), min(TRAINS, len(train_ND)))
+    columns = min(TRAINS, len(train_ND))  # memory is taken once: new for each block it costs a tenth of the products
+    held_TD, room = query_QD.new_empty(columns, train_ND.shape[1]), query_QD.new_empty(QUERIES, columns)
     for start in range(0, len(train_ND), TRAINS):
-        train_TD = F.normalize(train_ND[start : start + TRAINS].to(query_QD.device).float(), dim=1)
+        train_TD = _of_unit_length(train_ND[start : start + TRAINS], held_TD)
         for place, part_QD in enumerate(query_QD.split(QUERIES)):
             out = room.view(-1)[: len(part_QD) * len(train_TD)].view(len(part_QD), len(train_TD))
             found[place] = found[place].joined(torch.mm(part_QD, train_TD.T, out=out), start, k)
     return torch.cat([best.similarity_QK for best in found]), torch.cat([best.index_QK for best in found])
+
+
+def _of_unit_length(features_TD: Tensor, held_TD: Tensor) -> Tensor:
+    """As `F.normalize` has it, in float32, written into `held_TD`."""
+    unit_TD = held_TD[: len(features_TD)].copy_(features_TD)
+    return unit_TD.div_(torch.linalg.vector_norm(unit_TD, dim=1, keepdim=True).clamp_min_(1e-12))
 
 
 class _Found:
