@@ -1,9 +1,10 @@
 """From detections to COCO's numbers, against pycocotools, and masks to RLE, against detectron2's way (B17, B18).
 
-    python benchmarks/coco_eval.py [--images 1000] [--repeats 5] [--only B17] [--json]
+    python benchmarks/coco_eval.py [--images 1000] [--original PATH] [--repeats 5] [--only B17] [--json]
 
     B17       100 masks of 28 x 28 on their boxes to RLE of a 480 x 640 image. Peer: paste each into a whole image and
-              encode that (detectron2's paste_masks_in_image and instances_to_coco_json). Strings are identical.
+              encode that: detectron2's paste_masks_in_image where it is importable (--original names a checkout, or
+              PYTHONPATH), else the same written out, and its instances_to_coco_json. Strings are identical.
     B18 box   evaluation as it runs during training (faster-coco-eval), from a list of results to numbers, against
     B18 mask  pycocotools' loadRes, evaluate, accumulate and summarize. All twelve numbers differ by 1e-12 at most.
 
@@ -17,19 +18,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import json
 import math
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as coco_masks
 import torch
-from measure import Measured, Target, take_turns, total_failed
+from measure import Measured, Target, peak_beyond, take_turns, total_failed
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -151,12 +154,14 @@ def b18(images: int, repeats: int) -> Iterator[Measured]:
             apart = max(abs(value - theirs[name.removeprefix(f"{prefix}_")]) for name, value in fast.items())
             assert apart <= CLOSE, f"{kind}: numbers differ by {apart}"
             assert score(results) == {f"{prefix}_{name}": value for name, value in theirs.items()}
-            ours, theirs_s = take_turns(
-                lambda score=score: score(results, fast=True), lambda kind=kind: peer(results, kind), repeats
+            sides = partial(score, results, fast=True), partial(peer, results, kind)
+            ours, theirs_s = take_turns(*sides, repeats)
+            name, peaks = f"B18 {prefix}", [peak_beyond(side) for side in sides]
+            note = (
+                f"{images} images, {len(content['annotations'])} objects, {len(results)} detections, differs by "
+                f"{apart:.0e}; peak memory {peaks[0]:.0f} and {peaks[1]:.0f} MiB more"
             )
-            name = f"B18 {prefix}"
-            note = f"{images} images, {len(content['annotations'])} objects, {len(results)} detections"
-            yield Measured(name, "s", ours, theirs_s, TARGETS[name], f"{note}, differs by {apart:.0e}")
+            yield Measured(name, "s", ours, theirs_s, TARGETS[name], note)
 
 
 # ----------------------------------------------------------------------------------------------------------------- B17
@@ -170,21 +175,34 @@ def b17(repeats: int) -> Measured:
     coarse = torch.from_numpy(rng.random((DETECTIONS, 1, 5, 5))).float()
     bumps = torch.nn.functional.interpolate(coarse, size=28, mode="bicubic").clamp(0, 1)[:, 0]
 
+    real = importlib.util.find_spec("detectron2") is not None
+    if real:
+        from detectron2.layers.mask_ops import paste_masks_in_image as paste_all
+    else:
+        paste_all = paste_whole
+
+    def encoded() -> list[Result]:
+        return encode_masks(bumps, corners, (HEIGHT, WIDTH))
+
     def theirs() -> list[Result]:
-        pasted = paste_whole(bumps, corners, (HEIGHT, WIDTH)).numpy()
-        encoded = [coco_masks.encode(np.array(mask[:, :, None], order="F", dtype="uint8"))[0] for mask in pasted]
-        return [{"size": region["size"], "counts": region["counts"].decode()} for region in encoded]
+        pasted = paste_all(bumps, corners, (HEIGHT, WIDTH)).numpy()
+        regions = [coco_masks.encode(np.array(mask[:, :, None], order="F", dtype="uint8"))[0] for mask in pasted]
+        return [{"size": region["size"], "counts": region["counts"].decode()} for region in regions]
 
     plain = [
         coco_masks.encode(np.asfortranarray(mask))["counts"].decode()
         for mask in paste(bumps, corners, (HEIGHT, WIDTH)).numpy().astype(np.uint8)
     ]
-    ours = encode_masks(bumps, corners, (HEIGHT, WIDTH))
+    ours = encoded()
     assert [region["counts"] for region in ours] == plain
     same = sum(one["counts"] == other["counts"] for one, other in zip(ours, theirs(), strict=True))
     assert same == DETECTIONS, f"{DETECTIONS - same} strings differ"
-    seconds = take_turns(lambda: encode_masks(bumps, corners, (HEIGHT, WIDTH)), theirs, repeats)
-    return Measured("B17", "s", *seconds, TARGETS["B17"], f"{same} of {DETECTIONS} strings identical")
+    peaks = [peak_beyond(side) for side in (encoded, theirs)]
+    peer = "detectron2's" if real else "written out"
+    note = (
+        f"{same} of {DETECTIONS} strings identical, peer {peer}; peak memory {peaks[0]:.0f} and {peaks[1]:.0f} MiB more"
+    )
+    return Measured("B17", "s", *take_turns(encoded, theirs, repeats), TARGETS["B17"], note)
 
 
 def paste_whole(masks_RMM: torch.Tensor, boxes_R4: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -207,9 +225,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--original", type=Path, help="a checkout of github.com/facebookresearch/detectron2")
     parser.add_argument("--only", choices=["B17", "B18"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.original is not None:
+        sys.path.append(str(options.original))
     torch.set_num_threads(1)
     results = []
     for name, measure in (

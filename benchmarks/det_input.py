@@ -1,10 +1,11 @@
 """Training images for detection, against detectron2's order of work (B13), and what annotations cost in memory.
 
-    python benchmarks/det_input.py [COCO_DIR] [--repeats 5] [--images 64] [--json]
+    python benchmarks/det_input.py [COCO_DIR] [--original PATH] [--repeats 5] [--images 64] [--json]
     python benchmarks/det_input.py --memory [--annotated 118000] [--workers 8]
 
     B13       decode, flip, scale, crop, and the objects with their boxes, one core, images a second. Peer: detectron2's
-              order, flip and resize the whole image with Pillow, then crop; polygon by polygon. Same sizes; boxes
+              DatasetMapper where it is importable (--original names a checkout, or PYTHONPATH), else its order of work
+              written out: flip and resize the whole image with Pillow, then crop; polygon by polygon. Same sizes; boxes
               differ by .01 px and pixels by 1 of 255 on average at most.
     --memory  private memory (USS) of each loading process once it has read the objects of 4,000 images of a made-up
               data set as large as COCO's train2017, where processes are forked; and of processes that have detectron2's
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import math
 import random
@@ -29,6 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -36,7 +39,7 @@ import shapely
 import torch
 from coco_eval import boxes, outline
 from image_input import make_up
-from measure import Measured, Target, total_failed
+from measure import Measured, Target, peak_beyond, total_failed
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -92,6 +95,44 @@ def _cut(
     return [np.asarray(part.exterior.coords)[:-1] - offset for part in kept]
 
 
+class Mapper:
+    """detectron2's own DatasetMapper, given the draws."""
+
+    def __init__(self, split: CocoSplit, index: int, jitter: Jitter) -> None:
+        from detectron2.data import DatasetMapper
+        from detectron2.data import transforms as T
+        from detectron2.structures import BoxMode
+
+        scale, square = jitter.scale, (SIDE, SIDE)
+        self.fraction = jitter.fraction
+        self.mapper = DatasetMapper(
+            is_train=True,
+            augmentations=[
+                T.RandomFlip(prob=float(jitter.flip)), T.ResizeScale(scale, scale, SIDE, SIDE),
+                T.FixedSizeCrop(square, pad=False),
+            ],
+            image_format="RGB", use_instance_mask=True, recompute_boxes=True,
+        )  # fmt: skip
+        labels, shapes = split.objects(index)
+        height, width = split.size(index)
+        annotations = [
+            {"bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYWH_ABS, "category_id": label,
+             "segmentation": [polygon.tolist() for polygon in shape]}
+            for label, shape in zip(labels.tolist(), shapes, strict=True)
+        ]  # fmt: skip
+        self.record = {"file_name": str(split.paths[index]), "height": height, "width": width, "image_id": index,
+                       "annotations": annotations}  # fmt: skip
+
+    def __call__(self) -> tuple[Tensor, np.ndarray]:
+        """Image and boxes."""
+        with mock.patch("numpy.random.uniform", self._drawn):
+            found = self.mapper(self.record)
+        return found["image"], found["instances"].gt_boxes.tensor.numpy()
+
+    def _drawn(self, low: float = 0.0, high: float = 1.0, _size: object = None) -> float:
+        return low + self.fraction * (high - low)
+
+
 def b13(split: CocoSplit, images: int, repeats: int) -> Measured:
     """Both orders on the same images with the same draws."""
     random.seed(0)
@@ -106,9 +147,16 @@ def b13(split: CocoSplit, images: int, repeats: int) -> Measured:
         placement = jittered(split.size(index), drawn[number], SIDE)
         return render(split.read_image(index), placement), placed_objects(split, index, placement)
 
+    real = importlib.util.find_spec("detectron2") is not None
+    mappers = [Mapper(split, *drawing) for drawing in zip(places, drawn, strict=False)] if real else []
+
     def theirs(number: int) -> tuple[Tensor, np.ndarray]:
+        if real:
+            return mappers[number]()
         index = places[number]
         return detectron2_order(split.paths[index], split.objects(index)[1], drawn[number])  # type: ignore[arg-type]
+
+    peaks = [peak_beyond(lambda side=side: [side(number) for number in range(len(places))]) for side in (ours, theirs)]
 
     apart = [_apart(ours(number), theirs(number)) for number in range(len(places))]
     assert float(np.mean(apart)) <= NEAR_PIXELS, f"pixels differ by {np.mean(apart):.2f} of 255 on average"
@@ -122,7 +170,9 @@ def b13(split: CocoSplit, images: int, repeats: int) -> Measured:
                 best[side][number] = min(best[side][number], time.process_time() - begun)
     seconds = {side: sum(times) / len(places) for side, times in best.items()}
     note = (
-        f"{1 / seconds['ours']:.0f} against {1 / seconds['theirs']:.0f} images/s; pixels differ by {np.mean(apart):.2f}"
+        f"{1 / seconds['ours']:.0f} against {1 / seconds['theirs']:.0f} images/s of "
+        f"{'detectron2' if real else 'its order written out'}; pixels differ by {np.mean(apart):.2f}; peak memory "
+        f"{peaks[0]:.0f} and {peaks[1]:.0f} MiB more"
     )
     return Measured("B13", "s", seconds["ours"], seconds["theirs"], TARGET, note)
 
@@ -228,6 +278,7 @@ def main() -> int:
     """Measure, print, and judge."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, nargs="?", metavar="COCO_DIR")
+    parser.add_argument("--original", type=Path, help="a checkout of github.com/facebookresearch/detectron2")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true")
@@ -235,6 +286,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.original is not None:
+        sys.path.append(str(options.original))
     torch.set_num_threads(1)
     if options.memory:
         found = memory(options.annotated, options.workers)

@@ -9,11 +9,15 @@ No benchmark itself: run by hand it does nothing.
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -87,6 +91,25 @@ def seconds(call: Callable[[], object]) -> float:
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
+
+
+def peak_beyond(call: Callable[[], object]) -> float:
+    """MiB by which a forked process grows at most while it does `call`: what is there before does not count."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_growth, args=(call, sender))
+    process.start()
+    sender.close()
+    grown: float = receiver.recv()
+    process.join()
+    return grown
+
+
+def _growth(call: Callable[[], object], sender: Connection) -> None:
+    before = psutil.Process().memory_info().rss
+    call()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    sender.send(max(peak - before, 0) / 2**20)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

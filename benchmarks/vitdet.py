@@ -11,14 +11,16 @@ Sides take turns, the least time of each counts; the peak memory of each is that
 status 1 below a floor. Size T is a toy to try the script with; it has no floors, nor has any other image than 1024.
 bf16 in hardware is AVX512-BF16 or AMX; on a processor without, B15 is left out, for it would time an emulation.
 
-The peer is detectron2 where --original names a checkout of it (its Python part, uncompiled, is enough), else the plain
-form of its attention in the same model: windows cut out, the whole matrix of logits, the biases added to it.
+The peer is detectron2 where it is importable (--original names a checkout, or PYTHONPATH; its Python part, uncompiled,
+is enough), else the plain form of its attention in the same model: windows cut out, the whole matrix of logits, the
+biases added to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import multiprocessing
 import resource
@@ -75,11 +77,18 @@ class Case:
     def peer(self) -> nn.Module:
         """detectron2's, or ours with the plain attention, of the same weights."""
         ours = self.ours()
-        if self.original is None:
+        if not self.real:
             return plain(ours)
         theirs = detectron2_backbone(self)
         theirs.load_state_dict(ours.state_dict(), strict=True)
         return theirs
+
+    @property
+    def real(self) -> bool:
+        """detectron2 is importable."""
+        if self.original is not None and str(self.original) not in sys.path:
+            sys.path.append(str(self.original))
+        return importlib.util.find_spec("detectron2") is not None
 
     def images(self) -> Tensor:
         """One normalised image."""
@@ -93,7 +102,6 @@ class Case:
 
 def detectron2_backbone(case: Case) -> nn.Module:
     """detectron2's, with random weights."""
-    sys.path.append(str(case.original))
     from detectron2.modeling import SimpleFeaturePyramid as Pyramid
     from detectron2.modeling import ViT as Net
     from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -276,7 +284,7 @@ def main() -> int:
     results = [one for one in found if one is not None]
     if options.training:
         results.append(training(case, ours, peer))
-    about = {"size": case.size, "image": case.image, "peer": str(case.original or "the plain form")}
+    about = {"size": case.size, "image": case.image, "peer": "detectron2" if case.real else "the plain form"}
     machine = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads()}
     if options.json:
         print(json.dumps({**about, **machine, "results": [result.row() for result in results]}, indent=2))

@@ -99,5 +99,9 @@ def _reach(interval: Tensor, limit: int) -> tuple[int, int]:
 
 def _cells(first: int, last: int, low: Tensor, high: Tensor) -> Tensor:
     """Centres of pixels first..last-1 in coordinates that run from -1 at `low` to 1 at `high`."""
-    centres = torch.arange(first, last, device=low.device, dtype=torch.float32) + 0.5
-    return (centres - low) / (high - low) * 2 - 1
+    return cells_at(torch.arange(first, last, device=low.device, dtype=torch.float32), low, high)
+
+
+def cells_at(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Centres of `pixels`, whole numbers in float32, in coordinates that run from -1 at `low` to 1 at `high`."""
+    return (pixels + 0.5 - low) / (high - low) * 2 - 1
