@@ -3,7 +3,7 @@
     mimbench card runs/pretrain/crossmae_vitb_800ep-... -o README.md
 
 It says what the encoder is, how it was trained, every number measured with it under the runs root (with its protocol,
-and beside a paper's where one has it), which licence is known, and how to load it. Nothing is uploaded.
+and beside a paper's where one has it), which licence is known, and how to load it. Nothing is uploaded but with --push.
 """
 
 from __future__ import annotations
@@ -63,6 +63,14 @@ def card(target: str, root: Path) -> str:
     if (made := encoder_hash(record)) is None:
         raise ValueError(f"{run.path} is {record.state}: it has no finished encoder to describe")
     return _card(record.recipe, made, run.encoder, record, found, None)
+
+
+def encoder_of(target: str, root: Path) -> Path:
+    """The file of the encoder that `card` describes."""
+    from jobs.steer import find
+
+    path = Path(target).expanduser()
+    return path if path.is_file() and path.name != "run.json" else find(target, root).encoder
 
 
 def _of_file(path: Path, found: Sequence[Record]) -> str:

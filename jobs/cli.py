@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from jobs import cli_detection, cli_runs, cli_studies
 from jobs.cli_cluster import clusters
-from jobs.cli_tables import papers
+from jobs.cli_tables import Push, papers
 
 
 class Commands(TyperGroup):
@@ -263,12 +263,14 @@ def compare(
 def card(
     target: Annotated[str, typer.Argument(metavar="RUN|ENCODER", help="A pretraining's run, or an encoder's file.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to.")] = None,
+    push: Push = None,
+    yes: cli_runs.Yes = False,
 ) -> None:
     """Write a model card for an encoder, in the form that model hubs read."""
     from jobs import cli_tables
     from jobs.store import runs_root
 
-    cli_tables.write_card(target, runs_root(), output)
+    cli_tables.write_card(target, runs_root(), output, push, yes)
 
 
 @app.command()

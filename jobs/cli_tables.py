@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
+Push = Annotated[
+    str | None, typer.Option(metavar="OWNER/NAME", help="Upload it and the encoder to this repository of a model hub.")
+]
 papers = typer.Typer(
     cls=TyperGroup, no_args_is_help=True, rich_markup_mode=None, help="List and check the numbers of papers."
 )
@@ -52,16 +56,25 @@ def compare_runs(names: tuple[str, str], root: Path, html: Path | None, as_json:
         put(compare.text(two), None)
 
 
-def write_card(target: str, root: Path, output: Path | None) -> None:
-    """Print a model card, or write it to a file.
+def write_card(target: str, root: Path, output: Path | None, repository: str | None, yes: bool) -> None:
+    """Print a model card, or write it to a file; upload it with its encoder to `repository`, if that is wanted.
 
     Raises:
-        ValueError: for what is no encoder, and no run that has one.
-        OSError: if the file cannot be written.
+        ValueError: for what is no encoder, and no run that has one; if nobody says yes to an upload.
+        OSError: if the file cannot be written, or the hub refuses.
     """
-    from jobs.card import card
+    from jobs.card import card, encoder_of
 
-    put(card(target, root), output)
+    text = card(target, root)
+    if repository is None or output is not None:
+        put(text, output)
+    if repository is not None:
+        from jobs.cli_runs import agreed
+        from jobs.hub import push
+
+        encoder = encoder_of(target, root)
+        agreed(f"upload {encoder} and its card to {repository}?", yes)
+        print(push(text, encoder, repository))
 
 
 def put(text: str, output: Path | None) -> None:
