@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 
 def push(card: str, encoder: Path, repository: str) -> str:
@@ -23,6 +24,7 @@ def push(card: str, encoder: Path, repository: str) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    refusals: Any = HfHubHTTPError.__bases__  # OSError, and the errors of whatever HTTP library the client has
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="mimbench")
     files = [
         CommitOperationAdd("README.md", card.encode()),
@@ -33,5 +35,5 @@ def push(card: str, encoder: Path, repository: str) -> str:
         return str(hub.create_commit(repository, files, commit_message="Encoder and card, by mimbench").commit_url)
     except HFValidationError as error:
         raise ValueError(f"--push {repository}: {error}") from error
-    except HfHubHTTPError.__bases__ as error:  # those of whatever HTTP library the client has
+    except refusals as error:
         raise OSError(f"{repository} was not uploaded: {' '.join(str(error).split())[:300]}") from error
