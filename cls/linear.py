@@ -119,11 +119,12 @@ def training_batches(config: Linear, encoder: FrozenEncoder, splits: Splits) -> 
     """What the head is trained on: features of fresh crops, or of centre crops encoded here and now."""
     accumulate, workers = config.compute.accumulate, config.compute.workers
     if config.views == "cached":
-        features_ND, label_N = features_of(encoder, splits.train, config.image, config.eval_crop, workers)
-        return RowBatches(
+        batches = RowBatches(  # first, for it refuses a batch that is too large before anything is encoded
             lambda index_B: (features_ND[index_B], label_N[index_B]),
-            len(label_N), micro_batch(config), config.seed, accumulate=accumulate, device=encoder.device,
+            len(splits.train), micro_batch(config), config.seed, accumulate=accumulate, device=encoder.device,
         )  # fmt: skip
+        features_ND, label_N = features_of(encoder, splits.train, config.image, config.eval_crop, workers)
+        return batches
     again = config.crop == "torchvision"
     crops = ProbeCrops(splits.train, config.image, smallest=config.smallest_crop, flip=config.flip, again=again)
     return EncodedBatches(encoder, crops, micro_batch(config), config.seed, accumulate=accumulate, workers=workers)
