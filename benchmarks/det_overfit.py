@@ -4,7 +4,7 @@
 
 Takes the first eight images of train2017 that hold two to nine objects, all of 5,000 square pixels or more, and no
 crowd region; trains on them without jitter, small (128 wide, 4 deep, 256 pixels), and evaluates on the same images. Box
-AP must come out above 90. About 10 minutes on one CPU core that is not shared. Ends with status 1 if it does not.
+AP must come out above 90 (98.8 did, 79.0 for masks). About 8 minutes of one CPU core. Ends with status 1 if not.
 """
 
 from __future__ import annotations
