@@ -6,9 +6,8 @@
 Every image is encoded once (cls/feature_store.py). Each pool of each of the last blocks is then tried with every
 learning rate and weight decay (cls/heads.py). What that leaves out is augmentation: the papers' probe sees a new crop
 of every image in each of its 90 epochs. The result says so, and its numbers belong beside others of this kind. What it
-costs is small where the classifier cannot learn its images by heart: on 1,000 images of handwritten, 90 epochs, the
-demo's encoder has 64.1 % on centre crops and 63.7 % with crops of 60 to 100 %, less than chance makes (1,400 images).
-On ImageNet it has not been measured.
+costs: on 1,000 images of handwritten, 90 epochs, the demo's encoder has 64.1 % on centre crops and 63.7 % with crops of
+60 to 100 %, a difference that chance makes (1,400 validation images). On ImageNet it has not been measured.
 
 Which head counts is not chosen on the validation split. A share of the training images (`held_out`) is kept back, the
 head that does best on them is trained again on all training images, and that is what is measured:
