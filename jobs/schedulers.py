@@ -246,8 +246,14 @@ def status_of(run: RunDir, seen: Queue | dict[str, str], cluster: Cluster | None
     if live is not None:
         return _live(run, live, found)
     if not getattr(seen, "answered", True) or found.submitted >= getattr(seen, "asked", time.time()) - 1.0:
-        return "queued" if state in ("new", "interrupted", "lost") else state  # the queue was asked too early to tell
+        waits = state in ("new", "interrupted", "lost") or (state == "failed" and _failed_before(run, found))
+        return "queued" if waits else state  # the queue was asked too early to tell
     return _left(run, found, cluster)
+
+
+def _failed_before(run: RunDir, found: Submission) -> bool:
+    """Whether it was handed in again since it failed."""
+    return float(run.attempts()[-1].get("ended", 0.0)) < found.submitted
 
 
 def _live(run: RunDir, live: str, found: Submission) -> Status:

@@ -106,10 +106,14 @@ def test_statuses(tmp_path: Path) -> None:
     run.end_attempt(number, "failed", "no data")
     assert status(run, {}) == "failed"
     assert status(run, {"12": "COMPLETING"}) == "failed"
+    assert status(run, {}, asked=0.0) == "failed"
     assert status(after, {}) == "blocked"
     _submitted(tmp_path, "13", after, needs=("cls/a",))
     assert status(after, {"13": "PENDING"}) == "queued"
     assert status(after, {}) == "blocked"
+    _submitted(tmp_path, "14", run)
+    assert status(run, {}, asked=0.0) == "queued", "handed in again since it failed"
+    assert status(run, {"14": "PENDING"}) == "queued"
 
 
 def test_an_evaluation_on_the_way_needs_no_more_than_the_encoder_of_its_epoch(tmp_path: Path) -> None:

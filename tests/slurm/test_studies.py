@@ -41,7 +41,8 @@ def drained(site: Site, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("MIMBENCH_RUNS", str(site.root))
     cluster.ask("scontrol", "update", "NodeName=n[1-2]", "State=DRAIN", "Reason=test")
     yield site
-    cluster.ask("scancel", "--state=PENDING")
+    cluster.ask("scancel", "-u", "root")
+    wait_for(lambda: cluster.ask("squeue", "-h") == "", 60, "an empty queue")
     cluster.ask("scontrol", "update", "NodeName=n[1-2]", "State=RESUME")
 
 
