@@ -87,6 +87,7 @@ def _stand_in(scratch: Path, options: argparse.Namespace) -> dict[str, object]:
 
 def _real(scratch: Path, runs: int) -> dict[str, object]:
     """Held jobs on a SLURM of two made-up nodes."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))  # tests is no installed package
     from tests.slurm.cluster import Cluster as Daemons
     from tests.slurm.cluster import missing
 
