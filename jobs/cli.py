@@ -203,7 +203,7 @@ def export(
 
 def _table_names(incomplete: str) -> list[str]:
     """For completion in the shell."""
-    from jobs.paper import tables
+    from jobs.tables.paper import tables
 
     return [name for name in [*tables(), "crossmae/compute"] if name.startswith(incomplete)]
 

@@ -15,7 +15,7 @@ clusters = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Descri
 
 def _names(incomplete: str) -> list[str]:
     """For completion in the shell."""
-    from jobs.cluster import names
+    from jobs.slurm.cluster import names
 
     return [name for name in names() if name.startswith(incomplete)]
 
@@ -24,7 +24,7 @@ def _keys(incomplete: str) -> list[str]:
     """For completion in the shell."""
     from dataclasses import fields
 
-    from jobs.cluster import Cluster
+    from jobs.slurm.cluster import Cluster
 
     return [f"{field.name}=" for field in fields(Cluster) if field.name.startswith(incomplete)]
 
@@ -40,7 +40,7 @@ def add(
     ] = None,
 ) -> None:
     """Describe a cluster, or change what is said of it."""
-    from jobs.cluster import add as write
+    from jobs.slurm.cluster import add as write
 
     print(write(name, settings or []))
 
@@ -53,7 +53,7 @@ def show(
     """Show a cluster's profile, or list the clusters."""
     from dataclasses import asdict
 
-    from jobs.cluster import load, names, profile_text
+    from jobs.slurm.cluster import load, names, profile_text
 
     if name is None:
         print(json.dumps(names()) if as_json else "\n".join(names()))
@@ -65,9 +65,9 @@ def show(
 @clusters.command("check")
 def check(name: Name, as_json: Json = False) -> None:
     """Ask SLURM, from here, whether it would take a job of this profile; no job is submitted."""
-    from jobs.cluster import load
     from jobs.doctor import show_checks
-    from jobs.doctor_cluster import examine
+    from jobs.slurm.cluster import load
+    from jobs.slurm.doctor import examine
     from jobs.store import runs_root
 
     cluster = load(name)
@@ -79,9 +79,9 @@ def check(name: Name, as_json: Json = False) -> None:
 
 def probe(name: str, as_json: bool) -> int:
     """`mimbench doctor --cluster NAME`; the exit code."""
-    from jobs.cluster import load
     from jobs.doctor import show_checks
-    from jobs.doctor_cluster import examine, rehearse
+    from jobs.slurm.cluster import load
+    from jobs.slurm.doctor import examine, rehearse
     from jobs.store import runs_root
 
     cluster = load(name)

@@ -104,9 +104,9 @@ def submit(
     json: Json = False,
 ) -> None:
     """Start what is not done of a study, on a cluster or here."""
-    from jobs import cluster as profiles
     from jobs import plan as planning
     from jobs import submit as submitting
+    from jobs.slurm import cluster as profiles
     from jobs.store import runs_root
 
     wanted, root, profile = _load(study, overrides, at, given), runs_root(), profiles.load(cluster)

@@ -24,10 +24,11 @@ def show_table(root: Path, name: str, written: str, output: Path | None) -> None
         ValueError: for a name that no table has, or a format that there is not.
         OSError: if the file cannot be written.
     """
-    from jobs import formats, paper_table, records
+    from jobs import records
+    from jobs.tables import formats, paper_table
 
     if name in ("compute", "crossmae/compute"):
-        from jobs import compute
+        from jobs.tables import compute
 
         text = compute.table(records.read(root)).text(formats.checked(written))
     else:
@@ -42,9 +43,9 @@ def compare_runs(names: tuple[str, str], root: Path, html: Path | None, as_json:
         ValueError: for runs that are not there, not finished, or of different stages.
         OSError: if the file cannot be written.
     """
-    from jobs import compare
     from jobs.commands import print_json
     from jobs.steer import find
+    from jobs.tables import compare
 
     first, second = (find(name, root).path for name in names)
     two = compare.compare(first, second, root)
@@ -63,7 +64,7 @@ def write_card(target: str, root: Path, output: Path | None, repository: str | N
         ValueError: for what is no encoder, and no run that has one; if nobody says yes to an upload.
         OSError: if the file cannot be written, or the hub refuses.
     """
-    from jobs.card import card, encoder_of
+    from jobs.tables.card import card, encoder_of
 
     text = card(target, root)
     if repository is None or output is not None:
@@ -91,8 +92,8 @@ def put(text: str, output: Path | None) -> None:
 @papers.command("list")
 def papers_list(json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """List every table of every paper."""
-    from jobs import paper
     from jobs.commands import print_json
+    from jobs.tables import paper
 
     known = paper.tables()
     if json:
@@ -110,8 +111,8 @@ def papers_list(json: bool = typer.Option(False, "--json", help="Print JSON.")) 
 @papers.command("check")
 def papers_check() -> None:
     """Look every paper's file over: its keys, the recipes it names, and that each number is of use."""
-    from jobs import paper
-    from jobs.paper_check import problems
+    from jobs.tables import paper
+    from jobs.tables.paper_check import problems
 
     found = problems()
     for line in found:

@@ -162,7 +162,7 @@ def run_demo(study: Study, slots: int | None) -> int:
 
 def show_table(root: Path, as_json: bool) -> None:
     """Print the table of every finished run under `root`."""
-    from jobs import table
+    from jobs.tables import table
 
     rows = table.rows(root)
     if as_json:
@@ -177,7 +177,7 @@ def show_table(root: Path, as_json: bool) -> None:
 
 def write_report(root: Path, path: Path | None, study: str | None = None) -> None:
     """Write the report of everything under `root`, or of a study, and say where."""
-    from jobs import report
+    from jobs.tables import report
 
     print(f"report: {report.write_report(root, path or root / 'report.html', study).absolute()}")
 

@@ -29,8 +29,8 @@ from typing import Any, TextIO
 
 from engine.atomic import sweep
 from engine.rundir import HEARTBEAT, RunDir, State
-from jobs import slurm_job
 from jobs.lineage import take
+from jobs.slurm import job as slurm_job
 from jobs.store import config_of
 
 log = logging.getLogger(__name__)

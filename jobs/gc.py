@@ -59,7 +59,7 @@ def _state(run: RunDir, states: States) -> str:
 def _snapshot(run: RunDir) -> Iterator[str]:
     """The code that the run was submitted with."""
     if (run.path / "submission.json").exists():
-        from jobs import submission
+        from jobs.slurm import submission
 
         noted = submission.read(run)
         if noted is not None and noted.snapshot:

@@ -14,7 +14,7 @@ from jobs.store import resolve
 
 if TYPE_CHECKING:
     from det.memory import Estimate
-    from jobs.cluster import Cluster
+    from jobs.slurm.cluster import Cluster
     from jobs.study import Run
 
 

@@ -66,7 +66,7 @@ def _starts(run: RunDir) -> Iterator[Path]:
 
 def _gpus(run: RunDir) -> int:
     if (run.path / "submission.json").exists():
-        from jobs import submission
+        from jobs.slurm import submission
 
         try:
             noted = submission.read(run)

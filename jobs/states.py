@@ -30,7 +30,7 @@ class States:
         state = run.state()
         if state == "done" or not (run.path / "submission.json").exists():
             return state
-        from jobs import schedulers, submission
+        from jobs.slurm import schedulers, submission
 
         noted = submission.read(run)
         if noted is None:
@@ -41,7 +41,7 @@ class States:
     def _ask(self, name: str) -> tuple[Any, Any]:
         """That cluster's profile and queue; nothing where its profile is not on this machine, or SLURM is silent."""
         if name not in self._seen:
-            from jobs import cluster, schedulers
+            from jobs.slurm import cluster, schedulers
 
             try:
                 profile = cluster.load(name)
@@ -56,7 +56,7 @@ def hand_in_what_waits(root: Path) -> None:
     folder = root / ".mimbench" / "jobs"
     if not any(folder.glob("*/unsent")):
         return
-    from jobs import cluster, schedulers, submission
+    from jobs.slurm import cluster, schedulers, submission
 
     with suppress(ValueError, OSError):
         for name in {batch.cluster for batch in submission.unsent(root)}:

@@ -198,7 +198,7 @@ def log_file(run: RunDir, rank: int | None) -> Path:
         raise ValueError(f"{run.path} has no log yet: it is {States(run.path.parents[1]).of(run)}")
     found: dict[int, Path] = {}
     if (run.path / "submission.json").exists():
-        from jobs import submission
+        from jobs.slurm import submission
 
         found = submission.outputs(run)
     if rank not in found:

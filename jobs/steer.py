@@ -72,7 +72,7 @@ def cancel(runs: Sequence[RunDir], root: Path) -> list[RunDir]:
         if run.state() == "done":
             continue
         if (run.path / "submission.json").exists():
-            from jobs import submission
+            from jobs.slurm import submission
 
             if (noted := submission.read(run)) is not None:
                 by_cluster.setdefault(noted.cluster, []).append(run)
@@ -83,7 +83,7 @@ def cancel(runs: Sequence[RunDir], root: Path) -> list[RunDir]:
         _stop(run)
     stopped = list(here)
     for name, theirs in by_cluster.items():
-        from jobs import cluster, schedulers
+        from jobs.slurm import cluster, schedulers
 
         schedulers.cancel(theirs, cluster.load(name))
         stopped += theirs

@@ -27,8 +27,8 @@ from jobs.study import Made, Run, Study
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jobs.cluster import Cluster
     from jobs.local import Task
+    from jobs.slurm.cluster import Cluster
 
 LONGEST = 120.0  # seconds that one waits for another who submits under the same root
 
@@ -98,7 +98,7 @@ def submit_cluster(
         ValueError: if something in the study is wrong, or too large for a GPU, or the scheduler refuses.
         OSError: if a directory cannot be written (then none is), or the scheduler does not answer.
     """
-    from jobs import schedulers
+    from jobs.slurm import schedulers
 
     with submitting(root):
         found = plan(study, root)
@@ -112,7 +112,7 @@ def submit_cluster(
 
 def units(found: Plan, lines: Sequence[Line], cluster: Cluster) -> list[Any]:
     """What the scheduler is handed: each run with the resources it wants and the runs to wait for."""
-    from jobs.schedulers import Unit
+    from jobs.slurm.schedulers import Unit
 
     over = {line.run for line in found.of("done", "stale")}
     directories = {line.run: line.directory for line in found.lines if line.run is not None}
@@ -168,7 +168,7 @@ def start_again(runs: Iterable[RunDir], root: Path, slots: int, name: str = "ret
 
 
 def _requeue(runs: Sequence[RunDir], root: Path, name: str) -> None:
-    from jobs import cluster, schedulers
+    from jobs.slurm import cluster, schedulers
 
     with submitting(root):
         schedulers.requeue(runs, cluster.load(name), root)
@@ -182,7 +182,7 @@ def _cluster_of(run: RunDir) -> str:
     Raises:
         ValueError: if that was on a cluster, where it was cancelled.
     """
-    from jobs import submission
+    from jobs.slurm import submission
 
     noted = submission.read(run)
     if noted is None and (attempts := run.attempts()) and attempts[-1].get("job"):

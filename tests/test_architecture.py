@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "jobs": {"engine", "backbones", "pretrain", "cls", "det"},
 }
 LIGHT = (  # what must answer at once
-    "jobs.cli", "jobs.recipes", "jobs.store", "jobs.study", "jobs.demo", "jobs.table", "jobs.report",
+    "jobs.cli", "jobs.recipes", "jobs.store", "jobs.study", "jobs.demo", "jobs.tables.table", "jobs.tables.report",
     "jobs.cli_studies", "jobs.study_files", "jobs.plan", "jobs.submit", "jobs.sweep", "jobs.search", "jobs.status",
     "jobs.steer", "jobs.explain", "jobs.spent", "jobs.gc", "jobs.lock",
     "engine.config", "engine.rundir", "engine.datasets", "backbones.config", "backbones.content",

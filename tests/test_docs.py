@@ -26,12 +26,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import engine.result
-from jobs import paper, paper_check
 from jobs.cli import app
 from jobs.evaluate import STAGE
 from jobs.recipes import find, recipes
 from jobs.store import resolve
 from jobs.study_files import load_study, ready_studies
+from jobs.tables import paper, paper_check
 from tests.jobs.published import Published
 from tests.jobs.test_formats import fill
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.config import to_text, with_overrides
 from engine.rundir import RunDir
-from jobs.paper import Reference
 from jobs.recipes import find
+from jobs.tables.paper import Reference
 from tests.jobs.encoder_file import encoder_bytes
 from tests.jobs.runs import Runs
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from engine.rundir import RunDir
-from jobs import schedulers
-from jobs.arrays import plan
-from jobs.cluster import Cluster, Shape
-from jobs.schedulers import Unit, status_of
-from jobs.slurm import Queue
-from jobs.submission import Batch, read, unsent
+from jobs.slurm import schedulers
+from jobs.slurm.arrays import plan
+from jobs.slurm.cluster import Cluster, Shape
+from jobs.slurm.commands import Queue
+from jobs.slurm.schedulers import Unit, status_of
+from jobs.slurm.submission import Batch, read, unsent
 
 BIG, SMALL = Shape(gpus=4, minutes=600), Shape(gpus=1, minutes=60)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cluster
-from jobs.cluster import Cluster, Shape
-from jobs.sbatch import Executor, scrubbed
-from jobs.slurm import SilentError, refusal
-from jobs.submission import Batch
+from jobs.slurm import cluster
+from jobs.slurm.cluster import Cluster, Shape
+from jobs.slurm.commands import SilentError, refusal
+from jobs.slurm.sbatch import Executor, scrubbed
+from jobs.slurm.submission import Batch
 
 GPU = Cluster(name="a100", partition="gpu", gpu_type="a100", gpus_per_node=4, cpus_per_task=10, memory_gb=64.0)
 
@@ -115,7 +115,7 @@ def test_site_facts_change_the_file(tmp_path: Path) -> None:
     assert "#SBATCH --no-requeue" in text
     assert "#SBATCH --signal=USR1@120" in text
     assert "--cpus-per-task=10 " not in text.partition("srun ")[2]
-    assert "jobs.slurm_job" not in text
+    assert "jobs.slurm.job" not in text
     assert "--array" not in text
 
 
@@ -153,7 +153,7 @@ def test_the_commands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["jobs.cluster", "jobs.schedulers", "jobs.slurm_job", "jobs.cli_cluster", "jobs.sbatch"]
+    "module", ["jobs.slurm.cluster", "jobs.slurm.schedulers", "jobs.slurm.job", "jobs.cli_cluster", "jobs.slurm.sbatch"]
 )
 def test_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"

@@ -14,8 +14,8 @@ import yaml
 from backbones.checkpoint import EncoderInfo, save_encoder
 from backbones.config import HANDWRITTEN
 from backbones.vit import VisionTransformer
-from jobs import card, compare
 from jobs.cli import main
+from jobs.tables import card, compare
 from pretrain.recipes import crossmae_vitb_400ep
 from tests.jobs.browser import Browser, program
 from tests.jobs.published import Published

@@ -15,9 +15,10 @@ from torch import nn
 
 from backbones.config import SIZES
 from det.memory import Saved
-from jobs import compute, cost, counting, records
-from jobs.paper import references
+from jobs import cost, records
 from jobs.recipes import find
+from jobs.tables import compute, counting
+from jobs.tables.paper import references
 from pretrain.masking import Masked
 from pretrain.methods import build_method
 from tests.jobs.published import Published

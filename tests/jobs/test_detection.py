@@ -16,9 +16,9 @@ from det.recipes import mask_rcnn_handwritten
 from engine.config import to_text
 from engine.rundir import RunDir
 from jobs.cli import app
-from jobs.cluster import Cluster
 from jobs.commands import shape_to_evaluate
 from jobs.evaluate import Request
+from jobs.slurm.cluster import Cluster
 from jobs.study import Run, Study
 from jobs.submit import submit_cluster
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 
 import engine.result
-from jobs import formats, paper, paper_table, records
+from jobs import records
 from jobs.cli import main
+from jobs.tables import formats, paper, paper_table
 from tests.jobs.browser import Browser, program
 from tests.jobs.published import Published
 from tests.jobs.test_report import FAINT_TEXT

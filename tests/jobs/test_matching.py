@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import paper, records
-from jobs.matching import Comparison, compare, groups
-from jobs.paper import Reference
+from jobs import records
 from jobs.recipes import find
-from jobs.significance import Sample, interval, quantile
+from jobs.tables import paper
+from jobs.tables.matching import Comparison, compare, groups
+from jobs.tables.paper import Reference
+from jobs.tables.significance import Sample, interval, quantile
 from tests.jobs.encoder_file import encoder_bytes
 from tests.jobs.published import Published
 

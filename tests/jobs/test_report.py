@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from cls.recipes import finetune_handwritten
-from jobs import curves, report
-from jobs.curves import Point
 from jobs.members import add_members
+from jobs.tables import curves, report
+from jobs.tables.curves import Point
 from pretrain.recipes import crossmae_handwritten
 from tests.jobs.browser import Browser, program
 from tests.jobs.encoder_file import encoder_bytes

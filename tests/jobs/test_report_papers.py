@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import report
+from jobs.tables import report
 from tests.jobs.browser import Browser, program
 from tests.jobs.published import Published
 from tests.jobs.test_report import FAINT_TEXT

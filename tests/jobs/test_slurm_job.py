@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine.rundir import RunDir
-from jobs import slurm, slurm_job
+from jobs.slurm import commands as slurm
+from jobs.slurm import job as slurm_job
 
 
 @pytest.fixture

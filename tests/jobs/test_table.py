@@ -14,7 +14,7 @@ from rich.console import Console
 
 from backbones.config import SIZES
 from backbones.content import content_hash
-from jobs import table
+from jobs.tables import table
 from pretrain.config import AttentionMasking
 from pretrain.recipes import crossmae_handwritten
 from tests.jobs.encoder_file import encoder_bytes

@@ -12,11 +12,11 @@ import pytest
 
 from engine.handwritten import Sizes, make_handwritten
 from engine.rundir import RunDir
-from jobs import slurm as commands
-from jobs.cluster import Cluster as Profile
-from jobs.cluster import add, load
-from jobs.schedulers import Unit, status_of, submit
-from jobs.slurm_job import steps_done
+from jobs.slurm import commands
+from jobs.slurm.cluster import Cluster as Profile
+from jobs.slurm.cluster import add, load
+from jobs.slurm.job import steps_done
+from jobs.slurm.schedulers import Unit, status_of, submit
 from jobs.store import create_or_find, resolve
 from tests.slurm.cluster import Cluster, missing, wait_for
 

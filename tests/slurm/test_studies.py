@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs import plan as planning
-from jobs import schedulers, submission
 from jobs.cli import app
+from jobs.slurm import schedulers, submission
 from jobs.study import Run, Study
 from jobs.study_files import load_study
 from jobs.submit import submit_cluster

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from engine.rundir import RunDir
-from jobs import schedulers, submission
-from jobs.cluster import Cluster as Profile
-from jobs.doctor_cluster import examine, rehearse
-from jobs.schedulers import Unit
+from jobs.slurm import schedulers, submission
+from jobs.slurm.cluster import Cluster as Profile
+from jobs.slurm.doctor import examine, rehearse
+from jobs.slurm.schedulers import Unit
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Site, in_another_shell
 
@@ -25,8 +25,8 @@ SUBMIT = """
 import sys
 from pathlib import Path
 from engine.rundir import RunDir
-from jobs.cluster import load
-from jobs.schedulers import Unit, submit
+from jobs.slurm.cluster import load
+from jobs.slurm.schedulers import Unit, submit
 root, *names = sys.argv[1:]
 profile = load("tiny")
 sent = submit([Unit(RunDir(Path(root) / name), profile.shape(), (), "tiny") for name in names], profile, Path(root))
@@ -241,7 +241,7 @@ def test_doctor_rehearses_a_preemption(site: Site, cluster: Cluster) -> None:
     checks = list(rehearse(site.profile, site.root, said.append))
     assert [check.verdict for check in checks] == ["ok"] * len(checks), checks
     assert {"nodes", "CPUs", "gloo", "clock", "requeue"} == {check.what for check in checks}
-    from jobs.cluster import load
+    from jobs.slurm.cluster import load
 
     learned = load("tiny")
     assert learned.max_array == 20
@@ -260,7 +260,7 @@ def test_check_names_the_key(site: Site) -> None:
 
 
 def test_the_queue_is_asked_once_in_ten_seconds(site: Site, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs import slurm
+    from jobs.slurm import commands as slurm
 
     monkeypatch.setattr(slurm, "EVERY", 10.0)
     asked = []

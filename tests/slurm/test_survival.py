@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from engine.rundir import RunDir
-from jobs import schedulers
-from jobs.slurm import SilentError
-from jobs.slurm_job import steps_done
-from jobs.submission import read, unsent
+from jobs.slurm import schedulers
+from jobs.slurm.commands import SilentError
+from jobs.slurm.job import steps_done
+from jobs.slurm.submission import read, unsent
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Site
 

@@ -1,6 +1,6 @@
 """Inside a SLURM job: its ranks and where they meet, what may start before its end, whether it goes back to the queue.
 
-    python -m jobs.slurm_job RUN_DIR JOB CODE      # the end of every sbatch file, when the run was stopped from outside
+    python -m jobs.slurm.job RUN_DIR JOB CODE      # the end of every sbatch file, when the run was stopped from outside
 
 A job that is preempted, nears its time limit or loses a process to a kill goes back into the queue under the same id,
 and its next start goes on from the newest checkpoint. One that failed by its own error stays failed, one that was
@@ -28,8 +28,8 @@ from typing import Any
 
 from engine.atomic import write_json
 from engine.rundir import RunDir
-from jobs import slurm
-from jobs.submission import ATTEMPTS, LINK, read
+from jobs.slurm import commands as slurm
+from jobs.slurm.submission import ATTEMPTS, LINK, read
 
 log = logging.getLogger(__name__)
 

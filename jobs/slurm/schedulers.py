@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from engine.rundir import RunDir
-from jobs import arrays, slurm, submission
-from jobs.cluster import Cluster, Shape
 from jobs.lock import lock
-from jobs.slurm import Queue, queue
-from jobs.snapshot import snapshot
-from jobs.submission import Batch, Submission
+from jobs.slurm import arrays, submission
+from jobs.slurm import commands as slurm
+from jobs.slurm.cluster import Cluster, Shape
+from jobs.slurm.commands import Queue, queue
+from jobs.slurm.snapshot import snapshot
+from jobs.slurm.submission import Batch, Submission
 
 if TYPE_CHECKING:
-    from jobs.sbatch import Executor
+    from jobs.slurm.sbatch import Executor
 
 __all__ = ["Queue", "Shape", "Submission", "Unit", "cancel", "queue", "requeue", "status_of", "submit", "waiting"]
 
@@ -135,7 +136,7 @@ def _queued_now(units: Sequence[Unit]) -> set[Path]:
 
 
 def _executor(batch: Batch, cluster: Cluster, dependency: str | None) -> Executor:
-    from jobs.sbatch import Executor  # imports submitit
+    from jobs.slurm.sbatch import Executor  # imports submitit
 
     return Executor(batch, cluster, dependency)
 

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic import write_text
-from jobs import compare, curves, paper_table, records, status, table
+from jobs import records, status
 from jobs.encoders import Encoder, digest, encoders_of, maker_of, makers
-from jobs.formats_html import environment
 from jobs.records import Record
+from jobs.tables import compare, curves, paper_table, table
+from jobs.tables.formats_html import environment
 
 log = logging.getLogger(__name__)
 

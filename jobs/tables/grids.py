@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.formats import Format, escape_markdown
-from jobs.formats_html import environment
-from jobs.formats_latex import escape_latex
+from jobs.tables.formats import Format, escape_markdown
+from jobs.tables.formats_html import environment
+from jobs.tables.formats_latex import escape_latex
 
 BLANK = "–"  # a cell in which nothing stands
 

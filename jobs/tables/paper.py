@@ -2,7 +2,7 @@
 
     mimbench papers list          every table by name
     mimbench papers check         every file looked over: keys, names of recipes and protocols, values never used
-    mimbench table NAME           a table beside our own runs (jobs/matching.py)
+    mimbench table NAME           a table beside our own runs (jobs/tables/matching.py)
 
 A paper is a TOML file in `jobs/papers/`. It holds protocols, which are settings under the names our runs record theirs
 (`pretrain.` of the pretraining, `eval.` of the evaluation: a config's dotted key, or a fact of `result.json`), and
@@ -31,7 +31,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-PAPERS = Path(__file__).with_name("papers")
+PAPERS = Path(__file__).parents[1] / "papers"
 SCHEMA = 1
 
 

@@ -15,12 +15,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
-from jobs.formats_html import page
-from jobs.formats_latex import latex
-from jobs.matching import Comparison, Difference
-from jobs.paper import Column
-from jobs.paper_table import Cell, Missing, PaperTable, heading
-from jobs.significance import Sample
+from jobs.tables.formats_html import page
+from jobs.tables.formats_latex import latex
+from jobs.tables.matching import Comparison, Difference
+from jobs.tables.paper import Column
+from jobs.tables.paper_table import Cell, Missing, PaperTable, heading
+from jobs.tables.significance import Sample
 
 Format = Literal["terminal", "markdown", "latex", "csv", "json", "html"]
 MISSING = "–"

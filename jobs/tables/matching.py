@@ -27,11 +27,11 @@ from typing import Any, Literal
 
 from engine.config import to_text, with_overrides
 from jobs.encoders import Encoder, digest, encoders_of, maker_of, makers
-from jobs.paper import Reference
 from jobs.recipes import find
 from jobs.records import Record, science_of
-from jobs.significance import Interval, Sample, interval
-from jobs.table import protocol_of
+from jobs.tables.paper import Reference
+from jobs.tables.significance import Interval, Sample, interval
+from jobs.tables.table import protocol_of
 
 Status = Literal["same", "differs", "unknown"]
 NEVER_COMPARED = {  # of recipes: who and which, not how; `data` is told by its counts, `decoder` by .05 of 255 at most

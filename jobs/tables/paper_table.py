@@ -2,7 +2,7 @@
 
     mimbench table crossmae/table2
 
-Built from the references of a paper (jobs/paper.py) and the comparisons of jobs/matching.py, for jobs/formats.py to
+Built from the references of a paper (paper.py) and the comparisons of matching.py, for formats.py to
 write. A mean has the digits of the printed number, its deviation one more. What a difference is worth stands in its
 footnote: same protocol or not, how many seeds, the interval. Works without any run.
 """
@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 
 from engine.config import identity, with_overrides
-from jobs import paper
 from jobs.cost import Cost, cost_of
-from jobs.matching import Comparison, Group, compare, groups
-from jobs.paper import Column, Reference
 from jobs.recipes import find
 from jobs.records import Record
-from jobs.significance import Sample
+from jobs.tables import paper
+from jobs.tables.matching import Comparison, Group, compare, groups
+from jobs.tables.paper import Column, Reference
+from jobs.tables.significance import Sample
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from engine.atomic import write_json
 
 PARTS = ("backbones", "pretrain", "cls", "det", "engine", "jobs", "pyproject.toml")
 MARKER = "snapshot.json"
-TOP = Path(__file__).parent.parent
+TOP = Path(__file__).parents[2]
 
 
 def snapshot(root: Path, top: Path = TOP) -> dict[str, Any]:

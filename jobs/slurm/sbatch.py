@@ -1,7 +1,7 @@
 """The sbatch file, written and handed in by submitit's SLURM executor.
 
 The job is `mimbench run RUN_DIR`: what is in the file is all there is to it, and a person can hand it in as well.
-After a run that did not come to its end by itself, the file asks `jobs.slurm_job` whether to put the job back.
+After a run that did not come to its end by itself, the file asks `jobs.slurm.job` whether to put the job back.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from jobs.cluster import Cluster, Shape
-from jobs.slurm import refusal
-from jobs.submission import Batch
+from jobs.slurm.cluster import Cluster, Shape
+from jobs.slurm.commands import refusal
+from jobs.slurm.submission import Batch
 
 # What an allocation leaves in the environment of those who submit from inside one: CPU binding above all, which slows
 # a job down without a word. What tells SLURM's commands where their cluster is stays.
@@ -186,7 +186,7 @@ def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
     return [
         "code=$?",
         "# Stopped from outside, not by an error of its own: back into the queue, to go on from the last checkpoint.",
-        f'[ $code -gt 128 ] && {_python(cluster)} -m jobs.slurm_job "$run" "$job" $code',
+        f'[ $code -gt 128 ] && {_python(cluster)} -m jobs.slurm.job "$run" "$job" $code',
         "exit $code",
     ]
 

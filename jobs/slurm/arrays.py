@@ -11,11 +11,11 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs import submission
-from jobs.submission import Batch
+from jobs.slurm import submission
+from jobs.slurm.submission import Batch
 
 if TYPE_CHECKING:
-    from jobs.schedulers import Unit
+    from jobs.slurm.schedulers import Unit
 
 Place = tuple[str, int]  # batch id, array index
 

@@ -1,6 +1,6 @@
 """What the probe of `mimbench doctor --cluster` does on the nodes: look around, say so in a file, wait to be stopped.
 
-python -m jobs.probe DIRECTORY      # each process writes DIRECTORY/<restart>-<rank>.json
+python -m jobs.slurm.probe DIRECTORY      # each process writes DIRECTORY/<restart>-<rank>.json
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.atomic import write_json
 from engine.rundir import RunDir
-from jobs import slurm_job
+from jobs.slurm import job as slurm_job
 
 LONGEST = 300.0  # seconds it waits for the rehearsed preemption
 TALK = timedelta(seconds=60)

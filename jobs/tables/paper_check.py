@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 
 from engine.config import leaves
-from jobs import paper
-from jobs.paper import PAPERS, Paper, Reference, Row, Table, nearest
 from jobs.recipes import STAGES, recipes
+from jobs.tables import paper
+from jobs.tables.paper import PAPERS, Paper, Reference, Row, Table, nearest
 
 FACTS = {  # of `result.json`, beyond the config's fields, that protocols may name; and what matching derives
     "encoder",

@@ -18,10 +18,10 @@ from typing import Any
 
 from jobs import records
 from jobs.encoders import Encoder, encoders_of
-from jobs.matching import equal, shown
-from jobs.paper_table import signed
 from jobs.records import Record
-from jobs.table import protocol_of
+from jobs.tables.matching import equal, shown
+from jobs.tables.paper_table import signed
+from jobs.tables.table import protocol_of
 
 NOT_PROTOCOL = ("seed", "best_epoch", "encoder", "weights", "copy", "traits", "final_norm")  # facts of one encoder
 
@@ -222,7 +222,7 @@ def to_json(two: TwoRuns) -> dict[str, Any]:
 
 def page(two: TwoRuns) -> str:
     """One HTML file."""
-    from jobs.formats_html import environment
+    from jobs.tables.formats_html import environment
 
     changes = bars(two.categories)
     template = environment().get_template("compare.html.jinja")

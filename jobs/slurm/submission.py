@@ -26,7 +26,7 @@ from typing import Any
 
 from engine.atomic import write_json
 from engine.rundir import RunDir
-from jobs.cluster import Shape
+from jobs.slurm.cluster import Shape
 
 LINK = "submission.json"
 ATTEMPTS = 3  # starts without progress after which a run is given up
@@ -42,7 +42,7 @@ class Batch:
     runs: dict[int, str]  # array index -> run directory, relative to the root
     shape: Shape
     needs: dict[int, tuple[str, ...]] = field(default_factory=dict)  # array index -> runs that must be done before
-    code: dict[str, Any] = field(default_factory=dict)  # jobs.snapshot: where the code lies, and which it is
+    code: dict[str, Any] = field(default_factory=dict)  # jobs.slurm.snapshot: where the code lies, and which it is
     id: str = field(default_factory=lambda: secrets.token_hex(4))
     job: str | None = None
     submitted: float = field(default_factory=time.time)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from jobs.encoders import Encoder, digest
 from jobs.records import Record
-from jobs.table import COLUMNS, Cell, Row, protocol_of
+from jobs.tables.table import COLUMNS, Cell, Row, protocol_of
 
 WIDTH, HEIGHT = 440, 256  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 48, 422, 10, 212  # of the plot inside it

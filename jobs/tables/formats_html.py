@@ -1,4 +1,4 @@
-"""Papers' tables as HTML: a page of its own, or the section of the report that `jobs/paper_tables.html.jinja` makes.
+"""Papers' tables as HTML: a page of its own, or the section of the report that `paper_tables.html.jinja` makes.
 
 The page is one file without script or request; it follows the reader's colour scheme and prints. Everything that comes
 from a run or a paper is escaped.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.paper_table import PaperTable, heading
+from jobs.tables.paper_table import PaperTable, heading
 
 if TYPE_CHECKING:
     import jinja2

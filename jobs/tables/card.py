@@ -17,10 +17,10 @@ from typing import Any
 from backbones.content import content_hash
 from jobs import records
 from jobs.encoders import encoder_hash, maker_of, makers
-from jobs.formats import escape_markdown
-from jobs.matching import Group, groups, shown
-from jobs.paper_table import touched
 from jobs.records import Record
+from jobs.tables.formats import escape_markdown
+from jobs.tables.matching import Group, groups, shown
+from jobs.tables.paper_table import touched
 
 LICENCES = {  # of weights that their authors published, by family
     "mae": "cc-by-nc-4.0",

@@ -1,6 +1,6 @@
 """`mimbench table crossmae/compute`: what each method computes, keeps and takes, beside CrossMAE's Tables 4, 5 and 18.
 
-Counted here in live models (jobs/counting.py), half a minute: parameters, operations of a forward pass on one image,
+Counted here in live models (counting.py), half a minute: parameters, operations of a forward pass on one image,
 bytes kept for the backward pass. Printed by the paper: minutes an epoch and memory on 2 (Tables 4 and 5) and on 4
 (Table 18) A100-80GB; of ViTDet, detectron2's seconds and memory for an image. Measured: step time, images per second
 and peak memory of runs under the runs root, on whatever device they had, which is named.
@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs import paper
 from jobs.encoders import encoders_of
-from jobs.grids import BLANK, Grid
 from jobs.records import Record
+from jobs.tables import paper
+from jobs.tables.grids import BLANK, Grid
 
 HEADS = (
     "", "params (M)", "GFLOP, encoder", "GFLOP, decoder", "GFLOP, all", "MB kept", "printed", "measured",
@@ -58,7 +58,7 @@ Key = tuple[str, tuple[Any, ...]]  # architecture, and what `told_by` says of th
 
 def measured(found: Sequence[Record]) -> dict[Key, Measured]:
     """By method and size, of finished pretrainings and detections that say how fast they were."""
-    from jobs.counting import told_by  # imports torch
+    from jobs.tables.counting import told_by  # imports torch
 
     encoders = encoders_of(found)
     groups: dict[tuple[Key, str, int], list[Record]] = {}
@@ -82,7 +82,7 @@ def _measured(records: Sequence[Record], device: str, batch: int) -> Measured:
 def table(found: Sequence[Record], sizes: str = "SBLH", detectors: bool = True) -> Grid:
     """The whole of it; rows of runs whose size no paper has come last, with what was measured alone."""
     from engine.bar import track
-    from jobs import counting  # imports torch
+    from jobs.tables import counting  # imports torch
 
     taken, printed = measured(found), _printed()
     counted = list(track(counting.pretraining(sizes), "counting", len(counting.wanted(sizes))))
