@@ -66,10 +66,9 @@ class MaskAndThrow:
         return Counts(patches - predicted - dropped, dropped, predicted)
 
     def __call__(self, noise_BN: Tensor, weights_BN: Tensor | None, grid: tuple[int, int], epoch: float) -> Masked:
-        """See `Masking`; weights are not wanted before the first maps are made."""
+        """See `Masking`; before the first maps are made weights are not looked at. Validation images have none."""
         if epoch < self.schedule.start:
             return self.before(noise_BN, None, grid, epoch)
-        assert weights_BN is not None
         order_BN = weighted_order(noise_BN, weights_BN).flip(1)
         return split_order(order_BN, self.counts(noise_BN.shape[1], epoch))
 

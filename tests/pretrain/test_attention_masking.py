@@ -186,6 +186,15 @@ def test_before_the_first_maps_patches_are_drawn_alike_without_weights() -> None
     assert [index.shape[1] for index in masked] == [49, 49, 98]
 
 
+def test_without_weights_all_patches_are_alike() -> None:
+    """Validation images have no maps, and a schedule may begin with attention."""
+    noise = torch.rand(20_000, 16, generator=torch.Generator().manual_seed(0))
+    for masking in (MaskAndThrow(AMT, 1), InUnits(MaskAndThrow(replace(AMT, mask=0.25, throw=0.25, unit=2), 1), 2)):
+        masked = masking(noise, None, (4, 4), 0.0)
+        share = masked.predicted.flatten().bincount(minlength=16) / len(noise)
+        assert torch.allclose(share, torch.full((16,), masked.predicted.shape[1] / 16), atol=0.02)
+
+
 def test_units_hold_together() -> None:
     masking = InUnits(MaskAndThrow(replace(AMT, mask=0.44, throw=0.26, unit=2), 1), 2)
     weights = torch.rand(3, 196, generator=torch.Generator().manual_seed(0))
