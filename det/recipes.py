@@ -46,7 +46,7 @@ def mask_rcnn_vitdet_h_75ep() -> MaskRCNN:
 
 
 def mask_rcnn_handwritten() -> MaskRCNN:
-    """Mask R-CNN on handwritten, finding digits of any kind: the demo, about 150 s on one CPU core.
+    """Mask R-CNN on handwritten, finding digits of any kind: the demo, 100 to 160 s of one CPU core.
 
     Images are of the size that the encoder was pretrained on, so its positions are used as they are: interpolated to a
     larger grid, what this small encoder knows is lost. Kinds of digits are not told apart: heads that see a digit
@@ -69,11 +69,11 @@ def mask_rcnn_handwritten() -> MaskRCNN:
         heads=Heads(samples=32, convs=1, channels=32, fc=64, detections=30),
         augment=Augment(flip=0.0, smallest=0.75, largest=1.3),  # a mirrored digit is another digit, or none
         image=64,
-        steps=300,
+        steps=200,
         batch=32,
         lr=1e-3,
-        warmup=30.0,
-        milestones=(240, 280),
+        warmup=20.0,
+        milestones=(160, 187),
         layer_decay=0.8,
         weight_decay=0.05,
         clip=1.0,
