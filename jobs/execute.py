@@ -18,10 +18,9 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,6 +29,7 @@ from typing import Any, TextIO
 from engine.atomic import sweep
 from engine.rundir import HEARTBEAT, RunDir, State
 from jobs.lineage import take
+from jobs.periodic import every
 from jobs.slurm import job as slurm_job
 from jobs.store import config_of
 
@@ -223,25 +223,16 @@ def _signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _heartbeat(run: RunDir, number: int) -> Iterator[None]:
+def _heartbeat(run: RunDir, number: int) -> AbstractContextManager[None]:
     """Within, the attempt's file gets a new time every so often, by which other machines know that it lives."""
-    over = threading.Event()
 
     def beat() -> None:
-        while not over.wait(HEARTBEAT):
-            try:
-                run.beat(number)
-            except OSError as error:
-                log.warning("no heartbeat: %s", explained(error))
+        try:
+            run.beat(number)
+        except OSError as error:
+            log.warning("no heartbeat: %s", explained(error))
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return every(HEARTBEAT, beat, "heartbeat")
 
 
 class _LogFile(logging.FileHandler):

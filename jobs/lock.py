@@ -14,15 +14,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine.rundir import process_started
+from jobs.periodic import every
 
 BEAT = 10.0  # seconds between two signs of life of a holder
 SILENCE = 60.0  # seconds without one after which a holder on another host is taken for gone
@@ -43,11 +44,10 @@ def lock(path: Path, wait: float = 60.0) -> Iterator[None]:
     try:
         mine.write_text(json.dumps({**me, "token": mine.name}), encoding="utf-8")
         _wait_for(path, mine, wait)
-        over = _beating(mine)
         try:
-            yield
+            with every(BEAT, partial(_renew, mine), "lock"):
+                yield
         finally:
-            over.set()
             if _holder(path).get("token") == mine.name:  # else it was taken for gone, and another has it
                 path.unlink(missing_ok=True)
     finally:
@@ -113,14 +113,7 @@ def _break(path: Path, holder: dict[str, Any], mine: Path) -> None:
         guard.unlink(missing_ok=True)
 
 
-def _beating(mine: Path) -> threading.Event:
-    """Renew the lock's time until the event is set; lock and `mine` are one file."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(BEAT):
-            with suppress(OSError):
-                os.utime(mine)
-
-    threading.Thread(target=beat, name="lock", daemon=True).start()
-    return over
+def _renew(mine: Path) -> None:
+    """Renew the lock's time; lock and `mine` are one file."""
+    with suppress(OSError):
+        os.utime(mine)

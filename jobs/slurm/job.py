@@ -19,7 +19,6 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from typing import Any
 
 from engine.atomic import write_json
 from engine.rundir import RunDir
+from jobs.periodic import every
 from jobs.slurm import commands as slurm
 from jobs.slurm.submission import ATTEMPTS, LINK, read
 
@@ -197,23 +197,17 @@ def releasing(run: RunDir) -> Iterator[None]:
     if current() is None or run.read_about()["stage"] != "pretrain":
         yield
         return
-    over = threading.Event()
+    seen: set[str] = set()
 
     def look() -> None:
-        seen: set[str] = set()
-        while not over.wait(LOOK):
-            there = {file.name for file in run.encoder_at(0).parent.glob("*.safetensors")}
-            if there - seen:
-                seen = there
-                let_start(run)
+        nonlocal seen
+        there = {file.name for file in run.encoder_at(0).parent.glob("*.safetensors")}
+        if there - seen:
+            seen = there
+            let_start(run)
 
-    thread = threading.Thread(target=look, name="releasing", daemon=True)
-    thread.start()
-    try:
+    with every(LOOK, look, "releasing"):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def let_start(run: RunDir) -> None:
