@@ -10,7 +10,6 @@ shows them in one cell. What has no seed, or would not use it (k-NN of a given e
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.recipes import find
 from jobs.store import resolve
 from jobs.study import Run, Study
+from jobs.tables.significance import Values
 
 if TYPE_CHECKING:
     from jobs.local import Task
@@ -26,22 +26,11 @@ DETERMINED = ("Knn",)  # kinds of config whose seed draws the random weights alo
 
 
 @dataclass(frozen=True)
-class Spread:
+class Spread(Values):
     """One metric over the seeds of a run."""
 
     protocol: str
     metric: str
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation; None for a single value."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 def seeded(study: Study, seeds: int) -> Study:
@@ -89,7 +78,7 @@ def spreads(tasks: Iterable[Task]) -> list[Spread]:
         result = task.directory.read_result() if task.fate == "done" and task.directory is not None else None
         for metric, value in (result or {}).get("metrics", {}).items():
             found.setdefault((task.run.name.partition(", seed ")[0], metric), []).append(value)
-    return [Spread(protocol, metric, tuple(values)) for (protocol, metric), values in found.items()]
+    return [Spread(tuple(values), protocol, metric) for (protocol, metric), values in found.items()]
 
 
 def to_json(found: Iterable[Spread]) -> list[dict[str, Any]]:

@@ -41,11 +41,10 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Values over seeds; of a single value the deviation may be known from elsewhere."""
+class Values:
+    """One number over seeds."""
 
     values: tuple[float, ...]
-    known: float | None = None  # deviation over seeds, of a printed value
 
     @property
     def mean(self) -> float:
@@ -56,6 +55,13 @@ class Sample:
     def deviation(self) -> float | None:
         """Sample standard deviation; None of one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Sample(Values):
+    """One side of a comparison: of a single value the deviation may be known from elsewhere."""
+
+    known: float | None = None  # deviation over seeds, of a printed value
 
 
 def interval(ours: Sample, theirs: Sample) -> Interval | None:

@@ -16,7 +16,6 @@ Reads result files only; starts without torch.
 from __future__ import annotations
 
 import math
-import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs import records
 from jobs.encoders import Encoder, difference, digest, encoder_hash, encoders_of, without
 from jobs.records import Record
+from jobs.tables.significance import Values
 
 if TYPE_CHECKING:
     import rich.table
@@ -46,22 +46,11 @@ RECIPE = 24  # characters in a line about what is different
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Values):
     """One metric of one encoder under one protocol: the values of its seeds, in percent."""
 
-    values: tuple[float, ...]
     data: str = ""
     runs: tuple[str, ...] = ()
-
-    @property
-    def mean(self) -> float:
-        """Over seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation over seeds; None for a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def text(self) -> str:
         """To one decimal, as papers print it."""

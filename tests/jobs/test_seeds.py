@@ -58,13 +58,13 @@ def _chain() -> Study:
 
 
 def test_mean_and_deviation_are_those_of_mae_readme() -> None:
-    spread = Spread("finetune", "finetune_top1", (83.63, 83.66, 83.52, 83.46))
+    spread = Spread((83.63, 83.66, 83.52, 83.46), "finetune", "finetune_top1")
     assert to_text([spread]) == "finetune_top1  83.5675 ± 0.094 over 4 seeds"
     both = to_text([spread, replace(spread, metric="finetune_top5"), replace(spread, protocol="linear")])
     lines = [line.split("  ")[0] for line in both.splitlines()]
     assert lines == ["finetune", "finetune_top1", "finetune_top5", "", "linear", "finetune_top1"]
     assert to_json([spread])[0]["mean"] == pytest.approx(83.57, abs=0.005)
-    assert to_json([Spread("knn", "knn_top1", (50.0,))])[0]["deviation"] is None
+    assert to_json([Spread((50.0,), "knn", "knn_top1")])[0]["deviation"] is None
 
 
 def test_the_command_makes_the_runs_and_tells_the_spread(bench: Bench, images: Path) -> None:
