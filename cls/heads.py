@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.optim import with_momentum
+
 # B image of a batch, H head, C class, D feature
 
 LOGITS = {"cpu": 2**21, "cuda": 2**28}  # that are in memory at a time: 8 MiB stay near a core
@@ -153,12 +155,9 @@ class HeadOptimizer(torch.optim.Optimizer):
                     gradient = _decayed(parameter, gradient, group["decays"])
                     if group["trust"] is not None:
                         gradient.mul_(_trust(parameter, gradient, group["trust"]))
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].mul_(group["momentum"]).add_(gradient)
+                moved = with_momentum(self.state[parameter], parameter, gradient, group["momentum"])
                 rates = _by_head([group["lr"] * rate for rate in group["rates"]], parameter)
-                parameter.addcmul_(state["momentum"], rates, value=-1.0)
+                parameter.addcmul_(moved, rates, value=-1.0)
 
 
 def _by_head(values: Sequence[float], parameter: Tensor) -> Tensor:

@@ -54,6 +54,14 @@ def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
+def with_momentum(state: dict[str, Any], parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+    """m = `momentum` m + g, kept in an optimiser's `state` of the parameter; zero at first."""
+    if not state:
+        state["momentum"] = torch.zeros_like(parameter)
+    kept: Tensor = state["momentum"]
+    return kept.mul_(momentum).add_(gradient)
+
+
 class LARS(torch.optim.Optimizer):
     """LARS as MAE's and CrossMAE's linear probe uses it (You et al., 2017; no Nesterov, no dampening).
 
@@ -81,11 +89,8 @@ class LARS(torch.optim.Optimizer):
                 gradient = parameter.grad
                 if parameter.ndim > 1:
                     gradient = _trusted(parameter, gradient, group["weight_decay"], group["trust"])
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].mul_(group["momentum"]).add_(gradient)
-                parameter.add_(state["momentum"], alpha=-group["lr"])
+                moved = with_momentum(self.state[parameter], parameter, gradient, group["momentum"])
+                parameter.add_(moved, alpha=-group["lr"])
 
 
 def _trusted(weight: Tensor, gradient: Tensor, weight_decay: float, trust: float) -> Tensor:
