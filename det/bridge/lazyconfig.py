@@ -74,7 +74,7 @@ def lazyconfig(config: Config, source: Source) -> str:
     """
     if (reason := refusal(config)) is not None:
         raise ValueError(f"detectron2 cannot train this recipe as it is: {reason}")
-    parts: tuple[Callable[[Config, Source], str], ...] = (_header, _data, _backbone, _model, _training)
+    parts: tuple[Callable[[Config, Source], str], ...] = (_header, _data, _backbone, _regions, _model, _training)
     return "\n".join(part(config, source) for part in parts)
 
 
@@ -232,11 +232,11 @@ def _strides(config: Config, source: Source) -> list[int]:
     return [*strides, 2 * strides[-1]]
 
 
-def _model(config: Config, source: Source) -> str:
-    heads, proposals, strides = config.heads, config.proposals, _strides(config, source)
+def _regions(config: Config, source: Source) -> str:
+    """What the heads of regions are made of."""
+    heads, strides = config.heads, _strides(config, source)
     channels, classes = config.vitdet.channels, len(source.images_showing)
     convs = [heads.channels] * heads.convs
-    rpn_convs, per_cell = [-1] * proposals.convs, len(proposals.anchor_ratios)
     return f"""
 _scales = {[1 / stride for stride in strides[:-1]]}
 
@@ -286,8 +286,14 @@ _common = dict(
     box_pooler=_pooler(7),
 )
 {_mask_part(config, classes, channels, convs)}
-{_heads_part(config)}
-model = L(GeneralizedRCNN)(
+{_heads_part(config)}"""
+
+
+def _model(config: Config, source: Source) -> str:
+    """The detector, of proposals and heads."""
+    proposals, strides, channels = config.proposals, _strides(config, source), config.vitdet.channels
+    rpn_convs, per_cell = [-1] * proposals.convs, len(proposals.anchor_ratios)
+    return f"""model = L(GeneralizedRCNN)(
     backbone=_backbone,
     proposal_generator=L(RPN)(
         in_features=_levels,
