@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
@@ -21,6 +19,7 @@ from cls.run import run
 from engine.config import Compute, to_text
 from engine.rundir import RunDir
 from tests.cls.conftest import TINY
+from tests.ranks import as_ranks
 
 ROOT = Path(__file__).parents[2]
 PART = 16
@@ -50,30 +49,13 @@ def _measure(directory: Path, world: int) -> None:
         (directory / f"{world}.json").write_text(json.dumps(found))
 
 
-def _fork(directory: Path, rank: int, world: int, port: int) -> int:
-    if child := os.fork():
-        return child
-    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    status = 1
-    try:
-        with patch.dict(os.environ, {**where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}):
-            _measure(directory, world)
-        status = 0
-    finally:
-        os._exit(status)
-
-
 def main(directory: Path) -> None:
     """Everything by one process, then by two."""
     import mmengine.runner  # noqa: F401  (once, rather than in each process)
     import torch._dynamo  # noqa: F401
 
     for world in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        children = [_fork(directory, rank, world, port) for rank in range(world)]
-        assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
+        as_ranks(world, lambda world=world: _measure(directory, world))
 
 
 @pytest.mark.slow

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ from engine.optim import adamw, parameter_groups
 from engine.process import rank_and_world, setup_process
 from engine.rundir import RunDir
 from engine.train import Training, train
+from tests.ranks import as_ranks
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -60,31 +59,14 @@ def _attempt(directory: Path, batch: int, accumulate: int, steps: int) -> None:
     torch.save(trained.model.state_dict(), directory / f"weights-{rank}-of-{world}.pt")
 
 
-def _fork(directory: Path, rank: int, world: int, port: int, steps: int) -> int:
-    if child := os.fork():
-        return child
-    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    status = 1
-    try:
-        with patch.dict(os.environ, {**where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}):
-            _attempt(directory, batch=8, accumulate=2, steps=steps)
-        status = 0
-    finally:
-        os._exit(status)
-
-
 def main(directory: Path) -> None:
     """One process for 10 steps; then two, for 4 steps and, resumed, to 10."""
     import mmengine.runner  # noqa: F401  (once, rather than in each process)
     import torch._dynamo  # noqa: F401
 
     for name, world, steps in (("one", 1, 10), ("two", 2, 4), ("two", 2, 10)):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         RunDir.create(directory / name, "", {"recipe": "test/ranks", "stage": "test", "identity": "0"})
-        children = [_fork(directory / name, rank, world, port, steps) for rank in range(world)]
-        assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
+        as_ranks(world, lambda name=name, steps=steps: _attempt(directory / name, batch=8, accumulate=2, steps=steps))
 
 
 @pytest.mark.slow

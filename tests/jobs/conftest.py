@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +22,21 @@ from jobs.display import Display
 from jobs.local import Local
 from jobs.store import create_or_find, resolve, runs_root
 from jobs.study import Run, Study
+from tests.jobs.browser import Browser, program
 
 ROOT = Path(__file__).parents[2]
 Stage = Callable[[Any, RunDir], Outcome]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium, for the pages of one test file."""
+    if program() is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no Chromium to open pages in, and CI must have one")
+        pytest.skip("there is no Chromium to open pages in")
+    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture

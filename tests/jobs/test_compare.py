@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from backbones.vit import VisionTransformer
 from jobs.cli import main
 from jobs.tables import card, compare
 from pretrain.recipes import crossmae_vitb_400ep
-from tests.jobs.browser import Browser, program
+from tests.jobs.browser import Browser
 from tests.jobs.published import Published
 from tests.jobs.test_report import FAINT_TEXT
 
@@ -93,14 +92,6 @@ def test_what_cannot_be_compared(runs: Published) -> None:
     done.result.write_text("{")
     with pytest.raises(ValueError, match=r"damaged result\.json"):
         compare.compare(done.path, other, runs.root)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if program() is None:
-        pytest.skip("there is no Chromium to open the page in")
-    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.mark.parametrize("dark", [False, True])

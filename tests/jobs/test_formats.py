@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ import engine.result
 from jobs import records
 from jobs.cli import main
 from jobs.tables import formats, paper, paper_table
-from tests.jobs.browser import Browser, program
+from tests.jobs.browser import Browser
 from tests.jobs.published import Published
 from tests.jobs.test_report import FAINT_TEXT
 
@@ -151,16 +150,6 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if program() is None:
-        if os.environ.get("CI"):
-            pytest.fail("there is no Chromium to open the tables in, and CI must have one")
-        pytest.skip("there is no Chromium to open the tables in")
-    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,22 +15,12 @@ from jobs.members import add_members
 from jobs.tables import curves, report
 from jobs.tables.curves import Point
 from pretrain.recipes import crossmae_handwritten
-from tests.jobs.browser import Browser, program
+from tests.jobs.browser import Browser
 from tests.jobs.encoder_file import encoder_bytes
 from tests.jobs.runs import Runs
 
 LINEAR, FINETUNE, DETECTION = "cls/linear_handwritten", "cls/finetune_handwritten", "det/mask_rcnn_handwritten"
 HOSTILE = "<script>alert(1)</script>"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if program() is None:
-        if os.environ.get("CI"):
-            pytest.fail("there is no Chromium to open the report in, and CI must have one")
-        pytest.skip("there is no Chromium to open the report in")
-    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

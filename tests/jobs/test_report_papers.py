@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.tables import report
-from tests.jobs.browser import Browser, program
+from tests.jobs.browser import Browser
 from tests.jobs.published import Published
 from tests.jobs.test_report import FAINT_TEXT
 
@@ -34,16 +32,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             entries = [{"id": n, "name": f"kind {n}", "box_ap": ap} for n, ap in enumerate(aps)]
             (run.path / "categories.json").write_text(json.dumps(entries))
         return report.write_report(runs.root, runs.root / "report.html")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if program() is None:
-        if os.environ.get("CI"):
-            pytest.fail("there is no Chromium to open the report in, and CI must have one")
-        pytest.skip("there is no Chromium to open the report in")
-    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 def test_the_tables_of_papers_that_runs_touch(written: Path) -> None:

@@ -6,12 +6,10 @@ python tests/pretrain/test_ranks.py DIRECTORY     # what the test starts: one pr
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ from engine.config import Compute, to_text
 from engine.rundir import RunDir
 from pretrain.config import MAE, CrossMAE, GridMasking, KeepMasking, MaskAlign, Pretrain, RandomMasking
 from pretrain.run import run
+from tests.ranks import as_ranks
 
 ROOT = Path(__file__).parents[2]
 TINY = Pretrain(
@@ -70,19 +69,6 @@ def _attempt(directory: Path, name: str, accumulate: int) -> None:
     run(config, RunDir.create(directory / f"{name}-{accumulate}", to_text(config), about))
 
 
-def _fork(directory: Path, name: str, rank: int, world: int, port: int) -> int:
-    if child := os.fork():
-        return child
-    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    status = 1
-    try:
-        with patch.dict(os.environ, {**where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}):
-            _attempt(directory, name, accumulate=world)
-        status = 0
-    finally:
-        os._exit(status)
-
-
 def main(directory: Path) -> None:
     """Every case alone, then by two processes that accumulate over two micro-batches."""
     import mmengine.runner  # noqa: F401  (once, rather than in each process)
@@ -94,11 +80,7 @@ def main(directory: Path) -> None:
     save_encoder(directory / "teacher.safetensors", teacher.state_dict(), about)
     for name in CASES:
         for world in (1, 2):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            children = [_fork(directory, name, rank, world, port) for rank in range(world)]
-            assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
+            as_ranks(world, lambda name=name, world=world: _attempt(directory, name, accumulate=world))
 
 
 @pytest.mark.slow
