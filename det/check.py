@@ -30,7 +30,7 @@ def check_coco(path: str | Path) -> Report:
             Finding("error", str(root), what, "COCO keeps its images beside, in train2017/, val2017/")
         )
     elif len(found) == 1:
-        what = f"has annotations of {next(iter(found))}2017 alone"
+        what = f"has annotations of {next(iter(found))} alone"
         report.findings.append(Finding("warning", str(root), what, "runs that train and evaluate need both splits"))
     for split, files in found.items():
         report.extend(_split_findings(split, files, report.facts))

@@ -4,9 +4,9 @@
     image = split.read_image(0)                    # uint8 (3, H, W)
     labels, shapes = split.objects(0)              # without crowd regions
 
-Laid out as COCO 2017 is: annotations/instances_{train,val}2017.json beside train2017/ and val2017/. Category ids may
-be any integers; labels are their ranks, 0 to classes - 1, and `category_ids` leads back. Images come in the order of
-their ids, as in detectron2.
+Laid out as COCO 2017 is, annotations/instances_{train,val}2017.json beside train2017/ and val2017/, or in another way
+of `engine.datasets.COCO_LAYOUTS`. Category ids may be any integers; labels are their ranks, 0 to classes - 1, and
+`category_ids` leads back. Images come in the order of their ids, as in detectron2.
 
 The arrays are what makes many loading processes cheap: a forked worker shares them, where it would copy the lists and
 dictionaries of the file as soon as it counted references to them.
@@ -153,7 +153,8 @@ def read_annotations(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} does not exist; a COCO data set has annotations/instances_train2017.json and "
-            f"instances_val2017.json beside the folders train2017 and val2017 (LVIS: lvis_v1_train.json, ...)"
+            f"instances_val2017.json beside the folders train2017 and val2017 (LVIS: lvis_v1_train.json, ...), or "
+            f"annotations/train.json and val.json beside images/"
         )
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())

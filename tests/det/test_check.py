@@ -214,7 +214,7 @@ def test_layouts(tmp_path: Path) -> None:
     assert check_coco(tmp_path).findings == []
     (tmp_path / "coco" / "annotations" / "instances_val2017.json").unlink()
     (finding,) = check_coco(tmp_path).findings
-    assert (finding.severity, finding.what) == ("warning", "has annotations of train2017 alone")
+    assert (finding.severity, finding.what) == ("warning", "has annotations of train alone")
     (tmp_path / "coco" / "train2017").rename(tmp_path / "coco" / "elsewhere")
     assert [finding.what for finding in check_coco(tmp_path).findings if finding.severity == "error"] == [
         "does not exist"

@@ -9,6 +9,7 @@ import pytest
 
 from engine import datasets, handwritten
 from engine.datasets import (
+    CocoFiles,
     Finding,
     UnfitError,
     add,
@@ -122,6 +123,32 @@ def test_both_views_in_one_directory(tmp_path: Path) -> None:
     files = coco_files(tmp_path, "val")
     assert files.annotations == tmp_path / "coco" / "annotations" / "instances_val2017.json"
     assert files.images == tmp_path / "coco" / "val2017"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [
+        ("annotations/instances_val2017.json", "val2017"),
+        ("annotations/instances_val2017.json", "images/val2017"),
+        ("annotations/instances_val.json", "val"),
+        ("annotations/instances_validation.json", "images"),
+        ("annotations/val.json", "images/val"),
+        ("valid/_annotations.coco.json", "valid"),
+        ("validation/labels.json", "validation/data"),
+    ],
+)
+def test_layouts_with_coco_annotations(tmp_path: Path, annotations: str, images: str) -> None:
+    (tmp_path / images).mkdir(parents=True)
+    (tmp_path / annotations).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / annotations).touch()
+    assert coco_files(tmp_path, "val") == CocoFiles(tmp_path / annotations, tmp_path / images)
+    assert not coco_files(tmp_path, "train").annotations.exists()
+
+
+def test_annotations_without_images_name_the_folder_that_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.json").touch()
+    assert coco_files(tmp_path, "train").images == tmp_path / "images" / "train"
 
 
 def test_require_stops_at_the_first_error() -> None:
