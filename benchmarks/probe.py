@@ -9,7 +9,8 @@ B20 40 heads  an epoch's share of the fast probe's grid (8 features, 5 heads eac
 B20 ImageNet  the whole fast probe, its features and the last training counted, against ONE papers' probe of 90 epochs,
               in hours here: images and steps are timed on a fraction, as many as ImageNet has are multiplied out, and
               the papers' augmentation and head are left out of the peer (its input is taken to cost nothing)
-B20 overlap   encoding a split whose images are decoded in another process, against the slower of the two alone
+B20 overlap   features of a split, and classes as fine-tuning finds them, whose images are decoded in another process,
+              against the slower of the two alone, on one core each
 
 Where a processor does not multiply in bf16 stacked heads are bound by the same float32 products as single ones, and
 only what lies between the products is saved: there the floors of the first and the third are low.
@@ -21,7 +22,8 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -30,15 +32,17 @@ from measure import Measured, Target, least, relative, take_turns, total_failed
 from torch import Tensor
 from torchvision.io import encode_jpeg
 
+from backbones.classifier import build_classifier
 from backbones.config import SIZES, ViT
 from backbones.vit import VisionTransformer
+from cls.accuracy import accuracy
 from cls.data import CentreCrops
 from cls.features import FrozenEncoder, Source, encoded
 from cls.heads import HeadOptimizer, Heads
 from cls.linear import Probe
 from engine.config import Compute
 from engine.data import evaluation_loader
-from engine.images import ImageFolder
+from engine.images import ImageFolder, normalise
 from engine.optim import LARS
 from engine.process import autocast_dtype, device_name
 
@@ -52,9 +56,9 @@ TARGETS = {
     "B20 pass": Target(1 / 1.05, 1 / 1.01, 1.0),
     "B20 40 heads": Target(1.5, 2.0) if DTYPE else Target(0.9, 1.2),
     "B20 ImageNet": Target(40, 50, 86),  # 90 epochs and validation over one pass through both splits
-    "B20 overlap": Target(0.8, 0.9, 1.0),
+    "B20 overlap": Target(0.9, 0.95, 1.0),
 }
-SMALL = ViT(192, 6, 3)  # encodes about as fast as one core decodes
+SMALL = ViT(96, 3, 3)  # encodes about as fast as one core decodes
 
 # B image of a batch, H head, D feature
 
@@ -153,30 +157,45 @@ def at_imagenet(encoding: float, training: float) -> Measured:
     return Measured("B20 ImageNet", "h", ours / 3600, peer / 3600, TARGETS["B20 ImageNet"], note)
 
 
-def overlap(images: int, repeats: int) -> Measured:
-    """Decoding in another process while this one encodes, against the slower of the two."""
-    with tempfile.TemporaryDirectory() as directory:
-        folder = _photographs(Path(directory), images)
-        encoder = _encoder(SMALL, at_once=16)
-        crops = CentreCrops(folder, 224)
+def overlaps(images: int, repeats: int) -> list[Measured]:
+    """Decoding in another process while this one encodes, against the slower of the two; a core for each.
 
-        def reading() -> list[Tensor]:
-            return [batch for batch, _ in evaluation_loader(crops, 16, workers=1)]
+    Of few images the first batch, which nothing overlaps, would be a part.
+    """
+    encoder = _encoder(SMALL, at_once=16)
+    classifier = build_classifier(SMALL, CLASSES, drop_path=0.0, pool="avg", image=224).eval()
 
-        batches = reading()
+    def encoding(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        deque(encoded(encoder, batches, [encoder.source]), maxlen=0)
 
-        def encoding() -> None:
-            for _ in encoded(encoder, ((batch,) for batch in batches), [encoder.source]):
-                pass
+    def classifying(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        accuracy("top", lambda images: classifier(normalise(images)), batches, CPU)
 
-        def both() -> None:
-            for _ in encoded(encoder, evaluation_loader(crops, 16, workers=1), [encoder.source]):
-                pass
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            crops = CentreCrops(_photographs(Path(directory), images), 224)
+            return [
+                overlap(name, crops, work, repeats) for name, work in (("features", encoding), ("classes", classifying))
+            ]
+    finally:
+        torch.set_num_threads(threads)
 
-        together, slower = take_turns(both, reading, repeats)
-        model = least(encoding, repeats)
-    note = f"{images} images: read alone {slower:.2f} s, encoded alone {model:.2f} s"
-    return Measured("B20 overlap", "s", together, max(slower, model), TARGETS["B20 overlap"], note)
+
+def overlap(
+    name: str, crops: CentreCrops, work: Callable[[Iterable[tuple[Tensor, Tensor]]], None], repeats: int
+) -> Measured:
+    """Of one evaluation, `work` being what it does with batches of images and labels."""
+
+    def reading() -> list[tuple[Tensor, Tensor]]:
+        return list(evaluation_loader(crops, 16, workers=1))
+
+    batches = reading()
+    together, slower = take_turns(lambda: work(evaluation_loader(crops, 16, workers=1)), reading, repeats)
+    model = least(lambda: work(batches), repeats)
+    note = f"{len(crops)} images: read alone {slower:.2f} s, model alone {model:.2f} s"
+    return Measured(f"B20 overlap, {name}", "s", together, max(slower, model), TARGETS["B20 overlap"], note)
 
 
 def _photographs(directory: Path, images: int) -> ImageFolder:
@@ -206,7 +225,7 @@ def main() -> int:
     parser.add_argument("--size", choices=list(SIZES), default="B")
     parser.add_argument("--images", type=int, default=16, help="encoded at a time")
     parser.add_argument("--batch", type=int, default=1024, help="features in a step of the heads")
-    parser.add_argument("--files", type=int, default=256, help="images of the overlap")
+    parser.add_argument("--files", type=int, default=1024, help="images of the overlap")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     options = parser.parse_args()
@@ -215,7 +234,7 @@ def main() -> int:
     results = [heads(shape.width, options.batch, 13, options.repeats)]
     grid, training = whole_grid(shape.width, options.batch, options.repeats)
     cost, encoding = one_pass(encoder, images, options.batch, options.repeats)
-    results += [cost, grid, at_imagenet(encoding, training), overlap(options.files, options.repeats)]
+    results += [cost, grid, at_imagenet(encoding, training), *overlaps(options.files, options.repeats)]
     if options.json:
         print(json.dumps([result.row() for result in results], indent=2))
     else:
