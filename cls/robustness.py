@@ -208,15 +208,17 @@ def _v2(root: Path, order: Sequence[str]) -> tuple[Part, ...]:
 
 
 def _numbered(root: Path, order: Sequence[str]) -> ImageFolder:
-    """The images of folders named 0 to 999, which are classes by number (and sort otherwise: 0, 1, 10, 100)."""
+    """The images of folders named 0 to 999, which are ImageNet's classes by number (and sort as 0, 1, 10, 100)."""
     directory = _holding(root, str.isdecimal)
     if directory is None:
         return _by_wnid(root, order)
     folder = ImageFolder(directory, "train")
     for name in folder.classes:
-        if not name.isdecimal() or int(name) >= len(order):
-            raise unfit(directory / name, f"is no number below {len(order)}", "the folders of ImageNet-V2 are 0 to 999")
-    return _renumbered(folder, [int(name) for name in folder.classes], order)
+        if not name.isdecimal() or int(name) >= len(wnids()):
+            raise unfit(directory / name, f"is no number below {len(wnids())}", "ImageNet-V2's folders are 0 to 999")
+        if (wnid := wnids()[int(name)]) not in order:
+            raise unfit(directory / name, f"is {wnid}, which is not among the classifier's classes", "remove it")
+    return _renumbered(folder, [order.index(wnids()[int(name)]) for name in folder.classes], order)
 
 
 def _corruptions(root: Path, order: Sequence[str]) -> tuple[Part, ...]:

@@ -122,6 +122,16 @@ def test_v2_counts_folders_as_numbers(tmp_path: Path) -> None:
     }
 
 
+def test_v2s_numbers_are_imagenets_whatever_the_classifiers_order(tmp_path: Path) -> None:
+    for number in (0, 2, 10):
+        _write(tmp_path / str(number))
+    mine = (wnids()[10], wnids()[5], wnids()[0], wnids()[2])
+    test = robustness("imagenet-v2", tmp_path, mine)
+    assert test.parts[0].folder.labels.tolist() == [2, 0, 3]
+    with pytest.raises(UnfitError, match=f"10: is {wnids()[10]}, which is not among the classifier's classes"):
+        robustness("imagenet-v2", tmp_path, mine[1:])
+
+
 def test_alexnets_errors_are_the_means_over_severities() -> None:
     assert {name: pytest.approx(sum(rates) / 5, abs=1e-7) for name, rates in ALEXNET_RATES.items()} == ALEXNET_ERROR
 
