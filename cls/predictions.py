@@ -35,7 +35,8 @@ class Predictions:
     def add(self, logits_BC: Tensor, label_B: Tensor) -> None:
         """Take in the next batch."""
         logits_BC = logits_BC.float()
-        score_B5, top_B5 = logits_BC.softmax(1).topk(min(5, logits_BC.shape[1]))
+        top_B5 = logits_BC.topk(min(5, logits_BC.shape[1])).indices  # as accuracy counts; scores may all be 0
+        score_B5 = logits_BC.softmax(1).gather(1, top_B5)
         batch = {"label": label_B.long(), "top5": top_B5.int(), "score": score_B5, "logits": logits_BC}
         self._batches.append({name: batch[name].cpu() for name in self._wanted})
 
@@ -48,11 +49,11 @@ class Predictions:
         whole = self._gathered(len(folder))
         if whole is None:
             return
-        root = folder.paths.root
+        root = f"{folder.paths.root}/"
         about = {
             "schema": 1,
             "data": data,
-            "names": [folder.paths[place].relative_to(root).as_posix() for place in range(len(folder))],
+            "names": [folder.paths.text(place).removeprefix(root) for place in range(len(folder))],
             "classes": list(folder.classes),
         }
         payload = save(whole, {PREDICTIONS: json.dumps(about)})

@@ -29,7 +29,9 @@ from cls.run import run
 from engine.config import Compute
 from engine.images import ImageFolder, normalise
 from jobs.cli import app
+from jobs.predictions import read
 from tests.cls.conftest import TINY
+from tests.engine.layouts.made import jpeg, tar_of
 
 SMALL = Compute(precision="fp32", workers=0, threads=1, device="cpu")
 COLOURS = ("blue", "green", "red")
@@ -79,6 +81,32 @@ def test_logits_are_kept_on_request_only(folder: Path, tmp_path: Path) -> None:
     kept.add(torch.eye(21, 3), images.labels)
     kept.write(tmp_path / "p.safetensors", images, "colours")
     assert load_file(tmp_path / "p.safetensors").keys() == {"label", "top5", "score"}
+
+
+def test_first_guesses_are_those_that_are_counted_however_sure_they_are(folder: Path, tmp_path: Path) -> None:
+    images = ImageFolder(folder, "val")
+    # in float32 all scores but one are 0
+    logits = torch.tensor([[5.0, 400.0, 60.0, 30.0, 20.0, 50.0, 40.0]]).repeat(21, 1)
+    kept = Predictions()
+    kept.add(logits, images.labels)
+    kept.write(tmp_path / "p.safetensors", images, "colours")
+    saved = load_file(tmp_path / "p.safetensors")
+    assert saved["top5"][0].tolist() == [1, 2, 5, 6, 3]
+    assert saved["score"][0].tolist() == [1, 0, 0, 0, 0]
+
+
+def test_predictions_of_shards_in_two_directories(tmp_path: Path) -> None:
+    for place, label in (("one", 0), ("two", 1)):
+        (tmp_path / place).mkdir()
+        for split in ("train", "val"):
+            files = [(f"{place}{split}.jpg", jpeg(label)), (f"{place}{split}.cls", str(label).encode())]
+            tar_of(files, tmp_path / place / f"{split}.tar")
+    images = ImageFolder("::".join(f"{tmp_path}/{place}/{{train,val}}.tar" for place in ("one", "two")), "val")
+    kept = Predictions()
+    kept.add(torch.eye(2), images.labels)
+    kept.write(tmp_path / "p.safetensors", images, "shards")
+    names = read(tmp_path / "p.safetensors").names
+    assert names == ["val.tar/oneval.jpg", f"{tmp_path}/two/val.tar/twoval.jpg"]
 
 
 def test_a_fine_tunings_directory_stands_for_its_classifier(folder: Path) -> None:
