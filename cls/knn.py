@@ -36,7 +36,8 @@ def vote(
 
     Votes are cumulative, so that every neighbour is counted once whatever the number of ks.
     """
-    weight_QK = ((similarity_QK - 1) / temperature).exp()  # -1: the same votes, and no overflow
+    best_Q1 = similarity_QK[:, :1]
+    weight_QK = ((similarity_QK - best_Q1) / temperature).exp()  # the same votes, which neither overflow nor all vanish
     votes_QC = weight_QK.new_zeros(len(weight_QK), classes)
     predictions, counted = {}, 0
     for k in sorted(neighbours):

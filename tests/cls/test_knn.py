@@ -74,6 +74,16 @@ def test_labels_weigh_by_similarity_and_not_by_count() -> None:
     assert knn.vote(similarity, labels, 2, (3,), temperature=100)[3].item() == 0
 
 
+def test_votes_count_however_far_the_neighbours_are() -> None:
+    """With a low temperature exp(s / T) of distant neighbours is below what float32 holds, and so are all votes."""
+    query, train = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0], [-1.0, 0.1], [-1.0, 0.2]])
+    labels = torch.tensor([0, 1, 2])
+    for temperature in (0.07, 0.01, 0.001):
+        found = knn.classify(query, train, labels, classes=3, neighbours=(1, 3), temperature=temperature)
+        expected = {k: _plain(query.double().numpy(), train.double().numpy(), labels.numpy(), k, 0.07) for k in (1, 3)}
+        assert {k: guess.tolist() for k, guess in found.items()} == expected == {1: [2], 3: [2]}
+
+
 def test_a_run_measures_every_k(folder: Path, checkpoint: Path, new_run: Callable[[Any], Any]) -> None:
     config = Knn(
         data=str(folder), checkpoint=str(checkpoint), image=16, neighbours=(5, 20), compute=SMALL, encode_batch=10
