@@ -21,7 +21,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cls.accuracy import accuracy
+from cls.accuracy import accuracy, require_finite
 from cls.config import Linear
 from cls.data import ProbeCrops, Splits, micro_batch, open_splits, resized_side
 from cls.features import FrozenEncoder, RowBatches, describe, encoder_facts, features_of, frozen_encoder
@@ -85,6 +85,7 @@ def run(config: Linear, run: RunDir) -> Outcome:
     encoder = frozen_encoder(config, device)
     splits = open_splits(config.data, config.decoder, config.subset)
     trained = train(run, prepare(config, encoder, splits))
+    require_finite(trained.metrics, config.compute)
     return Outcome(
         metrics=trained.metrics,
         facts=facts(config, encoder, splits),

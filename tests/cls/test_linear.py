@@ -8,10 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from backbones.checkpoint import load_encoder, save_encoder
 from cls.accuracy import Tally, accuracy
 from cls.config import Linear
 from cls.data import CentreCrops, open_splits
@@ -151,6 +154,29 @@ def test_accuracy_counts_every_image_once() -> None:
     assert found["x_top1"] == 100 * sum(order[i, 0] == labels[i] for i in range(23)).item() / 23
     assert found["x_top5"] == 100 * sum(labels[i] in order[i, :5] for i in range(23)) / 23
     assert found["x_loss"] == pytest.approx(F.cross_entropy(logits, labels).item())
+
+
+def test_an_overflow_on_validation_images_alone_is_no_result(
+    tmp_path: Path, checkpoint: Path, new_run: Callable[[Any], Any]
+) -> None:
+    """A white image is beyond float16 in the patch embedding; the training images, grey as the mean, are not."""
+    for split, names in (("train", "abcdefgh"), ("val", "ab")):
+        for channel, class_name in enumerate(("red", "green")):
+            (tmp_path / "data" / split / class_name).mkdir(parents=True)
+            for number, name in enumerate(names):
+                pixels = np.full((16, 16, 3), (124, 116, 104), dtype=np.uint8)
+                pixels[number, :, channel] += 1
+                white = split == "val" and (channel, name) == (1, "b")
+                Image.fromarray(pixels | 255 if white else pixels).save(
+                    tmp_path / "data" / split / class_name / f"{name}.png"
+                )
+    state, info = load_encoder(checkpoint)
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].abs() * 3e3
+    save_encoder(tmp_path / "large.safetensors", state, info)
+    compute = replace(SMALL, precision="fp16")
+    config = _config(tmp_path / "data", tmp_path / "large.safetensors", batch=4, epochs=2, compute=compute)
+    with pytest.raises(ValueError, match=r"linear_loss came out as nan.*try compute.precision=bf16 or fp32"):
+        run(config, new_run(config))
 
 
 def test_a_batch_larger_than_the_data_is_refused(folder: Path, checkpoint: Path, new_run: Callable[[Any], Any]) -> None:
