@@ -123,11 +123,12 @@ def run(
     """Run a recipe, or a run directory. What was stopped goes on; what is done is not repeated."""
     from jobs import commands
     from jobs.execute import execute
+    from jobs.seeds import asked_for
 
+    overrides, seeds = asked_for(overrides or [], seeds)
     if seeds > 1:
-        raise typer.Exit(commands.run_seeds(target, overrides or [], seeds, json))
-    directory = commands.run_of(target, overrides or [])
-    code = execute(directory)
+        raise typer.Exit(commands.run_seeds(target, overrides, seeds, json))
+    code = execute(directory := commands.run_of(target, overrides))
     if code == 0:
         commands.show_result(directory, json)
     raise typer.Exit(code)
@@ -139,7 +140,7 @@ def evaluate(
     on: Annotated[str, typer.Option(metavar="LIST", help="Of knn,linear,linear_fast,fewshot,finetune,coco.")],
     overrides: Overrides = None,
     data: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|PATH", help="Data set; cls=NAME and coco=NAME where they differ.")
+        list[str] | None, typer.Option(metavar="NAME|PATH", help="Data set; imagenet=NAME, coco=NAME if they differ.")
     ] = None,
     recipe: Annotated[
         list[str] | None, typer.Option(metavar="PROTOCOL=RECIPE", help="Another recipe than the paper's for this size.")

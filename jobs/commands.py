@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,10 @@ def show_result(run: RunDir, as_json: bool) -> None:
 def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_json: bool, seeds: int = 1) -> int:
     """`mimbench evaluate`; the exit code."""
     from jobs.evaluate import evaluation
-    from jobs.seeds import seeded
+    from jobs.seeds import asked_for, seeded
 
+    overrides, seeds = asked_for(request.overrides, seeds)
+    request = replace(request, overrides=overrides)
     file = encoder_file(checkpoint)
     return _run_study(seeded(evaluation(file, shape_to_evaluate(file, request), request), seeds), slots, as_json, seeds)
 

@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: which recipe each protocol means for it, as a study.
 
     mimbench evaluate encoder.safetensors --on knn,finetune --data imagenet
-    mimbench evaluate encoder.safetensors --on finetune,coco --data cls=imagenet --data coco=/data/coco coco.steps=1000
+    mimbench evaluate encoder.safetensors --on finetune,coco --data imagenet=PATH --data coco=PATH coco.steps=1000
     mimbench evaluate encoder.safetensors --on finetune,linear,knn --data handwritten --scratch
 
 A protocol means the paper's recipe for the size of the encoder, and on `handwritten` the demo's. An override is for
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from backbones.config import ViT
 
 STAGE = {"knn": "cls", "linear": "cls", "linear_fast": "cls", "fewshot": "cls", "finetune": "cls", "coco": "det"}
+VIEWS = {"cls": "cls", "imagenet": "cls", "det": "det", "coco": "det"}  # what --data calls a stage -> the stage
 PUBLISHED = {
     "knn": dict.fromkeys(SIZES, "cls/knn"),
     "linear": dict.fromkeys(SIZES, "cls/linear_vitb"),  # one setting for all sizes; the size is the checkpoint's
@@ -53,7 +54,7 @@ class Request:
     """What a person asks for."""
 
     protocols: Sequence[str]  # of STAGE
-    data: Sequence[str] = ()  # NAME, cls=NAME or coco=NAME
+    data: Sequence[str] = ()  # NAME, or for a stage: a key of VIEWS, =, NAME
     overrides: Sequence[str] = ()  # key=value or PROTOCOL.key=value
     recipes: Sequence[str] = ()  # PROTOCOL=RECIPE, where another than the paper's is wanted
     scratch: bool = False  # from random weights as well
@@ -106,8 +107,8 @@ def _data(given: Sequence[str]) -> dict[str, str]:
     where: dict[str, str] = {}
     for text in given:
         key, separator, value = text.partition("=")
-        if separator and key in ("cls", "det", "coco"):
-            where["det" if key == "coco" else key] = value
+        if separator and key in VIEWS:
+            where[VIEWS[key]] = value
         else:
             where.update(cls=text, det=text)
     return where

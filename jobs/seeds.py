@@ -3,8 +3,9 @@
     mimbench evaluate encoder.safetensors --on finetune,linear --data imagenet --seeds 3
     mimbench run cls/finetune_vitb checkpoint=encoder.safetensors --seeds 3
 
-A run is of one seed, so these are ordinary runs: seeds that are done already are not repeated, and `mimbench table`
-shows them in one cell. What has no seed, or would not use it (k-NN of a given encoder), runs once.
+`seeds=3` among the settings means the same. A run is of one seed, so these are ordinary runs: seeds that are done
+already are not repeated, and `mimbench table` shows them in one cell. What has no seed, or would not use it (k-NN of a
+given encoder), runs once.
 """
 
 from __future__ import annotations
@@ -31,6 +32,19 @@ class Spread(Values):
 
     protocol: str
     metric: str
+
+
+def asked_for(overrides: Sequence[str], seeds: int = 1) -> tuple[list[str], int]:
+    """The overrides of a run, and how many seeds are wanted: `seeds=N` among them is no setting of one run.
+
+    Raises:
+        ValueError: if N is no number of seeds.
+    """
+    said = [override.partition("=")[2] for override in overrides if override.startswith("seeds=")]
+    if wrong := [text for text in said if not text.isdecimal() or not int(text)]:
+        raise ValueError(f"seeds={wrong[0]} must be a whole number of at least 1: so many runs, each with another seed")
+    rest = [override for override in overrides if not override.startswith("seeds=")]
+    return rest, int(said[-1]) if said else seeds
 
 
 def seeded(study: Study, seeds: int) -> Study:

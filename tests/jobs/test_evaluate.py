@@ -74,6 +74,8 @@ def test_data_for_all_or_for_one_stage() -> None:
     assert [run.overrides for run in runs.values()] == [("data=/d/both",)] * 2
     runs = _runs(SIZES["B"], "knn", "coco", data=("cls=imagenet", "coco=/d/coco"))
     assert [run.overrides for run in runs.values()] == [("data=imagenet",), ("data=/d/coco",)]
+    runs = _runs(SIZES["B"], "knn", "coco", data=("imagenet=/d/in", "coco=/d/coco"))
+    assert [run.overrides for run in runs.values()] == [("data=/d/in",), ("data=/d/coco",)]
     assert _runs(SIZES["B"], "knn")["knn"].overrides == ()
 
 

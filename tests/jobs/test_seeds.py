@@ -14,7 +14,7 @@ from backbones.config import SIZES
 from engine.datasets import HANDWRITTEN
 from jobs.cli import app
 from jobs.evaluate import Request, evaluation
-from jobs.seeds import Spread, seeded, study_of, to_json, to_text
+from jobs.seeds import Spread, asked_for, seeded, study_of, to_json, to_text
 from jobs.study import Run, Study
 from tests.jobs.conftest import Bench
 
@@ -52,6 +52,14 @@ def test_what_has_no_seeds_is_refused(make: Callable[[], Study], complaint: str)
         make()
 
 
+def test_seeds_among_the_settings_are_no_setting_of_a_run() -> None:
+    assert asked_for(["seed=4", "seeds=3", "batch=8"]) == (["seed=4", "batch=8"], 3)
+    assert asked_for(["seed=4"], 2) == (["seed=4"], 2)
+    for text in ("0", "many", "-1", ""):
+        with pytest.raises(ValueError, match=f"seeds={text} must be a whole number of at least 1"):
+            asked_for([f"seeds={text}"])
+
+
 def _chain() -> Study:
     pretrain = Run("pretrain/mae_handwritten", label="pretrain")
     return Study("chain", [pretrain, Run("cls/knn_handwritten", checkpoint=pretrain, label="k-NN")])
@@ -67,8 +75,9 @@ def test_mean_and_deviation_are_those_of_mae_readme() -> None:
     assert to_json([Spread((50.0,), "knn", "knn_top1")])[0]["deviation"] is None
 
 
-def test_the_command_makes_the_runs_and_tells_the_spread(bench: Bench, images: Path) -> None:
-    done = CliRunner().invoke(app, ["run", "cls/knn", f"data={images}", "--seeds", "2", "--json"])
+@pytest.mark.parametrize("seeds", [["--seeds", "2"], ["seeds=2"]])
+def test_the_command_makes_the_runs_and_tells_the_spread(bench: Bench, images: Path, seeds: list[str]) -> None:
+    done = CliRunner().invoke(app, ["run", "cls/knn", f"data={images}", *seeds, "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout[done.stdout.index("{") :])
     assert [run["state"] for run in told["runs"]] == ["done", "done"]
