@@ -49,11 +49,20 @@ class _Images(Dataset[Decoded]):
             height, width = decode(encoded, str(path), upright=self.upright).shape[-2:]
         except UnfitError as error:
             return Decoded(path, error.finding)
+        except FileNotFoundError:
+            return Decoded(path, Finding("error", str(path), "does not exist", "unpack the images again"))
         except OSError as error:
             return Decoded(path, Finding("error", str(path), error.strerror or str(error), "make the file readable"))
+        digest = hashlib.blake2b(encoded, digest_size=16).digest()
+        return Decoded(path, None, _mode(encoded), height, width, digest)
+
+
+def _mode(encoded: bytearray) -> str:
+    try:
         with Image.open(io.BytesIO(encoded)) as header:
-            digest = hashlib.blake2b(encoded, digest_size=16).digest()
-            return Decoded(path, None, header.mode, height, width, digest)
+            return header.mode
+    except Image.DecompressionBombError:  # larger than Pillow opens; it has been read
+        return "RGB"
 
 
 def decoded(paths: Files, what: str, *, upright: bool = False) -> Iterator[Decoded]:

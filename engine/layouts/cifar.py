@@ -101,22 +101,29 @@ def found(root: Path) -> bool:
 def _places(root: Path) -> list[tuple[_Version, Path]]:
     """Versions at `root`, and their directories or archives."""
     inner = [(version, root / version.directory) for version in VERSIONS] + [(version, root) for version in VERSIONS]
-    there = [(version, place) for version, place in inner if (place / version.meta).is_file()]
+    there = [(version, place) for version, place in inner if _holds(place, version)]
     archives = [(version, root / version.archive) for version in VERSIONS]
     return there or [(version, place) for version, place in archives if place.is_file()]
+
+
+def _holds(place: Path, version: _Version) -> bool:
+    """Whether a version is unpacked in `place`: a file called `meta` alone may be anything."""
+    data = any((place / name).is_file() for name in (*version.train, *version.val))
+    return data and (place / version.meta).is_file()
 
 
 def open_listing(root: Path, split: Split) -> Listing:
     """The images of `split`, all in memory.
 
     Raises:
-        FileNotFoundError: if a file of it is not there.
-        UnfitError: (a ValueError) if one is damaged, or both CIFARs are at `root`.
+        FileNotFoundError: if it is not there.
+        UnfitError: (a ValueError) if a file of it is damaged or missing, or both CIFARs are at `root`.
     """
     places = _places(root)
     if len({version.title for version, _ in places}) > 1:
         raise unfit(root, "holds both CIFAR-10 and CIFAR-100", f"name one of them, as {places[0][1]}")
     version, place = places[0]
+    _require_whole(version, place, split)
     read = _from_directory(place) if place.is_dir() else _from_archive(place, version)
     parts = [_part(version, place / name, read(name)) for name in version.files(split)]
     data_N3HW = np.concatenate([part[0] for part in parts])
@@ -127,6 +134,21 @@ def open_listing(root: Path, split: Split) -> Listing:
         raise unfit(place / version.meta, f"names {len(classes)} classes, fewer than there are", "get it again")
     files = _Rows(place, version.files(split), [len(part[1]) for part in parts], pixels)
     return Listing(files, labels, classes, f"{version.title}, {version.directory}", pixels=pixels)
+
+
+def _require_whole(version: _Version, place: Path, split: Split) -> None:
+    """An unpacked split has all its files.
+
+    Raises:
+        FileNotFoundError: if it has none.
+        UnfitError: (a ValueError) naming the first that is missing.
+    """
+    missing = [place / name for name in version.files(split) if not (place / name).is_file()]
+    if place.is_file() or not missing:
+        return
+    if len(missing) == len(version.files(split)):
+        raise FileNotFoundError(f"{missing[0]} does not exist; unpack {version.archive} again")
+    raise unfit(missing[0], "is missing", f"unpack {version.archive} again")
 
 
 def _from_directory(place: Path) -> Reader:

@@ -2,7 +2,7 @@
 
     ROOT/train/<class>/...                           folders of classes, sorted by name: any data set
     ROOT/train/n01440764.tar ...                     a tar for each class
-    ROOT/ILSVRC2012_img_train.tar                    as published: a tar of these
+    ROOT/ILSVRC2012_img_train.tar                    as published: a tar of these; also in ROOT/train/, not unpacked
     ROOT/val/<class>/...                             folders of classes
     ROOT/val/ILSVRC2012_val_00000001.JPEG ...        loose images, and a file that says what they are (val_labels.py)
     ROOT/ILSVRC2012_img_val.tar                      as published, with ILSVRC2012_devkit_t12.tar.gz or such a file
@@ -50,7 +50,16 @@ def splits_of(root: Path) -> list[Split]:
 
 
 def _found(inner: Path, split: Split) -> bool:
-    return (inner / split).is_dir() or (inner / TARS[split]).is_file() or bool(webdataset.shards(inner, split))
+    return (inner / split).is_dir() or _published(inner, split) is not None or bool(webdataset.shards(inner, split))
+
+
+def _published(inner: Path, split: Split) -> Path | None:
+    """The published tar of `split`, where that is what there is: in place of the split's folder, or alone in it."""
+    directory = inner / split
+    if not directory.is_dir():
+        return tar if (tar := inner / TARS[split]).is_file() else None
+    unpacked = any(place.is_dir() or is_image(place.name) for place in directory.iterdir() if place.name[0] != ".")
+    return tar if (tar := directory / TARS[split]).is_file() and not unpacked else None
 
 
 def open_listing(root: Path, split: Split) -> Listing:
@@ -78,17 +87,19 @@ def training_classes(inner: Path) -> list[str] | None:
     directory = inner / "train"
     if shards := webdataset.shards(inner, "train"):
         return webdataset.open_listing(shards, inner, shards).classes
-    if directory.is_dir():
-        if packed(directory):
-            return Shards(directory).classes
-        return sorted(tar.stem for tar in _class_tars(directory)) or class_names(directory)
-    return _train(inner).classes if (inner / TARS["train"]).is_file() else None
+    if _published(inner, "train"):
+        return _train(inner).classes
+    if not directory.is_dir():
+        return None
+    if packed(directory):
+        return Shards(directory).classes
+    return sorted(tar.stem for tar in _class_tars(directory)) or class_names(directory)
 
 
 def _train(inner: Path) -> Listing:
     directory = inner / "train"
-    if not directory.is_dir():
-        return _by_tar(tar_files([inner / TARS["train"]], "nested"), TARS["train"])
+    if tar := _published(inner, "train"):
+        return _by_tar(tar_files([tar], "nested"), TARS["train"])
     if packed(directory):
         return _packed(directory)
     if tars := _class_tars(directory):
@@ -101,8 +112,8 @@ def _val(inner: Path, root: Path, classes: list[str] | None) -> Listing:
     if directory.is_dir() and packed(directory):
         return _packed(directory)
     places = _label_places(inner, root)
-    if not directory.is_dir():
-        return _by_labels(tar_files([inner / TARS["val"]], "plain"), places, classes, TARS["val"])
+    if tar := _published(inner, "val"):
+        return _by_labels(tar_files([tar], "plain"), places, classes, TARS["val"])
     loose = _loose(directory)
     if loose is not None:
         names = sorted(image_files(loose, ""))
@@ -146,8 +157,11 @@ def _loose(directory: Path) -> Path | None:
     """Where images lie without class folders: in `directory` itself, or as Tiny-ImageNet has them; None otherwise."""
     if (directory / ANNOTATIONS).is_file() and any(_images_in(directory / "images")):
         return directory / "images"
-    folders = any(place.is_dir() and not place.name.startswith(".") for place in directory.iterdir())
-    return directory if not folders and any(_images_in(directory)) else None
+    if not any(_images_in(directory)):
+        return None
+    folders = (place.name for place in directory.iterdir() if place.is_dir() and not place.name.startswith("."))
+    in_folders = any(any(image_files(directory, name)) for name in folders)  # not so of a development kit unpacked here
+    return None if in_folders else directory
 
 
 def _images_in(directory: Path) -> list[Path]:

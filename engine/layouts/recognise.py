@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.datasets import Split, is_pattern
+from engine.datasets import Split, UnfitError, is_pattern
 from engine.layouts import cifar, imagenet, listed, webdataset
 from engine.layouts.listing import Listing
 from engine.layouts.subset import subset as part_of
@@ -53,3 +53,5 @@ def _opens(root: Path, split: Split) -> bool:
         return not open_listing(root, split).splitless
     except FileNotFoundError:
         return False
+    except UnfitError:  # it is there, and damaged
+        return True

@@ -127,7 +127,7 @@ _READERS: dict[str, Callable[[Path, Sequence[str] | None], Labels]] = {
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8").rstrip().splitlines()
     except UnicodeDecodeError:
         raise unfit(file, "is not a text file", "get it again") from None
 

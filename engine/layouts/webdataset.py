@@ -33,6 +33,7 @@ WORDS: dict[Split, re.Pattern[str]] = {
 WNID_KEY = re.compile(r"(?:.*/)?(n\d{8})_")
 CLASS_NAMES = "classnames.txt"
 LOOKED_AT = 8  # files of a tar, before it is taken for something else
+TRIED = 3  # tars, for the first may be damaged, which is to be said
 
 
 def shards(root: Path, split: Split) -> list[Path]:
@@ -42,9 +43,9 @@ def shards(root: Path, split: Split) -> list[Path]:
     folder = root / split
     if folder.is_dir():
         tars = sorted(folder.glob("[!.]*.tar"))
-        return tars if tars and not packed(folder) and _are_samples(tars[0]) else []
+        return tars if tars and not packed(folder) and any(map(_are_samples, tars[:TRIED])) else []
     tars = [tar for tar in sorted(root.glob("[!.]*.tar")) if WORDS[split].search(tar.stem.lower())]
-    return tars if tars and _are_samples(tars[0]) else []
+    return tars if any(map(_are_samples, tars[:TRIED])) else []
 
 
 def _are_samples(tar: Path) -> bool:
@@ -95,7 +96,7 @@ def _class_names(files: TarFiles, root: Path) -> list[str]:
     count = int(files.label.max()) + 1
     for directory in (root, files.tars[0].parent, files.tars[0].parent.parent):
         if (file := directory / CLASS_NAMES).is_file():
-            names = file.read_text(encoding="utf-8").splitlines()
+            names = file.read_text(encoding="utf-8").rstrip().splitlines()
             if len(names) < count:
                 raise unfit(file, f"names {len(names)} classes, where there are {count}", "complete or remove it")
             return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,26 @@ def test_every_broken_image_is_found(folder: Path, few: int, monkeypatch: pytest
     assert [finding.what for finding in findings] == [
         "the image is cut short",
         "is not an image that can be read",
+    ]
+
+
+def test_images_larger_than_pillow_opens_can_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30 * 40 // 2 - 1)
+    assert check_images(folder).findings == []
+
+
+def test_damaged_lists_and_missing_images_are_findings(tmp_path: Path) -> None:
+    categories = [{"id": 0, "name": "Fungi"}]
+    listed = [{"id": number, "file_name": f"train_val2019/Fungi/0/{number}.png"} for number in (1, 2)]
+    _image(tmp_path / "train_val2019" / "Fungi" / "0" / "1.png", 1)
+    for split in ("train", "val"):
+        labels = [{"image_id": number, "category_id": 0} for number in (1, 2)]
+        said = {"categories": categories, "images": listed, "annotations": labels}
+        (tmp_path / f"{split}2019.json").write_text(json.dumps(said))
+    (tmp_path / "val2019.json").write_text("{}")
+    assert [(finding.file, finding.what) for finding in _errors(tmp_path)] == [
+        (str(tmp_path / "val2019.json"), "is no list of iNaturalist (KeyError('categories'))"),
+        (str(tmp_path / "train_val2019" / "Fungi" / "0" / "2.png"), "does not exist"),
     ]
 
 

@@ -44,6 +44,18 @@ def test_tars_as_published_equal_the_unpacked_folders(tars: Path, folders: Path)
         assert ours[1] == theirs[1]
 
 
+def test_tars_moved_into_the_folders_of_their_splits(tars: Path, folders: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "moved" / split).mkdir(parents=True)
+        (tars / f"ILSVRC2012_img_{split}.tar").rename(tmp_path / "moved" / split / f"ILSVRC2012_img_{split}.tar")
+    (tars / "ILSVRC2012_devkit_t12.tar.gz").rename(tmp_path / "moved" / "ILSVRC2012_devkit_t12.tar.gz")
+    _equal(tmp_path / "moved", folders, "train")
+    _equal(tmp_path / "moved", folders, "val")
+    for split in ("train", "val"):  # unpacked beside them, as by the usual script
+        shutil.copytree(folders / split, tmp_path / "moved" / split, dirs_exist_ok=True)
+        assert open_listing(tmp_path / "moved", split).layout == "class folders"  # type: ignore[arg-type]
+
+
 def test_a_tar_for_each_class(tmp_path: Path, folders: Path) -> None:
     (tmp_path / "train").mkdir()
     for folder in (folders / "train").iterdir():
@@ -78,6 +90,10 @@ def _kit_unpacked(root: Path, _wnids: list[str], kit: Path, _packed: bytes) -> N
     shutil.copytree(kit, root / kit.name)
 
 
+def _kit_unpacked_beside_the_images(root: Path, _wnids: list[str], kit: Path, _packed: bytes) -> None:
+    shutil.copytree(kit, root / "val" / kit.name)
+
+
 def _truth_and_kit(root: Path, _wnids: list[str], kit: Path, packed: bytes) -> None:
     shutil.copy(kit / "data" / "ILSVRC2012_validation_ground_truth.txt", root / "val")
     (root / "val" / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(packed)
@@ -105,12 +121,22 @@ def _tensorflow(root: Path, wnids: list[str], _kit: Path, _packed: bytes) -> Non
 
 def _kaggle(root: Path, wnids: list[str], _kit: Path, _packed: bytes) -> None:
     lines = (f"ILSVRC2012_val_{i + 1:08},{wnid} 1 2 30 40 {wnid} 5 6 7 8 \n" for i, wnid in enumerate(wnids))
-    (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(lines))
+    (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(lines) + "\n")  # a blank line
 
 
 @pytest.mark.parametrize(
     "write",
-    [_kit_packed, _kit_unpacked, _truth_and_kit, _truth_and_meta, _caffe, _names_and_wnids, _tensorflow, _kaggle],
+    [
+        _kit_packed,
+        _kit_unpacked,
+        _kit_unpacked_beside_the_images,
+        _truth_and_kit,
+        _truth_and_meta,
+        _caffe,
+        _names_and_wnids,
+        _tensorflow,
+        _kaggle,
+    ],
 )
 def test_a_flat_validation_folder_by_any_file_of_labels(
     flat: Path, folders: Path, val_wnids: list[str], kit: Path, packed_kit: bytes, write: Callable[..., None]

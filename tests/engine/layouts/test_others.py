@@ -128,12 +128,25 @@ def test_cifar_that_is_damaged_or_not_what_it_says(tmp_path: Path) -> None:
         (inner / "data_batch_2").write_bytes(content)
         with pytest.raises(UnfitError, match=rf"data_batch_2: is no file of CIFAR-10 \({expected}"):
             open_listing(tmp_path, "train")
+    assert splits_of(tmp_path) == ["train", "val"]  # damaged, and there
     (inner / "data_batch_2").unlink()
-    with pytest.raises(FileNotFoundError, match="data_batch_2"):
+    with pytest.raises(UnfitError, match=r"data_batch_2: is missing; unpack cifar-10-python\.tar\.gz again"):
         open_listing(tmp_path, "train")
+    (inner / "test_batch").unlink()
+    with pytest.raises(FileNotFoundError, match="test_batch does not exist"):
+        open_listing(tmp_path, "val")
+    assert splits_of(tmp_path) == ["train"]
     _cifar(tmp_path, 100, _dumped)
     with pytest.raises(UnfitError, match="holds both CIFAR-10 and CIFAR-100"):
         open_listing(tmp_path, "train")
+
+
+def test_a_file_called_meta_does_not_make_a_cifar(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "ant").mkdir(parents=True)
+        (tmp_path / split / "ant" / "1.jpg").write_bytes(jpeg(1))
+    (tmp_path / "meta").write_text("collected by hand")
+    assert open_listing(tmp_path, "train").layout == "class folders"
 
 
 # --------------------------------------------------------------------------------------------------------- WebDataset
@@ -178,6 +191,8 @@ def test_webdataset_whose_keys_are_wnids(tmp_path: Path) -> None:
     samples = [_sample(i, label, "cls", f"{WNIDS[label]}_{i}") for i, label in enumerate((1, 0, 1))]
     tar_of([file for sample in samples for file in sample], tmp_path / "train" / "00000.tar")
     assert open_listing(tmp_path, "train").classes == list(WNIDS[:2])
+    (tmp_path / "classnames.txt").write_text("ant\nbee\n\n")
+    assert open_listing(tmp_path, "train").classes == ["ant", "bee"]
 
 
 def test_webdataset_that_is_damaged(tmp_path: Path) -> None:
@@ -190,6 +205,11 @@ def test_webdataset_that_is_damaged(tmp_path: Path) -> None:
         tar_of(files, tar)
         with pytest.raises(UnfitError, match=expected):
             open_listing(tmp_path, "train")
+    tar.write_bytes(b"")  # a download that failed, beside one that did not
+    tar_of(good, tmp_path / "in-train-1.tar")
+    with pytest.raises(UnfitError, match=r"in-train-0\.tar: cannot be read: empty file"):
+        open_listing(tmp_path, "train")
+    (tmp_path / "in-train-1.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"in-train-1\.tar, the 2\. of the 2 shards named, is not there"):
         open_listing(locate(f"{tmp_path}/in-train-{{0..1}}.tar"), "train")
     with pytest.raises(ValueError, match="braces hold a range"):
