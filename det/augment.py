@@ -23,12 +23,12 @@ from typing import NamedTuple
 import numpy as np
 import shapely
 import torch
-import torchvision.transforms.v2.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from det.config import Augment
 from det.masks import Bitmap, Polygons
+from engine.images import resize
 
 Size = tuple[int, int]  # height, width
 
@@ -96,7 +96,7 @@ def render(image: Tensor, placement: Placement) -> Tensor:
     rows = _part(placement.source[0], placement.resized[0], top, height)
     columns = _part(placement.source[1], placement.resized[1], left, width)
     part = image[:, rows.begin : rows.end, columns.begin : columns.end]
-    resized = F.resize(part, [rows.length, columns.length], antialias=True)
+    resized = resize(part, rows.length, columns.length, "bilinear")
     kept = resized[:, rows.skip : rows.skip + height, columns.skip : columns.skip + width]
     return kept.flip(-1) if placement.flip else kept
 

@@ -97,9 +97,13 @@ class ValidationImages(Dataset[tuple[Tensor, int]]):
 
 
 def padded(images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
-    """Images (3, h, w) as one uint8 tensor (B, 3, H, W), zero at the bottom and the right, and their true sizes."""
+    """Images (3, h, w) as one uint8 tensor (B, 3, H, W), zero at the bottom and the right, and their true sizes.
+
+    It lies in memory by pixel, as decoded and resized images do: to turn them around takes half as long as to resize.
+    """
     sizes = [(image.shape[1], image.shape[2]) for image in images]
-    batch = images[0].new_zeros(len(images), 3, max(h for h, _ in sizes), max(w for _, w in sizes))
+    shape = (len(images), max(h for h, _ in sizes), max(w for _, w in sizes), 3)
+    batch = images[0].new_zeros(shape).permute(0, 3, 1, 2)
     for place, image, (height, width) in zip(batch, images, sizes, strict=True):
         place[:, :height, :width] = image
     return batch, sizes

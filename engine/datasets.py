@@ -267,9 +267,9 @@ def coco_files(directory: Path, split: Split) -> CocoFiles:
     As COCO 2017 has them if none is; the files are not opened.
     """
     root = coco_root(directory)
-    for annotations, folders in COCO_LAYOUTS.items():
+    for pattern, folders in COCO_LAYOUTS.items():
         for name in COCO_SPLITS[split]:
-            if (file := root / annotations.format(split=name)).is_file():
+            if (file := root / pattern.format(split=name)).is_file():
                 places = [root / folder.format(split=name) for folder in folders]
                 return CocoFiles(file, next((place for place in places if place.is_dir()), places[0]))
     return CocoFiles(root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017")

@@ -254,7 +254,7 @@ def cut(image: Tensor, box: Box, side: int, decoder: Decoder = "torchvision", re
     work for a 32-pixel crop; with `decoder="pil"`, what it makes of a PIL image.
     """
     inner = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    crop = (_resize_with_pillow if decoder == "pil" else _resize)(inner, side, side, resizing)
+    crop = (_resize_with_pillow if decoder == "pil" else resize)(inner, side, side, resizing)
     return crop.flip(-1) if box.flip else crop
 
 
@@ -286,11 +286,12 @@ def shortened(image: Tensor, short: int, decoder: Decoder = "torchvision") -> Te
     new_height, new_width = (int(short * size / small) if size != small else short for size in (height, width))
     if decoder == "pil":
         return _resize_with_pillow(image, new_height, new_width)
-    return _resize(image, new_height, new_width)
+    return resize(image, new_height, new_width)
 
 
-def _resize(image: Tensor, height: int, width: int, resizing: Resizing = "bicubic") -> Tensor:
-    by_pixel = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # a third off the time, with the copy
+def resize(image: Tensor, height: int, width: int, resizing: Resizing = "bicubic") -> Tensor:
+    """A uint8 image (3, H, W), or a window of one, as (3, height, width), antialiased: torchvision's pixels, sooner."""
+    by_pixel = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # a third off the time and more
     return F.interpolate(by_pixel, (height, width), mode=resizing, antialias=True, align_corners=False)[0]
 
 
