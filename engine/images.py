@@ -76,24 +76,38 @@ def decode(encoded: bytearray, name: str, *, upright: bool = False, decoder: Dec
     Raises:
         UnfitError: (a ValueError) naming the file, if it is cut short or not an image.
     """
-    from torchvision.io import ImageReadMode, decode_image
-
     try:
         if not encoded or decoder == "pil" or suffix(name) in PILLOW_SUFFIXES:
             return _decode_with_pillow(encoded, upright)
-        buffer = torch.frombuffer(encoded, dtype=torch.uint8)
-        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=upright)
+        return _decode_with_torchvision(encoded, upright)
     except (RuntimeError, OSError, ValueError, SyntaxError) as error:  # Pillow says SyntaxError of a broken PNG
         raise unfit(Path(name), _fault(error), "replace or delete this file") from None
-    return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)  # PNG with 16 bits
+
+
+def _decode_with_torchvision(encoded: bytearray, upright: bool) -> Tensor:
+    """What torchvision does not read may be a BMP or TIFF that is named otherwise, and the originals read it."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    buffer = torch.frombuffer(encoded, dtype=torch.uint8)
+    try:
+        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=upright)
+    except RuntimeError as error:
+        if _is_cut_short(error):
+            raise
+        return _decode_with_pillow(encoded, upright)
+    first = image if image.ndim == 3 else image[0]  # of a moving image
+    return first if first.dtype == torch.uint8 else (first.int() >> 8).to(torch.uint8)  # PNG with 16 bits
 
 
 def _decode_with_pillow(encoded: bytearray, upright: bool) -> Tensor:
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(encoded)) as image:
-        turned = ImageOps.exif_transpose(image) if upright else image
-        return _from_pillow(turned.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            turned = ImageOps.exif_transpose(image) if upright else image
+            return _from_pillow(turned.convert("RGB"))
+    except Image.DecompressionBombError as error:  # no OSError
+        raise ValueError(str(error)) from None
 
 
 def _from_pillow(image: Any) -> Tensor:
@@ -101,9 +115,12 @@ def _from_pillow(image: Any) -> Tensor:
 
 
 def _fault(error: Exception) -> str:
+    return "the image is cut short" if _is_cut_short(error) else "is not an image that can be read"
+
+
+def _is_cut_short(error: Exception) -> bool:
     text = str(error).lower()
-    cut_short = "truncated" in text or "incomplete" in text
-    return "the image is cut short" if cut_short else "is not an image that can be read"
+    return "truncated" in text or "incomplete" in text
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):

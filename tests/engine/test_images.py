@@ -146,6 +146,35 @@ def test_whatever_is_in_the_file_becomes_rgb(tmp_path: Path, name: str, mode: st
         assert (image.int() - expected.int()).abs().float().mean() < 1
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.jpg", "BMP"), ("a.JPEG", "TIFF"), ("a.png", "PPM"), ("a.jpg", "PNG"), ("a.gif", "JPEG")]
+)
+def test_a_file_named_as_another_kind_is_read_as_the_originals_read_it(tmp_path: Path, name: str, kind: str) -> None:
+    _picture().save(tmp_path / name, format=kind)
+    expected = torch.from_numpy(np.array(Image.open(tmp_path / name).convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(read_image(tmp_path / name), expected)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.gif", "GIF"), ("a.jpg", "GIF"), ("a.webp", "WEBP"), ("a.png", "PNG")])
+def test_of_a_moving_image_the_first_is_taken(tmp_path: Path, name: str, kind: str) -> None:
+    first = _picture()
+    further = [first.rotate(90), first.rotate(180)]
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    first.save(tmp_path / name, format=kind, save_all=True, append_images=further, **lossless)  # type: ignore[arg-type]
+    expected = torch.from_numpy(np.array(Image.open(tmp_path / name).convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(read_image(tmp_path / name), expected)
+
+
+def test_an_image_beyond_all_bounds_is_named(tmp_path: Path) -> None:
+    """A header of 50 bytes that promises ten billion pixels."""
+    path = _write(tmp_path / "a.bmp", _picture())
+    content = bytearray(path.read_bytes())
+    content[18:26] = (100_000).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    with pytest.raises(UnfitError, match=r"a\.bmp: is not an image that can be read"):
+        read_image(path)
+
+
 def test_orientation_is_followed_only_when_asked_for(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
