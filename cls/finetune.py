@@ -16,6 +16,7 @@ prints beside the last; it is higher by chance alone, about 0.05 points on Image
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,8 +93,10 @@ class Best:
         self.held = _held(path)
 
     def __call__(self, model: nn.Module, step: int, metrics: dict[str, float]) -> None:
-        """Take in an evaluation of `model` after `step` optimiser steps."""
+        """Take in an evaluation of `model` after `step` optimiser steps; one that overflowed is none."""
         assert isinstance(model, FinetuneModel)
+        if not math.isfinite(metrics["finetune_loss"]):
+            return
         if self.held is None or metrics["finetune_top1"] >= self.held.metrics["finetune_top1"]:
             self.held = scored(self.info, step, metrics)
             save_classifier(self.path, model.classifier, self.held)

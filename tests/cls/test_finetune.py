@@ -177,17 +177,23 @@ def test_the_best_of_an_earlier_attempt_stays_until_it_is_reached_again(folder: 
     file = tmp_path / "classifier-best.safetensors"
     prepared = prepare(_config(folder), CPU)
     model, info = prepared.training.model, prepared.info
-    Best(file, info)(model, 10, {"finetune_top1": 70.0})
+    Best(file, info)(model, 5, _scores(90.0, loss=float("nan")))  # diverged, or overflowed
+    assert not file.exists()
+    Best(file, info)(model, 10, _scores(70.0))
     again = Best(file, info)  # as after a restart
-    again(model, 20, {"finetune_top1": 65.0})
+    again(model, 20, _scores(65.0))
     assert (read_info(file).step, again.held and again.held.metrics["finetune_top1"]) == (10, 70.0)
-    again(model, 30, {"finetune_top1": 70.0})  # of equal ones the last, as in CrossMAE's script
+    again(model, 30, _scores(70.0))  # of equal ones the last, as in CrossMAE's script
     assert read_info(file).step == 30
     file.write_bytes(file.read_bytes()[:100])
     damaged = Best(file, info)
     assert damaged.held is None
-    damaged(model, 40, {"finetune_top1": 60.0})
+    damaged(model, 40, _scores(60.0))
     assert read_info(file).step == 40
+
+
+def _scores(top1: float, loss: float = 1.0) -> dict[str, float]:
+    return {"finetune_top1": top1, "finetune_loss": loss}
 
 
 def test_a_run_leaves_its_weights_and_predictions(folder: Path, new_run: Callable[[Any], Any]) -> None:
