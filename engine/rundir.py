@@ -23,6 +23,8 @@ from engine.atomic import claim_json, write_json, write_text
 
 HEARTBEAT = 30.0  # seconds between two signs of life of a run
 SILENCE = 300.0  # seconds without one after which a run on another machine is taken for lost
+ABOUT = ("recipe", "stage", "identity")  # what run.json holds at least
+ATTEMPT = ("state", "started", "host", "pid", "process_started")  # and the file of each start
 
 State = Literal["new", "running", "done", "failed", "interrupted", "lost"]
 
@@ -121,25 +123,39 @@ class RunDir:
         Raises:
             ValueError: if this is not a run directory.
         """
-        return _read(self.about, "is not a run directory: it has no readable run.json", self.path)
+        return _read(self.about, "is not a run directory: it has no readable run.json", self.path, ABOUT)
 
     def read_result(self) -> dict[str, Any] | None:
-        """`result.json`, or None while the run is not done."""
-        return _read(self.result, "has a damaged result.json", self.path) if self.result.exists() else None
+        """`result.json`, or None while the run is not done.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        if not self.result.exists():
+            return None
+        complaint = "has a damaged result.json: remove it and run it again"
+        result = _read(self.result, complaint, self.path, ("metrics",))
+        metrics = result["metrics"]
+        if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+            raise ValueError(f"{self.path} {complaint} (its metrics are no numbers)")
+        return result
 
     def attempts(self) -> list[dict[str, Any]]:
         """What is known of every start of this run, oldest first."""
-        return [_read(self._attempt(number), "has a damaged attempt", self.path) for number in self._numbers()]
+        return [self._read_attempt(number) for number in self._numbers()]
 
     def begin_attempt(self, **facts: Any) -> int:
         """Record a new start, with more `facts` about it, and return its number (1, 2, ...).
 
         Raises:
-            ValueError: if the run is running, or another process started it in this very moment.
+            ValueError: if the run is done or running, or another process started it in this very moment.
         """
-        if self.state() == "running":
+        number = max(self._numbers(), default=0) + 1  # before the look: who starts it after that wants the same number
+        state = self.state()
+        if state == "done":
+            raise ValueError(f"{self.path} is done; it is not repeated")
+        if state == "running":
             raise ValueError(self._is_running())
-        number = max(self._numbers(), default=0) + 1
         pid = os.getpid()
         process = {"host": socket.gethostname(), "pid": pid, "process_started": process_started(pid)}
         try:
@@ -154,28 +170,33 @@ class RunDir:
 
     def end_attempt(self, number: int, state: State, why: str = "") -> None:
         """Record how start `number` ended."""
-        begun = _read(self._attempt(number), "has a damaged attempt", self.path)
+        begun = self._read_attempt(number)
         write_json(self._attempt(number), {**begun, "state": state, "ended": time.time(), "why": why})
 
     def amend_attempt(self, number: int, facts: dict[str, Any]) -> None:
         """Record more about start `number`."""
-        begun = _read(self._attempt(number), "has a damaged attempt", self.path)
+        begun = self._read_attempt(number)
         write_json(self._attempt(number), {**begun, **facts})
 
     def state(self) -> State:
-        """What the files say: done, how the last attempt ended, or lost when its process is gone."""
+        """What the files say: done, how the last attempt ended, or lost when its process or its result is gone."""
         if self.result.exists():
             return "done"
         numbers = self._numbers()
         if not numbers:
             return "new"
         file = self._attempt(numbers[-1])
-        last = _read(file, "has a damaged attempt", self.path)
+        last = self._read_attempt(numbers[-1])
         state: State = last["state"]
-        return "lost" if state == "running" and not _lives(last, file) else state
+        gone = state == "done" or (state == "running" and not _lives(last, file))  # done: its result was removed since
+        return "lost" if gone else state
 
     def _attempt(self, number: int) -> Path:
         return self.path / "attempts" / f"{number}.json"
+
+    def _read_attempt(self, number: int) -> dict[str, Any]:
+        file = self._attempt(number)
+        return _read(file, f"has a damaged attempts/{file.name}: remove it", self.path, ATTEMPT)
 
     def _numbers(self) -> list[int]:
         files = (self.path / "attempts").glob("*.json")
@@ -206,9 +227,12 @@ def process_started(pid: int) -> float | None:
         return None
 
 
-def _read(file: Path, complaint: str, run: Path) -> dict[str, Any]:
+def _read(file: Path, complaint: str, run: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{run} {complaint} ({error})") from error
-    return value
+    lacking = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if lacking:
+        raise ValueError(f"{run} {complaint} (it holds no {lacking[0]!r})")
+    return dict(value)

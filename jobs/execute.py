@@ -49,17 +49,29 @@ def execute(run: RunDir) -> int:
         OSError: if its files cannot be written.
     """
     config = config_of(run)
-    if run.state() == "done":
-        print(f"{run.path} is done; asked again, it is not repeated", file=sys.stderr)
+    if _is_done(run):
         return 0
     slurm_job.take_ranks()
     with _signals() as signals:
         if int(os.environ.get("RANK", "0")):
             return _follow(run, config, signals)
         slurm_job.settle(run)
-        number = run.begin_attempt(step=slurm_job.steps_done(run), job=slurm_job.current())
+        try:
+            number = run.begin_attempt(step=slurm_job.steps_done(run), job=slurm_job.current())
+        except ValueError:
+            if _is_done(run):  # by another process, in this very moment
+                return 0
+            raise
         with _logging(run.log), _heartbeat(run, number), slurm_job.releasing(run):
             return _attempt(run, number, config, signals)
+
+
+def _is_done(run: RunDir) -> bool:
+    """Whether it is, which is said."""
+    done = run.state() == "done"
+    if done:
+        print(f"{run.path} is done; asked again, it is not repeated", file=sys.stderr)
+    return done
 
 
 def _follow(run: RunDir, config: Any, signals: Signals) -> int:

@@ -19,6 +19,7 @@ from engine.atomic import write_json
 from engine.rundir import SILENCE, RunDir
 
 ABOUT = {"recipe": "cls/knn", "stage": "cls", "identity": "0123456789"}
+OTHERS = {"started": 0.0, "process_started": 0.0}  # of a start by another process
 
 
 @pytest.fixture
@@ -117,6 +118,27 @@ def _rewrite(run: RunDir, **changes: object) -> Path:
     return file
 
 
+def test_a_start_while_another_looks_is_noticed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = RunDir.state
+
+    def look_and_let_another_begin(self: RunDir) -> str:
+        found = look(self)
+        if found == "new":
+            write_json(self.path / "attempts" / "1.json", {"host": "elsewhere", "pid": 1, "state": "running", **OTHERS})
+        return found
+
+    monkeypatch.setattr(RunDir, "state", look_and_let_another_begin)
+    with pytest.raises(ValueError, match="is being run by process 1 on elsewhere"):
+        run.begin_attempt()
+    assert len(run.attempts()) == 1
+
+
+def test_a_run_that_is_done_is_not_begun_again(run: RunDir) -> None:
+    write_json(run.result, {"metrics": {}})
+    with pytest.raises(ValueError, match="is done; it is not repeated"):
+        run.begin_attempt()
+
+
 def test_lost_when_its_process_is_gone_or_is_another_with_its_number(run: RunDir) -> None:
     run.begin_attempt()
     started = run.attempts()[0]["process_started"]
@@ -159,3 +181,36 @@ def test_what_is_not_a_run_directory_says_so(tmp_path: Path, run: RunDir) -> Non
     run.result.write_text("{")
     with pytest.raises(ValueError, match=r"damaged result.json"):
         run.read_result()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"metrics": null}', '{"metrics": {"knn_top1": "41"}}'])
+def test_a_damaged_result_is_named_with_what_to_do(run: RunDir, text: str) -> None:
+    run.result.write_text(text)
+    with pytest.raises(ValueError, match=r"knn-0123456789 has a damaged result\.json: remove it and run it again \("):
+        run.read_result()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '"running"', '{"state": "running"}'])
+def test_a_damaged_start_is_named_with_what_to_do(run: RunDir, text: str) -> None:
+    run.end_attempt(run.begin_attempt(), "interrupted")
+    (run.path / "attempts" / "2.json").write_text(text)
+    for asked in (run.state, run.attempts, run.begin_attempt):
+        with pytest.raises(ValueError, match=r"knn-0123456789 has a damaged attempts/2\.json: remove it \("):
+            asked()
+    (run.path / "attempts" / "2.json").unlink()
+    assert run.begin_attempt() == 2
+
+
+def test_a_file_without_what_a_run_is_makes_no_run_directory(run: RunDir) -> None:
+    run.about.write_text('{"recipe": "cls/knn"}')
+    with pytest.raises(ValueError, match=r"no readable run\.json \(it holds no 'stage'\)"):
+        run.read_about()
+
+
+def test_done_without_its_result_it_can_be_run_again(run: RunDir) -> None:
+    number = run.begin_attempt()
+    write_json(run.result, {"metrics": {}})
+    run.end_attempt(number, "done")
+    run.result.unlink()
+    assert run.state() == "lost"
+    assert run.begin_attempt() == 2
