@@ -154,14 +154,14 @@ def evaluate(
     from jobs import commands
     from jobs.evaluate import Request
 
-    request = Request(on.split(","), data or [], overrides or [], recipe or [], scratch)
+    request = Request(on.replace(" ", "").split(","), data or [], overrides or [], recipe or [], scratch)
     raise typer.Exit(commands.run_evaluation(checkpoint, request, slots, json, seeds))
 
 
 @app.command("compare-predictions")
 def compare_predictions(
-    before: Annotated[Path, typer.Argument(metavar="RUN", help="A run with save_predictions=true, or its file.")],
-    after: Annotated[Path, typer.Argument(metavar="RUN", help="Another, of the same images.")],
+    before: Annotated[str, typer.Argument(metavar="RUN", help="A run with save_predictions=true, or its file.")],
+    after: Annotated[str, typer.Argument(metavar="RUN", help="Another, of the same images.")],
     json: Json = False,
 ) -> None:
     """Say which images two runs predict differently, and whether that is more than chance."""

@@ -17,9 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    source: Annotated[
-        str, typer.Argument(metavar="RUN|CKPT", help="A detection run's directory, or a detector's file.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="RUN|CKPT", help="A detection run, or a detector's file.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or directories of some.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where pictures and results go.")] = Path("predictions"),
     score: Annotated[float, typer.Option(min=0, max=1, help="Draw what scores this or more.")] = 0.5,

@@ -124,7 +124,7 @@ def cancel(runs: RunNames = None, study: OfStudy = None, yes: Yes = False) -> No
 
     root = runs_root()
     states = States(root)
-    found = [run for run in steer.find_all(runs or [], study, root) if states.of(run) in ("running", "queued")]
+    found = [run for run in steer.find_all(runs or [], study, root) if states.look(run)[0] in ("running", "queued")]
     if not found:
         print("none of them is running or queued", file=sys.stderr)
         return
@@ -154,11 +154,15 @@ def retry(
     root = runs_root()
     states = States(root)
     wanted = ("failed", "lost", "interrupted", "blocked") + (("done", "new") if anew else ())
-    known = {run: states.of(run) for run in steer.find_all(runs or [], study, root)}
-    for run, state in known.items():
-        if state not in wanted and study is None:
+    known = {run: states.look(run) for run in steer.find_all(runs or [], study, root)}
+    for run, (state, reason) in known.items():
+        if state == "damaged":
+            print(f"left alone: {reason}", file=sys.stderr)
+        elif state not in wanted and study is None:
             print(f"left alone: {run.path} is {state}", file=sys.stderr)
-    found = [run for run, state in known.items() if state in wanted]
+    found = [run for run, (state, _) in known.items() if state in wanted]
+    if not found:
+        print("none of them failed, was lost or interrupted", file=sys.stderr)
     if anew:
         for run in found:
             print(f"laid aside: {steer.renew(run)}", file=sys.stderr)

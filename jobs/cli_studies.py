@@ -5,6 +5,7 @@ Each imports what it needs when it is called, so that `mimbench --help` answers 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,6 +107,7 @@ def submit(
     """Start what is not done of a study, on a cluster or here."""
     from jobs import plan as planning
     from jobs import submit as submitting
+    from jobs.commands import print_json
     from jobs.slurm import cluster as profiles
     from jobs.store import runs_root
 
@@ -117,7 +119,9 @@ def submit(
         tasks = submitting.submit_local(wanted, root, slots or slots_here(), prune=prune, retry=retry)
         raise typer.Exit(_show_tasks(tasks, json))
     found, outcome = submitting.submit_cluster(wanted, root, profile, dry=dry_run, prune=prune, retry=retry)
-    if dry_run:
+    if dry_run and json:
+        print_json({"study": found.study.name, "before": found.counts, "sbatch": outcome})
+    elif dry_run:
         print(outcome)
     else:
         _show_submitted(found, outcome, json)
@@ -189,7 +193,10 @@ def sweep(
     from jobs import plan as planning
     from jobs import sweep as sweeping
     from jobs.store import runs_root
+    from jobs.study_files import ready_studies
 
+    if name is not None and (name.endswith(".py") or name in ready_studies()):
+        raise ValueError(f"--name {name} is what a file or a ready study goes by; choose another")
     root, axes = runs_root(), [sweeping.axis(text) for text in values]
     if random is not None and optuna is not None:
         raise ValueError("--random or --optuna, not both")
@@ -203,7 +210,7 @@ def sweep(
     found = planning.plan(study, root)
     made.keep(root)
     _show_plan(found, json)
-    print(f"`mimbench submit {made.name}` starts it", file=sys.stderr)
+    print(f"`mimbench submit {shlex.quote(made.name)}` starts it", file=sys.stderr)
 
 
 def _searched(recipe: str, axes: Any, how: tuple[int, int, str, int], name: str | None, root: Path) -> Any:

@@ -35,7 +35,7 @@ class Waste:
 def waste(root: Path) -> list[Waste]:
     """Everything under `root` that can go."""
     runs, states = [RunDir(file.parent) for file in sorted(root.glob("*/*/run.json"))], States(root)
-    known = {run: _state(run, states) for run in runs}
+    known = {run: states.look(run)[0] for run in runs}
     found = [_waste("checkpoints", run.checkpoints) for run, state in known.items() if state == "done"]
     if "running" not in known.values():
         found += [_waste("features", folder) for folder in sorted((root / ".features").glob("*"))]
@@ -47,13 +47,6 @@ def waste(root: Path) -> list[Waste]:
     ]
     found += [_waste("leftovers", file) for run, state in known.items() if state != "running" for file in _old(run)]
     return [one for one in found if one.path.exists() and (one.bytes or one.kind == "leftovers")]
-
-
-def _state(run: RunDir, states: States) -> str:
-    try:
-        return states.of(run)
-    except (ValueError, OSError):
-        return "damaged"
 
 
 def _snapshot(run: RunDir) -> Iterator[str]:

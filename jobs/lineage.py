@@ -8,6 +8,7 @@ Which weights it really got is recorded when it starts; if the encoder has been 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,4 +113,12 @@ def _missing(file: Path, maker: tuple[RunDir, int | None]) -> str:
             f"{run.path} kept no encoder of epoch {epoch}: pretrained with keep_encoder_every={epoch}, it keeps one "
             f"(at an epoch it has reached)"
         )
-    return f"{run.path} has not made {file.name} (it is {state}); `mimbench run {run.path}` goes on with it"
+    return f"{run.path} has not made {file.name} (it is {state}); {to_make_it(run, state)}"
+
+
+def to_make_it(run: RunDir, state: str) -> str:
+    """What to do for the encoder that a pretraining in this state lacks."""
+    place = shlex.quote(str(run.path))
+    if state == "done":
+        return f"the file was removed since: `mimbench retry --anew {place}` makes it again"
+    return f"`mimbench run {place}` goes on with it"

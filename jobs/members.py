@@ -30,6 +30,17 @@ def studies(root: Path) -> dict[str, dict[str, str]]:
     return {content["study"]: content.get("runs", {}) for content in found if "study" in content}
 
 
+def must_be_known(root: Path, study: str) -> None:
+    """Runs were asked for under this name.
+
+    Raises:
+        ValueError: if none were, naming the studies that there are.
+    """
+    if study not in (listed := studies(root)):
+        known = ", ".join(listed) or "none yet"
+        raise ValueError(f"no run under {root.absolute()} was asked for in study {study!r} (there is {known})")
+
+
 def add_members(root: Path, study: str, runs: Mapping[RunDir, str]) -> None:
     """Note that `runs` were asked for under the name `study`, each with its label.
 

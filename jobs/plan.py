@@ -25,7 +25,7 @@ from engine.rundir import RunDir
 from jobs.hashes import file_hash
 from jobs.lineage import ROLES
 from jobs.members import directory_name, members
-from jobs.states import States, why
+from jobs.states import States
 from jobs.store import Place
 from jobs.study import Run, Study
 
@@ -105,7 +105,7 @@ def plan(study: Study, root: Path) -> Plan:
 def _line(run: Run, title: str, found: Place, states: States, needs: Sequence[Line]) -> Line:
     state, reason = "new", ""
     if found.run.about.exists():
-        state, reason = _state(found.run, states)
+        state, reason = states.look(found.run)
     if state == "done" and (changed := _stale(found)):
         state, reason = "stale", changed
     lost = next((need for need in needs if need.state in ("failed", "blocked")), None)
@@ -115,14 +115,6 @@ def _line(run: Run, title: str, found: Place, states: States, needs: Sequence[Li
             f"needs {lost.name}, which {'has failed' if lost.state == 'failed' else 'cannot start'}",
         )
     return Line(title, found.run, state, reason, run, found)
-
-
-def _state(run: RunDir, states: States) -> tuple[str, str]:
-    try:
-        state = states.of(run)
-        return state, why(run) if state == "failed" else ""
-    except (ValueError, OSError) as error:
-        return "damaged", str(error)
 
 
 def _has_its_encoder(run: Run, found: Place) -> bool:
@@ -139,14 +131,17 @@ def _stale(found: Place) -> str:
     role = ROLES.get(found.about["stage"], "encoder")
     partial = getattr(found.config, "allow_partial", False)
     root = found.run.path.parents[1]
-    now = file_hash(Path(checkpoint["path"]), root, allow_partial=partial, role=role)
+    try:
+        now = file_hash(Path(checkpoint["path"]), root, allow_partial=partial, role=role)
+    except (ValueError, OSError) as error:
+        return f"it started from weights {str(used)[:10]}, and now {error}"
     return f"it started from weights {used[:10]}, which are now {now[:10]}" if used and used != now else ""
 
 
 def _orphans(study: Study, root: Path, listed: set[str], states: States) -> list[Line]:
     gone = {name: label for name, label in members(root, study.name).items() if name not in listed}
     runs = [(label, RunDir(root / name)) for name, label in gone.items() if (root / name / "run.json").exists()]
-    return [Line(label, run, "orphaned", f"it is {_state(run, states)[0]}") for label, run in runs]
+    return [Line(label, run, "orphaned", f"it is {states.look(run)[0]}") for label, run in runs]
 
 
 # --------------------------------------------------------------------------------------------------------- for people

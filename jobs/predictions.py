@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cls.config import PREDICTIONS
 from engine.rundir import RunDir
+from jobs.steer import path_of
+from jobs.store import runs_root
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,7 +163,7 @@ def _listing(changed: Sequence[Changed], change: Change) -> list[str]:
     return ["", change, *shown, *more]
 
 
-def show(before: Path, after: Path, as_json: bool) -> None:
+def show(before: str, after: str, as_json: bool) -> None:
     """`mimbench compare-predictions`."""
-    found = compare(read(before), read(after))
+    found = compare(*(read(path_of(name, runs_root())) for name in (before, after)))
     print(json.dumps(to_json(found), indent=2) if as_json else to_text(found))

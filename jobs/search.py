@@ -37,7 +37,7 @@ class Search:
         try:
             self._optuna: Any = importlib.import_module("optuna")
         except ImportError as error:
-            raise ValueError("--optuna needs a package that is not here: pip install 'mimbench[search]'") from error
+            raise ValueError("--optuna needs a package that is not here: pip install -e '.[search]'") from error
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         self.axes, self.metric = axes, metric
         sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)

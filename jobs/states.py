@@ -38,6 +38,16 @@ class States:
         profile, queue = self._ask(noted.cluster)
         return schedulers.status_of(run, queue, profile)
 
+    def look(self, run: RunDir) -> tuple[str, str]:
+        """The state of `run`, `damaged` among them, and why: of one that failed or is damaged."""
+        try:
+            state = self.of(run)
+            if state == "done":
+                run.read_result()
+            return state, why(run) if state == "failed" else ""
+        except (ValueError, OSError) as error:
+            return "damaged", str(error)
+
     def _ask(self, name: str) -> tuple[Any, Any]:
         """That cluster's profile and queue; nothing where its profile is not on this machine, or SLURM is silent."""
         if name not in self._seen:

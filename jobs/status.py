@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.rundir import RunDir
-from jobs.members import studies
+from jobs.members import must_be_known, studies
 from jobs.states import States, hand_in_what_waits
 from jobs.watch import SHOWN, Watch
 
@@ -58,10 +58,9 @@ def rows(root: Path, study: str | None = None, state: str | None = None) -> list
     Raises:
         ValueError: for a study that nobody submitted here.
     """
+    if study is not None:
+        must_be_known(root, study)
     listed = studies(root)
-    if study is not None and study not in listed:
-        known = ", ".join(listed) or "none yet"
-        raise ValueError(f"no run under {root.absolute()} was asked for in study {study!r} (there is {known})")
     labels: dict[str, dict[str, str]] = {}  # run -> study -> label
     for name, runs in listed.items():
         for run, label in runs.items():
@@ -211,10 +210,12 @@ def show_log(file: Path, run: RunDir, follow: bool, lines: int = 40) -> None:
     """Print the last lines of a log; with `follow` go on until the run is over."""
     from jobs.watch import last_lines
 
-    offset = file.stat().st_size
-    print("\n".join(last_lines(file, lines)), flush=True)
-    while follow and States(run.path.parents[1]).of(run) in ("running", "queued"):
-        time.sleep(REFRESH)
+    offset, goes_on = file.stat().st_size, follow
+    print("\n".join(last_lines(file, lines, offset)), flush=True)
+    while goes_on:
+        goes_on = States(run.path.parents[1]).of(run) in ("running", "queued")  # before reading: its last words count
+        if goes_on:
+            time.sleep(REFRESH)
         with file.open("rb") as handle:
             handle.seek(offset)
             new = handle.read()

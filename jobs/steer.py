@@ -14,12 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.rundir import RunDir, process_started
-from jobs.members import directory_name, members, studies
+from jobs.members import directory_name, members, must_be_known, studies
 
-RESULTS = (
-    "result.json", "attempts", "metrics.jsonl", "checkpoints", "tensorboard", "plots", "encoders",
-    "encoder.safetensors", "model.pth", "classifier.safetensors", "classifier-best.safetensors",
-)  # fmt: skip
+STAYS = ("config.txt", "run.json", "log.txt", "submission.json", "submitit")  # of a run that begins anew
 
 
 def find(name: str, root: Path) -> RunDir:
@@ -46,13 +43,29 @@ def find(name: str, root: Path) -> RunDir:
     raise ValueError(f"no run under {root.absolute()} is called {name!r}; `mimbench status` lists them")
 
 
+def path_of(name: str, root: Path) -> Path:
+    """The file or directory that `name` is, or that of the run which `name` stands for.
+
+    Raises:
+        ValueError: if there is neither, or more than one run.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    try:
+        return find(name, root).path
+    except ValueError as error:
+        raise ValueError(f"{name} does not exist, and {error}") from None
+
+
 def find_all(names: Sequence[str], study: str | None, root: Path) -> list[RunDir]:
     """The runs called so, or all those of a study.
 
     Raises:
-        ValueError: if one is not there, or nothing is named at all.
+        ValueError: if one is not there, nobody asked for the study, or nothing is named at all.
     """
     if study is not None:
+        must_be_known(root, study)
         listed = [RunDir(root / name) for name in members(root, study)]
         return [run for run in listed if run.about.exists()]
     if not names:
@@ -114,7 +127,10 @@ def renew(run: RunDir) -> Path:
     while (aside := run.path / f"old-{number}").exists():
         number += 1
     aside.mkdir()
-    for name in RESULTS:  # the result first: without it the run is not done, whatever stops this
+    made = sorted(
+        path.name for path in run.path.iterdir() if path.name not in STAYS and not path.name.startswith("old-")
+    )
+    for name in sorted(made, key=lambda name: name != run.result.name):  # first: without it the run is not done
         with suppress(FileNotFoundError):
             (run.path / name).rename(aside / name)
     return aside

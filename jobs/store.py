@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from backbones.content import is_location
 from engine.atomic import write_text
 from engine.config import from_text, identity, to_text, with_overrides
-from engine.datasets import HANDWRITTEN, is_there, listing, locate
+from engine.datasets import HANDWRITTEN, environment_variable, is_there, listing, locate
 from engine.rundir import RunDir
-from jobs.lineage import Source, source_of
+from jobs.lineage import Source, source_of, to_make_it
 from jobs.recipes import Recipe, config_type, find
 
 
@@ -135,7 +135,8 @@ def _settled(data: str) -> str:
     if data == HANDWRITTEN:
         return data
     path = locate(data)
-    return data if data in listing() else str(path.absolute())
+    named = data in listing() or environment_variable(data) in os.environ
+    return data if named else str(path.absolute())
 
 
 def encoder_file(checkpoint: Path) -> Path:
@@ -168,9 +169,10 @@ def encoder_file(checkpoint: Path) -> Path:
     if run.detector.is_file():
         return run.detector
     if not run.encoder.is_file():
-        raise FileNotFoundError(
-            f"{checkpoint} has made no encoder (it is {run.state()}); `mimbench run {checkpoint}` goes on with it"
-        )
+        state, recipe = run.state(), str(run.read_about()["recipe"])
+        if state == "done" and not recipe.startswith("pretrain/"):
+            raise FileNotFoundError(f"{checkpoint} is a run of {recipe}, which leaves no weights to start from")
+        raise FileNotFoundError(f"{checkpoint} has made no encoder (it is {state}); {to_make_it(run, state)}")
     return run.encoder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.rundir import RunDir
 
-TAIL = 8192  # bytes from the end of a file that are looked at
+TAIL = 8192  # bytes from the end of a file that are looked at first
 SHOWN = (
     "knn_top1", "fewshot5_ridge_top1", "linear_fast_top1", "linear_top1", "finetune_top1", "val_top1", "box_ap",
     "mask_ap", "loss",
@@ -65,13 +65,17 @@ def last_step(metrics: Path) -> dict[str, Any] | None:
     return None
 
 
-def last_lines(file: Path, count: int) -> list[str]:
-    """The last lines of a text file, at most `count`; none if there is no file."""
+def last_lines(file: Path, count: int, end: int | None = None) -> list[str]:
+    """The last lines of a text file, at most `count`, of its first `end` bytes; none if there is no file."""
     try:
         with file.open("rb") as handle:
-            handle.seek(0, os.SEEK_END)
-            handle.seek(max(0, handle.tell() - TAIL))
-            return handle.read().decode("utf-8", "replace").splitlines()[-count:]
+            end, size = handle.seek(0, os.SEEK_END) if end is None else end, TAIL
+            while True:
+                handle.seek(max(0, end - size))
+                lines = handle.read(min(size, end)).decode("utf-8", "replace").splitlines()
+                if len(lines) > count or size >= end:  # one more than is wanted: the first of them may be half a line
+                    return lines[-count:]
+                size *= 4
     except FileNotFoundError:
         return []
 

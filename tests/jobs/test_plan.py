@@ -86,6 +86,20 @@ def test_a_result_of_weights_that_have_changed_is_stale() -> None:
     assert f"it started from weights {result['checkpoint']['hash'][:10]}, which are now " in line.why
 
 
+def test_a_damaged_file_is_told_of_its_run_alone() -> None:
+    made = STUDY.prepare(runs_root())
+    _finish(made[PRETRAIN], "weights")
+    _finish(made[PROBE])
+    _finish(made[OTHER])
+    made[OTHER].result.write_text("{")
+    made[PRETRAIN].encoder.write_bytes(encoder_bytes("weights")[:-9])
+    found = plan(STUDY, runs_root())
+    assert _states(found) == {"pretrain": "done", "probe": "stale", "scratch": "damaged"}
+    reasons = {line.name: line.why for line in found.lines}
+    assert str(made[PRETRAIN].encoder) in reasons["probe"]
+    assert "damaged result.json: remove it" in reasons["scratch"]
+
+
 def test_content_is_hashed_once() -> None:
     made = STUDY.prepare(runs_root())
     _finish(made[PRETRAIN], "weights")
@@ -106,6 +120,11 @@ def test_a_need_that_never_made_its_encoder_says_so() -> None:
         take(made[PROBE], made[PROBE].begin_attempt())
     early = Run("cls/knn_handwritten", checkpoint=PRETRAIN, epoch=5)
     _finish(made[PRETRAIN], "weights")
+    made[PRETRAIN].encoder.rename(made[PRETRAIN].path / "moved")
+    again = r"has not made encoder.safetensors \(it is done\); the file was removed since: `mimbench retry --anew "
+    with pytest.raises(FileNotFoundError, match=again):
+        take(made[PROBE], 1)
+    (made[PRETRAIN].path / "moved").rename(made[PRETRAIN].encoder)
     with pytest.raises(FileNotFoundError, match="kept no encoder of epoch 5: pretrained with keep_encoder_every=5"):
         run = early.directory(runs_root())
         take(run, run.begin_attempt())

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from cls.config import PREDICTIONS
 from jobs.cli import app
 from jobs.predictions import CHANGES, Saved, compare, read
+from jobs.store import runs_root
+from jobs.study import Run
 
 CLASSES = ["cat", "dog", "owl"]
 
@@ -71,6 +73,17 @@ def test_the_command_prints_and_gives_json(tmp_path: Path) -> None:
     assert told["counts"] == dict(zip(CHANGES, (0, 30, 0), strict=True))
     assert len(told["changed"]) == 30
     assert told["top1"] == [25, 100]
+
+
+def test_a_run_goes_by_the_name_that_status_gives_it(tmp_path: Path) -> None:
+    made = [Run("cls/knn_handwritten", (f"seed={seed}",)).directory(runs_root()) for seed in (0, 1)]
+    for run in made:
+        _write(run.predictions, [0, 1], [0, 1])
+    names = [f"cls/{run.path.name}" for run in made]
+    done = CliRunner().invoke(app, ["compare-predictions", *names])
+    assert (done.exit_code, "2 images; top-1 100.00 -> 100.00" in done.stdout) == (0, True)
+    missing = CliRunner().invoke(app, ["compare-predictions", names[0], str(tmp_path / "none")])
+    assert "none does not exist, and no run under" in missing.stderr
 
 
 @pytest.mark.parametrize(

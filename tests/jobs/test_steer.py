@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,22 @@ def test_logs_are_followed_to_the_end(made: list[RunDir], capsys: pytest.Capture
     assert capsys.readouterr().out.split("\n") == [*(f"line {number}" for number in range(95, 100)), "the end", ""]
 
 
+def test_the_last_words_of_a_run_are_not_lost(made: list[RunDir], capsys: pytest.CaptureFixture[str]) -> None:
+    run, number = made[3], made[3].begin_attempt()
+    run.log.write_text("going on\n")
+    file = status.log_file(run, None)
+    ends = threading.Timer(0.5, lambda: (_say(run.log, "the very end\n"), run.end_attempt(number, "failed")))
+    ends.start()
+    status.show_log(file, run, follow=True)
+    ends.join()
+    assert capsys.readouterr().out == "going on\nthe very end\n"
+
+
+def _say(log: Path, text: str) -> None:
+    with log.open("a") as file:
+        file.write(text)
+
+
 # ------------------------------------------------------------------------------------------------------------ steering
 
 
@@ -185,6 +202,42 @@ def test_retrying_leaves_alone_what_is_done(made: list[RunDir], bench: Bench) ->
     assert (made[1].path / "old-1" / "result.json").exists(), "what it had made lies aside"
     assert made[1].state() == "done"
     assert [seed for seed, *_ in bench.submitted] == [1, 0]
+
+
+def test_begun_anew_a_run_finds_nothing_of_before(made: list[RunDir]) -> None:
+    run = made[1]
+    for name in ("detector.pth", "predictions.json", "categories.json", "predictions.safetensors", "log.txt"):
+        (run.path / name).write_text("before")
+    for folder in ("search", "detectron2", "weight_maps"):
+        (run.path / folder).mkdir()
+    aside = steer.renew(run)
+    assert {path.name for path in run.path.iterdir()} == {"config.txt", "run.json", "log.txt", "old-1"}
+    assert {"result.json", "attempts", "detector.pth", "search", "detectron2"} <= {
+        path.name for path in aside.iterdir()
+    }
+    assert steer.renew(run).name == "old-2"
+    assert (aside / "result.json").exists()
+
+
+def test_a_damaged_run_is_named_and_stands_in_nobodys_way(made: list[RunDir], bench: Bench) -> None:
+    (made[1].path / "attempts" / "1.json").write_text("")
+    made[1].result.unlink()
+    assert "none of them is running or queued" in mimbench("cancel", "--study", "mine").stderr
+    done = mimbench("retry", "--study", "mine")
+    assert (done.exit_code, made[2].state()) == (0, "done")
+    assert f"left alone: {made[1].path} has a damaged attempts/1.json: remove it" in done.stderr
+    again = mimbench("retry", "--study", "mine")
+    assert (again.exit_code, "none of them failed, was lost or interrupted" in again.stderr) == (0, True)
+    made[0].result.write_text("")
+    (made[0].checkpoints).mkdir()
+    (made[0].checkpoints / "step-00000100.pt").write_bytes(b"x" * 5000)
+    assert gc.waste(runs_root()) == [], "without a result a checkpoint is not waste"
+
+
+def test_a_study_that_nobody_asked_for_is_no_empty_one(made: list[RunDir]) -> None:
+    for command in ("retry", "cancel", "status", "cost"):
+        done = mimbench(command, "--study", "mien")
+        assert (done.exit_code, "was asked for in study 'mien' (there is mine)" in done.stderr) == (1, True), command
 
 
 def test_what_was_cancelled_on_a_cluster_is_not_started_here(made: list[RunDir]) -> None:
@@ -322,6 +375,9 @@ def test_sweeps_and_plans_from_the_command_line() -> None:
     assert "unknown key 'tempature'" in mimbench("sweep", "cls/knn_handwritten", "tempature=1,2").stderr
     assert mimbench("sweep", "cls/knn_handwritten", "tempature=1,2", "--name", "bad").exit_code == 1
     assert "unknown study 'bad'" in mimbench("plan", "bad").stderr, "what cannot be run is not kept"
+    for name in ("crossmae/table2", "mine.py"):
+        taken = mimbench("sweep", "cls/knn_handwritten", "seed=0,1", "--name", name)
+        assert "is what a file or a ready study goes by; choose another" in taken.stderr
 
 
 def test_on_the_way_and_from_the_middle_on_the_command_line(tmp_path: Path) -> None:

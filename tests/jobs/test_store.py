@@ -64,9 +64,11 @@ def test_a_relative_path_of_data_is_made_absolute(
     assert config_of(here).data == str(images)
 
 
-def test_a_named_data_set_keeps_its_name(images: Path) -> None:
+def test_a_named_data_set_keeps_its_name(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add("mine", images)
     assert config_of(_run("data=mine")).data == "mine"
+    monkeypatch.setenv("MIMBENCH_DATA_OF_THIS_SHELL", str(images))
+    assert config_of(_run("data=of-this-shell")).data == "of-this-shell"
     assert config_of(_run("data=handwritten", recipe="cls/knn_handwritten")).data == "handwritten"
 
 
@@ -115,6 +117,15 @@ def test_a_run_directory_stands_for_its_encoder(knn: RunDir, images: Path, monke
     assert encoder_file(Path(knn.path.name)) == knn.encoder
     run = _run(f"data={images}", f"checkpoint={knn.path}")
     assert config_of(run).checkpoint == str(knn.encoder)
+
+
+def test_a_run_that_has_no_encoder_any_more_says_so(knn: RunDir) -> None:
+    knn.result.write_text("{}")
+    with pytest.raises(FileNotFoundError, match="is a run of cls/knn, which leaves no weights to start from"):
+        encoder_file(knn.path)
+    knn.about.write_text(knn.about.read_text().replace("cls/knn", "pretrain/crossmae_vitb_800ep"))
+    with pytest.raises(FileNotFoundError, match="the file was removed since: `mimbench retry --anew "):
+        encoder_file(knn.path)
 
 
 def test_a_checkpoint_that_is_not_there_says_so(tmp_path: Path) -> None:

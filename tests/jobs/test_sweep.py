@@ -97,7 +97,7 @@ def test_what_was_asked_for_is_kept_and_found_by_name() -> None:
 
 def test_without_optuna_a_search_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(ValueError, match=r"pip install 'mimbench\[search\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[search\]'"):
         Search([axis("seed=0..2")], "knn_top1", 0)
 
 

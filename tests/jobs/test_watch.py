@@ -39,6 +39,15 @@ def test_the_end_of_a_long_file(tmp_path: Path) -> None:
     assert last_lines(file, 2) == ["line 9998 é", "line 9999 é"]
 
 
+def test_as_many_lines_as_are_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "log.txt"
+    lines = [f"line {number} é" for number in range(10_000)]
+    file.write_text("\n".join(lines))
+    assert last_lines(file, 3000) == lines[-3000:]
+    assert last_lines(file, 20_000) == lines
+    assert last_lines(file, 2, end=len("\n".join(lines[:10]).encode())) == lines[8:10]
+
+
 def test_a_finished_run_in_a_few_words(knn: RunDir) -> None:
     assert summary(knn) == ""
     knn.result.write_text(json.dumps({"metrics": {"box_ap75": 3.0, "mask_ap": 4.56789, "box_ap": 12.0}}))

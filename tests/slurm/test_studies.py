@@ -68,6 +68,8 @@ def test_a_study_is_submitted_once_and_steered(drained: Site, cluster: Cluster) 
     assert shown.exit_code == 0, shown.stderr
     assert shown.stdout.count("#!/bin/bash") == 2, "what needs nothing, and what needs the pretraining"
     assert "#SBATCH --array=" in shown.stdout
+    told = json.loads(mimbench("submit", file, "--cluster", "tiny", "--dry-run", "--json").stdout)
+    assert (told["before"], told["sbatch"].count("#!/bin/bash")) == ({"new": 5}, 2)
     assert _queue(cluster) == []
     assert _counts(file) == {"new": 5}
 
