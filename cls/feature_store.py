@@ -308,7 +308,12 @@ def _header(path: Path) -> tuple[dict[str, Any], list[int], int]:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first thing in which features differ from those that are wanted, in words."""
+    """The first thing in which features differ from those that are wanted, in words.
+
+    Images of another size come first: the encoder's positions are brought to it, so that its hash differs for that.
+    """
+    if found.get("image", wanted["image"]) != wanted["image"]:
+        return f"made with image={found['image']}, and this run has image={wanted['image']}"
     for name, words in {"encoder": "of another encoder", "images": "of other images"}.items():
         if found.get(name) != wanted[name]:
             return f"{words} ({str(found.get(name))[:10]}, and this run's is {wanted[name][:10]})"

@@ -104,7 +104,7 @@ def test_other_features_have_another_place(
 
 
 def test_features_of_another_encoder_or_other_images_are_refused(
-    tmp_path: Path, encoder: FrozenEncoder, splits: Splits, folder: Path
+    tmp_path: Path, checkpoint: Path, encoder: FrozenEncoder, splits: Splits, folder: Path
 ) -> None:
     made = FeatureStore(tmp_path, encoder, splits, VIEW)
     made.make([LAST])
@@ -119,6 +119,9 @@ def test_features_of_another_encoder_or_other_images_are_refused(
         FeatureStore(tmp_path, encoder, other, VIEW, fixed=fixed).make([LAST])
     with pytest.raises(ValueError, match="made with short=16, and this run has short=32"):
         FeatureStore(tmp_path, encoder, splits, replace(VIEW, eval_crop=0.5), fixed=fixed).make([LAST])
+    larger = frozen_encoder(Knn(checkpoint=str(checkpoint), image=32, pool="cls", compute=SMALL), CPU)
+    with pytest.raises(ValueError, match="made with image=16, and this run has image=32"):
+        FeatureStore(tmp_path, larger, splits, View(32, 1.0), fixed=fixed).make([LAST])
     with pytest.raises(FileNotFoundError, match=r"train-cls-2-tokens.* holds train-avg-2-tokens, val-avg-2-tokens"):
         FeatureStore(tmp_path, encoder, splits, VIEW, fixed=fixed).make([CLASS])
 
