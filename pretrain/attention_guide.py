@@ -17,14 +17,13 @@ import time
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from engine.checkpoint import steps_saved
 from engine.data import Batches, evaluation_loader, move
 from engine.datasets import UnfitError
-from engine.images import ImageFolder, Sample
+from engine.images import Box, ImageFolder, Sample, cut
 from engine.process import autocast_dtype
 from engine.rundir import RunDir
 from pretrain.attention_masking import as_published, class_attention, follow_crops, weight_map
@@ -122,7 +121,8 @@ class AttentionGuide:
 class WholeImages(Dataset[Tensor]):
     """Some images of a folder, each squashed to a square of `side` pixels (bilinear): uint8 (3, side, side).
 
-    One that cannot be decoded is black: no training ever asks for its map.
+    With the folder's `decoder="pil"` that is Pillow's work, as in the authors' code. An image that cannot be decoded is
+    black: no training ever asks for its map.
     """
 
     def __init__(self, folder: ImageFolder, places: range, side: int) -> None:
@@ -136,5 +136,5 @@ class WholeImages(Dataset[Tensor]):
             image, _ = self.folder[self.places[index]]
         except UnfitError:
             return torch.zeros(3, self.side, self.side, dtype=torch.uint8)
-        size = (self.side, self.side)
-        return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+        whole = Box(0, 0, image.shape[1], image.shape[2], flip=False)
+        return cut(image, whole, self.side, self.folder.decoder, "bilinear")

@@ -28,11 +28,10 @@ from torchvision.ops import roi_align
 from backbones.vit import Trunk
 from engine.images import Crop
 from pretrain.masking import Counts, Masked, Random, split_order, weighted_order
-from pretrain.masking_configs import AttentionMasking, RandomMasking
+from pretrain.masking_configs import PUBLISHED_SIDE, AttentionMasking, RandomMasking
 
 LEAST = 1e-6  # weight of a patch: a place that no head looks at may be drawn too
 SAMPLES = 4  # of a map along each side of a patch, where its mean over the patch is taken
-PUBLISHED_SIDE = 224  # pixels that the authors' code enlarges its piece of a map to
 TINY = 1e-12  # below the difference of any two attentions: a head that attends alike everywhere has weight 0
 
 
@@ -49,7 +48,8 @@ class MaskAndThrow:
     def __init__(self, config: AttentionMasking, epochs: int) -> None:
         self.config = config
         self.schedule = config.schedule(epochs)
-        self.before = Random(RandomMasking(mask=config.random_mask, predict=config.random_predict))
+        alike = RandomMasking(mask=config.random_mask, predict=config.random_predict, unit=config.unit)
+        self.before = Random(alike)
 
     def counts(self, patches: int, epoch: float) -> Counts:
         """See `Masking`. Of 196, mask .45 and throw .40 give 30 shown, 78 dropped and 88 predicted."""

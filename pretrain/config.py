@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from backbones.config import SIZES, ViT
 from engine.config import Compute, plumbing, science, speed
-from pretrain.masking_configs import AttentionMasking, GridMasking, KeepMasking, Masking, RandomMasking
+from pretrain.masking_configs import (
+    PUBLISHED_SIDE,
+    AttentionMasking,
+    GridMasking,
+    KeepMasking,
+    Masking,
+    RandomMasking,
+)
 from pretrain.method_configs import MAE, CrossMAE, MaskAlign, Method, SimMIM
 
 __all__ = [
@@ -37,7 +45,7 @@ class Health:
     )
 
     def __post_init__(self) -> None:
-        if self.every <= 0 or self.images < 0:
+        if not self.every > 0 or self.images < 0:
             raise ValueError(f"every={self.every} epochs must be positive, and images={self.images} not negative")
 
 
@@ -90,17 +98,16 @@ class Pretrain:
             raise ValueError(
                 f"epochs={self.epochs} must be at least 1, and warmup_epochs={self.warmup_epochs} within it"
             )
-        if self.batch < 1 or self.batch % self.compute.accumulate:
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch} must be at least 1")
+        if self.batch % self.compute.accumulate:
             raise ValueError(f"batch={self.batch} must be a multiple of compute.accumulate={self.compute.accumulate}")
-        if self.base_lr <= 0 or min(self.min_lr, self.start_lr, self.weight_decay) < 0:
-            raise ValueError(f"base_lr={self.base_lr} must be positive; min_lr, start_lr and weight_decay not negative")
+        self._check_optimiser()
         if (self.schedule == "simmim_steps") != bool(self.drops) or not all(0 < d < self.epochs for d in self.drops):
             raise ValueError(
                 f"drops={list(self.drops)} with schedule={self.schedule}: simmim_steps wants epochs before the last, "
                 f"{self.epochs}, and no other schedule has any"
             )
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip={self.clip} must be positive, or none")
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"smallest_crop={self.smallest_crop} must lie in (0, 1]")
         if not 0 <= self.skip < 1:
@@ -112,6 +119,16 @@ class Pretrain:
             )
         self._check_masking()
         self._check_maps()
+
+    def _check_optimiser(self) -> None:
+        rates = {name: getattr(self, name) for name in ("base_lr", "min_lr", "start_lr", "weight_decay")}
+        for name, rate in rates.items():
+            if not (math.isfinite(rate) and (rate > 0 if name == "base_lr" else rate >= 0)):
+                raise ValueError(f"{name}={rate} must be {'positive' if name == 'base_lr' else '0 or more'}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} must lie in [0, 1)")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip={self.clip} must be positive, or none")
 
     def _check_masking(self) -> None:
         method, masking = self.method, self.masking
@@ -127,14 +144,28 @@ class Pretrain:
             )
         if isinstance(masking, AttentionMasking):
             masking.schedule(self.epochs)
+            self._check_crops(masking)
         if not masking.predicted_share and self.lr_factor != "none":
             raise ValueError(f"lr_factor={self.lr_factor} wants patches predicted: use lr_factor=none")
+
+    def _check_crops(self, masking: AttentionMasking) -> None:
+        grid = self.encoder.grid
+        if masking.crop_mode == "original" and PUBLISHED_SIDE % grid:
+            raise ValueError(
+                f"masking.crop_mode=original knows grids that divide {PUBLISHED_SIDE}, not the encoder's {grid} x "
+                f"{grid}: use crop_mode=correct"
+            )
 
     def _check_maps(self) -> None:
         """CrossMAE's feature maps are blocks of this encoder."""
         blocks, last = getattr(self.method, "feature_maps", None), self.encoder.depth - 1
         if blocks is not None and not all(0 <= block <= last for block in blocks):
             raise ValueError(f"method.feature_maps={list(blocks)} must be blocks of the encoder, 0 to {last}")
+        if blocks == () and isinstance(self.masking, AttentionMasking):
+            raise ValueError(
+                "method.feature_maps=[] trains no block of the encoder, and masking.kind=attention draws by what the "
+                "last one that is trained attends to: use masking=random or grid, or mix some blocks in"
+            )
 
     @property
     def learning_rate(self) -> float:

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, NamedTuple
 from engine.config import science
 
 Needs = Literal["nothing", "look", "maps"]
+PUBLISHED_SIDE = 224  # pixels that AMT's authors' code enlarges its piece of a map to (`crop_mode="original"`)
 
 
 def _between(name: str, value: float, about: str) -> None:
@@ -171,7 +172,7 @@ class AttentionMasking:
     def _check_frequencies(self) -> None:
         if self.freq_mode == "none" and (self.freq_radius is not None or self.freq_share is not None):
             raise ValueError("freq_radius and freq_share mean nothing with freq_mode=none: choose a freq_mode")
-        if self.freq_radius is not None and self.freq_radius <= 0:
+        if self.freq_radius is not None and not self.freq_radius > 0:
             raise ValueError(f"freq_radius={self.freq_radius} must be positive: cycles per image that are kept")
         if self.freq_share is not None:
             _between("freq_share", self.freq_share, "both maps have a part in the sum")

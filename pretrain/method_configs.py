@@ -56,6 +56,11 @@ class CrossMAE:
 
     def __post_init__(self) -> None:
         check_decoder(self.depth, self.width, self.heads)
+        if self.mixing == "none" and self.feature_maps is not None:
+            raise ValueError(
+                f"feature_maps={list(self.feature_maps)} with mixing=none, where all blocks of the decoder read the "
+                "encoder's last: leave feature_maps out, or mix them by mixing=linear or softmax"
+            )
         if self.mixing != "none" and self.feature_maps is not None and not (self.feature_maps or self.use_input):
             raise ValueError(
                 "feature_maps=[] with use_input=false leaves the decoder nothing to mix: "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from backbones.config import SIZES
+from backbones.config import SIZES, ViT
 from engine.config import Compute, from_text, to_text, with_overrides
 from pretrain import recipes
 from pretrain.config import MAE, AttentionMasking, CrossMAE, GridMasking, KeepMasking, Pretrain, RandomMasking
@@ -46,6 +47,19 @@ def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -
         (lambda: MAE(width=30), "width=30 of the decoder"),
         (lambda: Pretrain(clip=0.0), "clip=0.0 must be positive"),
         (lambda: Pretrain(start_lr=-1.0), "start_lr"),
+        (lambda: Pretrain(batch=0), "batch=0 must be at least 1"),
+        (lambda: Pretrain(base_lr=math.nan), "base_lr=nan must be positive"),
+        (lambda: Pretrain(weight_decay=math.inf), "weight_decay=inf must be 0 or more"),
+        (lambda: Pretrain(betas=(0.9, 1.5)), r"betas=\[0.9, 1.5\] must lie in \[0, 1\)"),
+        (lambda: CrossMAE(mixing="none", feature_maps=(0, 1)), r"feature_maps=\[0, 1\] with mixing=none"),
+        (
+            lambda: Pretrain(method=CrossMAE(feature_maps=()), masking=AttentionMasking()),
+            r"feature_maps=\[\] trains no block of the encoder",
+        ),
+        (
+            lambda: Pretrain(encoder=ViT(image=144), masking=AttentionMasking(crop_mode="original")),
+            "crop_mode=original knows grids that divide 224, not the encoder's 9 x 9: use crop_mode=correct",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(build: Callable[[], Any], words: str) -> None:

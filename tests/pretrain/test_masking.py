@@ -37,6 +37,17 @@ def test_counts_are_those_of_the_original(
     assert fixed_counts(patches, mask, predict) == expected
 
 
+@pytest.mark.parametrize(
+    ("side", "unit", "mask", "expected"),
+    [(7, 2, 0.6, 30), (6, 2, 0.6, 22), (6, 2, 0.5, 18), (5, 4, 0.28, 8), (5, 3, 0.8, 20), (10, 2, 0.9, 90)],
+)
+def test_units_are_counted_as_simmim_counts_them(side: int, unit: int, mask: float, expected: int) -> None:
+    """Of `side` by `side` units so many are masked by the authors' `MaskGenerator`."""
+    shape = ViT(width=16, depth=1, heads=2, patch=8, image=8 * side * unit)
+    masking = build_masking(RandomMasking(mask=mask, predict=mask, unit=unit), shape, 10)
+    assert masking.counts(shape.grid**2, 0.0) == (unit**2 * (side**2 - expected), 0, unit**2 * expected)
+
+
 def test_maskalign_shows_58_of_196() -> None:
     assert Keep(KeepMasking(mask=0.7)).counts(196, 0.0) == (58, 138, 0)
 
@@ -45,6 +56,8 @@ def test_what_leaves_nothing_is_refused_before_training() -> None:
     tiny = ViT(width=48, depth=1, heads=4, patch=8, image=16)
     with pytest.raises(ValueError, match="leaves none of 4 patches"):
         build_masking(RandomMasking(mask=0.9, predict=0.9), tiny, 10)
+    with pytest.raises(ValueError, match="leaves none of 4 units"):
+        build_masking(RandomMasking(mask=0.8, predict=0.8, unit=2), ViT(width=48, heads=4, patch=8, image=32), 10)
     with pytest.raises(ValueError, match="196 patches cannot be cut into squares of cell=3 by 3"):
         build_masking(GridMasking(cell=3), SIZES["B"], 10)
 

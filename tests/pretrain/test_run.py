@@ -144,13 +144,29 @@ def test_the_noise_of_a_sample_depends_on_seed_epoch_and_index_alone(config: Pre
     assert len(together.noise.unique()) == 64
 
 
-def test_all_weights_are_written_when_asked_for(tmp_path: Path, config: Pretrain) -> None:
-    """Under the authors' names, so that their code loads them."""
-    asked = replace(config, epochs=1, full_export=True, method=MAE(depth=1, width=16, heads=2))
+@pytest.mark.parametrize(
+    ("method", "norm"),
+    [
+        (MAE(depth=1, width=16, heads=2), True),
+        (CrossMAE(depth=1, width=16, heads=2), False),
+        (CrossMAE(depth=1, width=16, heads=2, mixing="none"), True),
+    ],
+)
+def test_all_weights_are_written_when_asked_for(
+    tmp_path: Path, config: Pretrain, method: MAE | CrossMAE, norm: bool
+) -> None:
+    """Under the authors' names, so that their code loads them; and what they are can be told from them."""
+    shape = replace(config.encoder, width=64, heads=1)
+    asked = replace(config, epochs=1, full_export=True, method=method, encoder=shape)
     where = directory(tmp_path / "run", asked)
     run(asked, where)
     whole = torch.load(where.path / "model.pth", weights_only=True)["model"]
     assert whole.keys() == build_method(asked.method, asked.encoder).state_dict().keys()
     state, info = load_encoder(where.encoder)
-    assert (info.family, info.final_norm) == ("mae", True)
-    assert all(torch.equal(whole[name], value) for name, value in state.items())
+    assert (info.family, info.final_norm) == (method.kind, norm)
+    again, found = load_encoder(where.path / "model.pth")
+    assert (found.family, found.final_norm, found.vit) == (method.kind, norm, shape)
+    assert again.keys() == state.keys()
+    for name, value in state.items():
+        assert torch.equal(whole[name], value)
+        assert torch.equal(again[name], value)

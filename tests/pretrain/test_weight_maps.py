@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -230,6 +232,14 @@ def test_an_image_that_cannot_be_decoded_does_not_stop_a_renewal(tmp_path: Path,
     assert default_collate([whole[index] for index in range(6)]).shape == (6, 3, 16, 16)
     with pytest.raises(UnfitError):
         folder[5]
+
+
+def test_whole_images_are_pillows_where_the_images_are(config: Pretrain) -> None:
+    folder = ImageFolder(config.data, "train", cache=False, decoder="pil")
+    for index in (0, 7):
+        with Image.open(folder.paths[index]) as image:
+            expected = torch.from_numpy(np.array(image.resize((16, 16), Image.Resampling.BILINEAR)))
+        assert torch.equal(WholeImages(folder, range(12), 16)[index], expected.permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("crop_mode", ["correct", "original"])

@@ -16,6 +16,7 @@ from backbones.checkpoints.families import (
 )
 
 FAMILIES = (
+    crossmae.CROSSMAE_LAST,
     crossmae.CROSSMAE,
     mae.MAE,
     maskalign.MASKALIGN,
