@@ -14,6 +14,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.datasets import CocoFiles, Finding
 
 Entry = dict[str, Any]
@@ -65,8 +68,11 @@ _LISTS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "category_id": lambda value: isinstance(value, int),
         "bbox": lambda value: isinstance(value, list) and len(value) == 4 and all(map(_finite, value)),
         "segmentation": lambda value: isinstance(value, list | dict),
+        "area": lambda value: _finite(value) and value >= 0,
+        "iscrowd": lambda value: isinstance(value, int) and value in (0, 1),
     },
 }
+_MAY_LACK = {"area": 0, "iscrowd": 0}  # and what stands for them here; without an area the box's is taken
 
 
 def _finite(value: Any) -> bool:
@@ -93,7 +99,7 @@ def _entries(name: str, entries: list[Any], keys: dict[str, Callable[[Any], bool
     for place, entry in enumerate(entries):
         known = entry if isinstance(entry, dict) else {}
         for key, fits in keys.items():
-            if not fits(known.get(key)):
+            if not fits(known.get(key, _MAY_LACK.get(key))):
                 what = f"{name}[{place}] (id {known.get('id')}) has no usable {key}"
                 without = "; heads.masks=false trains without masks" if key == "segmentation" else ""
                 yield what, (f"{key} is {known[key]!r:.60}" if key in known else f"add {key}") + without
@@ -182,7 +188,30 @@ def _run_lengths(mask: Entry, height: int, width: int) -> Fault | None:
             return "has run lengths that do not fill the image", f"they must add up to {height * width}"
     elif not isinstance(counts, str) or not counts:
         return "has a mask without counts", "counts is a list of run lengths, or pycocotools' compressed text"
+    elif (lengths := _uncompressed(counts)) is None or lengths.min() < 0 or lengths.sum() != height * width:
+        return "has compressed run lengths that do not fill the image", f"they must add up to {height * width}"
     return None
+
+
+def _uncompressed(counts: str) -> NDArray[np.int64] | None:
+    """The run lengths in pycocotools' compressed text; None if it is no such text.
+
+    A number is one character for each 5 bits, the lowest first: 48, the bits, 32 if more follow; 16 in the last one is
+    the sign. From the fourth on numbers are differences to the one before last.
+    """
+    codes = np.frombuffer(counts.encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & 32 == 0) + 1
+    if codes.min() < 0 or codes.max() > 63 or not len(ends) or ends[-1] != len(codes):
+        return None
+    begins = np.concatenate([[0], ends[:-1]])
+    if (ends - begins).max() > 7:  # beyond 32 bits
+        return None
+    places = np.arange(len(codes)) - np.repeat(begins, ends - begins)
+    numbers = np.add.reduceat((codes & 31) << (5 * places), begins)
+    numbers -= np.where(codes[ends - 1] & 16, 1 << (5 * (ends - begins)), 0)
+    for of_one_kind in (numbers[1::2], numbers[2::2]):
+        of_one_kind[:] = of_one_kind.cumsum()
+    return numbers
 
 
 def _odd_box(annotation: Entry, sizes: dict[int, tuple[int, int]]) -> str | None:

@@ -8,6 +8,7 @@ split stops at the first error among its annotations and at a missing image, and
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,21 @@ def check_coco(path: str | Path) -> Report:
     elif len(found) == 1:
         what = f"has annotations of {next(iter(found))} alone"
         report.findings.append(Finding("warning", str(root), what, "runs that train and evaluate need both splits"))
+    categories: dict[str, set[int]] = {}  # ids, of sound annotation files
     for split, files in found.items():
-        report.extend(_split_findings(split, files, report.facts))
+        report.extend(_split_findings(split, files, report.facts, categories))
+    for one, other in itertools.permutations(categories, 2):
+        if missing := sorted(categories[other] - categories[one]):
+            what = f"lacks categories that {found[other].annotations.name} has (ids {missing[:5]})"
+            report.findings.append(
+                Finding("error", str(found[one].annotations), what, "both splits must list the same")
+            )
     return report
 
 
-def _split_findings(split: str, files: CocoFiles, facts: dict[str, int]) -> Iterator[Finding]:
+def _split_findings(
+    split: str, files: CocoFiles, facts: dict[str, int], categories: dict[str, set[int]]
+) -> Iterator[Finding]:
     try:
         content = read_annotations(files.annotations)
     except ValueError as error:
@@ -57,6 +67,15 @@ def _split_findings(split: str, files: CocoFiles, facts: dict[str, int]) -> Iter
         yield from _image_findings(listed, files)
     if not any(finding.severity == "error" for finding in findings):
         facts.update(_facts(split, content))
+        categories[split] = {category["id"] for category in content["categories"]}
+        if not facts[f"{split} objects"]:
+            yield _without_objects(split, files)
+
+
+def _without_objects(split: str, files: CocoFiles) -> Finding:
+    if split == "train":
+        return Finding("error", str(files.annotations), "has no object to learn from", "crowd regions do not count")
+    return Finding("warning", str(files.annotations), "has no object", "runs will measure nothing on it")
 
 
 def _has_masks(content: Any) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as coco_masks
 import pytest
 from PIL import Image
 
@@ -29,7 +30,7 @@ def _content() -> Content:
         "annotations": [
             _annotation(1, [[1, 1, 11, 1, 11, 11]]),
             {**_annotation(2, {"counts": [600, 30, 570], "size": [30, 40]}), "iscrowd": 1},
-            _annotation(3, {"counts": "bb0n0Z1", "size": [30, 40]}),
+            _annotation(3, {"counts": "hb0n0ja0", "size": [30, 40]}),
         ],
     }
 
@@ -122,6 +123,26 @@ FAULTS: dict[str, tuple[Callable[[Content], Any], str]] = {
         _set("annotations", 1, segmentation={"counts": [600, 30], "size": [30, 40]}),
         "annotation 2 has run lengths that do not fill the image",
     ),
+    "compressed runs too short": (
+        _set("annotations", 2, segmentation={"counts": "bb0n0Z1", "size": [30, 40]}),
+        "annotation 3 has compressed run lengths that do not fill the image; they must add up to 1200",
+    ),
+    "compressed runs cut short": (
+        _set("annotations", 2, segmentation={"counts": "hb0n0ja", "size": [30, 40]}),
+        "annotation 3 has compressed run lengths that do not fill the image",
+    ),
+    "no compressed runs": (
+        _set("annotations", 2, segmentation={"counts": "\u00e9 ~", "size": [30, 40]}),
+        "annotation 3 has compressed run lengths that do not fill the image",
+    ),
+    "area that is no number": (
+        _set("annotations", 1, area=None),
+        "annotations[1] (id 2) has no usable area; area is None",
+    ),
+    "crowd that is a word": (
+        _set("annotations", 0, iscrowd="0"),
+        "annotations[0] (id 1) has no usable iscrowd; iscrowd is '0'",
+    ),
     "no counts": (_set("annotations", 1, segmentation={"size": [30, 40]}), "annotation 2 has a mask without counts"),
     "two annotations of one id": (_set("annotations", 0, id=2), "annotations has id 2 twice"),
     "two images of one id": (_set("images", 0, id=9), "images has id 9 twice"),
@@ -151,6 +172,46 @@ def test_what_is_wrong_is_found_by_the_check_and_stops_a_run(tmp_path: Path, nam
         require(annotation_findings(content, coco_files(tmp_path, "train")))
     assert str(raised.value) == str(first)
     assert "\n" not in str(first)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_compressed_mask_is_sound(seed: int) -> None:
+    """Runs of every length, beyond those of one character, and lengths that fall and rise."""
+    rng = np.random.default_rng(seed)
+    height, width = 60 + 300 * seed, 80 + 400 * seed
+    content = _content()
+    content["images"][0].update(height=height, width=width)
+    for coarse in (1, 3, 40):
+        blocks = rng.random((-(-height // coarse), -(-width // coarse))) < rng.random()
+        bitmap = np.kron(blocks, np.ones((coarse, coarse), dtype=np.uint8))[:height, :width].astype(np.uint8)
+        region = coco_masks.encode(np.asfortranarray(bitmap))
+        text = {"size": [height, width], "counts": region["counts"].decode()}
+        content["annotations"] = [_annotation(1, text)]
+        assert not [fault for fault in annotation_findings(content, _files()) if "annotation" in fault.what]
+        content["annotations"] = [_annotation(1, {**text, "counts": text["counts"] + "1"})]  # one pixel, or one less
+        assert [fault for fault in annotation_findings(content, _files()) if "do not fill" in fault.what]
+
+
+def _files() -> Any:
+    return coco_files(Path("nowhere"), "train")
+
+
+def test_what_a_run_could_not_be_trained_or_measured_on(tmp_path: Path) -> None:
+    content = _content()
+    content["categories"].append({"id": 3, "name": "three"})
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    _write(tmp_path, content)
+    train, val = (str(coco_files(tmp_path, split).annotations) for split in ("train", "val"))
+    assert [(finding.severity, finding.file, finding.what) for finding in check_coco(tmp_path).findings] == [
+        ("error", train, "has no object to learn from"),
+        ("error", val, "lacks categories that instances_train2017.json has (ids [3])"),
+    ]
+    _write(tmp_path, _content())
+    nothing = {**_content(), "annotations": []}
+    Path(val).write_text(json.dumps(nothing))
+    (finding,) = check_coco(tmp_path).findings
+    assert (finding.severity, finding.file, finding.what) == ("warning", val, "has no object")
 
 
 def test_content_that_is_no_annotation_file(tmp_path: Path) -> None:
