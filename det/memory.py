@@ -165,7 +165,7 @@ def advice(config: Config, free: int, world: int = 1) -> str | None:
 
 
 def require_memory(config: Config, encoder: ViT, world: int, free: int) -> None:
-    """Stop before a training that `free` bytes of a GPU cannot hold.
+    """Stop before a training that `free` bytes of a GPU cannot hold; an evaluation alone (steps=0) is let pass.
 
     Args:
         config: of the run.
@@ -176,6 +176,8 @@ def require_memory(config: Config, encoder: ViT, world: int, free: int) -> None:
     Raises:
         ValueError: with the estimate, and what would fit.
     """
+    if config.steps == 0:
+        return
     if (what := advice(replace(config, encoder=encoder, checkpoint=None), free, world)) is not None:
         raise ValueError(f"this GPU is too small: {what}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.recipes import find
@@ -54,7 +55,9 @@ def must_fit(runs: Iterable[Run], cluster: Cluster) -> None:
             continue
         from det.memory import advice
 
-        config = resolve(run.recipe, run.overrides)[1]
+        config = resolve(run.recipe, run.overrides, Path("encoder") if run.checkpoint else None)[1]
+        if config.steps == 0:  # a detector evaluated as it is
+            continue
         what = advice(config, int(cluster.gpu_memory_gb * 2**30), run.gpus * run.nodes)
         if what is not None:
             raise ValueError(f"{run.name}: the GPUs of cluster {cluster.name} are too small: {what}")

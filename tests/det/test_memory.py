@@ -86,3 +86,7 @@ def test_what_fits_is_said() -> None:
     require_memory(config, config.encoder, 1, need)
     with pytest.raises(ValueError, match="multiple of processes"):
         estimate(config, world=3)
+
+
+def test_a_detector_evaluated_as_it_is_needs_no_room_for_training() -> None:
+    require_memory(_config(steps=0, checkpoint="detector.pth"), _config().encoder, 1, free=MIB)
