@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from backbones.checkpoints.opening import parse_location
+from backbones.checkpoints.refusals import kind_of
 from backbones.config import SIZES, ViT
 from det.config import Heads, MaskRCNN, Proposals, ViTDet
 from engine.config import from_text
@@ -45,11 +47,11 @@ class Described:
 def described(path: str | Path) -> Described | None:
     """What `det.detector_file` wrote beside the weights; None of another's file."""
     file = parse_location(str(path))[0]
-    if file.suffix == ".pkl":  # detectron2's own releases; nothing of ours, and not torch's format
+    if kind_of(file) != "torch":  # ours are; detectron2's releases are pickles
         return None
     try:
         text = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(ABOUT)
-    except (RuntimeError, AttributeError):  # safetensors, or torch's format of before 1.6
+    except (RuntimeError, AttributeError, pickle.UnpicklingError):  # what we write has weights and text alone
         return None
     if not isinstance(text, str):
         return None

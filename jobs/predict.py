@@ -6,6 +6,7 @@ of the same order, to the output directory. Pictures are drawn where there is no
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,11 +76,9 @@ def _files(given: Sequence[Path]) -> list[Path]:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """A name for the picture of each: its own, numbered where two have the same."""
-    taken: dict[str, int] = {}
-    names = []
+    """A name for the picture of each: its own, numbered where it is taken."""
+    names: dict[str, None] = {}
     for file in files:
-        taken[file.stem] = taken.get(file.stem, 0) + 1
-        number = taken[file.stem]
-        names.append(f"{file.stem}.png" if number == 1 else f"{file.stem}-{number}.png")
-    return names
+        numbered = (f"{file.stem}-{number}.png" for number in itertools.count(2))
+        names[next(name for name in itertools.chain([f"{file.stem}.png"], numbered) if name not in names)] = None
+    return list(names)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,6 +70,21 @@ def test_detectron2s_file_is_opened(tmp_path: Path) -> None:
     assert opened.about.config.image == 64
     assert (len(opened.about.category_ids), opened.about.categories) == (80, ())
     assert torch.equal(opened.model.backbone.net.pos_embed, model.backbone.net.pos_embed)
+
+
+def test_what_lies_beside_the_weights_does_not_matter(tmp_path: Path) -> None:
+    """Options and numpy's numbers, which torch's safe loading does not know by itself."""
+    model, _ = build_detector(CONFIG, 3)
+    for name, beside in (("options", argparse.Namespace(lr=0.1)), ("best", np.float64(51.6))):
+        torch.save({"model": model.state_dict(), name: beside}, tmp_path / f"{name}.pth")
+        opened = open_detector(tmp_path / f"{name}.pth")
+        assert torch.equal(opened.model.backbone.net.pos_embed, model.backbone.net.pos_embed)
+
+
+def test_what_we_wrote_is_known_by_any_name(tmp_path: Path) -> None:
+    model, _ = build_detector(CONFIG, 3)
+    save_detector(tmp_path / "model_final.pkl", model, CONFIG, (3, 7, 9), ("cat", "dog", "emu"))
+    assert open_detector(tmp_path / "model_final.pkl").about.categories == ("cat", "dog", "emu")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from engine.rundir import RunDir
 from jobs.cli import app
 from jobs.commands import shape_to_evaluate
 from jobs.evaluate import Request
+from jobs.memory import must_fit
 from jobs.slurm.cluster import Cluster
 from jobs.study import Run, Study
 from jobs.submit import submit_cluster
@@ -72,6 +73,17 @@ def test_predict_draws_and_writes(trained: RunDir, tmp_path: Path) -> None:
     ).any()
 
 
+def test_no_picture_is_written_over_another(trained: RunDir, tmp_path: Path) -> None:
+    """Numbering the second `a` must not take the name of `a-2`."""
+    (tmp_path / "more").mkdir()
+    files = [_image(tmp_path / name, 0) for name in ("a.png", "more/a.png", "a-2.png")]
+    done = mimbench("predict", trained.path, *files, "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    names = [Path(one["picture"]).name for one in json.loads(done.stdout)["images"]]
+    assert names == ["a.png", "a-2.png", "a-2-2.png"]
+    assert {file.name for file in (tmp_path / "out").glob("*.png")} == set(names)
+
+
 def test_predict_says_what_is_missing(trained: RunDir, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, said in (
@@ -106,6 +118,11 @@ def test_what_does_not_fit_is_not_submitted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"coco: the GPUs of cluster small are too small: about .*; it fits with"):
         submit_cluster(study, tmp_path / "runs", cluster, dry=True)
     assert not (tmp_path / "runs" / "det").exists()
+
+
+def test_a_detector_evaluated_as_it_is_fits_small_gpus() -> None:
+    as_it_is = Run("det/mask_rcnn_handwritten", ("steps=0",), Path("detector.pth"), label="coco")
+    must_fit([as_it_is], Cluster(name="small", gpu_memory_gb=0.85))
 
 
 def test_a_whole_detector_is_evaluated_on_coco(trained: RunDir) -> None:
