@@ -163,7 +163,7 @@ def _panel(axes: Axes, image: NDArray[np.uint8], objects: Iterable[Drawn], title
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.5))
         above = y > 0.06 * image.shape[0]  # room for the name
         axes.text(
-            max(x, 0), max(y, 0), drawn.text, fontsize=size, color="white", clip_on=True,
+            max(x, 0), max(y, 0), drawn.text, fontsize=size, color="white", clip_on=True, parse_math=False,
             verticalalignment="bottom" if above else "top",
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
         )  # fmt: skip

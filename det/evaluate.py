@@ -110,15 +110,24 @@ class CocoMetrics:
     def by_category(self) -> dict[str, dict[str, float]]:
         """AP of each category in the last call, percent, in the order of their ids; those without objects left out."""
         of_all: dict[str, dict[str, float]] = {}
-        for place, name in enumerate(self.categories):
-            shares = {prefix: precision[:, :, place] for prefix, precision in self.precision.items()}
-            found = {
-                f"{prefix}_ap": 100 * float(share[share > -1].mean()) for prefix, share in shares.items()
-                if (share > -1).any()
-            }  # fmt: skip
+        for place, (name, found) in enumerate(zip(self.categories, self.of_each(), strict=True)):
             if found:
                 of_all[name if name not in of_all else f"{name} ({place + 1})"] = found
         return of_all
+
+    def of_each(self) -> list[dict[str, float]]:
+        """The same for every category, in the order of their ids; nothing for one without objects."""
+        shares_of = (
+            {prefix: precision[:, :, place] for prefix, precision in self.precision.items()}
+            for place in range(len(self.categories))
+        )
+        return [
+            {
+                f"{prefix}_ap": 100 * float(share[share > -1].mean()) for prefix, share in shares.items()
+                if (share > -1).any()
+            }
+            for shares in shares_of
+        ]  # fmt: skip
 
     def _known(self, results: Sequence[Result]) -> None:
         for place, result in enumerate(results):

@@ -102,11 +102,8 @@ def _write(run: RunDir, config: Config, evaluation: Evaluation) -> None:
     """Results, what came of each category, and pictures, into the run directory."""
     split, results = evaluation.split, evaluation.results
     write_text(run.path / "predictions.json", json.dumps(results))
-    aps = evaluation.metrics.by_category()
-    categories = [
-        {"id": identity, "name": name, **aps.get(name, {})}
-        for identity, name in zip(split.category_ids, split.categories, strict=True)
-    ]
+    each = zip(split.category_ids, split.categories, evaluation.metrics.of_each(), strict=True)
+    categories = [{"id": identity, "name": name, **aps} for identity, name, aps in each]
     write_text(run.path / "categories.json", json.dumps(categories, indent=1))
     if not config.shown:
         return

@@ -7,7 +7,14 @@ import pycocotools.mask as coco_masks
 from PIL import Image
 
 from det.coco import read_split
-from det.draw import draw_detections
+from det.draw import Drawn, draw_detections, draw_objects
+
+
+def test_names_are_drawn_as_they_are(tmp_path) -> None:
+    """Dollars are no mathematics."""
+    objects = [Drawn(None, (5, 10, 20, 20), 0, "$5 ^{ $10")]
+    draw_objects(np.zeros((48, 64, 3), dtype=np.uint8), objects, tmp_path / "image.png")
+    assert Image.open(tmp_path / "image.png").size == (64, 48)
 
 
 def test_detections_beside_the_truth(make_coco, tmp_path) -> None:

@@ -148,6 +148,15 @@ def test_each_category_is_pycocotools(make_coco) -> None:
             assert found[name][f"{prefix}_ap"] == pytest.approx(100 * evaluation.stats[0], abs=1e-12)
 
 
+def test_categories_of_one_name_keep_their_own_numbers(make_coco, edit) -> None:
+    file = coco_files(make_coco(8), "val").annotations
+    edit(file, lambda content: [category.update(name="thing") for category in content["categories"]])
+    metrics = CocoMetrics(file)
+    metrics([result for result in _from_truth(file) if result["category_id"] == 9])
+    assert [each["box_ap"] for each in metrics.of_each()] == [0, pytest.approx(100)]
+    assert [each["box_ap"] for each in metrics.by_category().values()] == [0, pytest.approx(100)]
+
+
 def test_results_of_unknown_images_are_refused(make_coco) -> None:
     file = coco_files(make_coco(2), "val").annotations
     results = _from_truth(file)
