@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import random
+import zlib
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,7 @@ from engine.images import (
     RandomCrops,
     centre_crop,
     cut,
+    decode,
     draw_box,
     normalise,
     read_image,
@@ -173,6 +177,41 @@ def test_an_image_beyond_all_bounds_is_named(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UnfitError, match=r"a\.bmp: is not an image that can be read"):
         read_image(path)
+
+
+def _png(mode: str, damage: str) -> bytearray:
+    """A PNG whose pixels are damaged, with a checksum that says so or one that does not, or that lacks a piece."""
+    picture = Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50)) if mode == "I;16" else _picture()
+    buffer = io.BytesIO()
+    (picture if mode == "I;16" else picture.convert(mode)).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    start = content.index(b"IDAT")
+    end = start + 4 + int.from_bytes(content[start - 4 : start], "big")
+    content[start + 4 : start + 6] = b"\xff\xff" if damage != "rest" else content[start + 4 : start + 6]
+    if damage == "consistent":
+        content[end : end + 4] = zlib.crc32(content[start:end]).to_bytes(4, "big")
+    return content[: (start + end) // 2] if damage == "rest" else content
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "I;16"])
+def test_a_damaged_png_ends_no_process(mode: str) -> None:
+    """Which it does in torchvision; so this is tried in a process of its own."""
+
+    def refused() -> None:
+        for damage in ("checksum", "consistent", "rest"):
+            with pytest.raises(UnfitError, match=r"a\.png: (is not an image that can be read|the image is cut short)"):
+                decode(_png(mode, damage), "a.png")
+
+    child = get_context("fork").Process(target=refused)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_a_png_of_16_bits_keeps_its_upper_8(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (9, 7), dtype=np.uint16)
+    image = read_image(_write(tmp_path / "a.png", Image.fromarray(values)))
+    assert torch.equal(image, torch.from_numpy((values >> 8).astype(np.uint8)).expand(3, -1, -1))
 
 
 def test_orientation_is_followed_only_when_asked_for(tmp_path: Path) -> None:
