@@ -150,7 +150,8 @@ def ridge(features_SD: Tensor, label_S: Tensor, classes: int, alpha: float) -> C
 def logistic(features_SD: Tensor, label_S: Tensor, classes: int, inverse_penalty: float) -> Classifier:
     """Multinomial logistic regression: C times the sum of cross-entropies plus half the squared weights, at its least.
 
-    L-BFGS in float64 from zero. The intercept is not penalised.
+    L-BFGS in float64 from zero. The intercept is not penalised. Of two classes scikit-learn has one weight vector where
+    there are two here: its C of the same result is twice this one.
     """
     X = features_SD.double()
     weight_DC = X.new_zeros(X.shape[1], classes, requires_grad=True)

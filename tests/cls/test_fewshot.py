@@ -53,6 +53,14 @@ def test_logistic_regression_is_that_of_scikit_learn(images: int, inverse_penalt
     assert scores.argmax(1).tolist() == reference.predict(queries.double().numpy()).tolist()
 
 
+def test_logistic_regression_of_two_classes_is_scikit_learns_at_twice_its_c() -> None:
+    features, labels, queries = _problem(20, classes=2)
+    reference = LogisticRegression(C=2 * 10.0, tol=1e-10, max_iter=10_000)
+    reference.fit(features.double().numpy(), labels.numpy())
+    scores = logistic(features, labels, 2, 10.0)(queries)
+    np.testing.assert_allclose(scores.softmax(1).numpy(), reference.predict_proba(queries.double().numpy()), atol=2e-4)
+
+
 def test_every_class_is_drawn_alike_and_more_shots_hold_the_fewer() -> None:
     labels = torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1, 0, 1, 2, 2])
     for seed in range(4):
