@@ -74,6 +74,8 @@ def status(
     found = looking.rows(runs_root(), study, state)
     if json:
         print_json([row.as_json() for row in found])
+    elif not found:
+        print(f"no {'such ' if study or state else ''}run under {runs_root().absolute()}", file=sys.stderr)
     elif not sys.stdout.isatty():
         print(looking.plain(found))
     else:

@@ -59,8 +59,10 @@ def show_result(run: RunDir, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(run.path), **result})
         return
-    for name, value in result.get("metrics", {}).items():
-        print(f"{name:<16} {value:.6g}")
+    metrics = result.get("metrics", {})
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.6g}")
     print(run.path)
 
 

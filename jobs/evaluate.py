@@ -117,6 +117,8 @@ def _data(given: Sequence[str]) -> dict[str, str]:
 def _recipe(protocol: str, encoder: ViT, data: str | None) -> str:
     if data == HANDWRITTEN or encoder == find(TWINS["knn"]).build().encoder:
         return TWINS[protocol]
+    if len(of_any_size := set(PUBLISHED[protocol].values())) == 1:
+        return of_any_size.pop()
     size = next((letter for letter, vit in SIZES.items() if _shape(vit) == _shape(encoder)), None)
     if size in PUBLISHED[protocol]:
         return PUBLISHED[protocol][size]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from engine.atomic import write_json
 from engine.rundir import RunDir
 from jobs.commands import print_json
+from jobs.steer import path_of
+from jobs.store import runs_root
 
 if TYPE_CHECKING:
     from det.predict import Detector
@@ -55,7 +57,7 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
 def _detector(source: str) -> Detector:
     from det.predict import from_file, from_run
 
-    path = Path(source).expanduser()
+    path = path_of(source, runs_root())
     return from_run(RunDir(path)) if path.is_dir() else from_file(path)
 
 

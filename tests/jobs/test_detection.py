@@ -89,6 +89,7 @@ def test_predict_says_what_is_missing(trained: RunDir, tmp_path: Path) -> None:
     for arguments, said in (
         ((trained.path, tmp_path / "nowhere.jpg"), "nowhere.jpg does not exist"),
         ((trained.path, tmp_path / "empty"), "there are no images in"),
+        (("mask_rcnn_handwritten-99", _image(tmp_path / "a.png", 0)), "-99 does not exist, and no run under"),
         ((tmp_path / "nothing.pth", _image(tmp_path / "a.png", 0)), "nothing.pth does not exist"),
     ):
         done = mimbench("predict", *arguments, "--out", tmp_path / "none")

@@ -49,6 +49,8 @@ def test_a_size_no_paper_has_asks_for_a_recipe() -> None:
         _runs(SIZES["S"], "coco")
     with pytest.raises(ValueError, match="--recipe finetune=STAGE/NAME"):
         _runs(odd, "finetune")
+    same = {name: run.recipe for name, run in _runs(odd, "knn", "linear", "linear_fast", "fewshot").items()}
+    assert same == {name: PUBLISHED[name]["B"] for name in same}, "these have one recipe, whatever the size"
     runs = _runs(odd, "finetune", recipes=("finetune=cls/finetune_vits",))
     assert runs["finetune"].recipe == "cls/finetune_vits"
     with pytest.raises(ValueError, match="it must be PROTOCOL=RECIPE"):

@@ -18,6 +18,7 @@ from engine.result import Outcome, write_result
 from engine.rundir import RunDir
 from jobs import gc, spent, status, steer
 from jobs.cli import app
+from jobs.commands import show_result
 from jobs.explain import explain_place, explain_run
 from jobs.members import add_members, directory_name
 from jobs.store import place, resolve, runs_root
@@ -100,6 +101,21 @@ def test_filters_and_formats(made: list[RunDir]) -> None:
     assert "the states are running, queued" in mimbench("status", "--state", "odd").stderr
     assert "no run under" in mimbench("status", "--study", "other").stderr
     assert "(there is mine)" in mimbench("status", "--study", "other").stderr
+
+
+def test_where_there_is_nothing_it_is_said() -> None:
+    done = mimbench("status")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"no run under {runs_root()}\n")
+    assert mimbench("status", "--state", "done").stderr == f"no such run under {runs_root()}\n"
+    assert json.loads(mimbench("status", "--json").stdout) == []
+
+
+def test_names_and_numbers_stand_apart(made: list[RunDir], capsys: pytest.CaptureFixture[str]) -> None:
+    made[1].result.write_text(json.dumps({"metrics": {"knn_top1": 1.5, "knn_top1_of_a_very_long_name": 2.0}}))
+    show_result(made[1], as_json=False)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "knn_top1                      1.5", "knn_top1_of_a_very_long_name  2",
+    ]  # fmt: skip
 
 
 def test_watching_shows_the_same_again_and_again(
