@@ -82,11 +82,12 @@ class Session:
 
     def _resume(self, state: dict[str, Any], path: Path | None) -> None:
         try:
-            self.load_state_dict(state)
+            self._load_training(state)
         except (RuntimeError, KeyError, ValueError) as error:
             why = str(error).partition("\n")[0]
             anew = f"remove {self.run.checkpoints} to start from the beginning"
             raise ValueError(f"{path} was written for another model or optimiser ({why}): {anew}") from error
+        self._load_extra(state)
 
     @property
     def epoch(self) -> float:
@@ -106,12 +107,21 @@ class Session:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        self._load_training(state)
+        self._load_extra(state)
+
+    def _load_training(self, state: dict[str, Any]) -> None:
+        if lacking := self.training.extra_state.keys() - state["extra"].keys():
+            raise KeyError(f"it has no {', '.join(sorted(lacking))}")
         self.step = state["step"]
         self.clock.start(at=state["seconds"])
         self.clock.stop()
         self.stepper.load_state_dict(state["stepper"])
         self.means.load_state_dict(state["means"])
         self.training.batches.skipped.load_state_dict(state["skipped"])
+
+    def _load_extra(self, state: dict[str, Any]) -> None:
+        """What is wrong here (other images than weight maps are of) is said by what finds it."""
         for name, item in self.training.extra_state.items():
             item.load_state_dict(state["extra"][name])
 

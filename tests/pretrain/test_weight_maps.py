@@ -275,6 +275,20 @@ def test_maps_are_part_of_a_checkpoint(tmp_path: Path, config: Pretrain) -> None
     assert made.extra_state == {"weight_maps": guide.maps}
 
 
+def test_a_run_whose_images_are_others_by_now_says_so_and_nothing_else(tmp_path: Path, config: Pretrain) -> None:
+    where = directory(tmp_path / "run", replace(config, epochs=3))
+    run(replace(config, epochs=3), where)
+    newest = sorted(where.checkpoints.glob("step-*.pt"))[-1]
+    newest.unlink()
+    image = Path(config.data) / "train" / "cat" / "3.png"
+    image.rename(image.with_name("33.png"))
+    expected = (
+        r"^\S*epoch-00001.safetensors holds .* as many, but other images: delete \S*weight_maps and they are made"
+    )
+    with pytest.raises(ValueError, match=expected):
+        run(replace(config, epochs=3), where)
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_shared_by_processes(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
