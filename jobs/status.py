@@ -119,20 +119,20 @@ def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]]) -> tuple
 
 
 def render(found: Sequence[Row]) -> Table:
-    """The rows as a table."""
-    from rich.markup import escape
+    """The rows as a table; where the screen is narrow, run, label and text are cut."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("state", no_wrap=True)
-    table.add_column("run", no_wrap=True, overflow="ellipsis", ratio=4)
-    table.add_column("label", no_wrap=True, overflow="ellipsis", ratio=3)
-    table.add_column("", no_wrap=True, overflow="ellipsis", ratio=4)
+    for title, ratio in (("run", 4), ("label", 3), ("", 4)):
+        table.add_column(title, ratio=ratio)  # not no_wrap, or the others would be cut as well: their cells are
     table.add_column("since", no_wrap=True, min_width=8)
     for row in found:
         state = f"[{STYLES.get(row.state, 'dim')}]{row.state}[/]"
         share = f"{row.share:4.0%}  " if row.share is not None else ""
-        table.add_row(state, row.name, escape(row.label), escape(share + row.text), ago(row.changed))
+        cut = [Text(text, no_wrap=True, overflow="ellipsis") for text in (row.name, row.label, share + row.text)]
+        table.add_row(state, *cut, ago(row.changed))
     return table
 
 

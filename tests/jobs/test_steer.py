@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from engine.result import Outcome, write_result
@@ -101,6 +103,15 @@ def test_filters_and_formats(made: list[RunDir]) -> None:
     assert "the states are running, queued" in mimbench("status", "--state", "odd").stderr
     assert "no run under" in mimbench("status", "--study", "other").stderr
     assert "(there is mine)" in mimbench("status", "--study", "other").stderr
+
+
+def test_a_narrow_screen_cuts_names_not_states(made: list[RunDir]) -> None:
+    console = Console(file=io.StringIO(), width=60)
+    console.print(status.render(status.rows(runs_root())))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[0] for line in lines] == ["state", "failed", "new", "done", "done"]
+    assert all(line.rstrip().endswith("s ago") for line in lines if line.startswith(("failed", "done")))
+    assert max(map(len, lines)) <= 60
 
 
 def test_where_there_is_nothing_it_is_said() -> None:
