@@ -210,8 +210,8 @@ def _must_be_of(subject: Subject, path: Path) -> None:
     if found != subject:
         raise ValueError(
             f"{path} holds weight maps of {found.images} images on a grid of {found.rows} x {found.columns}, and this "
-            f"run has {_other(subject, found)}: delete {path.parent} and they are made again, or start a run of its own "
-            "for these data"
+            f"run has {_other(subject, found)}: delete {path.parent} and they are made again, or start a run of its "
+            "own for these data"
         )
 
 
