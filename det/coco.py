@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from det.annotations import annotation_findings
-from det.lvis import as_coco, lvis_files
+from det.lvis import as_coco, lvis_files, lvis_findings
 from det.masks import Bitmap, Polygons
 from engine.datasets import CocoFiles, Split, coco_files, require, unfit
 from engine.folders import Paths
@@ -140,6 +140,8 @@ def read_split(
     content = read_annotations(files.annotations)
     content = as_coco(content) if benchmark == "lvis" else content
     require(annotation_findings(content, files, masks))
+    if benchmark == "lvis":
+        require(lvis_findings(content, files))
     return arranged(of_one_category(content) if single_class else content, files, masks)
 
 

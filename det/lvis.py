@@ -12,7 +12,7 @@ and which are there but not all annotated; LVIS's metrics go by that (`det.evalu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from engine.data import Batches, MapStyle
-from engine.datasets import CocoFiles, Split, coco_root
+from engine.datasets import CocoFiles, Finding, Split, coco_root
 from engine.process import derived_seed
 
 if TYPE_CHECKING:
     from det.coco import CocoSplit
 
+ABOUT_IMAGES = ("neg_category_ids", "not_exhaustive_category_ids")
 FREQUENCIES = ("r", "c", "f")  # rare: in 10 images or fewer; common: in 100 or fewer; frequent
 
 
@@ -48,6 +49,20 @@ def _named(image: Mapping[str, Any]) -> dict[str, Any]:
     if "file_name" in image or not isinstance(image.get("coco_url"), str):
         return dict(image)
     return {**image, "file_name": "/".join(image["coco_url"].split("/")[-2:])}
+
+
+def lvis_findings(content: Mapping[str, Any], files: CocoFiles) -> Iterator[Finding]:
+    """What LVIS's metrics go by and a file lacks that is sound as COCO's; without it they would be others."""
+    file = str(files.annotations)
+    for image in content["images"]:
+        for key in ABOUT_IMAGES:
+            if not isinstance(image.get(key), list):
+                what = f"image {image['id']} has no list of {key}"
+                yield Finding("error", file, what, "LVIS says so of every image; benchmark=coco measures without it")
+    for category in content["categories"]:
+        if category.get("frequency") not in FREQUENCIES:
+            what = f"category {category['id']} has frequency {category.get('frequency')!r}"
+            yield Finding("error", file, what, f"it is one of {', '.join(FREQUENCIES)}; benchmark=coco needs none")
 
 
 # ------------------------------------------------------------------------------------------- how often images are shown

@@ -13,6 +13,7 @@ from det.coco import read_split
 from det.config import Augment
 from det.evaluate import CocoMetrics
 from det.lvis import RepeatedBatches, drawn_once, repeat_factors
+from engine.datasets import UnfitError
 from tests.det.lvis_data import results, write_lvis
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_lvis.json").read_text())
@@ -51,6 +52,21 @@ def test_files_are_found_by_their_address(root) -> None:
     assert split.category_ids == (3, 5, 7, 9, 11, 13)
     (root / "annotations" / "lvis_v1_train.json").rename(root / "lvis_v1_train.json")
     assert len(read_split(root, "train", benchmark="lvis")) == 14
+
+
+@pytest.mark.parametrize(
+    ("of", "key", "value", "said"),
+    [
+        ("images", "neg_category_ids", None, "image 1 has no list of neg_category_ids"),
+        ("images", "not_exhaustive_category_ids", None, "image 1 has no list of not_exhaustive_category_ids"),
+        ("categories", "frequency", "often", "category 3 has frequency 'often'; it is one of r, c, f"),
+    ],
+)
+def test_what_lvis_goes_by_is_asked_for(root, edit, of, key, value, said) -> None:
+    file = root / "annotations" / "lvis_v1_train.json"
+    edit(file, lambda content: content[of][0].update({key: value}))
+    with pytest.raises(UnfitError, match=said):
+        read_split(root, "train", benchmark="lvis")
 
 
 def test_rare_images_are_repeated_as_in_detectron2(root) -> None:
