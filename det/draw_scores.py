@@ -33,7 +33,7 @@ def draw_curves(precision: Mapping[str, NDArray[np.float64]], path: Path) -> Non
             axes.plot(RECALLS, curve_R, color=colour, label=name, linewidth=1.8)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=HEADINGS[kind])
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, loc="upper right")
+        axes.legend(fontsize=8, loc="lower left")
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
