@@ -235,8 +235,12 @@ def _searched(recipe: str, axes: Any, how: tuple[int, int, str, int], name: str 
 
 
 def explain(
-    run: Annotated[str, typer.Argument(metavar="RUN|RECIPE", autocompletion=run_names)],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|RECIPE", autocompletion=run_names, help="A run, or what asking for one means.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to change of the recipe.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say why a run is a run of its own."""

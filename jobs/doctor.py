@@ -202,10 +202,7 @@ def _programs() -> Iterator[Check]:
     """What only some commands want."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     yield Check("browser", "ok" if browser else "note", browser or "no chromium: one test of the report is left out")
-    slurm = shutil.which("sbatch")
-    yield Check(
-        "slurm", "ok" if slurm else "note", _first_line("sinfo", "--version") if slurm else "not on this machine"
-    )
+    yield _slurm()
     yield _detectron2()
 
 
@@ -221,6 +218,11 @@ def _detectron2() -> Check:
     return Check("detectron2", "ok", f"there ({how})")
 
 
-def _first_line(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (done.stdout or done.stderr).strip().partition("\n")[0]
+def _slurm() -> Check:
+    if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
+        return Check("slurm", "note", "not on this machine")
+    done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False)
+    said = (done.stdout or done.stderr).strip().partition("\n")[0]
+    if done.returncode:
+        return Check("slurm", "note", f"there, but it says: {said}", "set SLURM_CONF, or run this on a login node")
+    return Check("slurm", "ok", said)

@@ -242,7 +242,7 @@ def _picture(file: Path, record: Record, encoder: Encoder) -> Picture:
     heading, what = CAPTIONS.get(file.stem, (file.stem.replace("_", " ").capitalize(), ""))
     if file.stem == "reconstructions" and record.science.get("method.kind") == "maskalign":
         heading, what = "What the encoder was shown", WITHOUT_DECODER
-    of = record.recipe if record.stage == "pretrain" else f"{record.recipe}, encoder {encoder.name}"
+    of = encoder.name if record.stage == "pretrain" else f"{record.recipe}, encoder {encoder.name}"
     width, height = struct.unpack(">II", data[16:24]) if file.suffix == ".png" and len(data) > 24 else (None, None)
     url = f"data:{MEDIA[file.suffix]};base64,{base64.b64encode(data).decode()}"
     return Picture(url, heading, f"{of} on {record.data}. {what}".strip(), width, height)

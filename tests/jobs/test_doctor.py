@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,3 +55,24 @@ def test_what_is_wrong_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6, total=64 * 2**20))
     assert {check.verdict for check in doctor._disks()} == {"note"}
     assert "--shm-size" in doctor._shared_memory().remedy
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict", "found"),
+    [
+        ("echo slurm 22.05.8", "ok", "slurm 22.05.8"),
+        ("echo no configuration >&2; exit 1", "note", "there, but it says: no configuration"),
+    ],
+)
+def test_a_slurm_that_does_not_answer_is_not_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, verdict: str, found: str
+) -> None:
+    for name in ("sbatch", "sinfo"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    check = doctor._slurm()
+    assert (check.verdict, check.found) == (verdict, found)
+    (tmp_path / "sinfo").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor._slurm().found == "not on this machine"

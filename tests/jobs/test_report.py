@@ -135,6 +135,15 @@ def test_damaged_runs_are_named(tmp_path: Path) -> None:
     assert "75.6" in text
 
 
+def test_pictures_tell_two_pretrainings_apart(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs")
+    for epochs in (20, 30):
+        _draw(runs.pretrain(epochs=epochs).plots / "reconstructions.png", 10, 10)
+    text = report.write_report(runs.root, tmp_path / "report.html").read_text()
+    assert "crossmae_handwritten on handwritten. Validation" in text
+    assert "crossmae_handwritten (epochs=30) on handwritten. Validation" in text
+
+
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "runs")
     made = runs.pretrain("pretrain/<img src=x onerror=alert(1)>")
