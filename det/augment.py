@@ -81,7 +81,7 @@ def fitted(source: Size, side: int) -> Placement:
     lengths = [side / min(source) * length for length in source]
     lengths[int(source[0] >= source[1])] = float(side)
     shrink = min(1.0, side / max(lengths))
-    height, width = (int(length * shrink + 0.5) for length in lengths)
+    height, width = (max(int(length * shrink + 0.5), 1) for length in lengths)  # 1: of a strip nothing would be left
     return Placement(source, False, (height, width), (0, 0), side)
 
 

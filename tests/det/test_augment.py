@@ -161,6 +161,15 @@ def test_validation_images_are_fitted(source, side, size) -> None:
     assert render(_waves(*source), fitted(source, side)).shape == (3, *size)
 
 
+def test_of_a_strip_something_is_left() -> None:
+    for size, fits in (((3, 2000), (1, 64)), ((3000, 2), (64, 1)), ((1, 1), (64, 64))):
+        placement = fitted(size, 64)
+        assert placement.resized == fits
+        kept = render(torch.full((3, *size), 9, dtype=torch.uint8), placement)
+        assert kept.shape == (3, *fits)
+        assert (kept == 9).all()
+
+
 def test_draws_cover_their_ranges() -> None:
     draws = [draw_jitter(Augment(flip=0.25, smallest=0.5, largest=1.5)) for _ in range(2000)]
     assert 0.2 < sum(draw.flip for draw in draws) / len(draws) < 0.3
