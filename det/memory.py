@@ -12,9 +12,11 @@ rounding take (`CONTEXT`, `SPARE`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -155,8 +157,8 @@ def advice(config: Config, free: int, world: int = 1) -> str | None:
     if needed.total <= free:
         return None
     what = f"about {gib(needed.total)} GiB are needed for {needed.images} images at a time and {gib(free)} are there"
-    for change, smaller in _smaller(config, world):
-        if estimate(smaller, world).total <= free:
+    for options in _smaller(config, world):
+        if (change := _first_that_fits(options, free, world)) is not None:
             return f"{what}; it fits with {change}, the result being the same"
     return (
         f"{what}, and dividing the batch further does not help; image=640 needs less, as in "
@@ -182,18 +184,28 @@ def require_memory(config: Config, encoder: ViT, world: int, free: int) -> None:
         raise ValueError(f"this GPU is too small: {what}")
 
 
-def _smaller(config: Config, world: int) -> Iterator[tuple[str, Config]]:
-    """Ways to need less that leave the result alone, the fastest first."""
+def _first_that_fits(options: Sequence[tuple[str, Config]], free: int, world: int) -> str | None:
+    """What to change for the first of `options` that fits; each needs less than the one before it."""
+    fits = cache(lambda place: estimate(options[place][1], world).total <= free)
+    if not options or not fits(len(options) - 1):
+        return None
+    return options[bisect_left(range(len(options)), True, key=fits)][0]
+
+
+def _smaller(config: Config, world: int) -> Iterator[list[tuple[str, Config]]]:
+    """Ways to need less that leave the result alone: more parts and, if that is not enough, computing twice."""
     if config.normalise == "batch":
         return
     most = config.batch // world
     divisions = [parts for parts in range(config.compute.accumulate, most + 1) if most % parts == 0]
     for again in dict.fromkeys((config.recompute, True)):
+        options = []
         for parts in divisions:
             keys = [f"compute.accumulate={parts}"] if parts != config.compute.accumulate else []
             keys += ["recompute=true"] if again and not config.recompute else []
             compute = replace(config.compute, accumulate=parts)
-            yield " ".join(keys), replace(config, compute=compute, recompute=again)
+            options.append((" ".join(keys), replace(config, compute=compute, recompute=again)))
+        yield options
 
 
 def gib(size: int) -> str:

@@ -5,6 +5,7 @@ Before runs are handed to a cluster whose profile says how large its GPUs are (`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,8 @@ def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_
     recipe, config = resolve(name, overrides)
     if recipe.stage != "det":
         raise ValueError(f"{name}: memory is estimated for detection recipes, det/...; `mimbench recipes` lists them")
+    if free is not None and not 0 < free < math.inf:
+        raise ValueError(f"--free {free:g} must be what a GPU has, a positive number of GiB")
     from det.memory import advice, estimate
     from jobs.commands import print_json
 

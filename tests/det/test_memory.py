@@ -12,7 +12,7 @@ from backbones.config import ViT
 from det.build import from_scratch
 from det.config import Heads, MaskRCNN, Proposals, ViTDet
 from det.masks import InstanceMasks
-from det.memory import Saved, advice, estimate, require_memory
+from det.memory import Estimate, Saved, advice, estimate, require_memory
 from engine.config import Compute
 from engine.images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -86,6 +86,34 @@ def test_what_fits_is_said() -> None:
     require_memory(config, config.encoder, 1, need)
     with pytest.raises(ValueError, match="multiple of processes"):
         estimate(config, world=3)
+
+
+def test_what_fits_is_found_with_few_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a full-size model each takes seconds."""
+    asked: list[tuple[int, bool]] = []
+
+    def counted(config: MaskRCNN, world: int = 1) -> Estimate:
+        asked.append((config.compute.accumulate, config.recompute))
+        images = config.batch // config.compute.accumulate
+        return Estimate(images, 0, 0, 0, images * (1 if config.recompute else 3) * MIB, config.recompute)
+
+    monkeypatch.setattr("det.memory.estimate", counted)
+    config = _config(batch=64, compute=Compute(accumulate=1))
+    for images, again in ((32, False), (8, False), (1, False), (2, True), (1, True)):
+        del asked[:]
+        free = counted(replace(config, compute=Compute(accumulate=64 // images), recompute=again)).total
+        said = advice(config, free) or ""
+        wanted = next(  # one after another, the plain ones first
+            (parts, recompute)
+            for recompute in (False, True)
+            for parts in (1, 2, 4, 8, 16, 32, 64)
+            if counted(replace(config, compute=Compute(accumulate=parts), recompute=recompute)).total <= free
+        )
+        assert (f"compute.accumulate={wanted[0]} " in said.replace(",", " ,")) == (wanted[0] > 1)
+        assert ("recompute=true" in said) == wanted[1]
+    del asked[:]
+    assert "24gb_640px" in (advice(config, MIB) or "")
+    assert asked == [(1, False), (64, False), (64, True)]
 
 
 def test_a_detector_evaluated_as_it_is_needs_no_room_for_training() -> None:

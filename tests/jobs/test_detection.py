@@ -108,6 +108,10 @@ def test_memory() -> None:
     short = mimbench("memory", *small, "--free", told["total"] / 2**30 - 0.05)
     assert short.exit_code == 1
     assert "it fits with compute.accumulate=2" in short.output
+    for free in ("nan", "inf", "0"):
+        never = mimbench("memory", *small, "--free", free)
+        assert never.exit_code == 1
+        assert f"error: --free {free} must be what a GPU has" in never.output
     wrong = mimbench("memory", "cls/knn")
     assert wrong.exit_code == 1
     assert "det/..." in wrong.output
