@@ -42,6 +42,8 @@ def run_of(target: str, overrides: Sequence[str]) -> RunDir:
         ValueError: for what is neither a recipe nor a run directory, and for bad overrides.
     """
     path = Path(target).expanduser()
+    if not path.exists() and (runs_root() / target / "run.json").is_file():  # as `mimbench status` names it
+        path = runs_root() / target
     if target not in {recipe.name for recipe in recipes()} and path.exists():
         run = RunDir(path if path.is_dir() else path.parent)
         if not overrides:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,24 +163,49 @@ def ago(moment: float | None) -> str:
 
 
 def watch(root: Path, study: str | None, state: str | None, until: Callable[[], bool] = lambda: False) -> None:
-    """Show the rows again and again, until Ctrl-C or `until`; as many as the screen holds."""
-    from rich.console import Group
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(auto_refresh=False, screen=sys.stdout.isatty()) as live:
+    """Show the rows again and again, until Ctrl-C or `until`: on a terminal as many as it holds, else what changes."""
+    with _showing() as show:
         asked = -math.inf
         while True:
             if time.monotonic() - asked > PATIENCE:
                 hand_in_what_waits(root)
                 asked = time.monotonic()
-            found = rows(root, study, state)
-            room = max(3, live.console.size.height - 4)
-            rest = f"  ({len(found) - room} more: --study and --state choose)" if len(found) > room else ""
-            live.update(Group(render(found[:room]), Text(f"\n{counts(found)}{rest}", style="dim")), refresh=True)
+            show(rows(root, study, state))
             if until():
                 return
             time.sleep(REFRESH)
+
+
+@contextmanager
+def _showing() -> Iterator[Callable[[Sequence[Row]], None]]:
+    if not sys.stdout.isatty():
+        yield _Changes()
+        return
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False, screen=True) as live:
+
+        def show(found: Sequence[Row]) -> None:
+            room = max(3, live.console.size.height - 4)
+            rest = f"  ({len(found) - room} more: --study and --state choose)" if len(found) > room else ""
+            live.update(Group(render(found[:room]), Text(f"\n{counts(found)}{rest}", style="dim")), refresh=True)
+
+        yield show
+
+
+class _Changes:
+    """For a pipe or a file: a line for each run whose state is another than before, and how many there are of each."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, str] = {}
+
+    def __call__(self, found: Sequence[Row]) -> None:
+        changed = [row for row in found if self._before.get(row.name) != row.state]
+        if changed:
+            self._before |= {row.name: row.state for row in changed}
+            print(plain(changed), counts(found), sep="\n", flush=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- logs

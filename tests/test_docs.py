@@ -52,6 +52,7 @@ ELSEWHERE = {  # what is not run here, by how it begins, and what runs it
     "submit crossmae": "tests/slurm",
     "retry": "tests/jobs/test_steer.py",
     "watch": "tests/jobs/test_watch.py",
+    "cancel --study": "tests/jobs/test_steer.py, of studies that were submitted",
     "cost --study": "tests/jobs/test_steer.py, of studies that were submitted",
     "report --study": "tests/jobs/test_report.py, of studies that were submitted",
     "status --study": "tests/jobs/test_steer.py, of studies that were submitted",

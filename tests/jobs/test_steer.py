@@ -20,7 +20,7 @@ from engine.result import Outcome, write_result
 from engine.rundir import RunDir
 from jobs import gc, spent, status, steer
 from jobs.cli import app
-from jobs.commands import show_result
+from jobs.commands import run_of, show_result
 from jobs.explain import explain_place, explain_run
 from jobs.members import add_members, directory_name
 from jobs.store import place, resolve, runs_root
@@ -75,6 +75,7 @@ def test_a_run_goes_by_many_names(made: list[RunDir]) -> None:
     with pytest.raises(ValueError, match=r"no run under .* is called 'x'; `mimbench status` lists them"):
         steer.find("x", root)
     assert steer.find_all([], "mine", root) == made
+    assert run_of(f"cls/{name}", []).path == run.path, "mimbench run goes on with what status names"
     with pytest.raises(ValueError, match="name runs, or a study"):
         steer.find_all([], None, root)
 
@@ -129,10 +130,28 @@ def test_names_and_numbers_stand_apart(made: list[RunDir], capsys: pytest.Captur
     ]  # fmt: skip
 
 
+def test_in_a_pipe_watching_tells_what_changes(made: list[RunDir], capsys: pytest.CaptureFixture[str]) -> None:
+    looks = iter((False, False, True))
+
+    def until() -> bool:
+        if over := next(looks):
+            return over
+        made[3].begin_attempt() if made[3].state() == "new" else None
+        return over
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(status, "REFRESH", 0.01)
+        status.watch(runs_root(), None, None, until)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4:] == ["1 failed, 1 new, 2 done", f"running\t{directory_name(made[3])}\tknn 2\t\t", lines[-1]]
+    assert lines[-1] == "1 running, 1 failed, 2 done"
+
+
 def test_watching_shows_the_same_again_and_again(
     made: list[RunDir], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     status.watch(runs_root(), None, None, until=lambda: True)
     out = capsys.readouterr().out
     assert "the data are no good" in out
