@@ -69,7 +69,7 @@ _LISTS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "bbox": lambda value: isinstance(value, list) and len(value) == 4 and all(map(_finite, value)),
         "segmentation": lambda value: isinstance(value, list | dict),
         "area": lambda value: _finite(value) and value >= 0,
-        "iscrowd": lambda value: isinstance(value, int) and value in (0, 1),
+        "iscrowd": lambda value: isinstance(value, int | float) and value in (0, 1),
     },
 }
 _MAY_LACK = {"area": 0, "iscrowd": 0}  # and what stands for them here; without an area the box's is taken
