@@ -30,7 +30,7 @@ from engine.bar import track
 from engine.checkpoint import load_state, newest_valid
 from engine.config import from_text
 from engine.data import move
-from engine.datasets import locate
+from engine.datasets import UnfitError, locate
 from engine.images import read_image
 from engine.rundir import RunDir
 
@@ -56,19 +56,22 @@ class Detector:
     categories: tuple[str, ...]
 
     @torch.no_grad()
-    def predict(self, files: Sequence[Path], device: torch.device) -> Iterator[Seen]:
-        """One image after another.
+    def predict(self, files: Sequence[Path], device: torch.device) -> Iterator[Seen | UnfitError]:
+        """One image after another; of a file that is no image, what is wrong with it.
 
         Raises:
             FileNotFoundError: naming a file that is not there; before anything is predicted.
-            UnfitError: (a ValueError) naming a file that is no image.
         """
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(f"{file} does not exist; name image files, or directories that hold some")
         model = self.model.to(device).eval()
         for number, file in enumerate(track(files, "detecting", len(files))):
-            image = read_image(file, upright=True)
+            try:
+                image = read_image(file, upright=True)
+            except UnfitError as error:
+                yield error
+                continue
             size = (image.shape[1], image.shape[2])
             images, sizes = padded([render(image, fitted(size, self.config.image))])
             (found,) = detections(model, move(images, device), sizes, [size], self.config.views)

@@ -26,7 +26,7 @@ def predict(
     """Draw what a detector finds in images: boxes, masks, names and scores."""
     from jobs import predict as prediction
 
-    prediction.predict(source, images, out, score, json)
+    raise typer.Exit(prediction.predict(source, images, out, score, json))
 
 
 def memory(

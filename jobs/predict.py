@@ -1,7 +1,7 @@
 """`mimbench predict RUN|CKPT IMAGES...`: what a detector finds, drawn into each image and written in COCO's form.
 
-Writes NAME.png for each image and results.json, a list of COCO results whose `image_id` is the image's place in `files`
-of the same order, to the output directory. Pictures are drawn where there is nothing to be found, too.
+Writes NAME.png for each image and results.json, a list of COCO results whose `image_id` is the image's place among the
+files named, from 0, to the output directory. Pictures are drawn where there is nothing to be found, too.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from det.predict import Detector
 
 
-def predict(source: str, images: Sequence[Path], out: Path, score: float, as_json: bool) -> None:
-    """Detect, draw and say what was found.
+def predict(source: str, images: Sequence[Path], out: Path, score: float, as_json: bool) -> int:
+    """Detect, draw and say what was found; the exit code, 1 if a file is no image, which keeps no other from its turn.
 
     Raises:
         FileNotFoundError: for a detector or an image that is not there.
-        ValueError: for what is no detector, and for files that are no images.
+        ValueError: for what is no detector, and where nothing is named as an image.
     """
     from engine.config import Compute
+    from engine.datasets import UnfitError
     from engine.process import setup_process
 
     files = _files(images)
@@ -39,12 +40,16 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
     device = setup_process(Compute(), seed=0)
     names = _names(files)
     out.mkdir(parents=True, exist_ok=True)
-    found, listing = [], []
-    for seen, name in zip(detector.predict(files, device), names, strict=True):
+    found, listing, broken = [], [], 0
+    for place, (seen, name) in enumerate(zip(detector.predict(files, device), names, strict=True)):
+        if isinstance(seen, UnfitError):
+            print(f"error: {seen}", file=sys.stderr)
+            broken += 1
+            continue
         objects = detected(seen.results, detector.category_ids, detector.categories, score)
         draw_objects(seen.image.permute(1, 2, 0).numpy(), objects, out / name)
         found += seen.results
-        listing.append({"file": str(seen.file), "picture": str(out / name), "drawn": len(objects)})
+        listing.append({"image_id": place, "file": str(seen.file), "picture": str(out / name), "drawn": len(objects)})
         if not as_json:
             print(f"{seen.file}: {', '.join(drawn.text for drawn in objects) or 'nothing'}")
     write_json(out / "results.json", found)
@@ -52,6 +57,7 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
         print_json({"images": listing, "results": found})
     else:
         print(f"pictures and results.json: {out}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _detector(source: str) -> Detector:

@@ -17,7 +17,7 @@ from det.build import build_detector
 from det.check import check_coco
 from det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
 from det.draw import detected, draw_objects
-from det.predict import from_run
+from det.predict import Seen, from_run
 from det.run import run
 from engine.config import Compute, to_text
 from engine.datasets import coco_files
@@ -108,6 +108,7 @@ def test_a_run_finds_objects_in_any_image(make_coco, tmp_path) -> None:
     assert detector.categories == ("bar", "disc")
     file = root / "val2017" / "2.png"
     [seen] = detector.predict([file], torch.device("cpu"))
+    assert isinstance(seen, Seen)
     assert seen.image.shape == (3, 48, 64)
     written = [one for one in json.loads((directory.path / "predictions.json").read_text()) if one["image_id"] == 2]
     assert len(seen.results) == len(written) > 0
@@ -118,6 +119,7 @@ def test_a_run_finds_objects_in_any_image(make_coco, tmp_path) -> None:
         next(detector.predict([file, tmp_path / "nowhere.png"], torch.device("cpu")))
     directory.detector.unlink()  # as while it is trained
     [again] = from_run(directory).predict([file], torch.device("cpu"))
+    assert isinstance(again, Seen)
     assert again.results == seen.results
     image = seen.image.permute(1, 2, 0).numpy()
     draw_objects(image, detected(seen.results, detector.category_ids, detector.categories, 0.0), tmp_path / "seen.png")

@@ -84,6 +84,20 @@ def test_no_picture_is_written_over_another(trained: RunDir, tmp_path: Path) -> 
     assert {file.name for file in (tmp_path / "out").glob("*.png")} == set(names)
 
 
+def test_a_file_that_is_no_image_keeps_no_other_from_its_turn(trained: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in (0, 2):
+        _image(tmp_path / "images" / f"{number}.png", number)
+    (tmp_path / "images" / "1.jpg").write_bytes(b"no image")
+    done = mimbench("predict", trained.path, tmp_path / "images", "--out", tmp_path / "out", "--score", "0", "--json")
+    assert done.exit_code == 1
+    assert "1.jpg: is not an image that can be read" in done.stderr
+    told = json.loads(done.stdout)
+    assert [(one["image_id"], Path(one["picture"]).name) for one in told["images"]] == [(0, "0.png"), (2, "2.png")]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {result["image_id"] for result in results} == {0, 2}
+
+
 def test_predict_says_what_is_missing(trained: RunDir, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, said in (
