@@ -58,7 +58,7 @@ TARGETS = {
     "B20 ImageNet": Target(40, 50, 86),  # 90 epochs and validation over one pass through both splits
     "B20 overlap": Target(0.9, 0.95, 1.0),
 }
-SMALL = ViT(96, 3, 3)  # encodes about as fast as one core decodes
+SMALL = ViT(96, 3, 3)  # encodes an image in the time that one core decodes two
 
 # B image of a batch, H head, D feature
 
