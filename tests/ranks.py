@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import traceback
 from collections.abc import Callable
+from functools import partial
 from unittest.mock import patch
+
+from tests.kills import forked
 
 
 def as_ranks(world: int, work: Callable[[], None]) -> None:
@@ -18,20 +20,11 @@ def as_ranks(world: int, work: Callable[[], None]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [_forked(rank, world, port, work) for rank in range(world)]
+    children = [forked(partial(_rank, rank, world, port, work)) for rank in range(world)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
 
 
-def _forked(rank: int, world: int, port: int, work: Callable[[], None]) -> int:
-    if child := os.fork():
-        return child
+def _rank(rank: int, world: int, port: int, work: Callable[[], None]) -> None:
     where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    status = 1
-    try:
-        with patch.dict(os.environ, {**where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}):
-            work()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+    with patch.dict(os.environ, {**where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}):
+        work()
