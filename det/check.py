@@ -28,7 +28,12 @@ def check_coco(path: str | Path) -> Report:
     if not found:
         what = "has no annotations/instances_train2017.json and no annotations/instances_val2017.json"
         report.findings.append(
-            Finding("error", str(root), what, "COCO keeps its images beside, in train2017/, val2017/")
+            Finding(
+                "error",
+                str(root),
+                what,
+                "images lie beside, in train2017/, val2017/; or it may be annotations/train.json, val.json and images/",
+            )
         )
     elif len(found) == 1:
         what = f"has annotations of {next(iter(found))} alone"

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 HANDWRITTEN = "handwritten"
 HANDWRITTEN_VERSION = 2  # names the folder in the cache: raise it when the generator writes other files
+VARIABLE = "MIMBENCH_DATA_"  # and the name: says where a data set is
 SHARD_LISTS = "::"  # between lists of shards, as WebDataset has it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -61,19 +62,27 @@ def cache_directory() -> Path:
 
 def environment_variable(name: str) -> str:
     """The environment variable that says where data set `name` is."""
-    return "MIMBENCH_DATA_" + name.upper().replace("-", "_")
+    return VARIABLE + name.upper().replace("-", "_")
+
+
+def is_named(text: str) -> bool:
+    """Whether a data set goes by this name; else it is a path."""
+    return text in listing() or bool(os.environ.get(environment_variable(text)))
 
 
 def listing() -> dict[str, Path]:
     """Every name and its path, alphabetically; `handwritten` is listed whether or not it has been written yet.
 
+    A name that the environment alone gives is listed in lower case.
+
     Raises:
         ValueError: if the file of names is not TOML of the form `name = "path"`.
     """
     named = {HANDWRITTEN: _handwritten_directory(), **_read_names()}
-    for name in named:
-        if path := os.environ.get(environment_variable(name)):
-            named[name] = Path(path).expanduser()
+    known = {environment_variable(name): name for name in named}
+    for variable, path in os.environ.items():
+        if path and variable.startswith(VARIABLE):
+            named[known.get(variable, variable.removeprefix(VARIABLE).lower())] = Path(path).expanduser()
     return dict(sorted(named.items()))
 
 

@@ -40,11 +40,11 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
     device = setup_process(Compute(), seed=0)
     names = _names(files)
     out.mkdir(parents=True, exist_ok=True)
-    found, listing, broken = [], [], 0
+    found, listing, code = [], [], 0
     for place, (seen, name) in enumerate(zip(detector.predict(files, device), names, strict=True)):
         if isinstance(seen, UnfitError):
             print(f"error: {seen}", file=sys.stderr)
-            broken += 1
+            code = 1
             continue
         objects = detected(seen.results, detector.category_ids, detector.categories, score)
         draw_objects(seen.image.permute(1, 2, 0).numpy(), objects, out / name)
@@ -57,7 +57,7 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
         print_json({"images": listing, "results": found})
     else:
         print(f"pictures and results.json: {out}", file=sys.stderr)
-    return 1 if broken else 0
+    return code
 
 
 def _detector(source: str) -> Detector:

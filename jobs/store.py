@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from backbones.content import is_location
 from engine.atomic import write_text
 from engine.config import from_text, identity, to_text, with_overrides
-from engine.datasets import HANDWRITTEN, environment_variable, is_there, listing, locate
+from engine.datasets import HANDWRITTEN, is_named, is_there, locate
 from engine.rundir import RunDir
 from jobs.lineage import Source, source_of, to_make_it
 from jobs.recipes import Recipe, config_type, find
@@ -135,8 +135,7 @@ def _settled(data: str) -> str:
     if data == HANDWRITTEN:
         return data
     path = locate(data)
-    named = data in listing() or environment_variable(data) in os.environ
-    return data if named else str(path.absolute())
+    return data if is_named(data) else str(path.absolute())
 
 
 def encoder_file(checkpoint: Path) -> Path:

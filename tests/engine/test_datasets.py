@@ -16,6 +16,7 @@ from engine.datasets import (
     coco_files,
     coco_root,
     image_root,
+    is_named,
     listing,
     locate,
     require,
@@ -113,6 +114,15 @@ def test_handwritten_is_written_once_by_two_that_want_it(monkeypatch: pytest.Mon
     for thread in threads:
         thread.join()
     assert calls == [locate("handwritten")] == [listing()["handwritten"]]
+
+
+def test_names_of_the_environment_alone_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIMBENCH_DATA_SMALL_BIRDS", str(tmp_path))
+    assert listing()["small_birds"] == tmp_path
+    assert is_named("small-birds")
+    monkeypatch.setenv("MIMBENCH_DATA_SMALL_BIRDS", "")
+    assert "small_birds" not in listing()
+    assert not is_named("small-birds")
 
 
 def test_both_views_in_one_directory(tmp_path: Path) -> None:
