@@ -20,7 +20,7 @@ from timm.layers import QuickGELU, SwiGLU, SwiGLUPacked
 from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
-from backbones.config import Traits, ViT
+from mimbench.backbones.config import Traits, ViT
 
 LAYER_SCALE = 1.0  # where training of a new encoder starts; a checkpoint brings its own
 

@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from backbones.checkpoints.info import EncoderInfo, to_json
-from backbones.checkpoints.match import Matched, encoder_shapes, match
-from backbones.checkpoints.opening import open_checkpoint
-from backbones.config import Interpolation, ViT
-from backbones.content import METADATA
-from backbones.vit import VisionTransformer
-from engine.atomic import write_with
+from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
+from mimbench.backbones.checkpoints.match import Matched, encoder_shapes, match
+from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.config import Interpolation, ViT
+from mimbench.backbones.content import METADATA
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.run.atomic import write_with
 
 __all__ = ["EncoderInfo", "build_encoder", "load_encoder", "save_encoder"]
 

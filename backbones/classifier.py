@@ -16,9 +16,9 @@ import timm.layers
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from backbones.checkpoints.geometry import resize_table
-from backbones.config import Interpolation, Traits, ViT
-from backbones.vit import PLAIN, LayerNorm, Trunk
+from mimbench.backbones.checkpoints.geometry import resize_table
+from mimbench.backbones.config import Interpolation, Traits, ViT
+from mimbench.backbones.vit import PLAIN, LayerNorm, Trunk
 
 Pool = Literal["avg", "cls"]
 HEAD = {"head.weight", "head.bias"}

@@ -20,15 +20,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
-from backbones.checkpoints.info import CLASSIFIER
-from backbones.checkpoints.keys import unwrap
-from backbones.checkpoints.match import Matched, match
-from backbones.checkpoints.opening import Opened, open_checkpoint
-from backbones.classifier import FC_NORM, HEAD, NORM, Classifier, Pool, build_classifier, load_encoder_into
-from backbones.config import Interpolation, Traits, ViT
-from backbones.vit import PLAIN
-from engine.atomic import write_with
+from mimbench.backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.backbones.checkpoints.info import CLASSIFIER
+from mimbench.backbones.checkpoints.keys import unwrap
+from mimbench.backbones.checkpoints.match import Matched, match
+from mimbench.backbones.checkpoints.opening import Opened, open_checkpoint
+from mimbench.backbones.classifier import FC_NORM, HEAD, NORM, Classifier, Pool, build_classifier, load_encoder_into
+from mimbench.backbones.config import Interpolation, Traits, ViT
+from mimbench.backbones.vit import PLAIN
+from mimbench.engine.run.atomic import write_with
 
 
 @dataclass(frozen=True)

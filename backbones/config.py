@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from engine.config import science
+from mimbench.engine.run.config import science
 
 Positions = Literal["absolute", "relative", "rope", "none"]
 Interpolation = Literal["bicubic", "bicubic-antialias", "bicubic-offset", "regenerate"]  # `positions.resize_positions`

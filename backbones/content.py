@@ -53,7 +53,7 @@ def content_hash(path: str | Path, *, allow_partial: bool = False, role: Role = 
     """
     file, copy = Path(path), None
     if not file.is_file() and is_location(str(path)):
-        from backbones.checkpoints.opening import parse_location  # imports torch
+        from mimbench.backbones.checkpoints.opening import parse_location  # imports torch
 
         file, options = parse_location(str(path))
         copy = options.get("copy")
@@ -77,15 +77,15 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 @lru_cache(maxsize=1024)
 def _hash(file: Path, copy: str | None, allow_partial: bool, role: Role, _size: int, _modified: int) -> str:
     if role == "classifier":
-        from backbones.classifier_file import classifier_tensors  # imports torch
+        from mimbench.backbones.classifier_file import classifier_tensors  # imports torch
 
         return tensors_hash(classifier_tensors(file))
     held = _held_by_ours(file)
     if held is not None:
         return _digest(_read(file, held))
-    from backbones.checkpoint import load_encoder  # imports torch
-    from backbones.checkpoints.detector import detector_in, relative_positions_in
-    from backbones.checkpoints.opening import open_checkpoint
+    from mimbench.backbones.checkpoint import load_encoder  # imports torch
+    from mimbench.backbones.checkpoints.detector import detector_in, relative_positions_in
+    from mimbench.backbones.checkpoints.opening import open_checkpoint
 
     detector = detector_in(file, copy) if role == "detector" else None
     if detector is not None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.vitdet import ViTDet
+from mimbench.backbones.vitdet import ViTDet
 
 REGION = 14 * 14  # cells of a map up to which convolutions train faster with channels last on a CPU
 

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from backbones.blocks import RotaryPositions, build_block
-from backbones.checkpoints.geometry import resize_table
-from backbones.config import Interpolation, Traits, ViT
-from backbones.contract import Features
-from backbones.positions import sincos_2d
+from mimbench.backbones.blocks import RotaryPositions, build_block
+from mimbench.backbones.checkpoints.geometry import resize_table
+from mimbench.backbones.config import Interpolation, Traits, ViT
+from mimbench.backbones.contract import Features
+from mimbench.backbones.positions import sincos_2d
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 PLAIN = Traits()

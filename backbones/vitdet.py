@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from backbones.blocks import Mlp
-from backbones.config import Traits, ViT
-from backbones.positions import resize_positions, square_side
-from backbones.window_attention import RelativeAttention
+from mimbench.backbones.blocks import Mlp
+from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.positions import resize_positions, square_side
+from mimbench.backbones.window_attention import RelativeAttention
 
 PLAIN = Traits()
 NOT_IN_VITDET = ("cls_token", "norm.weight", "norm.bias")  # what a plain encoder has beyond ViTDet's

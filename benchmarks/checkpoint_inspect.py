@@ -35,10 +35,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backbones.checkpoints.opening import open_checkpoint
-from pretrain.config import Pretrain
-from pretrain.recipes import crossmae_vitb_800ep, crossmae_vith_800ep, crossmae_vitl_800ep, crossmae_vits_800ep
-from pretrain.run import build_step
+from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.pretrain.config import Pretrain
+from mimbench.pretrain.recipes.crossmae import (
+    crossmae_vitb_800ep,
+    crossmae_vith_800ep,
+    crossmae_vitl_800ep,
+    crossmae_vits_800ep,
+)
+from mimbench.pretrain.run import build_step
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {"S": crossmae_vits_800ep, "B": crossmae_vitb_800ep, "L": crossmae_vitl_800ep, "H": crossmae_vith_800ep}
@@ -46,7 +51,7 @@ SECONDS, AIM, MEMORY = 10.0, 5.0, 2**30  # of `inspect`: floor, aim, and the flo
 PEAK = "next(int(line.split()[1]) << 10 for line in open('/proc/self/status') if line.startswith('VmHWM'))"
 TIMED = f"""
 import sys, time, argparse, torch
-from backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.checkpoints.opening import open_checkpoint
 begun = time.process_time()
 with torch.serialization.safe_globals([argparse.Namespace]):
     held = {{call}}
@@ -58,7 +63,7 @@ SIDES = {
     "inspect": f"""
 import atexit, sys, time
 atexit.register(lambda: print(f"\\n{{time.process_time()}}", {PEAK}))
-from jobs.cli import main
+from mimbench.jobs.cli.main import main
 sys.argv = ["mimbench", "inspect", sys.argv[1], "--json"]
 main()
 """,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOOR, AIM = 0.5, 0.25  # seconds, of --help
-CALL = "import sys; from jobs.cli import main; sys.argv = ['mimbench', *sys.argv[1:]]; main()"
+CALL = "import sys; from mimbench.jobs.cli.main import main; sys.argv = ['mimbench', *sys.argv[1:]]; main()"
 STACK = "import torch, torchvision, timm.models.vision_transformer, mmengine.runner"
 COMMANDS = {
     "mimbench --help": [CALL, "--help"],

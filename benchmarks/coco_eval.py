@@ -37,9 +37,9 @@ from measure import Measured, Target, peak_beyond, take_turns, total_failed
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from det.evaluate import PRECISION, RECALL, CocoMetrics
-from det.masks import paste
-from det.rle import encode_masks
+from mimbench.det.evaluation.evaluate import PRECISION, RECALL, CocoMetrics
+from mimbench.det.evaluation.rle import encode_masks
+from mimbench.det.model.masks import paste
 
 HEIGHT, WIDTH, CATEGORIES, OBJECTS, DETECTIONS = 480, 640, 80, 7.2, 100
 TARGETS = {"B17": Target(3.5, 8.0, 15.0), "B18 box": Target(8.0, 10.0), "B18 mask": Target(2.5, 3.0)}

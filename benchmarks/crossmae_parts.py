@@ -30,14 +30,14 @@ from crossmae_step import masked
 from measure import Kept, Measured, Target, relative, take_turns, total_failed
 from torch import Tensor, nn
 
-from backbones.config import SIZES, ViT
-from engine.process import device_name
-from pretrain.config import MAE as MAEConfig  # noqa: N811 (MAE is a class)
-from pretrain.config import CrossMAE as Config
-from pretrain.crossmae import CrossMAE
-from pretrain.flops import decoder_table
-from pretrain.mae import MAE
-from pretrain.pixels import pixels, standardised
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.run.process import device_name
+from mimbench.pretrain.config import MAE as MAEConfig  # noqa: N811 (MAE is a class)
+from mimbench.pretrain.config import CrossMAE as Config
+from mimbench.pretrain.flops import decoder_table
+from mimbench.pretrain.methods.crossmae import CrossMAE
+from mimbench.pretrain.methods.mae import MAE
+from mimbench.pretrain.methods.pixels import pixels, standardised
 
 TARGETS = {
     "B4": Target(2.59, 2.59, 2.60),

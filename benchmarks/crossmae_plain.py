@@ -19,8 +19,8 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 
-from backbones.blocks import Mlp
-from pretrain.crossmae import CrossMAE
+from mimbench.backbones.blocks import Mlp
+from mimbench.pretrain.methods.crossmae import CrossMAE
 
 # ------------------------------------------------------------------------------------------------------- plain form
 

@@ -33,17 +33,17 @@ from measure import Measured, Target, least, relative, take_turns, total_failed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.config import SIZES, ViT
-from engine.config import Compute
-from engine.optim import adamw, parameter_groups
-from engine.process import autocast_dtype, device_name
-from pretrain.config import MAE as MAEConfig  # noqa: N811 (MAE is a class)
-from pretrain.config import CrossMAE as Config
-from pretrain.config import RandomMasking
-from pretrain.crossmae import CrossMAE
-from pretrain.mae import MAE
-from pretrain.masking import Masked, Random
-from pretrain.method import Method
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import autocast_dtype, device_name
+from mimbench.engine.training.optim import adamw, parameter_groups
+from mimbench.pretrain.config import MAE as MAEConfig  # noqa: N811 (MAE is a class)
+from mimbench.pretrain.config import CrossMAE as Config
+from mimbench.pretrain.config import RandomMasking
+from mimbench.pretrain.masking.strategies import Masked, Random
+from mimbench.pretrain.methods.crossmae import CrossMAE
+from mimbench.pretrain.methods.mae import MAE
+from mimbench.pretrain.methods.method import Method
 
 BETAS, LR, DECAY = (0.9, 0.95), 1e-4, 0.05
 SHAPES = {"T": ViT(64, 2, 2, patch=8, image=32), "S": SIZES["S"], "B": SIZES["B"]}

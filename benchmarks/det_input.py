@@ -44,11 +44,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from det.augment import Jitter, draw_jitter, jittered, render
-from det.batches import placed_objects
-from det.coco import CocoSplit, arranged, read_split
-from det.config import Augment
-from engine.datasets import CocoFiles
+from mimbench.det.config import Augment
+from mimbench.det.data.augment import Jitter, draw_jitter, jittered, render
+from mimbench.det.data.batches import placed_objects
+from mimbench.det.data.coco import CocoSplit, arranged, read_split
+from mimbench.engine.data.datasets import CocoFiles
 
 SIDE, NEAR_PIXELS, NEAR_BOXES = 1024, 1.0, 0.01
 TARGET = Target(3.0, 4.3, 6.4)

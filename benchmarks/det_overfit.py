@@ -17,12 +17,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from backbones.config import ViT
-from det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
-from det.run import run
-from engine.config import Compute, to_text
-from engine.datasets import coco_files
-from engine.rundir import RunDir
+from mimbench.backbones.config import ViT
+from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.run import run
+from mimbench.engine.data.datasets import coco_files
+from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.rundir import RunDir
 
 IMAGES, SMALLEST, WANTED = 8, 5000, 90.0
 

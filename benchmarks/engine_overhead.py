@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.config import Compute
-from engine.data import Batches
-from engine.optim import adamw
-from engine.process import device_name, setup_process
-from engine.rundir import RunDir
-from engine.step import Stepper
-from engine.train import Training, train
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import device_name, setup_process
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.optim import adamw
+from mimbench.engine.training.step import Stepper
+from mimbench.engine.training.train import Training, train
 
 FLOOR, AIM = 200.0, 100.0  # microseconds a step; mmengine's own loop and hooks take 145 and two reads
 RATE = 1e-3

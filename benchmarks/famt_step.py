@@ -29,17 +29,17 @@ from measure import Target, least, take_turns
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.config import SIZES, ViT
-from engine.config import Compute
-from engine.images import Crop
-from engine.process import autocast_dtype, device_name
-from pretrain.attention_masking import class_attention, follow_crops, weight_map
-from pretrain.config import MAE as MAEConfig  # noqa: N811 (MAE is a class)
-from pretrain.config import AttentionMasking, RandomMasking
-from pretrain.mae import MAE
-from pretrain.masking import Masked
-from pretrain.methods import build_masking
-from pretrain.weight_maps import Subject, WeightMaps
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.data.images import Crop
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import autocast_dtype, device_name
+from mimbench.pretrain.config import MAE as MAEConfig  # noqa: N811 (MAE is a class)
+from mimbench.pretrain.config import AttentionMasking, RandomMasking
+from mimbench.pretrain.masking.attention import class_attention, follow_crops, weight_map
+from mimbench.pretrain.masking.strategies import Masked
+from mimbench.pretrain.masking.weight_maps import Subject, WeightMaps
+from mimbench.pretrain.methods.mae import MAE
+from mimbench.pretrain.methods.table import build_masking
 
 SHAPES = {"T": ViT(64, 2, 2, patch=8, image=64), "S": SIZES["S"], "B": SIZES["B"]}
 DECODERS = {"T": MAEConfig(depth=2, width=32, heads=2), "S": MAEConfig(width=256, heads=8), "B": MAEConfig()}

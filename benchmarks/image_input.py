@@ -39,8 +39,8 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as on_pil
 
-from engine.data import Batches
-from engine.images import (
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Box,
@@ -51,8 +51,8 @@ from engine.images import (
     draw_box,
     normalise,
 )
-from engine.process import device_name
-from engine.shards import Shrinking, shrink
+from mimbench.engine.data.shards import Shrinking, shrink
+from mimbench.engine.run.process import device_name
 
 SIDE, SHORT, SCALE, RATIO = 224, 256, (0.2, 1.0), (3 / 4, 4 / 3)
 BATCH, BATCHES = 64, 6

@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from measure import Measured, Target, least, take_turns, total_failed
 from torch import Tensor
 
-from cls.knn import classify
-from cls.nearest import QUERIES, TRAINS
-from engine.bar import track
-from engine.process import device_name
+from mimbench.cls.frozen.knn import classify
+from mimbench.cls.frozen.nearest import QUERIES, TRAINS
+from mimbench.engine.run.bar import track
+from mimbench.engine.run.process import device_name
 
 WIDTH, CLASSES, KS, TEMPERATURE = 768, 1000, (10, 20, 100, 200), 0.07
 IMAGENET = 1_281_167

@@ -29,16 +29,16 @@ import torch.nn.functional as F
 from measure import Kept, Measured, Target, relative, take_turns, total_failed
 from torch import Tensor
 
-from backbones.config import SIZES, ViT
-from backbones.vit import VisionTransformer
-from engine.config import Compute
-from engine.images import IMAGENET_MEAN, IMAGENET_STD
-from engine.process import autocast_dtype, device_name
-from pretrain.config import KeepMasking
-from pretrain.config import MaskAlign as Config
-from pretrain.maskalign import MaskAlign
-from pretrain.masking import Keep, Masked
-from pretrain.teachers import Teacher
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import autocast_dtype, device_name
+from mimbench.pretrain.config import KeepMasking
+from mimbench.pretrain.config import MaskAlign as Config
+from mimbench.pretrain.masking.strategies import Keep, Masked
+from mimbench.pretrain.methods.maskalign import MaskAlign
+from mimbench.pretrain.methods.teachers import Teacher
 
 SHAPES = {"T": ViT(64, 6, 2, patch=8, image=64), "S": SIZES["S"], "B": SIZES["B"]}
 # M3 and M4 fall short of their aims, which were once their floors: 1.07 and 1.73 where they were measured.

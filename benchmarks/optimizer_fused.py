@@ -1,4 +1,4 @@
-"""B8: one AdamW step over ViT-B's parameters, fused as in engine/optim.py, against torch's default that peers use.
+"""B8: one AdamW step over ViT-B's parameters, fused as in engine/training/optim.py, against torch's default.
 
     python benchmarks/optimizer_fused.py [--repeats 7] [--json]
 
@@ -19,8 +19,8 @@ import torch
 from measure import seconds
 from torch.nn import Parameter
 
-from engine.optim import adamw, parameter_groups
-from engine.process import device_name
+from mimbench.engine.run.process import device_name
+from mimbench.engine.training.optim import adamw, parameter_groups
 
 FLOOR, AIM, LIMIT = 5.0, 8.0, 9.0  # the limit is bandwidth
 WIDTH, DEPTH, CLASSES = 768, 12, 1000

@@ -32,19 +32,19 @@ from measure import Measured, Target, least, relative, take_turns, total_failed
 from torch import Tensor
 from torchvision.io import encode_jpeg
 
-from backbones.classifier import build_classifier
-from backbones.config import SIZES, ViT
-from backbones.vit import VisionTransformer
-from cls.accuracy import accuracy
-from cls.data import CentreCrops
-from cls.features import FrozenEncoder, Source, encoded
-from cls.heads import HeadOptimizer, Heads
-from cls.linear import Probe
-from engine.config import Compute
-from engine.data import evaluation_loader
-from engine.images import ImageFolder, normalise
-from engine.optim import LARS
-from engine.process import autocast_dtype, device_name
+from mimbench.backbones.classifier import build_classifier
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.cls.accuracy import accuracy
+from mimbench.cls.data.crops import CentreCrops
+from mimbench.cls.frozen.features import FrozenEncoder, Source, encoded
+from mimbench.cls.frozen.heads import HeadOptimizer, Heads
+from mimbench.cls.frozen.linear import Probe
+from mimbench.engine.data.batches import evaluation_loader
+from mimbench.engine.data.images import ImageFolder, normalise
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import autocast_dtype, device_name
+from mimbench.engine.training.optim import LARS
 
 CLASSES, TRAIN, VAL, EPOCHS = 1000, 1_281_167, 50_000, 90
 RATES = tuple(0.4 * 1.3**number for number in range(40))

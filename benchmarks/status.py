@@ -23,22 +23,22 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from engine.result import Outcome, write_result
-from engine.rundir import RunDir
-from jobs.members import add_members
-from jobs.study_files import load_study
+from mimbench.engine.run.result import Outcome, write_result
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.studies.study_files import load_study
+from mimbench.jobs.studies.study_registry import add_members
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {"plan": 2.0, "status": 1.0}  # seconds
 STUDY = """
-from jobs.study import Run, Study
+from mimbench.jobs.studies.study import Run, Study
 first = Run("pretrain/crossmae_handwritten")
 study = Study("many", [first, *(
     Run("cls/finetune_handwritten", (f"seed={{seed}}",), first, f"fine-tune {{seed}}") for seed in range({count})
 )])
 """
 WATCHED = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); "
-CALL = "import sys; from jobs.cli import main; sys.argv = ['mimbench', *sys.argv[1:]]; main()"
+CALL = "import sys; from mimbench.jobs.cli.main import main; sys.argv = ['mimbench', *sys.argv[1:]]; main()"
 READ = (
     "import pathlib, sys; files = [f for f in pathlib.Path(sys.argv[1]).rglob('*') if f.suffix in ('.json', '.txt')]; "
     "print(sum(len(f.read_bytes()) for f in files))"

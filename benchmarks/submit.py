@@ -24,9 +24,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from engine.rundir import RunDir
-from jobs.slurm.cluster import Cluster
-from jobs.slurm.schedulers import Unit, submit
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm.cluster import Cluster
+from mimbench.jobs.slurm.schedulers import Unit, submit
 
 FLOOR, AIM, LIMIT = 1.0, 0.3, 0.05  # seconds on our side for 1,000 runs
 NOT_COMPARED = re.compile(r"--(array|job-name|output|error|signal|requeue|kill-on-invalid-dep|wckey)")
@@ -130,7 +130,7 @@ def _fake_sbatch(scratch: Path) -> Iterator[Path]:
         (folder / name).write_text(SBATCH)
         (folder / name).chmod(0o755)
     found = {"PATH": f"{folder}:{os.environ['PATH']}", "SBATCH_CALLS": str(calls)}
-    with patch.dict(os.environ, found), patch("jobs.slurm.sbatch.KEPT", ("SBATCH_CALLS",)):
+    with patch.dict(os.environ, found), patch("mimbench.jobs.slurm.sbatch.KEPT", ("SBATCH_CALLS",)):
         yield calls
 
 

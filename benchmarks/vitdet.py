@@ -36,12 +36,12 @@ from measure import Kept, Measured, Target, relative, take_turns, total_failed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.config import SIZES, ViT
-from backbones.pyramid import SimpleFeaturePyramid
-from backbones.vitdet import Block, ViTDet
-from backbones.window_attention import RelativeAttention
-from engine.config import Compute
-from engine.process import autocast_dtype, device_name
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.pyramid import SimpleFeaturePyramid
+from mimbench.backbones.vitdet import Block, ViTDet
+from mimbench.backbones.window_attention import RelativeAttention
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import autocast_dtype, device_name
 
 MIB = 2**20
 SHAPES = {"T": ViT(64, 4, 4, patch=16, image=64), "B": SIZES["B"]}

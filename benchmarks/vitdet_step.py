@@ -31,14 +31,14 @@ from measure import Kept, Measured, Target, least, take_turns, total_failed
 from torch import Tensor, nn
 from vitdet import SHAPES
 
-from det.bridge.lazyconfig import Source, lazyconfig
-from det.build import from_scratch
-from det.config import MaskRCNN
-from det.masks import InstanceMasks
-from det.recipes import mask_rcnn_vitdet_b_100ep
-from engine.datasets import CocoFiles
-from engine.images import IMAGENET_MEAN, IMAGENET_STD
-from engine.process import device_name
+from mimbench.det.config import MaskRCNN
+from mimbench.det.detectron2.lazyconfig import Source, lazyconfig
+from mimbench.det.model.build import from_scratch
+from mimbench.det.model.masks import InstanceMasks
+from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep
+from mimbench.engine.data.datasets import CocoFiles
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.engine.run.process import device_name
 
 PUBLISHED = {"seconds": 0.314, "memory": 10.9, "what": "detectron2's ViTDet-B, an A100, an image to a GPU"}
 OBJECTS, NEAR, MIB = 7, 1e-3, 2**20

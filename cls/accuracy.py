@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Subset
 
-from engine.config import Compute
-from engine.data import MapStyle, move
-from engine.process import rank_and_world
+from mimbench.engine.data.batches import MapStyle, move
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import rank_and_world
 
 # B image of a batch, C class
 

@@ -5,7 +5,7 @@
 
 `checkpoint` is what a fine-tuning left (its run directory stands for the last weights, classifier-best.safetensors in
 it is the best) or a fine-tuned file of MAE's, CrossMAE's, MaskAlign's. Nothing is trained; every image counts once,
-however many processes share them. The rules of the robustness sets are in cls/robustness.py.
+however many processes share them. The rules of the robustness sets are in cls/data/robustness.py.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from backbones.classifier import Classifier
-from backbones.classifier_file import ClassifierInfo, load_classifier
-from cls.accuracy import accuracy, require_finite, shared
-from cls.config import Classify
-from cls.data import CentreCrops, resized_side
-from cls.features import autocast, require_fit
-from cls.predictions import Predictions
-from cls.robustness import Part, robustness
-from engine.bar import track
-from engine.data import evaluation_loader, move
-from engine.datasets import locate
-from engine.images import ImageFolder, normalise
-from engine.process import autocast_dtype, device_name, peak_memory, rank_and_world, setup_process
-from engine.result import Outcome
-from engine.rundir import RunDir
+from mimbench.backbones.classifier import Classifier
+from mimbench.backbones.classifier_file import ClassifierInfo, load_classifier
+from mimbench.cls.accuracy import accuracy, require_finite, shared
+from mimbench.cls.config import Classify
+from mimbench.cls.data.crops import CentreCrops, resized_side
+from mimbench.cls.data.robustness import Part, robustness
+from mimbench.cls.frozen.features import autocast, require_fit
+from mimbench.cls.predictions import Predictions
+from mimbench.engine.data.batches import evaluation_loader, move
+from mimbench.engine.data.datasets import locate
+from mimbench.engine.data.images import ImageFolder, normalise
+from mimbench.engine.run.bar import track
+from mimbench.engine.run.process import autocast_dtype, device_name, peak_memory, rank_and_world, setup_process
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
 
 # B image of a batch, N image of a part, C class
 

@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from backbones.config import SIZES, ViT
-from engine.config import Compute, plumbing, science, speed
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.run.config import Compute, plumbing, science, speed
 
 Pool = Literal["avg", "cls"]
 FrozenPool = Literal["avg", "cls", "both"]
@@ -51,7 +51,7 @@ _SCHEDULE = (
 )
 _CROP = "of training: one-draw clips to the image (MAE); torchvision draws again until a crop fits; augmented only"
 PREDICTIONS = "mimbench_predictions"  # the metadata key of a file of predictions
-_DATA = "the name of a data set or its path; layouts are told by looking (engine/layouts/recognise.py)"
+_DATA = "the name of a data set or its path; layouts are told by looking (engine/data/layouts/recognise.py)"
 _SUBSET = "a text file that names the training images to use, one a line (SimCLR's 1 % and 10 %); none uses all"
 
 

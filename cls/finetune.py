@@ -26,24 +26,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.checkpoint import EncoderInfo
-from backbones.classifier import Classifier, build_classifier, layer_of, load_encoder_into, no_decay
-from backbones.classifier_file import ClassifierInfo, read_info, save_classifier, scored
-from backbones.vit import VisionTransformer
-from cls.accuracy import accuracy, require_finite, shared
-from cls.config import Finetune
-from cls.data import BatchAugmentation, CentreCrops, Splits, finetune_crops, micro_batch, open_splits, resized_side
-from cls.features import autocast, encoder_facts, encoder_of, statistics
-from cls.predictions import Predictions
-from engine.data import Batches, evaluation_loader
-from engine.datasets import unfit
-from engine.images import normalise
-from engine.optim import adamw, parameter_groups
-from engine.process import autocast_dtype, device_name, rank_and_world, setup_process
-from engine.result import Outcome
-from engine.rundir import RunDir
-from engine.schedule import warmup_cosine, whole_cosine
-from engine.train import Trained, Training, train
+from mimbench.backbones.checkpoint import EncoderInfo
+from mimbench.backbones.classifier import Classifier, build_classifier, layer_of, load_encoder_into, no_decay
+from mimbench.backbones.classifier_file import ClassifierInfo, read_info, save_classifier, scored
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.cls.accuracy import accuracy, require_finite, shared
+from mimbench.cls.config import Finetune
+from mimbench.cls.data.crops import (
+    BatchAugmentation,
+    CentreCrops,
+    Splits,
+    finetune_crops,
+    micro_batch,
+    open_splits,
+    resized_side,
+)
+from mimbench.cls.frozen.features import autocast, encoder_facts, encoder_of, statistics
+from mimbench.cls.predictions import Predictions
+from mimbench.engine.data.batches import Batches, evaluation_loader
+from mimbench.engine.data.datasets import unfit
+from mimbench.engine.data.images import normalise
+from mimbench.engine.run.process import autocast_dtype, device_name, rank_and_world, setup_process
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.optim import adamw, parameter_groups
+from mimbench.engine.training.schedule import warmup_cosine, whole_cosine
+from mimbench.engine.training.train import Trained, Training, train
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor
 
-from cls.config import PREDICTIONS
-from engine.atomic import write_with
-from engine.images import ImageFolder
-from engine.process import rank_and_world
+from mimbench.cls.config import PREDICTIONS
+from mimbench.engine.data.images import ImageFolder
+from mimbench.engine.run.atomic import write_with
+from mimbench.engine.run.process import rank_and_world
 
 # B image of a batch, N image of a split, C class
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from cls import classify, fast_linear, fewshot, finetune, knn, linear
-from cls.config import Classification, Classify, FastLinear, FewShot, Finetune, Linear
-from engine.result import Outcome
-from engine.rundir import RunDir
+from mimbench.cls import classify, finetune
+from mimbench.cls.config import Classification, Classify, FastLinear, FewShot, Finetune, Linear
+from mimbench.cls.frozen import fast_linear, fewshot, knn, linear
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
 
 
 def run(config: Classification, run: RunDir) -> Outcome:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
-from backbones.config import SIZES, ViT
-from engine.config import Compute, plumbing, science, speed
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.run.config import Compute, plumbing, science, speed
 
 
 @dataclass(frozen=True)

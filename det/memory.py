@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from backbones.config import ViT
-from det.build import from_scratch
-from det.cascade import CascadeHeads
-from det.config import MaskRCNN as Config
-from det.mask_rcnn import MaskRCNN
-from engine.images import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.backbones.config import ViT
+from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.model.build import from_scratch
+from mimbench.det.model.cascade import CascadeHeads
+from mimbench.det.model.mask_rcnn import MaskRCNN
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 CONTEXT = 800 * 2**20  # bytes of a CUDA context and cuDNN's workspaces
 SPARE = 0.10  # of the rest: rounding, fragments, temporary values of the backward pass

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from det.config import MaskRCNN
-from engine.optim import adamw, parameter_groups
-from engine.schedule import warmup_steps
+from mimbench.det.config import MaskRCNN
+from mimbench.engine.training.optim import adamw, parameter_groups
+from mimbench.engine.training.schedule import warmup_steps
 
 BETAS = (0.9, 0.999)
 WARMUP_FACTOR = 0.001  # of the peak, at the first step

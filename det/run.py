@@ -1,9 +1,9 @@
 """Train and evaluate a detector: `run(config, run)` is what `mimbench run det/...` comes down to.
 
-Reads a COCO-style data set and, if there is one, an encoder. Writes metrics and training states (engine/train.py),
-predictions.json (every detection on the validation split, in COCO's results form), categories.json (ids, names and AP)
-and plots/ (detections, the worst images, precision over recall, kinds of mistakes) into the run directory. The metrics
-returned are pycocotools' on those predictions.
+Reads a COCO-style data set and, if there is one, an encoder. Writes metrics and training states
+(engine/training/train.py), predictions.json (every detection on the validation split, in COCO's results form),
+categories.json (ids, names and AP) and plots/ (detections, the worst images, precision over recall, kinds of mistakes)
+into the run directory. The metrics returned are pycocotools' on those predictions.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from backbones.checkpoint import EncoderInfo
-from det.batches import TrainingImages, ValidationImages, training_batch, validation_batch
-from det.bridge.run import Within, train_within
-from det.build import WHOLE, build_detector
-from det.coco import CocoSplit, read_split
-from det.config import MaskRCNN as Config
-from det.detector_file import save_detector
-from det.draw import draw_detections, least_drawn, worst_first
-from det.draw_scores import draw_curves, draw_errors
-from det.errors import breakdown
-from det.evaluate import CocoMetrics, Result, coco_results
-from det.lvis import RepeatedBatches, repeat_factors
-from det.mask_rcnn import MaskRCNN
-from det.memory import require_memory
-from det.optim import learning_rate, optimizer
-from det.views import detections
-from engine.atomic import write_text
-from engine.bar import track
-from engine.data import Batches, evaluation_loader, move
-from engine.datasets import locate
-from engine.process import device_name, peak_memory, rank_and_world, setup_process
-from engine.result import Outcome
-from engine.rundir import RunDir
-from engine.train import Trained, Training, train
+from mimbench.backbones.checkpoint import EncoderInfo
+from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.data.batches import TrainingImages, ValidationImages, training_batch, validation_batch
+from mimbench.det.data.coco import CocoSplit, read_split
+from mimbench.det.data.lvis import RepeatedBatches, repeat_factors
+from mimbench.det.detectron2.run import Within, train_within
+from mimbench.det.evaluation.draw import draw_detections, least_drawn, worst_first
+from mimbench.det.evaluation.draw_scores import draw_curves, draw_errors
+from mimbench.det.evaluation.errors import breakdown
+from mimbench.det.evaluation.evaluate import CocoMetrics, Result, coco_results
+from mimbench.det.memory import require_memory
+from mimbench.det.model.build import WHOLE, build_detector
+from mimbench.det.model.detector_file import save_detector
+from mimbench.det.model.mask_rcnn import MaskRCNN
+from mimbench.det.model.test_time_augmentation import detections
+from mimbench.det.optim import learning_rate, optimizer
+from mimbench.engine.data.batches import Batches, evaluation_loader, move
+from mimbench.engine.data.datasets import locate
+from mimbench.engine.run.atomic import write_text
+from mimbench.engine.run.bar import track
+from mimbench.engine.run.process import device_name, peak_memory, rank_and_world, setup_process
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.train import Trained, Training, train
 
 log = logging.getLogger(__name__)
 

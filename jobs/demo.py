@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from jobs.study import Run, Study
+from mimbench.jobs.studies.study import Run, Study
 
 Method = Literal["crossmae", "mae", "maskalign", "famt"]
 EVALUATIONS = (  # recipe, what to call it, minutes on one core

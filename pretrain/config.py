@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from backbones.config import SIZES, ViT
-from engine.config import Compute, plumbing, science, speed
-from pretrain.masking_configs import (
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.run.config import Compute, plumbing, science, speed
+from mimbench.pretrain.masking.configs import (
     PUBLISHED_SIDE,
     AttentionMasking,
     GridMasking,
@@ -16,7 +16,7 @@ from pretrain.masking_configs import (
     Masking,
     RandomMasking,
 )
-from pretrain.method_configs import MAE, CrossMAE, MaskAlign, Method, SimMIM
+from mimbench.pretrain.methods.configs import MAE, CrossMAE, MaskAlign, Method, SimMIM
 
 __all__ = [
     "MAE",
@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Health:
-    """How often a pretraining is looked at while it goes on, and how closely (pretrain/health.py)."""
+    """How often a pretraining is looked at while it goes on, and how closely (pretrain/monitor.py)."""
 
     every: float = plumbing(20.0, about="epochs between two looks: pictures, loss on validation images, k-NN, rank")
     images: int = plumbing(

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.config import SIZES, ViT
-from pretrain.config import MAE, CrossMAE, RandomMasking
-from pretrain.masking import Random
-from pretrain.method_configs import Method
-from pretrain.methods import build_method
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.pretrain.config import MAE, CrossMAE, RandomMasking
+from mimbench.pretrain.masking.strategies import Random
+from mimbench.pretrain.methods.configs import Method
+from mimbench.pretrain.methods.table import build_method
 
 SMALL: dict[str, Any] = {"width": 256, "heads": 8}  # the decoder of ViT-S; the others have 512 and 16
 ROWS: tuple[tuple[str, CrossMAE | MAE, float], ...] = (  # what to call it, the method, the share predicted

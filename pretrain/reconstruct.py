@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.atomic import write_with
-from engine.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder
-from pretrain.health import Squares
-from pretrain.masking import Masked
-from pretrain.pixels import pixels
-from pretrain.step import Step
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder
+from mimbench.engine.run.atomic import write_with
+from mimbench.pretrain.masking.strategies import Masked
+from mimbench.pretrain.methods.pixels import pixels
+from mimbench.pretrain.monitor import Squares
+from mimbench.pretrain.step import Step
 
 HIDDEN = 205  # grey level of what the encoder was not shown
 CELL, GAP, MARGIN = 1.25, 0.06, 0.35  # of the picture, in inches

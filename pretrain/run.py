@@ -2,11 +2,11 @@
 
     run(config, RunDir(path))       # or, on the command line: mimbench run pretrain/crossmae_handwritten
 
-Any method with any masking (pretrain/methods.py). Reads the training images of `config.data` and, for the loss and the
-picture at the end, some validation images. Writes what every training writes (engine/train.py), the encoder alone with
-what it is (`encoder.safetensors`, the same bytes for the same weights), `plots/reconstructions.png` and, when asked,
-all weights under the authors' names (`full_export`: `model.pth`) and the encoder on the way (`keep_encoder_every`:
-`encoders/epoch-0100.safetensors`, ...).
+Any method with any masking (pretrain/methods/table.py). Reads the training images of `config.data` and, for the loss
+and the picture at the end, some validation images. Writes what every training writes (engine/training/train.py), the
+encoder alone with what it is (`encoder.safetensors`, the same bytes for the same weights), `plots/reconstructions.png`
+and, when asked, all weights under the authors' names (`full_export`: `model.pth`) and the encoder on the way
+(`keep_encoder_every`: `encoders/epoch-0100.safetensors`, ...).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from engine.atomic import write_with
-from engine.data import Batches
-from engine.datasets import locate
-from engine.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, RandomCrops
-from engine.optim import adamw, parameter_groups
-from engine.process import device_name, rank_and_world, setup_process
-from engine.result import Outcome
-from engine.rundir import RunDir
-from engine.schedule import warmup_cosine, warmup_drops, whole_cosine
-from engine.train import Trained, Training, train
-from pretrain.attention_guide import AttentionGuide
-from pretrain.config import AttentionMasking, MaskAlign, Pretrain
-from pretrain.health import Health
-from pretrain.method import Method
-from pretrain.methods import build_masking, build_method
-from pretrain.reconstruct import fixed_noise, picture_rows, save_picture, spread, validation_loss
-from pretrain.step import Step
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.data.datasets import locate
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, RandomCrops
+from mimbench.engine.run.atomic import write_with
+from mimbench.engine.run.process import device_name, rank_and_world, setup_process
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.optim import adamw, parameter_groups
+from mimbench.engine.training.schedule import warmup_cosine, warmup_drops, whole_cosine
+from mimbench.engine.training.train import Trained, Training, train
+from mimbench.pretrain.config import AttentionMasking, MaskAlign, Pretrain
+from mimbench.pretrain.masking.attention_guide import AttentionGuide
+from mimbench.pretrain.methods.method import Method
+from mimbench.pretrain.methods.table import build_masking, build_method
+from mimbench.pretrain.monitor import Health
+from mimbench.pretrain.reconstruct import fixed_noise, picture_rows, save_picture, spread, validation_loss
+from mimbench.pretrain.step import Step
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
     normalise on the device -> method.look -> masking -> method
 
-The noise of the masking comes with each sample (engine/images.py draws it with the crop), so that which process
+The noise of the masking comes with each sample (engine/data/images.py draws it with the crop), so that which process
 trains on a sample, and in which micro-batch, makes no difference.
 """
 
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from engine.images import IMAGENET_MEAN, IMAGENET_STD, Sample
-from pretrain.masking import Masked, Masking
-from pretrain.method import Context, Method
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
+from mimbench.pretrain.masking.strategies import Masked, Masking
+from mimbench.pretrain.methods.method import Context, Method
 
 # B image, N patch
 

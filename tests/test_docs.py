@@ -25,13 +25,13 @@ import typer.main
 from PIL import Image
 from typer.testing import CliRunner
 
-import engine.result
-from jobs.cli import app
-from jobs.evaluate import STAGE
-from jobs.recipes import find, recipes
-from jobs.store import resolve
-from jobs.study_files import load_study, ready_studies
-from jobs.tables import paper, paper_check
+from mimbench.engine.run import result
+from mimbench.jobs.cli.main import app
+from mimbench.jobs.runs.recipes import find, recipes
+from mimbench.jobs.runs.store import resolve
+from mimbench.jobs.studies.evaluate import STAGE
+from mimbench.jobs.studies.study_files import load_study, ready_studies
+from mimbench.jobs.tables import paper, paper_check
 from tests.jobs.published import Published
 from tests.jobs.test_formats import fill
 
@@ -156,7 +156,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with runs, a checkpoint and a study in it, as a reader who has done all of this has."""
     place = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.result, "commit", lambda: None)
+        patch.setattr(result, "commit", lambda: None)
         runs = fill(place / "runs")
         runs.pretrain()
         _give_categories(runs)

@@ -28,16 +28,16 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from backbones.checkpoint import load_encoder
-from backbones.checkpoints.detector import detector_in
-from backbones.checkpoints.geometry import resize_kernel, resize_table
-from backbones.checkpoints.info import EncoderInfo, to_json
-from backbones.checkpoints.opening import parse_location
-from backbones.checkpoints.timm_model import timm_model
-from backbones.config import SIZES, Traits, ViT
-from backbones.content import METADATA, tensors_hash
-from backbones.vitdet import NOT_IN_VITDET, vitdet_reason
-from engine.atomic import write_with
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.checkpoints.detector import detector_in
+from mimbench.backbones.checkpoints.geometry import resize_kernel, resize_table
+from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
+from mimbench.backbones.checkpoints.opening import parse_location
+from mimbench.backbones.checkpoints.timm_model import timm_model
+from mimbench.backbones.config import SIZES, Traits, ViT
+from mimbench.backbones.content import METADATA, tensors_hash
+from mimbench.backbones.vitdet import NOT_IN_VITDET, vitdet_reason
+from mimbench.engine.run.atomic import write_with
 
 Target = Literal["safetensors", "timm", "detectron2", "mae"]
 SUFFIX: dict[Target, str] = {"safetensors": ".safetensors", "timm": ".safetensors", "detectron2": ".pth", "mae": ".pth"}

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.config import Interpolation
-from backbones.positions import interpolate_rows, sincos_2d
+from mimbench.backbones.config import Interpolation
+from mimbench.backbones.positions import interpolate_rows, sincos_2d
 
 TOLERANCE = 2e-3  # a table stored in half precision is off by 5e-4, CrossMAE's own by 3e-6; a learned one by far more
 

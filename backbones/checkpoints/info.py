@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
-from backbones.config import Interpolation, Traits, ViT
+from mimbench.backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.backbones.config import Interpolation, Traits, ViT
 
 PLAIN = Traits()
 CLASSIFIER = "mimbench_classifier"  # the metadata key of our fine-tuned files; its value is `ClassifierInfo` as JSON

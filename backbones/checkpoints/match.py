@@ -20,17 +20,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from backbones.checkpoints import geometry
-from backbones.checkpoints.families import FAMILIES
-from backbones.checkpoints.families.ours import ours
-from backbones.checkpoints.family import Family, Positions, compiled, matches
-from backbones.checkpoints.info import CLASSIFIER, EncoderInfo, from_json, of_classifier
-from backbones.checkpoints.keys import other_network, unwrap
-from backbones.checkpoints.opening import Opened
-from backbones.config import Traits, ViT
-from backbones.content import METADATA
-from backbones.positions import sincos_2d
-from backbones.vit import VisionTransformer
+from mimbench.backbones.checkpoints import geometry
+from mimbench.backbones.checkpoints.families import FAMILIES
+from mimbench.backbones.checkpoints.families.ours import ours
+from mimbench.backbones.checkpoints.family import Family, Positions, compiled, matches
+from mimbench.backbones.checkpoints.info import CLASSIFIER, EncoderInfo, from_json, of_classifier
+from mimbench.backbones.checkpoints.keys import other_network, unwrap
+from mimbench.backbones.checkpoints.opening import Opened
+from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.content import METADATA
+from mimbench.backbones.positions import sincos_2d
+from mimbench.backbones.vit import VisionTransformer
 
 Verdict = Literal["loaded", "converted", "expected missing", "expected dropped", "suspicious"]
 VERDICTS: tuple[Verdict, ...] = ("loaded", "converted", "expected missing", "expected dropped", "suspicious")

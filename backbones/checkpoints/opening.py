@@ -36,10 +36,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from backbones.checkpoints import contents
-from backbones.checkpoints.contents import Held
-from backbones.checkpoints.refusals import Kind, kind_of, one_line, require_whole, shards_of
-from backbones.checkpoints.restricted import ADMITTED, Array, Refused, load_arrays, names_in, safe_globals
+from mimbench.backbones.checkpoints import weight_sets as contents
+from mimbench.backbones.checkpoints.file_kind import Kind, kind_of, one_line, require_whole, shards_of
+from mimbench.backbones.checkpoints.unpickler import ADMITTED, Array, Refused, load_arrays, names_in, safe_globals
+from mimbench.backbones.checkpoints.weight_sets import Held
 
 __all__ = ["Held", "Opened", "open_checkpoint", "parse_location"]
 

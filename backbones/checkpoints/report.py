@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from backbones.checkpoints.info import differences
-from backbones.checkpoints.match import Entry, Matched, Verdict, counts
-from backbones.checkpoints.opening import Opened, open_checkpoint
-from backbones.config import SIZES, ViT
-from backbones.vitdet import vitdet_reason
+from mimbench.backbones.checkpoints.info import differences
+from mimbench.backbones.checkpoints.match import Entry, Matched, Verdict, counts
+from mimbench.backbones.checkpoints.opening import Opened, open_checkpoint
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.vitdet import vitdet_reason
 
 READ = 512 * 2**20  # bytes of weights that a look reads to see whether they are finite; loading always reads them
 AT_ONCE = 96 * 2**20  # bytes of them that are in memory at a time: a mapped file's pages go when it is opened anew

@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from backbones.checkpoints.match import VERDICTS, Entry, Verdict
-from backbones.checkpoints.report import Part, Report
+from mimbench.backbones.checkpoints.match import VERDICTS, Entry, Verdict
+from mimbench.backbones.checkpoints.report import Part, Report
 
 MARKS: dict[Verdict, tuple[str, str]] = {
     "loaded": ("✓", "green"),

@@ -14,8 +14,8 @@ import timm
 import torch
 from torch import Tensor
 
-from backbones.checkpoints.info import EncoderInfo
-from backbones.config import SIZES, Traits, ViT
+from mimbench.backbones.checkpoints.info import EncoderInfo
+from mimbench.backbones.config import SIZES, Traits, ViT
 
 SIZED = {  # an encoder of another size is ViT-B with other arguments
     "S": "vit_small_patch16_224",

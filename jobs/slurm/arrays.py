@@ -11,11 +11,11 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.slurm import submission
-from jobs.slurm.submission import Batch
+from mimbench.jobs.slurm import submission
+from mimbench.jobs.slurm.submission import Batch
 
 if TYPE_CHECKING:
-    from jobs.slurm.schedulers import Unit
+    from mimbench.jobs.slurm.schedulers import Unit
 
 Place = tuple[str, int]  # batch id, array index
 
@@ -85,7 +85,7 @@ def _needs(unit: Unit) -> list[Path]:
 
 def _place(need: Path, places: dict[Path, Place]) -> Place | None:
     """Where a run is, planned here or submitted before."""
-    from engine.rundir import RunDir
+    from mimbench.engine.run.rundir import RunDir
 
     if need in places:
         return places[need]

@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from engine.atomic import write_text
-from engine.config import from_text, plumbing, to_text, with_overrides
+from mimbench.engine.run.atomic import write_text
+from mimbench.engine.run.config import from_text, plumbing, to_text, with_overrides
 
 LOCAL = "local"
 

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.lock import lock
-from jobs.slurm.cluster import Cluster
+from mimbench.jobs.runs.lock import lock
+from mimbench.jobs.slurm.cluster import Cluster
 
 EVERY = 10.0  # seconds between two questions after the queue
 PATIENCE = 30.0  # seconds that a command of SLURM may take

@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.doctor import Check
-from jobs.slurm import commands as slurm
-from jobs.slurm.cluster import Cluster, save
-from jobs.slurm.snapshot import snapshot
-from jobs.slurm.submission import Batch
+from mimbench.jobs.local.doctor import Check
+from mimbench.jobs.slurm import commands as slurm
+from mimbench.jobs.slurm.cluster import Cluster, save
+from mimbench.jobs.slurm.snapshot import snapshot
+from mimbench.jobs.slurm.submission import Batch
 
 SKEW = 2.0  # seconds between the clocks of two machines that no heartbeat minds
 PATIENCE = 600.0  # seconds that the probe may wait for a node and for coming back
@@ -47,7 +47,7 @@ def examine(cluster: Cluster, root: Path) -> Iterator[Check]:
 
 def _would_take(cluster: Cluster) -> Check:
     """Whether SLURM would take a job of this profile: `sbatch --test-only`."""
-    from jobs.slurm.sbatch import Executor, scrubbed
+    from mimbench.jobs.slurm.sbatch import Executor, scrubbed
 
     batch = Batch(Path("/tmp"), cluster.name, "check", {0: "check"}, cluster.shape(gpus=min(1, cluster.gpus_per_node)))
     text = Executor(batch, cluster, None).text()
@@ -142,7 +142,7 @@ def has_sacct() -> bool:
 
 
 def _directory(cluster: Cluster, root: Path) -> Check:
-    from jobs.slurm.schedulers import check
+    from mimbench.jobs.slurm.schedulers import check
 
     try:
         check(cluster, root.absolute())
@@ -179,7 +179,7 @@ def rehearse(cluster: Cluster, root: Path, say: Callable[[str], None] = lambda t
         OSError: if SLURM is silent, or the directory cannot be written.
         TimeoutError: if the job did not start or come back in ten minutes; it is cancelled.
     """
-    from jobs.slurm.sbatch import Executor
+    from mimbench.jobs.slurm.sbatch import Executor
 
     gpus = min(2, cluster.gpus_per_node)
     shape = cluster.shape(gpus=gpus or 2, minutes=min(cluster.minutes, 10))
@@ -188,7 +188,7 @@ def rehearse(cluster: Cluster, root: Path, say: Callable[[str], None] = lambda t
     batch = replace(batch, runs={0: f".mimbench/jobs/{batch.id}/probe"})
     place = base / batch.runs[0]
     place.mkdir(parents=True)
-    job = Executor(batch, cluster, None, module="jobs.slurm.probe").send()
+    job = Executor(batch, cluster, None, module="mimbench.jobs.slurm.probe").send()
     say(f"job {job} submitted; its output is in {batch.folder}")
     try:
         first = _wait(place, 0, job, say)

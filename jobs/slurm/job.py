@@ -1,6 +1,6 @@
 """Inside a SLURM job: its ranks and where they meet, what may start before its end, whether it goes back to the queue.
 
-    python -m jobs.slurm.job RUN_DIR JOB CODE      # the end of every sbatch file, when the run was stopped from outside
+    python -m mimbench.jobs.slurm.job RUN_DIR JOB CODE   # the last line of every sbatch file
 
 A job that is preempted, nears its time limit or loses a process to a kill goes back into the queue under the same id,
 and its next start goes on from the newest checkpoint. One that failed by its own error stays failed, one that was
@@ -25,11 +25,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.atomic import write_json
-from engine.rundir import RunDir
-from jobs.periodic import every
-from jobs.slurm import commands as slurm
-from jobs.slurm.submission import ATTEMPTS, LINK, read
+from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.heartbeat import every
+from mimbench.jobs.slurm import commands as slurm
+from mimbench.jobs.slurm.submission import ATTEMPTS, LINK, read
 
 log = logging.getLogger(__name__)
 

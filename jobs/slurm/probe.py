@@ -1,6 +1,6 @@
 """What the probe of `mimbench doctor --cluster` does on the nodes: look around, say so in a file, wait to be stopped.
 
-python -m jobs.slurm.probe DIRECTORY      # each process writes DIRECTORY/<restart>-<rank>.json
+python -m mimbench.jobs.slurm.probe DIRECTORY      # each process writes DIRECTORY/<restart>-<rank>.json
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine.atomic import write_json
-from engine.rundir import RunDir
-from jobs.slurm import job as slurm_job
+from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm import job as slurm_job
 
 LONGEST = 300.0  # seconds it waits for the rehearsed preemption
 TALK = timedelta(seconds=60)
@@ -27,7 +27,7 @@ def look(run: RunDir) -> dict[str, Any]:
     """What there is on this node, and whether the processes can talk to each other."""
     import torch
 
-    from engine.process import available_cores
+    from mimbench.engine.run.process import available_cores
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     backend = "nccl" if gpus else "gloo"

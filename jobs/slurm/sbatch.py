@@ -17,9 +17,9 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from jobs.slurm.cluster import Cluster, Shape
-from jobs.slurm.commands import refusal
-from jobs.slurm.submission import Batch
+from mimbench.jobs.slurm.cluster import Cluster, Shape
+from mimbench.jobs.slurm.commands import refusal
+from mimbench.jobs.slurm.submission import Batch
 
 # What an allocation leaves in the environment of those who submit from inside one: CPU binding above all, which slows
 # a job down without a word. What tells SLURM's commands where their cluster is stays.
@@ -36,7 +36,7 @@ KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_CONF_SERVER"
 class Executor(submitit.SlurmExecutor):
     """submitit's, with the command of a batch in the place of a pickled function: `module` with a run directory."""
 
-    def __init__(self, batch: Batch, cluster: Cluster, dependency: str | None, module: str = "jobs.cli run") -> None:
+    def __init__(self, batch: Batch, cluster: Cluster, dependency: str | None, module: str = "mimbench run") -> None:
         super().__init__(batch.folder)
         self._module, self._cluster = module, cluster
         self.update_parameters(**_parameters(batch, cluster, dependency))
@@ -186,7 +186,7 @@ def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
     return [
         "code=$?",
         "# Stopped from outside, not by an error of its own: back into the queue, to go on from the last checkpoint.",
-        f'[ $code -gt 128 ] && {_python(cluster)} -m jobs.slurm.job "$run" "$job" $code',
+        f'[ $code -gt 128 ] && {_python(cluster)} -m mimbench.jobs.slurm.job "$run" "$job" $code',
         "exit $code",
     ]
 

@@ -19,17 +19,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from engine.rundir import RunDir
-from jobs.lock import lock
-from jobs.slurm import arrays, submission
-from jobs.slurm import commands as slurm
-from jobs.slurm.cluster import Cluster, Shape
-from jobs.slurm.commands import Queue, queue
-from jobs.slurm.snapshot import snapshot
-from jobs.slurm.submission import Batch, Submission
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.lock import lock
+from mimbench.jobs.slurm import arrays, submission
+from mimbench.jobs.slurm import commands as slurm
+from mimbench.jobs.slurm.cluster import Cluster, Shape
+from mimbench.jobs.slurm.commands import Queue, queue
+from mimbench.jobs.slurm.snapshot import snapshot
+from mimbench.jobs.slurm.submission import Batch, Submission
 
 if TYPE_CHECKING:
-    from jobs.slurm.sbatch import Executor
+    from mimbench.jobs.slurm.sbatch import Executor
 
 __all__ = ["Queue", "Shape", "Submission", "Unit", "cancel", "queue", "requeue", "status_of", "submit", "waiting"]
 
@@ -136,7 +136,7 @@ def _queued_now(units: Sequence[Unit]) -> set[Path]:
 
 
 def _executor(batch: Batch, cluster: Cluster, dependency: str | None) -> Executor:
-    from jobs.slurm.sbatch import Executor  # imports submitit
+    from mimbench.jobs.slurm.sbatch import Executor  # imports submitit
 
     return Executor(batch, cluster, dependency)
 

@@ -19,11 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from engine.atomic import write_json
+from mimbench.engine.run.atomic import write_json
 
-PARTS = ("backbones", "pretrain", "cls", "det", "engine", "jobs", "pyproject.toml")
+PARTS = ("mimbench", "backbones", "pretrain", "cls", "det", "engine", "jobs", "pyproject.toml")
 MARKER = "snapshot.json"
-TOP = Path(__file__).parents[2]
+TOP = Path(__file__).parents[3]
 
 
 def snapshot(root: Path, top: Path = TOP) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.atomic import write_json
-from engine.rundir import RunDir
-from jobs.slurm.cluster import Shape
+from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm.cluster import Shape
 
 LINK = "submission.json"
 ATTEMPTS = 3  # starts without progress after which a run is given up

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from backbones.content import content_hash
-from jobs import records
-from jobs.encoders import encoder_hash, maker_of, makers
-from jobs.records import Record
-from jobs.tables.formats import escape_markdown
-from jobs.tables.matching import Group, groups, shown
-from jobs.tables.paper_table import touched
+from mimbench.backbones.content import content_hash
+from mimbench.jobs.runs import records
+from mimbench.jobs.runs.encoders import encoder_hash, maker_of, makers
+from mimbench.jobs.runs.records import Record
+from mimbench.jobs.tables.formats import escape_markdown
+from mimbench.jobs.tables.matching import Group, groups, shown
+from mimbench.jobs.tables.paper_table import touched
 
 LICENCES = {  # of weights that their authors published, by family
     "mae": "cc-by-nc-4.0",
@@ -49,7 +49,7 @@ def card(target: str, root: Path) -> str:
     Raises:
         ValueError: if it is neither, the run has no encoder yet, or the file is no encoder.
     """
-    from jobs.steer import find
+    from mimbench.jobs.runs.control import find
 
     found = records.read(root)
     path = Path(target).expanduser()
@@ -67,7 +67,7 @@ def card(target: str, root: Path) -> str:
 
 def encoder_of(target: str, root: Path) -> Path:
     """The file of the encoder that `card` describes."""
-    from jobs.steer import find
+    from mimbench.jobs.runs.control import find
 
     path = Path(target).expanduser()
     return path if path.is_file() and path.name != "run.json" else find(target, root).encoder
@@ -78,7 +78,7 @@ def _of_file(path: Path, found: Sequence[Record]) -> str:
     maker = makers(found).get(made)
     info = None
     if maker is None:
-        from backbones.checkpoint import load_encoder  # imports torch; only weights made elsewhere need it
+        from mimbench.backbones.checkpoint import load_encoder  # imports torch; only weights made elsewhere need it
 
         info = load_encoder(path)[1]
     return _card(maker.recipe if maker else path.stem, made, path, maker, found, info)
@@ -203,8 +203,8 @@ def _loading(file: Path) -> list[str]:
         "```",
         "",
         "```python",
-        "from backbones.checkpoint import build_encoder",
-        "from backbones.config import ViT",
+        "from mimbench.backbones.checkpoint import build_encoder",
+        "from mimbench.backbones.config import ViT",
         "",
         f'encoder, info = build_encoder("{file.name}", ViT())  # its sizes are the file\'s',
         "features = encoder(images)  # images (B, 3, H, W) normalised by info.mean and info.std; .pooled and .grid",

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import records
-from jobs.encoders import Encoder, encoders_of
-from jobs.records import Record
-from jobs.tables.matching import equal, shown
-from jobs.tables.paper_table import signed
-from jobs.tables.table import protocol_of
+from mimbench.jobs.runs import records
+from mimbench.jobs.runs.encoders import Encoder, encoders_of
+from mimbench.jobs.runs.records import Record
+from mimbench.jobs.tables.matching import equal, shown
+from mimbench.jobs.tables.paper_table import signed
+from mimbench.jobs.tables.table import protocol_of
 
 NOT_PROTOCOL = ("seed", "best_epoch", "encoder", "weights", "copy", "traits", "final_norm")  # facts of one encoder
 
@@ -222,7 +222,7 @@ def to_json(two: TwoRuns) -> dict[str, Any]:
 
 def page(two: TwoRuns) -> str:
     """One HTML file."""
-    from jobs.tables.formats_html import environment
+    from mimbench.jobs.tables.formats_html import environment
 
     changes = bars(two.categories)
     template = environment().get_template("compare.html.jinja")

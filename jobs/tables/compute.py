@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.encoders import encoders_of
-from jobs.records import Record
-from jobs.tables import paper
-from jobs.tables.grids import BLANK, Grid
+from mimbench.jobs.runs.encoders import encoders_of
+from mimbench.jobs.runs.records import Record
+from mimbench.jobs.tables import paper
+from mimbench.jobs.tables.grids import BLANK, Grid
 
 HEADS = (
     "", "params (M)", "GFLOP, encoder", "GFLOP, decoder", "GFLOP, all", "MB kept", "printed", "measured",
@@ -58,7 +58,7 @@ Key = tuple[str, tuple[Any, ...]]  # architecture, and what `told_by` says of th
 
 def measured(found: Sequence[Record]) -> dict[Key, Measured]:
     """By method and size, of finished pretrainings and detections that say how fast they were."""
-    from jobs.tables.counting import told_by  # imports torch
+    from mimbench.jobs.tables.counting import told_by  # imports torch
 
     encoders = encoders_of(found)
     groups: dict[tuple[Key, str, int], list[Record]] = {}
@@ -81,8 +81,8 @@ def _measured(records: Sequence[Record], device: str, batch: int) -> Measured:
 
 def table(found: Sequence[Record], sizes: str = "SBLH", detectors: bool = True) -> Grid:
     """The whole of it; rows of runs whose size no paper has come last, with what was measured alone."""
-    from engine.bar import track
-    from jobs.tables import counting  # imports torch
+    from mimbench.engine.run.bar import track
+    from mimbench.jobs.tables import counting  # imports torch
 
     taken, printed = measured(found), _printed()
     counted = list(track(counting.pretraining(sizes), "counting", len(counting.wanted(sizes))))

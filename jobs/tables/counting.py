@@ -22,14 +22,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.config import ViT
-from det.memory import Saved
-from engine.config import leaves
-from pretrain.config import Pretrain
-from pretrain.masking import Masked
-from pretrain.method import Context, Method
-from pretrain.method_configs import MaskAlign as MaskAlignConfig
-from pretrain.methods import build_masking, build_method
+from mimbench.backbones.config import ViT
+from mimbench.det.memory import Saved
+from mimbench.engine.run.config import leaves
+from mimbench.pretrain.config import Pretrain
+from mimbench.pretrain.masking.strategies import Masked
+from mimbench.pretrain.methods.configs import MaskAlign as MaskAlignConfig
+from mimbench.pretrain.methods.method import Context, Method
+from mimbench.pretrain.methods.table import build_masking, build_method
 
 ROWS: tuple[tuple[str, str, str], ...] = (  # sizes, what to call it, recipe
     ("SBLH", "MAE", "mae_vit{}_800ep"),
@@ -72,7 +72,7 @@ def wanted(sizes: str = "SBLH") -> list[tuple[str, str, str]]:
 
 def pretraining(sizes: str = "SBLH") -> Iterator[Counted]:
     """Every method of `ROWS` at every size it has, with its recipe's shares of patches."""
-    from jobs.recipes import find
+    from mimbench.jobs.runs.recipes import find
 
     for size, name, recipe in wanted(sizes):
         yield _pretraining(size, name, find(recipe).build())
@@ -123,8 +123,8 @@ def _method(config: Pretrain) -> Method:
         return build_method(config.method, config.encoder)
     import timm
 
-    from pretrain.maskalign import MaskAlign
-    from pretrain.teachers import Teacher
+    from mimbench.pretrain.methods.maskalign import MaskAlign
+    from mimbench.pretrain.methods.teachers import Teacher
 
     assert config.method.teacher
     network: Any = timm.create_model(config.method.teacher, num_classes=0)
@@ -163,8 +163,8 @@ def _as_on_cpu(tensor: Tensor) -> Tensor:
 
 def detectors() -> Iterator[Counted]:
     """ViTDet Mask R-CNN at each published size, at 1024 pixels with 1000 proposals and 100 detections."""
-    from det.build import build_detector
-    from jobs.recipes import find
+    from mimbench.det.model.build import build_detector
+    from mimbench.jobs.runs.recipes import find
 
     for size, recipe in (("B", "b_100ep"), ("L", "l_100ep"), ("H", "h_75ep")):
         config = find(f"det/mask_rcnn_vitdet_{recipe}").build()

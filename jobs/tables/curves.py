@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.encoders import Encoder, digest
-from jobs.records import Record
-from jobs.tables.table import COLUMNS, Cell, Row, protocol_of
+from mimbench.jobs.runs.encoders import Encoder, digest
+from mimbench.jobs.runs.records import Record
+from mimbench.jobs.tables.table import COLUMNS, Cell, Row, protocol_of
 
 WIDTH, HEIGHT = 440, 256  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 48, 422, 10, 212  # of the plot inside it

@@ -15,12 +15,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
-from jobs.tables.formats_html import page
-from jobs.tables.formats_latex import latex
-from jobs.tables.matching import Comparison, Difference
-from jobs.tables.paper import Column
-from jobs.tables.paper_table import Cell, Missing, PaperTable, heading
-from jobs.tables.significance import Sample
+from mimbench.jobs.tables.formats_html import page
+from mimbench.jobs.tables.formats_latex import latex
+from mimbench.jobs.tables.matching import Comparison, Difference
+from mimbench.jobs.tables.paper import Column
+from mimbench.jobs.tables.paper_table import Cell, Missing, PaperTable, heading
+from mimbench.jobs.tables.significance import Sample
 
 Format = Literal["terminal", "markdown", "latex", "csv", "json", "html"]
 MISSING = "–"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.tables.paper_table import PaperTable, heading
+from mimbench.jobs.tables.paper_table import PaperTable, heading
 
 if TYPE_CHECKING:
     import jinja2

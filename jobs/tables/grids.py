@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.tables.formats import Format, escape_markdown
-from jobs.tables.formats_html import environment
-from jobs.tables.formats_latex import escape_latex
+from mimbench.jobs.tables.formats import Format, escape_markdown
+from mimbench.jobs.tables.formats_html import environment
+from mimbench.jobs.tables.formats_latex import escape_latex
 
 BLANK = "–"  # a cell in which nothing stands
 

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal
 
-from engine.config import to_text, with_overrides
-from jobs.encoders import Encoder, digest, encoders_of, maker_of, makers
-from jobs.recipes import find
-from jobs.records import Record, science_of
-from jobs.tables.paper import Reference
-from jobs.tables.significance import Interval, Sample, interval
-from jobs.tables.table import protocol_of
+from mimbench.engine.run.config import to_text, with_overrides
+from mimbench.jobs.runs.encoders import Encoder, digest, encoders_of, maker_of, makers
+from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.runs.records import Record, science_of
+from mimbench.jobs.tables.paper import Reference
+from mimbench.jobs.tables.significance import Interval, Sample, interval
+from mimbench.jobs.tables.table import protocol_of
 
 Status = Literal["same", "differs", "unknown"]
 NEVER_COMPARED = {  # of recipes: who and which, not how; `data` is told by its counts, `decoder` by .05 of 255 at most

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from engine.config import leaves
-from jobs.recipes import STAGES, recipes
-from jobs.tables import paper
-from jobs.tables.paper import PAPERS, Paper, Reference, Row, Table, nearest
+from mimbench.engine.run.config import leaves
+from mimbench.jobs.runs.recipes import STAGES, recipes
+from mimbench.jobs.tables import paper
+from mimbench.jobs.tables.paper import PAPERS, Paper, Reference, Row, Table, nearest
 
 FACTS = {  # of `result.json`, beyond the config's fields, that protocols may name; and what matching derives
     "encoder",

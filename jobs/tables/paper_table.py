@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from engine.config import identity, with_overrides
-from jobs.cost import Cost, cost_of
-from jobs.recipes import find
-from jobs.records import Record
-from jobs.tables import paper
-from jobs.tables.matching import Comparison, Group, compare, groups
-from jobs.tables.paper import Column, Reference
-from jobs.tables.significance import Sample
+from mimbench.engine.run.config import identity, with_overrides
+from mimbench.jobs.runs.cost import Cost, cost_of
+from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.runs.records import Record
+from mimbench.jobs.tables import paper
+from mimbench.jobs.tables.matching import Comparison, Group, compare, groups
+from mimbench.jobs.tables.paper import Column, Reference
+from mimbench.jobs.tables.significance import Sample
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.atomic import write_text
-from jobs import records, status
-from jobs.encoders import Encoder, digest, encoders_of, maker_of, makers
-from jobs.records import Record
-from jobs.tables import compare, curves, paper_table, table
-from jobs.tables.formats_html import environment
+from mimbench.engine.run.atomic import write_text
+from mimbench.jobs.runs import records, status
+from mimbench.jobs.runs.encoders import Encoder, digest, encoders_of, maker_of, makers
+from mimbench.jobs.runs.records import Record
+from mimbench.jobs.tables import compare, curves, paper_table, table
+from mimbench.jobs.tables.formats_html import environment
 
 log = logging.getLogger(__name__)
 

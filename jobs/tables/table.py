@@ -23,10 +23,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jobs import records
-from jobs.encoders import Encoder, difference, digest, encoder_hash, encoders_of, without
-from jobs.records import Record
-from jobs.tables.significance import Values
+from mimbench.jobs.runs import records
+from mimbench.jobs.runs.encoders import Encoder, difference, digest, encoder_hash, encoders_of, without
+from mimbench.jobs.runs.records import Record
+from mimbench.jobs.tables.significance import Values
 
 if TYPE_CHECKING:
     import rich.table

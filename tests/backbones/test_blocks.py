@@ -7,7 +7,7 @@ import timm.layers
 import torch
 from torch import Tensor
 
-from backbones.blocks import Mlp
+from mimbench.backbones.blocks import Mlp
 
 
 def _pair(**options: object) -> tuple[Mlp, timm.layers.Mlp]:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backbones.checkpoint import EncoderInfo, build_encoder, load_encoder, save_encoder
-from backbones.config import ViT
-from backbones.content import content_hash
-from backbones.vit import VisionTransformer
+from mimbench.backbones.checkpoint import EncoderInfo, build_encoder, load_encoder, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.content import content_hash
+from mimbench.backbones.vit import VisionTransformer
 
 TINY = ViT(width=64, depth=2, heads=1, patch=8, image=32)
 

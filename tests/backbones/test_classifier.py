@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from backbones.classifier import TraitsClassifier, build_classifier, layer_of, load_encoder_into, no_decay
-from backbones.config import SIZES, Traits, ViT
-from backbones.vit import VisionTransformer
+from mimbench.backbones.classifier import TraitsClassifier, build_classifier, layer_of, load_encoder_into, no_decay
+from mimbench.backbones.config import SIZES, Traits, ViT
+from mimbench.backbones.vit import VisionTransformer
 
 TINY = ViT(width=48, depth=3, heads=4, patch=8, image=32)
 # Logits of MAE's and CrossMAE's classifier (timm 0.9.7), weights and input filled with sines, in float64.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backbones.config import SIZES, ViT
+from mimbench.backbones.config import SIZES, ViT
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backbones import content
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.config import ViT
-from backbones.content import content_hash, tensors_hash
-from backbones.vit import VisionTransformer
+from mimbench.backbones import content
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.content import content_hash, tensors_hash
+from mimbench.backbones.vit import VisionTransformer
 
 TINY = ViT(64, 2, 1, patch=8, image=32)
 DECODER = {
@@ -78,7 +78,8 @@ def test_our_files_are_hashed_without_torch(tmp_path: Path, state: dict[str, Ten
     file = tmp_path / "e.safetensors"
     save_encoder(file, state, EncoderInfo("mae", TINY, True))
     code = (
-        f"import sys; from backbones.content import content_hash as h; print(h({str(file)!r}), 'torch' in sys.modules)"
+        "import sys; from mimbench.backbones.content import content_hash as h; "
+        f"print(h({str(file)!r}), 'torch' in sys.modules)"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)

@@ -18,13 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from backbones.checkpoint import EncoderInfo, load_encoder, save_encoder
-from backbones.checkpoints.export import SUFFIX, default_name, export_encoder, resampled
-from backbones.checkpoints.timm_model import timm_model
-from backbones.config import SIZES, Traits, ViT
-from backbones.content import content_hash
-from backbones.vit import VisionTransformer
-from backbones.vitdet import ViTDet
+from mimbench.backbones.checkpoint import EncoderInfo, load_encoder, save_encoder
+from mimbench.backbones.checkpoints.export import SUFFIX, default_name, export_encoder, resampled
+from mimbench.backbones.checkpoints.timm_model import timm_model
+from mimbench.backbones.config import SIZES, Traits, ViT
+from mimbench.backbones.content import content_hash
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.backbones.vitdet import ViTDet
 
 TINY = ViT(64, 2, 1, patch=16, image=64)
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "detectron2.json").read_text())

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.checkpoint import load_encoder
-from backbones.checkpoints.geometry import fixed_table
-from backbones.checkpoints.match import match
-from backbones.checkpoints.opening import open_checkpoint
-from backbones.vit import VisionTransformer
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.checkpoints.geometry import fixed_table
+from mimbench.backbones.checkpoints.match import match
+from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.vit import VisionTransformer
 from tests.backbones.golden.sine import filled, image, summary
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "plain_vits.json").read_text())

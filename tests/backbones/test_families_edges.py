@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.checkpoint import load_encoder
-from backbones.checkpoints.families import FAMILIES
-from backbones.checkpoints.families.clip import clip_heads, clip_traits
-from backbones.checkpoints.families.dinov2 import of_dinov2
-from backbones.checkpoints.families.dinov3 import dinov3_heads
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.checkpoints.families import FAMILIES
+from mimbench.backbones.checkpoints.families.clip import clip_heads, clip_traits
+from mimbench.backbones.checkpoints.families.dinov2 import of_dinov2
+from mimbench.backbones.checkpoints.families.dinov3 import dinov3_heads
 from tests.backbones.golden.sine import filled
 from tests.backbones.test_families_golden import golden, write
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from backbones.checkpoint import EncoderInfo, load_encoder
-from backbones.checkpoints.match import match
-from backbones.checkpoints.opening import open_checkpoint
-from backbones.config import Traits
-from backbones.vit import VisionTransformer
+from mimbench.backbones.checkpoint import EncoderInfo, load_encoder
+from mimbench.backbones.checkpoints.match import match
+from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.config import Traits
+from mimbench.backbones.vit import VisionTransformer
 from tests.backbones.golden.make_families import SWING
 from tests.backbones.golden.sine import filled, image, summary
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.checkpoint import build_encoder, load_encoder
-from backbones.checkpoints.match import match
-from backbones.checkpoints.opening import open_checkpoint
-from backbones.config import ViT
-from backbones.vitdet import ViTDet
+from mimbench.backbones.checkpoint import build_encoder, load_encoder
+from mimbench.backbones.checkpoints.match import match
+from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vitdet import ViTDet
 from tests.backbones.golden.sine import filled, image, summary
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "detectron2.json").read_text())

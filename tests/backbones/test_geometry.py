@@ -7,9 +7,9 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 
-from backbones.checkpoints.geometry import fixed_table, resize_kernel, resize_table, rows_first, split_table
-from backbones.positions import resize_positions, sincos_2d
-from backbones.vitdet import ViTDet
+from mimbench.backbones.checkpoints.geometry import fixed_table, resize_kernel, resize_table, rows_first, split_table
+from mimbench.backbones.positions import resize_positions, sincos_2d
+from mimbench.backbones.vitdet import ViTDet
 from tests.backbones.test_match import TINY, encoder
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.checkpoint import load_encoder
-from backbones.checkpoints.families import FAMILIES
-from backbones.checkpoints.geometry import fixed_table
-from backbones.checkpoints.keys import unwrap
-from backbones.checkpoints.match import Matched, match
-from backbones.checkpoints.opening import open_checkpoint
-from backbones.config import Traits, ViT
-from backbones.vit import VisionTransformer
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.checkpoints.families import FAMILIES
+from mimbench.backbones.checkpoints.geometry import fixed_table
+from mimbench.backbones.checkpoints.keys import unwrap
+from mimbench.backbones.checkpoints.match import Matched, match
+from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.vit import VisionTransformer
 
 TINY = ViT(width=64, depth=2, heads=1, patch=8, image=32)
 State = dict[str, Tensor]

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backbones.checkpoints.opening import Held, Opened, open_checkpoint, parse_location
+from mimbench.backbones.checkpoints.opening import Held, Opened, open_checkpoint, parse_location
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -262,7 +262,7 @@ def test_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 CHILD = """
 import sys
-from backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.checkpoints.opening import open_checkpoint
 def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))

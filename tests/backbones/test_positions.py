@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones.positions import resize_positions, sincos_2d, square_side
+from mimbench.backbones.positions import resize_positions, sincos_2d, square_side
 
 
 def test_the_table_is_the_formula() -> None:

@@ -21,8 +21,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from backbones.checkpoints.opening import open_checkpoint
-from backbones.checkpoints.refusals import kind_of
+from mimbench.backbones.checkpoints.file_kind import kind_of
+from mimbench.backbones.checkpoints.opening import open_checkpoint
 
 STATE = {"blocks.0.norm1.weight": torch.ones(64), "norm.weight": torch.ones(64)}
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.checkpoints.match import match
-from backbones.checkpoints.opening import open_checkpoint
-from backbones.checkpoints.report import Report, as_json, report
-from backbones.checkpoints.report_text import render, size
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.checkpoints.match import match
+from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.checkpoints.report import Report, as_json, report
+from mimbench.backbones.checkpoints.report_text import render, size
 from tests.backbones.test_match import CROSS_DECODER, TINY, encoder, learned
 
 
@@ -106,7 +106,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, monkeypatch: pyte
     found = told(tmp_path / "nan.pth", state)
     assert found.not_finite == ("blocks.0.norm1.bias",)
     assert found.refused is not None
-    monkeypatch.setattr("backbones.checkpoints.report.READ", 1000)
+    monkeypatch.setattr("mimbench.backbones.checkpoints.report.READ", 1000)
     unread = told(tmp_path / "nan.pth")
     assert (unread.not_finite, unread.refused) == (None, None)
     assert "values" in shown(unread)

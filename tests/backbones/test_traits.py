@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from backbones.config import Traits, ViT
-from backbones.vit import VisionTransformer
-from backbones.vitdet import ViTDet, vitdet_reason
+from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.backbones.vitdet import ViTDet, vitdet_reason
 
 TINY = ViT(width=64, depth=1, heads=1, patch=8, image=32)
 OTHER: dict[str, Any] = {  # a value of each trait that is not MAE's

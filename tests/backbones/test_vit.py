@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backbones.config import Traits, ViT
-from backbones.contract import Features
-from backbones.vit import VisionTransformer, patch_view, pick_patches
+from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.contract import Features
+from mimbench.backbones.vit import VisionTransformer, patch_view, pick_patches
 
 TINY = ViT(width=48, depth=3, heads=4, patch=8, image=32)
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.config import ViT
-from backbones.pyramid import ChannelNorm, SimpleFeaturePyramid
-from backbones.vit import VisionTransformer
-from backbones.vitdet import ViTDet
-from backbones.window_attention import RelativeAttention, attend, attend_by_rows, attend_folded
+from mimbench.backbones.config import ViT
+from mimbench.backbones.pyramid import ChannelNorm, SimpleFeaturePyramid
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.backbones.vitdet import ViTDet
+from mimbench.backbones.window_attention import RelativeAttention, attend, attend_by_rows, attend_folded
 
 TINY = ViT(32, 4, 4, patch=16, image=64)
 LAST = {  # relative positions, height, width: sum, first three channels of the first patch

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.config import ViT
-from backbones.vit import VisionTransformer
-from engine.config import to_text
-from engine.rundir import RunDir
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.run.config import to_text
+from mimbench.engine.run.rundir import RunDir
 
 TINY = ViT(width=16, depth=2, heads=2, patch=8, image=16)
 TRAIN, VAL = 24, 7  # images of each class; 21 in all are no multiple of any batch used here

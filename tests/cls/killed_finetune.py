@@ -24,13 +24,13 @@ import torch
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
-import engine.loop  # noqa: F401
-from backbones.config import ViT
-from cls import finetune
-from cls.config import Classify, Finetune
-from cls.run import run
-from engine.config import Compute, to_text
-from engine.rundir import RunDir
+import mimbench.engine.training.loop  # noqa: F401
+from mimbench.backbones.config import ViT
+from mimbench.cls import finetune
+from mimbench.cls.config import Classify, Finetune
+from mimbench.cls.run import run
+from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.rundir import RunDir
 from tests.kills import dying, forked, killed
 
 COMPUTE = Compute(precision="fp32", workers=0, threads=1, device="cpu", save_every=7, log_every=6)

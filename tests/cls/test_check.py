@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cls.check import check_images
-from cls.check_labels import class_findings
-from cls.data import open_splits
-from cls.imagenet import real_labels, wnids
-from engine import decoding
-from engine.datasets import Finding, Report
+from mimbench.cls.data.check import check_images
+from mimbench.cls.data.check_labels import class_findings
+from mimbench.cls.data.crops import open_splits
+from mimbench.cls.data.imagenet import real_labels, wnids
+from mimbench.engine.data import integrity as decoding
+from mimbench.engine.data.datasets import Finding, Report
 
 
 @pytest.fixture

@@ -15,21 +15,21 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from backbones.checkpoint import load_encoder
-from backbones.classifier import Classifier, build_classifier, load_encoder_into
-from backbones.classifier_file import ClassifierInfo, load_classifier, save_classifier
-from backbones.config import Traits, ViT
-from backbones.vit import VisionTransformer
-from cls.classify import crop_share, require_same_classes
-from cls.config import Classify, Finetune
-from cls.data import CentreCrops
-from cls.imagenet import imagenet_a_wnids, imagenet_r_wnids
-from cls.predictions import Predictions
-from cls.run import run
-from engine.config import Compute
-from engine.images import ImageFolder, normalise
-from jobs.cli import app
-from jobs.predictions import read
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.classifier import Classifier, build_classifier, load_encoder_into
+from mimbench.backbones.classifier_file import ClassifierInfo, load_classifier, save_classifier
+from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.cls.classify import crop_share, require_same_classes
+from mimbench.cls.config import Classify, Finetune
+from mimbench.cls.data.crops import CentreCrops
+from mimbench.cls.data.imagenet import imagenet_a_wnids, imagenet_r_wnids
+from mimbench.cls.predictions import Predictions
+from mimbench.cls.run import run
+from mimbench.engine.data.images import ImageFolder, normalise
+from mimbench.engine.run.config import Compute
+from mimbench.jobs.cli.main import app
+from mimbench.jobs.runs.predictions import read
 from tests.cls.conftest import TINY
 from tests.engine.layouts.made import jpeg, tar_of
 
@@ -165,7 +165,7 @@ def test_a_robustness_set_lets_its_own_classes_compete_alone(
 
 
 def test_a_fine_tuned_classifier_is_an_encoder_too(folder: Path, tmp_path: Path) -> None:
-    from backbones.content import content_hash
+    from mimbench.backbones.content import content_hash
 
     wide = ViT(width=96, depth=2, heads=4, patch=8, image=16)  # no shape tells the heads
     model = _classifier(wide, 3)

@@ -13,12 +13,20 @@ from PIL import Image
 from timm.data import Mixup, create_transform
 from torchvision import transforms
 
-from cls import data
-from cls.config import Finetune
-from cls.data import BatchAugmentation, CentreCrops, ProbeCrops, TimmCrops, draw_once, open_splits, resized_side
-from engine.data import SeededDataset
-from engine.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, normalise
-from engine.shards import Shrinking, shrink
+from mimbench.cls.config import Finetune
+from mimbench.cls.data import crops as data
+from mimbench.cls.data.crops import (
+    BatchAugmentation,
+    CentreCrops,
+    ProbeCrops,
+    TimmCrops,
+    draw_once,
+    open_splits,
+    resized_side,
+)
+from mimbench.engine.data.batches import SeededDataset
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, normalise
+from mimbench.engine.data.shards import Shrinking, shrink
 
 CPU = torch.device("cpu")
 

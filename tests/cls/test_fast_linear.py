@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from backbones.config import HANDWRITTEN
-from cls import fast_linear, recipes, recipes_frozen
-from cls.config import FastLinear, Linear
-from cls.fast_linear import Grid, Head, Rows
-from cls.features import Source
-from cls.run import run
-from engine.config import Compute, from_text, to_text
-from engine.handwritten import Sizes, make_handwritten
-from engine.rundir import RunDir
-from engine.train import train
+from mimbench.backbones.config import HANDWRITTEN
+from mimbench.cls.config import FastLinear, Linear
+from mimbench.cls.frozen import fast_linear
+from mimbench.cls.frozen.fast_linear import Grid, Head, Rows
+from mimbench.cls.frozen.features import Source
+from mimbench.cls.recipes import frozen as recipes_frozen
+from mimbench.cls.recipes import published as recipes
+from mimbench.cls.run import run
+from mimbench.engine.data.handwritten import Sizes, make_handwritten
+from mimbench.engine.run.config import Compute, from_text, to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.train import train
 from tests.cls.conftest import TINY
 
 SMALL = Compute(precision="fp32", workers=0, threads=1, device="cpu", log_every=5, save_every=30)

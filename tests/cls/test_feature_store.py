@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.vit import VisionTransformer
-from cls import feature_store
-from cls.config import FastLinear, Knn
-from cls.data import Splits, open_splits
-from cls.feature_store import FeatureStore, View
-from cls.features import FrozenEncoder, Source, features_of, frozen_encoder, sources
-from engine.config import Compute
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.cls.config import FastLinear, Knn
+from mimbench.cls.data.crops import Splits, open_splits
+from mimbench.cls.frozen import feature_store
+from mimbench.cls.frozen.feature_store import FeatureStore, View
+from mimbench.cls.frozen.features import FrozenEncoder, Source, features_of, frozen_encoder, sources
+from mimbench.engine.run.config import Compute
 from tests.cls.conftest import TINY
 
 CPU = torch.device("cpu")

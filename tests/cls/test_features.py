@@ -10,15 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones.checkpoint import EncoderInfo, load_encoder, save_encoder
-from backbones.checkpoints.geometry import resize_table
-from backbones.config import ViT
-from backbones.vit import VisionTransformer
-from cls.config import Knn
-from cls.data import open_splits
-from cls.features import describe, encoder_facts, features_of, frozen_encoder
-from engine.config import Compute
-from engine.images import normalise
+from mimbench.backbones.checkpoint import EncoderInfo, load_encoder, save_encoder
+from mimbench.backbones.checkpoints.geometry import resize_table
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.cls.config import Knn
+from mimbench.cls.data.crops import open_splits
+from mimbench.cls.frozen.features import describe, encoder_facts, features_of, frozen_encoder
+from mimbench.engine.data.images import normalise
+from mimbench.engine.run.config import Compute
 from tests.cls.conftest import TINY
 
 CPU = torch.device("cpu")

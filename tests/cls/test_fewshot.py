@@ -12,10 +12,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
-from cls.config import FewShot
-from cls.fewshot import drawn, logistic, moments, ridge
-from cls.run import run
-from engine.config import Compute
+from mimbench.cls.config import FewShot
+from mimbench.cls.frozen.fewshot import drawn, logistic, moments, ridge
+from mimbench.cls.run import run
+from mimbench.engine.run.config import Compute
 from tests.cls.conftest import TINY
 
 SMALL = Compute(precision="fp32", workers=0, threads=1, device="cpu")
@@ -74,7 +74,7 @@ def test_every_class_is_drawn_alike_and_more_shots_hold_the_fewer() -> None:
 
 
 def test_moments_are_those_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cls.fewshot.AT_ONCE", 7)
+    monkeypatch.setattr("mimbench.cls.frozen.fewshot.AT_ONCE", 7)
     features = torch.randn(50, 5).half() + 100
     features[:, 2] = 3.0  # never varies
     mean, deviation = moments(features)

@@ -14,19 +14,19 @@ import torch
 from safetensors.torch import load_file
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.classifier import build_classifier
-from backbones.classifier_file import load_classifier, read_info
-from backbones.config import SIZES
-from backbones.vit import VisionTransformer
-from cls import recipes
-from cls.config import Finetune
-from cls.data import open_splits
-from cls.finetune import Best, groups, prepare, schedule
-from cls.run import run
-from engine.config import Compute
-from engine.images import normalise
-from engine.process import seed_all
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.classifier import build_classifier
+from mimbench.backbones.classifier_file import load_classifier, read_info
+from mimbench.backbones.config import SIZES
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.cls.config import Finetune
+from mimbench.cls.data.crops import open_splits
+from mimbench.cls.finetune import Best, groups, prepare, schedule
+from mimbench.cls.recipes import published as recipes
+from mimbench.cls.run import run
+from mimbench.engine.data.images import normalise
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import seed_all
 from tests.cls.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -256,9 +256,10 @@ def test_an_empty_class_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_odd_share_of_the_batch_cannot_be_mixed(folder: Path) -> None:
-    with patch("cls.data.rank_and_world", return_value=(0, 4)), pytest.raises(ValueError, match="3 images at a time"):
+    four = patch("mimbench.cls.data.crops.rank_and_world", return_value=(0, 4))
+    with four, pytest.raises(ValueError, match="3 images at a time"):
         prepare(_config(folder), CPU)
-    with patch("cls.data.rank_and_world", return_value=(0, 4)):
+    with patch("mimbench.cls.data.crops.rank_and_world", return_value=(0, 4)):
         assert prepare(_config(folder, mixup=0, cutmix=0), CPU).training.batches.batch == 3
 
 
@@ -278,7 +279,7 @@ def _model(config: Finetune) -> tuple[Any, torch.Tensor, torch.Tensor]:
 
 
 def _crops(training: Any, val: Any) -> Any:
-    from cls.data import CentreCrops
+    from mimbench.cls.data.crops import CentreCrops
 
     crops = CentreCrops(val, 16)
     return (crops[index] for index in range(len(crops)))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbones.classifier_file import load_classifier, read_info
-from cls.imagenet import imagenet_r_wnids
+from mimbench.backbones.classifier_file import load_classifier, read_info
+from mimbench.cls.data.imagenet import imagenet_r_wnids
 
 PROGRAM = Path(__file__).with_name("killed_finetune.py")
 ROOT = PROGRAM.parents[2]
@@ -89,7 +89,7 @@ def test_two_processes_measure_what_one_does(told: tuple[Path, dict[str, Any]], 
 
 
 def test_two_processes_save_the_predictions_of_one(told: tuple[Path, dict[str, Any]]) -> None:
-    from jobs.predictions import compare, read
+    from mimbench.jobs.runs.predictions import compare, read
 
     files = [told[0] / f"by-{world}" / "val" for world in (1, 2)]
     assert compare(*map(read, files)).changed == []

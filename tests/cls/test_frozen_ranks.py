@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from cls.config import FastLinear, FewShot, Knn
-from cls.run import run
-from engine.config import Compute, to_text
-from engine.rundir import RunDir
+from mimbench.cls.config import FastLinear, FewShot, Knn
+from mimbench.cls.run import run
+from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.rundir import RunDir
 from tests.cls.conftest import TINY
 from tests.ranks import as_ranks
 
@@ -38,7 +38,7 @@ def _configs(data: str) -> dict[str, Any]:
 
 
 def _measure(directory: Path, world: int) -> None:
-    from cls import feature_store
+    from mimbench.cls.frozen import feature_store
 
     feature_store.PART = PART
     found = {}

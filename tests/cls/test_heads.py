@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cls import heads as module
-from cls.heads import HeadOptimizer, Heads, losses_and_gradients
-from cls.linear import Probe
-from engine.optim import LARS
+from mimbench.cls.frozen import heads as module
+from mimbench.cls.frozen.heads import HeadOptimizer, Heads, losses_and_gradients
+from mimbench.cls.frozen.linear import Probe
+from mimbench.engine.training.optim import LARS
 from tests.cls.golden.linprobe import CLASSES, DECAYS, RATES, STEPS, WIDTH, features, first_weight, labels
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "linprobe.json").read_text())

@@ -13,10 +13,10 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from cls import knn, nearest
-from cls.config import Knn
-from cls.run import run
-from engine.config import Compute
+from mimbench.cls.config import Knn
+from mimbench.cls.frozen import knn, nearest
+from mimbench.cls.run import run
+from mimbench.engine.run.config import Compute
 from tests.cls.conftest import TINY
 
 KS = (1, 5, 10, 20)

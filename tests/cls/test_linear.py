@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from backbones.checkpoint import load_encoder, save_encoder
-from cls.accuracy import Tally, accuracy
-from cls.config import Linear
-from cls.data import CentreCrops, open_splits
-from cls.features import RowBatches, features_of, frozen_encoder
-from cls.linear import EncodedBatches, Probe, prepare, schedule
-from cls.run import run
-from engine.checkpoint import load_state, newest_valid
-from engine.config import Compute
-from engine.data import Batches
-from engine.optim import LARS
+from mimbench.backbones.checkpoint import load_encoder, save_encoder
+from mimbench.cls.accuracy import Tally, accuracy
+from mimbench.cls.config import Linear
+from mimbench.cls.data.crops import CentreCrops, open_splits
+from mimbench.cls.frozen.features import RowBatches, features_of, frozen_encoder
+from mimbench.cls.frozen.linear import EncodedBatches, Probe, prepare, schedule
+from mimbench.cls.run import run
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.run.config import Compute
+from mimbench.engine.training.optim import LARS
+from mimbench.engine.training.state import load_state, newest_valid
 from tests.cls.conftest import TINY
 
 CPU = torch.device("cpu")

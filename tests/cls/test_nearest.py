@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cls import nearest as module
-from cls.nearest import nearest
+from mimbench.cls.frozen import nearest as module
+from mimbench.cls.frozen.nearest import nearest
 
 BLOCKS = [(1024, 16_384), (5, 7), (37, 30), (1, 1)]
 

@@ -16,23 +16,23 @@ from PIL import Image
 from sklearn.metrics import top_k_accuracy_score
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from backbones.classifier import build_classifier
-from backbones.classifier_file import load_classifier
-from backbones.config import SIZES, ViT
-from cls import recipes
-from cls.accuracy import accuracy
-from cls.config import Finetune
-from cls.data import BatchAugmentation, CentreCrops, ProbeCrops, finetune_crops, resized_side
-from cls.finetune import FinetuneModel, groups, offset, schedule
-from cls.linear import Probe
-from cls.recipes_attention import finetune_simmim_amt_vitb
-from engine.config import Compute
-from engine.data import Batches
-from engine.images import ImageFolder, cut, draw_box
-from engine.optim import adamw
-from engine.process import seed_all
-from engine.step import Stepper
-from engine.train import Training
+from mimbench.backbones.classifier import build_classifier
+from mimbench.backbones.classifier_file import load_classifier
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.cls.accuracy import accuracy
+from mimbench.cls.config import Finetune
+from mimbench.cls.data.crops import BatchAugmentation, CentreCrops, ProbeCrops, finetune_crops, resized_side
+from mimbench.cls.finetune import FinetuneModel, groups, offset, schedule
+from mimbench.cls.frozen.linear import Probe
+from mimbench.cls.recipes import published as recipes
+from mimbench.cls.recipes.amt import finetune_simmim_amt_vitb
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.data.images import ImageFolder, cut, draw_box
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import seed_all
+from mimbench.engine.training.optim import adamw
+from mimbench.engine.training.step import Stepper
+from mimbench.engine.training.train import Training
 from tests.backbones.golden.sine import filled
 from tests.cls.golden import finetune as original
 

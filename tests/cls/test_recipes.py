@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from backbones.config import SIZES
-from cls import recipes, recipes_attention, recipes_maskalign
-from cls.config import Finetune, Knn, Linear
-from cls.finetune import prepare
-from engine.config import Compute, from_text, identity, to_text, with_overrides
-from engine.step import Stepper
+from mimbench.backbones.config import SIZES
+from mimbench.cls.config import Finetune, Knn, Linear
+from mimbench.cls.finetune import prepare
+from mimbench.cls.recipes import amt as recipes_attention
+from mimbench.cls.recipes import maskalign as recipes_maskalign
+from mimbench.cls.recipes import published as recipes
+from mimbench.engine.run.config import Compute, from_text, identity, to_text, with_overrides
+from mimbench.engine.training.step import Stepper
 from tests.cls.conftest import TINY
 
 ALL = [

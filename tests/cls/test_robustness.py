@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cls.check_robustness import check_robustness
-from cls.imagenet import imagenet_a_wnids, imagenet_r_wnids, indices, names, real_labels, wnids
-from cls.robustness import ALEXNET_ERROR, KINDS, Part, Robustness, robustness
-from engine.datasets import UnfitError
+from mimbench.cls.data.check_robustness import check_robustness
+from mimbench.cls.data.imagenet import imagenet_a_wnids, imagenet_r_wnids, indices, names, real_labels, wnids
+from mimbench.cls.data.robustness import ALEXNET_ERROR, KINDS, Part, Robustness, robustness
+from mimbench.engine.data.datasets import UnfitError
 
 ALEXNET_RATES = {  # errors at severities 1 to 5, as tabulated for the five severities apart
     "gaussian_noise": (0.69528, 0.82542, 0.93554, 0.98138, 0.99452),

@@ -15,7 +15,8 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from det.augment import (
+from mimbench.det.config import Augment
+from mimbench.det.data.augment import (
     Jitter,
     boxes_around,
     draw_jitter,
@@ -25,7 +26,6 @@ from det.augment import (
     place_polygons,
     render,
 )
-from det.config import Augment
 
 # source, flip, scale, fraction, side; resized, offset, kept; means of the kept pixels in a 3 x 3 grid of rectangles
 PLACED: list[Any] = [

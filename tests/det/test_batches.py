@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from det.augment import Jitter, fitted, jittered
-from det.batches import TrainingImages, ValidationImages, placed_objects, training_batch, validation_batch
-from det.coco import read_split
-from det.config import Augment
-from engine.data import Batches
-from engine.datasets import coco_files
+from mimbench.det.config import Augment
+from mimbench.det.data.augment import Jitter, fitted, jittered
+from mimbench.det.data.batches import TrainingImages, ValidationImages, placed_objects, training_batch, validation_batch
+from mimbench.det.data.coco import read_split
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.data.datasets import coco_files
 
 
 def test_objects_outside_the_window_are_dropped(make_coco) -> None:

@@ -15,23 +15,23 @@ from typing import Any
 import pytest
 import torch
 
-from backbones.config import ViT
-from det.augment import fitted, render
-from det.batches import TrainingImages
-from det.bridge import installed
-from det.bridge.run import named, write_lazyconfig
-from det.build import build_detector
-from det.coco import CocoSplit, read_split
-from det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
-from det.detector_config import config_of
-from det.detector_file import open_detector
-from det.evaluate import CocoMetrics
-from det.mask_rcnn import MaskRCNN as Model
-from det.masks import paste
-from det.optim import groups, learning_rate
-from det.run import run
-from engine.config import Compute, to_text
-from engine.rundir import RunDir
+from mimbench.backbones.config import ViT
+from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
+from mimbench.det.data.augment import fitted, render
+from mimbench.det.data.batches import TrainingImages
+from mimbench.det.data.coco import CocoSplit, read_split
+from mimbench.det.detectron2 import installed
+from mimbench.det.detectron2.run import named, write_lazyconfig
+from mimbench.det.evaluation.evaluate import CocoMetrics
+from mimbench.det.model.build import build_detector
+from mimbench.det.model.detector_config import config_of
+from mimbench.det.model.detector_file import open_detector
+from mimbench.det.model.mask_rcnn import MaskRCNN as Model
+from mimbench.det.model.masks import paste
+from mimbench.det.optim import groups, learning_rate
+from mimbench.det.run import run
+from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.rundir import RunDir
 from tests.det.lvis_data import write_lvis
 from tests.det.tiny import fixed_permutation
 
@@ -208,8 +208,8 @@ def test_losses_of_its_own_batches(make_coco: Any, tmp_path: Path, case: str, mo
 
 def as_batch(items: list[dict[str, Any]]) -> dict[str, Any]:
     """detectron2's batch as ours."""
-    from det.batches import padded
-    from det.masks import InstanceMasks
+    from mimbench.det.data.batches import padded
+    from mimbench.det.model.masks import InstanceMasks
 
     images, sizes = padded([item["image"] for item in items])
     targets = [

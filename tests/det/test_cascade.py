@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from backbones.config import SIZES
-from det.federated import class_weights, drawn_classes, sigmoid_losses
-from det.mask_rcnn import MaskRCNN, build_mask_rcnn
-from det.masks import paste
+from mimbench.backbones.config import SIZES
+from mimbench.det.model.federated import class_weights, drawn_classes, sigmoid_losses
+from mimbench.det.model.mask_rcnn import MaskRCNN, build_mask_rcnn
+from mimbench.det.model.masks import paste
 from tests.det.tiny import LONG, MEAN, SEEN_IN, STD, batch, fill, fixed_permutation, tiny_detector
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden_heads.json").read_text())
@@ -111,7 +111,7 @@ def test_each_image_draws_classes_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         asked.append(len(labels))
         return drawn_classes(labels, *others)
 
-    monkeypatch.setattr("det.box_head.drawn_classes", drawn)
+    monkeypatch.setattr("mimbench.det.model.box_head.drawn_classes", drawn)
     for normalise, wanted in (("image", [32, 32, 32]), ("batch", [96])):
         asked.clear()
         model = tiny_detector(False, normalise=normalise, **FEDERATED)

@@ -12,9 +12,9 @@ import pycocotools.mask as coco_masks
 import pytest
 from PIL import Image
 
-from det.annotations import annotation_findings
-from det.check import check_coco
-from engine.datasets import UnfitError, coco_files, require
+from mimbench.det.data.annotations import annotation_findings
+from mimbench.det.data.check import check_coco
+from mimbench.engine.data.datasets import UnfitError, coco_files, require
 
 Content = dict[str, Any]
 

@@ -9,8 +9,8 @@ import pycocotools.mask as coco_masks
 import pytest
 from PIL import Image
 
-from det.coco import arranged, read_split
-from engine.datasets import CocoFiles, coco_files
+from mimbench.det.data.coco import arranged, read_split
+from mimbench.engine.data.datasets import CocoFiles, coco_files
 
 
 def test_images_and_objects(make_coco) -> None:

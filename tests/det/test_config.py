@@ -7,10 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from backbones.config import ViT
-from det import recipes, recipes_lvis, recipes_machines, recipes_shorter, recipes_variants
-from det.config import MaskRCNN, Proposals
-from engine.config import from_text, identity, to_text, with_overrides
+from mimbench.backbones.config import ViT
+from mimbench.det.config import MaskRCNN, Proposals
+from mimbench.det.recipes import lvis as recipes_lvis
+from mimbench.det.recipes import machines as recipes_machines
+from mimbench.det.recipes import mask_rcnn as recipes
+from mimbench.det.recipes import shorter as recipes_shorter
+from mimbench.det.recipes import variants as recipes_variants
+from mimbench.engine.run.config import from_text, identity, to_text, with_overrides
 
 RECIPES = [
     recipes.mask_rcnn_vitdet_b_100ep,

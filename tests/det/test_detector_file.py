@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.checkpoint import load_encoder
-from backbones.checkpoints.export import export_encoder
-from backbones.config import SIZES, ViT
-from det.build import build_detector, from_scratch
-from det.config import Heads, MaskRCNN, Proposals, ViTDet
-from det.detector_config import config_of
-from det.detector_file import open_detector, save_detector
-from det.recipes import mask_rcnn_vitdet_b_100ep
-from engine.images import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.checkpoints.export import export_encoder
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.det.config import Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.model.build import build_detector, from_scratch
+from mimbench.det.model.detector_config import config_of
+from mimbench.det.model.detector_file import open_detector, save_detector
+from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 CONFIG = MaskRCNN(
     data="none",
@@ -132,6 +132,6 @@ def test_starts(tmp_path: Path) -> None:
 
 
 def _no_masks():
-    from det.masks import InstanceMasks
+    from mimbench.det.model.masks import InstanceMasks
 
     return InstanceMasks([])

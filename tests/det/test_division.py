@@ -20,13 +20,13 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from backbones.config import ViT
-from det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
-from det.mask_rcnn import MaskRCNN as Model
-from det.run import run
-from engine.checkpoint import load_state, newest_valid
-from engine.config import Compute, to_text
-from engine.rundir import RunDir
+from mimbench.backbones.config import ViT
+from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.model.mask_rcnn import MaskRCNN as Model
+from mimbench.det.run import run
+from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.state import load_state, newest_valid
 from tests.kills import dying, forked, killed
 
 ROOT = Path(__file__).parents[2]

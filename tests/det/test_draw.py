@@ -6,8 +6,8 @@ import numpy as np
 import pycocotools.mask as coco_masks
 from PIL import Image
 
-from det.coco import read_split
-from det.draw import Drawn, draw_detections, draw_objects
+from mimbench.det.data.coco import read_split
+from mimbench.det.evaluation.draw import Drawn, draw_detections, draw_objects
 
 
 def test_names_are_drawn_as_they_are(tmp_path) -> None:

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from det.coco import read_split
-from det.errors import KINDS, breakdown
-from det.evaluate import CocoMetrics
+from mimbench.det.data.coco import read_split
+from mimbench.det.evaluation.errors import KINDS, breakdown
+from mimbench.det.evaluation.evaluate import CocoMetrics
 
 DISC, BAR = 9, 4  # category ids
 

@@ -14,10 +14,10 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from det.evaluate import CocoMetrics, coco_results
-from det.masks import paste
-from det.roi_heads import Detections
-from engine.datasets import coco_files
+from mimbench.det.evaluation.evaluate import CocoMetrics, coco_results
+from mimbench.det.model.masks import paste
+from mimbench.det.model.roi_heads import Detections
+from mimbench.engine.data.datasets import coco_files
 
 Result = dict[str, Any]
 STATS = (  # the order of COCOeval.stats

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from det.batches import TrainingImages
-from det.coco import read_split
-from det.config import Augment
-from det.evaluate import CocoMetrics
-from det.lvis import RepeatedBatches, drawn_once, repeat_factors
-from engine.datasets import UnfitError
+from mimbench.det.config import Augment
+from mimbench.det.data.batches import TrainingImages
+from mimbench.det.data.coco import read_split
+from mimbench.det.data.lvis import RepeatedBatches, drawn_once, repeat_factors
+from mimbench.det.evaluation.evaluate import CocoMetrics
+from mimbench.engine.data.datasets import UnfitError
 from tests.det.lvis_data import results, write_lvis
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_lvis.json").read_text())

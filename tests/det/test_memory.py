@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.config import ViT
-from det.build import from_scratch
-from det.config import Heads, MaskRCNN, Proposals, ViTDet
-from det.masks import InstanceMasks
-from det.memory import Estimate, Saved, advice, estimate, require_memory
-from engine.config import Compute
-from engine.images import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.backbones.config import ViT
+from mimbench.det.config import Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.memory import Estimate, Saved, advice, estimate, require_memory
+from mimbench.det.model.build import from_scratch
+from mimbench.det.model.masks import InstanceMasks
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.engine.run.config import Compute
 
 MIB = 2**20
 
@@ -97,7 +97,7 @@ def test_what_fits_is_found_with_few_estimates(monkeypatch: pytest.MonkeyPatch) 
         images = config.batch // config.compute.accumulate
         return Estimate(images, 0, 0, 0, images * (1 if config.recompute else 3) * MIB, config.recompute)
 
-    monkeypatch.setattr("det.memory.estimate", counted)
+    monkeypatch.setattr("mimbench.det.memory.estimate", counted)
     config = _config(batch=64, compute=Compute(accumulate=1))
     for images, again in ((32, False), (8, False), (1, False), (2, True), (1, True)):
         del asked[:]

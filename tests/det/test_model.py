@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from backbones.config import SIZES, ViT
-from det.mask_rcnn import MaskRCNN, build_mask_rcnn
-from det.masks import InstanceMasks, paste
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.det.model.mask_rcnn import MaskRCNN, build_mask_rcnn
+from mimbench.det.model.masks import InstanceMasks, paste
 from tests.det.tiny import MEAN, SHAPES, STD, batch, fill, fixed_permutation, star, tiny_detector
 
 CASES = {"relative": True, "plain": False}

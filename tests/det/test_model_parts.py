@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from det.anchors import Anchors
-from det.boxes import decode, encode, image_corners, nonempty
-from det.masks import InstanceMasks, paste
-from det.matching import match, sample
-from det.pooling import RegionPooler, align, align_by_products, with_image
-from det.roi_heads import Detections
+from mimbench.det.model.anchors import Anchors
+from mimbench.det.model.boxes import decode, encode, image_corners, nonempty
+from mimbench.det.model.masks import InstanceMasks, paste
+from mimbench.det.model.matching import match, sample
+from mimbench.det.model.pooling import RegionPooler, align, align_by_products, with_image
+from mimbench.det.model.roi_heads import Detections
 
 
 def star(x: float, y: float, width: float, height: float) -> np.ndarray:

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from backbones.config import ViT
-from det import recipes
-from det.build import build_detector
-from det.config import MaskRCNN
-from det.optim import groups, layer_of, learning_rate
+from mimbench.backbones.config import ViT
+from mimbench.det.config import MaskRCNN
+from mimbench.det.model.build import build_detector
+from mimbench.det.optim import groups, layer_of, learning_rate
+from mimbench.det.recipes import mask_rcnn as recipes
 
 # depth: (rate, weight decay): tensors, from get_default_optimizer_params on the full-size models
 GOLDEN = {

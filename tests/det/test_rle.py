@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from det.masks import paste
-from det.rle import encode_masks
+from mimbench.det.evaluation.rle import encode_masks
+from mimbench.det.model.masks import paste
 
 HEIGHT, WIDTH = 60, 90
 

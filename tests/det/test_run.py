@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.config import ViT
-from backbones.vit import VisionTransformer
-from det.build import build_detector
-from det.check import check_coco
-from det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
-from det.draw import detected, draw_objects
-from det.predict import Seen, from_run
-from det.run import run
-from engine.config import Compute, to_text
-from engine.datasets import coco_files
-from engine.rundir import RunDir
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
+from mimbench.det.data.check import check_coco
+from mimbench.det.evaluation.draw import detected, draw_objects
+from mimbench.det.evaluation.predict import Seen, from_run
+from mimbench.det.model.build import build_detector
+from mimbench.det.run import run
+from mimbench.engine.data.datasets import coco_files
+from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.rundir import RunDir
 
 ENCODER = ViT(16, 2, 2, patch=4, image=16)
 

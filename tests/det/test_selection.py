@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.ops import batched_nms
 
-from det.selection import LEAST, SIGMA, Selection
+from mimbench.det.model.nms import LEAST, SIGMA, Selection
 
 
 def plain_soft(boxes: list[list[float]], scores: list[float], labels: list[int], kind: str, nms: float, top: int):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from det.shares import shares
+from mimbench.det.model.loss_weights import shares
 
 IMAGE_R = torch.tensor([0.0, 0, 0, 2, 2, 0])  # of three images, the second without a region
 

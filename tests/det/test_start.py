@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.checkpoint import load_encoder
-from backbones.config import ViT
-from backbones.content import content_hash
-from det.build import build_detector
-from det.config import Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.content import content_hash
+from mimbench.det.config import Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.model.build import build_detector
 
 CONFIG = MaskRCNN(
     data="none",

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.config import ViT
-from det.config import MaskRCNN
-from det.optim import learning_rate, optimizer
+from mimbench.backbones.config import ViT
+from mimbench.det.config import MaskRCNN
+from mimbench.det.optim import learning_rate, optimizer
 from tests.det.tiny import batch, fill, fixed_permutation, tiny_detector
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_training.json").read_text())

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from det.config import Views
-from det.masks import paste
-from det.views import detections
+from mimbench.det.config import Views
+from mimbench.det.model.masks import paste
+from mimbench.det.model.test_time_augmentation import detections
 from tests.det.tiny import LONG, ORIGINALS, VIEWS, batch, fill, tiny_detector
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_heads.json").read_text())["views"]

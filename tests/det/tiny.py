@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.config import ViT
-from det.mask_rcnn import MaskRCNN, build_mask_rcnn
-from det.masks import InstanceMasks
+from mimbench.backbones.config import ViT
+from mimbench.det.model.mask_rcnn import MaskRCNN, build_mask_rcnn
+from mimbench.det.model.masks import InstanceMasks
 
 Shapes = Sequence[tuple[int, int]]  # (h, w) of each image
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.config import Compute
-from engine.data import Batches
-from engine.optim import adamw, parameter_groups
-from engine.process import setup_process
-from engine.rundir import RunDir
-from engine.train import Training
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import setup_process
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.optim import adamw, parameter_groups
+from mimbench.engine.training.train import Training
 
 COMPUTE = Compute(precision="fp32", workers=0, threads=1, device="cpu", log_every=5, save_every=10)
 

@@ -30,17 +30,16 @@ import torch._dynamo  # every optimiser imports it
 import torch.utils.tensorboard
 from torch import Tensor, nn
 
-import engine.checkpoint
-import engine.records
-import engine.train
-from engine.checkpoint import steps_saved
-from engine.config import Compute
-from engine.data import Batches
-from engine.optim import adamw, parameter_groups
-from engine.process import setup_process
-from engine.rundir import RunDir
-from engine.schedule import warmup_cosine
-from engine.train import Training, train
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import setup_process
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training import metric_log, state
+from mimbench.engine.training import train as train_module
+from mimbench.engine.training.optim import adamw, parameter_groups
+from mimbench.engine.training.schedule import warmup_cosine
+from mimbench.engine.training.state import steps_saved
+from mimbench.engine.training.train import Training, train
 from tests.kills import die, dying, forked, killed
 
 STEPS, SAVE_EVERY, LOG_EVERY, EVALUATE_EVERY = 30, 5, 3, 10  # an epoch is 7 steps, so most saves fall inside one
@@ -103,7 +102,7 @@ def attempt(directory: Path, options: argparse.Namespace) -> str:
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def half_a_line(sink: engine.records.JsonLines, step: int, line: Any) -> None:
+def half_a_line(sink: metric_log.JsonLines, step: int, line: Any) -> None:
     """The kill comes in the middle of a line of metrics."""
     if step == 2 * LOG_EVERY:
         sink._file.write(json.dumps({"step": step, **line})[:20])
@@ -112,8 +111,8 @@ def half_a_line(sink: engine.records.JsonLines, step: int, line: Any) -> None:
     WRITE_LINE(sink, step, line)
 
 
-WRITE_LINE = engine.records.JsonLines.write
-SINK, SESSION = engine.checkpoint._Sink, engine.train.Session
+WRITE_LINE = metric_log.JsonLines.write
+SINK, SESSION = state._Sink, train_module.Session
 
 MOMENTS: dict[str, Callable[[], Any]] = {
     "before the first checkpoint": lambda: patch.object(SESSION, "write_line", dying(SESSION.write_line, 1)),
@@ -123,7 +122,7 @@ MOMENTS: dict[str, Callable[[], Any]] = {
     "having written, before the rename": lambda: patch.object(os, "fsync", dying(os.fsync, 7, after=True)),
     "having renamed a checkpoint": lambda: patch.object(Path, "replace", dying(Path.replace, 4, after=True)),
     "removing an old checkpoint": lambda: patch.object(Path, "unlink", dying(Path.unlink, 6)),
-    "writing a line": lambda: patch.object(engine.records.JsonLines, "write", half_a_line),
+    "writing a line": lambda: patch.object(metric_log.JsonLines, "write", half_a_line),
     "evaluating": lambda: patch.object(SESSION, "evaluate", dying(SESSION.evaluate, 2)),
     "loading a sample": lambda: patch.object(NoisyVectors, "__getitem__", dying(NoisyVectors.__getitem__, 95)),
     "after the last step": lambda: patch.object(SESSION, "close", dying(SESSION.close, 1)),

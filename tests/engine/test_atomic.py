@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.atomic import claim_json, replacing, sweep, write_json, write_text, write_with
+from mimbench.engine.run.atomic import claim_json, replacing, sweep, write_json, write_text, write_with
 
 
 def test_writes_and_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_of_many_claims_one_succeeds(tmp_path: Path) -> None:
 def test_what_a_killed_writer_leaves_is_swept(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, pathlib\n"
-        "from engine.atomic import replacing\n"
+        "from mimbench.engine.run.atomic import replacing\n"
         "with replacing(pathlib.Path(sys.argv[1])) as t:\n"
         "    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from engine import bar
-from engine.bar import track
+from mimbench.engine.run import bar
+from mimbench.engine.run.bar import track
 
 
 def test_quick_work_is_silent(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

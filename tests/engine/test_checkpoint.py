@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import load_state, newest_valid, prune, save_state, state_path
+from mimbench.engine.training.state import load_state, newest_valid, prune, save_state, state_path
 
 
 def _state(number: float) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk: Path) -> None:
 
 def test_a_writer_that_fails_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same without root: the disk is full at the third write."""
-    from engine.checkpoint import _Sink
+    from mimbench.engine.training.state import _Sink
 
     original = _Sink.write
     writes = []

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from engine.config import Compute, from_text, identity, leaves, plumbing, science, to_text, with_overrides
+from mimbench.engine.run.config import Compute, from_text, identity, leaves, plumbing, science, to_text, with_overrides
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data import Batches, DataError, SeededDataset, batched, evaluation_loader, move
-from engine.datasets import unfit
-from engine.skipping import Skipped
+from mimbench.engine.data.batches import Batches, DataError, SeededDataset, batched, evaluation_loader, move
+from mimbench.engine.data.datasets import unfit
+from mimbench.engine.data.skipped_images import Skipped
 
 
 class Draws:
@@ -95,7 +95,7 @@ def test_processes_share_out_the_same_global_batches() -> None:
     whole = _taken(Batches(Draws(30), 8, seed=0), 0, 6)
     shares = []
     for rank in range(2):
-        with patch("engine.data.rank_and_world", return_value=(rank, 2)):
+        with patch("mimbench.engine.data.batches.rank_and_world", return_value=(rank, 2)):
             shares.append(_taken(Batches(Draws(30), 4, seed=0), 0, 6))
     joined = [[one[k] + two[k] for k in range(4)] for one, two in zip(*shares, strict=True)]
     assert joined == whole
@@ -196,7 +196,7 @@ def test_a_replacement_keeps_the_randomness_of_what_it_stands_for() -> None:
 
 def test_replacements_are_the_same_whoever_loads_and_wherever_one_starts() -> None:
     def made(rank: int = 0, world: int = 1, **settings: Any) -> Batches:
-        with patch("engine.data.rank_and_world", return_value=(rank, world)):
+        with patch("mimbench.engine.data.batches.rank_and_world", return_value=(rank, world)):
             return Batches(Damaged(30), 8 // world, seed=0, skip=0.1, **settings)
 
     whole = _taken(made(), 0, 9)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import datasets, handwritten
-from engine.datasets import (
+from mimbench.engine.data import datasets, handwritten
+from mimbench.engine.data.datasets import (
     CocoFiles,
     Finding,
     UnfitError,

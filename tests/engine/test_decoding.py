@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from engine import decoding
-from engine.decoding import decoded, not_rgb
-from engine.folders import Paths
+from mimbench.engine.data import integrity as decoding
+from mimbench.engine.data.folders import Paths
+from mimbench.engine.data.integrity import decoded, not_rgb
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from engine.handwritten import Backgrounds, Material, Sizes, bundled, make_handwritten
-from engine.handwritten_coco import INSIDE, outlines, rasterise, run_lengths
+from mimbench.engine.data.handwritten import Backgrounds, Material, Sizes, bundled, make_handwritten
+from mimbench.engine.data.handwritten_coco import INSIDE, outlines, rasterise, run_lengths
 
 SMALL = Sizes(train=40, val=20, side=24, coco_train=40, coco_val=8, coco_side=96)
 
@@ -34,7 +34,10 @@ def _digest(directory: Path) -> str:
 
 
 def test_another_process_writes_the_same_bytes(small: Path, tmp_path: Path) -> None:
-    code = f"import sys; from engine.handwritten import *; make_handwritten(sys.argv[1], seed=3, sizes={SMALL!r})"
+    code = (
+        "import sys; from mimbench.engine.data.handwritten import *; "
+        f"make_handwritten(sys.argv[1], seed=3, sizes={SMALL!r})"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], cwd=root, env=environment, check=True)

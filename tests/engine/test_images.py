@@ -22,11 +22,11 @@ from torchvision.transforms import Normalize as TorchvisionNormalize
 from torchvision.transforms import functional as on_pil
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from engine import images
-from engine.data import SeededDataset
-from engine.datasets import UnfitError
-from engine.folders import Paths
-from engine.images import (
+from mimbench.engine.data import images
+from mimbench.engine.data.batches import SeededDataset
+from mimbench.engine.data.datasets import UnfitError
+from mimbench.engine.data.folders import Paths
+from mimbench.engine.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Box,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from engine.ema import Ema
-from engine.optim import LARS, adamw, parameter_groups
+from mimbench.engine.training.ema import Ema
+from mimbench.engine.training.optim import LARS, adamw, parameter_groups
 
 
 def _vit_names(depth: int) -> Iterator[tuple[str, Parameter]]:

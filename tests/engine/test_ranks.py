@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.config import Compute
-from engine.data import Batches
-from engine.optim import adamw, parameter_groups
-from engine.process import rank_and_world, setup_process
-from engine.rundir import RunDir
-from engine.train import Training, train
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import rank_and_world, setup_process
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.optim import adamw, parameter_groups
+from mimbench.engine.training.train import Training, train
 from tests.ranks import as_ranks
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,13 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from engine import progress
-from engine.config import Compute
-from engine.process import autocast_dtype, derived_seed, device_name, peak_memory, seed_all
-from engine.progress import Display, duration
-from engine.records import JsonLines, Means, NonFiniteLoss
-from engine.result import Outcome, commit, write_result
-from engine.rundir import RunDir
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import autocast_dtype, derived_seed, device_name, peak_memory, seed_all
+from mimbench.engine.run.result import Outcome, commit, write_result
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training import progress
+from mimbench.engine.training.metric_log import JsonLines, Means, NonFiniteLoss
+from mimbench.engine.training.progress import Display, duration
 
 
 def test_means_over_steps_and_micro_batches() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import rundir
-from engine.atomic import write_json
-from engine.rundir import SILENCE, RunDir
+from mimbench.engine.run import rundir
+from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.rundir import SILENCE, RunDir
 
 ABOUT = {"recipe": "cls/knn", "stage": "cls", "identity": "0123456789"}
 OTHERS = {"started": 0.0, "process_started": 0.0}  # of a start by another process
@@ -82,7 +82,8 @@ def test_of_several_that_start_it_at_once_one_does(run: RunDir) -> None:
     outcomes: list[str] = []
     barrier = threading.Barrier(2)
     code = (
-        "import sys, pathlib; from engine.rundir import RunDir; run = RunDir(pathlib.Path(sys.argv[1])); input()\n"
+        "import sys, pathlib; from mimbench.engine.run.rundir import RunDir\n"
+        "run = RunDir(pathlib.Path(sys.argv[1])); input()\n"
         "try: run.begin_attempt(); print('mine', flush=True); input()\n"
         "except ValueError as error: print('theirs', flush=True)"
     )

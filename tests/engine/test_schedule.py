@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.schedule import warmup_cosine, warmup_steps
+from mimbench.engine.training.schedule import warmup_cosine, warmup_steps
 
 
 def test_cosine_of_mae() -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cls.check import check_images
-from engine import shards
-from engine.data import Batches
-from engine.datasets import UnfitError
-from engine.images import ImageFolder, RandomCrops, read_image, shortened
-from engine.shards import Shards, Shrinking, Shrunk, shrink
+from mimbench.cls.data.check import check_images
+from mimbench.engine.data import shards
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.data.datasets import UnfitError
+from mimbench.engine.data.images import ImageFolder, RandomCrops, read_image, shortened
+from mimbench.engine.data.shards import Shards, Shrinking, Shrunk, shrink
 
 SMALL = Shrinking(short=32, quality=90)
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine import skipping
-from engine.datasets import unfit
-from engine.skipping import Skipped
+from mimbench.engine.data import skipped_images as skipping
+from mimbench.engine.data.datasets import unfit
+from mimbench.engine.data.skipped_images import Skipped
 
 FAULT = unfit(Path("a.jpg"), "the image is cut short", "copy it again")
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.checkpoint import load_state, newest_valid
-from engine.config import Compute
-from engine.rundir import RunDir
-from engine.step import Stepper
-from engine.train import NonFiniteLoss, Training, train
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.state import load_state, newest_valid
+from mimbench.engine.training.step import Stepper
+from mimbench.engine.training.train import NonFiniteLoss, Training, train
 
 Make = Callable[..., Training]
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from engine.result import Outcome
-from engine.rundir import RunDir
-from jobs import local
-from jobs.display import Display
-from jobs.local import Local
-from jobs.store import create_or_find, resolve, runs_root
-from jobs.study import Run, Study
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.local import scheduler as local
+from mimbench.jobs.local.display import Display
+from mimbench.jobs.local.scheduler import Local
+from mimbench.jobs.runs.store import create_or_find, resolve, runs_root
+from mimbench.jobs.studies.study import Run, Study
 from tests.jobs.browser import Browser, program
 
 ROOT = Path(__file__).parents[2]
@@ -59,15 +59,15 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage], None]:
     """Put a function in the place of what classification runs do."""
 
     def install(run: Stage) -> None:
-        monkeypatch.setitem(sys.modules, "cls.run", SimpleNamespace(run=run))  # type: ignore[misc]
+        monkeypatch.setitem(sys.modules, "mimbench.cls.run", SimpleNamespace(run=run))  # type: ignore[misc]
 
     return install
 
 
 PROCESS = """
 import os, pathlib, signal, sys, time
-from engine.result import Outcome, write_result
-from engine.rundir import RunDir
+from mimbench.engine.run.result import Outcome, write_result
+from mimbench.engine.run.rundir import RunDir
 from tests.jobs.encoder_file import encoder_bytes
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 run, behaviour = RunDir(pathlib.Path(sys.argv[1])), sys.argv[2]

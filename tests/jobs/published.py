@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import to_text, with_overrides
-from engine.rundir import RunDir
-from jobs.recipes import find
-from jobs.tables.paper import Reference
+from mimbench.engine.run.config import to_text, with_overrides
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.tables.paper import Reference
 from tests.jobs.encoder_file import encoder_bytes
 from tests.jobs.runs import Runs
 

@@ -7,14 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from backbones.config import ViT
-from backbones.content import content_hash
-from cls.recipes import finetune_handwritten, knn_handwritten, linear_handwritten
-from det.recipes import mask_rcnn_handwritten
-from engine.config import identity, to_text
-from engine.result import Outcome, write_result
-from engine.rundir import RunDir
-from pretrain.recipes import crossmae_handwritten
+from mimbench.backbones.config import ViT
+from mimbench.backbones.content import content_hash
+from mimbench.cls.recipes.published import finetune_handwritten, knn_handwritten, linear_handwritten
+from mimbench.det.recipes.mask_rcnn import mask_rcnn_handwritten
+from mimbench.engine.run.config import identity, to_text
+from mimbench.engine.run.result import Outcome, write_result
+from mimbench.engine.run.rundir import RunDir
+from mimbench.pretrain.recipes.crossmae import crossmae_handwritten
 from tests.jobs.encoder_file import encoder_bytes
 
 RECIPES = {

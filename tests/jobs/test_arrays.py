@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.rundir import RunDir
-from jobs.slurm import schedulers
-from jobs.slurm.arrays import plan
-from jobs.slurm.cluster import Cluster, Shape
-from jobs.slurm.commands import Queue
-from jobs.slurm.schedulers import Unit, status_of
-from jobs.slurm.submission import Batch, read, unsent
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm import schedulers
+from mimbench.jobs.slurm.arrays import plan
+from mimbench.jobs.slurm.cluster import Cluster, Shape
+from mimbench.jobs.slurm.commands import Queue
+from mimbench.jobs.slurm.schedulers import Unit, status_of
+from mimbench.jobs.slurm.submission import Batch, read, unsent
 
 BIG, SMALL = Shape(gpus=4, minutes=600), Shape(gpus=1, minutes=60)
 

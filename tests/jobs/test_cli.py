@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from engine.datasets import HANDWRITTEN
-from engine.result import Outcome
-from engine.rundir import RunDir
-from jobs import commands
-from jobs.cli import app
-from jobs.store import runs_root
+from mimbench.engine.data.datasets import HANDWRITTEN
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.cli import commands
+from mimbench.jobs.cli.main import app
+from mimbench.jobs.runs.store import runs_root
 
 if TYPE_CHECKING:
     from tests.jobs.conftest import Bench
@@ -48,10 +48,10 @@ def test_help_lists_the_commands_a_line_each() -> None:
 
 def test_help_imports_nothing_that_takes_long() -> None:
     code = (
-        "import sys; from jobs.cli import main; sys.argv = ['mimbench', '--help']\n"
+        "import sys; from mimbench.jobs.cli.main import main; sys.argv = ['mimbench', '--help']\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'pydantic', 'rich', 'submitit', 'jinja2', 'psutil', 'jobs.store'}\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'rich', 'submitit', 'jinja2', 'psutil', 'mimbench.jobs.runs.store'}\n"
         "print(*sorted(set(sys.modules) & heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

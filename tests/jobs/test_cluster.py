@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.slurm import cluster
-from jobs.slurm.cluster import Cluster, Shape
-from jobs.slurm.commands import SilentError, refusal
-from jobs.slurm.sbatch import Executor, scrubbed
-from jobs.slurm.submission import Batch
+from mimbench.jobs.slurm import cluster
+from mimbench.jobs.slurm.cluster import Cluster, Shape
+from mimbench.jobs.slurm.commands import SilentError, refusal
+from mimbench.jobs.slurm.sbatch import Executor, scrubbed
+from mimbench.jobs.slurm.submission import Batch
 
 GPU = Cluster(name="a100", partition="gpu", gpu_type="a100", gpus_per_node=4, cpus_per_task=10, memory_gb=64.0)
 
@@ -115,7 +115,7 @@ def test_site_facts_change_the_file(tmp_path: Path) -> None:
     assert "#SBATCH --no-requeue" in text
     assert "#SBATCH --signal=USR1@120" in text
     assert "--cpus-per-task=10 " not in text.partition("srun ")[2]
-    assert "jobs.slurm.job" not in text
+    assert "mimbench.jobs.slurm.job" not in text
     assert "--array" not in text
 
 
@@ -141,7 +141,7 @@ def test_slurms_words_name_the_key() -> None:
 
 def test_the_commands(tmp_path: Path) -> None:
     def mimbench(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from jobs.cli import main; main()", *arguments]
+        command = [sys.executable, "-c", "from mimbench.jobs.cli.main import main; main()", *arguments]
         return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
 
     assert mimbench("cluster", "add", "a100", "partition=gpu").returncode == 0
@@ -153,7 +153,11 @@ def test_the_commands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["jobs.slurm.cluster", "jobs.slurm.schedulers", "jobs.slurm.job", "jobs.cli_cluster", "jobs.slurm.sbatch"]
+    "module",
+    [
+        f"mimbench.jobs.{name}"
+        for name in ("slurm.cluster", "slurm.schedulers", "slurm.job", "slurm.sbatch", "cli.cluster")
+    ],
 )
 def test_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"

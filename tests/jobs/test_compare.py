@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.config import HANDWRITTEN
-from backbones.vit import VisionTransformer
-from jobs.cli import main
-from jobs.tables import card, compare
-from pretrain.recipes import crossmae_vitb_400ep
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.config import HANDWRITTEN
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.jobs.cli.main import main
+from mimbench.jobs.tables import card, compare
+from mimbench.pretrain.recipes.crossmae import crossmae_vitb_400ep
 from tests.jobs.browser import Browser
 from tests.jobs.published import Published
 from tests.jobs.test_report import FAINT_TEXT
@@ -25,7 +25,7 @@ FINETUNE, DETECT = "cls/finetune_vitb", "det/mask_rcnn_vitdet_b_100ep"
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
-    monkeypatch.setattr("engine.result.commit", lambda: None)
+    monkeypatch.setattr("mimbench.engine.run.result.commit", lambda: None)
     return Published(tmp_path / "runs")
 
 

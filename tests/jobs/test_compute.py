@@ -13,14 +13,14 @@ import timm
 import torch
 from torch import nn
 
-from backbones.config import SIZES
-from det.memory import Saved
-from jobs import cost, records
-from jobs.recipes import find
-from jobs.tables import compute, counting
-from jobs.tables.paper import references
-from pretrain.masking import Masked
-from pretrain.methods import build_method
+from mimbench.backbones.config import SIZES
+from mimbench.det.memory import Saved
+from mimbench.jobs.runs import cost, records
+from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.tables import compute, counting
+from mimbench.jobs.tables.paper import references
+from mimbench.pretrain.masking.strategies import Masked
+from mimbench.pretrain.methods.table import build_method
 from tests.jobs.published import Published
 
 # Parameters of the official models with 12 decoder blocks (CrossMAE) and 8 (MAE), and of detectron2's ViTDet-B.

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from det.recipes import mask_rcnn_handwritten
-from engine.config import to_text
-from engine.rundir import RunDir
-from jobs.cli import app
-from jobs.commands import shape_to_evaluate
-from jobs.evaluate import Request
-from jobs.memory import must_fit
-from jobs.slurm.cluster import Cluster
-from jobs.study import Run, Study
-from jobs.submit import submit_cluster
+from mimbench.det.recipes.mask_rcnn import mask_rcnn_handwritten
+from mimbench.engine.run.config import to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.cli.commands import shape_to_evaluate
+from mimbench.jobs.cli.main import app
+from mimbench.jobs.runs.memory import must_fit
+from mimbench.jobs.slurm.cluster import Cluster
+from mimbench.jobs.studies.evaluate import Request
+from mimbench.jobs.studies.study import Run, Study
+from mimbench.jobs.studies.submit import submit_cluster
 
 
 def mimbench(*arguments: str | Path) -> Any:
@@ -34,8 +34,8 @@ def trained(tmp_path: Path) -> RunDir:
     """A detection run that left a detector, as if it had finished."""
     import torch
 
-    from det.build import build_detector
-    from det.detector_file import save_detector
+    from mimbench.det.model.build import build_detector
+    from mimbench.det.model.detector_file import save_detector
 
     config = replace(mask_rcnn_handwritten(), heads=replace(mask_rcnn_handwritten().heads, score_threshold=0.0))
     run = RunDir.create(

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.datasets import add
-from jobs import doctor
+from mimbench.engine.data.datasets import add
+from mimbench.jobs.local import doctor
 
 
 @pytest.fixture(scope="module")

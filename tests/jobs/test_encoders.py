@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.rundir import RunDir
-from jobs.encoders import Encoder, encoders_of
-from jobs.records import read
-from pretrain.recipes_maskalign import maskalign_handwritten
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.encoders import Encoder, encoders_of
+from mimbench.jobs.runs.records import read
+from mimbench.pretrain.recipes.maskalign import maskalign_handwritten
 from tests.jobs.runs import Runs
 
 STUDENT = "pretrain/maskalign_handwritten"

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from engine.handwritten import Sizes, make_handwritten
-from engine.rundir import RunDir
-from jobs.store import runs_root
+from mimbench.engine.data.handwritten import Sizes, make_handwritten
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.store import runs_root
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "from jobs.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from mimbench.jobs.cli.main import main; main()"]
 PRETRAIN = ("run", "pretrain/crossmae_handwritten", "epochs=8", "warmup_epochs=1", "batch=20", "compute.workers=0")
 OFTEN = ("compute.log_every=1", "compute.save_every=5")
 

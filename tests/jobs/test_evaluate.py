@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from backbones.config import SIZES, ViT
-from jobs.evaluate import PUBLISHED, STAGE, TWINS, Request, evaluation
-from jobs.recipes import find
-from jobs.store import resolve
-from jobs.study import Run
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.runs.store import resolve
+from mimbench.jobs.studies.evaluate import PUBLISHED, STAGE, TWINS, Request, evaluation
+from mimbench.jobs.studies.study import Run
 
 FILE = Path("/x/encoder.safetensors")
 ALL = ("knn", "linear", "linear_fast", "fewshot", "finetune", "coco")

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from engine.result import Outcome
-from engine.rundir import RunDir
-from jobs import execute as module
-from jobs.execute import execute, explained
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs import execute as module
+from mimbench.jobs.runs.execute import execute, explained
 
 ROOT = Path(__file__).parents[2]
 Install = Callable[[Callable[[Any, RunDir], Outcome]], None]
@@ -39,7 +39,7 @@ def test_a_run_that_ends_well(knn: RunDir, stage: Install) -> None:
 
     def run(config: Any, run: RunDir) -> Outcome:
         seen.append((config.k, run.state()))
-        logging.getLogger("cls.knn").info("encoding")
+        logging.getLogger("mimbench.cls.frozen.knn").info("encoding")
         return GOOD
 
     stage(run)
@@ -182,7 +182,7 @@ def test_one_that_is_running_is_refused(knn: RunDir, stage: Install) -> None:
 
 def test_a_killed_run_is_lost_and_can_be_run_again(knn: RunDir, stage: Install) -> None:
     code = (
-        "import sys, os, pathlib; from engine.rundir import RunDir\n"
+        "import sys, os, pathlib; from mimbench.engine.run.rundir import RunDir\n"
         "RunDir(pathlib.Path(sys.argv[1])).begin_attempt(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(knn.path)], cwd=ROOT, check=False)
@@ -198,7 +198,7 @@ def test_a_killed_run_is_lost_and_can_be_run_again(knn: RunDir, stage: Install) 
 def test_the_seconds_of_a_result_are_those_of_all_attempts(knn: RunDir, stage: Install) -> None:
     stage(_raising(ValueError("no")))
     execute(knn)
-    from engine.atomic import write_json
+    from mimbench.engine.run.atomic import write_json
 
     first = {**knn.attempts()[0], "started": 1000.0, "ended": 1100.0}
     write_json(knn.path / "attempts" / "1.json", first)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.config import ViT
-from backbones.vit import VisionTransformer
-from jobs.cli import app
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.jobs.cli.main import app
 
 TINY = ViT(64, 1, 1, patch=16, image=32)
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-import engine.result
-from jobs import records
-from jobs.cli import main
-from jobs.tables import formats, paper, paper_table
+from mimbench.engine.run import result
+from mimbench.jobs.cli.main import main
+from mimbench.jobs.runs import records
+from mimbench.jobs.tables import formats, paper, paper_table
 from tests.jobs.browser import Browser
 from tests.jobs.published import Published
 from tests.jobs.test_report import FAINT_TEXT
@@ -54,7 +54,7 @@ def fill(root: Path) -> Published:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.result, "commit", lambda: None)
+        patch.setattr(result, "commit", lambda: None)
         yield fill(tmp_path_factory.mktemp("published") / "runs").root
 
 

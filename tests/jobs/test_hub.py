@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs.hub import push
+from mimbench.jobs.cli.hub import push
 from tests.jobs.published import Published
 from tests.jobs.test_cli import mimbench
 

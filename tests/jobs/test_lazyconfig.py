@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
+from mimbench.jobs.cli.main import app
 from tests.det.conftest import write_coco
 
 SMALL = (

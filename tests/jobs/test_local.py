@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from engine.rundir import RunDir
-from jobs import local
-from jobs.display import Display
-from jobs.local import Local
-from jobs.processes import Memory, submit, visible_devices
-from jobs.store import runs_root
-from jobs.study import Run, Study
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.local import scheduler as local
+from mimbench.jobs.local.display import Display
+from mimbench.jobs.local.processes import Memory, submit, visible_devices
+from mimbench.jobs.local.scheduler import Local
+from mimbench.jobs.runs.store import runs_root
+from mimbench.jobs.studies.study import Run, Study
 
 if TYPE_CHECKING:
     from tests.jobs.conftest import Bench

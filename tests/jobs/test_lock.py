@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import lock as locks
-from jobs.lock import lock
+from mimbench.jobs.runs import lock as locks
+from mimbench.jobs.runs.lock import lock
 
 ROOT = Path(__file__).parents[2]
 COUNT = """
 import sys, time
 from pathlib import Path
-from jobs.lock import lock
+from mimbench.jobs.runs.lock import lock
 directory, times = Path(sys.argv[1]), int(sys.argv[2])
 count = directory / "count"
 for _ in range(times):
@@ -31,7 +31,7 @@ for _ in range(times):
 HOLD = """
 import sys, time
 from pathlib import Path
-from jobs.lock import lock
+from mimbench.jobs.runs.lock import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import records
-from jobs.recipes import find
-from jobs.tables import paper
-from jobs.tables.matching import Comparison, compare, groups
-from jobs.tables.paper import Reference
-from jobs.tables.significance import Sample, interval, quantile
+from mimbench.jobs.runs import records
+from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.tables import paper
+from mimbench.jobs.tables.matching import Comparison, compare, groups
+from mimbench.jobs.tables.paper import Reference
+from mimbench.jobs.tables.significance import Sample, interval, quantile
 from tests.jobs.encoder_file import encoder_bytes
 from tests.jobs.published import Published
 
@@ -27,8 +27,8 @@ CROSSMAE, MAE = "pretrain/crossmae_vitb_800ep", "pretrain/mae_vitb_1600ep"
 @pytest.fixture(autouse=True)
 def _no_git(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which commit made a result is not asked here, and asking takes longer than all else."""
-    monkeypatch.setattr("engine.result.commit", lambda: None)
-    monkeypatch.setattr("engine.result.versions", dict)
+    monkeypatch.setattr("mimbench.engine.run.result.commit", lambda: None)
+    monkeypatch.setattr("mimbench.engine.run.result.versions", dict)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tables import paper, paper_check
-from jobs.tables.paper import PAPERS
+from mimbench.jobs.tables import paper, paper_check
+from mimbench.jobs.tables.paper import PAPERS
 
 # Typed from the sources a second time, table by table: label, then the columns in order; - is a cell without a number.
 READ_AGAIN = {

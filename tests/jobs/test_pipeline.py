@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from engine.handwritten import Sizes, make_handwritten
-from engine.rundir import RunDir
-from jobs.store import runs_root
+from mimbench.engine.data.handwritten import Sizes, make_handwritten
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.store import runs_root
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "from jobs.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from mimbench.jobs.cli.main import main; main()"]
 STUDY = """
-from jobs.study import Run, Study
+from mimbench.jobs.studies.study import Run, Study
 
 def study():
     small = ("warmup_epochs=0.5", "batch=20", "epochs=3", "health.images=0", "compute.save_every=5")

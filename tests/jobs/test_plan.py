@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.result import Outcome, write_result
-from engine.rundir import RunDir
-from jobs import submit as submitting
-from jobs.lineage import take
-from jobs.members import add_members, members
-from jobs.plan import Plan, plan, render
-from jobs.store import runs_root
-from jobs.study import Run, Study
-from jobs.study_files import load_study
+from mimbench.engine.run.result import Outcome, write_result
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.lineage import take
+from mimbench.jobs.runs.store import runs_root
+from mimbench.jobs.studies import submit as submitting
+from mimbench.jobs.studies.plan import Plan, plan, render
+from mimbench.jobs.studies.study import Run, Study
+from mimbench.jobs.studies.study_files import load_study
+from mimbench.jobs.studies.study_registry import add_members, members
 from tests.jobs.encoder_file import encoder_bytes
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ TWO = """
 import sys, time
 from pathlib import Path
 from jobs import local, submit
-from jobs.store import runs_root
-from jobs.study import Run, Study
+from mimbench.jobs.runs.store import runs_root
+from mimbench.jobs.studies.study import Run, Study
 from tests.jobs.conftest import Bench
 bench = Bench()
 local.submit, local.POLL = bench.submit, 0.02
@@ -211,7 +211,7 @@ def test_two_who_submit_at_once_run_nothing_twice() -> None:
 
 def _file(directory: Path, text: str) -> str:
     file = directory / "my study.py"
-    file.write_text("from jobs.study import Run, Study\n" + text)
+    file.write_text("from mimbench.jobs.studies.study import Run, Study\n" + text)
     return str(file)
 
 

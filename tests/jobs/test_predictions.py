@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from cls.config import PREDICTIONS
-from jobs.cli import app
-from jobs.predictions import CHANGES, Saved, compare, read
-from jobs.store import runs_root
-from jobs.study import Run
+from mimbench.cls.config import PREDICTIONS
+from mimbench.jobs.cli.main import app
+from mimbench.jobs.runs.predictions import CHANGES, Saved, compare, read
+from mimbench.jobs.runs.store import runs_root
+from mimbench.jobs.studies.study import Run
 
 CLASSES = ["cat", "dog", "owl"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.plan import plan
-from jobs.store import resolve, runs_root
-from jobs.study import Study, at_epochs, start_from
-from jobs.study_files import load_study, ready_studies
+from mimbench.jobs.runs.store import resolve, runs_root
+from mimbench.jobs.studies.plan import plan
+from mimbench.jobs.studies.study import Study, at_epochs, start_from
+from mimbench.jobs.studies.study_files import load_study, ready_studies
 
 ROWS = {  # pretrainings and evaluations of each
     "amt/probe": (5, 10),

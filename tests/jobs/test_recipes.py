@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from engine.config import Compute, from_text, leaves, to_text
-from jobs.recipes import STAGES, Recipe, config_type, find, recipes
+from mimbench.engine.run.config import Compute, from_text, leaves, to_text
+from mimbench.jobs.runs.recipes import STAGES, Recipe, config_type, find, recipes
 
 ALL = list(recipes())
 

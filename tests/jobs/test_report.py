@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cls.recipes import finetune_handwritten
-from jobs.members import add_members
-from jobs.tables import curves, report
-from jobs.tables.curves import Point
-from pretrain.recipes import crossmae_handwritten
+from mimbench.cls.recipes.published import finetune_handwritten
+from mimbench.jobs.studies.study_registry import add_members
+from mimbench.jobs.tables import curves, report
+from mimbench.jobs.tables.curves import Point
+from mimbench.pretrain.recipes.crossmae import crossmae_handwritten
 from tests.jobs.browser import Browser
 from tests.jobs.encoder_file import encoder_bytes
 from tests.jobs.runs import Runs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tables import report
+from mimbench.jobs.tables import report
 from tests.jobs.browser import Browser
 from tests.jobs.published import Published
 from tests.jobs.test_report import FAINT_TEXT
@@ -18,7 +18,7 @@ FINETUNE, DETECT = "cls/finetune_vitb", "det/mask_rcnn_vitdet_b_100ep"
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.result.commit", lambda: None)
+        patch.setattr("mimbench.engine.run.result.commit", lambda: None)
         runs = Published(tmp_path_factory.mktemp("published") / "runs")
         made = runs.pretraining("pretrain/crossmae_vitb_800ep_predict75")
         finetuned = runs.evaluation(FINETUNE, {"finetune_top1": 83.6}, made)

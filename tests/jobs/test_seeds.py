@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from backbones.config import SIZES
-from engine.datasets import HANDWRITTEN
-from jobs.cli import app
-from jobs.evaluate import Request, evaluation
-from jobs.seeds import Spread, asked_for, seeded, study_of, to_json, to_text
-from jobs.study import Run, Study
+from mimbench.backbones.config import SIZES
+from mimbench.engine.data.datasets import HANDWRITTEN
+from mimbench.jobs.cli.main import app
+from mimbench.jobs.studies.evaluate import Request, evaluation
+from mimbench.jobs.studies.seeds import Spread, asked_for, seeded, study_of, to_json, to_text
+from mimbench.jobs.studies.study import Run, Study
 from tests.jobs.conftest import Bench
 
 FILE = Path("/x/encoder.safetensors")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from jobs.cli import app
+from mimbench.jobs.cli.main import app
 
 
 @pytest.fixture

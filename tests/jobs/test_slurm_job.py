@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.rundir import RunDir
-from jobs.slurm import commands as slurm
-from jobs.slurm import job as slurm_job
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm import commands as slurm
+from mimbench.jobs.slurm import job as slurm_job
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.slurm.snapshot import MARKER, snapshot
+from mimbench.jobs.slurm.snapshot import MARKER, snapshot
 
 
 @pytest.fixture

@@ -16,16 +16,18 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from engine.result import Outcome, write_result
-from engine.rundir import RunDir
-from jobs import gc, spent, status, steer
-from jobs.cli import app
-from jobs.commands import run_of, show_result
-from jobs.explain import explain_place, explain_run
-from jobs.members import add_members, directory_name
-from jobs.store import place, resolve, runs_root
-from jobs.study import Run, Study
-from jobs.submit import start_again
+from mimbench.engine.run.result import Outcome, write_result
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.cli.commands import run_of, show_result
+from mimbench.jobs.cli.main import app
+from mimbench.jobs.runs import control as steer
+from mimbench.jobs.runs import gc, status
+from mimbench.jobs.runs import gpu_hours as spent
+from mimbench.jobs.runs.explain import explain_place, explain_run
+from mimbench.jobs.runs.store import place, resolve, runs_root
+from mimbench.jobs.studies.study import Run, Study
+from mimbench.jobs.studies.study_registry import add_members, directory_name
+from mimbench.jobs.studies.submit import start_again
 from tests.jobs.encoder_file import encoder_bytes
 
 if TYPE_CHECKING:
@@ -297,7 +299,8 @@ def test_what_was_cancelled_on_a_cluster_is_not_started_here(made: list[RunDir])
 def test_pruning_asks_and_says_what_goes(made: list[RunDir], tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from jobs.study import Run, Study\nfirst = Run('pretrain/crossmae_handwritten', label='pretrain')\n"
+        "from mimbench.jobs.studies.study import Run, Study\n"
+        "first = Run('pretrain/crossmae_handwritten', label='pretrain')\n"
         "study = Study('mine', [first, Run('cls/knn_handwritten', ('seed=0',), first, 'knn 0')])\n"
     )
     planned = json.loads(mimbench("plan", str(file), "--json").stdout)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.config import ViT
-from backbones.vit import VisionTransformer
-from engine.datasets import add
-from engine.rundir import RunDir
-from jobs.store import config_of, create_or_find, encoder_file, resolve, runs_root
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.data.datasets import add
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.store import config_of, create_or_find, encoder_file, resolve, runs_root
 from tests.jobs.encoder_file import encoder_bytes
 
 

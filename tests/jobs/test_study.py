@@ -12,14 +12,14 @@ from typing import get_args
 
 import pytest
 
-from engine import rundir
-from jobs import cli
-from jobs.demo import EVALUATIONS, Method, demo
-from jobs.members import members
-from jobs.plan import plan
-from jobs.store import config_of, runs_root
-from jobs.study import Run, Study, at_epochs, overridden, start_from
-from jobs.submit import prepared
+from mimbench.engine.run import rundir
+from mimbench.jobs.cli import main as cli
+from mimbench.jobs.demo import EVALUATIONS, Method, demo
+from mimbench.jobs.runs.store import config_of, runs_root
+from mimbench.jobs.studies.plan import plan
+from mimbench.jobs.studies.study import Run, Study, at_epochs, overridden, start_from
+from mimbench.jobs.studies.study_registry import members
+from mimbench.jobs.studies.submit import prepared
 from tests.jobs.encoder_file import encoder_bytes
 
 

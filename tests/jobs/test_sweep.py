@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.result import Outcome, write_result
-from jobs.members import add_members
-from jobs.plan import plan
-from jobs.search import Search, next_round
-from jobs.store import config_of, runs_root
-from jobs.study_files import load_study
-from jobs.sweep import Axis, Sweep, axis, draws, grid, sweep_of
+from mimbench.engine.run.result import Outcome, write_result
+from mimbench.jobs.runs.store import config_of, runs_root
+from mimbench.jobs.studies.plan import plan
+from mimbench.jobs.studies.search import Search, next_round
+from mimbench.jobs.studies.study_files import load_study
+from mimbench.jobs.studies.study_registry import add_members
+from mimbench.jobs.studies.sweep import Axis, Sweep, axis, draws, grid, sweep_of
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from backbones.config import SIZES
-from backbones.content import content_hash
-from jobs.tables import table
-from pretrain.config import AttentionMasking
-from pretrain.recipes import crossmae_handwritten
+from mimbench.backbones.config import SIZES
+from mimbench.backbones.content import content_hash
+from mimbench.jobs.tables import table
+from mimbench.pretrain.config import AttentionMasking
+from mimbench.pretrain.recipes.crossmae import crossmae_handwritten
 from tests.jobs.encoder_file import encoder_bytes
 from tests.jobs.runs import Runs
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine.rundir import RunDir
-from jobs.store import runs_root
-from jobs.study import Run
-from jobs.watch import Glimpse, Watch, last_lines, summary
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.store import runs_root
+from mimbench.jobs.runs.watch import Glimpse, Watch, last_lines, summary
+from mimbench.jobs.studies.study import Run
 
 
 def _write(run: RunDir, *lines: dict[str, object], rest: str = "") -> None:

@@ -27,15 +27,15 @@ from matplotlib.figure import Figure  # noqa: F401  (each attempt would import i
 from PIL import Image
 from safetensors.torch import load_file
 
-import pretrain.run
-from backbones.config import ViT
-from engine.config import Compute, to_text
-from engine.rundir import RunDir
-from engine.session import Session
-from pretrain.attention_guide import AttentionGuide
-from pretrain.config import MAE, AttentionMasking, Pretrain
-from pretrain.run import run
-from pretrain.weight_maps import WeightMaps
+from mimbench.backbones.config import ViT
+from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.session import Session
+from mimbench.pretrain import run as pretrain_run
+from mimbench.pretrain.config import MAE, AttentionMasking, Pretrain
+from mimbench.pretrain.masking.attention_guide import AttentionGuide
+from mimbench.pretrain.masking.weight_maps import WeightMaps
+from mimbench.pretrain.run import run
 from tests.kills import die, dying, forked, killed
 
 CONFIG = Pretrain(
@@ -78,7 +78,7 @@ MOMENTS: dict[str, Callable[[], Any]] = {
     "having made the first maps": lambda: patch.object(WeightMaps, "write", dying(WeightMaps.write, 1, after=True)),
     "making the second maps": lambda: patch.object(AttentionGuide, "_made", cut_short),
     "having made the second maps": lambda: patch.object(WeightMaps, "write", dying(WeightMaps.write, 2, after=True)),
-    "before the last picture": lambda: patch.object(pretrain.run, "_draw", dying(pretrain.run._draw, 1)),
+    "before the last picture": lambda: patch.object(pretrain_run, "_draw", dying(pretrain_run._draw, 1)),
     "between two renewals": lambda: patch.object(Session, "write_line", dying(Session.write_line, 4)),
 }
 

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.config import ViT
-from engine.images import Crop
-from pretrain.attention_masking import (
+from mimbench.backbones.config import ViT
+from mimbench.engine.data.images import Crop
+from mimbench.pretrain.config import MAE, AttentionMasking, CrossMAE, Pretrain
+from mimbench.pretrain.masking.attention import (
     LEAST,
     MaskAndThrow,
     as_published,
@@ -28,10 +29,9 @@ from pretrain.attention_masking import (
     follow_crops,
     weight_map,
 )
-from pretrain.config import MAE, AttentionMasking, CrossMAE, Pretrain
-from pretrain.mask_units import InUnits, unit_patches
-from pretrain.masking import Counts
-from pretrain.methods import build_masking, build_method
+from mimbench.pretrain.masking.strategies import Counts
+from mimbench.pretrain.masking.units import InUnits, unit_patches
+from mimbench.pretrain.methods.table import build_masking, build_method
 from tests.pretrain.golden.amt import BOXES, one_map, order
 from tests.pretrain.originals import gradient_norms, sine_filled, sines
 

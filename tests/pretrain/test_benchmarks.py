@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from backbones.config import ViT
-from pretrain.config import CrossMAE
+from mimbench.backbones.config import ViT
+from mimbench.pretrain.config import CrossMAE
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from backbones.config import SIZES, ViT
-from engine.config import Compute, from_text, to_text, with_overrides
-from pretrain import recipes
-from pretrain.config import MAE, AttentionMasking, CrossMAE, GridMasking, KeepMasking, Pretrain, RandomMasking
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.run.config import Compute, from_text, to_text, with_overrides
+from mimbench.pretrain.config import MAE, AttentionMasking, CrossMAE, GridMasking, KeepMasking, Pretrain, RandomMasking
+from mimbench.pretrain.recipes import crossmae as recipes
 
 RECIPES = [f for name, f in inspect.getmembers(recipes, inspect.isfunction) if name.startswith("crossmae_")]
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.config import SIZES, ViT
-from backbones.vit import VisionTransformer
-from pretrain.config import CrossMAE as Config
-from pretrain.config import RandomMasking
-from pretrain.crossmae import CrossMAE
-from pretrain.masking import Masked, Random
-from pretrain.pixels import pixels, standardised
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.pretrain.config import CrossMAE as Config
+from mimbench.pretrain.config import RandomMasking
+from mimbench.pretrain.masking.strategies import Masked, Random
+from mimbench.pretrain.methods.crossmae import CrossMAE
+from mimbench.pretrain.methods.pixels import pixels, standardised
 from tests.pretrain.originals import golden_noise, sine_filled, sines
 
 TINY = ViT(width=48, depth=3, heads=4, patch=8, image=32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.flops import Flops, decoder_table
+from mimbench.pretrain.flops import Flops, decoder_table
 
 GFLOP = {  # MAE with 8 blocks; CrossMAE with 12, a quarter and all hidden patches predicted
     "S": (2.81, 1.04, 2.64),

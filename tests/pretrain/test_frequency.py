@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config import AttentionMasking
-from pretrain.frequency import lowpass, lowpass_energy, merged, with_frequencies
+from mimbench.pretrain.config import AttentionMasking
+from mimbench.pretrain.masking.frequency import lowpass, lowpass_energy, merged, with_frequencies
 
 SIDE, PATCH = 64, 8
 

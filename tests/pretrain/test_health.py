@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backbones.checkpoint import EncoderInfo, build_encoder, save_encoder
-from backbones.config import ViT
-from backbones.vit import VisionTransformer
-from engine.config import Compute, identity, to_text
-from engine.images import ImageFolder, Sample, normalise
-from engine.process import setup_process
-from engine.rundir import RunDir
-from engine.session import Session
-from pretrain.config import (
+from mimbench.backbones.checkpoint import EncoderInfo, build_encoder, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.data.images import ImageFolder, Sample, normalise
+from mimbench.engine.run.config import Compute, identity, to_text
+from mimbench.engine.run.process import setup_process
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.session import Session
+from mimbench.pretrain.config import (
     MAE,
     AttentionMasking,
     CrossMAE,
@@ -40,10 +40,10 @@ from pretrain.config import (
     RandomMasking,
     SimMIM,
 )
-from pretrain.health import Health as Measured
-from pretrain.health import Squares, encoder_of, feature_rank, neighbours_top1
-from pretrain.run import _save, build_step, run, training, training_batches
-from pretrain.step import Weighed
+from mimbench.pretrain.monitor import Health as Measured
+from mimbench.pretrain.monitor import Squares, encoder_of, feature_rank, neighbours_top1
+from mimbench.pretrain.run import _save, build_step, run, training, training_batches
+from mimbench.pretrain.step import Weighed
 
 TINY = Pretrain(
     encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backbones.checkpoint import load_encoder
-from backbones.config import ViT
-from engine.checkpoint import load_state, state_path
-from engine.config import Compute, identity, to_text
-from engine.rundir import RunDir
-from pretrain.config import CrossMAE, Pretrain
-from pretrain.run import run
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.config import ViT
+from mimbench.engine.run.config import Compute, identity, to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.state import load_state, state_path
+from mimbench.pretrain.config import CrossMAE, Pretrain
+from mimbench.pretrain.run import run
 
 CONFIG = Pretrain(
     data="images",

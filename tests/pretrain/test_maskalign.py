@@ -19,17 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.config import ViT
-from backbones.vit import VisionTransformer
-from engine.config import Compute
-from engine.optim import adamw
-from pretrain.config import KeepMasking, Pretrain, RandomMasking
-from pretrain.maskalign import MaskAlign, counting_layers
-from pretrain.masking import Keep, Masked, Random
-from pretrain.method import Context
-from pretrain.method_configs import MaskAlign as Config
-from pretrain.run import decay_groups, schedule
-from pretrain.teachers import Teacher
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.run.config import Compute
+from mimbench.engine.training.optim import adamw
+from mimbench.pretrain.config import KeepMasking, Pretrain, RandomMasking
+from mimbench.pretrain.masking.strategies import Keep, Masked, Random
+from mimbench.pretrain.methods.configs import MaskAlign as Config
+from mimbench.pretrain.methods.maskalign import MaskAlign, counting_layers
+from mimbench.pretrain.methods.method import Context
+from mimbench.pretrain.methods.teachers import Teacher
+from mimbench.pretrain.run import decay_groups, schedule
 from tests.pretrain.originals import golden_noise, gradient_norms, sines
 
 STUDENT = ViT(width=48, depth=12, heads=4, patch=8, image=32)

@@ -9,15 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.checkpoint import EncoderInfo, load_encoder, save_encoder
-from backbones.config import ViT
-from backbones.vit import VisionTransformer
-from engine.checkpoint import load_state, newest_valid
-from engine.config import Compute, to_text, with_overrides
-from engine.rundir import RunDir
-from pretrain.config import CrossMAE, KeepMasking, MaskAlign, Pretrain, RandomMasking
-from pretrain.recipes_maskalign import maskalign_handwritten, maskalign_vitb, maskalign_vitl, maskalign_vitl_clipl
-from pretrain.run import build_step, run
+from mimbench.backbones.checkpoint import EncoderInfo, load_encoder, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.run.config import Compute, to_text, with_overrides
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.state import load_state, newest_valid
+from mimbench.pretrain.config import CrossMAE, KeepMasking, MaskAlign, Pretrain, RandomMasking
+from mimbench.pretrain.recipes.maskalign import (
+    maskalign_handwritten,
+    maskalign_vitb,
+    maskalign_vitl,
+    maskalign_vitl_clipl,
+)
+from mimbench.pretrain.run import build_step, run
 
 TEACHER = ViT(width=24, depth=3, heads=2, patch=4, image=16)
 TINY = Pretrain(

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.config import SIZES, ViT
-from pretrain.config import GridMasking, KeepMasking, RandomMasking
-from pretrain.masking import Grid, Keep, Masked, Random, fixed_counts, weighted_order
-from pretrain.methods import build_masking
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.pretrain.config import GridMasking, KeepMasking, RandomMasking
+from mimbench.pretrain.masking.strategies import Grid, Keep, Masked, Random, fixed_counts, weighted_order
+from mimbench.pretrain.methods.table import build_masking
 from tests.pretrain.originals import golden_noise
 
 

@@ -12,13 +12,13 @@ from math import cos, pi
 import pytest
 import torch
 
-from backbones.config import SIZES, ViT
-from engine.optim import adamw
-from pretrain.config import MAE, CrossMAE, Pretrain, RandomMasking
-from pretrain.masking import Random
-from pretrain.method import Method
-from pretrain.methods import build_method
-from pretrain.run import decay_groups, schedule
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.training.optim import adamw
+from mimbench.pretrain.config import MAE, CrossMAE, Pretrain, RandomMasking
+from mimbench.pretrain.masking.strategies import Random
+from mimbench.pretrain.methods.method import Method
+from mimbench.pretrain.methods.table import build_method
+from mimbench.pretrain.run import decay_groups, schedule
 from tests.pretrain.originals import golden, golden_noise, gradient_norms, sine_filled, sines
 
 TINY = ViT(width=48, depth=3, heads=4, patch=8, image=32)

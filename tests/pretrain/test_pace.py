@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from backbones.config import ViT
-from engine.config import Compute
-from engine.images import RandomCrops
-from jobs.cli import app
-from pretrain.config import CrossMAE, Pretrain
-from pretrain.crossmae import CrossMAE as Model
-from pretrain.pace import Pace, measure
+from mimbench.backbones.config import ViT
+from mimbench.engine.data.images import RandomCrops
+from mimbench.engine.run.config import Compute
+from mimbench.jobs.cli.main import app
+from mimbench.pretrain.config import CrossMAE, Pretrain
+from mimbench.pretrain.methods.crossmae import CrossMAE as Model
+from mimbench.pretrain.throughput import Pace, measure
 
 TINY = Pretrain(
     encoder=ViT(width=16, depth=1, heads=2, patch=4, image=16),
@@ -63,7 +63,7 @@ def test_the_side_that_is_slow_is_the_bottleneck(config: Pretrain, monkeypatch: 
 
 def test_doctor_says_so(config: Pretrain, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Pace(loader=100.0, step=200.0, workers=0, batch=16, device=torch.device("cpu"))
-    monkeypatch.setattr("pretrain.pace.measure", lambda config, seconds: found)
+    monkeypatch.setattr("mimbench.pretrain.throughput.measure", lambda config, seconds: found)
     done = CliRunner().invoke(app, ["doctor", "--data", config.data, "--json"])
     last = json.loads(done.stdout)[-1]
     assert (last["what"], last["verdict"]) == (f"input {config.data}", "note")

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.config import ViT
-from backbones.vit import VisionTransformer
-from engine.config import Compute, to_text
-from engine.rundir import RunDir
-from pretrain.config import MAE, CrossMAE, GridMasking, KeepMasking, MaskAlign, Pretrain, RandomMasking
-from pretrain.run import run
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.pretrain.config import MAE, CrossMAE, GridMasking, KeepMasking, MaskAlign, Pretrain, RandomMasking
+from mimbench.pretrain.run import run
 from tests.ranks import as_ranks
 
 ROOT = Path(__file__).parents[2]

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.config import ViT
-from engine.images import normalise
-from pretrain.config import MAE, CrossMAE, KeepMasking, RandomMasking
-from pretrain.crossmae import CrossMAE as CrossModel
-from pretrain.masking import Keep, Masked, Random
-from pretrain.method import Context
-from pretrain.methods import build_method
-from pretrain.pixels import pixels, standardised
-from pretrain.reconstruct import HIDDEN, fixed_noise, heat, picture_rows, save_picture, validation_loss
-from pretrain.step import Step
+from mimbench.backbones.config import ViT
+from mimbench.engine.data.images import normalise
+from mimbench.pretrain.config import MAE, CrossMAE, KeepMasking, RandomMasking
+from mimbench.pretrain.masking.strategies import Keep, Masked, Random
+from mimbench.pretrain.methods.crossmae import CrossMAE as CrossModel
+from mimbench.pretrain.methods.method import Context
+from mimbench.pretrain.methods.pixels import pixels, standardised
+from mimbench.pretrain.methods.table import build_method
+from mimbench.pretrain.reconstruct import HIDDEN, fixed_noise, heat, picture_rows, save_picture, validation_loss
+from mimbench.pretrain.step import Step
 
 TINY = ViT(width=16, depth=1, heads=2, patch=4, image=16)
 DECODER = CrossMAE(depth=1, width=16, heads=2)

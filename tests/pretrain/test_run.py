@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.checkpoint import load_encoder
-from backbones.config import ViT
-from engine.config import Compute, identity, to_text
-from engine.images import Crop, ImageFolder, Sample, normalise
-from engine.rundir import RunDir
-from pretrain.config import MAE, CrossMAE, Pretrain, RandomMasking
-from pretrain.masking import Random
-from pretrain.methods import build_method
-from pretrain.run import build_step, run, training, training_batches
-from pretrain.step import Step
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.config import ViT
+from mimbench.engine.data.images import Crop, ImageFolder, Sample, normalise
+from mimbench.engine.run.config import Compute, identity, to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.pretrain.config import MAE, CrossMAE, Pretrain, RandomMasking
+from mimbench.pretrain.masking.strategies import Random
+from mimbench.pretrain.methods.table import build_method
+from mimbench.pretrain.run import build_step, run, training, training_batches
+from mimbench.pretrain.step import Step
 
 TINY = Pretrain(
     data="images",

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from backbones.checkpoint import EncoderInfo, build_encoder, save_encoder
-from backbones.config import ViT
-from engine.config import Compute
-from engine.optim import adamw
-from pretrain.config import Pretrain, RandomMasking, SimMIM
-from pretrain.mask_units import unit_patches
-from pretrain.masking import Masked
-from pretrain.methods import build_masking, build_method
-from pretrain.run import decay_groups, schedule
+from mimbench.backbones.checkpoint import EncoderInfo, build_encoder, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.engine.run.config import Compute
+from mimbench.engine.training.optim import adamw
+from mimbench.pretrain.config import Pretrain, RandomMasking, SimMIM
+from mimbench.pretrain.masking.strategies import Masked
+from mimbench.pretrain.masking.units import unit_patches
+from mimbench.pretrain.methods.table import build_masking, build_method
+from mimbench.pretrain.run import decay_groups, schedule
 from tests.pretrain.golden.simmim import AMT_MASKED, AMT_THROWN, MASKED, fill, images, units
 from tests.pretrain.originals import gradient_norms
 

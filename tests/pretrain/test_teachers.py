@@ -22,11 +22,11 @@ from timm.layers import QuickGELU
 from timm.models import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
-from backbones.checkpoint import EncoderInfo, save_encoder
-from backbones.config import ViT
-from backbones.positions import interpolate_rows
-from backbones.vit import VisionTransformer
-from pretrain.teachers import Teacher, load_teacher
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.config import ViT
+from mimbench.backbones.positions import interpolate_rows
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.pretrain.methods.teachers import Teacher, load_teacher
 
 CLIP_COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 COLOURS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -20,17 +20,17 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import default_collate
 
-import pretrain.weight_maps
-from engine.config import to_text
-from engine.datasets import UnfitError
-from engine.images import Crop, ImageFolder, Sample, normalise
-from engine.rundir import RunDir
-from pretrain.attention_guide import AttentionGuide, WholeImages
-from pretrain.attention_masking import class_attention, follow_crops, weight_map
-from pretrain.config import AttentionMasking, CrossMAE, Pretrain, SimMIM
-from pretrain.run import build_step, run, training, training_batches
-from pretrain.step import Weighed
-from pretrain.weight_maps import Subject, WeightMaps
+from mimbench.engine.data.datasets import UnfitError
+from mimbench.engine.data.images import Crop, ImageFolder, Sample, normalise
+from mimbench.engine.run.config import to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.pretrain.config import AttentionMasking, CrossMAE, Pretrain, SimMIM
+from mimbench.pretrain.masking import weight_maps
+from mimbench.pretrain.masking.attention import class_attention, follow_crops, weight_map
+from mimbench.pretrain.masking.attention_guide import AttentionGuide, WholeImages
+from mimbench.pretrain.masking.weight_maps import Subject, WeightMaps
+from mimbench.pretrain.run import build_step, run, training, training_batches
+from mimbench.pretrain.step import Weighed
 from tests.pretrain.killed_amt import CONFIG, images
 
 PROGRAM = Path(__file__).with_name("killed_amt.py")
@@ -138,7 +138,7 @@ def test_only_maps_that_no_checkpoint_can_ask_for_are_deleted(tmp_path: Path) ->
 def test_processes_share_the_images_in_order(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     maps, found = WeightMaps(tmp_path, SUBJECT, "AMT"), []
     for rank in range(world):
-        monkeypatch.setattr(pretrain.weight_maps, "rank_and_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(weight_maps, "rank_and_world", lambda rank=rank: (rank, world))
         found += list(maps.share())
     assert found == list(range(10))
 

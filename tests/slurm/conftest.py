@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.handwritten import Sizes, make_handwritten
-from engine.rundir import RunDir
-from jobs.slurm import commands
-from jobs.slurm.cluster import Cluster as Profile
-from jobs.slurm.cluster import add, load
-from jobs.slurm.job import steps_done
-from jobs.slurm.schedulers import Unit, status_of, submit
-from jobs.store import create_or_find, resolve
+from mimbench.engine.data.handwritten import Sizes, make_handwritten
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.store import create_or_find, resolve
+from mimbench.jobs.slurm import commands
+from mimbench.jobs.slurm.cluster import Cluster as Profile
+from mimbench.jobs.slurm.cluster import add, load
+from mimbench.jobs.slurm.job import steps_done
+from mimbench.jobs.slurm.schedulers import Unit, status_of, submit
 from tests.slurm.cluster import Cluster, missing, wait_for
 
 PRETRAIN = "pretrain/crossmae_handwritten"
@@ -70,7 +70,7 @@ class Site:
 
     def knn(self, pretrained: RunDir, *overrides: str) -> RunDir:
         """A k-NN evaluation of what a pretraining makes."""
-        from jobs.study import Run, Study
+        from mimbench.jobs.studies.study import Run, Study
 
         about = pretrained.read_about()
         assert about["recipe"] == PRETRAIN

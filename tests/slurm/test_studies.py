@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from jobs import plan as planning
-from jobs.cli import app
-from jobs.slurm import schedulers, submission
-from jobs.study import Run, Study
-from jobs.study_files import load_study
-from jobs.submit import submit_cluster
+from mimbench.jobs.cli.main import app
+from mimbench.jobs.slurm import schedulers, submission
+from mimbench.jobs.studies import plan as planning
+from mimbench.jobs.studies.study import Run, Study
+from mimbench.jobs.studies.study_files import load_study
+from mimbench.jobs.studies.submit import submit_cluster
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import LONG, PRETRAIN, Site
 
 pytestmark = pytest.mark.xdist_group("slurm")
 
 STUDY = """
-from jobs.study import Run, Study
+from mimbench.jobs.studies.study import Run, Study
 
 first = Run("pretrain/crossmae_handwritten", label="pretrain, the first")
 probes = [Run("cls/knn_handwritten", (f"seed={{seed}}",), first, f"knn {{seed}}") for seed in range({probes})]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.rundir import RunDir
-from jobs.slurm import schedulers, submission
-from jobs.slurm.cluster import Cluster as Profile
-from jobs.slurm.doctor import examine, rehearse
-from jobs.slurm.schedulers import Unit
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm import schedulers, submission
+from mimbench.jobs.slurm.cluster import Cluster as Profile
+from mimbench.jobs.slurm.doctor import examine, rehearse
+from mimbench.jobs.slurm.schedulers import Unit
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Site, in_another_shell
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.xdist_group("slurm")
 SUBMIT = """
 import sys
 from pathlib import Path
-from engine.rundir import RunDir
-from jobs.slurm.cluster import load
-from jobs.slurm.schedulers import Unit, submit
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm.cluster import load
+from mimbench.jobs.slurm.schedulers import Unit, submit
 root, *names = sys.argv[1:]
 profile = load("tiny")
 sent = submit([Unit(RunDir(Path(root) / name), profile.shape(), (), "tiny") for name in names], profile, Path(root))
@@ -77,8 +77,8 @@ def _vanishing(site: Site) -> Path:
 
 def _knn(site: Site, run: RunDir) -> RunDir:
     """A k-NN evaluation of a run that is not done: by hand, so that its need may be any run."""
-    from engine.config import identity, to_text
-    from jobs.store import resolve
+    from mimbench.engine.run.config import identity, to_text
+    from mimbench.jobs.runs.store import resolve
 
     recipe, config = resolve("cls/knn_handwritten", ("neighbours=10,20",), run.encoder)
     about = run.read_about()
@@ -207,7 +207,7 @@ def test_what_dry_run_prints_can_be_handed_in(site: Site, cluster: Cluster, tmp_
     done = subprocess.run(["sbatch", str(file)], capture_output=True, text=True, check=False)
     assert re.fullmatch(r"Submitted batch job \d+\n", done.stdout), done.stderr
     assert subprocess.run(["bash", "-n", str(file)], check=False).returncode == 0
-    assert 'jobs.cli run "$run"' in text
+    assert '-m mimbench run "$run"' in text
     cluster.ask("scancel", done.stdout.split()[-1])
 
 
@@ -241,7 +241,7 @@ def test_doctor_rehearses_a_preemption(site: Site, cluster: Cluster) -> None:
     checks = list(rehearse(site.profile, site.root, said.append))
     assert [check.verdict for check in checks] == ["ok"] * len(checks), checks
     assert {"nodes", "CPUs", "gloo", "clock", "requeue"} == {check.what for check in checks}
-    from jobs.slurm.cluster import load
+    from mimbench.jobs.slurm.cluster import load
 
     learned = load("tiny")
     assert learned.max_array == 20
@@ -260,7 +260,7 @@ def test_check_names_the_key(site: Site) -> None:
 
 
 def test_the_queue_is_asked_once_in_ten_seconds(site: Site, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.slurm import commands as slurm
+    from mimbench.jobs.slurm import commands as slurm
 
     monkeypatch.setattr(slurm, "EVERY", 10.0)
     asked = []

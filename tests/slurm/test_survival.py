@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.rundir import RunDir
-from jobs.slurm import schedulers
-from jobs.slurm.commands import SilentError
-from jobs.slurm.job import steps_done
-from jobs.slurm.submission import read, unsent
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm import schedulers
+from mimbench.jobs.slurm.commands import SilentError
+from mimbench.jobs.slurm.job import steps_done
+from mimbench.jobs.slurm.submission import read, unsent
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Site
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backbones.checkpoints.families import (
+from mimbench.backbones.checkpoints.families import (
     beit,
     clip,
     crossmae,

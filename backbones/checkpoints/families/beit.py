@@ -14,8 +14,8 @@ from functools import partial
 
 from torch import Tensor
 
-from backbones.checkpoints.family import HALF, Converted, Family, Signature
-from backbones.config import Traits
+from mimbench.backbones.checkpoints.family import HALF, Converted, Family, Signature
+from mimbench.backbones.config import Traits
 
 SHARED = "rel_pos_bias.relative_position_bias_table"
 TABLE = "attn.relative_position_bias_table"

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from backbones.checkpoints.families.plain import shown
-from backbones.checkpoints.family import Converted, Family, Signature
-from backbones.config import Traits
+from mimbench.backbones.checkpoints.families.plain import shown
+from mimbench.backbones.checkpoints.family import Converted, Family, Signature
+from mimbench.backbones.config import Traits
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HEADS = {1280: 16, 1408: 16, 1664: 16}  # ViT-H, g and bigG of open_clip; else 64 channels a head

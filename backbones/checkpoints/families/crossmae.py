@@ -8,8 +8,8 @@ The encoder alone, without the decoder, cannot be told from another ViT without 
 
 from __future__ import annotations
 
-from backbones.checkpoints.families.mae import DECODER
-from backbones.checkpoints.family import Family, Signature
+from mimbench.backbones.checkpoints.families.mae import DECODER
+from mimbench.backbones.checkpoints.family import Family, Signature
 
 CROSSMAE_LAST = Family(
     name="crossmae",

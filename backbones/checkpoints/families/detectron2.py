@@ -3,7 +3,7 @@
 Its names are MAE's under `backbone.net.`. There is no class token, whose row of the position table is not used, and no
 final norm. Most blocks attend in windows, and each has tables of relative positions that start at zero; where they are
 still zero the encoder is the plain one that the detector started from. Where they were trained they are suspicious: a
-plain encoder has no place for them. Detection runs take such a file whole (det/start.py).
+plain encoder has no place for them. Detection runs take such a file whole (det/model/load_weights.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from backbones.checkpoints.family import Family, Signature, matches
-from backbones.config import Traits
+from mimbench.backbones.checkpoints.family import Family, Signature, matches
+from mimbench.backbones.config import Traits
 
 RELATIVE = r"blocks\.\d+\.attn\.rel_pos_[hw]"
 DETECTOR = (

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from backbones.checkpoints.families.plain import shown
-from backbones.checkpoints.family import Family, Signature
-from backbones.config import Traits
+from mimbench.backbones.checkpoints.families.plain import shown
+from mimbench.backbones.checkpoints.family import Family, Signature
+from mimbench.backbones.config import Traits
 
 BODY = (
     r"patch_embed\.proj\.weight",

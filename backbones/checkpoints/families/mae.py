@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backbones.checkpoints.family import Family, Signature
-from backbones.checkpoints.geometry import rows_first
+from mimbench.backbones.checkpoints.family import Family, Signature
+from mimbench.backbones.checkpoints.geometry import rows_first
 
 DECODER = (
     (r"decoder_(embed|norm|pred)\.(weight|bias)", "decoder"),

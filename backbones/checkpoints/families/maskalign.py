@@ -6,7 +6,7 @@ is found: the authors' linear probe goes through it.
 
 from __future__ import annotations
 
-from backbones.checkpoints.family import Family, Signature
+from mimbench.backbones.checkpoints.family import Family, Signature
 
 MASKALIGN = Family(
     name="maskalign",

@@ -5,9 +5,9 @@ A fine-tuned one holds a classifier's head and perhaps its norm beside the encod
 
 from __future__ import annotations
 
-from backbones.checkpoints.families.plain import HEAD
-from backbones.checkpoints.family import Family, Signature
-from backbones.checkpoints.info import EncoderInfo
+from mimbench.backbones.checkpoints.families.plain import HEAD
+from mimbench.backbones.checkpoints.family import Family, Signature
+from mimbench.backbones.checkpoints.info import EncoderInfo
 
 
 def ours(info: EncoderInfo, tuned: bool) -> Family:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from backbones.checkpoints.family import HALF, Converted, Family, Signature, papers_heads, table_grid
-from backbones.checkpoints.geometry import rows_first
-from backbones.config import Traits
+from mimbench.backbones.checkpoints.family import HALF, Converted, Family, Signature, papers_heads, table_grid
+from mimbench.backbones.checkpoints.geometry import rows_first
+from mimbench.backbones.config import Traits
 
 EMBEDDING = (r"patch_embed\.proj\.weight", r"blocks\.\d+\.norm1\.weight")
 NOT_PLAIN = (

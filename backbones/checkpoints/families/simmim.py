@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from backbones.checkpoints.families.beit import INDEX, relative_grid, relative_traits, shared_table
-from backbones.checkpoints.family import Converted, Family, Signature
-from backbones.config import Traits
+from mimbench.backbones.checkpoints.families.beit import INDEX, relative_grid, relative_traits, shared_table
+from mimbench.backbones.checkpoints.family import Converted, Family, Signature
+from mimbench.backbones.config import Traits
 
 MASK_TOKEN = (r"mask_token", "mask token")
 DECODER = (r"decoder\.0\.(weight|bias)", "decoder")

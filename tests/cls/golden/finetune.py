@@ -30,7 +30,7 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from engine.process import derived_seed, seed_all
+from mimbench.engine.run.process import derived_seed, seed_all
 from tests.backbones.golden.plain_vits import original, restore
 from tests.backbones.golden.sine import filled
 

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 from torchvision.datasets import imagenet as original
 
-from engine.data import Batches, evaluation_loader
-from engine.datasets import Split, UnfitError
-from engine.images import ImageFolder, RandomCrops
-from engine.layouts.recognise import open_listing, splits_of
-from engine.shards import Shrinking, shrink
+from mimbench.engine.data.batches import Batches, evaluation_loader
+from mimbench.engine.data.datasets import Split, UnfitError
+from mimbench.engine.data.images import ImageFolder, RandomCrops
+from mimbench.engine.data.layouts.recognise import open_listing, splits_of
+from mimbench.engine.data.shards import Shrinking, shrink
 from tests.engine.layouts.made import WNIDS, class_tar, jpeg, tar_of
 
 
@@ -276,8 +276,8 @@ def test_the_list_of_a_tar_is_made_once(tars: Path, monkeypatch: pytest.MonkeyPa
 def test_a_directory_that_cannot_be_written_has_its_list_in_the_cache(
     tars: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.datasets import cache_directory
-    from engine.layouts import tars as module
+    from mimbench.engine.data.datasets import cache_directory
+    from mimbench.engine.data.layouts import tars as module
 
     monkeypatch.setattr(module.os, "access", lambda path, mode: False)
     _equal(tars, folders, "train")

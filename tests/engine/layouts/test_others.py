@@ -13,10 +13,10 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100, Places365
 
-from engine.datasets import UnfitError, locate
-from engine.images import ImageFolder
-from engine.layouts import pickles
-from engine.layouts.recognise import open_listing, splits_of
+from mimbench.engine.data.datasets import UnfitError, locate
+from mimbench.engine.data.images import ImageFolder
+from mimbench.engine.data.layouts import pickles
+from mimbench.engine.data.layouts.recognise import open_listing, splits_of
 from tests.engine.layouts.made import WNIDS, jpeg, tar_of
 
 RNG = np.random.default_rng(3)

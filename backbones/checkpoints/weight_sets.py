@@ -1,0 +1,209 @@
+"""What is in an unpickled checkpoint: its sets of weights, which of them is meant, and what else there is.
+
+A set of weights is a dictionary with tensors in it, at the top or up to three levels down: `model`, `state_dict`,
+`teacher`, `model.student`. Of several, the first in the order of `PREFERRED` is taken, an exponential moving average
+last, and the others are reported; `copy` takes another. One with a quarter of the largest's tensors or fewer (a
+head, a centre) is taken by its name only. Names, shapes and bytes are looked at, never the tensors' values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mimbench.backbones.checkpoints.unpickler import Array
+from mimbench.backbones.content import METADATA
+
+What = Literal["optimizer", "scheduler", "arguments", "scaler", "ema", "weights", "numbers", "other"]
+PREFERRED = (  # DINO and its kin evaluate the teacher, I-JEPA the target encoder
+    *("model", "state_dict", "model_state_dict", "model_state", "teacher", "target_encoder"),
+    *("net", "network", "module", "backbone", "encoder", "student"),
+)
+DEPTH = 3  # levels of wrappers
+_TRAINING: tuple[tuple[str, What], ...] = (  # by names, beginning with these
+    (r"optim|opt$|opt_state", "optimizer"),
+    (r"(lr_?)?sched|lr_scheduler|param_sched", "scheduler"),
+    (r"\w*scaler$|amp$", "scaler"),
+    (r"args$|arguments$|config$|cfg$|opts?$|options$|hparams$|hyper_parameters$|hyperparameters$|meta$", "arguments"),
+)
+_EMA = re.compile(r"(^|_)(ema|averaged?|swa)(_|$)", re.IGNORECASE)
+_PREFIX = re.compile(r"^(module\.|_orig_mod\.|backbone\.)+")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Something in the file that is not the chosen weights."""
+
+    name: str  # where it stands: "optimizer", "model_ema", "model.epoch"
+    what: What
+    bytes: int  # of the tensors in it
+    keys: int  # how many entries it has, 1 for a single value
+
+
+def weight_sets(tree: Mapping[Any, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Every dictionary in `tree` that has tensors of its own, and the dotted name that it stands under."""
+    if _count(tree):
+        yield name, tree
+    if depth < DEPTH:
+        for key, value in tree.items():
+            if isinstance(key, str) and isinstance(value, Mapping) and _training(key) is None:
+                yield from weight_sets(value, _joined(name, key), depth + 1)
+
+
+def chosen(sets: Mapping[str, Mapping[Any, Any]], copy: str | None) -> str:
+    """The name of the set that is meant: `copy`, or the first that is preferred.
+
+    Raises:
+        ValueError: if `copy` names none of them, or without it none is preferred.
+    """
+    names = ", ".join(name or "the top level" for name in sets)
+    if copy is not None:
+        found = [name for name in sets if name == copy] or [name for name in sets if copy == "ema" and is_ema(name)]
+        if len(found) != 1:
+            raise ValueError(f"has no single set of weights called {copy!r}: it holds {names}")
+        return found[0]
+    counts = {name: _count(content) for name, content in sets.items()}
+    ranked = sorted((_rank(name), name) for name, count in counts.items() if 4 * count > max(counts.values()))
+    if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
+        raise ValueError(f"holds several sets of weights, {names}: say which with copy=NAME")
+    return ranked[0][1]
+
+
+def is_ema(name: str) -> bool:
+    """Whether the set called `name` is an exponential moving average of another."""
+    return any(_EMA.search(part) for part in name.split("."))
+
+
+def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of one dictionary, detached; arrays become tensors."""
+    found: dict[str, Tensor] = {}
+    for key, value in content.items():
+        tensor = value.tensor() if isinstance(value, Array) else value
+        if isinstance(key, str) and isinstance(tensor, Tensor):
+            found[key] = tensor.detach()
+    return found
+
+
+def kept_beside(tree: Mapping[Any, Any], name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What our exports keep beside "model": weights that the other library has no place for, and the metadata."""
+    kept = tree.get(METADATA)
+    if name != "model" or not isinstance(kept, Mapping) or not isinstance(kept.get("about"), str):
+        return {}, {}
+    return tensors_of(kept), {METADATA: kept["about"]}
+
+
+def copies_of(sets: Mapping[str, Mapping[Any, Any]], name: str) -> tuple[str, ...]:
+    """The other sets that hold the same weights as `name` by names and shapes, at least half of them."""
+    shapes = _shapes(sets[name])
+    others = ((other, _shapes(content)) for other, content in sets.items() if other != name)
+    return tuple(other for other, found in others if 2 * len(found & shapes) >= len(shapes))
+
+
+def others_in(tree: Mapping[Any, Any], name: str) -> tuple[Held, ...]:
+    """Everything in `tree` but the set of weights called `name`, one entry for each that stands on the way to it."""
+    held: list[Held] = []
+    at, path = "", name
+    while path:
+        step = next(key for key in tree if isinstance(key, str) and f"{path}.".startswith(f"{key}."))
+        held += [_held(_joined(at, str(key)), str(key), value) for key, value in tree.items() if key != step]
+        tree, at, path = tree[step], _joined(at, step), path[len(step) + 1 :]
+    rest = ((key, value) for key, value in tree.items() if not (isinstance(key, str) and _is_weight(value)))
+    return (*held, *(_held(_joined(at, str(key)), str(key), value) for key, value in rest))
+
+
+def arguments_in(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """The options of training that the file has kept, as plain values; of several holders, all."""
+    options: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(key, str) and _what(key, value) == "arguments":
+            content = plain(value)
+            options.update(content if isinstance(content, dict) else {key: content})
+    return options
+
+
+def plain(value: object, depth: int = 4) -> Any:
+    """`value` as texts, numbers, lists and dictionaries; what is neither becomes the name of its type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.device | torch.dtype):
+        return str(value)
+    if depth and isinstance(value, argparse.Namespace):
+        return {key: plain(entry, depth - 1) for key, entry in vars(value).items()}
+    if depth and isinstance(value, Mapping):
+        return {str(key): plain(entry, depth - 1) for key, entry in value.items()}
+    if depth and isinstance(value, list | tuple | set):
+        return [plain(entry, depth - 1) for entry in value]
+    return type(value).__name__
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, Array) and value.tensor() is not None)
+
+
+def _count(tree: Mapping[Any, Any]) -> int:
+    return sum(isinstance(value, Tensor | Array) for value in tree.values())
+
+
+def _joined(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+def _rank(name: str) -> tuple[int, ...]:
+    """Where a set stands in the order of preference: the top level first, an average last."""
+    parts = name.split(".") if name else []
+    known = [PREFERRED.index(part) if part in PREFERRED else len(PREFERRED) for part in parts]
+    return (is_ema(name), *known)
+
+
+def _shapes(content: Mapping[Any, Any]) -> set[tuple[str, torch.Size]]:
+    return {(_PREFIX.sub("", key), value.shape) for key, value in tensors_of(content).items()}
+
+
+def _training(key: str) -> What | None:
+    """What a part of a training state is by its name; None for weights."""
+    return next((what for rule, what in _TRAINING if re.match(rule, key, re.IGNORECASE)), None)
+
+
+def _what(key: str, value: object) -> What:
+    if isinstance(value, argparse.Namespace):
+        return "arguments"
+    if isinstance(value, bool | int | float):
+        return "numbers"
+    what = _training(key)
+    if what is not None:
+        return what
+    if isinstance(value, Tensor | Array) or (isinstance(value, Mapping) and any(weight_sets(value))):
+        return "ema" if is_ema(key) else "weights"
+    return "other"
+
+
+def _held(name: str, key: str, value: object) -> Held:
+    keys = len(value) if isinstance(value, Mapping | list | tuple) else 1
+    if isinstance(value, argparse.Namespace):
+        keys = len(vars(value))
+    return Held(name, _what(key, value), _bytes(value), keys)
+
+
+def _bytes(value: object) -> int:
+    """Bytes of all tensors in `value`, each once."""
+    total, seen, waiting = 0, set[int](), [value]
+    while waiting:
+        entry = waiting.pop()
+        if id(entry) in seen:
+            continue
+        seen.add(id(entry))
+        if isinstance(entry, Tensor):
+            total += entry.numel() * entry.element_size()
+        elif isinstance(entry, Array):
+            total += entry.values.nbytes
+        elif isinstance(entry, Mapping):
+            waiting += entry.values()
+        elif isinstance(entry, list | tuple):
+            waiting += entry
+    return total

@@ -1,0 +1,1 @@
+"""Labelled images for classification: crops, checks, and ImageNet's robustness sets."""

@@ -1,0 +1,247 @@
+"""Images for classification: the crops of training and evaluation, and what is done to whole batches.
+
+Items are uint8 (3, S, S) and a label; floats are made on the device (`engine.data.images.normalise`). Three views:
+
+    CentreCrops      evaluation: short side to 256, middle 224 (above 224 px no margin is cut off)
+    TimmCrops        fine-tuning: random crop, flip and RandAugment by timm
+    ProbeCrops       linear probe: BYOL's and MAE's crop, drawn once and clipped to the image; or torchvision's
+
+`BatchAugmentation` erases and mixes on the device, through timm as well. All randomness comes from the generators that
+`engine.data.batches.SeededDataset` (items) and `engine.training.step` (batches) seed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from timm.data import Mixup, create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mimbench.cls.config import FastLinear, Finetune, Linear
+from mimbench.engine.data.batches import MapStyle
+from mimbench.engine.data.datasets import locate, unfit
+from mimbench.engine.data.images import Box, Decoder, ImageFolder, centre_crop, cut, draw_box, normalise
+from mimbench.engine.run.process import rank_and_world
+
+log = logging.getLogger(__name__)
+
+# B image of a batch, C class, H x W size of an image, S side of a crop
+
+Item = tuple[Tensor, int]
+RATIO = (3 / 4, 4 / 3)  # width over height of a random crop
+NAMED = 3  # classes in a message
+LOOKED_AT = 8  # images of a split, to see whether it is a copy of another
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The two splits of a data set; labels number the training split's classes."""
+
+    train: ImageFolder
+    val: ImageFolder
+    same: bool = False  # the validation images are the training images
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.train.classes)
+
+    def facts(self) -> dict[str, object]:
+        """What of the data changes the numbers."""
+        return {
+            "classes": self.classes,
+            "train_images": len(self.train),
+            "val_images": len(self.val),
+            "validation": self._validation(),
+            **self.train.facts(),
+        }
+
+    def _validation(self) -> str:
+        if self.val.splitless:
+            return "the training images: there is no val split"
+        return "the training images: the val split is a copy" if self.same else "val split"
+
+
+def open_splits(data: str, decoder: Decoder = "torchvision", subset: str | None = None) -> Splits:
+    """Both splits of the data set `data`, a name or a path; of the training split what the file `subset` names.
+
+    Raises:
+        FileNotFoundError: if there is no such data set or subset, or a split is missing.
+        ValueError: if it holds no images, or `subset` names others; if the splits do not number the same classes.
+    """
+    root = locate(data)
+    train, val = ImageFolder(root, "train", decoder=decoder, subset=subset), ImageFolder(root, "val", decoder=decoder)
+    if train.classes != val.classes:
+        raise unfit(val.paths.root, _different(train.classes, val.classes), "its labels would mean other classes")
+    if empty := (torch.bincount(train.labels, minlength=len(train.classes)) == 0).nonzero().flatten().tolist():
+        named = ", ".join(train.classes[number] for number in empty[:NAMED])
+        log.warning("%s: %d of %d classes have no training images: %s", root, len(empty), len(train.classes), named)
+    same = val.splitless or (subset is None and same_images(train, val))
+    if same and not val.splitless:
+        log.warning("%s: the validation images are the training images; accuracy on them means little", root)
+    return Splits(train, val, same)
+
+
+def _different(train: list[str], val: list[str]) -> str:
+    first = next((pair for pair in zip(train, val, strict=False) if pair[0] != pair[1]), None)
+    counts = f"has {len(val)} classes, where the training split has {len(train)}"
+    return counts if first is None else f"{counts}; the first that differ are {first[1]} and {first[0]}"
+
+
+def same_images(train: ImageFolder, val: ImageFolder) -> bool:
+    """Whether a validation split is a copy of the training split, by the bytes of some images."""
+    if len(train) != len(val):
+        return False
+    places = range(0, len(val), max(1, len(val) // LOOKED_AT))
+    return all(train.paths.encoded(place) == val.paths.encoded(place) for place in places)
+
+
+def micro_batch(config: Finetune | Linear | FastLinear) -> int:
+    """Images that go through the model of one process at a time.
+
+    Raises:
+        ValueError: if the batch cannot be shared evenly.
+    """
+    parts = config.compute.accumulate * rank_and_world()[1]
+    if config.batch % parts:
+        raise ValueError(
+            f"batch={config.batch} cannot be shared by {rank_and_world()[1]} processes with "
+            f"compute.accumulate={config.compute.accumulate}; take a multiple of {parts}"
+        )
+    return config.batch // parts
+
+
+def resized_side(side: int, eval_crop: float | None) -> int:
+    """To what the short side of an image is resized before its middle `side` pixels are evaluated: 224 gives 256."""
+    if eval_crop is None:
+        eval_crop = 224 / 256 if side <= 224 else 1.0
+    return int(side / eval_crop)
+
+
+class CentreCrops(Dataset[Item]):
+    """The middle of each image, for evaluation: resized so that `eval_crop` of its short side is `side` pixels."""
+
+    def __init__(self, folder: ImageFolder, side: int, eval_crop: float | None = None) -> None:
+        self.folder, self.side, self.short = folder, side, resized_side(side, eval_crop)
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Item:
+        image, label = self.folder[index]
+        return centre_crop(image, self.side, self.short, self.folder.decoder), label
+
+
+class TimmCrops(Dataset[Item]):
+    """Random crops for fine-tuning as timm makes them from PIL images (bicubic), without its last step, normalising.
+
+    Args:
+        folder: the images.
+        side: of a crop in pixels.
+        smallest: least share of an image's area in a crop.
+        flip: mirror half of the crops.
+        randaugment: timm's text form of RandAugment, such as "rand-m9-mstd0.5-inc1"; None for none.
+    """
+
+    def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, randaugment: str | None) -> None:
+        self.folder = folder
+        self.transform = create_transform(
+            side,
+            is_training=True,
+            scale=(smallest, 1.0),
+            hflip=0.5 if flip else 0.0,
+            color_jitter=None,  # type: ignore[arg-type]  # timm takes None for none; its annotation forgot
+            auto_augment=randaugment,
+            interpolation="bicubic",
+            normalize=False,
+        )
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Item:
+        from PIL import Image
+
+        image, label = self.folder[index]
+        return self.transform(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())), label
+
+
+class ProbeCrops(Dataset[Item]):
+    """Random crops for the linear probe: drawn once (`draw_once`), or `again` until one fits, as torchvision does."""
+
+    def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, again: bool = False) -> None:
+        self.folder, self.side, self.smallest, self.flip, self.again = folder, side, smallest, flip, again
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Item:
+        image, label = self.folder[index]
+        height, width = image.shape[-2:]
+        if self.again:
+            box = draw_box(height, width, (self.smallest, 1.0), RATIO, self.flip)
+        else:
+            box = draw_once(height, width, self.smallest, self.flip)
+        return cut(image, box, self.side, self.folder.decoder), label
+
+
+def draw_once(height: int, width: int, smallest: float, flip: bool) -> Box:
+    """A random crop drawn once (BYOL's TensorFlow code, and MAE's linear probe).
+
+    A uniform share of the area in (`smallest`, 1) and a log-uniform aspect in (3/4, 4/3) give width and height; what
+    exceeds the image is clipped, where torchvision would draw again.
+    """
+    area = height * width * random.uniform(smallest, 1.0)
+    aspect = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+    w = min(max(round(math.sqrt(area * aspect)), 1), width)
+    h = min(max(round(math.sqrt(area / aspect)), 1), height)
+    top, left = random.randint(0, height - h), random.randint(0, width - w)
+    return Box(top, left, h, w, flip and random.random() < 0.5)
+
+
+class BatchAugmentation:
+    """Normalising, random erasing and mixing of a batch, on its device.
+
+    Erasing fills one rectangle of an image with noise of unit variance. Mixing pairs image i with image B - 1 - i and
+    draws one share for the whole batch (timm's mode "batch"); targets then hold label smoothing already.
+    """
+
+    def __init__(
+        self, config: Finetune, classes: int, mean: Sequence[float], std: Sequence[float], device: torch.device
+    ) -> None:
+        self.mean, self.std = mean, std
+        self.erase = RandomErasing(config.erasing, mode="pixel", device=str(device)) if config.erasing else None
+        self.mix = _mixup(config, classes) if config.mixes else None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Floats (B, 3, S, S) from uint8, and targets: shares (B, C) when mixing, else the labels (B,)."""
+        floats = normalise(images, self.mean, self.std)
+        if self.erase is not None:
+            floats = self.erase(floats)
+        return (floats, labels) if self.mix is None else self.mix(floats, labels)
+
+
+def _mixup(config: Finetune, classes: int) -> Mixup:
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        prob=config.mixup_probability,
+        switch_prob=config.switch_probability,
+        mode="batch",
+        label_smoothing=config.label_smoothing,
+        num_classes=classes,
+    )
+
+
+def finetune_crops(config: Finetune, folder: ImageFolder) -> MapStyle:
+    """The training view of fine-tuning."""
+    return TimmCrops(
+        folder, config.image, smallest=config.smallest_crop, flip=config.flip, randaugment=config.randaugment
+    )

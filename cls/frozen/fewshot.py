@@ -1,0 +1,200 @@
+"""Few-shot classification: what a few labelled images of each class are enough for, the encoder being frozen.
+
+    mimbench run cls/fewshot checkpoint=encoder.safetensors data=imagenet
+
+`shots` training images of each class are drawn, several times over. On their stored features
+(cls/frozen/feature_store.py) a linear classifier is fitted and measured on the whole validation split: ridge
+regression on the classes' indicators, in closed form, and multinomial logistic regression. Both are scikit-learn's, to
+its tolerance.
+
+Each dimension of a feature is standardised by its mean and deviation over all training images (no label is used), and
+divided by the square root of the width: features are about one long, so that one penalty does for every encoder.
+
+    fewshot5_ridge_top1, fewshot5_ridge_std     mean and sample standard deviation over draws, in percent
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mimbench.cls.config import FewShot
+from mimbench.cls.frozen.features import describe, sources
+from mimbench.cls.frozen.stored import Frozen, open_frozen
+from mimbench.engine.run.bar import track
+from mimbench.engine.run.process import derived_seed, rank_and_world, summed
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
+
+# N training image, S drawn image, Q validation image, C class, D feature
+
+AT_ONCE = 65_536  # rows that are made float32 at a time
+ITERATIONS = 500  # of L-BFGS, at most
+
+Classifier = Callable[[Tensor], Tensor]  # features (Q, D) to scores (Q, C)
+
+
+def run(config: FewShot, run: RunDir) -> Outcome:
+    """Measure every number of shots with every classifier.
+
+    Raises:
+        FileNotFoundError: if the data set or the checkpoint is not there.
+        ValueError: if either is not what it should be, or a class has fewer images than shots.
+    """
+    frozen = open_frozen(config, run)
+    require_shots(config, frozen)
+    [source] = sources(config, frozen.encoder)
+    frozen.store.make([source])
+    train_ND, val_QD = (frozen.store.read(split, source) for split in ("train", "val"))
+    return frozen.outcome(measured(config, frozen, train_ND, val_QD), facts(config, frozen))
+
+
+def require_shots(config: FewShot, frozen: Frozen) -> None:
+    """Every class has as many training images as are drawn of it.
+
+    Raises:
+        ValueError: naming a class that has not.
+    """
+    count_C = torch.bincount(frozen.store.labels("train"), minlength=frozen.splits.classes)
+    least = int(count_C.argmin())
+    if count_C[least] < max(config.shots):
+        fitting = [shots for shots in config.shots if shots <= count_C[least]]
+        way_out = f"take shots={','.join(map(str, fitting))}" if fitting else "remove it, or add images"
+        raise ValueError(
+            f"class {frozen.splits.train.classes[least]} has {count_C[least]} training images, and "
+            f"{max(config.shots)} are to be drawn of each class; {way_out}"
+        )
+
+
+def measured(config: FewShot, frozen: Frozen, train_ND: Tensor, val_QD: Tensor) -> dict[str, float]:
+    """Means and deviations over draws; the processes share out what there is to fit."""
+    device, classes = frozen.encoder.device, frozen.splits.classes
+    label_N, label_Q = (frozen.store.labels(split) for split in ("train", "val"))
+    mean_D, deviation_D = moments(train_ND)
+    scale_D = deviation_D * train_ND.shape[1] ** 0.5
+
+    def standardised(features: Tensor) -> Tensor:
+        return ((features.float() - mean_D) / scale_D).to(device)
+
+    queries_QD, answers_Q = standardised(val_QD), label_Q.to(device)
+    cases = list(itertools.product(config.shots, config.classifiers, range(config.draws)))
+    rank, world = rank_and_world()
+    right = torch.zeros(len(cases), dtype=torch.int64)
+    for place in track(range(rank, len(cases), world), "fitting classifiers", len(range(rank, len(cases), world))):
+        shots, kind, draw = cases[place]
+        index_S = drawn(label_N, classes, shots, derived_seed(config.seed, draw))
+        features_SD, label_S = standardised(train_ND[index_S]), label_N[index_S].to(device)
+        penalty = config.ridge if kind == "ridge" else config.logistic
+        scores = {"ridge": ridge, "logistic": logistic}[kind](features_SD, label_S, classes, penalty)
+        right[place] = sum((scores(part).argmax(1) == answer).sum().item() for part, answer in
+                           zip(queries_QD.split(AT_ONCE), answers_Q.split(AT_ONCE), strict=True))  # fmt: skip
+    top1 = [100 * count / len(label_Q) for count in summed(right.to(device)).tolist()]
+    return _metrics(config, dict(zip(cases, top1, strict=True)))
+
+
+def _metrics(config: FewShot, top1: dict[tuple[int, str, int], float]) -> dict[str, float]:
+    metrics = {}
+    for shots, kind in itertools.product(config.shots, config.classifiers):
+        values = [top1[shots, kind, draw] for draw in range(config.draws)]
+        metrics[f"fewshot{shots}_{kind}_top1"] = statistics.fmean(values)
+        if len(values) > 1:
+            metrics[f"fewshot{shots}_{kind}_std"] = statistics.stdev(values)
+    return metrics
+
+
+def drawn(label_N: Tensor, classes: int, shots: int, seed: int) -> Tensor:
+    """Places of `shots` images of each class (S,), class by class; fewer shots of a seed are among its more."""
+    generator = torch.Generator().manual_seed(seed)
+    order_N = torch.randperm(len(label_N), generator=generator)
+    by_class_N = order_N[label_N[order_N].sort(stable=True).indices]
+    ends_C = torch.bincount(label_N, minlength=classes).cumsum(0)
+    starts_C = torch.cat([ends_C.new_zeros(1), ends_C[:-1]])
+    return by_class_N[(starts_C[:, None] + torch.arange(shots)).flatten()]
+
+
+def moments(features_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each dimension (D,), in float32; a dimension that never varies has deviation 1."""
+    total = torch.zeros(2, features_ND.shape[1], dtype=torch.float64)
+    shift_D = features_ND[0].double()  # near the mean, so that the squares lose nothing
+    for part in features_ND.split(AT_ONCE):
+        moved = part.double() - shift_D
+        total += torch.stack([moved.sum(0), moved.square().sum(0)])
+    mean_D, square_D = total / len(features_ND)
+    deviation_D = (square_D - mean_D.square()).clamp(min=0).sqrt()
+    deviation_D[deviation_D < 1e-6 * deviation_D.max().clamp(min=1e-30)] = 1.0
+    return (mean_D + shift_D).float(), deviation_D.float()
+
+
+def ridge(features_SD: Tensor, label_S: Tensor, classes: int, alpha: float) -> Classifier:
+    """Least squares on the classes' indicators plus `alpha` times the squared weights, the intercept free.
+
+    In closed form, in float64; by images or by dimensions, whichever are fewer.
+    """
+    features, targets_SC = features_SD.double(), F.one_hot(label_S, classes).double()
+    mean_D, mean_C = features.mean(0), targets_SC.mean(0)
+    X, Y = features - mean_D, targets_SC - mean_C
+    images, width = X.shape
+    if images < width:
+        weight_DC = X.T @ torch.linalg.solve(X @ X.T + alpha * _identity(images, X), Y)
+    else:
+        weight_DC = torch.linalg.solve(X.T @ X + alpha * _identity(width, X), X.T @ Y)
+    bias_C = mean_C - mean_D @ weight_DC
+    return _linear(weight_DC, bias_C)
+
+
+def logistic(features_SD: Tensor, label_S: Tensor, classes: int, inverse_penalty: float) -> Classifier:
+    """Multinomial logistic regression: C times the sum of cross-entropies plus half the squared weights, at its least.
+
+    L-BFGS in float64 from zero. The intercept is not penalised. Of two classes scikit-learn has one weight vector where
+    there are two here: its C of the same result is twice this one.
+    """
+    X = features_SD.double()
+    weight_DC = X.new_zeros(X.shape[1], classes, requires_grad=True)
+    bias_C = X.new_zeros(classes, requires_grad=True)
+    images = len(label_S)
+    search = torch.optim.LBFGS(
+        [weight_DC, bias_C], max_iter=ITERATIONS, tolerance_grad=1e-7, tolerance_change=1e-12, history_size=20,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def objective() -> Tensor:
+        search.zero_grad()
+        loss = F.cross_entropy(X @ weight_DC + bias_C, label_S)
+        loss = loss + weight_DC.square().sum() / (2 * inverse_penalty * images)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    search.step(objective)  # type: ignore[no-untyped-call]
+    return _linear(weight_DC.detach(), bias_C.detach())
+
+
+def _identity(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
+
+
+def _linear(weight_DC: Tensor, bias_C: Tensor) -> Classifier:
+    weight, bias = weight_DC.float(), bias_C.float()
+    return lambda features_QD: features_QD @ weight + bias
+
+
+def facts(config: FewShot, frozen: Frozen) -> dict[str, Any]:
+    """What of the protocol changes the numbers."""
+    [source] = sources(config, frozen.encoder)
+    return {
+        "protocol": f"few-shot: {config.draws} draws, whole validation split; features standardised by the training "
+        f"images' moments and divided by the square root of the width",
+        "shots": list(config.shots),
+        "draws": config.draws,
+        "ridge_alpha": config.ridge,
+        "logistic_C": config.logistic,
+        "feature": describe(config, frozen.encoder.info),
+        "pool": config.pool,
+        "norm": config.norm,
+        **frozen.facts(source),
+    }

@@ -1,0 +1,174 @@
+"""Linear probe: a linear classifier on features of the frozen encoder.
+
+    mimbench run cls/linear_vitb checkpoint=encoder.safetensors data=imagenet
+
+The head is a BatchNorm without affine part and a linear layer, trained by LARS, as in MAE and CrossMAE. Two protocols,
+told apart in the result:
+
+    views="augmented"   the papers': every epoch encodes a fresh random crop (and flip) of every image
+    views="cached"      every image is encoded once, its centre crop, and the head is trained on that. The encoder runs
+                        once instead of `epochs` times; what is lost is augmentation, so numbers differ
+
+Validation features never change and are computed once in both. The head's batch norm takes its statistics from a
+micro-batch, as the papers' takes them from one GPU: batch=16384 compute.accumulate=32 gives it 512 images, as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mimbench.cls.accuracy import accuracy, require_finite
+from mimbench.cls.config import Linear
+from mimbench.cls.data.crops import ProbeCrops, Splits, micro_batch, open_splits, resized_side
+from mimbench.cls.frozen.features import FrozenEncoder, RowBatches, describe, encoder_facts, features_of, frozen_encoder
+from mimbench.engine.data.batches import Batches, MapStyle
+from mimbench.engine.run.process import device_name, seed_all, setup_process
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.optim import LARS
+from mimbench.engine.training.schedule import warmup_cosine
+from mimbench.engine.training.train import Training, train
+
+# B image of a batch, N image of a split, C class, D feature
+
+EVALUATED = 16_384  # features put through the head at a time in evaluation
+
+
+class Probe(nn.Module):
+    """Batch norm without weights, then a linear layer."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The cross-entropy of features (B, D) with labels (B,)."""
+        features_BD, label_B = batch
+        return {"loss": F.cross_entropy(self.logits(features_BD).float(), label_B)}
+
+    def logits(self, features_BD: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        logits_BC: Tensor = self.linear(self.norm(features_BD))
+        return logits_BC
+
+
+class EncodedBatches(Batches):
+    """Batches of images as features."""
+
+    def __init__(
+        self, encoder: FrozenEncoder, dataset: MapStyle, batch: int, seed: int, *, accumulate: int, workers: int
+    ) -> None:
+        super().__init__(dataset, batch, seed, accumulate=accumulate, workers=workers)
+        self.encoder = encoder
+
+    def starting_at(self, position: int) -> Iterator[Any]:
+        """Pairs of features (B, D) and labels (B,), for ever, from micro-batch `position`."""
+        for images, label_B in super().starting_at(position):
+            yield self.encoder(images), label_B
+
+
+def run(config: Linear, run: RunDir) -> Outcome:
+    """Train and evaluate a probe: metrics `linear_top1`, `linear_top5` (percent) and `linear_loss`.
+
+    Raises:
+        FileNotFoundError: if the data set or the checkpoint is not there.
+        ValueError: if either is not what it should be, or the loss becomes NaN.
+    """
+    device = setup_process(config.compute, config.seed)
+    encoder = frozen_encoder(config, device)
+    splits = open_splits(config.data, config.decoder, config.subset)
+    trained = train(run, prepare(config, encoder, splits))
+    require_finite(trained.metrics, config.compute)
+    return Outcome(
+        metrics=trained.metrics,
+        facts=facts(config, encoder, splits),
+        images_per_second=None if config.views == "cached" else trained.images_per_second,  # those were no images
+        peak_memory=trained.peak_memory,
+        device=device_name(device),
+        family=encoder.family,
+    )
+
+
+def prepare(config: Linear, encoder: FrozenEncoder, splits: Splits) -> Training:
+    """Head, optimiser, batches and schedule of a probe."""
+    batches = training_batches(config, encoder, splits)
+    steps_per_epoch = len(batches) // config.compute.accumulate
+    seed_all(config.seed)  # the head is the same whatever came before
+    head = Probe(encoder.width, splits.classes)
+    validation = features_of(encoder, splits.val, config.image, config.eval_crop, config.compute.workers)
+    return Training(
+        model=head,
+        optimizer=LARS(head.parameters(), config.peak_lr, config.weight_decay),
+        batches=batches,
+        steps=config.epochs * steps_per_epoch,
+        learning_rate=schedule(config, steps_per_epoch),
+        compute=config.compute,
+        seed=config.seed,
+        evaluate=evaluation(*validation),
+        evaluate_every=config.evaluate_every and config.evaluate_every * steps_per_epoch,
+    )
+
+
+def training_batches(config: Linear, encoder: FrozenEncoder, splits: Splits) -> Batches:
+    """What the head is trained on: features of fresh crops, or of centre crops encoded here and now."""
+    accumulate, workers = config.compute.accumulate, config.compute.workers
+    if config.views == "cached":
+        batches = RowBatches(  # first, for it refuses a batch that is too large before anything is encoded
+            lambda index_B: (features_ND[index_B], label_N[index_B]),
+            len(splits.train), micro_batch(config), config.seed, accumulate=accumulate, device=encoder.device,
+        )  # fmt: skip
+        features_ND, label_N = features_of(encoder, splits.train, config.image, config.eval_crop, workers)
+        return batches
+    again = config.crop == "torchvision"
+    crops = ProbeCrops(splits.train, config.image, smallest=config.smallest_crop, flip=config.flip, again=again)
+    return EncodedBatches(encoder, crops, micro_batch(config), config.seed, accumulate=accumulate, workers=workers)
+
+
+def schedule(config: Linear, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate of each optimiser step (0-based): warm-up, then a cosine to 0."""
+
+    def rate(step: int) -> float:
+        return warmup_cosine(step / steps_per_epoch, config.peak_lr, 0.0, config.warmup_epochs, config.epochs)
+
+    return rate
+
+
+def evaluation(features_ND: Tensor, label_N: Tensor) -> Callable[[nn.Module], dict[str, float]]:
+    """What measures a head on the validation split's features."""
+
+    def evaluate(head: nn.Module) -> dict[str, float]:
+        assert isinstance(head, Probe)
+        batches = zip(features_ND.split(EVALUATED), label_N.split(EVALUATED), strict=True)
+        return accuracy("linear", head.logits, batches, features_ND.device)
+
+    return evaluate
+
+
+def facts(config: Linear, encoder: FrozenEncoder, splits: Splits) -> dict[str, Any]:
+    """What of the protocol changes the numbers."""
+    cached = config.views == "cached"
+    return {
+        "protocol": "linear probe on cached centre crops (not the papers')" if cached else "linear probe, the papers'",
+        "views": config.views,
+        "crop": config.crop,
+        "feature": describe(config, encoder.info),
+        "pool": config.pool,
+        "norm": config.norm,
+        "image": config.image,
+        "eval_resize": resized_side(config.image, config.eval_crop),
+        "interpolation": "bicubic, antialiased",
+        "epochs": config.epochs,
+        "batch": config.batch,
+        "micro_batch": micro_batch(config),
+        "base_lr": config.base_lr,
+        "seed": config.seed,
+        **encoder_facts(config, encoder.model, encoder.info),
+        **splits.facts(),
+    }

@@ -1,0 +1,1 @@
+"""Classification recipes: every public function of a module here is one."""

@@ -1,0 +1,1 @@
+"""COCO and LVIS: reading, checking, augmenting and batching."""

@@ -1,0 +1,242 @@
+"""COCO-style data sets: one split's images and instances, read once into a few flat arrays.
+
+    split = read_split(locate("coco"), "val")
+    image = split.read_image(0)                    # uint8 (3, H, W)
+    labels, shapes = split.objects(0)              # without crowd regions
+
+Laid out as COCO 2017 is, annotations/instances_{train,val}2017.json beside train2017/ and val2017/, or in another way
+of `engine.data.datasets.COCO_LAYOUTS`. Category ids may be any integers; labels are their ranks, 0 to classes - 1, and
+`category_ids` leads back. Images come in the order of their ids, as in detectron2.
+
+The arrays are what makes many loading processes cheap: a forked worker shares them, where it would copy the lists and
+dictionaries of the file as soon as it counted references to them.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pycocotools.mask as coco_masks
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mimbench.det.data.annotations import annotation_findings
+from mimbench.det.data.lvis import as_coco, lvis_files, lvis_findings
+from mimbench.det.model.masks import Bitmap, Polygons
+from mimbench.engine.data.datasets import CocoFiles, Split, coco_files, require, unfit
+from mimbench.engine.data.folders import Paths
+from mimbench.engine.data.images import read_image
+
+Shape = Polygons | Bitmap
+Benchmark = Literal["coco", "lvis"]
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """One split of a COCO data set. Image `i` is the one with the i-th smallest id; A annotations, P polygons."""
+
+    files: CocoFiles
+    category_ids: tuple[int, ...]  # as in the file, ascending
+    categories: tuple[str, ...]  # their names
+    image_ids: NDArray[np.int64]  # (I,) as in the file
+    sizes: NDArray[np.int32]  # (I, 2) height, width
+    paths: Paths
+    first: NDArray[np.int64]  # (I + 1,) annotations of image i are first[i] .. first[i + 1]
+    labels: NDArray[np.int64]  # (A,) rank of the category
+    crowd: NDArray[np.bool_]  # (A,) regions of many objects, which are neither learned nor counted as missed
+    boxes: NDArray[np.float64]  # (A, 4) x0 y0 x1 y1, as in the file
+    parts: NDArray[np.int64]  # (A + 1,) polygons of annotation a are parts[a] .. parts[a + 1]; none for an RLE region
+    corners: NDArray[np.int64]  # (P + 1,) numbers of polygon p are corners[p] .. corners[p + 1] of `numbers`
+    numbers: NDArray[np.float64]  # x0 y0 x1 y1 ... of all polygons
+    runs: NDArray[np.int64]  # (A + 1,) bytes of annotation a's compressed RLE in `encoded`
+    encoded: bytes
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index`."""
+        height, width = self.sizes[index].tolist()
+        return height, width
+
+    def read_image(self, index: int) -> Tensor:
+        """Image `index`, upright by its EXIF orientation, as uint8 (3, H, W).
+
+        Raises:
+            FileNotFoundError: if the file is gone.
+            UnfitError: (a ValueError) naming the file, if it cannot be read or is not of the size the annotations say.
+        """
+        path = self.paths[index]
+        image = read_image(path, upright=True)
+        if tuple(image.shape[1:]) != self.size(index):
+            (height, width), (said_height, said_width) = image.shape[1:], self.size(index)
+            what = f"is {width} x {height}, but {self.files.annotations} says {said_width} x {said_height}"
+            raise unfit(path, what, "correct the annotation file, or restore the image")
+        return image
+
+    def objects(self, index: int) -> tuple[NDArray[np.int64], list[Shape]]:
+        """Labels (N,) and shapes of the objects of image `index`, crowd regions left out.
+
+        A shape is a list of polygons, each a float64 array x0 y0 x1 y1 ..., or a bitmap uint8 (H, W).
+        """
+        annotations = self._objects(index)
+        return self.labels[annotations], [self._shape(a, index) for a in annotations.tolist()]
+
+    def boxed_objects(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Labels (N,) and boxes (N, 4) of the same, boxes as the file has them."""
+        annotations = self._objects(index)
+        return self.labels[annotations], self.boxes[annotations]
+
+    def objects_labels(self, index: int) -> NDArray[np.int64]:
+        """Labels (N,) of the same."""
+        return self.labels[self._objects(index)]
+
+    def _objects(self, index: int) -> NDArray[np.int64]:
+        annotations = np.arange(self.first[index], self.first[index + 1])
+        return annotations[~self.crowd[annotations]]
+
+    def _shape(self, annotation: int, index: int) -> Shape:
+        begin, end = self.parts[annotation : annotation + 2].tolist()
+        if begin == end:
+            counts = self.encoded[self.runs[annotation] : self.runs[annotation + 1]]
+            bitmap: Bitmap = coco_masks.decode({"size": self.size(index), "counts": counts})
+            return bitmap
+        return [self.numbers[self.corners[part] : self.corners[part + 1]] for part in range(begin, end)]
+
+    def images_showing(self) -> NDArray[np.int64]:
+        """(K,) how many images show each category; crowd regions do not count."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.first))[~self.crowd]
+        pairs = np.unique(np.stack([owner, self.labels[~self.crowd]]), axis=1)
+        return np.bincount(pairs[1], minlength=len(self.category_ids))
+
+    def with_objects(self) -> NDArray[np.int64]:
+        """The images that have an object which is not a crowd region: those worth training on."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.first))
+        return np.unique(owner[~self.crowd])
+
+
+def read_split(
+    directory: Path, split: Split, single_class: bool = False, *, masks: bool = True, benchmark: Benchmark = "coco"
+) -> CocoSplit:
+    """The annotations of a split of the data set in `directory`.
+
+    Args:
+        single_class: all of one category.
+        masks: whether they are wanted; else what the file says of them, if anything, is not looked at.
+        benchmark: "lvis" reads LVIS's files.
+
+    Raises:
+        FileNotFoundError: if the annotation file or an image is missing.
+        UnfitError: (a ValueError) the first thing that is wrong with the annotations.
+    """
+    files = lvis_files(directory, split) if benchmark == "lvis" else coco_files(directory, split)
+    content = read_annotations(files.annotations)
+    content = as_coco(content) if benchmark == "lvis" else content
+    require(annotation_findings(content, files, masks))
+    if benchmark == "lvis":
+        require(lvis_findings(content, files))
+    return arranged(of_one_category(content) if single_class else content, files, masks)
+
+
+def read_annotations(file: Path) -> dict[str, Any]:
+    """The annotation file as it is.
+
+    Raises:
+        FileNotFoundError: saying how COCO is laid out, if there is none.
+        UnfitError: (a ValueError) if it is not JSON.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist; a COCO data set has annotations/instances_train2017.json and "
+            f"instances_val2017.json beside the folders train2017 and val2017 (LVIS: lvis_v1_train.json, ...), or "
+            f"annotations/train.json and val.json beside images/"
+        )
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise unfit(file, f"is not JSON: {error}", "restore it") from None
+    return content
+
+
+def of_one_category(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` of an annotation file with every object of the one category `object`, id 1."""
+    return {
+        **content,
+        "categories": [{"id": 1, "name": "object", "supercategory": "object"}],
+        "annotations": [{**annotation, "category_id": 1} for annotation in content["annotations"]],
+    }
+
+
+def arranged(content: dict[str, Any], files: CocoFiles, masks: bool = True) -> CocoSplit:
+    """The content of an annotation file, known to be sound, in flat arrays; without masks if they are not wanted."""
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    rank = {category["id"]: number for number, category in enumerate(categories)}
+    images = sorted(content["images"], key=lambda image: image["id"])
+    of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        of_image[annotation["image_id"]].append(annotation)
+    annotations = [annotation for image in images for annotation in of_image[image["id"]]]
+    return CocoSplit(
+        files=files,
+        category_ids=tuple(rank),
+        categories=tuple(str(category["name"]) for category in categories),
+        image_ids=np.array([image["id"] for image in images], dtype=np.int64),
+        sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int32).reshape(-1, 2),
+        paths=Paths(files.images, [image["file_name"] for image in images]),
+        first=_ends([len(of_image[image["id"]]) for image in images]),
+        labels=np.array([rank[annotation["category_id"]] for annotation in annotations], dtype=np.int64),
+        crowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=np.bool_),
+        boxes=_corners([annotation["bbox"] for annotation in annotations]),
+        **_shapes([annotation["segmentation"] if masks else [] for annotation in annotations]),
+    )
+
+
+def _corners(boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """x y w h to x0 y0 x1 y1."""
+    corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    return corners
+
+
+def _shapes(segmentations: Sequence[Any]) -> dict[str, Any]:
+    """Polygons (lists of lists of numbers) and RLE regions (dictionaries) in flat arrays."""
+    numbers, encoded = array("d"), bytearray()
+    parts, corners, runs = [], [], []
+    for segmentation in segmentations:
+        polygons = segmentation if isinstance(segmentation, list) else []
+        counts = _compressed(segmentation) if isinstance(segmentation, dict) else b""
+        parts.append(len(polygons))
+        runs.append(len(counts))
+        corners += [len(polygon) for polygon in polygons]
+        for polygon in polygons:
+            numbers.extend(polygon)
+        encoded += counts
+    flat = np.frombuffer(numbers, dtype=np.float64) if numbers else np.zeros(0)
+    return {
+        "parts": _ends(parts),
+        "corners": _ends(corners),
+        "numbers": flat,
+        "runs": _ends(runs),
+        "encoded": bytes(encoded),
+    }
+
+
+def _compressed(region: dict[str, Any]) -> bytes:
+    """The counts of an RLE region in COCO's compressed form, whichever of its three forms it has."""
+    counts = region["counts"]
+    if isinstance(counts, list):
+        compressed: bytes = coco_masks.frPyObjects(region, *region["size"])["counts"]
+        return compressed
+    return counts.encode() if isinstance(counts, str) else counts
+
+
+def _ends(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Where consecutive pieces of these lengths begin, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

@@ -1,0 +1,189 @@
+"""Train and evaluate a recipe inside detectron2: its data loader, model, optimiser, trainer and evaluator.
+
+What it is given is `det.detectron2.lazyconfig`'s file and our start of the detector, both written into detectron2/ of
+the run directory, where its own checkpoints and metrics go as well. A run that was stopped goes on from the last of
+them. Under torchrun every process takes its part. The loop is that of detectron2's `tools/lazyconfig_train_net.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.data.coco import CocoSplit, of_one_category, read_annotations
+from mimbench.det.detectron2.installed import require
+from mimbench.det.detectron2.lazyconfig import Source, lazyconfig
+from mimbench.det.model.mask_rcnn import MaskRCNN
+from mimbench.engine.data.datasets import CocoFiles
+from mimbench.engine.run.atomic import write_json, write_text, write_with
+from mimbench.engine.run.process import peak_memory, rank_and_world
+
+KINDS = {"bbox": "box", "segm": "mask"}
+NAMES = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
+         "APr": "ap_rare", "APc": "ap_common", "APf": "ap_frequent"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Within:
+    """What came of it."""
+
+    metrics: dict[str, float]  # its evaluator's, in percent, by our names; empty if nothing was found
+    results: list[dict[str, Any]]  # every detection, in COCO's form
+    images_per_second: float
+    peak_memory: int  # bytes
+
+
+def write_lazyconfig(
+    config: Config, model: MaskRCNN, splits: tuple[CocoSplit, CocoSplit], file: Path, output: Path, device: str
+) -> None:
+    """Write the LazyConfig of `config` to `file` (.py), and the weights of `model`, its start, beside it (.pth).
+
+    Args:
+        splits: training and validation.
+        output: where detectron2 is to write.
+        device: cuda or cpu.
+
+    Raises:
+        ValueError: if detectron2 cannot train this recipe as it is, or not on this data, saying why.
+        OSError: if a file cannot be written.
+    """
+    train = splits[0]
+    if config.benchmark == "lvis" and train.category_ids != tuple(range(1, len(train.category_ids) + 1)):
+        raise ValueError(
+            f"{train.files.annotations}: detectron2 takes LVIS's category ids for 1 to {len(train.category_ids)}, and "
+            "here there are others; renumber them, or use engine=mimbench"
+        )
+    files = [_one_category(split, file) if config.single_class else split.files for split in splits]
+    source = Source(
+        train=files[0],
+        val=files[1],
+        images_showing=train.images_showing().tolist(),
+        bitmaps=bool((train.parts[1:] == train.parts[:-1])[~train.crowd].any()),
+        shape=model.backbone.net.vit,
+        mean=(model.pixel_mean.flatten() / 255).tolist(),
+        std=(model.pixel_std.flatten() / 255).tolist(),
+        start=file.with_suffix(".pth").absolute(),
+        output=output.absolute(),
+        device=device,
+    )
+    text = lazyconfig(config, source)
+    weights = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    write_with(source.start, lambda temporary: torch.save({"model": weights}, temporary))
+    write_text(file, text)
+
+
+def _one_category(split: CocoSplit, file: Path) -> CocoFiles:
+    """The split's files with all objects of one category, the annotations written beside `file`."""
+    annotations = file.with_name(f"{split.files.annotations.stem}_single.json").absolute()
+    write_json(annotations, of_one_category(read_annotations(split.files.annotations)))
+    return replace(split.files, annotations=annotations)
+
+
+def train_within(
+    config: Config, model: MaskRCNN, splits: tuple[CocoSplit, CocoSplit], directory: Path, device: torch.device
+) -> Within:
+    """Train `model` in detectron2 and evaluate it there; afterwards it has the trained weights.
+
+    Raises:
+        ValueError: if detectron2 is not installed, or cannot train this recipe as it is, saying why.
+        OSError: if a file cannot be written.
+    """
+    require(config.benchmark)
+    file = directory / "config.py"
+    if rank_and_world()[0] == 0 and not file.exists():
+        write_lazyconfig(config, model, splits, file, directory, device.type)
+    if dist.is_initialized():
+        dist.barrier()
+    return _Session(config, file, directory, device).run(model)
+
+
+class _Session:
+    """detectron2's objects, made of a LazyConfig; imported here, for importing this module must cost nothing."""
+
+    def __init__(self, config: Config, file: Path, directory: Path, device: torch.device) -> None:
+        from detectron2.checkpoint import DetectionCheckpointer
+        from detectron2.config import LazyConfig, instantiate
+        from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model
+        from detectron2.utils import comm
+
+        logging.getLogger("detectron2").setLevel(logging.INFO)
+        logging.getLogger("fvcore").setLevel(logging.INFO)
+        if dist.is_initialized() and comm._LOCAL_PROCESS_GROUP is None:
+            comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        self.config, self.directory, self.device = config, directory, device
+        self.lazy = LazyConfig.load(str(file))
+        self.plain = instantiate(self.lazy.model).to(device)
+        self.lazy.optimizer.params.model = self.plain
+        optimizer = instantiate(self.lazy.optimizer)
+        self.lazy.optimizer.params.model = None
+        self.model = create_ddp_model(self.plain, **self.lazy.train.ddp)
+        loader = instantiate(self.lazy.dataloader.train)
+        kind = AMPTrainer if self.lazy.train.amp.enabled else SimpleTrainer
+        self.trainer = kind(self.model, loader, optimizer)
+        self.checkpointer = DetectionCheckpointer(self.model, str(directory), trainer=self.trainer)
+
+    def run(self, model: MaskRCNN) -> Within:
+        """Train, evaluate, and give `model` the weights."""
+        self.trainer.register_hooks(self._hooks())
+        self.checkpointer.resume_or_load(self.lazy.train.init_checkpoint, resume=True)
+        begin = self.trainer.iter + 1 if self.checkpointer.has_checkpoint() else 0
+        started = time.perf_counter()
+        self.trainer.train(begin, self.config.steps)
+        seconds = time.perf_counter() - started
+        metrics = self._evaluate()
+        results = list(self.directory.joinpath("inference").glob("*_instances_results.json"))
+        model.load_state_dict({key: value.cpu() for key, value in self.plain.state_dict().items()})
+        return Within(
+            metrics=metrics,
+            results=json.loads(results[0].read_bytes()) if results else [],
+            images_per_second=(self.config.steps - begin) * self.config.batch / seconds,
+            peak_memory=peak_memory(self.device),
+        )
+
+    def _hooks(self) -> list[Any]:
+        from detectron2.config import instantiate
+        from detectron2.engine import hooks
+        from detectron2.utils import comm
+
+        period = self.config.evaluate_every or 0
+        shared = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(self.lazy.lr_multiplier)),
+            hooks.EvalHook(period, self._evaluate, eval_after_train=False),
+        ]
+        if not comm.is_main_process():
+            return shared
+        from detectron2.engine import default_writers
+
+        writers = default_writers(str(self.directory), self.config.steps)
+        saving = hooks.PeriodicCheckpointer(self.checkpointer, **self.lazy.train.checkpointer)
+        return [*shared, saving, hooks.PeriodicWriter(writers, period=self.lazy.train.log_period)]
+
+    def _evaluate(self) -> dict[str, float]:
+        from detectron2.config import instantiate
+        from detectron2.evaluation import inference_on_dataset
+
+        found = inference_on_dataset(
+            self.model, instantiate(self.lazy.dataloader.test), instantiate(self.lazy.dataloader.evaluator)
+        )
+        return named(found)
+
+
+def named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """detectron2's metrics by our names, less those that are no numbers."""
+    return {
+        f"{prefix}_{NAMES[name]}": float(value)
+        for kind, prefix in KINDS.items()
+        for name, value in found.get(kind, {}).items()
+        if name in NAMES and value >= 0  # NaN and -100 for want of objects
+    }

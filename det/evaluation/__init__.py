@@ -1,0 +1,1 @@
+"""Detections as COCO results, metrics, kinds of mistakes, and pictures."""

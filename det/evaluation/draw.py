@@ -1,0 +1,176 @@
+"""Pictures of what a detector finds: images with their detections, validation images beside the ground truth.
+
+    draw_detections(split, results, path, 6)          # six of them, evenly chosen
+    draw_detections(split, results, path, 6, worst)   # those first in `worst` (`det.evaluation.errors`)
+    draw_objects(image, objects, path)                # one image by itself, at its own size
+
+Each object has its mask, its box, the name of its category and, if detected, its score. Categories keep their colour
+from image to image. Detections that score at least half as much as
+the best of all are drawn, `MOST` of them at most: a detector in its first steps is sure of nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pycocotools.mask as coco_masks
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from mimbench.det.data.augment import boxes_around
+from mimbench.det.data.coco import CocoSplit, Shape
+from mimbench.det.evaluation.errors import ImageJudged
+from mimbench.det.evaluation.evaluate import Result
+from mimbench.engine.run.atomic import write_with
+
+MOST = 20
+PAIRS = 2  # of ground truth and detections in one row
+INCHES = 3.0  # width of one image
+TINT = 0.5  # how much of a mask's colour covers the image
+
+
+class Drawn(NamedTuple):
+    """An object to be drawn."""
+
+    mask: NDArray[np.bool_] | None  # (H, W)
+    box: tuple[float, float, float, float]  # x y w h
+    label: int
+    text: str
+
+
+def draw_detections(
+    split: CocoSplit, results: Sequence[Result], path: Path, count: int, order: Sequence[int] | None = None
+) -> None:
+    """Write a PNG of `count` images of `split` and their `results`: the first of `order`, places in `split`.
+
+    Without `order` they are evenly chosen from those with objects. Nothing is written if there are none.
+    """
+    chosen = _evenly(split.with_objects(), count) if order is None else list(order[:count])
+    if not chosen:
+        return
+    found = defaultdict(list)
+    for result in results:
+        found[result["image_id"]].append(result)
+    least = least_drawn(results)
+    rows = [chosen[start : start + PAIRS] for start in range(0, len(chosen), PAIRS)]
+    heights = [max(split.size(index)[0] / split.size(index)[1] for index in row) for row in rows]
+    figure = Figure(figsize=(2 * PAIRS * INCHES, sum(heights) * INCHES + 0.35 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 2 * PAIRS, squeeze=False, height_ratios=heights)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for place, index in enumerate(chosen):
+        left, right = axes[place // PAIRS, 2 * (place % PAIRS) : 2 * (place % PAIRS) + 2]
+        image = split.read_image(index).permute(1, 2, 0).numpy()
+        _panel(left, image, _truth(split, index), f"image {split.image_ids[index]}: ground truth")
+        detected = _detected(split, found[int(split.image_ids[index])], least)
+        _panel(right, image, detected, f"detections scoring {least:.2f} or more")
+    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+def least_drawn(results: Sequence[Result]) -> float:
+    """The score from which on detections are drawn: half of the best."""
+    return 0.5 * max((result["score"] for result in results), default=1.0)
+
+
+def worst_first(images: Sequence[ImageJudged], least: float) -> list[int]:
+    """Places in the split, images with the smallest share of right detections first; those without a mistake left out.
+
+    Where they are equal, the one with more mistakes comes first.
+    """
+
+    def mistakes(image: ImageJudged) -> int:
+        wrong = sum(one.score >= least and one.verdict not in ("right", "ignored") for one in image.detections)
+        return wrong + len(image.unmatched)
+
+    poor = [image for image in images if image.quality(least) < 1]
+    return [image.index for image in sorted(poor, key=lambda image: (image.quality(least), -mistakes(image)))]
+
+
+def draw_objects(image: NDArray[np.uint8], objects: Iterable[Drawn], path: Path) -> None:
+    """Write a PNG of one image (H, W, 3) with what is in it, of the image's own size (at most 2,000 pixels wide)."""
+    height, width = image.shape[:2]
+    inches = min(width, 2000) / 100
+    figure = Figure(figsize=(inches, inches * height / width), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    _panel(axes, image, objects, "", size=max(6.0, 9 * inches / 6.4))
+    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+
+
+def _evenly(images: NDArray[np.int64], count: int) -> list[int]:
+    places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    chosen: list[int] = images[places].tolist()
+    return chosen
+
+
+def _truth(split: CocoSplit, index: int) -> list[Drawn]:
+    labels, shapes = split.objects(index)
+    corners = boxes_around(shapes).tolist()
+    if not all(isinstance(shape, np.ndarray) or shape for shape in shapes):  # boxes alone
+        corners = split.boxed_objects(index)[1].tolist()
+    return [
+        Drawn(_mask(shape, split.size(index)), (x0, y0, x1 - x0, y1 - y0), label, split.categories[label])
+        for label, shape, (x0, y0, x1, y1) in zip(labels.tolist(), shapes, corners, strict=True)
+    ]
+
+
+def _mask(shape: Shape, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    if isinstance(shape, list) and not shape:
+        return None
+    if not isinstance(shape, list):
+        return shape.astype(np.bool_)
+    region = coco_masks.merge(coco_masks.frPyObjects([polygon.tolist() for polygon in shape], *size))
+    mask: NDArray[np.bool_] = coco_masks.decode(region).astype(np.bool_)
+    return mask
+
+
+def _detected(split: CocoSplit, results: Sequence[Result], least: float) -> list[Drawn]:
+    return detected(results, split.category_ids, split.categories, least)
+
+
+def detected(
+    results: Sequence[Result], category_ids: Sequence[int], categories: Sequence[str], least: float
+) -> list[Drawn]:
+    """What is to be drawn of the results of one image: those that score `least` or more, the best `MOST` of them."""
+    best = sorted((r for r in results if r["score"] >= least), key=lambda result: -result["score"])[:MOST]
+    labels = [category_ids.index(result["category_id"]) for result in best]
+    return [
+        Drawn(
+            coco_masks.decode(result["segmentation"]).astype(np.bool_) if "segmentation" in result else None,
+            tuple(result["bbox"]),
+            label,
+            f"{categories[label]} {result['score']:.2f}",
+        )
+        for result, label in zip(best, labels, strict=True)
+    ]
+
+
+def _panel(axes: Axes, image: NDArray[np.uint8], objects: Iterable[Drawn], title: str, size: float = 6.0) -> None:
+    """One image with what is in it, the largest objects first so that small ones are not covered."""
+    tinted = image.astype(np.float32) / 255
+    for drawn in sorted(objects, key=lambda drawn: -drawn.box[2] * drawn.box[3]):
+        colour = _colour(drawn.label)
+        if drawn.mask is not None:
+            tinted[drawn.mask] = (1 - TINT) * tinted[drawn.mask] + TINT * np.array(colour)
+        x, y, width, height = drawn.box
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.5))
+        above = y > 0.06 * image.shape[0]  # room for the name
+        axes.text(
+            max(x, 0), max(y, 0), drawn.text, fontsize=size, color="white", clip_on=True, parse_math=False,
+            verticalalignment="bottom" if above else "top",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
+        )  # fmt: skip
+    axes.imshow(tinted)
+    axes.set_title(title, fontsize=8)
+
+
+def _colour(label: int) -> tuple[float, float, float]:
+    red, green, blue, _ = colormaps["tab20"](label * 7 % 20)  # 7 steps at a time: neighbours differ in hue
+    return red * 0.85, green * 0.85, blue * 0.85

@@ -1,0 +1,133 @@
+"""What a trained detector finds in any images.
+
+    detector = from_run(RunDir(...))                 # a finished or half-finished detection run
+    detector = from_file("model_final.pth")          # a whole detector, detectron2's or ours
+    for seen in detector.predict([Path("a.jpg")], device): ...
+
+Category ids and names are those of the data it was trained on. detectron2's files do not say them: 80 categories are
+taken for COCO's, and others are numbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.data.augment import fitted, render
+from mimbench.det.data.batches import padded
+from mimbench.det.data.coco import read_split
+from mimbench.det.evaluation.evaluate import Result, coco_results
+from mimbench.det.model.build import build_detector
+from mimbench.det.model.detector_file import open_detector
+from mimbench.det.model.mask_rcnn import MaskRCNN
+from mimbench.det.model.test_time_augmentation import detections
+from mimbench.engine.data.batches import move
+from mimbench.engine.data.datasets import UnfitError, locate
+from mimbench.engine.data.images import read_image
+from mimbench.engine.run.bar import track
+from mimbench.engine.run.config import from_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.state import load_state, newest_valid
+
+COCO_CLASSES = 80
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image, uint8 (3, H, W), and what was found in it, best first; `image_id` is its number among those asked."""
+
+    file: Path
+    image: Tensor
+    results: list[Result]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model in eval mode and what it takes to use it."""
+
+    model: MaskRCNN
+    config: Config
+    category_ids: tuple[int, ...]
+    categories: tuple[str, ...]
+
+    @torch.no_grad()
+    def predict(self, files: Sequence[Path], device: torch.device) -> Iterator[Seen | UnfitError]:
+        """One image after another; of a file that is no image, what is wrong with it.
+
+        Raises:
+            FileNotFoundError: naming a file that is not there; before anything is predicted.
+        """
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} does not exist; name image files, or directories that hold some")
+        model = self.model.to(device).eval()
+        for number, file in enumerate(track(files, "detecting", len(files))):
+            try:
+                image = read_image(file, upright=True)
+            except UnfitError as error:
+                yield error
+                continue
+            size = (image.shape[1], image.shape[2])
+            images, sizes = padded([render(image, fitted(size, self.config.image))])
+            (found,) = detections(model, move(images, device), sizes, [size], self.config.views)
+            yield Seen(file, image, coco_results(found, number, self.category_ids, size))
+
+
+def from_run(run: RunDir) -> Detector:
+    """The detector of a detection run: as it was left, or as of its newest checkpoint.
+
+    Raises:
+        ValueError: if it is another kind of run, or has saved nothing yet.
+    """
+    about = run.read_about()
+    if about["stage"] != "det":
+        raise ValueError(f"{run.path} is a {about['stage']} run ({about['recipe']}); a detection run finds objects")
+    if run.detector.is_file():
+        return from_file(run.detector)
+    config = from_text(Config, run.config.read_text(encoding="utf-8"), str(run.config))
+    newest = newest_valid(run.checkpoints)
+    if newest is None and config.steps:
+        raise ValueError(
+            f"{run.path} has no checkpoint (it is {run.state()}); `mimbench run {run.path}` goes on with it"
+        )
+    of = read_split(
+        locate(config.data), "train", config.single_class, masks=config.heads.masks, benchmark=config.benchmark
+    )
+    model, _ = build_detector(config, len(of.categories), of.images_showing().tolist())
+    if newest is not None:  # with steps=0 the checkpoint is the detector
+        model.load_state_dict(load_state(newest)["stepper"]["model"])
+    return Detector(model, config, of.category_ids, of.categories)
+
+
+def from_file(file: str | Path) -> Detector:
+    """The detector in a file of weights; see `det.model.detector_config` for what the file does not say.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it holds an encoder alone, or a detector that cannot be built.
+    """
+    opened = open_detector(file)
+    about = opened.about
+    ids, names = about.category_ids, about.categories
+    if not names:
+        ids, names = _coco_names() if len(ids) == COCO_CLASSES else _numbered(len(ids))
+    return Detector(opened.model, about.config, ids, names)
+
+
+def _coco_names() -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """COCO's 80 ids, which have gaps, and names."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    listed = enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
+    known = {identity: name for identity, name in listed if name not in ("__background__", "N/A")}
+    return tuple(known), tuple(known.values())
+
+
+def _numbered(classes: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    ids = tuple(range(1, classes + 1))
+    return ids, tuple(f"category {identity}" for identity in ids)

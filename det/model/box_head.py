@@ -1,0 +1,143 @@
+"""The box head (4 convolutions and 1 linear layer) and its predictor; detectron2's names, arithmetic and start."""
+
+# R region, C channel, K class, J code (one per class, or one for all), N chosen region and class
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mimbench.backbones.pyramid import ConvNorm
+from mimbench.det.model.boxes import Weights, at_least_float32, decode, encode
+from mimbench.det.model.federated import drawn_classes, sigmoid_losses
+from mimbench.det.model.loss_weights import Normalise
+from mimbench.det.model.regions import Regions
+
+ClassLoss = Literal["softmax", "sigmoid", "federated"]
+
+WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)
+
+
+def init_conv(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """detectron2's start for hidden convolutions (Caffe2's MSRA fill)."""
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class BoxHead(nn.Module):
+    """Regions' features (R, C, side, side) to (R, fc)."""
+
+    def __init__(self, channels: int, side: int, convs: Sequence[int], fc: int) -> None:
+        """`convs` are the widths of the 3x3 convolutions, each followed by a norm over channels and a ReLU."""
+        super().__init__()
+        self.hidden = len(convs)
+        for index, width in enumerate(convs):
+            layer = ConvNorm(channels, width, 3)
+            init_conv(layer)
+            self.add_module(f"conv{index + 1}", layer)
+            channels = width
+        self.fc1 = nn.Linear(channels * side * side, fc)
+        nn.init.kaiming_uniform_(self.fc1.weight, a=1)  # Caffe2's Xavier fill
+        nn.init.zeros_(self.fc1.bias)
+
+    def forward(self, regions_RCMM: Tensor) -> Tensor:
+        """The hidden feature of each region."""
+        for index in range(self.hidden):
+            regions_RCMM = self.get_submodule(f"conv{index + 1}")(regions_RCMM).relu_()
+        return self.fc1(regions_RCMM.flatten(1)).relu_()
+
+
+class BoxPredictor(nn.Module):
+    """Class logits (the background last), and a box code for each class or one for all."""
+
+    fed_loss_cls_weights: Tensor  # detectron2's name; there with `class_weights` alone
+
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        *,
+        weights: Weights = WEIGHTS,
+        agnostic: bool = False,
+        class_loss: ClassLoss = "softmax",
+        class_weights: Tensor | None = None,
+        federated: int = 50,
+    ) -> None:
+        """Args:
+        width: of a region's feature.
+        classes: without the background.
+        weights: of the box code (`det.model.boxes`).
+        agnostic: one box code for all classes.
+        class_loss: how classes are learned, and logits become scores.
+        class_weights: (K,) how likely each class is drawn, of class_loss="federated" (`det.model.federated`).
+        federated: classes in each such loss.
+
+        Raises:
+            ValueError: if class weights are missing or not one for each class.
+        """
+        super().__init__()
+        self.classes, self.weights, self.federated = classes, weights, federated
+        self.class_loss: ClassLoss = class_loss
+        self.cls_score = nn.Linear(width, classes + 1)
+        self.bbox_pred = nn.Linear(width, 4 if agnostic else 4 * classes)
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        if class_loss == "federated":
+            if class_weights is None or len(class_weights) != classes:
+                raise ValueError(f"the federated loss needs a weight for each of the {classes} classes")
+            self.register_buffer("fed_loss_cls_weights", class_weights)
+
+    def forward(self, hidden_RD: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (R, K + 1) and codes (R, K, 4), or (R, 1, 4) for all classes."""
+        return self.cls_score(hidden_RD), self.bbox_pred(hidden_RD).unflatten(1, (-1, 4))
+
+    def losses(
+        self, logits_RK: Tensor, codes_RJ4: Tensor, regions: Regions, normalise: Normalise = "batch"
+    ) -> dict[str, Tensor]:
+        """Of the classes of all regions, and L1 of the boxes of those of an object; both means over all regions.
+
+        Args:
+            logits_RK, codes_RJ4: what `forward` gave.
+            regions: what they are of.
+            normalise: how much each region counts (`det.model.loss_weights`).
+        """
+        share_R, label_R = regions.shares(normalise), regions.labels
+        shown = (label_R < self.classes).nonzero()[:, 0]
+        wanted = encode(regions.boxes[shown], regions.targets[shown], self.weights)
+        error_R = (self._of_class(codes_RJ4, shown, label_R[shown]) - wanted).abs().sum(1)
+        missed_R = self._class_losses(at_least_float32(logits_RK), regions, normalise)
+        return {"loss_cls": (missed_R * share_R).sum(), "loss_box_reg": (error_R * share_R[shown]).sum()}
+
+    def _class_losses(self, logits_RK: Tensor, regions: Regions, normalise: Normalise) -> Tensor:
+        """(R,)."""
+        if self.class_loss == "softmax":
+            return F.cross_entropy(logits_RK, regions.labels, reduction="none")
+        if self.class_loss == "sigmoid":
+            return sigmoid_losses(logits_RK, regions.labels)
+        groups = [len(logits_RK)]  # regions among which classes are drawn
+        if normalise == "image":
+            groups = regions.regions[:, 0].long().bincount(minlength=regions.images).tolist()
+        return torch.cat(
+            [
+                sigmoid_losses(logits, label, drawn_classes(label, self.fed_loss_cls_weights, self.federated))
+                for logits, label in zip(logits_RK.split(groups), regions.labels.split(groups), strict=True)
+            ]
+        )
+
+    def scores(self, logits_RK: Tensor) -> Tensor:
+        """Scores (R, K + 1) in 0..1; the last column is the background's, and means nothing with sigmoids."""
+        return logits_RK.softmax(-1) if self.class_loss == "softmax" else logits_RK.sigmoid()
+
+    def boxes(self, codes_RJ4: Tensor, regions_R4: Tensor, region_N: Tensor, label_N: Tensor) -> Tensor:
+        """The boxes (N, 4) that the codes make of regions `region_N`, for classes `label_N`."""
+        return decode(self._of_class(codes_RJ4, region_N, label_N), regions_R4[region_N], self.weights)
+
+    @staticmethod
+    def _of_class(codes_RJ4: Tensor, region_N: Tensor, label_N: Tensor) -> Tensor:
+        return codes_RJ4[region_N, label_N if codes_RJ4.shape[1] > 1 else 0]

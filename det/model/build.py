@@ -1,0 +1,126 @@
+"""The detector that a config describes: `build_detector(config, classes)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mimbench.backbones.checkpoint import EncoderInfo, build_encoder
+from mimbench.backbones.checkpoints.detector import detector_in, relative_positions_in
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vitdet import vitdet_reason
+from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.model.detector_config import encoder_of
+from mimbench.det.model.federated import class_weights
+from mimbench.det.model.load_weights import load_detector, load_relative_positions
+from mimbench.det.model.mask_rcnn import MaskRCNN, build_mask_rcnn
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
+
+WHOLE = "detectron2, the whole detector"  # the family of such a checkpoint, detectron2's or ours
+
+
+def build_detector(
+    config: Config, classes: int, images_showing: Sequence[int] | None = None
+) -> tuple[MaskRCNN, EncoderInfo | None]:
+    """The detector of `config` on its checkpoint's encoder; on a random one if it has none; or its checkpoint itself.
+
+    The random one is what pretraining starts from (fixed sin-cos positions, Xavier), as in every other evaluation: a
+    table's scratch row is one encoder; `start=detectron2` draws it as detectron2 does. Relative positions, pyramid and
+    heads start from scratch in either case, but for a checkpoint that is a whole detector, of which all is taken.
+
+    Args:
+        config: of the run.
+        classes: categories of the data.
+        images_showing: how many training images show each category, for the federated loss; not for inference.
+
+    Raises:
+        FileNotFoundError: if the checkpoint is not there.
+        ValueError: if it is not one, or its encoder does not fit the detector.
+    """
+    whole = detector_in(config.checkpoint) if config.checkpoint else None
+    if whole is not None:
+        return _whole(config, whole, classes, images_showing)
+    relative = relative_positions_in(config.checkpoint) if config.checkpoint else None
+    partial = config.allow_partial or relative is not None
+    encoder, info = build_encoder(config.checkpoint, config.encoder, allow_partial=partial)
+    if (reason := vitdet_reason(encoder.traits)) is not None:
+        raise ValueError(f"{config.checkpoint}: {reason}")
+    model = from_scratch(
+        config,
+        classes,
+        config.shape_for(info.vit if info else config.encoder),
+        mean=info.mean if info else IMAGENET_MEAN,
+        std=info.std if info else IMAGENET_STD,
+        images_showing=images_showing,
+    )
+    if info is not None or config.start == "pretraining":
+        model.backbone.net.load_encoder(encoder.state_dict(), encoder.traits)
+    if relative is not None and info is not None:
+        load_relative_positions(model, relative, str(config.checkpoint))
+        info = replace(info, family="detectron2, with its relative positions", partial=())
+    return model, info
+
+
+def _whole(
+    config: Config, weights: Mapping[str, Tensor], classes: int, images_showing: Sequence[int] | None
+) -> tuple[MaskRCNN, EncoderInfo]:
+    """The detector of `config` with the `weights` of its checkpoint, which is a detector itself."""
+    file = str(config.checkpoint)
+    vit, mean, std = encoder_of(weights, file)
+    model = from_scratch(config, classes, config.shape_for(vit), mean=mean, std=std, images_showing=images_showing)
+    load_detector(model, weights, file)
+    return model, EncoderInfo(WHOLE, vit, final_norm=False, mean=mean, std=std)
+
+
+def from_scratch(
+    config: Config,
+    classes: int,
+    shape: ViT,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    images_showing: Sequence[int] | None = None,
+) -> MaskRCNN:
+    """The detector of `config` on an encoder of `shape`, as detectron2 draws both; `mean` and `std` of the images."""
+    heads, proposals, vitdet = config.heads, config.proposals, config.vitdet
+    seen = torch.ones(classes) if images_showing is None else torch.as_tensor(images_showing)
+    model = build_mask_rcnn(
+        classes=classes,
+        vit=shape,
+        mean=mean,
+        std=std,
+        image=config.image,
+        window=vitdet.window,
+        global_blocks=vitdet.attend_globally(shape.depth),
+        rel_pos=vitdet.rel_pos,
+        abs_pos=vitdet.abs_pos,
+        drop_path=vitdet.drop_path,
+        scales=vitdet.scales,
+        channels=vitdet.channels,
+        anchor_sizes=proposals.anchor_sizes,
+        aspect_ratios=proposals.anchor_ratios,
+        rpn_convs=proposals.convs,
+        rpn_norm=proposals.norm,
+        rpn_samples=proposals.samples,
+        pre_nms=proposals.before_nms,
+        post_nms=proposals.after_nms,
+        roi_samples=heads.samples,
+        head_convs=heads.convs,
+        head_channels=heads.channels,
+        fc=heads.fc,
+        score_threshold=heads.score_threshold,
+        nms=heads.nms,
+        top=heads.detections,
+        soft_nms=heads.soft_nms,
+        normalise=config.normalise,
+        masks=heads.masks,
+        cascade=heads.cascade,
+        class_loss=heads.class_loss,
+        class_weights=class_weights(seen) if heads.class_loss == "federated" else None,
+        federated=heads.federated,
+    )
+    model.backbone.net.recompute = config.recompute
+    return model

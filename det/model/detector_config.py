@@ -1,0 +1,175 @@
+"""What a detector's file says of the detector: what we wrote beside its weights, or else what can be read off them.
+
+    about = described(path)                  # None of a file that only has weights, as detectron2's
+    config = config_of(weights, path)        # of any ViTDet detector's weights, by their names and shapes
+    vit, mean, std = encoder_of(weights, path)
+
+What leaves no trace in weights is as in the published recipes: anchors, thresholds, the images' mean and deviation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mimbench.backbones.checkpoints.file_kind import kind_of
+from mimbench.backbones.checkpoints.opening import parse_location
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.det.config import Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.engine.run.config import from_text
+
+ABOUT = "detector"  # the key of what we write beside the weights
+LVIS_CLASSES = 1203
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A detector without its weights."""
+
+    config: MaskRCNN
+    category_ids: tuple[int, ...]  # of each label; its own number where the file does not say
+    categories: tuple[str, ...]  # their names; empty where the file does not say
+    mean: RGB = IMAGENET_MEAN  # of the images, as fractions of 255
+    std: RGB = IMAGENET_STD
+
+
+def described(path: str | Path) -> Described | None:
+    """What `det.model.detector_file` wrote beside the weights; None of another's file."""
+    file = parse_location(str(path))[0]
+    if kind_of(file) != "torch":  # ours are; detectron2's releases are pickles
+        return None
+    try:
+        text = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(ABOUT)
+    except (RuntimeError, AttributeError, pickle.UnpicklingError):  # what we write has weights and text alone
+        return None
+    if not isinstance(text, str):
+        return None
+    about = json.loads(text)
+    config = from_text(MaskRCNN, about["config"], str(path))
+    return Described(config, tuple(about["ids"]), tuple(about["names"]), _rgb(about["mean"]), _rgb(about["std"]))
+
+
+def _rgb(values: Sequence[float]) -> RGB:
+    red, green, blue = values
+    return red, green, blue
+
+
+def encoder_of(weights: Mapping[str, Tensor], path: str) -> tuple[ViT, RGB, RGB]:
+    """The shape of the encoder in a detector's file that holds `weights`, and its images' mean and deviation."""
+    if (about := described(path)) is not None:
+        return about.config.encoder, about.mean, about.std
+    with _buildable(path):
+        return _backbone(weights)[0], IMAGENET_MEAN, IMAGENET_STD
+
+
+def config_of(weights: Mapping[str, Tensor], file: str) -> MaskRCNN:
+    """The config of a detector, from the names and shapes of its weights.
+
+    Raises:
+        ValueError: if they are not those of a ViTDet detector that can be built, naming what does not fit.
+    """
+    with _buildable(file):
+        vit, vitdet, image = _backbone(weights)
+        maps = len(vitdet.scales) + 1
+        return MaskRCNN(
+            data="",
+            encoder=vit,
+            image=image,
+            vitdet=vitdet,
+            proposals=_proposals(weights, maps),
+            heads=_heads(weights),
+        )
+
+
+@contextmanager
+def _buildable(file: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{file} is a detector, but not ViTDet's as mimbench can build it: {error}") from None
+
+
+def classes_of(weights: Mapping[str, Tensor]) -> int:
+    """How many categories a detector tells apart."""
+    return len(weights[_first(weights, r"roi_heads\.box_predictor\.(0\.)?cls_score\.bias")]) - 1
+
+
+def _first(weights: Mapping[str, Tensor], pattern: str) -> str:
+    found = next((key for key in weights if re.fullmatch(pattern, key)), None)
+    if found is None:
+        raise ValueError(f"it has no {pattern}".replace("\\", "").replace("(0.)?", ""))
+    return found
+
+
+def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
+    return sum(re.fullmatch(pattern, key) is not None for key in weights)
+
+
+def _backbone(weights: Mapping[str, Tensor]) -> tuple[ViT, ViTDet, int]:
+    """Encoder, what detection adds to it, and the side of the images."""
+    net = "backbone.net."
+    width, _, patch, _ = weights[f"{net}patch_embed.proj.weight"].shape
+    depth = _count(weights, rf"{net}blocks\.\d+\.norm1\.weight".replace("backbone.", r"backbone\."))
+    tables = [weights.get(f"{net}blocks.{block}.attn.rel_pos_h") for block in range(depth)]
+    positions = weights.get(f"{net}pos_embed")
+    heads = _head_count(width, depth, tables)
+    grid = 14 if positions is None else math.isqrt(positions.shape[1] - 1)
+    vit = ViT(width, depth, heads, patch, patch * grid)
+    pyramid = sorted({int(key.split(".")[1][6:]) for key in weights if key.startswith("backbone.simfp_")})
+    vitdet = ViTDet(
+        rel_pos=tables[0] is not None,
+        abs_pos=positions is not None,
+        channels=len(weights[_first(weights, r"backbone\.simfp_\d+\.\d+\.norm\.weight")]),
+        scales=tuple(patch / 2**level for level in pyramid),
+    )
+    rows = [(len(table) + 1) // 2 for table in tables if table is not None]
+    if len(set(rows)) < 2:  # nothing tells windows from the whole
+        return vit, vitdet, rows[0] * patch if rows else 1024
+    blocks = tuple(block for block, side in enumerate(rows) if side == max(rows))
+    return vit, replace(vitdet, window=min(rows), global_blocks=blocks), max(rows) * patch
+
+
+def _head_count(width: int, depth: int, tables: Sequence[Tensor | None]) -> int:
+    if tables[0] is not None:
+        return width // tables[0].shape[1]
+    known = next((size for size in SIZES.values() if (size.width, size.depth) == (width, depth)), None)
+    return known.heads if known else width // 64
+
+
+def _proposals(weights: Mapping[str, Tensor], maps: int) -> Proposals:
+    head, published = "proposal_generator.rpn_head.", Proposals()
+    per_cell = len(weights[f"{head}objectness_logits.bias"])
+    if per_cell != len(published.anchor_ratios) or maps > len(published.anchor_sizes):
+        raise ValueError(
+            f"{per_cell} anchors at each of {maps} maps are not the published ones, and no file says which"
+        )
+    convs = _count(weights, r"proposal_generator\.rpn_head\.conv\.(conv\d+\.)?weight")
+    return replace(published, convs=convs, anchor_sizes=published.anchor_sizes[:maps])
+
+
+def _heads(weights: Mapping[str, Tensor]) -> Heads:
+    cascade = "roi_heads.box_head.0.fc1.weight" in weights
+    box = "roi_heads.box_head." + ("0." if cascade else "")
+    federated = any(key.endswith("fed_loss_cls_weights") for key in weights)
+    lvis = classes_of(weights) == LVIS_CLASSES
+    return Heads(
+        convs=_count(weights, re.escape(box) + r"conv\d+\.weight"),
+        channels=len(weights[f"{box}conv1.weight"]),
+        fc=len(weights[f"{box}fc1.bias"]),
+        masks="roi_heads.mask_head.predictor.weight" in weights,
+        cascade=cascade,
+        class_loss="federated" if federated else "softmax",
+        score_threshold=0.02 if lvis else 0.05,
+        detections=300 if lvis else 100,
+    )

@@ -1,0 +1,77 @@
+"""A trained detector as a file, for detectron2 as well as for us, and any ViTDet detector's file as a detector.
+
+    save_detector(run.detector, model, config, split.category_ids, split.categories)
+    detector = open_detector("model_final_61ccd1.pkl")          # detectron2's, or one of the above
+    detector.model.detect(images, sizes)
+
+What is written is {"model": weights by detectron2's names, "detector": JSON}; `DetectionCheckpointer` loads all of it.
+Of a file that detectron2 wrote, weights are all there is (`det.model.detector_config`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from mimbench.backbones.checkpoints.detector import detector_in
+from mimbench.det.config import MaskRCNN
+from mimbench.det.model.build import from_scratch
+from mimbench.det.model.detector_config import ABOUT, Described, classes_of, config_of, described
+from mimbench.det.model.load_weights import load_detector
+from mimbench.det.model.mask_rcnn import MaskRCNN as Model
+from mimbench.engine.run.atomic import write_with
+from mimbench.engine.run.config import to_text
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector from a file."""
+
+    model: Model
+    about: Described
+
+
+def save_detector(
+    file: Path, model: Model, config: MaskRCNN, category_ids: Sequence[int], categories: Sequence[str]
+) -> None:
+    """Write `model`, which `config` describes, to `file` (.pth), atomically.
+
+    Raises:
+        OSError: if it cannot be written; what was there before stays.
+    """
+    mean, std = ((value.flatten() / 255).tolist() for value in (model.pixel_mean, model.pixel_std))
+    config = replace(config, checkpoint=None, encoder=model.backbone.net.vit, vitdet=replace(config.vitdet, patch=None))
+    about = {"config": to_text(config), "ids": list(category_ids), "names": list(categories), "mean": mean, "std": std}
+    weights = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    tree = {"model": weights, ABOUT: json.dumps(about)}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:  # a handle, for torch writes a path's name into the file
+            torch.save(tree, handle)
+
+    write_with(file, write)
+
+
+def open_detector(path: str | Path) -> Detector:
+    """The detector in the file at `path`, in eval mode on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: in one line, if it is not a whole ViTDet detector, or one whose sizes are none that can be built.
+    """
+    weights = detector_in(path)
+    if weights is None:
+        raise ValueError(
+            f"{path} is not a whole detector: it lacks a ViTDet backbone, proposal head, or box head; "
+            f"`mimbench evaluate {path} --on coco` trains one on an encoder"
+        )
+    about = described(path)
+    if about is None:
+        about = Described(config_of(weights, str(path)), tuple(range(classes_of(weights))), ())
+    model = from_scratch(about.config, len(about.category_ids), about.config.encoder, mean=about.mean, std=about.std)
+    load_detector(model, weights, str(path))
+    return Detector(model.eval(), about)

@@ -1,0 +1,34 @@
+"""The regions that the heads are trained on."""
+
+# R region of interest
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mimbench.det.model.loss_weights import Normalise, shares
+
+
+class Regions(NamedTuple):
+    """Regions of a batch, images one after another, each with the object it is to find."""
+
+    regions: Tensor  # (R, 5) index of the image, box
+    labels: Tensor  # (R,) 0..K-1, K background
+    targets: Tensor  # (R, 4) box of the object; anything for background
+    objects: Tensor  # (R,) index of the object in its image
+    images: int  # in the batch
+
+    @property
+    def boxes(self) -> Tensor:
+        """(R, 4)."""
+        return self.regions[:, 1:]
+
+    def shares(self, normalise: Normalise) -> Tensor:
+        """How much each counts in a mean over them, (R,)."""
+        return shares(self.regions[:, 0], self.images, normalise)
+
+    def some(self, place: Tensor) -> Regions:
+        """Those at these places."""
+        return Regions(self.regions[place], self.labels[place], self.targets[place], self.objects[place], self.images)

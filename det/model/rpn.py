@@ -1,0 +1,154 @@
+"""The region proposal network: which anchors show an object, and the boxes they propose.
+
+detectron2's `RPN` with `StandardRPNHead` (parameter names `rpn_head.*`): losses over a random sample of anchors, each
+summed and divided by (samples * images); proposals by per-level selection, suppression within a level, and a cut over
+all levels. Only the boxes of selected anchors are decoded, which changes no number. Boxes are float32 throughout.
+"""
+
+# B image, L level, A anchor (of a level, or of all in order), N candidate after selection, T object
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms, box_iou
+
+from mimbench.backbones.pyramid import ConvNorm, suited
+from mimbench.det.model.anchors import Anchors
+from mimbench.det.model.boxes import Weights, at_least_float32, decode, encode, image_corners, nonempty
+from mimbench.det.model.matching import match, sample
+
+WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
+
+
+class RPNHead(nn.Module):
+    """Hidden 3x3 convolutions without a norm, then objectness and box codes, shared by all levels."""
+
+    def __init__(self, channels: int, per_cell: int, convs: int, norm: bool = False) -> None:
+        """With `norm` each convolution is followed by a norm over channels; detectron2 has none there."""
+        super().__init__()
+        hidden: list[nn.Conv2d] = [
+            ConvNorm(channels, channels, 3) if norm else nn.Conv2d(channels, channels, 3, padding=1)
+            for _ in range(convs)
+        ]
+        # detectron2's names: "conv" for a single convolution, "conv.conv0", "conv.conv1" for several
+        self.conv = hidden[0] if convs == 1 else nn.Sequential()
+        if isinstance(self.conv, nn.Sequential):
+            for index, layer in enumerate(hidden):
+                self.conv.add_module(f"conv{index}", layer)
+        self.hidden = tuple(hidden)
+        self.objectness_logits = nn.Conv2d(channels, per_cell, 1)
+        self.anchor_deltas = nn.Conv2d(channels, 4 * per_cell, 1)
+        for layer in (*hidden, self.objectness_logits, self.anchor_deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Objectness logits (B, A) and box codes (B, A, 4) of each level's anchors."""
+        logits, codes = [], []
+        for map_BCHW in maps:
+            hidden_BCHW = suited(map_BCHW)
+            for layer in self.hidden:
+                hidden_BCHW = layer(hidden_BCHW).relu_()
+            logits.append(self.objectness_logits(hidden_BCHW).permute(0, 2, 3, 1).flatten(1))
+            codes.append(self.anchor_deltas(hidden_BCHW).permute(0, 2, 3, 1).reshape(len(map_BCHW), -1, 4))
+        return logits, codes
+
+
+class RPN(nn.Module):
+    """Proposals, and in training the two losses of the head that makes them."""
+
+    def __init__(
+        self,
+        channels: int,
+        anchors: Anchors,
+        *,
+        convs: int = 2,
+        samples: int = 256,
+        positive: float = 0.5,
+        overlap: tuple[float, float] = (0.3, 0.7),
+        pre_nms: tuple[int, int] = (2000, 1000),
+        post_nms: tuple[int, int] = (1000, 1000),
+        nms: float = 0.7,
+        norm: bool = False,
+    ) -> None:
+        """Two numbers of `pre_nms` (per level) and `post_nms` (in all) are for training and for inference."""
+        super().__init__()
+        self.rpn_head = RPNHead(channels, anchors.per_cell, convs, norm)
+        self.anchors = anchors
+        self.samples, self.positive, self.overlap = samples, positive, overlap
+        self.pre_nms, self.post_nms, self.nms = pre_nms, post_nms, nms
+
+    def forward(
+        self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]], boxes: Sequence[Tensor] | None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals of each image and, when its objects' boxes are given, the losses.
+
+        Args:
+            maps: pyramid levels (B, C, h, w), finest first.
+            sizes: true (h, w) of each image, which proposals are clipped to.
+            boxes: (T, 4) of each image's objects in training; None at inference.
+
+        Returns:
+            Per image boxes (N, 4), best first, without gradient; and loss_rpn_cls and loss_rpn_loc, or nothing.
+        """
+        anchors = self.anchors(maps)
+        logits, codes = self.rpn_head(maps)
+        losses = {}
+        if boxes is not None:
+            losses = self._losses(torch.cat(anchors), torch.cat(logits, 1), torch.cat(codes, 1), boxes)
+        with torch.no_grad():
+            return self._proposals(anchors, logits, codes, sizes, 0 if boxes is not None else 1), losses
+
+    def _losses(
+        self, anchors_A4: Tensor, logits_BA: Tensor, codes_BA4: Tensor, boxes: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        chosen, others, sources, targets = [], [], [], []
+        for image, boxes_T4 in enumerate(boxes):
+            object_A, label_A = match(box_iou(boxes_T4, anchors_A4), *self.overlap, keep_best=True)
+            foreground, background = sample(label_A, self.samples, self.positive)
+            chosen.append(foreground + image * len(anchors_A4))
+            others.append(background + image * len(anchors_A4))
+            sources.append(anchors_A4[foreground])
+            targets.append(boxes_T4[object_A[foreground]])
+        foreground, background = torch.cat(chosen), torch.cat(others)
+        logits = at_least_float32(logits_BA.flatten()[torch.cat([foreground, background])])
+        is_object = torch.arange(len(logits), device=logits.device) < len(foreground)
+        predicted = codes_BA4.view(-1, 4)[foreground]
+        wanted = encode(torch.cat(sources), torch.cat(targets), WEIGHTS)
+        norm = self.samples * len(boxes)
+        classified = F.binary_cross_entropy_with_logits(logits, is_object.to(logits), reduction="sum")
+        return {"loss_rpn_cls": classified / norm, "loss_rpn_loc": (predicted - wanted).abs().sum() / norm}
+
+    def _proposals(
+        self,
+        anchors: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        codes: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        mode: int,
+    ) -> list[Tensor]:
+        """The best boxes of each image; `mode` picks from `pre_nms` and `post_nms`."""
+        kept_boxes, kept_scores, kept_levels = [], [], []
+        for level, (anchors_A4, logits_BA, codes_BA4) in enumerate(zip(anchors, logits, codes, strict=True)):
+            count = min(len(anchors_A4), self.pre_nms[mode])
+            scores_BN, best_BN = logits_BA.topk(count, dim=1)
+            codes_BN4 = codes_BA4.gather(1, best_BN[..., None].expand(-1, -1, 4))
+            kept_boxes.append(decode(codes_BN4, anchors_A4[best_BN], WEIGHTS))
+            kept_scores.append(scores_BN)
+            kept_levels.append(torch.full_like(best_BN[0], level))
+        boxes_BN4, scores_BN, level_N = torch.cat(kept_boxes, 1), torch.cat(kept_scores, 1), torch.cat(kept_levels)
+        finite_BN = boxes_BN4.isfinite().all(-1) & scores_BN.isfinite()
+        boxes_BN4 = boxes_BN4.clamp(min=0).minimum(image_corners(sizes, boxes_BN4))
+        valid_BN = finite_BN & nonempty(boxes_BN4)
+        proposals = []
+        for boxes_N4, scores_N, valid_N in zip(boxes_BN4, scores_BN, valid_BN, strict=True):
+            boxes = boxes_N4[valid_N]
+            proposals.append(
+                boxes[batched_nms(boxes, scores_N[valid_N].float(), level_N[valid_N], self.nms)[: self.post_nms[mode]]]
+            )
+        return proposals

@@ -1,0 +1,120 @@
+"""Looking at an image several times: in other sizes, and mirrored; what is seen is united.
+
+detectron2's `GeneralizedRCNNWithTTA`: boxes found in every view are brought into the image, suppressed together, and
+their masks are the mean of those that each view gives them. Views are made from the pixels that a single look has.
+
+    found = detections(model, images, seen, sizes, config.views)      # one look where there are no views
+
+detectron2 computes the features of each view twice, for boxes and for masks; here they are kept.
+"""
+
+# B image, N detection, M side of a mask
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mimbench.det.config import Views
+from mimbench.det.data.augment import fitted
+from mimbench.det.model.boxes import image_corners
+from mimbench.det.model.mask_rcnn import MaskRCNN
+from mimbench.det.model.nms import Selection
+from mimbench.det.model.roi_heads import Detections, Found
+
+Size = tuple[int, int]  # height, width
+
+ANY_SCORE = 1e-8  # what was found in a view has passed the threshold there
+
+
+def detections(
+    model: MaskRCNN, images: Tensor, seen: Sequence[Size], sizes: Sequence[Size], views: Views
+) -> list[Detections]:
+    """What is in each image, in pixels of its original.
+
+    Args:
+        model: in eval mode.
+        images: (B, 3, H, W) uint8, padded at the bottom and the right.
+        seen: the true (h, w) of each of them.
+        sizes: (h, w) of the originals.
+        views: how often each is looked at.
+    """
+    if not views.sizes and not views.flip:
+        found = model.detect(images, seen)
+        return [one.rescaled(size, original) for one, size, original in zip(found, seen, sizes, strict=True)]
+    return [
+        in_views(model, image[:, : size[0], : size[1]], original, views)
+        for image, size, original in zip(images, seen, sizes, strict=True)
+    ]
+
+
+class _Look(NamedTuple):
+    """One view, and what the network makes of it."""
+
+    size: Size
+    flip: bool
+    maps: list[Tensor]
+    found: Found
+
+
+@torch.no_grad()
+def in_views(model: MaskRCNN, image: Tensor, size: Size, views: Views) -> Detections:
+    """What is in `image` (3, h, w), uint8, looked at in all views, in pixels of its original of `size` (H, W)."""
+    looks = [
+        _look(model, view, flip)
+        for side in views.sizes or (max(image.shape[1:]),)
+        for view, flip in _pictures(image, side, views.flip)
+    ]
+    seen = (image.shape[1], image.shape[2])
+    boxes_N4 = torch.cat([_brought(_brought(_mirrored(look), look.size, seen), seen, size) for look in looks])
+    boxes_N4 = boxes_N4.clamp(min=0).minimum(image_corners([size], boxes_N4)[0])
+    scores_N = torch.cat([look.found.scores for look in looks])
+    label_N = torch.cat([look.found.labels for look in looks])
+    rule = model.roi_heads.selection
+    keep, scores = Selection(ANY_SCORE, rule.nms, rule.top, rule.soft)(boxes_N4, scores_N, label_N)
+    united = Found(boxes_N4[keep], scores, label_N[keep])
+    masks = torch.stack([_masks(model, look, united, seen, size) for look in looks]).mean(0)
+    return Detections(*united, masks).rescaled(size, size)
+
+
+def _pictures(image: Tensor, side: int, flip: bool) -> list[tuple[Tensor, bool]]:
+    """The image with its longest side of `side` pixels, and the same mirrored; resized as PIL does it."""
+    height, width = fitted((image.shape[1], image.shape[2]), side).resized
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    resized = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+    view = torch.from_numpy(resized).permute(2, 0, 1).to(image.device)
+    return [(view, False), (view.flip(2), True)] if flip else [(view, False)]
+
+
+def _look(model: MaskRCNN, view: Tensor, flip: bool) -> _Look:
+    size = (view.shape[1], view.shape[2])
+    step = model.backbone.strides[-2]  # a larger view gets a larger square, and relative positions resized for it
+    maps = model.features(view[None], [size], max(model.image, -(-max(size) // step) * step))
+    proposals, _ = model.proposal_generator(maps, [size], None)
+    return _Look(size, flip, maps, model.roi_heads.find(maps, proposals, [size])[0])
+
+
+def _mirrored(look: _Look, boxes_N4: Tensor | None = None) -> Tensor:
+    """Boxes, by default those found, as they lie in the view's own mirror image if it is one."""
+    boxes_N4 = look.found.boxes if boxes_N4 is None else boxes_N4
+    if not look.flip:
+        return boxes_N4
+    width = look.size[1]
+    return torch.stack([width - boxes_N4[:, 2], boxes_N4[:, 1], width - boxes_N4[:, 0], boxes_N4[:, 3]], 1)
+
+
+def _brought(boxes_N4: Tensor, size: Size, to: Size) -> Tensor:
+    """Boxes in an image of one (h, w) in the same image of another."""
+    return boxes_N4 * boxes_N4.new_tensor([to[1] / size[1], to[0] / size[0]] * 2)
+
+
+def _masks(model: MaskRCNN, look: _Look, united: Found, seen: Size, size: Size) -> Tensor:
+    """Mask probabilities (N, M, M) of `united`, whose boxes are in the original, by one view."""
+    boxes_N4 = _mirrored(look, _brought(_brought(united.boxes, size, seen), seen, look.size))
+    masks_NMM = model.roi_heads.with_masks(look.maps, [united._replace(boxes=boxes_N4)])[0].masks
+    return masks_NMM.flip(2) if look.flip else masks_NMM

@@ -1,0 +1,297 @@
+"""Batches that depend on nothing but the seed and their number, so that a run can be continued at any of them.
+
+The order of an epoch comes from (seed, epoch), the augmentation of a sample from (seed, epoch, index). How many
+processes load, where a run was resumed and what else drew random numbers make no difference.
+
+    batches = Batches(dataset, batch=64, seed=0, workers=2)
+    for batch in batches.starting_at(1200): ...     # for ever; batch 1200 at once, nothing before it is loaded
+    for batch in evaluation_loader(dataset, 64, workers=2): ...    # in order, every sample exactly once
+
+Under torchrun each process gets its own part of the same global batches. A `ValueError` or `OSError` of a data set
+arrives as one line, whichever process it was raised in; an `UnfitError` may be skipped (engine/data/skipped_images.py).
+
+Loading processes live as long as the iterator does, through all epochs: the order of an epoch is made from its number
+where the keys are handed out, so there is nothing that a process which lives on could have of the epoch before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data._utils import collate as torch_collate
+
+from mimbench.engine.data.datasets import UnfitError
+from mimbench.engine.data.skipped_images import IN_A_ROW, Skipped
+from mimbench.engine.run.process import derived_seed, rank_and_world
+
+Key = tuple[int, int]  # epoch, index
+Collate = Callable[[list[Any]], Any]
+T = TypeVar("T")
+
+
+class MapStyle(Protocol):
+    """A data set that knows its length and gives item `index`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class DataError(ValueError):
+    """A fault in the data, in one line.
+
+    A DataLoader hands an error of its workers on by building it again from the whole traceback as text; what
+    people need is the last line of that.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition("mimbench.engine.data.batches.DataError: ")[2].strip())
+
+
+class SeededDataset(Dataset[Any]):
+    """`base` with each item's randomness drawn from (seed, epoch, index) alone.
+
+    Python's, NumPy's and torch's generators are seeded for the item. In the training process their states are put
+    back afterwards; a loading process has no other use for them.
+
+    With `skipped`, an item that raises `UnfitError` is replaced by another item of `base`, drawn from
+    (seed, epoch, index) and given the randomness that the first would have had.
+    """
+
+    def __init__(self, base: MapStyle, seed: int, skipped: Skipped | None = None) -> None:
+        self.base, self.seed = base, seed
+        self.skipped = Skipped(len(base), 0.0) if skipped is None else skipped
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, key: Key) -> Any:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
+        """The items of one batch; states are kept and put back once for all of them."""
+        with _states_kept():
+            return [self._item(epoch, index) for epoch, index in keys]
+
+    def fault_of(self, index: int) -> str:
+        """What is wrong with item `index` of `base`, which could not be read before."""
+        with _states_kept():
+            try:
+                self.base[index]
+            except (ValueError, OSError) as error:
+                return str(error)
+        return f"item {index}, which could be read the second time"
+
+    def _item(self, epoch: int, index: int) -> Any:
+        """Item `index`, or the first of its replacements that can be read."""
+        seed, place = derived_seed(self.seed, epoch, index), index
+        try:
+            for attempt in range(IN_A_ROW):
+                _seed(seed)
+                try:
+                    return self.base[place]
+                except UnfitError as error:
+                    fault = error
+                self.skipped.add(place, fault)
+                place = derived_seed(self.seed, epoch, index, attempt) % len(self.base)
+            raise ValueError(f"{IN_A_ROW} images in a row cannot be decoded, the last: {fault}")
+        except (ValueError, OSError) as error:
+            raise DataError(str(error)) from error
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+
+
+class _Plain(Dataset[Any]):
+    """`base` as it is, with its faults in one line."""
+
+    def __init__(self, base: MapStyle) -> None:
+        self.base = base
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.base[index]
+        except (ValueError, OSError) as error:
+            raise DataError(str(error)) from error
+
+
+@contextmanager
+def _states_kept() -> Iterator[None]:
+    """Afterwards the training process's generators are where they were."""
+    if get_worker_info():
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def batched(samples: list[Any]) -> Any:
+    """Samples as a batch, as torch's default does it; images that lie in memory by pixel stay so, in a batch too.
+
+    Such images (3, H, W) are stacked as they lie, in a sixth of the time that turning each around would take.
+    """
+    return torch_collate.collate(samples, collate_fn_map=_COLLATE)
+
+
+def _stacked(images: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
+    """Tensors of one shape, stacked."""
+    if images[0].ndim == 3 and not images[0].is_contiguous() and images[0].permute(1, 2, 0).is_contiguous():
+        by_pixel = torch_collate.collate_tensor_fn([image.permute(1, 2, 0) for image in images])
+        return by_pixel.permute(0, 3, 1, 2)
+    return torch_collate.collate_tensor_fn(images)
+
+
+_COLLATE = {**torch_collate.default_collate_fn_map, torch.Tensor: _stacked}
+
+
+class Batches:
+    """An endless sequence of training batches, to be entered anywhere.
+
+    Args:
+        dataset: map-style; its items may be random (see `SeededDataset`).
+        batch: samples in one micro-batch of this process.
+        seed: of the order and of every item's randomness.
+        accumulate: micro-batches in an optimiser step. An epoch is a whole number of optimiser steps, so the
+            samples of a step do not depend on how it is cut into micro-batches and processes.
+        collate: list of samples to batch; `batched` when None.
+        workers: loading processes; 0 loads in this one.
+        shuffle: a new order each epoch, else the data set's own.
+        drop_last: leave out the samples that do not fill the last optimiser step of an epoch. Without it the last
+            batch is smaller, which only a single process without accumulation can do.
+        prepare: what is done to each batch in the training process at the moment it is taken, long after it was loaded.
+        skip: share of the samples that may be skipped because they cannot be decoded.
+
+    Attributes:
+        skipped: what has been.
+
+    Raises:
+        ValueError: if an epoch would have no batch.
+    """
+
+    def __init__(
+        self,
+        dataset: MapStyle,
+        batch: int,
+        seed: int,
+        *,
+        accumulate: int = 1,
+        collate: Collate | None = None,
+        workers: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        prepare: Callable[[Any], Any] | None = None,
+        skip: float = 0.0,
+    ) -> None:
+        self.skipped = Skipped(len(dataset), skip)
+        self.dataset = SeededDataset(dataset, seed, self.skipped)
+        self.batch, self.seed, self.accumulate = batch, seed, accumulate
+        self.collate, self.workers, self.shuffle, self.prepare = collate, workers, shuffle, prepare
+        self.rank, self.world = rank_and_world()
+        samples, step = len(dataset), batch * self.world * accumulate
+        if not drop_last and step != batch:
+            raise ValueError("drop_last=False needs a single process and accumulate=1")
+        whole = samples // step if drop_last else -(-samples // step)
+        if not whole:
+            raise ValueError(
+                f"{samples} training samples do not fill one optimiser step of {step}: lower the batch or add images"
+            )
+        self._length = whole * accumulate
+
+    def __len__(self) -> int:
+        """Micro-batches in an epoch."""
+        return self._length
+
+    @property
+    def images_per_step(self) -> int:
+        """Samples in one optimiser step, over all processes."""
+        return self.batch * self.world * self.accumulate
+
+    def starting_at(self, position: int) -> Iterator[Any]:
+        """Batches for ever, from micro-batch `position` (0-based, counted over all epochs)."""
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=_Keys(self, position),
+            num_workers=self.workers,
+            collate_fn=self.collate or batched,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or it would draw from the training's own
+        )
+        for batch in loader:
+            self.skipped.tell(self.dataset.fault_of)
+            yield batch if self.prepare is None else self.prepare(batch)
+
+    def facts(self) -> dict[str, object]:
+        """For `result.json`: what was skipped, if that was allowed."""
+        self.skipped.tell(self.dataset.fault_of)
+        return self.skipped.facts()
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """Indices of all samples in the order of `epoch`, (samples,) int64."""
+        samples = len(self.dataset)
+        if not self.shuffle:
+            return torch.arange(samples)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, -1))
+        return torch.randperm(samples, generator=generator)
+
+
+class _Keys(Sampler[list[Key]]):
+    """The (epoch, index) keys of this process's batches, for ever from a position."""
+
+    def __init__(self, batches: Batches, position: int) -> None:
+        self.batches = batches
+        self.position = position
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        batches, order, ordered = self.batches, torch.empty(0), -1
+        for position in itertools.count(self.position):
+            epoch, number = divmod(position, len(batches))
+            if epoch != ordered:
+                order, ordered = batches.order(epoch), epoch
+            start = (number * batches.world + batches.rank) * batches.batch
+            yield [(epoch, index) for index in order[start : start + batches.batch].tolist()]
+
+
+def evaluation_loader(dataset: MapStyle, batch: int, workers: int, collate: Collate | None = None) -> DataLoader[Any]:
+    """Every sample exactly once, in order; the last batch may be smaller."""
+    return DataLoader(
+        _Plain(dataset),
+        batch_size=batch,
+        num_workers=min(workers, -(-_length(dataset) // batch)),
+        collate_fn=collate or batched,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+def _length(dataset: Sized) -> int:
+    return len(dataset)
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """`batch` with every tensor in its tuples, lists and dictionaries on `device`; other things as they are."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: move(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(move(item, device) for item in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(move(item, device) for item in batch)
+    return batch

@@ -1,0 +1,192 @@
+"""Which files a folder of images holds, and of which class each is. Nothing is decoded here.
+
+    ROOT/<class>/...         classes are numbered in the order of their names; images may lie deeper in their folder
+
+Images are told by their names' endings; names that begin with a dot are left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimbench.engine.data.datasets import unfit
+
+PILLOW_SUFFIXES = frozenset({".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".gif"})  # the others torchvision decodes
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"}) | PILLOW_SUFFIXES
+
+
+class Files(Protocol):
+    """Encoded images under a root, wherever they are kept."""
+
+    root: Path
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Path: ...
+
+    def name(self, index: int) -> str:
+        """The path below the root, as it would be in a folder of files."""
+
+    def text(self, index: int) -> str:
+        """The path as a string."""
+
+    def encoded(self, index: int) -> bytearray:
+        """What the file holds."""
+
+
+class Names:
+    """Many names in one block of memory: a list of a million strings would be copied by every loading process."""
+
+    def __init__(self, block: bytes | NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        """`block`: the encoded names, one after another; `ends`: where each ends."""
+        self._block, self._ends = block, ends
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Names:
+        """The same as the list `names`."""
+        encoded = [os.fsencode(name) for name in names]
+        return cls(b"".join(encoded), np.cumsum([len(name) for name in encoded], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(bytes(self._block[start : self._ends[index]]))
+
+
+class Paths:
+    """Files on disk."""
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root = root
+        self._names = Names.of(names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Path:
+        return Path(self.text(index))
+
+    def name(self, index: int) -> str:
+        """The path below the root."""
+        return self._names[index]
+
+    def text(self, index: int) -> str:
+        """The path as a string, which is made and opened faster."""
+        return f"{self.root}/{self._names[index]}"
+
+    def encoded(self, index: int) -> bytearray:
+        """What the file holds.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        return read_bytes(self.text(index))
+
+
+class Selected:
+    """Some of `files`, or all of them in another order: image `i` is number `places[i]` of them."""
+
+    def __init__(self, files: Files, places: NDArray[np.int64]) -> None:
+        self.files, self.places, self.root = files, places, files.root
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Path:
+        return self.files[int(self.places[index])]
+
+    def name(self, index: int) -> str:
+        """The path below the root."""
+        return self.files.name(int(self.places[index]))
+
+    def text(self, index: int) -> str:
+        """The path as a string."""
+        return self.files.text(int(self.places[index]))
+
+    def encoded(self, index: int) -> bytearray:
+        """What the file holds.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        return self.files.encoded(int(self.places[index]))
+
+
+def read_bytes(name: str) -> bytearray:
+    """All of a file, where it can be changed and handed to torch without another copy.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with open(name, "rb") as file:  # noqa: PTH123 (pathlib takes as long as decoding a small image)
+        content = bytearray(os.fstat(file.fileno()).st_size)
+        read = file.readinto(content)
+        del content[read:]
+    return content
+
+
+def suffix(name: str) -> str:
+    """The ending of a file's name, in small letters."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (as above)
+
+
+def class_names(directory: Path) -> list[str]:
+    """The class folders in `directory`, sorted.
+
+    Raises:
+        UnfitError: (a ValueError) if there are none.
+    """
+    with os.scandir(directory) as entries:
+        found = list(entries)
+    names = sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        loose = sum(is_image(entry.name) for entry in found)
+        what = f"has {loose} images but no class folders" if loose else "holds no images"
+        raise unfit(directory, what, f"put the images of each class into a folder of their own, {directory}/<class>/")
+    return names
+
+
+def labelled_files(directory: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Paths under `directory` of its images, and their labels as places in `classes`.
+
+    Raises:
+        UnfitError: (a ValueError) if there are no images, or a class that is not one of `classes`.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    names: list[str] = []
+    labels: list[int] = []
+    for name in class_names(directory):
+        files = sorted(image_files(directory, name))
+        if name not in numbers:
+            if not files:
+                continue
+            raise unfit(directory / name, "is a class the training split does not have", "add it there, or remove it")
+        names += files
+        labels += [numbers[name]] * len(files)
+    if not names:
+        raise unfit(directory, "holds no images", f"they end in {', '.join(sorted(SUFFIXES))}")
+    return names, labels
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return suffix(name) in SUFFIXES and not name.startswith(".")
+
+
+def image_files(root: Path, inner: str) -> Iterator[str]:
+    """Paths of images below `root/inner`, relative to `root`."""
+    prefix = f"{inner}/" if inner else ""
+    with os.scandir(root / inner) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from image_files(root, prefix + entry.name)
+            elif is_image(entry.name):
+                yield prefix + entry.name

@@ -1,0 +1,358 @@
+"""Photographs in folders of classes, as ImageNet is laid out, and the crops that pretraining takes from them.
+
+    ROOT/train/<class>/...  ROOT/val/<class>/...     ImageNet; classes are numbered by ROOT/train, sorted by name
+    ROOT/<class>/...                                 no splits: both splits are all images, and a warning says so
+    ROOT/train/00000.tar ...                         either of these, packed by `mimbench data shrink` (shards.py)
+    ...                                              ImageNet's tars, CIFAR, WebDataset: layouts/recognise.py
+
+Images are uint8 tensors (3, H, W), RGB, values 0..255, all the way to the device, where `normalise` makes them the
+floats an encoder wants: a quarter of the bytes to move, and twice the speed of the usual PIL and float pipeline. They
+lie in memory by pixel (channels last), as decoders write them and torch's uint8 kernels read them.
+
+JPEG and WebP are decoded by torchvision, other formats by Pillow (PNG, too: a damaged one would end the process in
+torchvision 0.29, and neither pixels nor speed differ to speak of); greyscale, palette and CMYK become RGB. EXIF
+orientation is ignored, as in torchvision's ImageFolder, unless asked for. `decoder="pil"` has Pillow decode and crop,
+for pixels equal to those of the papers' code to the last bit; torchvision's differ by .05 of 255 on average.
+
+Small images that are all of one size (the whole folder in at most `CACHE_BYTES`) are decoded once and kept in memory.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mimbench.engine.data.datasets import Split, UnfitError, unfit
+from mimbench.engine.data.folders import PILLOW_SUFFIXES, read_bytes, suffix
+from mimbench.engine.data.layouts.recognise import open_listing
+from mimbench.engine.run.bar import track
+
+log = logging.getLogger(__name__)
+
+# N images, B images of a batch, H x W their size
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CACHE_BYTES = 512 * 2**20
+PNG, PNG_BITS = b"\x89PNG\r\n\x1a\n", 24  # how the format begins, and where it says how many bits a value has
+
+Decoder = Literal["torchvision", "pil"]
+Resizing = Literal["bicubic", "bilinear"]  # of a crop; always antialiased
+
+
+def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """uint8 images (B, 3, H, W) as floats, `(image / 255 - mean) / std`, on the device they are on."""
+    mean_C11 = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
+    std_C11 = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
+    return images.float().sub_(mean_C11).div_(std_C11)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_image(path: str | Path, *, upright: bool = False) -> Tensor:
+    """The image at `path` as a uint8 tensor (3, H, W), RGB; `upright` turns it as its EXIF data say.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UnfitError: (a ValueError) naming the file, if it is cut short or not an image.
+    """
+    name = str(path)
+    return decode(read_bytes(name), name, upright=upright)
+
+
+def decode(encoded: bytearray, name: str, *, upright: bool = False, decoder: Decoder = "torchvision") -> Tensor:
+    """The image that the file `name` holds, as `read_image` gives it.
+
+    Raises:
+        UnfitError: (a ValueError) naming the file, if it is cut short or not an image.
+    """
+    try:
+        if not encoded or decoder == "pil" or suffix(name) in PILLOW_SUFFIXES:
+            return _decode_with_pillow(encoded, upright)
+        return _decode_with_torchvision(encoded, upright)
+    except (RuntimeError, OSError, ValueError, SyntaxError) as error:  # Pillow says SyntaxError of a broken PNG
+        raise unfit(Path(name), _fault(error), "replace or delete this file") from None
+
+
+def _decode_with_torchvision(encoded: bytearray, upright: bool) -> Tensor:
+    """What torchvision does not read may be a BMP or TIFF that is named otherwise, and the originals read it.
+
+    A damaged PNG is a segmentation fault in torchvision, where libpng reports it. So Pillow reads a PNG first, and
+    torchvision only one of 16 bits, of which Pillow makes something else.
+    """
+    from torchvision.io import ImageReadMode, decode_image
+
+    if encoded.startswith(PNG):
+        image = _decode_with_pillow(encoded, upright)
+        if encoded[PNG_BITS] != 16:
+            return image
+    buffer = torch.frombuffer(encoded, dtype=torch.uint8)
+    try:
+        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=upright)
+    except RuntimeError as error:
+        if _is_cut_short(error):
+            raise
+        return _decode_with_pillow(encoded, upright)
+    first = image if image.ndim == 3 else image[0]  # of a moving image
+    return first if first.dtype == torch.uint8 else (first.int() >> 8).to(torch.uint8)  # PNG with 16 bits
+
+
+def _decode_with_pillow(encoded: bytearray, upright: bool) -> Tensor:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            turned = ImageOps.exif_transpose(image) if upright else image
+            return _from_pillow(turned.convert("RGB"))
+    except Image.DecompressionBombError as error:  # no OSError
+        raise ValueError(str(error)) from None
+
+
+def _from_pillow(image: Any) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _fault(error: Exception) -> str:
+    return "the image is cut short" if _is_cut_short(error) else "is not an image that can be read"
+
+
+def _is_cut_short(error: Exception) -> bool:
+    text = str(error).lower()
+    return "truncated" in text or "incomplete" in text
+
+
+class ImageFolder(Dataset[tuple[Tensor, int]]):
+    """The images of one split and the numbers of their classes, in the order of class and file name.
+
+    Item `i` is (uint8 image (3, H, W), label).
+
+    Attributes:
+        classes: names of the classes; a label is a place in this list.
+        labels: int64 (N,).
+        paths: the files.
+        pixels: uint8 (N, 3, H, W) when the images are kept in memory, else None.
+        splitless: the directory has no train/ and val/, so that both splits are all of it.
+        layout: what the data set was recognised as.
+        decoder: what decodes and crops the images.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        *,
+        cache: bool | None = None,
+        decoder: Decoder = "torchvision",
+        subset: str | Path | None = None,
+    ) -> None:
+        """Open `split` of the data set at `root`.
+
+        `cache`: keep decoded images in memory; None does so when they are all of one size and fit in `CACHE_BYTES`.
+        `subset`: a text file that names the images to take, of all (engine/data/layouts/subset.py).
+
+        Raises:
+            FileNotFoundError: if `root` or the split is not there.
+            UnfitError: (a ValueError) if it holds no images or no classes, or is damaged.
+        """
+        self.root, self.split, self.decoder = Path(root), split, decoder
+        listing = open_listing(self.root, split, subset)
+        if listing.splitless and split == "val":
+            log.warning("%s has no train/ and val/: accuracy is measured on the images it is trained on", root)
+        self.paths, self.labels, self.classes = listing.files, listing.labels, listing.classes
+        self.splitless, self.layout, self._made = listing.splitless, listing.layout, listing.facts
+        self._faults: dict[int, UnfitError] = {}
+        self.pixels = None
+        if cache is not False:
+            self.pixels = self._decode_all(insist=bool(cache)) if listing.pixels is None else listing.pixels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in self._faults:
+            raise self._faults[index]
+        image = self.pixels[index] if self.pixels is not None else self._decode(index)
+        return image, int(self.labels[index])
+
+    def facts(self) -> dict[str, object]:
+        """What of the images' making changes the numbers, where it is not the usual: for `result.json`."""
+        return self._made if self.decoder == "torchvision" else {**self._made, "decoder": self.decoder}
+
+    def _decode(self, index: int) -> Tensor:
+        return decode(self.paths.encoded(index), self.paths.text(index), decoder=self.decoder)
+
+    def _decode_all(self, insist: bool) -> Tensor | None:
+        """Every image in one tensor; None if they differ in size or (unless `insist`) would fill too much memory.
+
+        Those that cannot be decoded are left for the moment at which they are asked for.
+        """
+        pixels: Tensor | None = None
+        for index in track(range(len(self)), f"reading {self.split} images of {self.root.name}", len(self)):
+            try:
+                image = self._decode(index)
+            except UnfitError as error:
+                self._faults[index] = error
+                continue
+            if pixels is None:
+                if not insist and image.numel() * len(self) > CACHE_BYTES:
+                    return None
+                pixels = torch.zeros(len(self), *image.shape[1:], 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+            if image.shape != pixels.shape[1:]:
+                if insist:
+                    raise unfit(self.paths[index], "has another size than the first image", "leave out cache=True")
+                return None
+            pixels[index] = image
+        return pixels
+
+
+# ------------------------------------------------------------------------------------------------------------ crops
+
+
+class Box(NamedTuple):
+    """Where a crop is cut from its image, in pixels, and whether it is mirrored afterwards."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+
+class Crop(NamedTuple):
+    """The `Box` of an item and the size of the image it was cut from; in a batch each is a tensor (B,)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+    image_height: int
+    image_width: int
+
+
+class Sample(NamedTuple):
+    """An item of `RandomCrops`; in a batch each is a tensor with B in front, `crop` a `Crop` of tensors (B,).
+
+    `noise` is drawn with the crop, so that neither depends on which process loads or trains on the item.
+    """
+
+    image: Tensor  # uint8 (3, side, side)
+    label: int
+    place: int  # in the folder; of a replaced item, that of the image it shows
+    crop: Crop
+    noise: Tensor  # float32 (N,), uniform in [0, 1); N is 0 unless asked for
+
+
+def draw_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], flip: bool = True) -> Box:
+    """A random crop of an image, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip have it.
+
+    Up to ten times an area (a uniform share of the image in `scale`) and an aspect (log-uniform in `ratio`) are drawn
+    until they fit; otherwise it is the largest central crop within `ratio`. Drawn from Python's `random`, which
+    `SeededDataset` seeds for each item (and which is ten times as quick here as torch's).
+    """
+    for _ in range(10):
+        area = height * width * random.uniform(*scale)
+        aspect = math.exp(random.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = random.randint(0, height - h), random.randint(0, width - w)
+            return Box(top, left, h, w, flip and random.random() < 0.5)
+    w = min(width, round(height * ratio[1]))
+    h = min(height, round(width / ratio[0]))
+    return Box((height - h) // 2, (width - w) // 2, h, w, flip and random.random() < 0.5)
+
+
+def cut(image: Tensor, box: Box, side: int, decoder: Decoder = "torchvision", resizing: Resizing = "bicubic") -> Tensor:
+    """The crop `box` of a uint8 image (3, H, W), resized (antialiased) to (3, side, side).
+
+    Bit for bit what torchvision's `resized_crop` makes of the tensor, less its dispatch, which takes as long as the
+    work for a 32-pixel crop; with `decoder="pil"`, what it makes of a PIL image.
+    """
+    inner = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    crop = (_resize_with_pillow if decoder == "pil" else resize)(inner, side, side, resizing)
+    return crop.flip(-1) if box.flip else crop
+
+
+def _resize_with_pillow(image: Tensor, height: int, width: int, resizing: Resizing = "bicubic") -> Tensor:
+    from PIL import Image
+
+    pixels_HWC = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return _from_pillow(Image.fromarray(pixels_HWC).resize((width, height), Image.Resampling[resizing.upper()]))
+
+
+def centre_crop(image: Tensor, side: int, short: int, decoder: Decoder = "torchvision") -> Tensor:
+    """The middle (3, side, side) of a uint8 image (3, H, W) after its short side is resized to `short` >= side pixels.
+
+    The evaluation crop, as torchvision's Resize (bicubic, antialiased) and CenterCrop make it of a tensor, or with
+    `decoder="pil"` of a PIL image; 256 and 224 as a rule.
+    """
+    image = shortened(image, short, decoder)
+    height, width = image.shape[-2:]
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return image.permute(1, 2, 0)[top : top + side, left : left + side].contiguous().permute(2, 0, 1)
+
+
+def shortened(image: Tensor, short: int, decoder: Decoder = "torchvision") -> Tensor:
+    """A uint8 image (3, H, W) resized so that its short side has `short` pixels, as torchvision's Resize does it."""
+    height, width = image.shape[-2:]
+    small = min(height, width)
+    if small == short:
+        return image
+    new_height, new_width = (int(short * size / small) if size != small else short for size in (height, width))
+    if decoder == "pil":
+        return _resize_with_pillow(image, new_height, new_width)
+    return resize(image, new_height, new_width)
+
+
+def resize(image: Tensor, height: int, width: int, resizing: Resizing = "bicubic") -> Tensor:
+    """A uint8 image (3, H, W), or a window of one, as (3, height, width), antialiased: torchvision's pixels, sooner."""
+    by_pixel = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # a third off the time and more
+    return F.interpolate(by_pixel, (height, width), mode=resizing, antialias=True, align_corners=False)[0]
+
+
+class RandomCrops(Dataset[Sample]):
+    """Random crops of a folder's images, for pretraining: item `i` is a `Sample`.
+
+    Crops are drawn from Python's `random` and noise from torch's generator, so that each item wants seeding:
+    `SeededDataset(RandomCrops(...), seed)`.
+    """
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        side: int,
+        *,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = True,
+        noise: int = 0,
+        resizing: Resizing = "bicubic",
+    ) -> None:
+        """`scale`, `ratio`: as in `draw_box`; MAE and CrossMAE pretrain with the defaults. `noise`: how many numbers
+        each item is given, one for each patch that may be masked.
+        """
+        self.folder, self.side, self.scale, self.ratio, self.flip, self.noise = folder, side, scale, ratio, flip, noise
+        self.resizing = resizing
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label = self.folder[index]
+        height, width = image.shape[-2:]
+        box = draw_box(height, width, self.scale, self.ratio, self.flip)
+        crop = Crop(*box, image_height=height, image_width=width)
+        pixels = cut(image, box, self.side, self.folder.decoder, self.resizing)
+        return Sample(pixels, label, index, crop, torch.rand(self.noise))

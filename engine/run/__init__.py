@@ -1,0 +1,1 @@
+"""Configs, run directories, results, and what a process is before it computes."""

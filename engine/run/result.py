@@ -1,0 +1,114 @@
+"""`result.json`: what came out of a run, and everything about how that was measured that can change a number.
+
+A stage returns an `Outcome`; the runner of jobs calls `write_result`, after which the run is done.
+
+    {"schema": 1, "recipe": ..., "stage": ..., "identity": ..., "checkpoint": {"path", "hash", "family"} | null,
+     "metrics": {"box_ap": 12.345...}, "facts": {"pool": "avg", ...}, "seconds": ..., "images_per_second": ...,
+     "device": ..., "peak_memory": bytes, "versions": {...}, "commit": "..." | null, "finished": unix time}
+
+Metrics have these names: knn_top1, linear_top1, finetune_top1, box_ap, mask_ap (with box_ap50, box_ap75, box_ap_small
+and so on), all in percent, and loss for pretraining. Beside them: knn_top1_k10 and so on for other k, and
+knn_top1_cls_block11 for other features; linear_fast_top1, linear_fast_held_out_top1 (on the training images that chose
+among heads) and linear_fast_val_best_top1 (of the better head on the validation split, as papers choose);
+fewshot5_ridge_top1 and fewshot5_ridge_std, mean and deviation over draws of 5 images a class; the same with logistic.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.rundir import RunDir
+
+SCHEMA = 1
+PACKAGES = ("mimbench", "torch", "torchvision", "timm", "mmengine", "numpy", "pycocotools", "faster-coco-eval")
+
+
+@dataclass
+class Outcome:
+    """What a stage's `run` returns."""
+
+    metrics: dict[str, float]  # full precision, named as above
+    facts: dict[str, Any] = field(default_factory=dict)  # protocol that changes numbers: crop, pooling, epochs, ...
+    images_per_second: float | None = None
+    peak_memory: int | None = None  # bytes
+    device: str | None = None  # as engine.run.process.device_name says it
+    family: str | None = None  # of the input checkpoint
+
+
+def write_result(run: RunDir, outcome: Outcome, seconds: float, checkpoint_hash: str | None = None) -> dict[str, Any]:
+    """Write `result.json` and return what is in it. `seconds` is the run's wall time, over all its attempts.
+
+    Recipe, stage, identity and the input checkpoint (`checkpoint`: {"path", "hash"} or None) come from `run.json`; an
+    encoder that was yet to be made when the run was has its hash in `checkpoint_hash`.
+
+    Raises:
+        ValueError: naming a metric that is not a finite number.
+    """
+    for name, value in outcome.metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{run.path}: {name} came out as {value}, so the run has no result")
+    about = run.read_about()
+    checkpoint = about.get("checkpoint")
+    if checkpoint and checkpoint_hash:
+        checkpoint = {**checkpoint, "hash": checkpoint_hash}
+    result = {
+        "schema": SCHEMA,
+        "recipe": about["recipe"],
+        "stage": about["stage"],
+        "identity": about["identity"],
+        "checkpoint": {**checkpoint, "family": outcome.family} if checkpoint else None,
+        "metrics": outcome.metrics,
+        "facts": outcome.facts,
+        "seconds": seconds,
+        "images_per_second": outcome.images_per_second,
+        "device": outcome.device or platform.processor() or platform.machine(),
+        "peak_memory": outcome.peak_memory,
+        "versions": versions(),
+        "commit": commit(),
+        "finished": time.time(),
+    }
+    write_json(run.result, result)
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Python's version, and those of the packages that make the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit this code is at, with "+changes" if files differ from it; None outside a git checkout.
+
+    The code of a SLURM job is a copy without git, with a file beside it that says what it was copied from.
+    """
+    here = Path(__file__).parent
+    try:
+        copied = json.loads((here.parent / "snapshot.json").read_text(encoding="utf-8"))
+        return f"{copied['commit']}+changes" if copied["dirty"] else str(copied["commit"])
+    except FileNotFoundError:
+        pass
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        return f"{head}+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else head
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(directory), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()

@@ -1,0 +1,195 @@
+"""A training under way: where it is, what it has measured, and all of it as one state for a checkpoint."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from mimbench.engine.run.atomic import sweep
+from mimbench.engine.run.process import derived_seed, peak_memory, rank_and_world, seed_all
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.metric_log import Means, NonFiniteLoss, Sink, sinks
+from mimbench.engine.training.progress import Display
+from mimbench.engine.training.state import load_state, newest_valid
+from mimbench.engine.training.step import Stepper
+
+if TYPE_CHECKING:
+    from mimbench.engine.training.train import Training
+
+
+class Clock:
+    """Seconds spent on steps, without saving and evaluating, over all attempts."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def start(self, at: float | None = None) -> None:
+        """Run on from where it stands, or from `at` seconds."""
+        self._before = self.seconds if at is None else at
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stand still."""
+        self._before, self._since = self.seconds, None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, the clock stands still."""
+        self.stop()
+        yield
+        self.start()
+
+
+class Session:
+    """What the loop and its hooks share. Making one resumes from the newest valid checkpoint of the run."""
+
+    def __init__(self, run: RunDir, training: Training, device: torch.device) -> None:
+        self.run, self.training, self.device = run, training, device
+        self.rank, _ = rank_and_world()
+        self.means, self.clock = Means(), Clock()
+        self.step = 0  # optimiser steps done
+        self.metrics: dict[str, float] = {}  # of the last evaluation
+        if self.rank == 0:
+            sweep(run.path)
+        newest = newest_valid(run.checkpoints)
+        state = load_state(newest) if newest else None
+        self.sinks: list[Sink] = (
+            sinks(run, state["step"] if state else 0, training.compute.wandb) if self.rank == 0 else []
+        )
+        self.stepper = Stepper(training, device)
+        if state:
+            self._resume(state, newest)
+        self._line_at = (self.step, self.clock.seconds)
+        title = run.read_about()["recipe"]
+        quiet = None if self.rank == 0 else Console(file=io.StringIO())
+        self.display = Display(title, training.steps, self.step, quiet)
+        if newest:
+            self.display.say(f"carries on after step {self.step} of {training.steps}, from {newest}")
+
+    def _resume(self, state: dict[str, Any], path: Path | None) -> None:
+        try:
+            self._load_training(state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            why = str(error).partition("\n")[0]
+            anew = f"remove {self.run.checkpoints} to start from the beginning"
+            raise ValueError(f"{path} was written for another model or optimiser ({why}): {anew}") from error
+        self._load_extra(state)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with their fraction."""
+        return self.training.epoch(self.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a restart needs."""
+        return {
+            "step": self.step,
+            "seconds": self.clock.seconds,
+            "stepper": self.stepper.state_dict(),
+            "means": self.means.state_dict(),
+            "skipped": self.training.batches.skipped.state_dict(),
+            "extra": {name: item.state_dict() for name, item in self.training.extra_state.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._load_training(state)
+        self._load_extra(state)
+
+    def _load_training(self, state: dict[str, Any]) -> None:
+        if lacking := self.training.extra_state.keys() - state["extra"].keys():
+            raise KeyError(f"it has no {', '.join(sorted(lacking))}")
+        self.step = state["step"]
+        self.clock.start(at=state["seconds"])
+        self.clock.stop()
+        self.stepper.load_state_dict(state["stepper"])
+        self.means.load_state_dict(state["means"])
+        self.training.batches.skipped.load_state_dict(state["skipped"])
+
+    def _load_extra(self, state: dict[str, Any]) -> None:
+        """What is wrong here (other images than weight maps are of) is said by what finds it."""
+        for name, item in self.training.extra_state.items():
+            item.load_state_dict(state["extra"][name])
+
+    def write_line(self) -> None:
+        """A line of metrics for the steps since the last one; this is where the device is read."""
+        means = self.means.take()
+        step_before, seconds_before = self._line_at
+        steps, seconds = self.step - step_before, self.clock.seconds - seconds_before
+        self._line_at = (self.step, self.clock.seconds)
+        rate = steps * self.training.batches.images_per_step / seconds
+        memory = peak_memory(self.device)
+        self._write(
+            {
+                **means,
+                "lr": self.training.rate(self.step - 1),
+                "images_per_second": rate,
+                "seconds": self.clock.seconds,
+                "memory": memory,
+            }
+        )
+        left = (self.training.steps - self.step) * seconds / steps
+        self.display.report(self.step, means["loss"], rate, left, memory)
+
+    def _write(self, line: dict[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
+        for sink in self.sinks:
+            sink.write(self.step, {"epoch": self.epoch, **finite})
+
+    def must_be_finite(self) -> None:
+        """Nothing so far, loss or weight, is NaN or infinite.
+
+        Raises:
+            NonFiniteLoss: if something is.
+        """
+        self.means.read()
+        if not self.stepper.weights_are_finite():
+            raise NonFiniteLoss(f"a weight became NaN or infinite by iteration {self.step}")
+
+    def evaluate(self) -> None:
+        """Evaluate the (averaged) weights and write the metrics; the training goes on as if nothing had been."""
+        if self.training.evaluate is None:
+            return
+        model = self.training.model
+        seed_all(derived_seed(self.training.seed, -1, self.step))
+        model.eval()
+        with self.stepper.averaged(), torch.no_grad():
+            self.metrics = self.training.evaluate(model)
+            if self.training.keep is not None and self.rank == 0:
+                self.training.keep(model, self.step, self.metrics)
+            if self.training.draw is not None and self.rank == 0:
+                self._keep(self.training.draw())
+        model.train()
+        self._write(self.metrics)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        self.display.say(f"step {self.step}: {shown}")
+
+    def _keep(self, pictures: dict[str, Path]) -> None:
+        for name, file in pictures.items():
+            for sink in self.sinks:
+                sink.picture(self.step, name, file)
+
+    def flush(self) -> None:
+        """Bring all lines to disk."""
+        for sink in self.sinks:
+            sink.flush()
+
+    def close(self) -> None:
+        """Let go of files and the terminal."""
+        self.display.close()
+        for sink in self.sinks:
+            sink.close()

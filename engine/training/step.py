@@ -1,0 +1,109 @@
+"""One optimiser step: micro-batches, mixed precision, clipping, the update and the average of the weights.
+
+Nothing here reads from the device, so a GPU is never waited for. Every micro-batch starts from a random state made
+of (seed, rank, step, micro-batch): dropout after a restart is what it would have been without one, and evaluating in
+between changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mimbench.engine.data.batches import move
+from mimbench.engine.run.process import autocast_dtype, derived_seed, rank_and_world, seed_all
+from mimbench.engine.training.ema import Ema
+
+if TYPE_CHECKING:
+    from mimbench.engine.training.train import Training
+
+
+class Stepper:
+    """The model, the optimiser and all that is between them; `state_dict` is what a checkpoint keeps of it."""
+
+    def __init__(self, training: Training, device: torch.device) -> None:
+        self.training, self.device = training, device
+        self.model = training.model.to(device)
+        self.optimizer = training.optimizer
+        self.rank, world = rank_and_world()
+        self.forward: nn.Module = DistributedDataParallel(self.model) if world > 1 else self.model
+        self.dtype = autocast_dtype(training.compute, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.ema = Ema(self.model, training.ema) if training.ema is not None else None
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def step(self, index: int, batches: Iterator[Any]) -> list[dict[str, Tensor]]:
+        """Optimiser step `index` (0-based) on the next micro-batches; the scalars of each, still on the device."""
+        training = self.training
+        if training.before_step is not None:
+            training.before_step(index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = training.rate(index, group.get("lr_scale", 1.0))
+        scalars = [self._micro_step(index, micro, next(batches)) for micro in range(training.compute.accumulate)]
+        if training.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.parameters, training.clip)
+            scalars[-1]["grad_norm"] = norm.detach()
+        elif (index + 1) % training.compute.log_every == 0:
+            self.scaler.unscale_(self.optimizer)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            scalars[-1]["grad_norm"] = nn.utils.get_total_norm(gradients).detach()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        return scalars
+
+    def _micro_step(self, index: int, micro: int, batch: Any) -> dict[str, Tensor]:
+        accumulate = self.training.compute.accumulate
+        if self.device.type != "cpu":
+            batch = move(batch, self.device)
+        seed_all(derived_seed(self.training.seed, self.rank, index, micro))
+        with self._gradients_stay_here(micro + 1 < accumulate):
+            with self._autocast():
+                outputs = self.forward(batch)
+            loss = outputs["loss"]
+            self.scaler.scale(loss / accumulate if accumulate > 1 else loss).backward()
+        return {name: value.detach() for name, value in outputs.items() if value.numel() == 1}
+
+    def _gradients_stay_here(self, last_is_to_come: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once an optimiser step, with its last micro-batch."""
+        if last_is_to_come and isinstance(self.forward, DistributedDataParallel):
+            return self.forward.no_sync()
+        return nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def weights_are_finite(self) -> bool:
+        """Whether every weight is a finite number. Reads from the device."""
+        norms = torch._foreach_norm([p.detach() for p in self.parameters])
+        return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the model has its averaged weights, if an average is kept."""
+        return nullcontext() if self.ema is None else self.ema.swapped()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on, but for the batches."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty where the attempt before did not run in fp16
+            self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])

@@ -1,0 +1,168 @@
+"""The one training loop: `train(run, Training(...))` for pretraining, classification and detection alike.
+
+A stage builds ordinary objects and hands them over. The loop writes metrics, TensorBoard and checkpoints into the run
+directory, and starts from the newest valid checkpoint it finds there: a run that was killed at any moment and is
+started again ends with the same weights, bit for bit on a CPU, as one that never stopped.
+
+    device = setup_process(config.compute, config.seed)
+    training = Training(model=..., optimizer=adamw(...), batches=Batches(...), steps=1000,
+                        learning_rate=lambda step: ..., compute=config.compute, seed=config.seed)
+    trained = train(run, training)
+
+What runs the loop is mmengine's Runner. Its arrangements for devices, data, precision, checkpoints and logs do not
+hold what is promised here (it cannot resume its own files on torch >= 2.6, refuses mixed precision on a CPU, and reads
+every loss from the device at every step), so `to_runner` hands it a loop and hooks of ours in their place. All that
+is known of mmengine's ways is in that function and in engine/training/loop.py.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mimbench.engine.data.batches import Batches
+from mimbench.engine.run.config import Compute
+from mimbench.engine.run.process import peak_memory, setup_process
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.metric_log import NonFiniteLoss
+from mimbench.engine.training.session import Session
+from mimbench.engine.training.state import newest_valid
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+__all__ = ["NonFiniteLoss", "Trained", "Training", "train"]
+
+
+@dataclass
+class Training:
+    """What a stage hands over: live objects, the model and the optimiser not yet on any device."""
+
+    model: nn.Module  # model(batch) -> {"loss": scalar, ...}; "loss" is minimised, other scalars are logged
+    optimizer: Optimizer  # groups may carry "lr_scale"
+    batches: Batches
+    steps: int  # optimiser steps in all
+    learning_rate: Callable[[int], float]  # optimiser step (0-based) -> rate before each group's lr_scale
+    compute: Compute
+    seed: int
+    offset: Callable[[int], float] | None = None  # added to every group's rate, whatever its lr_scale
+    epoch_of: Callable[[int], float] | None = None  # optimiser steps done -> epochs; by default from the batches
+    before_step: Callable[[int], None] | None = None  # called in every process with the step (0-based) that begins
+    clip: float | None = None  # largest norm of the gradient
+    ema: float | None = None  # decay of an average of the weights; evaluated and returned in their place
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None  # model in eval mode, without gradients
+    evaluate_every: int | None = None  # optimiser steps; always at the end as well
+    keep: Callable[[nn.Module, int, dict[str, float]], None] | None = None  # after it, in one process: step, metrics
+    draw: Callable[[], dict[str, Path]] | None = None  # writes PNG files after an evaluation, in one process: by name
+    extra_state: dict[str, Any] = field(default_factory=dict)  # more objects with state_dict and load_state_dict
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a training of {self.steps} steps: ask for at least one step or epoch")
+        if self.batches.accumulate != self.compute.accumulate:
+            raise ValueError(
+                f"batches are made for accumulate={self.batches.accumulate}, "
+                f"but compute.accumulate={self.compute.accumulate}"
+            )
+
+    def rate(self, step: int, scale: float = 1.0) -> float:
+        """The learning rate at `step` (0-based) of a group whose `lr_scale` is `scale`."""
+        return self.learning_rate(step) * scale + (0.0 if self.offset is None else self.offset(step))
+
+    def epoch(self, step: int) -> float:
+        """Epochs after `step` optimiser steps."""
+        if self.epoch_of is not None:
+            return self.epoch_of(step)
+        return step * self.compute.accumulate / len(self.batches)
+
+
+@dataclass
+class Trained:
+    """What training leaves behind."""
+
+    model: nn.Module  # in eval mode, with averaged weights if an average was kept
+    metrics: dict[str, float]  # of the last evaluation
+    images_per_second: float  # over all steps of all attempts, without saving and evaluating
+    seconds: float  # of steps, over all attempts
+    peak_memory: int  # bytes, in this process
+
+
+def train(run: RunDir, training: Training) -> Trained:
+    """Train to the last step, from the newest valid checkpoint in `run` if there is one.
+
+    Raises:
+        NonFiniteLoss: naming the iteration; the last good checkpoint stays.
+        OSError: naming the file that could not be written; the checkpoints before it stay.
+        ValueError: if W&B is asked for and not installed.
+    """
+    device = setup_process(training.compute, training.seed)
+    session = Session(run, training, device)
+    try:
+        to_runner(session).train()
+    except BaseException as error:
+        with suppress(OSError):  # what stopped the training is what matters
+            session.close()
+        if isinstance(error, NonFiniteLoss):
+            good = newest_valid(run.checkpoints) or "none was saved before it"
+            advice = "lower the learning rate, or use compute.precision=fp32"
+            raise NonFiniteLoss(f"{error}: {advice} (last good checkpoint: {good})") from None
+        raise
+    session.close()
+    if session.stepper.ema is not None:
+        session.stepper.ema.swap()
+    training.model.eval()
+    images, seconds = training.steps * training.batches.images_per_step, session.clock.seconds
+    return Trained(training.model, session.metrics, images / seconds, seconds, peak_memory(device))
+
+
+def to_runner(session: Session) -> Runner:
+    """mmengine's Runner around our loop and hooks, with its own noise, files and defaults left out."""
+    from mmengine.optim import OptimWrapper  # mmengine takes seconds to import
+    from mmengine.runner import Runner
+    from torch import multiprocessing
+
+    from mimbench.engine.training.loop import Evaluate, Handle, NoVisualizer, Record, Save, StepLoop
+
+    training, compute = session.training, session.training.compute
+    name = f"mimbench-{uuid.uuid4().hex}"  # Runner keeps named objects for the life of the process
+    loop = StepLoop(session)
+    with tempfile.TemporaryDirectory(prefix="mimbench-runner-") as directory:  # it insists on files of its own
+        runner = Runner(
+            model=Handle(session),
+            work_dir=directory,
+            train_dataloader=training.batches,
+            train_cfg=loop,
+            optim_wrapper=OptimWrapper(training.optimizer),
+            default_hooks=dict.fromkeys(DEFAULT_HOOKS),
+            custom_hooks=[
+                Record(session, compute.log_every),
+                Save(session, compute.save_every),
+                Evaluate(session, training.evaluate_every or training.steps),
+            ],
+            env_cfg={"mp_cfg": {"mp_start_method": multiprocessing.get_start_method()}},  # else it forces fork
+            randomness={"seed": training.seed},
+            log_level="ERROR",
+            visualizer=NoVisualizer(name),
+            experiment_name=name,
+        )
+        _close_log_files(runner)
+    loop.attach(runner)
+    return runner
+
+
+DEFAULT_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+
+
+def _close_log_files(runner: Runner) -> None:
+    for handler in list(runner.logger.handlers):
+        if hasattr(handler, "baseFilename"):
+            runner.logger.removeHandler(handler)
+            handler.close()

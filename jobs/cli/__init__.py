@@ -1,0 +1,1 @@
+"""The `mimbench` command: how its commands are called, and what they do."""

@@ -1,0 +1,293 @@
+"""What the commands of `mimbench` do; `jobs/cli/main.py` says how they are called."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mimbench.engine.run.config import leaves, to_text, with_overrides
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.recipes import find, recipes
+from mimbench.jobs.runs.store import config_of, create_or_find, encoder_file, resolve, runs_root
+
+if TYPE_CHECKING:
+    from mimbench.backbones.config import ViT
+    from mimbench.engine.data.datasets import Report
+    from mimbench.jobs.local.scheduler import Task
+    from mimbench.jobs.studies.evaluate import Request
+    from mimbench.jobs.studies.study import Study
+
+IN_A_FILE = 120  # characters of a table that no terminal shows
+
+
+def print_json(value: Any) -> None:
+    """On stdout, for programs."""
+    print(json.dumps(value, indent=2))
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+def run_of(target: str, overrides: Sequence[str]) -> RunDir:
+    """The run directory that `mimbench run TARGET [KEY=VALUE]...` means; made if there is none.
+
+    Overrides of a run directory make another run, from its config.
+
+    Raises:
+        ValueError: for what is neither a recipe nor a run directory, and for bad overrides.
+    """
+    path = Path(target).expanduser()
+    if not path.exists() and (runs_root() / target / "run.json").is_file():  # as `mimbench status` names it
+        path = runs_root() / target
+    if target not in {recipe.name for recipe in recipes()} and path.exists():
+        run = RunDir(path if path.is_dir() else path.parent)
+        if not overrides:
+            run.read_about()
+            return run
+        config = with_overrides(config_of(run), overrides)
+        return create_or_find(run.read_about()["recipe"], config, runs_root())
+    recipe, config = resolve(target, overrides)
+    return create_or_find(recipe.name, config, runs_root())
+
+
+def show_result(run: RunDir, as_json: bool) -> None:
+    """Print what came out of a finished run."""
+    result = run.read_result() or {}
+    if as_json:
+        print_json({"run": str(run.path), **result})
+        return
+    metrics = result.get("metrics", {})
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.6g}")
+    print(run.path)
+
+
+def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_json: bool, seeds: int = 1) -> int:
+    """`mimbench evaluate`; the exit code."""
+    from mimbench.jobs.studies.evaluate import evaluation
+    from mimbench.jobs.studies.seeds import asked_for, seeded
+
+    overrides, seeds = asked_for(request.overrides, seeds)
+    request = replace(request, overrides=overrides)
+    file = encoder_file(checkpoint)
+    return _run_study(seeded(evaluation(file, shape_to_evaluate(file, request), request), seeds), slots, as_json, seeds)
+
+
+def shape_to_evaluate(file: Path, request: Request) -> ViT:
+    """The shape of the encoder in `file`, which the protocols asked for can take; COCO takes a whole detector, too.
+
+    Raises:
+        ValueError: if it is no encoder, or not one for them.
+    """
+    from mimbench.backbones.checkpoints.detector import detector_in, relative_positions_in  # import torch
+    from mimbench.backbones.checkpoints.match import match  # opening the file is what tells that it is one
+    from mimbench.backbones.checkpoints.opening import open_checkpoint
+    from mimbench.backbones.vitdet import vitdet_reason
+
+    detection_alone = set(request.protocols) == {"coco"}
+    if detection_alone and (weights := detector_in(file)) is not None:
+        from mimbench.det.model.detector_config import encoder_of
+
+        return encoder_of(weights, str(file))[0]
+    matched = match(open_checkpoint(file))
+    partial = detection_alone and relative_positions_in(file) is not None
+    matched.require(allow_partial=partial or "allow_partial=true" in request.overrides)
+    reason = vitdet_reason(matched.traits)
+    if "coco" in request.protocols and reason is not None:
+        raise ValueError(f"{file}: {reason}")
+    return matched.vit
+
+
+def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:
+    """`mimbench run RECIPE --seeds N`; the exit code."""
+    from mimbench.jobs.studies.seeds import study_of
+
+    return _run_study(study_of(target, overrides, seeds), None, as_json, seeds)
+
+
+def _run_study(study: Study, slots: int | None, as_json: bool, seeds: int) -> int:
+    """Run it here and print every result; of several seeds, their mean and deviation as well."""
+    from mimbench.jobs.local.processes import visible_devices
+    from mimbench.jobs.local.scheduler import Local
+    from mimbench.jobs.studies import seeds as spread
+
+    tasks = Local(study, runs_root(), slots or len(visible_devices()) or 1).run()  # full-size models share no CPU
+    each, over_seeds = [_as_json(task) for task in tasks], spread.spreads(tasks) if seeds > 1 else []
+    if as_json:
+        print_json({"runs": each, "over_seeds": spread.to_json(over_seeds)} if seeds > 1 else each)
+        return _code(tasks)
+    for task in tasks:
+        if task.fate == "done" and task.directory is not None:
+            show_result(task.directory, as_json=False)
+    if over_seeds:
+        print(spread.to_text(over_seeds))
+    return _code(tasks)
+
+
+def _as_json(task: Task) -> dict[str, Any]:
+    run = task.directory
+    result = run.read_result() if run is not None else None
+    return {
+        "protocol": task.run.name,
+        "recipe": task.run.recipe,
+        "run": str(run.path) if run is not None else None,
+        "state": task.fate,
+        "why": task.why,
+        "metrics": (result or {}).get("metrics", {}),
+    }
+
+
+def _code(tasks: Sequence[Task]) -> int:
+    return 0 if all(task.fate == "done" for task in tasks) else 1
+
+
+def run_demo(study: Study, slots: int | None) -> int:
+    """`mimbench demo`; the exit code."""
+    from mimbench.engine.data.datasets import HANDWRITTEN, locate
+    from mimbench.jobs.local.processes import cores
+    from mimbench.jobs.local.scheduler import Local
+
+    began, root = time.monotonic(), runs_root()
+    print(f"data: {locate(HANDWRITTEN)}", file=sys.stderr)
+    local = Local(study, root, slots or min(4, cores()))  # small models: several share a GPU, too
+    tasks = local.run()
+    show_table(root, as_json=False)
+    write_report(root, None)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    print(f"{minutes} min {seconds} s; at most {local.peak_memory / 2**30:.2f} GiB of memory, all processes together")
+    return _code(tasks)
+
+
+# ------------------------------------------------------------------------------------------------ table and report
+
+
+def show_table(root: Path, as_json: bool) -> None:
+    """Print the table of every finished run under `root`."""
+    from mimbench.jobs.tables import table
+
+    rows = table.rows(root)
+    if as_json:
+        print_json(table.to_json(rows))
+    elif not rows:
+        print(f"no finished run under {root.absolute()}; `mimbench demo` makes some", file=sys.stderr)
+    else:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else IN_A_FILE).print(table.render(rows))
+
+
+def write_report(root: Path, path: Path | None, study: str | None = None) -> None:
+    """Write the report of everything under `root`, or of a study, and say where."""
+    from mimbench.jobs.tables import report
+
+    print(f"report: {report.write_report(root, path or root / 'report.html', study).absolute()}")
+
+
+# --------------------------------------------------------------------------------------------------------- recipes
+
+
+def show_recipes(name: str | None, as_json: bool) -> None:
+    """List recipes; of one, everything it sets."""
+    chosen = [find(name)] if name else list(recipes())
+    if as_json:
+        print_json(
+            [{"name": recipe.name, "about": recipe.about, "config": to_text(recipe.build())} for recipe in chosen]
+        )
+    elif name:
+        _show_recipe(name)
+    else:
+        width = max(len(recipe.name) for recipe in chosen)
+        for recipe in chosen:
+            print(f"{recipe.name:<{width}}  {recipe.about}")
+
+
+def _show_recipe(name: str) -> None:
+    import inspect
+
+    recipe = find(name)
+    print("\n".join(f"# {line}".rstrip() for line in (inspect.getdoc(recipe.function) or "").splitlines()))
+    print("\n" + to_text(recipe.build()), end="")
+
+
+def keys_of(name: str) -> list[str]:
+    """The keys of a recipe's config, for completion; none of what is not a recipe."""
+    known = {recipe.name: recipe for recipe in recipes()}
+    return [leaf.key for leaf in leaves(known[name].build())] if name in known else []
+
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def show_data(as_json: bool) -> None:
+    """List the data sets that have a name."""
+    from mimbench.engine.data.datasets import listing
+
+    known = {name: (path, path.is_dir()) for name, path in listing().items()}
+    if as_json:
+        print_json({name: {"path": str(path), "exists": there} for name, (path, there) in known.items()})
+        return
+    for name, (path, there) in known.items():
+        note = "" if there else "  (written when first used)" if name == "handwritten" else "  (not there)"
+        print(f"{name:<16} {path}{note}")
+
+
+def shrink_data(source: str, out: Path, short: int, quality: int, workers: int | None, as_json: bool) -> None:
+    """Shrink and pack every split of a data set, and say what came of it.
+
+    Raises:
+        FileNotFoundError: if there is no such data set.
+        ValueError: if `out` holds something else.
+    """
+    from dataclasses import asdict
+
+    from mimbench.engine.data.datasets import locate
+    from mimbench.engine.data.shards import Shrinking, shrink
+    from mimbench.jobs.local.processes import cores
+
+    splits = list(shrink(locate(source), out, Shrinking(short, quality), cores() if workers is None else workers))
+    if as_json:
+        print_json([asdict(split) for split in splits])
+        return
+    for split in splits:
+        for fault in split.left_out:
+            print(f"left out: {fault}", file=sys.stderr)
+        print(f"{split.split}: {split.images:,} images, {split.bytes / 2**20:,.1f} MiB")
+    print(out)
+
+
+def check_data(kind: str, path: str, as_json: bool) -> int:
+    """Check a data set and print what was found; 1 if a run on it would stop or be wrong."""
+    from mimbench.engine.data.datasets import locate
+
+    directory = locate(path)
+    report = _checked(kind, directory)
+    if as_json:
+        findings = [vars(finding) for finding in report.findings]
+        print_json({"path": str(directory), "ok": not report.failed, "facts": report.facts, "findings": findings})
+    else:
+        for finding in report.findings:
+            print(f"{finding.severity}: {finding}")
+        for name, count in report.facts.items():
+            print(f"{count:>12,} {name}")
+        print("not fit for a run" if report.failed else "ok")
+    return 1 if report.failed else 0
+
+
+def _checked(kind: str, directory: Path) -> Report:
+    if kind == "coco":
+        from mimbench.det.data.check import check_coco
+
+        return check_coco(directory)
+    if kind.startswith("imagenet-"):
+        from mimbench.cls.data.check_robustness import check_robustness
+
+        return check_robustness(directory, kind)  # type: ignore[arg-type]  # the command line admits no other
+    from mimbench.cls.data.check import check_images
+
+    return check_images(directory, kind)

@@ -1,0 +1,28 @@
+"""`mimbench export FILE --to safetensors|timm|detectron2|mae`: an encoder as another library takes it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+
+def export(checkpoint: Path, target: str, out: Path | None, patch: int | None, as_json: bool) -> None:
+    """Write the encoder in `checkpoint` (a file, or a pretraining's run directory), and say how it is loaded there.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if it is no encoder, or one that the other library cannot represent, saying why.
+        OSError: if the file exists or cannot be written.
+    """
+    from mimbench.backbones.checkpoints.export import export_encoder
+    from mimbench.jobs.cli.commands import print_json
+    from mimbench.jobs.runs.store import encoder_file
+
+    made = export_encoder(encoder_file(checkpoint), target, out, patch)
+    if as_json:
+        print_json(asdict(made))
+        return
+    print(f"{made.file}: {made.tensors} tensors, {made.bytes:,} bytes; encoder {made.content[:16]} ({made.family})")
+    print(f"  {made.usage}")
+    for note in made.notes:
+        print(f"  - {note}")

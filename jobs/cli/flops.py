@@ -1,0 +1,34 @@
+"""`mimbench flops pretrain`: what pretraining computes for one image, counted in the live models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from mimbench.jobs.cli.commands import print_json
+
+
+def show(as_json: bool) -> None:
+    """Print the table of decoders: GFLOP of a forward pass on one image."""
+    from mimbench.pretrain.flops import Flops, decoder_table  # imports torch
+
+    rows = list(decoder_table())
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="forward pass, one image, GFLOP (two operations a multiply-add)")
+    for name in ("size", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("decoder", "MAE's", "mixing", "encoder", "all"):
+        table.add_column(name, justify="right", no_wrap=True)
+    mae: Flops | None = None
+    for row in rows:
+        mae = row if mae is None or row.size != mae.size else mae  # the first of each size
+        less = f"{mae.decoder / row.decoder:.1f}x" if row is not mae else ""
+        decoder, mixing, encoder, total = (
+            f"{count / 1e9:.2f}" if count else "" for count in (row.decoder, row.mixing, row.encoder, row.total)
+        )
+        table.add_row(f"ViT-{row.size}", row.name, decoder, less, mixing, encoder, total)
+    Console().print(table)

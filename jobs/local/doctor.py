@@ -1,0 +1,228 @@
+"""`mimbench doctor`: what this machine has, what is missing for what, and what to do about it.
+
+With `--data NAME` it also times loading and a training step for some seconds, and says which waits for the other.
+
+Each check gives findings: `ok`, `note` (something is slower or absent, and only some commands want it) or `problem`
+(runs will fail). The exit code is 1 when there is a problem.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from mimbench.engine.data.datasets import HANDWRITTEN, cache_directory, listing
+from mimbench.jobs.local.processes import cores
+from mimbench.jobs.runs.store import runs_root
+
+GIB = 2**30
+LITTLE_DISK = 5 * GIB
+LITTLE_SHARED = 1 * GIB
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    verdict: Literal["ok", "note", "problem"]
+    found: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Check]:
+    """Everything, in the order in which people care."""
+    yield Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    yield from _packages()
+    yield from _device()
+    yield _threads()
+    yield from _disks()
+    yield _shared_memory()
+    yield from _data_sets()
+    yield from _programs()
+
+
+def pace(data: str, recipe: str, overrides: Sequence[str]) -> Check:
+    """Whether loading the images of `data` keeps up with the step of the pretraining `recipe`, each timed alone.
+
+    Raises:
+        FileNotFoundError: if there is no such data set.
+        ValueError: if there is no such recipe, or it pretrains nothing.
+    """
+    from mimbench.jobs.runs.store import resolve
+
+    config = resolve(recipe, [f"data={data}", *overrides])[1]
+    from mimbench.pretrain.config import Pretrain
+    from mimbench.pretrain.throughput import SECONDS, measure
+
+    if not isinstance(config, Pretrain):
+        raise ValueError(f"{recipe} does not pretrain; name a recipe of `mimbench recipes` that begins with pretrain/")
+    found = measure(config, SECONDS)
+    sides = (
+        f"{found.workers} loading processes bring {_rate(found.loader)} img/s, a step of {recipe} "
+        f"takes {_rate(found.step)} img/s on {found.device} (batch {found.batch})"
+    )
+    if not found.starved:
+        ahead = found.loader / found.step
+        return Check(f"input {data}", "ok", f"{sides}: the model is the bottleneck, loading {ahead:.1f} times as fast")
+    more = "more compute.workers, or " if found.workers < cores() else ""
+    remedy = f"{more}`mimbench data shrink {data} DIR` for images that load four times as fast"
+    return Check(f"input {data}", "note", f"{sides}: loading is the bottleneck", remedy)
+
+
+def _rate(images: float) -> str:
+    return f"{images:,.0f}" if images >= 10 else f"{images:.2g}"
+
+
+def show(as_json: bool, timed: Check | None = None) -> int:
+    """Print what was found, and what was timed; 1 if there is a problem."""
+    return show_checks([*examine(), *([timed] if timed else [])], as_json)
+
+
+def show_checks(checks: Sequence[Check], as_json: bool) -> int:
+    """Print findings; 1 if there is a problem."""
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        width = max(len(check.what) for check in checks)
+        for check in checks:
+            mark = {"ok": "  ", "note": "- ", "problem": "! "}[check.verdict]
+            print(f"{mark}{check.what:<{width}}  {check.found}")
+            if check.remedy:
+                print(f"  {'':<{width}}  -> {check.remedy}")
+    return 1 if any(check.verdict == "problem" for check in checks) else 0
+
+
+def _packages() -> Iterator[Check]:
+    """Whether the packages mimbench asks for are there, in versions it can use."""
+    try:
+        required = importlib.metadata.requires("mimbench") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("packages", "note", "mimbench is not installed, only run from its folder", "pip install -e .")
+        return
+    found, wrong = [], []
+    for text in required:
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        found.append(f"{wanted.name} {version}")
+        if not wanted.specifier.contains(version, prereleases=True):
+            wrong.append(f"{wanted.name} {version} is not {wanted.specifier}")
+    yield Check("packages", "ok", ", ".join(found))
+    if wrong:
+        yield Check("packages", "problem", "; ".join(wrong), "pip install -r requirements.txt")
+
+
+def _device() -> Iterator[Check]:
+    """What torch computes on, and in which precision."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Check("torch", "problem", f"cannot be imported: {error}", "pip install -r requirements.txt")
+        return
+    from mimbench.engine.run.config import Compute
+    from mimbench.engine.run.process import autocast_dtype, device_name
+
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    for device in gpus or [torch.device("cpu")]:
+        dtype = autocast_dtype(Compute(), device)
+        precision = str(dtype).removeprefix("torch.") if dtype else "float32"
+        memory = f", {torch.cuda.get_device_properties(device).total_memory / GIB:.0f} GiB" if gpus else ""
+        yield Check(
+            f"device {device}", "ok", f"{device_name(device)}{memory}; compute.precision=auto means {precision}"
+        )
+    if not gpus:
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        driver = shutil.which("nvidia-smi") is not None
+        remedy = "the driver is there but torch cannot use it: compare their CUDA versions" if driver else ""
+        yield Check("gpu", "note", f"none; {built}, cpu capability {torch.backends.cpu.get_cpu_capability()}", remedy)
+
+
+def _threads() -> Check:
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    return Check("cpu", "ok", f"{cores()} cores" + (f"; OMP_NUM_THREADS={chosen} limits each run" if chosen else ""))
+
+
+def _disks() -> Iterator[Check]:
+    """Room where runs and generated data go, and whether it can be written to."""
+    for what, path in (("runs", runs_root()), ("cache", cache_directory())):
+        there = _existing(path.absolute())
+        if not os.access(there, os.W_OK):
+            yield Check(what, "problem", f"{there} cannot be written to", "set MIMBENCH_RUNS or MIMBENCH_HOME")
+            continue
+        free = shutil.disk_usage(there).free
+        little = free < LITTLE_DISK
+        remedy = "checkpoints of ViT-B take 1 GiB each, of ViT-H 8: free some, or set MIMBENCH_RUNS" if little else ""
+        yield Check(what, "note" if little else "ok", f"{path.absolute()}: {free / GIB:.1f} GiB free", remedy)
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _shared_memory() -> Check:
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        return Check("shared memory", "ok", "not a file system here")
+    size = shutil.disk_usage(shm).total
+    if size < LITTLE_SHARED:
+        remedy = "data loading processes will fail: docker run --shm-size=8g, or compute.workers=0"
+        return Check("shared memory", "note", f"{size / GIB:.2f} GiB", remedy)
+    return Check("shared memory", "ok", f"{size / GIB:.1f} GiB")
+
+
+def _data_sets() -> Iterator[Check]:
+    for name, path in listing().items():
+        if path.is_dir():
+            yield Check(f"data {name}", "ok", str(path))
+        elif name == HANDWRITTEN:
+            yield Check(f"data {name}", "ok", f"{path} (written when first used)")
+        else:
+            yield Check(f"data {name}", "note", f"{path} is not there", f"mimbench data add {name} PATH")
+
+
+def _programs() -> Iterator[Check]:
+    """What only some commands want."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    yield Check("browser", "ok" if browser else "note", browser or "no chromium: one test of the report is left out")
+    yield _slurm()
+    yield _detectron2()
+
+
+def _detectron2() -> Check:
+    from mimbench.det.detectron2.installed import INSTALL, missing
+
+    lacking = missing()
+    if lacking:
+        what = f"{', '.join(lacking)} not installed: engine=detectron2 needs it, and nothing else"
+        return Check("detectron2", "note", what, INSTALL)
+    compiled = importlib.util.find_spec("detectron2._C") is not None
+    how = "compiled" if compiled else "Python part alone, which is all that ViTDet needs"
+    return Check("detectron2", "ok", f"there ({how})")
+
+
+def _slurm() -> Check:
+    if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
+        return Check("slurm", "note", "not on this machine")
+    done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False)
+    said = (done.stdout or done.stderr).strip().partition("\n")[0]
+    if done.returncode:
+        return Check("slurm", "note", f"there, but it says: {said}", "set SLURM_CONF, or run this on a login node")
+    return Check("slurm", "ok", said)

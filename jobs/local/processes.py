@@ -1,0 +1,110 @@
+"""Processes on this machine: one for a run, the GPUs and cores it may use, and the memory of all of them.
+
+What is submitted is tiny, an entry point and the path of a run directory: what `mimbench run RUN_DIR` does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.execute import execute
+
+if TYPE_CHECKING:
+    from submitit import Job
+
+FOR_EVER = 60 * 24 * 365  # minutes; submitit wants a limit
+
+
+def entry(run_dir: str, visible: str | None) -> int:
+    """What a submitted process does: run a directory on the GPUs it is given (None: whatever there is)."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would only log it
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # submitit hides all GPUs from a job that did not ask for any
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    return execute(RunDir(Path(run_dir)))
+
+
+def submit(run: RunDir, visible: str | None, threads: int) -> Job[int]:
+    """Start a process for `run` on the GPUs `visible`, with `threads` CPU threads."""
+    import submitit
+
+    executor = submitit.LocalExecutor(run.path.absolute() / "submitit")
+    executor.update_parameters(timeout_min=FOR_EVER, stderr_to_stdout=True)
+    with _for_children(threads):
+        return executor.submit(entry, str(run.path.absolute()), visible)
+
+
+@contextmanager
+def _for_children(threads: int) -> Iterator[None]:
+    """Within, what is started inherits its share of threads, and leaves Ctrl-C to us.
+
+    submitit's controller would kill its process one second after Ctrl-C, too soon for a run to end in order.
+    """
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    given = os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["OMP_NUM_THREADS"]
+        signal.signal(signal.SIGINT, handler)
+
+
+def kill(pid: int) -> None:
+    """End a process and all below it at once."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in [*parent.children(recursive=True), parent]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_devices() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them. Asks the driver: torch would take seconds."""
+    if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in listed.split(",") if name.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(index) for index in range(sum(line.startswith("GPU ") for line in done.stdout.splitlines()))]
+
+
+class Memory:
+    """The most memory that this process and all below it held at one time, shared pages counted once."""
+
+    EVERY = 2.0  # seconds
+
+    def __init__(self) -> None:
+        self.peak = 0  # bytes
+        self._looked = 0.0
+
+    def look(self) -> None:
+        """Measure, if it is time to."""
+        if time.monotonic() - self._looked < self.EVERY:
+            return
+        self._looked = time.monotonic()
+        import psutil
+
+        me, held = psutil.Process(), 0
+        for process in [me, *me.children(recursive=True)]:
+            with suppress(psutil.Error):
+                full = process.memory_full_info()
+                held += getattr(full, "pss", full.uss)
+        self.peak = max(self.peak, held)

@@ -1,0 +1,252 @@
+"""Run a study on this machine: each run a process of submitit's local executor, several at a time.
+
+    finished = Local(study, root).run()        # one `Task` per run, with how it ended
+
+A run starts when what it needs is done, or has left the encoder that it starts from; of those that may start, the one
+with the longest chain behind it goes first. When one fails, what needs it is left out and everything else carries on;
+one whose process is killed starts again, until three starts came no further. Ctrl-C stops them all and leaves runs that
+can be continued; asked again, finished runs are not repeated, and one that another process is running is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Literal
+
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.local.processes import Memory, cores, kill, submit, visible_devices
+from mimbench.jobs.runs.execute import explained
+from mimbench.jobs.runs.states import why
+from mimbench.jobs.runs.watch import last_lines
+from mimbench.jobs.studies.study import Made, Run, Study
+from mimbench.jobs.studies.study_registry import add_members
+
+if TYPE_CHECKING:
+    from submitit import Job
+
+    from mimbench.jobs.local.display import Display
+
+POLL = 0.5  # seconds between two looks at the processes
+PATIENCE = 20.0  # seconds that a run has to end after SIGTERM
+STARTS = 3  # of a run whose process is killed, without getting any further
+
+Fate = Literal["waiting", "running", "elsewhere", "done", "failed", "left out", "stopped"]
+
+
+@dataclass
+class Task:
+    """A run of the study, and what has become of it."""
+
+    run: Run
+    name: str  # what people see
+    needs: Sequence[Task] = ()
+    fate: Fate = "waiting"
+    why: str = ""
+    directory: RunDir | None = None
+    job: Job[int] | None = None
+    slot: int | None = None
+    started: float = 0.0
+    seconds: float = 0.0
+    done_before: bool = False
+    at: str = ""  # how far it was when it was started, and how often it was started there
+    starts: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Nothing more will come of it."""
+        return self.fate in ("done", "failed", "left out", "stopped")
+
+
+class Local:
+    """The scheduler of one study."""
+
+    def __init__(
+        self, study: Study, root: Path, slots: int, display: Display | None = None, retry: bool = True
+    ) -> None:
+        study.check()
+        self.root, self.retry = root, retry
+        self.devices = visible_devices()
+        self.slots = slots
+        tasks = {run: Task(run, study.titles[run]) for run in study.runs}
+        for run, task in tasks.items():
+            task.needs = [tasks[need] for need in study.needs(run)]
+        self.study, self.tasks = study, list(tasks.values())
+        self.peak_memory = 0  # bytes, of all processes together
+        self._weight = _weights(study)
+        if display is None:
+            from mimbench.jobs.local.display import Display
+
+            display = Display()
+        self.display = display
+
+    def run(self) -> list[Task]:
+        """Run everything that can be run; how each ended.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, SIGTERM or a closed terminal, once every process has ended.
+        """
+        memory = Memory()
+        with _interruptible(), self.display.showing(self.tasks):
+            try:
+                while not all(task.over for task in self.tasks):
+                    self._look()
+                    self._start()
+                    self.display.draw()
+                    memory.look()
+                    time.sleep(POLL)
+            except BaseException:
+                self._stop()
+                raise
+            finally:
+                self.peak_memory = memory.peak
+        return self.tasks
+
+    def _look(self) -> None:
+        """Notice what has ended, and what will never start."""
+        for task in self.tasks:
+            if task.fate == "running" and task.job is not None and task.job.done():
+                self._ended(task)
+            elif task.fate == "elsewhere" and task.directory is not None and task.directory.state() != "running":
+                task.fate = "waiting"  # done, or to be done here
+            lost = next((need for need in task.needs if need.fate in ("failed", "left out")), None)
+            if task.fate == "waiting" and lost is not None and not self._is_ready(task):
+                self._settle(task, "left out", f"it needs {lost.name}")
+
+    def _start(self) -> None:
+        ready = [task for task in self.tasks if task.fate == "waiting" and self._is_ready(task)]
+        for task in sorted(ready, key=lambda task: -self._weight[task.run]):
+            if (slot := self._free_slot()) is None:
+                return
+            try:
+                self._begin(task, slot)
+            except (ValueError, OSError) as error:
+                self._settle(task, "failed", explained(error))
+
+    def _is_ready(self, task: Task) -> bool:
+        return all(need.fate == "done" or _has_left(need, task.run) for need in task.needs)
+
+    def _free_slot(self) -> int | None:
+        taken = {task.slot for task in self.tasks if task.fate == "running"}
+        return next((slot for slot in range(self.slots) if slot not in taken), None)
+
+    def _begin(self, task: Task, slot: int) -> None:
+        task.directory = task.run.directory(self.root)
+        if not isinstance(task.run, Made):
+            add_members(self.root, self.study.name, {task.directory: task.name})
+        task.started = time.monotonic()
+        state = task.directory.state()
+        if state == "done":
+            task.done_before = True
+            self._settle(task, "done")
+        elif state == "failed" and not self.retry and not task.starts:
+            self._settle(task, "failed", f"{why(task.directory)} (before; `mimbench retry` starts it again)")
+        elif state == "running":
+            task.fate = "elsewhere"
+            self.display.say(f"{task.name}: another process is running it; waiting for that")
+        else:
+            at = _reached(task.directory)
+            task.at, task.starts = at, task.starts + 1 if task.at == at else 1
+            device = self.devices[slot % len(self.devices)] if self.devices else os.environ.get("CUDA_VISIBLE_DEVICES")
+            task.job = submit(task.directory, device, max(1, cores() // self.slots))
+            task.fate, task.slot = "running", slot
+            self.display.say(f"{task.name}: started in {task.directory.path}")
+
+    def _ended(self, task: Task) -> None:
+        """Believe the run's files, not its process."""
+        assert task.directory is not None
+        state = task.directory.state()
+        if state == "done":
+            self._settle(task, "done")
+        elif state == "running":  # it lost a race for its directory
+            task.fate = "elsewhere"
+            return
+        elif state == "lost" and (task.starts < STARTS or _reached(task.directory) != task.at):
+            self.display.say(f"{task.name}: {self._reason(task, state)}; it starts again")
+            task.fate = "waiting"
+            return
+        else:
+            self._settle(task, "failed", self._reason(task, state))
+        if state in ("done", "failed"):
+            shutil.rmtree(task.directory.path / "submitit", ignore_errors=True)
+
+    def _reason(self, task: Task, state: str) -> str:
+        assert task.directory is not None
+        if state == "failed":
+            return str(task.directory.attempts()[-1]["why"])
+        if state == "interrupted":
+            return "stopped from outside"
+        if state == "lost":
+            often = f" {task.starts} times without getting any further" if task.starts > 1 else ""
+            return f"its process was killed{often}, perhaps for want of memory"
+        said = last_lines(task.job.paths.stdout, 1) if task.job is not None else []
+        return "its process ended before it began" + "".join(f": {line}" for line in said)
+
+    def _settle(self, task: Task, fate: Fate, why: str = "") -> None:
+        task.fate, task.why = fate, why
+        task.seconds = time.monotonic() - task.started if task.directory else 0.0
+        self.display.settled(task)
+
+    def _stop(self) -> None:
+        """Ask every process to end, insist, and give up on those that will not."""
+        running = [task for task in self.tasks if task.fate == "running" and task.job is not None]
+        if running:
+            self.display.say("stopping " + ", ".join(task.name for task in running))
+        deadline = time.monotonic() + PATIENCE
+        while (left := [task for task in running if task.job and not task.job.done()]) and time.monotonic() < deadline:
+            for task in left:
+                if task.job is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(int(task.job.job_id), signal.SIGTERM)  # submitit's controller passes it on
+            time.sleep(0.5)
+        for task in left:
+            if task.job is not None:
+                kill(int(task.job.job_id))
+        for task in self.tasks:
+            if not task.over:
+                task.fate = "stopped"
+        self.display.say("stopped; the same command goes on from the last checkpoints")
+
+
+def _weights(study: Study) -> dict[Run, float]:
+    """Minutes from the start of each run to the end of the longest chain that waits for it."""
+    weights = {run: run.minutes for run in study.runs}
+    for run in reversed(list(study.ordered())):
+        for need in study.needs(run):
+            weights[need] = max(weights[need], need.minutes + weights[run])
+    return weights
+
+
+def _has_left(need: Task, run: Run) -> bool:
+    """Whether `need` has left the encoder of an epoch on its way, which is all that `run` needs of it."""
+    if run.epoch is None or run.need != need.run or need.directory is None:
+        return False
+    return need.directory.encoder_at(run.epoch).exists()
+
+
+def _reached(run: RunDir) -> str:
+    """How far a run is, by its newest checkpoint; "" at the beginning."""
+    return max((file.name for file in run.checkpoints.glob("step-*.pt")), default="")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within, SIGTERM and a closed terminal are Ctrl-C; what nohup had ignored stays ignored."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,137 @@
+"""Which encoder each run is about, what to call it, and where it came from.
+
+A result carries the content hash of the checkpoint it started from; the pretraining run whose `encoder.safetensors`
+has that hash made it. Pretrainings that differ in nothing but the seed are one encoder with several seeds. Without a
+checkpoint the encoder is the architecture itself, from scratch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mimbench.backbones.config import SIZES
+from mimbench.backbones.content import content_hash
+from mimbench.jobs.runs.records import Record
+
+log = logging.getLogger(__name__)
+
+FROM_SCRATCH = "from scratch"
+SHAPE = ("width", "depth", "heads", "patch")  # the facts of a result hold `encoder` with at least these
+
+
+class Encoder(NamedTuple):
+    """What a row of a table is about."""
+
+    architecture: str  # "ViT-B/16", or "ViT 96x4/8" (width, depth, patch) where the size has no letter
+    name: str  # the pretraining recipe, what was changed of it and its caveat; a checkpoint's file; or "from scratch"
+    origin: str  # digest of the pretraining's settings, or the hash of a checkpoint made elsewhere; "" from scratch
+
+
+def encoders_of(found: Sequence[Record]) -> dict[Path, Encoder]:
+    """The encoder that each run, by its directory, makes or evaluates."""
+    pretrained = [record for record in found if record.stage == "pretrain"]
+    made_by = makers(found)
+    bases: dict[str, dict[str, Any]] = {}  # recipe -> the settings that its bare name stands for
+    for record in pretrained:
+        bases.setdefault(record.recipe, _settings(record, made_by))
+    return {record.run.path: _encoder(record, made_by, bases) for record in found}
+
+
+def makers(found: Sequence[Record]) -> dict[str, Record]:
+    """Every pretraining, by the content of the encoder it made and by its own identity."""
+    pretrained = [record for record in found if record.stage == "pretrain"]
+    made_by = {content: record for record in pretrained if (content := encoder_hash(record))}
+    return made_by | {str(record.about["identity"]): record for record in pretrained if "identity" in record.about}
+
+
+def maker_of(record: Record, made_by: Mapping[str, Record]) -> tuple[Record | None, int | None]:
+    """The pretraining that made the encoder a run starts from, and the epoch of it if that was on the way."""
+    checkpoint = record.checkpoint
+    return (_maker(checkpoint, made_by) if checkpoint else None), _epoch(checkpoint)
+
+
+def _encoder(record: Record, made_by: Mapping[str, Record], bases: Mapping[str, dict[str, Any]]) -> Encoder:
+    checkpoint = record.checkpoint
+    maker = record if record.stage == "pretrain" else _maker(checkpoint, made_by) if checkpoint else None
+    if maker:
+        settings = _settings(maker, made_by)
+        if record is not maker and (epoch := _epoch(checkpoint)):
+            settings["epoch"] = epoch
+        caveat = (maker.result or {}).get("facts", {}).get("caveat", "")
+        notes = ", ".join(note for note in (difference(settings, bases[maker.recipe]), caveat) if note)
+        return Encoder(_architecture(maker), maker.recipe + (f" ({notes})" if notes else ""), digest(settings))
+    if checkpoint:
+        return Encoder(_architecture(record), Path(checkpoint["path"]).name, checkpoint["hash"])
+    return Encoder(_architecture(record), FROM_SCRATCH, "")
+
+
+def _settings(record: Record, made_by: Mapping[str, Record]) -> dict[str, Any]:
+    """A pretraining's settings less its seed; a teacher goes by how it was made, for each seed may have its own."""
+    settings = without(record.science, {"seed"})
+    if record.checkpoint:
+        teacher = _maker(record.checkpoint, made_by)
+        made = f"{teacher.recipe} {digest(without(teacher.science, {'seed'}))[:6]}" if teacher else ""
+        settings["checkpoint"] = made or record.checkpoint["hash"]
+    return settings
+
+
+def _maker(checkpoint: Mapping[str, Any], made_by: Mapping[str, Record]) -> Record | None:
+    """The pretraining whose encoder a checkpoint is: by its content; by lineage one not yet made, or of an epoch.
+
+    A last encoder that has been made again since is none of these: content is what was evaluated.
+    """
+    run, _, epoch = str(checkpoint.get("run") or "").partition("@")
+    content = checkpoint["hash"]
+    return made_by.get(content) or (made_by.get(run) if content is None or epoch else None)
+
+
+def _epoch(checkpoint: Mapping[str, Any] | None) -> int | None:
+    """The epoch of an encoder from the middle of a pretraining."""
+    epoch = str((checkpoint or {}).get("run") or "").partition("@")[2]
+    return int(epoch) if epoch else None
+
+
+def encoder_hash(record: Record) -> str | None:
+    """The content hash of the encoder that a finished pretraining made; None of any other run, or if it is damaged."""
+    file = record.run.encoder
+    if record.stage != "pretrain" or record.result is None or not file.exists():
+        return None
+    try:
+        return content_hash(file)
+    except ValueError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _architecture(record: Record) -> str:
+    """By the facts of the result; the config's `encoder` counts only where there is no checkpoint."""
+    shape = (record.result or {}).get("facts", {}).get("encoder")
+    if not isinstance(shape, dict):
+        of_its_own = record.stage == "pretrain" or not record.checkpoint  # a pretraining's checkpoint is its teacher
+        shape = {key: record.science.get(f"encoder.{key}") for key in SHAPE} if of_its_own else {}
+    width, depth, heads, patch = (shape.get(key, "?") for key in SHAPE)
+    for letter, size in SIZES.items():
+        if (size.width, size.depth, size.heads) == (width, depth, heads):
+            return f"ViT-{letter}/{patch}"
+    return f"ViT {width}x{depth}/{patch}"
+
+
+def without(science: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """`science` less the fields and the groups of fields (`encoder` for `encoder.width`, ...) that are named."""
+    return {key: value for key, value in science.items() if key.partition(".")[0] not in keys}
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """The same for the same settings in any order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def difference(settings: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """`key=value` of every field in which `settings` departs from `base`."""
+    keys = [key for key in {**base, **settings} if settings.get(key) != base.get(key)]
+    return ", ".join(f"{key}={settings.get(key, 'none')}" for key in keys)

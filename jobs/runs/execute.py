@@ -1,0 +1,286 @@
+"""Do what a run directory says, in this process: `execute(run)` returns the exit code.
+
+    0 done (now or before)   1 failed   130 interrupted by Ctrl-C   143 stopped by SIGTERM
+
+Reads config.txt and run.json; writes attempts/, log.txt and, when the stage is done, result.json. Whatever stops it,
+the same call goes on from the newest checkpoint. Bad input ends in one clear line; the traceback is in the log.
+
+Under torchrun and in a SLURM job of several processes every rank does the stage's work, and rank 0 alone keeps the
+books. SLURM's warning of a preemption or the time limit ends the run as SIGTERM does (140 or 138).
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from mimbench.engine.run.atomic import sweep
+from mimbench.engine.run.rundir import HEARTBEAT, RunDir, State
+from mimbench.jobs.runs.lineage import take
+from mimbench.jobs.runs.heartbeat import every
+from mimbench.jobs.slurm import job as slurm_job
+from mimbench.jobs.runs.store import config_of
+
+log = logging.getLogger(__name__)
+
+OURS = "mimbench"
+PEER_GONE = 5.0  # seconds within which SLURM signals the others when one process of a run is gone
+FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+IN_FILE_ONLY = {"in_file_only": True}
+
+
+def execute(run: RunDir) -> int:
+    """Run what `run` describes, or go on with it; the exit code (see above).
+
+    Raises:
+        ValueError: if it is not a run directory, or is being run by another process.
+        OSError: if its files cannot be written.
+    """
+    config = config_of(run)
+    if _is_done(run):
+        return 0
+    slurm_job.take_ranks()
+    with _signals() as signals:
+        if int(os.environ.get("RANK", "0")):
+            return _follow(run, config, signals)
+        slurm_job.settle(run)
+        try:
+            number = run.begin_attempt(step=slurm_job.steps_done(run), job=slurm_job.current())
+        except ValueError:
+            if _is_done(run):  # by another process, in this very moment
+                return 0
+            raise
+        with _logging(run.log), _heartbeat(run, number), slurm_job.releasing(run):
+            return _attempt(run, number, config, signals)
+
+
+def _is_done(run: RunDir) -> bool:
+    """Whether it is, which is said."""
+    done = run.state() == "done"
+    if done:
+        print(f"{run.path} is done; asked again, it is not repeated", file=sys.stderr)
+    return done
+
+
+def _follow(run: RunDir, config: Any, signals: Signals) -> int:
+    """Do the work of a rank that is not the first."""
+    signals.listen()
+    try:
+        slurm_job.meet(run)
+        importlib.import_module(f"mimbench.{run.read_about()['stage']}.run").run(config, run)
+    except (ValueError, OSError, MemoryError) as error:
+        if not signals.received:
+            slurm_job.note_rank_error(run, explained(error))
+        raise
+    return 0
+
+
+def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
+    try:
+        signals.listen()
+        sweep(run.path)
+        log.info("%s, attempt %d: %s", run.read_about()["recipe"], number, run.path)
+        if why := slurm_job.no_progress(run):
+            raise ValueError(why)
+        taken = take(run, number)
+        slurm_job.meet(run)
+        _run_stage(run, config, taken)
+        _end(run, number, "done")
+        slurm_job.part(run)
+        return 0
+    except BaseException as error:
+        signals.deaf = True
+        if slurm_job.is_loss_of_peer(error):
+            signals.wait(PEER_GONE)  # SLURM ends what is left of a run that lost a process
+        state, code, why = _ending(error, signals.received, run)
+        _end(run, number, state, why)
+        print(f"error: {why}" if state == "failed" else why, file=sys.stderr)
+        return code
+
+
+def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
+    """Let the run's stage do its work, and write the result."""
+    outcome = importlib.import_module(f"mimbench.{run.read_about()['stage']}.run").run(config, run)
+    from mimbench.engine.run.result import write_result
+
+    seconds = _seconds(run)
+    write_result(run, outcome, seconds, taken)
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
+    log.info("done in %.0f s: %s", seconds, metrics)
+
+
+def _seconds(run: RunDir) -> float:
+    """Wall time of all attempts, less those that were lost, of which nobody knows when they ended."""
+    *before, now = run.attempts()
+    ended = [attempt for attempt in before if "ended" in attempt]
+    return sum(attempt["ended"] - attempt["started"] for attempt in ended) + time.time() - now["started"]
+
+
+# ------------------------------------------------------------------------------------------------------ how it ended
+
+
+def _ending(error: BaseException, received: list[int], run: RunDir) -> tuple[State, int, str]:
+    """State, exit code and the line for people.
+
+    A signal may surface as another error (of a data loader whose workers it stopped), so what was received counts.
+    """
+    go_on = f"`mimbench run {shlex.quote(str(run.path))}` goes on from the last checkpoint"
+    if received or isinstance(error, KeyboardInterrupt):
+        number = received[0] if received else signal.SIGINT
+        log.info("stopped by %s", signal.Signals(number).name, exc_info=error, extra=IN_FILE_ONLY)
+        how = "interrupted" if number != slurm_job.warning() else "interrupted by SLURM: preempted, or out of time"
+        return "interrupted", 128 + number, f"{how}; {go_on}"
+    why = explained(error)
+    expected = isinstance(error, ValueError | OSError | MemoryError)
+    log.log(logging.DEBUG if expected else logging.CRITICAL, "traceback", exc_info=error, extra=IN_FILE_ONLY)
+    log.error("%s", why, extra=IN_FILE_ONLY)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        why = f"{why}; free some space, then {go_on}"
+    return "failed", 1, why if expected else f"{why} (this should not happen: the traceback is in {run.log})"
+
+
+def explained(error: BaseException) -> str:
+    """An error in one line for people."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    line = _last_line(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({line}); with a larger compute.accumulate fewer images are held at a time"
+    return line if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {line}"
+
+
+def _last_line(error: BaseException) -> str:
+    """The message; of one that a data loading process passed on, what that process said last."""
+    text = str(error).strip()
+    if "Original Traceback" not in text:
+        return text.partition("\n")[0]
+    last = text.splitlines()[-1]
+    name, separator, message = last.partition(": ")
+    return message if separator and name.replace(".", "").isidentifier() else last
+
+
+def _end(run: RunDir, number: int, state: State, why: str = "") -> None:
+    """Record the end; on a full disk the attempt stays as it is, and its run will be found to be lost."""
+    try:
+        run.end_attempt(number, state, why)
+    except OSError as error:
+        log.error("%s", explained(error), extra=IN_FILE_ONLY)
+
+
+# ------------------------------------------------------------------------------------- signals, heartbeat and the log
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, or SLURM's warning: like Ctrl-C, it leaves a run that can be continued."""
+
+
+@dataclass
+class Signals:
+    """What arrived. While deaf, when a start or an end is being written down, signals wait."""
+
+    received: list[int] = field(default_factory=list)
+    deaf: bool = True
+
+    def listen(self) -> None:
+        """From here on a signal raises; one that came before does so now."""
+        self.deaf = False
+        self._heed()
+
+    def take(self, number: int) -> None:
+        """Note a signal that came: what it raises may be swallowed on its way, or surface as another error."""
+        self.received.append(number)
+        self._heed()
+
+    def _heed(self) -> None:
+        if self.received and not self.deaf:
+            raise KeyboardInterrupt if self.received[-1] == signal.SIGINT else Terminated
+
+    def wait(self, seconds: float) -> None:
+        """Until a signal has come, or the time is over."""
+        deadline = time.monotonic() + seconds
+        while not self.received and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+@contextmanager
+def _signals() -> Iterator[Signals]:
+    """Within, SIGINT, SIGTERM and SLURM's warning are taken in this process, and left to it by those that it forks."""
+    signals, mine = Signals(), os.getpid()
+    heard, warning = {signal.SIGINT, signal.SIGTERM}, slurm_job.warning()
+
+    def take(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == mine:
+            if number != warning or os.environ.get("RANK", "0") == "0":  # the others end when the first has ended
+                signals.take(number)
+        elif number == signal.SIGTERM:
+            os._exit(128 + number)
+
+    before = {number: signal.signal(number, take) for number in heard | ({warning} if warning else set())}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _heartbeat(run: RunDir, number: int) -> AbstractContextManager[None]:
+    """Within, the attempt's file gets a new time every so often, by which other machines know that it lives."""
+
+    def beat() -> None:
+        try:
+            run.beat(number)
+        except OSError as error:
+            log.warning("no heartbeat: %s", explained(error))
+
+    return every(HEARTBEAT, beat, "heartbeat")
+
+
+class _LogFile(logging.FileHandler):
+    """`log.txt`. That it cannot be written (a full disk) must not hide what the run itself has to say."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Nothing: the run meets the same fault where it matters."""
+
+
+class _Screen(logging.Handler):
+    """Whatever stderr is at that moment, so that lines appear above a progress bar and not inside it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message alone. Warnings of libraries are for the file."""
+        if not hasattr(record, "in_file_only") and record.name != "py.warnings":
+            stream: TextIO = sys.stderr
+            print(record.getMessage(), file=stream, flush=True)
+
+
+@contextmanager
+def _logging(path: Path) -> Iterator[None]:
+    """Within, what our modules log goes to the file at `path`, and what people should see to stderr as well.
+
+    On a terminal that is warnings only, for the progress bar says the rest.
+    """
+    file, screen = _LogFile(path, encoding="utf-8"), _Screen(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    file.setFormatter(logging.Formatter(FORMAT))
+    root = logging.getLogger()
+    for handler in (file, screen):
+        root.addHandler(handler)
+    logging.getLogger(OURS).setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for handler in (file, screen):
+            root.removeHandler(handler)
+            handler.close()

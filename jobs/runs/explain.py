@@ -1,0 +1,129 @@
+"""Why a run is a run of its own: in which keys it differs from the run nearest to it.
+
+    mimbench explain knn-3f                       a run that is there
+    mimbench explain cls/knn temperature=0.1      one that is not, or is: what asking for it would mean
+
+Nearest is the run of the same kind with the fewest science keys that differ, of the same recipe if there is a choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimbench.engine.run.config import to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.studies.study_registry import directory_name
+from mimbench.jobs.runs.records import science_of
+from mimbench.jobs.runs.store import Place
+
+_ABSENT = "none"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key, what this run has there and what the other has."""
+
+    key: str
+    here: Any
+    there: Any
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A run beside the one nearest to it."""
+
+    run: RunDir
+    exists: bool
+    recipe: str
+    nearest: RunDir | None
+    differences: tuple[Difference, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "run": str(self.run.path),
+            "exists": self.exists,
+            "recipe": self.recipe,
+            "nearest": str(self.nearest.path) if self.nearest else None,
+            "differences": [vars(one) for one in self.differences],
+        }
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        name = directory_name(self.run)
+        begin = f"{name} ({self.recipe}{'' if self.exists else '; not there yet'})"
+        if self.nearest is None:
+            return f"{begin}: there is no other run of its kind under this root"
+        lines = [f"{begin} differs from {directory_name(self.nearest)} in"]
+        lines += [f"    {one.key} = {_shown(one.here)}, there {_shown(one.there)}" for one in self.differences]
+        if not self.differences:
+            lines = [f"{begin} has the same settings as {directory_name(self.nearest)}, which an older version made"]
+        return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def explain_run(run: RunDir, root: Path) -> Explanation:
+    """A run that is there.
+
+    Raises:
+        ValueError: if its files are damaged.
+    """
+    return _explain(run, run.read_about(), run.config.read_text(encoding="utf-8"), root)
+
+
+def explain_place(place: Place, root: Path) -> Explanation:
+    """What a recipe with overrides stands for, whether it is there or not."""
+    return _explain(place.run, place.about, to_text(place.config), root)
+
+
+def _explain(run: RunDir, about: Mapping[str, Any], text: str, root: Path) -> Explanation:
+    mine = _settings(about, text)
+    best: tuple[tuple[int, bool], RunDir, tuple[Difference, ...]] | None = None
+    for other, about_other, theirs in _others(run, about, root):
+        found = tuple(_differences(mine, theirs))
+        rank = (len(found), about_other.get("recipe") != about["recipe"])
+        if best is None or rank < best[0]:
+            best = rank, other, found
+    nearest, differences = (best[1], best[2]) if best else (None, ())
+    return Explanation(run, run.about.exists(), str(about["recipe"]), nearest, differences)
+
+
+def _others(
+    run: RunDir, about: Mapping[str, Any], root: Path
+) -> Iterator[tuple[RunDir, Mapping[str, Any], dict[str, Any]]]:
+    """Other runs of the same stage and kind of config; damaged ones are passed over."""
+    for file in sorted(root.glob(f"{about['stage']}/*/run.json")):
+        other = RunDir(file.parent)
+        try:
+            theirs = other.read_about()
+            if other.path.name == run.path.name or theirs.get("config") != about.get("config"):
+                continue
+            yield other, theirs, _settings(theirs, other.config.read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            continue
+
+
+def _settings(about: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """What the identity is made of; the checkpoint goes by who made it, or by its content."""
+    settings = science_of(text)
+    checkpoint = about.get("checkpoint")
+    settings["checkpoint"] = _ABSENT
+    if checkpoint:
+        maker = f"the encoder of run {checkpoint['run']}" if checkpoint.get("run") else None
+        settings["checkpoint"] = maker or f"{checkpoint['path']} ({str(checkpoint['hash'])[:10]})"
+    return settings
+
+
+def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Difference]:
+    for key in {**mine, **theirs}:
+        here, there = mine.get(key, _ABSENT), theirs.get(key, _ABSENT)
+        same_content = key == "checkpoint" and str(here)[-12:] == str(there)[-12:] and str(here).endswith(")")
+        if here != there and not same_content:
+            yield Difference(key, here, there)

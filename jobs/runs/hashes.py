@@ -1,0 +1,65 @@
+"""Content hashes of checkpoint files, remembered under the runs root as long as a file's size and time stay.
+
+    <root>/.mimbench/hashes.json      {"<path>|<role>|<partial>": [size, time in ns, hash]}
+
+A large checkpoint takes seconds to hash and a foreign one needs torch to open; `mimbench plan` does neither twice. The
+file is a cache: what is lost of it is measured again.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mimbench.backbones.content import Role, content_hash
+from mimbench.engine.run.atomic import write_json
+
+
+def file_hash(file: Path, root: Path, *, allow_partial: bool = False, role: Role = "encoder") -> str:
+    """`content_hash` of `file`, from the cache of `root` where the file is what it was.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if it holds no encoder that can be used so.
+    """
+    stamp = _stamp(file)
+    key, cache = f"{file}|{role}|{allow_partial}", root / ".mimbench" / "hashes.json"
+    if stamp is None:
+        return content_hash(file, allow_partial=allow_partial, role=role)
+    known = _known(cache).get(key)
+    if known and known[:2] == stamp:
+        return str(known[2])
+    found = content_hash(file, allow_partial=allow_partial, role=role)
+    if root.is_dir():  # hashing a file makes no runs root
+        with suppress(OSError):  # a full disk loses the cache, not the answer
+            write_json(cache, {**_known(cache), key: [*stamp, found]})
+    return found
+
+
+def _stamp(file: Path) -> list[int] | None:
+    """Size and time of the file itself; None of what is no plain path."""
+    path = Path(str(file).partition("?")[0])
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _known(cache: Path) -> dict[str, Any]:
+    try:
+        stat = cache.stat()
+    except OSError:
+        return {}
+    return _read(cache, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(cache: Path, _modified: int, _size: int) -> dict[str, Any]:
+    try:
+        known = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

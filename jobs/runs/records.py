@@ -1,0 +1,116 @@
+"""What the directories of a runs root say, read once, for the table and the report.
+
+    <root>/<stage>/<recipe>-<identity>/run.json ...
+
+A directory whose files are damaged is a record too, with the reason in `problem`: one bad run must not hide the others.
+Reads only; starts without torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mimbench.engine.run.result import SCHEMA
+from mimbench.engine.run.rundir import RunDir
+
+log = logging.getLogger(__name__)
+
+_NOT_SCIENCE = ("  # speed", "  # plumbing")  # how engine.run.config.to_text marks the fields that leave a result as it is
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as its files tell it."""
+
+    run: RunDir
+    about: dict[str, Any]
+    science: dict[str, Any]  # dotted key -> value, of the fields that change the result
+    result: dict[str, Any] | None
+    attempts: list[dict[str, Any]]
+    state: str  # engine.run.rundir.State, or "damaged"
+    problem: str = ""  # of a damaged one
+
+    @property
+    def stage(self) -> str:
+        """`pretrain`, `cls` or `det`."""
+        return str(self.about.get("stage", ""))
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name without its stage."""
+        return str(self.about.get("recipe", self.run.path.name)).rpartition("/")[2]
+
+    @property
+    def name(self) -> str:
+        """The directory, as `<stage>/<recipe>-<identity>`."""
+        return f"{self.run.path.parent.name}/{self.run.path.name}"
+
+    @property
+    def started(self) -> float:
+        """Seconds since 1970 of the first start; infinity for a run that never was started."""
+        return min((float(attempt["started"]) for attempt in self.attempts), default=math.inf)
+
+    @property
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Path, content hash and family of the encoder it starts from; None from scratch."""
+        return (self.result or self.about).get("checkpoint")
+
+    @property
+    def data(self) -> str:
+        """The data set as the config names it; of a path, its last part."""
+        return str(self.science.get("data", "")).rstrip("/").rpartition("/")[2]
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Final metrics that are numbers; a NaN is left out and logged."""
+        found = (self.result or {}).get("metrics", {})
+        numbers = {name: float(value) for name, value in found.items() if math.isfinite(value)}
+        for name in found.keys() - numbers.keys():
+            log.warning("%s: %s is %s and is left out", self.run.path, name, found[name])
+        return numbers
+
+
+def read(root: Path) -> list[Record]:
+    """Every run under `root`, the first started first; none when `root` does not exist."""
+    records = [_record(RunDir(file.parent)) for file in sorted(root.glob("*/*/run.json"))]
+    return sorted(records, key=lambda record: record.started)
+
+
+def _record(run: RunDir) -> Record:
+    about: dict[str, Any] = {}
+    try:
+        about = run.read_about()
+        science = science_of(run.config.read_text(encoding="utf-8"))
+        result = run.read_result()
+        if result is not None and result.get("schema") != SCHEMA:
+            raise ValueError(f"its result.json has schema {result.get('schema')}, this mimbench reads {SCHEMA}")
+        return Record(run, about, science, result, run.attempts(), run.state())
+    except (ValueError, OSError) as error:
+        log.warning("%s is left out: %s", run.path, error)
+        return Record(run, about, {}, None, [], "damaged", str(error))
+
+
+def science_of(text: str) -> dict[str, Any]:
+    """The science fields of a `config.txt`, dotted key to value, without building the config.
+
+    Raises:
+        ValueError: if the text is not a config.
+    """
+    try:
+        nested = tomllib.loads("\n".join(line for line in text.splitlines() if not line.endswith(_NOT_SCIENCE)))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"config.txt is not a config file: {error}") from error
+    return dict(_flat(nested))
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for key, value in nested.items():
+        leaves += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return leaves

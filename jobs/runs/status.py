@@ -1,0 +1,249 @@
+"""All runs under a root, a line each: `mimbench status`, `mimbench watch`, `mimbench logs`.
+
+Reads a few small files of each run, the configs only of those that are going on: 1,000 runs in well under a second.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.studies.study_registry import must_be_known, studies
+from mimbench.jobs.runs.states import States, hand_in_what_waits
+from mimbench.jobs.runs.watch import SHOWN, Watch
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ORDER = ("running", "queued", "blocked", "failed", "damaged", "lost", "interrupted", "new", "done")
+STYLES = {"running": "cyan", "done": "green", "failed": "red", "damaged": "red", "blocked": "red", "lost": "yellow",
+          "interrupted": "yellow", "queued": "blue"}  # fmt: skip
+REFRESH = 2.0  # seconds between two looks of `watch` and `logs -f`
+PATIENCE = 60.0  # seconds between two tries of `watch` to hand in what a silent scheduler did not take
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run at one moment."""
+
+    run: RunDir
+    name: str  # `stage/recipe-identity`
+    recipe: str
+    label: str
+    studies: tuple[str, ...]
+    state: str
+    share: float | None  # of its steps, 0 to 1, of one that is going on
+    text: str  # metrics; what it says of itself; why it failed
+    started: float | None  # seconds since 1970, first start
+    changed: float | None  # last sign of life or end
+    attempts: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        fields = ("name", "recipe", "label", "state", "share", "text", "started", "changed", "attempts")
+        return {"run": str(self.run.path), "studies": self.studies, **{field: getattr(self, field) for field in fields}}
+
+
+def rows(root: Path, study: str | None = None, state: str | None = None) -> list[Row]:
+    """Runs under `root`: of one study if it is named, in one state if that is.
+
+    Raises:
+        ValueError: for a study that nobody submitted here.
+    """
+    if study is not None:
+        must_be_known(root, study)
+    listed = studies(root)
+    labels: dict[str, dict[str, str]] = {}  # run -> study -> label
+    for name, runs in listed.items():
+        for run, label in runs.items():
+            labels.setdefault(run, {})[name] = label
+    states = States(root)
+    found = [
+        _row(run, name, labels.get(name, {}), states)
+        for name, run in _runs(root)
+        if study is None or study in labels.get(name, {})
+    ]
+    return sorted(
+        (row for row in found if state in (None, row.state)),
+        key=lambda row: (ORDER.index(row.state) if row.state in ORDER else 0, -(row.changed or 0), row.name),
+    )
+
+
+def _runs(root: Path) -> Iterator[tuple[str, RunDir]]:
+    for stage in sorted(_folders(root)):
+        for folder in sorted(_folders(root / stage)):
+            run = RunDir(root / stage / folder)
+            if run.about.is_file():
+                yield f"{stage}/{folder}", run
+
+
+def _folders(directory: Path) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _row(run: RunDir, name: str, of: dict[str, str], states: States) -> Row:
+    label = next(iter(of.values()), "")
+    try:
+        about, state, attempts = run.read_about(), states.of(run), run.attempts()
+        share, text = _words(run, state, attempts)
+    except (ValueError, OSError) as error:
+        return Row(run, name, name.partition("/")[2], label, tuple(of), "damaged", None, str(error), None, None, 0)
+    started = float(attempts[0]["started"]) if attempts else None
+    changed = float(attempts[-1].get("ended") or attempts[-1]["started"]) if attempts else None
+    return Row(run, name, str(about["recipe"]), label, tuple(of), state, share, text, started, changed, len(attempts))
+
+
+def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
+    if state == "done":
+        metrics = (run.read_result() or {}).get("metrics", {})
+        return None, "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+    if state in ("running", "interrupted", "lost") and attempts:
+        glimpse = Watch(run).look()
+        return glimpse.share or None, glimpse.text
+    return None, str(attempts[-1].get("why", "")) if attempts and state == "failed" else ""
+
+
+# --------------------------------------------------------------------------------------------------------- for people
+
+
+def render(found: Sequence[Row]) -> Table:
+    """The rows as a table; where the screen is narrow, run, label and text are cut."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("state", no_wrap=True)
+    for title, ratio in (("run", 4), ("label", 3), ("", 4)):
+        table.add_column(title, ratio=ratio)  # not no_wrap, or the others would be cut as well: their cells are
+    table.add_column("since", no_wrap=True, min_width=8)
+    for row in found:
+        state = f"[{STYLES.get(row.state, 'dim')}]{row.state}[/]"
+        share = f"{row.share:4.0%}  " if row.share is not None else ""
+        cut = [Text(text, no_wrap=True, overflow="ellipsis") for text in (row.name, row.label, share + row.text)]
+        table.add_row(state, *cut, ago(row.changed))
+    return table
+
+
+def plain(found: Sequence[Row]) -> str:
+    """The rows as text for a pipe, tabs between: state, run, label, share, text."""
+    lines = (
+        "\t".join((r.state, r.name, r.label, f"{r.share:.0%}" if r.share is not None else "", r.text)) for r in found
+    )
+    return "\n".join(lines)
+
+
+def counts(found: Sequence[Row]) -> str:
+    """`3 running, 10 done`."""
+    number = Counter(row.state for row in found)
+    return ", ".join(f"{number[state]} {state}" for state in ORDER if number[state]) or "no runs"
+
+
+def ago(moment: float | None) -> str:
+    """How long ago, in one unit."""
+    if moment is None:
+        return ""
+    seconds = max(0.0, time.time() - moment)
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def watch(root: Path, study: str | None, state: str | None, until: Callable[[], bool] = lambda: False) -> None:
+    """Show the rows again and again, until Ctrl-C or `until`: on a terminal as many as it holds, else what changes."""
+    with _showing() as show:
+        asked = -math.inf
+        while True:
+            if time.monotonic() - asked > PATIENCE:
+                hand_in_what_waits(root)
+                asked = time.monotonic()
+            show(rows(root, study, state))
+            if until():
+                return
+            time.sleep(REFRESH)
+
+
+@contextmanager
+def _showing() -> Iterator[Callable[[Sequence[Row]], None]]:
+    if not sys.stdout.isatty():
+        yield _Changes()
+        return
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False, screen=True) as live:
+
+        def show(found: Sequence[Row]) -> None:
+            room = max(3, live.console.size.height - 4)
+            rest = f"  ({len(found) - room} more: --study and --state choose)" if len(found) > room else ""
+            live.update(Group(render(found[:room]), Text(f"\n{counts(found)}{rest}", style="dim")), refresh=True)
+
+        yield show
+
+
+class _Changes:
+    """For a pipe or a file: a line for each run whose state is another than before, and how many there are of each."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, str] = {}
+
+    def __call__(self, found: Sequence[Row]) -> None:
+        changed = [row for row in found if self._before.get(row.name) != row.state]
+        if changed:
+            self._before |= {row.name: row.state for row in changed}
+            print(plain(changed), counts(found), sep="\n", flush=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- logs
+
+
+def log_file(run: RunDir, rank: int | None) -> Path:
+    """The log of a run; with `rank`, what that process of its cluster job printed.
+
+    Raises:
+        ValueError: if there is none, saying which ranks have one.
+    """
+    if rank is None:
+        if run.log.exists():
+            return run.log
+        raise ValueError(f"{run.path} has no log yet: it is {States(run.path.parents[1]).of(run)}")
+    found: dict[int, Path] = {}
+    if (run.path / "submission.json").exists():
+        from mimbench.jobs.slurm import submission
+
+        found = submission.outputs(run)
+    if rank not in found:
+        ranks = ", ".join(map(str, sorted(found))) or "none: it has not been run by a cluster"
+        raise ValueError(f"{run.path} has no output of rank {rank} (there is {ranks})")
+    return found[rank]
+
+
+def show_log(file: Path, run: RunDir, follow: bool, lines: int = 40) -> None:
+    """Print the last lines of a log; with `follow` go on until the run is over."""
+    from mimbench.jobs.runs.watch import last_lines
+
+    offset, goes_on = file.stat().st_size, follow
+    print("\n".join(last_lines(file, lines, offset)), flush=True)
+    while goes_on:
+        goes_on = States(run.path.parents[1]).of(run) in ("running", "queued")  # before reading: its last words count
+        if goes_on:
+            time.sleep(REFRESH)
+        with file.open("rb") as handle:
+            handle.seek(offset)
+            new = handle.read()
+        offset += len(new)
+        print(new.decode("utf-8", "replace"), end="", flush=True)

@@ -1,0 +1,86 @@
+"""What a run says of itself while it runs, read from its files: how far it is, and the last lines of its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimbench.engine.run.rundir import RunDir
+
+TAIL = 8192  # bytes from the end of a file that are looked at first
+SHOWN = (
+    "knn_top1", "fewshot5_ridge_top1", "linear_fast_top1", "linear_top1", "finetune_top1", "val_top1", "box_ap",
+    "mask_ap", "loss",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """How far a run is."""
+
+    share: float = 0.0  # of its steps, 0 to 1
+    text: str = ""  # "loss 0.512  1,210 img/s"
+
+
+class Watch:
+    """Looks at a run again and again; the length of its training is read once."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self._length = _length(run)
+
+    def look(self) -> Glimpse:
+        """Where the run is now; nothing much of one that measures no steps."""
+        line = last_step(self.run.metrics)
+        if line is None or self._length is None:
+            return Glimpse()
+        key, total = self._length
+        parts = [f"loss {line['loss']:.3g}"] if isinstance(line.get("loss"), float) else []
+        if rate := line.get("images_per_second"):
+            parts.append(f"{rate:,.0f} img/s")
+        return Glimpse(min(1.0, line[key] / total), "  ".join(parts))
+
+
+def _length(run: RunDir) -> tuple[str, float] | None:
+    """In what a line of metrics counts progress, and how much there is in all."""
+    text = run.config.read_text(encoding="utf-8")  # parsing all of it takes 1 ms, and a list of runs has many
+    found = dict(re.findall(r"^(steps|epochs) = (\d+)\b", text, re.MULTILINE))
+    keys = (("step", "steps"), ("epoch", "epochs"))
+    return next(((key, float(found[name])) for key, name in keys if name in found), None)
+
+
+def last_step(metrics: Path) -> dict[str, Any] | None:
+    """The last whole line of `metrics.jsonl` that a training step wrote."""
+    for text in reversed(last_lines(metrics, 50)):
+        try:
+            line: dict[str, Any] = json.loads(text)
+        except json.JSONDecodeError:  # being written
+            continue
+        if "lr" in line:
+            return line
+    return None
+
+
+def last_lines(file: Path, count: int, end: int | None = None) -> list[str]:
+    """The last lines of a text file, at most `count`, of its first `end` bytes; none if there is no file."""
+    try:
+        with file.open("rb") as handle:
+            end, size = handle.seek(0, os.SEEK_END) if end is None else end, TAIL
+            while True:
+                handle.seek(max(0, end - size))
+                lines = handle.read(min(size, end)).decode("utf-8", "replace").splitlines()
+                if len(lines) > count or size >= end:  # one more than is wanted: the first of them may be half a line
+                    return lines[-count:]
+                size *= 4
+    except FileNotFoundError:
+        return []
+
+
+def summary(run: RunDir) -> str:
+    """The metrics of a finished run, shortly."""
+    metrics = (run.read_result() or {}).get("metrics", {})
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)

@@ -1,0 +1,121 @@
+"""A search that learns from the runs that are done: Optuna proposes, runs answer (ask and tell).
+
+    mimbench sweep cls/linear_vitb base_lr=1e-2..1:log seed=0,1 --optuna 20 --metric linear_top1
+    mimbench submit sweep-linear_vitb       # and when they are done, the first line again: the next round
+
+Nothing waits: each call tells Optuna of every run of the sweep that is done, and adds a round of proposals; those still
+going count as proposed, so that no two are alike. There is no data base: what is known are the runs themselves.
+Needs the extra `search`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.studies.sweep import Axis, Sweep
+
+ROUND = 5  # proposals at a time, where nothing else is asked for
+
+
+class Search:
+    """Proposals for the next runs of a sweep.
+
+    Args:
+        axes: what may be changed; lists are choices, ranges numbers between.
+        metric: of a run's result; the best is the highest, of `loss` the lowest.
+        seed: of the sampler; the same runs and the same seed propose the same.
+
+    Raises:
+        ValueError: if Optuna is not installed.
+    """
+
+    def __init__(self, axes: Sequence[Axis], metric: str, seed: int) -> None:
+        try:
+            self._optuna: Any = importlib.import_module("optuna")
+        except ImportError as error:
+            raise ValueError("--optuna needs a package that is not here: pip install -e '.[search]'") from error
+        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
+        self.axes, self.metric = axes, metric
+        sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        direction = "minimize" if metric == "loss" else "maximize"
+        self.study = self._optuna.create_study(direction=direction, sampler=sampler)
+        self._distributions = {one.key: self._distribution(one) for one in axes}
+
+    def _distribution(self, one: Axis) -> Any:
+        kinds = self._optuna.distributions
+        if not one.is_range:
+            return kinds.CategoricalDistribution(list(one.values))
+        if one.whole:
+            return kinds.IntDistribution(int(one.low), int(one.high), log=one.log)
+        return kinds.FloatDistribution(one.low, one.high, log=one.log)
+
+    def tell(self, overrides: Sequence[str], result: dict[str, Any] | None, failed: bool = False) -> None:
+        """What is known of one run: its result, that it failed, or that it is still to come.
+
+        Raises:
+            ValueError: if the result has no such metric.
+        """
+        state, value = self._optuna.trial.TrialState, None
+        if result is not None:
+            metrics = result.get("metrics", {})
+            if self.metric not in metrics:
+                raise ValueError(f"--metric {self.metric}: a run has {', '.join(metrics) or 'no metrics'}")
+            value = float(metrics[self.metric])
+        found = state.COMPLETE if result is not None else state.FAIL if failed else state.RUNNING
+        given = dict(text.split("=", 1) for text in overrides)
+        params = {key: self._value(key, given[key]) for key in self._distributions if key in given}
+        distributions = {key: self._distributions[key] for key in params}
+        trial = self._optuna.trial.create_trial(state=found, value=value, params=params, distributions=distributions)
+        self.study.add_trial(trial)
+
+    def _value(self, key: str, text: str) -> Any:
+        one = next(one for one in self.axes if one.key == key)
+        if not one.is_range:
+            return text
+        within = min(max(float(text), one.low), one.high)  # six digits may round past the end
+        return int(within) if one.whole else within
+
+    def ask(self, count: int, known: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Overrides of at most `count` new runs, none of them among `known`."""
+        found: list[list[str]] = []
+        taken = {tuple(own) for own in known}
+        for _ in range(20 * count):
+            if len(found) == count:
+                break
+            trial = self.study.ask(self._distributions)
+            own = [f"{one.key}={_written(trial.params[one.key])}" for one in self.axes]
+            if tuple(own) not in taken:
+                taken.add(tuple(own))
+                found.append(own)
+        return found
+
+    @property
+    def best(self) -> tuple[dict[str, Any], float] | None:
+        """What was best so far, and how good it was."""
+        if not any(trial.value is not None for trial in self.study.trials):
+            return None
+        return self.study.best_params, self.study.best_value
+
+
+def _written(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def next_round(sweep: Sweep, search: Search, root: Path, total: int, count: int) -> Sweep:
+    """`sweep` with up to `count` runs more, `total` at most, proposed from those of it that are done.
+
+    Raises:
+        ValueError: for a bad recipe or override.
+    """
+    runs = sweep.runs
+    places = sweep.study().places(root) if runs else {}
+    for own, place in zip(runs, places.values(), strict=True):
+        run: RunDir = place.run
+        there = run.about.exists()
+        search.tell(own, run.read_result() if there else None, failed=there and run.state() == "failed")
+    wanted = max(0, min(count, total - len(runs)))
+    return Sweep(sweep.name, sweep.recipe, [*runs, *search.ask(wanted, runs)], sweep.fixed)

@@ -1,0 +1,365 @@
+"""A study: runs, and what each of them needs to be done first.
+
+    pretrain = Run("pretrain/crossmae_handwritten")
+    probes = [Run("cls/knn_handwritten", (f"temperature={t}",), checkpoint=pretrain) for t in (0.05, 0.1)]
+    study = Study("temperature", [pretrain, *probes])
+
+A sweep is a study made by a loop. In a file of one's own, `study` (the study, or a function that returns it) is what
+`mimbench plan FILE.py` reads; those in jobs/studies go by name, `mimbench plan crossmae/table2`.
+
+`at_epochs` adds evaluations of what a pretraining is after every so many epochs; `start_from` puts a checkpoint's file
+in the place of a pretraining.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from mimbench.engine.run.config import leaves
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.lineage import made_by
+from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.runs.store import Place, create, place, resolve
+
+KEEP = "keep_encoder_every"  # of a pretraining's config: how often it leaves its encoder behind
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe with overrides, and the encoder it starts from: that of another run, a file, or none."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    checkpoint: Run | Path | None = None
+    label: str = ""  # for people; the recipe's name when empty
+    minutes: float = 1.0  # a guess of how long it takes: among runs that may start, the longest goes first
+    epoch: int | None = None  # start from the other run's encoder after so many epochs, not from its last
+    after: tuple[Run | str, ...] = ()  # further runs (or their labels) that must be done before
+    gpus: int = 1  # on a cluster: of each node
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1 or self.nodes < 1 or self.minutes <= 0:
+            raise ValueError(f"{self.name}: gpus={self.gpus}, nodes={self.nodes}, minutes={self.minutes} are positive")
+        if self.epoch is not None and (self.epoch < 1 or not isinstance(self.checkpoint, Run)):
+            raise ValueError(f"{self.name}: epoch={self.epoch} is of the encoder that another run of the study makes")
+
+    @property
+    def name(self) -> str:
+        """What people see."""
+        return self.label or self.recipe
+
+    @property
+    def need(self) -> Run | None:
+        """The run that makes the encoder it starts from."""
+        return self.checkpoint if isinstance(self.checkpoint, Run) else None
+
+    def check(self) -> None:
+        """Build the config.
+
+        Raises:
+            ValueError: if the recipe or an override is wrong.
+        """
+        resolve(self.recipe, self.overrides, Path("encoder") if self.checkpoint else None)
+
+    def place(
+        self,
+        root: Path,
+        known: Mapping[Run, Place] | None = None,
+        needs: Sequence[RunDir] = (),
+        strict: bool = True,
+    ) -> Place:
+        """Where the run belongs under `root`, whether what it needs is done or not; `known` are places of others.
+
+        Raises:
+            ValueError: for a bad recipe or override.
+            FileNotFoundError: if a checkpoint given as a file, or the data set, is not there.
+        """
+        source = None
+        if isinstance(self.checkpoint, Run):
+            maker = (known or {}).get(self.checkpoint) or self.checkpoint.place(root)
+            source, needs = made_by(maker.run, maker.identity, self.epoch), needs or (maker.run,)
+        file = source.path if source else self.checkpoint
+        recipe, config = resolve(self.recipe, self.overrides, file if isinstance(file, Path) else None)
+        return place(recipe.name, config, root, source, needs, strict)
+
+    def directory(self, root: Path) -> RunDir:
+        """The run's directory under `root`, made if there is none.
+
+        Raises:
+            ValueError: for a bad recipe or override.
+            OSError: if the checkpoint is not there, or the directory cannot be written.
+        """
+        return create(self.place(root))
+
+
+@dataclass(frozen=True)
+class Made(Run):
+    """A run that is there already, to be gone on with as it is."""
+
+    path: Path = field(default=Path(), kw_only=True)
+
+    @classmethod
+    def of(cls, run: RunDir, after: tuple[Run | str, ...] = ()) -> Made:
+        """The run in that directory, to start when those of `after` are done.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        return cls(str(run.read_about()["recipe"]), label=run.path.name, after=after, path=run.path.absolute())
+
+    def check(self) -> None:
+        """It was, when it was made."""
+
+    def place(
+        self,
+        root: Path,
+        known: Mapping[Run, Place] | None = None,
+        needs: Sequence[RunDir] = (),
+        strict: bool = True,
+    ) -> Place:
+        """Where it is."""
+        run = RunDir(self.path)
+        return Place(run, None, run.read_about())
+
+    def directory(self, root: Path) -> RunDir:
+        """Where it is."""
+        return RunDir(self.path)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs under one name.
+
+    Raises:
+        ValueError: if a run is listed twice, needs one that is not listed, or needs itself in the end.
+    """
+
+    name: str
+    runs: Sequence[Run]
+
+    def __post_init__(self) -> None:
+        listed = set(self.runs)
+        if len(listed) != len(self.runs):
+            raise ValueError(f"study {self.name}: the same run is listed twice")
+        for run in self.runs:
+            for need in self.needs(run):
+                if need not in listed:
+                    raise ValueError(f"study {self.name}: {run.name} needs {need.name}, which is not listed")
+        try:
+            TopologicalSorter({run: self.needs(run) for run in self.runs}).prepare()
+        except CycleError as error:
+            chain = " needs ".join(run.name for run in reversed(error.args[1]))
+            raise ValueError(f"study {self.name}: {chain}, which goes round in a circle: take one need away") from None
+
+    @cached_property
+    def _alike(self) -> dict[str, list[Run]]:
+        """The runs of each name."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.name, []).append(run)
+        return found
+
+    def needs(self, run: Run) -> tuple[Run, ...]:
+        """The runs that must be done before `run`."""
+        found = [run.need] if run.need is not None else []
+        found += [self.named(need, run) for need in run.after]
+        return tuple(dict.fromkeys(found))
+
+    def named(self, need: Run | str, by: Run) -> Run:
+        """The run that `by` needs, by itself or by its name.
+
+        Raises:
+            ValueError: if none has that name, or more than one.
+        """
+        if isinstance(need, Run):
+            return need
+        found = self._alike.get(need, [])
+        if len(found) != 1:
+            what = "is not listed" if not found else f"may be any of {len(found)} runs: give them labels"
+            raise ValueError(f"study {self.name}: {by.name} needs {need}, which {what}")
+        return found[0]
+
+    @cached_property
+    def titles(self) -> dict[Run, str]:
+        """What people see of each run: its name and, where several have that, what sets it apart."""
+        shared = {
+            name: Counter(fact for run in alike for fact in _facts(run, {})) for name, alike in self._alike.items()
+        }
+        titles: dict[Run, str] = {}
+        for run in self.ordered():
+            facts, count = shared[run.name], len(self._alike[run.name])
+            apart = [text for fact, text in _facts(run, titles).items() if facts[fact] < count]
+            titles[run] = " ".join([run.name, *apart])
+        return titles
+
+    def ordered(self) -> Iterator[Run]:
+        """The runs, each after those it needs."""
+        return iter(TopologicalSorter({run: self.needs(run) for run in self.runs}).static_order())
+
+    def check(self) -> None:
+        """Build every config, so that a mistake in the last run shows before the first one starts.
+
+        Raises:
+            ValueError: the first mistake.
+        """
+        for run in self.runs:
+            run.check()
+
+    def places(self, root: Path, strict: bool = True) -> dict[Run, Place]:
+        """Where each run belongs under `root`, in the order of the list; nothing is written.
+
+        A data set must be there, unless `strict` is off.
+
+        Raises:
+            ValueError: for a bad recipe or override.
+            FileNotFoundError: if a checkpoint given as a file, or a data set, is not there.
+        """
+        found: dict[Run, Place] = {}
+        for run in self.ordered():
+            found[run] = run.place(root, found, [found[need].run for need in self.needs(run)], strict)
+        return {run: found[run] for run in self.runs}
+
+    def prepare(self, root: Path) -> dict[Run, RunDir]:
+        """Make the directories of all runs, or none: of those that are new, nothing stays when one cannot be written.
+
+        Raises:
+            ValueError: for a bad recipe or override.
+            OSError: if a checkpoint or a data set is not there, or a directory cannot be written.
+        """
+        places = self.places(root)
+        new = [found.run for found in places.values() if not found.run.about.exists()]
+        try:
+            return {run: create(found) for run, found in places.items()}
+        except OSError:
+            for run in new:
+                _unmake(run)
+            raise
+
+
+def _facts(run: Run, titles: Mapping[Run, str]) -> dict[Hashable, str]:
+    """What may set `run` apart from others of its name, and how that is said; `titles` are those of what it needs."""
+    facts: dict[Hashable, str] = {run.recipe: run.recipe, **{text: text for text in run.overrides}}
+    if run.checkpoint is not None:
+        facts[run.checkpoint] = f"of {titles.get(run.need, '') if run.need else run.checkpoint}"
+    if run.epoch is not None:
+        facts[run.epoch] = f"after epoch {run.epoch}"
+    return {**facts, (run.gpus, run.nodes): f"on {run.nodes} x {run.gpus} GPUs"}
+
+
+def _unmake(run: RunDir) -> None:
+    """Take a run directory away that was just made; one that somebody has begun to use stays."""
+    if run.path.is_dir() and not (run.path / "attempts").exists():
+        run.about.unlink(missing_ok=True)
+        run.config.unlink(missing_ok=True)
+        if not any(run.path.iterdir()):
+            run.path.rmdir()
+
+
+# ----------------------------------------------------------------------------------------------- studies from studies
+
+
+def at_epochs(study: Study, every: int) -> Study:
+    """`study` with each evaluation of a pretraining done also after every `every` epochs of it, a run of its own.
+
+    Raises:
+        ValueError: if no pretraining of the study is that long.
+    """
+    if every < 1:
+        raise ValueError(f"--at every={every}: a number of epochs, at least 1")
+    lengths = {run: _epochs(run) for run in study.runs}
+    kept = {
+        run: replace(run, label=run.name, overrides=(*run.overrides, f"{KEEP}={every}"))
+        for run, epochs in lengths.items()
+        if epochs > every and any(other.need == run for other in study.runs)
+    }
+    if not kept:
+        raise ValueError(f"--at every={every}: study {study.name} evaluates no pretraining of more epochs than that")
+    runs: list[Run] = []
+    for run in (_with(run, kept) for run in study.runs):
+        runs.append(run)
+        length = lengths.get(next((old for old, new in kept.items() if new == run.need), run), 0)
+        if run.need in kept.values() and run.epoch is None:
+            epochs = range(every, length, every)
+            runs += [replace(run, label=f"{run.name}, epoch {epoch}", epoch=epoch) for epoch in epochs]
+    return Study(study.name, runs)
+
+
+def _epochs(run: Run) -> int:
+    """Of a pretraining; 0 of any other run."""
+    recipe, config = resolve(run.recipe, run.overrides)
+    return int(config.epochs) if recipe.stage == "pretrain" else 0
+
+
+def start_from(study: Study, given: Sequence[str]) -> Study:
+    """`study` with checkpoint files in the place of pretrainings: each of `given` is `LABEL=FILE`.
+
+    LABEL is that of the pretraining, or its recipe; `pretrained` where there is only one that others start from.
+
+    Raises:
+        ValueError: for anything else, listing what can be replaced.
+    """
+    files = dict(_given(text, study) for text in given)
+    kept = {
+        run: replace(
+            run,
+            checkpoint=files.get(run.need, run.checkpoint) if run.need else run.checkpoint,
+            after=tuple(need for need in run.after if study.named(need, run) not in files),
+        )
+        for run in study.runs
+        if run not in files
+    }
+    return Study(study.name, [_with(run, kept) for run in kept])
+
+
+def _given(text: str, study: Study) -> tuple[Run, Path]:
+    """The pretraining that `LABEL=FILE` means, and the file."""
+    makers = [run for run in study.runs if any(other.need == run for other in study.runs)]
+    names: dict[Run, tuple[str, ...]] = {run: (run.name, run.recipe, study.titles[run]) for run in makers}
+    if len(makers) == 1:
+        names = {makers[0]: (*names[makers[0]], "pretrained")}
+    found = {run: name for run in makers for name in names[run] if text.startswith(f"{name}=")}
+    if len(found) != 1 or not (file := text.removeprefix(f"{next(iter(found.values()))}=")):
+        known = ", ".join(repr(study.titles[run]) for run in makers) or "none: it has no pretraining"
+        raise ValueError(f"--from {text}: it must be NAME=FILE, and the names in study {study.name} are {known}")
+    return next(iter(found)), Path(file)
+
+
+def overridden(study: Study, overrides: Sequence[str]) -> Study:
+    """`study` with `key=value` for every run that has the key; `STAGE.key=value` for those of a stage alone.
+
+    Raises:
+        ValueError: if no run has the key.
+    """
+    changed = {run: run for run in study.runs}
+    for text in overrides:
+        stage, _, rest = text.partition(".")
+        of_stage = stage in ("pretrain", "cls", "det") and rest
+        takers = [
+            run
+            for run in study.runs
+            if (not of_stage or run.recipe.startswith(f"{stage}/")) and _has(run, rest if of_stage else text)
+        ]
+        if not takers:
+            raise ValueError(f"{text}: no run of study {study.name} has that key")
+        for run in takers:
+            given = (*changed[run].overrides, rest if of_stage else text)
+            changed[run] = replace(changed[run], overrides=given)
+    return Study(study.name, [_with(run, changed) for run in study.runs])
+
+
+def _has(run: Run, override: str) -> bool:
+    key = override.partition("=")[0]
+    return key in {leaf.key for leaf in leaves(find(run.recipe).build())}
+
+
+def _with(run: Run, changed: Mapping[Run, Run]) -> Run:
+    """`run` as it is now, starting from and waiting for what the others are now."""
+    now = changed.get(run, run)
+    after = tuple(_with(need, changed) if isinstance(need, Run) else need for need in now.after)
+    return replace(now, checkpoint=_with(now.need, changed) if now.need else now.checkpoint, after=after)

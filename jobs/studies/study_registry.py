@@ -1,0 +1,84 @@
+"""Which runs were asked for under a study's name, so that what is no longer in it can be found.
+
+    <root>/.mimbench/studies/<name>.json      {"study": name, "runs": {"cls/knn-1a2b3c4d5e": label, ...}}
+
+A run stays here when it is taken out of its study, until it is pruned. One run may belong to several studies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.lock import lock
+
+
+def members(root: Path, study: str) -> dict[str, str]:
+    """Directory under `root` -> label, of all runs that were asked for under this name."""
+    runs: dict[str, str] = _read(_file(root, study)).get("runs", {})
+    return runs
+
+
+def studies(root: Path) -> dict[str, dict[str, str]]:
+    """The members of every study that was asked for under `root`."""
+    found = (_read(file) for file in sorted((root / ".mimbench" / "studies").glob("*.json")))
+    return {content["study"]: content.get("runs", {}) for content in found if "study" in content}
+
+
+def must_be_known(root: Path, study: str) -> None:
+    """Runs were asked for under this name.
+
+    Raises:
+        ValueError: if none were, naming the studies that there are.
+    """
+    if study not in (listed := studies(root)):
+        known = ", ".join(listed) or "none yet"
+        raise ValueError(f"no run under {root.absolute()} was asked for in study {study!r} (there is {known})")
+
+
+def add_members(root: Path, study: str, runs: Mapping[RunDir, str]) -> None:
+    """Note that `runs` were asked for under the name `study`, each with its label.
+
+    Raises:
+        OSError: if that cannot be written.
+    """
+    new = {directory_name(run): label for run, label in runs.items()}
+    known = members(root, study)
+    if new.items() <= known.items():
+        return
+    with lock(root / ".mimbench" / "studies.lock"):
+        write_json(_file(root, study), {"study": study, "runs": {**members(root, study), **new}})
+
+
+def forget(root: Path, study: str, names: set[str]) -> None:
+    """Take runs out of the list of `study`; their directories stay.
+
+    Raises:
+        OSError: if that cannot be written.
+    """
+    with lock(root / ".mimbench" / "studies.lock"):
+        left = {name: label for name, label in members(root, study).items() if name not in names}
+        write_json(_file(root, study), {"study": study, "runs": left})
+
+
+def directory_name(run: RunDir) -> str:
+    """`stage/recipe-identity`."""
+    return f"{run.path.parent.name}/{run.path.name}"
+
+
+def _file(root: Path, study: str) -> Path:
+    return root / ".mimbench" / "studies" / f"{quote(study, safe=' ,')}.json"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What is noted there; nothing of a file that is missing or damaged, for it is noted again with the next submit."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

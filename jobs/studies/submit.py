@@ -1,0 +1,210 @@
+"""Bring about what a plan says: start what is new or was stopped, leave alone what is done, queued or running.
+
+    mimbench submit crossmae/table2 --cluster a100       hands the runs to SLURM and returns
+    mimbench submit crossmae/table2                      runs them on this machine, and shows how they go
+    mimbench submit crossmae/table2 --cluster a100 --dry-run     prints the sbatch files, to be submitted by hand
+
+Failed runs are left alone, and so is what needs them; `mimbench retry` or `--retry` starts them again. Runs that are in
+the study no more keep going unless `--prune` is given. Two that submit at once take turns, so no run is started twice.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.control import cancel
+from mimbench.jobs.runs.lock import lock
+from mimbench.jobs.runs.memory import must_fit
+from mimbench.jobs.studies.plan import STARTABLE, Line, Plan, plan
+from mimbench.jobs.studies.study import Made, Run, Study
+from mimbench.jobs.studies.study_registry import add_members, forget
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mimbench.jobs.local.scheduler import Task
+    from mimbench.jobs.slurm.cluster import Cluster
+
+LONGEST = 120.0  # seconds that one waits for another who submits under the same root
+
+
+@contextmanager
+def submitting(root: Path) -> Iterator[None]:
+    """Within, nobody else decides what is to be started under `root`.
+
+    Raises:
+        ValueError: naming who does, after two minutes.
+    """
+    with lock(root / ".mimbench" / "submit.lock", wait=LONGEST):
+        yield
+
+
+def to_start(found: Plan, retry: bool) -> list[Line]:
+    """The lines whose runs are to be started, no directory twice; with `retry` also those that failed, and after."""
+    states = (*STARTABLE, "failed", "blocked") if retry else STARTABLE
+    return list({line.directory.path: line for line in found.of(*states)}.values())
+
+
+def must_have_data(found: Plan) -> None:
+    """Every data set is known here.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    for name in found.missing_data:
+        raise ValueError(
+            f"data={name} is neither a directory nor a known data set: `mimbench data add {name} PATH` makes it known"
+        )
+
+
+def prepared(study: Study, root: Path) -> None:
+    """Make the directories of all runs, and note that they were asked for."""
+    made = study.prepare(root)
+    add_members(root, study.name, {directory: study.titles[run] for run, directory in made.items()})
+
+
+def submit_local(study: Study, root: Path, slots: int, *, prune: bool = False, retry: bool = False) -> list[Task]:
+    """Run what is to be started on this machine, and show it; how each run of the study ended.
+
+    Raises:
+        ValueError, OSError: before anything is started, if something in the study is wrong or cannot be written.
+        KeyboardInterrupt: after Ctrl-C, once every process has ended.
+    """
+    from mimbench.jobs.local.scheduler import Local
+
+    with submitting(root):
+        found = plan(study, root)
+        must_have_data(found)
+        if prune:
+            prune_orphans(found)
+        prepared(study, root)
+    return Local(study, root, slots, retry=retry).run()
+
+
+def submit_cluster(
+    study: Study, root: Path, cluster: Cluster, *, dry: bool = False, prune: bool = False, retry: bool = False
+) -> tuple[Plan, Any]:
+    """Hand what is to be started to `cluster`; the plan it was decided by, and what the scheduler returned.
+
+    That is the submissions, or with `dry` the text of the sbatch files: a person may submit them by hand, so the
+    directories of the runs are made.
+
+    Raises:
+        ValueError: if something in the study is wrong, or too large for a GPU, or the scheduler refuses.
+        OSError: if a directory cannot be written (then none is), or the scheduler does not answer.
+    """
+    from mimbench.jobs.slurm import schedulers
+
+    with submitting(root):
+        found = plan(study, root)
+        must_have_data(found)
+        must_fit((line.run for line in to_start(found, retry) if line.run is not None), cluster)
+        if prune and not dry:
+            prune_orphans(found)
+        prepared(study, root)
+        return found, schedulers.submit(units(found, to_start(found, retry), cluster), cluster, root, dry=dry)
+
+
+def units(found: Plan, lines: Sequence[Line], cluster: Cluster) -> list[Any]:
+    """What the scheduler is handed: each run with the resources it wants and the runs to wait for."""
+    from mimbench.jobs.slurm.schedulers import Unit
+
+    over = {line.run for line in found.of("done", "stale")}
+    directories = {line.run: line.directory for line in found.lines if line.run is not None}
+    made = []
+    for line in lines:
+        assert line.run is not None
+        waits = [need for need in found.study.needs(line.run) if need not in over]
+        if line.run.epoch is not None and _exists(line):
+            waits = [need for need in waits if need != line.run.need]
+        shape = cluster.shape(gpus=line.run.gpus, nodes=line.run.nodes)
+        made.append(Unit(line.directory, shape, tuple(directories[need] for need in waits), _job_name(line)))
+    return made
+
+
+def _job_name(line: Line) -> str:
+    """What squeue shows: the recipe, for labels may have any characters."""
+    return line.directory.path.name.rpartition("-")[0]
+
+
+def _exists(line: Line) -> bool:
+    return line.place is not None and Path(line.place.about["checkpoint"]["path"]).exists()
+
+
+def prune_orphans(found: Plan) -> list[RunDir]:
+    """Cancel the runs that are in the study no more, and forget them; what they made stays. Those that there were."""
+    orphans = [line.directory for line in found.of("orphaned")]
+    cancel(orphans, found.root)
+    forget(found.root, found.study.name, {f"{run.path.parent.name}/{run.path.name}" for run in orphans})
+    return orphans
+
+
+# ------------------------------------------------------------------------------------------------- runs that are there
+
+
+def start_again(runs: Iterable[RunDir], root: Path, slots: int, name: str = "retry") -> int:
+    """Start runs again where they were: on the cluster they were submitted to, else here. The exit code.
+
+    Raises:
+        ValueError, OSError: if the scheduler refuses or does not answer.
+    """
+    by_cluster: dict[str, list[RunDir]] = {}
+    for run in runs:
+        by_cluster.setdefault(_cluster_of(run), []).append(run)
+    here = by_cluster.pop("local", [])
+    for cluster, theirs in by_cluster.items():
+        _requeue(theirs, root, cluster)
+    if not here:
+        return 0
+    from mimbench.jobs.local.scheduler import Local
+
+    tasks = Local(Study(name, _with_needs(here, root)), root, slots, retry=True).run()
+    return 0 if all(task.fate == "done" for task in tasks) else 1
+
+
+def _requeue(runs: Sequence[RunDir], root: Path, name: str) -> None:
+    from mimbench.jobs.slurm import cluster, schedulers
+
+    with submitting(root):
+        schedulers.requeue(runs, cluster.load(name), root)
+    for run in runs:
+        print(f"submitted: {run.path}", file=sys.stderr)
+
+
+def _cluster_of(run: RunDir) -> str:
+    """Where it was started last.
+
+    Raises:
+        ValueError: if that was on a cluster, where it was cancelled.
+    """
+    from mimbench.jobs.slurm import submission
+
+    noted = submission.read(run)
+    if noted is None and (attempts := run.attempts()) and attempts[-1].get("job"):
+        raise ValueError(
+            f"{run.path} was cancelled on its cluster: `mimbench submit STUDY --cluster NAME` hands it in again, "
+            f"`mimbench run {run.path}` goes on with it here"
+        )
+    return noted.cluster if noted else "local"
+
+
+def _with_needs(runs: Sequence[RunDir], root: Path) -> list[Run]:
+    """As runs of a study; one that needs another of them waits for that."""
+    names = {f"{run.path.parent.name}/{run.path.name}": run for run in runs}
+    made: dict[str, Made] = {}
+
+    def make(name: str) -> Made:
+        if name not in made:
+            needs: Mapping[str, Any] = names[name].read_about()
+            after = tuple(make(need) for need in needs.get("needs", ()) if need in names)
+            made[name] = Made.of(names[name], after)
+        return made[name]
+
+    for name in names:
+        make(name)
+    return list(made.values())

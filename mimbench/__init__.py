@@ -1,0 +1,1 @@
+"""mimbench: pretrain, evaluate and compare masked-image-modelling vision encoders."""

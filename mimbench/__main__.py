@@ -1,0 +1,5 @@
+"""`python -m mimbench` is the `mimbench` command."""
+
+from mimbench.jobs.cli.main import main
+
+main()

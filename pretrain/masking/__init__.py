@@ -1,0 +1,1 @@
+"""Which patches are shown, predicted and dropped: random, grid, attention-driven, teacher-driven."""

@@ -1,0 +1,186 @@
+"""MaskAlign (Xue et al., arXiv 2211.08887): the model and its loss.
+
+A frozen teacher sees the whole image, the student (the encoder) only some of its patches. For each of the teacher's
+layers that counts, the student's blocks are mixed by learned weights and brought to the teacher's width by a head; at
+the patches that the student saw, and at the class token, that must be what the teacher has there. There is no decoder.
+
+    context = method.look(images)                # the teacher: targets, and which patches it attends to
+    loss = method(images, masked, context)       # pure
+
+Numbers are those of the authors' code, and so are parameter names. What differs is work that need not be done: heads
+and mixtures of layers that do not count are not there, nor is the final norm, whose output nobody reads; the teacher
+keeps no map of attention (pretrain/methods/teachers.py). Student and teacher may be of unequal depth: then "the block
+at the height" of layer i of T is block ceil((i + 1) S / T) of the student's S (counted from 1).
+
+Shapes: B image, N patch, V patch shown, T token of the student (class token, patches shown), D width of the student,
+C width of the teacher, X either width, S block of the student, L layer of the teacher, K layer of it that counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mimbench.backbones.config import ViT
+from mimbench.backbones.vit import LayerNorm, Trunk
+from mimbench.pretrain.masking.strategies import Masked
+from mimbench.pretrain.methods.configs import MaskAlign as Config
+from mimbench.pretrain.methods.method import Context, Frozen, Method
+from mimbench.pretrain.methods.teachers import Teacher
+
+
+class MaskAlign(Method, Trunk):
+    """The student (`Trunk`), its mixing weights and its heads; the teacher is held, and no part of the module.
+
+    Weights are drawn as by the authors' code: the same seed gives the same weights.
+
+    Args:
+        shape: sizes of the student.
+        config: teacher's layers, target, loss and alignment.
+        teacher: a network with the student's grid of patches.
+
+    Raises:
+        ValueError: if the teacher has not the layers that the config names.
+    """
+
+    def __init__(self, shape: ViT, config: Config, teacher: Teacher) -> None:
+        super().__init__(shape, drop_path=config.drop_path)
+        self.config, self.teacher = config, Frozen(teacher)
+        self.layers, self.weights = counting_layers(config.layers, teacher.depth)
+        self.heights = [-(-(layer + 1) * shape.depth // teacher.depth) - 1 for layer in range(teacher.depth)]
+        heads = range(teacher.depth if config.order == "mix_adapt" else shape.depth)
+        self.distill_heads = nn.ModuleDict(
+            {str(index): build_head(config.head, shape.width, teacher.width) for index in heads}
+        )
+        if config.fusion != "simple":
+            self.distill_weights = nn.Parameter(self._first_weights())
+        self.initialise()
+        self._leave_out_what_nobody_reads()
+        self.rows: Tensor  # on the device: a list as an index would have to be copied there at every step
+        self.register_buffer("rows", torch.tensor(self.layers), persistent=False)
+
+    def _first_weights(self) -> Tensor:
+        """The mixing (L, S) that training starts from."""
+        layers, blocks = len(self.heights), self.shape.depth
+        if self.config.fusion == "sum":
+            return torch.ones(layers, blocks) / blocks
+        return F.one_hot(torch.tensor(self.heights), blocks) + 0.01
+
+    def _leave_out_what_nobody_reads(self) -> None:
+        """Only now, for all were drawn, as the authors' code draws them; blocks stay, since they are the encoder's."""
+        simple = self.config.fusion == "simple"
+        self.read = sorted({self.heights[layer] for layer in self.layers}) if simple else [*range(self.shape.depth)]
+        heads = self.layers if self.config.order == "mix_adapt" else self.read
+        for index in {*self.distill_heads} - {str(head) for head in heads}:
+            del self.distill_heads[index]
+        self.blocks[self.read[-1] + 1 :].requires_grad_(False)
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> Context:
+        """What the teacher makes of whole images (B, 3, H, W); `targets` are before_BRC, patches_BNC of each K."""
+        layers, importance_BN = self.teacher.on(images.device)(images, self.layers)
+        return Context(importance_BN, tuple(part for layer in layers for part in layer))
+
+    def forward(self, images: Tensor, masked: Masked, context: Context | None = None) -> Tensor:
+        """The loss: the distance from the teacher at the class token and the patches shown, weighted over layers.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            masked: only `shown` counts.
+            context: what `look` returned.
+        """
+        assert context is not None, "MaskAlign's loss needs what the teacher saw"
+        maps = self.forward_tokens(images, masked.shown, self.read[-1] + 1)
+        aligned = self.align(dict(enumerate(maps[1:])))
+        pairs = zip(context.targets[::2], context.targets[1::2], strict=True)
+        targets = [pick_target(*pair, masked.shown, self.config.target_norm) for pair in pairs]
+        parts = [
+            weight * distance(ours_BTC, theirs_BTC, self.config.loss)
+            for weight, ours_BTC, theirs_BTC in zip(self.weights, aligned, targets, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+    def align(self, maps: dict[int, Tensor]) -> list[Tensor]:
+        """The outputs (B, T, D) of blocks, as far as they are read, to what is compared with each K: (B, T, C)."""
+        if self.config.order == "mix_adapt":
+            return [self.distill_heads[str(layer)](z) for layer, z in zip(self.layers, self._mix(maps), strict=True)]
+        return self._mix({block: self.distill_heads[str(block)](maps[block]) for block in self.read})
+
+    def _mix(self, maps: dict[int, Tensor]) -> list[Tensor]:
+        """For each K a mixture of all maps, or the map of the block at its height."""
+        if self.config.fusion == "simple":
+            return [maps[self.heights[layer]] for layer in self.layers]
+        stacked_SBTX = torch.stack(list(maps.values()))
+        mixed = self.distill_weights.index_select(0, self.rows) @ stacked_SBTX.flatten(1)
+        return list(mixed.unflatten(1, stacked_SBTX.shape[1:]).unbind(0))
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """Biases, norms and the mixing weights."""
+        return super().no_decay(name, parameter) or name.endswith("distill_weights")
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the loss, and the teacher by itself."""
+        super().compile(*args, **kwargs)
+        self.teacher.network.compile(*args, **kwargs)
+
+
+def build_head(kind: str, width: int, teacher_width: int) -> nn.Module:
+    """What brings a student's tokens to the teacher's width: one of `MaskAlign.head`."""
+    last = nn.Linear(width, teacher_width)
+    if kind == "linear":
+        return last
+    if kind == "norm_linear":
+        return nn.Sequential(LayerNorm(width), last)
+    between = nn.GELU() if kind == "mlp" else LayerNorm(width)
+    return nn.Sequential(nn.Linear(width, width), between, last)
+
+
+def counting_layers(layers: str, depth: int) -> tuple[list[int], list[float]]:
+    """The numbers (from 0) of a teacher's layers that count in the loss, and their weights, which add up to 1.
+
+    Of a teacher 12 deep, top5 are 7, 8, 9, 10, 11 with .2 each, and linear_decay is 1 to 11 with 1/66 to 11/66.
+
+    Raises:
+        ValueError: if the teacher has not so many.
+    """
+    number = int(layers[3:]) if layers[:3] in ("top", "mid") else 0
+    if number > depth - (layers[:3] == "mid"):
+        raise ValueError(f"method.layers={layers}, and the teacher has {depth} layers, 0 to {depth - 1}")
+    shares = {
+        "mean": [1] * depth,
+        "out": [0] * (depth - 1) + [1],
+        "linear_decay": list(range(depth)),
+        "top": [0] * (depth - number) + [1] * number,
+        "mid": [int(layer == number) for layer in range(depth)],
+    }[layers if layers in ("mean", "out", "linear_decay") else layers[:3]]
+    found = [layer for layer, share in enumerate(shares) if share]
+    return found, [shares[layer] / sum(shares) for layer in found]
+
+
+def pick_target(before_BRC: Tensor, patches_BNC: Tensor, shown_BV: Tensor, norm: str) -> Tensor:
+    """A layer of the teacher at the class token and the patches shown: (B, T, C), in single precision at least.
+
+    `norm` is one of `MaskAlign.target_norm`; bn takes one mean and one variance of all that the layer made of a batch.
+    """
+    index_BVC = shown_BV[..., None].expand(-1, -1, patches_BNC.shape[2])
+    target_BTC = torch.cat([before_BRC[:, :1], patches_BNC.gather(1, index_BVC)], dim=1)
+    target_BTC = target_BTC.to(torch.promote_types(target_BTC.dtype, torch.float32))
+    if norm == "whiten":
+        return F.layer_norm(target_BTC, target_BTC.shape[-1:])
+    if norm == "l2":
+        return F.normalize(target_BTC, dim=-1)
+    if norm == "bn":
+        variance, mean = torch.var_mean(torch.cat([before_BRC, patches_BNC], dim=1).to(target_BTC.dtype))
+        return (target_BTC - mean) / (variance + 1e-6).sqrt()
+    return target_BTC
+
+
+def distance(ours_BTC: Tensor, theirs_BTC: Tensor, kind: str) -> Tensor:
+    """The mean over all values of one of `MaskAlign.loss`, in the targets' precision."""
+    ours_BTC = ours_BTC.to(theirs_BTC.dtype)
+    if kind == "smoothl1":
+        return 2 * F.smooth_l1_loss(ours_BTC, theirs_BTC)
+    return F.l1_loss(ours_BTC, theirs_BTC) if kind == "l1" else F.mse_loss(ours_BTC, theirs_BTC)

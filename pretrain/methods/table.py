@@ -1,0 +1,69 @@
+"""The tables of methods and maskings: a new one is a file, a config, and a line here.
+
+method = build_method(config.method, config.encoder)
+masking = build_masking(config.masking, config.encoder, config.epochs)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mimbench.backbones.config import ViT
+from mimbench.pretrain.masking import configs as masking_configs
+from mimbench.pretrain.masking.attention import MaskAndThrow
+from mimbench.pretrain.masking.strategies import Grid, Keep, Masking, Random
+from mimbench.pretrain.masking.units import InUnits
+from mimbench.pretrain.methods import configs as method_configs
+from mimbench.pretrain.methods.crossmae import CrossMAE
+from mimbench.pretrain.methods.mae import MAE
+from mimbench.pretrain.methods.maskalign import MaskAlign
+from mimbench.pretrain.methods.method import Method
+from mimbench.pretrain.methods.simmim import SimMIM
+from mimbench.pretrain.methods.teachers import load_teacher
+
+METHODS: dict[type[Any], Callable[[ViT, Any], Method]] = {  # by their config
+    method_configs.CrossMAE: CrossMAE,
+    method_configs.MAE: MAE,
+    method_configs.SimMIM: SimMIM,
+}
+
+MASKINGS: dict[type[Any], Callable[[Any, int], Masking]] = {  # by their config; the number is that of all epochs
+    masking_configs.RandomMasking: lambda config, _: Random(config),
+    masking_configs.GridMasking: lambda config, _: Grid(config),
+    masking_configs.KeepMasking: lambda config, _: Keep(config),
+    masking_configs.AttentionMasking: MaskAndThrow,
+}
+
+
+def build_method(config: method_configs.Method, encoder: ViT, checkpoint: str | None = None) -> Method:
+    """The method of `config` for an encoder of these sizes, its weights drawn from torch's generator.
+
+    `checkpoint` is the file of MaskAlign's teacher, where timm's cache is not to be looked in.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such teacher, or none with the encoder's patches.
+    """
+    if isinstance(config, method_configs.MaskAlign):
+        teacher = load_teacher(config.teacher, checkpoint, encoder.grid, config.teacher_image)
+        return MaskAlign(encoder, config, teacher)
+    return METHODS[type(config)](encoder, config)
+
+
+def build_masking(config: masking_configs.Masking, encoder: ViT, epochs: int) -> Masking:
+    """The masking of `config`, once it is sure that it works on the grid of `encoder` from the first epoch to the last.
+
+    Raises:
+        ValueError: if in some epoch no patch would be shown, or none predicted where the config wants some.
+    """
+    masking = MASKINGS[type(config)](config, epochs)
+    if (unit := getattr(config, "unit", 1)) > 1:
+        masking = InUnits(masking, unit)
+    for epoch in (0.0, float(epochs)):
+        counts = masking.counts(encoder.grid**2, epoch)
+        if config.predicted_share and not counts.predicted:
+            raise ValueError(
+                f"masking.kind={config.kind} predicts {config.predicted_share:.4g} of {encoder.grid**2} patches, which "
+                "is not one: raise the share or take smaller patches"
+            )
+    return masking

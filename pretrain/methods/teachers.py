@@ -1,0 +1,247 @@
+"""Teachers: frozen encoders that say what whole images look like, and to which patches they attend.
+
+    teacher = load_teacher("vit_base_patch16_clip_quickgelu_224.openai", checkpoint=None, grid=14, image=None)
+    layers, importance_BN = teacher(images, (7, 8, 9, 10, 11))
+
+A teacher is one of timm's plain ViTs by its name, its weights in timm's cache or in a file; or any encoder that
+`backbones.checkpoint.load_encoder` reads. Nothing is ever downloaded here: a run on a compute node would wait for a
+network it does not have. What is missing is said in one line, with the command that gets it.
+
+MaskAlign's own three are known to timm by other names than to Hugging Face, whence its code takes them:
+
+    openai/clip-vit-base-patch16    vit_base_patch16_clip_quickgelu_224.openai
+    openai/clip-vit-large-patch14   vit_large_patch14_clip_quickgelu_224.openai, on images of 196 pixels
+    facebook/dino-vitb16            vit_base_patch16_224.dino
+
+(`..._clip_224.openai`, without quickgelu, is another function of the same weights.)
+
+Attention is wanted of one query, the class token's, in one block, the last. It is computed from that block's input,
+so that all blocks run fused attention and no map of all pairs is ever held.
+
+Shapes: B image, N patch (row-major), R token before the patches (class token first, registers after it), T token
+(R and N), C width of the teacher, H head, c channel of a head.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import timm
+import torch
+import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+from timm.layers import Attention
+from timm.models import VisionTransformer as TimmViT
+from timm.models import get_pretrained_cfg, is_model, load_state_dict
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from mimbench.backbones.checkpoint import build_encoder
+from mimbench.backbones.config import SIZES
+from mimbench.backbones.positions import interpolate_rows
+from mimbench.backbones.vit import Trunk
+from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
+
+Colours = tuple[float, float, float]
+
+CACHED = ("model.safetensors", "pytorch_model.bin")  # the files of a model that timm puts into its cache
+
+
+class Layer(NamedTuple):
+    """What a block of the teacher made of images, not normalised."""
+
+    before: Tensor  # (B, R, C): class token, registers
+    patches: Tensor  # (B, N, C)
+
+
+class Teacher(nn.Module):
+    """A network of plain attention blocks that looks at images.
+
+    Args:
+        network: one of timm's plain ViTs, or an encoder of ours.
+        patches: N, of an image.
+        image: side in pixels of the images that `network` takes; others are resized to it.
+        mean, std: of the colours (0..1) that `network` is used to; images come normalised by ImageNet's.
+    """
+
+    def __init__(self, network: TimmViT | Trunk, patches: int, image: int, mean: Colours, std: Colours) -> None:
+        super().__init__()
+        self.network, self.patches, self.image = network, patches, image
+        last: Any = network.blocks[-1]
+        self.depth, self.width = len(network.blocks), int(last.attn.proj.out_features)
+        ours_mean, ours_std, its_mean, its_std = (
+            torch.tensor(colours).view(3, 1, 1) for colours in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
+        )
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", ours_std / its_std, persistent=False)
+        self.register_buffer("shift", (ours_mean - its_mean) / its_std, persistent=False)
+
+    def forward(self, images: Tensor, layers: Sequence[int]) -> tuple[list[Layer], Tensor]:
+        """Look at images.
+
+        Args:
+            images: (B, 3, H, W), normalised by ImageNet's statistics.
+            layers: numbers of blocks, from 0.
+
+        Returns:
+            What those blocks made, and `importance_BN`: the share of the class token's attention that each patch gets
+            in the last block, the mean over heads. They add up to less than 1, for other tokens get some, too.
+        """
+        if images.shape[-1] != self.image:
+            images = F.interpolate(images, (self.image, self.image), mode="bicubic", align_corners=False)
+        before_last = self.depth - 2
+        found = self._after(images * self.scale + self.shift, sorted({*layers, before_last}))
+        return [found[layer] for layer in layers], self._importance(found[before_last])
+
+    def _after(self, images: Tensor, blocks: list[int]) -> dict[int, Layer]:
+        """What `blocks` (ascending) made; none after the last of them is computed."""
+        if isinstance(self.network, Trunk):
+            maps = self.network.forward_tokens(images, blocks=blocks[-1] + 1)[1:]
+            return {block: Layer(maps[block][:, : -self.patches], maps[block][:, -self.patches :]) for block in blocks}
+        pairs: Any = self.network.forward_intermediates(
+            images,
+            indices=blocks,
+            return_prefix_tokens=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        return {block: Layer(before, patches) for block, (patches, before) in zip(blocks, pairs, strict=True)}
+
+    def _importance(self, tokens: Layer) -> Tensor:
+        """The class token's attention to patches in the last block, which gets `tokens`."""
+        block: Any = self.network.blocks[-1]
+        attn = block.attn
+        tokens_BTC = block.norm1(torch.cat(tokens, dim=1))
+        weights = attn.qkv.weight.chunk(3)
+        biases = (None,) * 3 if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
+        q_BHc = F.linear(tokens_BTC[:, 0], weights[0], biases[0]).unflatten(1, (attn.num_heads, -1))
+        k_BTHc = F.linear(tokens_BTC, weights[1], biases[1]).unflatten(2, (attn.num_heads, -1))
+        scores_BHT = torch.einsum("bhc,bthc->bht", attn.q_norm(q_BHc) * attn.scale, attn.k_norm(k_BTHc))
+        exact = torch.promote_types(scores_BHT.dtype, torch.float32)
+        importance_BN: Tensor = scores_BHT.softmax(dim=-1, dtype=exact)[..., -self.patches :].mean(dim=1)
+        return importance_BN
+
+
+# ------------------------------------------------------------------------------------------------------- where it is
+
+
+def load_teacher(name: str | None, checkpoint: str | Path | None, grid: int, image: int | None) -> Teacher:
+    """A teacher whose patches are those of the student.
+
+    Args:
+        name: timm's, with the tag of its weights. None: an encoder, all in `checkpoint`.
+        checkpoint: a file of weights; None takes those in timm's cache.
+        grid: patches along one side of the student's images.
+        image: side in pixels of the teacher's images; None: of those it was trained with.
+
+    Raises:
+        FileNotFoundError: if there are no weights, saying how to get them.
+        ValueError: if they cannot be read, are of another model, or of one that has no class token or no plain
+            attention; if its grid is not the student's.
+    """
+    with torch.random.fork_rng(devices=[]):  # what the student is drawn with does not depend on the teacher
+        if name is not None:
+            return _timm_teacher(name, checkpoint, grid, image)
+        if checkpoint is None:
+            raise ValueError("method.teacher=none is the encoder in a file: name it with checkpoint=FILE or a run")
+        network, info = build_encoder(checkpoint, SIZES["B"], interpolation="bicubic")
+    assert info is not None
+    image = image or info.vit.image
+    _require_readable(str(checkpoint), network, info.traits.class_token)
+    _require_grid(str(checkpoint), image, info.vit.patch, grid)
+    return Teacher(network, grid**2, image, info.mean, info.std)
+
+
+def _timm_teacher(name: str, checkpoint: str | Path | None, grid: int, image: int | None) -> Teacher:
+    about = get_pretrained_cfg(name) if is_model(name) else None
+    if about is None:
+        raise ValueError(
+            f"method.teacher={name!r} is no model of timm's with weights; MaskAlign's are "
+            "vit_base_patch16_clip_quickgelu_224.openai, vit_large_patch14_clip_quickgelu_224.openai and "
+            "vit_base_patch16_224.dino, and none stands for the encoder in checkpoint"
+        )
+    image = image or about.input_size[-1]
+    with torch.device("meta"):
+        trained: Any = timm.create_model(name, num_classes=0)
+        _require_readable(name, trained, isinstance(trained, TimmViT) and trained.cls_token is not None)
+        _require_grid(name, image, trained.patch_embed.patch_size[0], grid)
+        network: Any = timm.create_model(name, num_classes=0, img_size=image)
+    file = Path(checkpoint) if checkpoint else _cached(name, about)
+    network.norm = network.fc_norm = network.head = nn.Identity()  # what comes after the last block
+    _fill(network, _timm_weights(file, trained), name, file)
+    mean, std = ((red, green, blue) for red, green, blue in (about.mean, about.std))
+    return Teacher(network, grid**2, image, mean, std)
+
+
+def _require_readable(name: str, network: Any, has_token: bool) -> None:
+    """Refuse a network whose last of two or more blocks has no attention of a class token to read."""
+    blocks: Any = getattr(network, "blocks", [])
+    if not has_token or len(blocks) < 2 or not isinstance(getattr(blocks[-1], "attn", None), Attention):
+        raise ValueError(
+            f"teacher {name} is no plain ViT of two blocks or more with a class token, whose attention MaskAlign reads"
+        )
+
+
+def _require_grid(name: str, image: int, patch: int, grid: int) -> None:
+    if image % patch or image // patch != grid:
+        found = f"{image // patch} x {image // patch} patches" if image % patch == 0 else "no whole number of patches"
+        raise ValueError(
+            f"teacher {name} has {found} of {patch} pixels in images of {image}, and the student has {grid} x {grid}: "
+            f"method.teacher_image={grid * patch} would make them agree"
+        )
+
+
+def _cached(name: str, about: Any) -> Path:
+    """The file of a timm model's weights in the cache that timm downloads to."""
+    names = (about.hf_hub_filename,) if about.hf_hub_filename else CACHED
+    for file in names if about.hf_hub_id else ():
+        found = try_to_load_from_cache(about.hf_hub_id, file)
+        if isinstance(found, str):
+            return Path(found)
+    raise FileNotFoundError(
+        f"the weights of teacher {name} are not in timm's cache, and a run downloads nothing: where there is a "
+        f"network, run  python -c \"import timm; timm.create_model('{name}', pretrained=True)\"  (HF_HOME says where "
+        "the cache is), or give a file with checkpoint=FILE"
+    )
+
+
+def _timm_weights(file: Path, trained: TimmViT) -> dict[str, Tensor]:
+    """The weights in `file` by timm's names, opened safely; `trained` has the sizes that they were trained with.
+
+    Files of the authors' own names (OpenAI's) are brought to timm's by timm itself.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"checkpoint {file} does not exist")
+    try:
+        state = checkpoint_filter_fn(load_state_dict(str(file)), trained)
+        return {
+            key: value.float() for key, value in state.items() if not key.startswith(("head.", "norm.", "fc_norm."))
+        }
+    except (pickle.UnpicklingError, SafetensorError, BadZipFile, EOFError, RuntimeError, KeyError, AttributeError):
+        raise ValueError(
+            f"checkpoint {file} holds no weights of a timm model that can be opened safely (a state dictionary of "
+            "tensors in .pth or .safetensors); an encoder of another kind wants method.teacher=none"
+        ) from None
+
+
+def _fill(network: TimmViT, state: dict[str, Tensor], name: str, file: Path) -> None:
+    """Put `state` into a network without weights, its positions brought to the network's grid."""
+    if "pos_embed" in state:
+        before = 0 if network.no_embed_class else network.num_prefix_tokens
+        rows = state["pos_embed"][:, before:]
+        side = round(rows.shape[1] ** 0.5)
+        if (side, side) != network.patch_embed.grid_size:
+            rows = interpolate_rows(rows, side, network.patch_embed.grid_size)
+        state["pos_embed"] = torch.cat([state["pos_embed"][:, :before], rows], dim=1)
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        lines = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise ValueError(f"checkpoint {file} is not {name}: {lines[:200]}") from None

@@ -1,0 +1,1 @@
+"""Pretraining recipes: every public function of a module here is one."""
