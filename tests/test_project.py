@@ -56,6 +56,8 @@ def test_no_file_names_a_registry() -> None:
     hosts = re.compile(r"://[\w.-]*(?:py" + r"pi|pythonhosted|npmjs|deb" + r"ian)\.org")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():
+        if (ROOT / name).is_symlink():
+            continue
         try:
             text = (ROOT / name).read_text()
         except UnicodeDecodeError:

@@ -398,6 +398,3 @@ cli_studies.register(app)
 cli_runs.register(app)
 cli_detection.register(app)
 app.add_typer(papers, name="papers")
-
-if __name__ == "__main__":
-    main()

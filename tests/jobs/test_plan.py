@@ -183,7 +183,8 @@ def test_runs_start_again_where_they_are_after_what_they_need(bench: Bench) -> N
 TWO = """
 import sys, time
 from pathlib import Path
-from jobs import local, submit
+from mimbench.jobs.local import scheduler as local
+from mimbench.jobs.studies import submit
 from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.studies.study import Run, Study
 from tests.jobs.conftest import Bench
