@@ -1,1 +1,1 @@
-"""Data sets of labelled images as people have them on disk, told by looking; recognise.py has the list."""
+"""Layouts of labelled images on disk, recognised by their files; recognise.py lists them."""

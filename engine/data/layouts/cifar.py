@@ -33,7 +33,7 @@ PLANES = 3 * SIDE * SIDE
 
 @dataclass(frozen=True)
 class _Version:
-    """A form that one of the two is published in."""
+    """One published form of CIFAR-10 or CIFAR-100."""
 
     title: str
     directory: str
@@ -66,7 +66,7 @@ Reader = Callable[[str], bytes]
 
 
 class _Rows:
-    """Images of raw pixels, each as the PPM file it would be."""
+    """Images stored as raw pixels, each returned as a PPM file."""
 
     def __init__(self, root: Path, names: tuple[str, ...], counts: list[int], pixels: Tensor) -> None:
         self.root, self.names, self.pixels = root, names, pixels
@@ -79,7 +79,7 @@ class _Rows:
         return Path(self.text(index))
 
     def name(self, index: int) -> str:
-        """The file, then the number of the image in it."""
+        """The file and the image's number in it."""
         file = int(np.searchsorted(self._ends, index, side="right"))
         return f"{self.names[file]}/{index - (int(self._ends[file - 1]) if file else 0):05}.ppm"
 
@@ -99,7 +99,7 @@ def found(root: Path) -> bool:
 
 
 def _places(root: Path) -> list[tuple[_Version, Path]]:
-    """Versions at `root`, and their directories or archives."""
+    """The versions at `root` with their directories or archives."""
     inner = [(version, root / version.directory) for version in VERSIONS] + [(version, root) for version in VERSIONS]
     there = [(version, place) for version, place in inner if _holds(place, version)]
     archives = [(version, root / version.archive) for version in VERSIONS]
@@ -107,7 +107,7 @@ def _places(root: Path) -> list[tuple[_Version, Path]]:
 
 
 def _holds(place: Path, version: _Version) -> bool:
-    """Whether a version is unpacked in `place`: a file called `meta` alone may be anything."""
+    """Whether a version is unpacked in `place`; a file called `meta` alone does not prove it."""
     data = any((place / name).is_file() for name in (*version.train, *version.val))
     return data and (place / version.meta).is_file()
 
@@ -131,13 +131,13 @@ def open_listing(root: Path, split: Split) -> Listing:
     labels = torch.tensor(np.concatenate([part[1] for part in parts]), dtype=torch.int64)
     classes = _classes(version, place / version.meta, read(version.meta))
     if labels.numel() and int(labels.max()) >= len(classes):
-        raise unfit(place / version.meta, f"names {len(classes)} classes, fewer than there are", "get it again")
+        raise unfit(place / version.meta, f"names only {len(classes)} classes", "download it again")
     files = _Rows(place, version.files(split), [len(part[1]) for part in parts], pixels)
     return Listing(files, labels, classes, f"{version.title}, {version.directory}", pixels=pixels)
 
 
 def _require_whole(version: _Version, place: Path, split: Split) -> None:
-    """An unpacked split has all its files.
+    """Check that an unpacked split has all its files.
 
     Raises:
         FileNotFoundError: if it has none.
@@ -156,7 +156,7 @@ def _from_directory(place: Path) -> Reader:
 
 
 def _from_archive(place: Path, version: _Version) -> Reader:
-    """Reads files of a packed version; all of them are taken into memory once."""
+    """Reads the files of a packed version, all into memory at once."""
     wanted, content = {*version.train, *version.val, version.meta}, {}
     try:
         with tarfile.open(place) as tar:
@@ -165,9 +165,9 @@ def _from_archive(place: Path, version: _Version) -> Reader:
                 if base in wanted and (handle := tar.extractfile(entry)) is not None:
                     content[base] = handle.read()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise unfit(place, f"cannot be unpacked ({error})", "get this file again") from None
+        raise unfit(place, f"cannot be unpacked ({error})", "download this file again") from None
     if missing := sorted(wanted - content.keys()):
-        raise unfit(place, f"has no {missing[0]} in it", "get this file again")
+        raise unfit(place, f"lacks {missing[0]}", "download this file again")
     return content.__getitem__
 
 
@@ -176,7 +176,11 @@ def _part(version: _Version, file: Path, content: bytes) -> tuple[NDArray[np.uin
     if not version.label:
         row = PLANES + version.label_bytes
         if not content or len(content) % row:
-            raise unfit(file, f"is cut short: {len(content)} bytes are not images of {row}", "get this file again")
+            raise unfit(
+                file,
+                f"is truncated: {len(content)} bytes are no multiple of {row} per image",
+                "download this file again",
+            )
         rows = np.frombuffer(content, np.uint8).reshape(-1, row)
         return rows[:, -PLANES:].reshape(-1, 3, SIDE, SIDE), rows[:, version.label_bytes - 1].tolist()
     try:
@@ -186,7 +190,7 @@ def _part(version: _Version, file: Path, content: bytes) -> tuple[NDArray[np.uin
             raise ValueError(f"{len(data)} images with {len(labels)} labels")
         return np.asarray(data, dtype=np.uint8).reshape(-1, 3, SIDE, SIDE), [int(label) for label in labels]
     except (pickle.UnpicklingError, KeyError, ValueError, TypeError) as error:
-        raise unfit(file, f"is no file of {version.title} ({error})", "get this file again") from None
+        raise unfit(file, f"is not a {version.title} file ({error})", "download this file again") from None
 
 
 def _classes(version: _Version, file: Path, content: bytes) -> list[str]:
@@ -195,4 +199,4 @@ def _classes(version: _Version, file: Path, content: bytes) -> list[str]:
     try:
         return [str(name) for name in load(content)[version.names]]
     except (pickle.UnpicklingError, KeyError, TypeError) as error:
-        raise unfit(file, f"is no file of {version.title} ({error})", "get this file again") from None
+        raise unfit(file, f"is not a {version.title} file ({error})", "download this file again") from None

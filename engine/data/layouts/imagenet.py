@@ -1,4 +1,4 @@
-"""Splits as ImageNet is found on disk; each split may be in another of these forms.
+"""ImageNet's splits on disk; each split may have another of these forms.
 
     ROOT/train/<class>/...                           folders of classes, sorted by name: any data set
     ROOT/train/n01440764.tar ...                     a tar for each class
@@ -37,13 +37,13 @@ ANNOTATIONS = "val_annotations.txt"  # of Tiny-ImageNet, whose images lie in val
 
 
 def split_root(root: Path) -> Path:
-    """Where the splits of the data set at `root` lie."""
+    """The directory that holds the splits of the data set at `root`."""
     kaggle = root / KAGGLE
     return kaggle if kaggle.is_dir() else image_root(root)
 
 
 def splits_of(root: Path) -> list[Split]:
-    """The splits that are there; none if the data set has no splits."""
+    """The splits at `root`; empty if the data set has no splits."""
     inner = split_root(root)
     both: tuple[Split, Split] = ("train", "val")
     return [split for split in both if _found(inner, split)]
@@ -54,7 +54,7 @@ def _found(inner: Path, split: Split) -> bool:
 
 
 def _published(inner: Path, split: Split) -> Path | None:
-    """The published tar of `split`, where that is what there is: in place of the split's folder, or alone in it."""
+    """The published tar of `split`, if it stands in place of the split's folder or alone in it."""
     directory = inner / split
     if not directory.is_dir():
         return tar if (tar := inner / TARS[split]).is_file() else None
@@ -83,7 +83,7 @@ def open_listing(root: Path, split: Split) -> Listing:
 
 
 def training_classes(inner: Path) -> list[str] | None:
-    """The classes of the training split; None if it is not there. No more is read than names."""
+    """The classes of the training split, from file names only; None if there is no such split."""
     directory = inner / "train"
     if shards := webdataset.shards(inner, "train"):
         return webdataset.open_listing(shards, inner, shards).classes
@@ -143,18 +143,18 @@ def _class_tars(directory: Path) -> list[Path]:
     folders = {place.name for place in directory.iterdir() if WNID.fullmatch(place.name) and place.is_dir()}
     packed_still = [tar for tar in tars if tar.stem not in folders]
     if folders and packed_still:
-        what = f"is not unpacked, as {len(packed_still)} of {len(folders | {tar.stem for tar in tars})} classes are not"
-        raise unfit(packed_still[0], what, "unpack all of them, or remove the folders to have the tars read")
+        what = f"is not unpacked, like {len(packed_still)} of {len(folders | {tar.stem for tar in tars})} classes"
+        raise unfit(packed_still[0], what, "unpack all of them, or remove the folders to read the tars")
     return packed_still
 
 
 def _by_tar(files: TarFiles, layout: str) -> Listing:
-    """Images whose class is the tar that they are in."""
+    """Images whose class is the tar that holds them."""
     return Listing(files, torch.from_numpy(files.label), files.classes, layout)
 
 
 def _loose(directory: Path) -> Path | None:
-    """Where images lie without class folders: in `directory` itself, or as Tiny-ImageNet has them; None otherwise."""
+    """The directory of images without class folders: `directory`, or Tiny-ImageNet's val/images; else None."""
     if (directory / ANNOTATIONS).is_file() and any(_images_in(directory / "images")):
         return directory / "images"
     if not any(_images_in(directory)):
@@ -169,7 +169,7 @@ def _images_in(directory: Path) -> list[Path]:
 
 
 def _label_places(inner: Path, root: Path) -> list[Path]:
-    """Directories in which a file of labels may lie."""
+    """Directories that may hold a file of labels."""
     above = [inner.parents[2], inner.parents[1]] if inner.match(KAGGLE) else []
     return list(dict.fromkeys([inner / "val", inner, inner / "meta", root, *above]))
 

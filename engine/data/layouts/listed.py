@@ -46,7 +46,7 @@ def open_inaturalist(root: Path, split: Split) -> Listing:
     lists = sorted(root.glob(f"{split}20[0-9][0-9].json"))
     if len(lists) != 1:
         what = "no list of this split" if not lists else f"lists of several years, {', '.join(x.name for x in lists)}"
-        raise FileNotFoundError(f"{root} has {what}; it wants one {split}2019.json (2017 to 2021)")
+        raise FileNotFoundError(f"{root} has {what}; it needs one {split}YEAR.json (2017 to 2021)")
     try:
         said: Any = json.loads(lists[0].read_text(encoding="utf-8"))
         categories = sorted(said["categories"], key=lambda one: one["id"])
@@ -54,7 +54,7 @@ def open_inaturalist(root: Path, split: Split) -> Listing:
         label_of = {one["image_id"]: places[one["category_id"]] for one in said["annotations"]}
         pairs = [(str(one["file_name"]), label_of[one["id"]]) for one in said["images"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise unfit(lists[0], f"is no list of iNaturalist ({error!r})", "get this file again") from None
+        raise unfit(lists[0], f"is not an iNaturalist list ({error!r})", "download this file again") from None
     names = [str(one["name"]) for one in categories]
     return _listing(root, [""], pairs, names, lists[0], "iNaturalist's lists")
 
@@ -93,12 +93,14 @@ def open_places365(root: Path, split: Split) -> Listing:
         names = classes or _classes_of(root, pairs, lists[0])
         return _listing(root, folders, pairs, names, lists[0], "Places365's lists")
     if not _lettered(root / folders[0]):
-        raise unfit(root / folders[0], "holds images whose classes are not known", f"put {VAL_LIST} into {root}")
+        raise unfit(root / folders[0], "holds images of unknown class", f"put {VAL_LIST} into {root}")
     found = sorted(image_files(root / folders[0], ""))
     known = classes or sorted({_folder_of(name) for name in _train_files(root, found, split)})
     numbers = {name: number for number, name in enumerate(known)}
     if odd := next((name for name in found if _folder_of(name) not in numbers), None):
-        raise unfit(root / folders[0] / odd, "is of no class of the training split", "add it there, or remove it")
+        raise unfit(
+            root / folders[0] / odd, "belongs to no class of the training split", "add the class there, or remove it"
+        )
     labels = torch.tensor([numbers[_folder_of(name)] for name in found], dtype=torch.int64)
     return Listing(Paths(root / folders[0], found), labels, known, "Places365's folders")
 
@@ -120,7 +122,7 @@ def _categories(root: Path) -> list[str] | None:
     pairs = _pairs(file)
     names = [name for name, _ in sorted(pairs, key=lambda pair: pair[1])]
     if sorted(number for _, number in pairs) != list(range(len(pairs))):
-        raise unfit(file, "does not number its classes from 0 without a gap", "get this file again")
+        raise unfit(file, "does not number its classes 0, 1, 2, ...", "download this file again")
     return names
 
 
@@ -128,7 +130,7 @@ def _classes_of(root: Path, pairs: Sequence[tuple[str, int]], file: Path) -> lis
     """Classes by the folders of the training list, where the file of categories is missing."""
     train = next((root / name for name in TRAIN_LISTS if (root / name).is_file()), None)
     if train is None:
-        raise unfit(file, "numbers classes whose names are not known", f"put {CATEGORIES} beside it")
+        raise unfit(file, "has class numbers without names", f"put {CATEGORIES} beside it")
     named = {number: name.rpartition("/")[0] for name, number in (pairs if train == file else _pairs(train))}
     return [named.get(number, str(number)) for number in range(max(named) + 1)]
 
@@ -139,7 +141,7 @@ def _pairs(file: Path) -> list[tuple[str, int]]:
         split = [line.rsplit(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         return [(name, int(number)) for name, number in split]
     except ValueError:
-        raise unfit(file, "does not hold a name and a number in each line", "get this file again") from None
+        raise unfit(file, "needs a name and a number on each line", "download this file again") from None
 
 
 def _listing(
@@ -153,7 +155,11 @@ def _listing(
     places = [place for name in folders for place in (root / name, image_root(root) / name, root / "images" / name)]
     base = next((place for place in places if (place / names[0]).is_file()), None)
     if base is None:
-        raise unfit(places[0] / names[0], f"is listed in {file.name} and not there", "unpack the images beside it")
+        raise unfit(
+            places[0] / names[0], f"is listed in {file.name} but does not exist", "unpack the images beside the list"
+        )
     if int(labels.max()) >= len(classes):
-        raise unfit(file, f"numbers a class {int(labels.max())}, where there are {len(classes)}", "get this file again")
+        raise unfit(
+            file, f"has class {int(labels.max())}, but there are {len(classes)} classes", "download this file again"
+        )
     return Listing(Paths(base, names), labels, classes, layout)

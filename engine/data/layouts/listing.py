@@ -1,4 +1,4 @@
-"""What a reader of a layout gives: the files of one split, their labels, and the names of the classes."""
+"""The result of reading a layout: the files of one split, their labels, and the class names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Listing:
     facts: dict[str, object] = field(default_factory=dict)
 
     def chosen(self, places: np.ndarray, facts: dict[str, object]) -> Listing:
-        """The images at `places` alone, with all the classes."""
+        """The images at `places` only, with all classes."""
         chosen = torch.from_numpy(places)
         pixels = None if self.pixels is None else self.pixels.permute(0, 2, 3, 1)[chosen].permute(0, 3, 1, 2)
         files = Selected(self.files, places)
@@ -48,7 +48,7 @@ class Listing:
 
 
 def by_class_and_name(files: Files, labels: list[int], classes: list[str], layout: str) -> Listing:
-    """Images in the order that class folders would have them: by class, then by name."""
+    """Images in the order of class folders: by class, then by name."""
     names = [files.name(place) for place in range(len(files))]
     places = sorted(range(len(files)), key=lambda place: (labels[place], names[place]))
     listing = Listing(files, torch.tensor(labels, dtype=torch.int64), classes, layout)
@@ -62,5 +62,5 @@ def require_known(places: dict[str, int], name: str, of: Path) -> int:
         UnfitError: (a ValueError) if the training split has no such class.
     """
     if name not in places:
-        raise unfit(of, f"names class {name}, which the training split does not have", "add it there, or remove it")
+        raise unfit(of, f"names class {name}, which the training split lacks", "add the class there, or remove it")
     return places[name]

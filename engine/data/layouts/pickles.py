@@ -1,4 +1,4 @@
-"""CIFAR's pickles read without running any code of theirs: dictionaries, lists, texts, numbers, and arrays of bytes.
+"""Read CIFAR's pickles without running their code: dictionaries, lists, strings, numbers, and byte arrays.
 
 numpy's own code for unpickling is not run either: what a pickle may name stands for a class of this module, and
 everything else is refused before anything is made of it.
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 
 class _Type:
-    """Stands for `numpy.dtype`; bytes are the only type that is let pass."""
+    """Replaces `numpy.dtype`; allows bytes only."""
 
     def __init__(self, code: str | bytes, _align: object = False, _copy: object = False) -> None:
         if code not in ("u1", b"u1"):
             raise pickle.UnpicklingError(f"it holds an array of type {code!r}, not of bytes")
 
     def __setstate__(self, state: object) -> None:
-        """What else numpy says of a type (byte order, fields) means nothing for bytes."""
+        """Ignore the rest of numpy's state (byte order, fields): it means nothing for bytes."""
 
 
 class _Array:
-    """Stands for `numpy.ndarray`."""
+    """Replaces `numpy.ndarray`."""
 
     def __init__(self, *_: object) -> None:
         self.values: NDArray[np.uint8] = np.zeros(0, np.uint8)
@@ -64,11 +64,11 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _STAND_INS[f"{module}.{name}"]
         except KeyError:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which no such file needs") from None
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which no CIFAR file needs") from None
 
 
 def load(content: bytes) -> dict[str, Any]:
-    """The dictionary in a pickle, its keys as texts and its arrays as numpy's.
+    """Return the dictionary in a pickle, with string keys and numpy arrays.
 
     Raises:
         pickle.UnpicklingError: if it is something else, damaged, or holds something that is not plain.
@@ -77,7 +77,7 @@ def load(content: bytes) -> dict[str, Any]:
         found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
+    except Exception as error:  # a damaged pickle can raise nearly anything
         raise pickle.UnpicklingError(f"it is damaged: {error}") from None
     if not isinstance(found, dict):
         raise pickle.UnpicklingError(f"it holds a {type(found).__name__}, not a dictionary")

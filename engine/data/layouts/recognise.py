@@ -1,4 +1,4 @@
-"""Which layout a data set has, told by looking at it; no setting says it.
+"""Recognise the layout of a data set from its files; there is no setting for it.
 
 | data set | reader |
 |---|---|
@@ -29,7 +29,7 @@ LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path, Split], Listing]], 
 
 
 def open_listing(root: Path, split: Split, subset: str | Path | None = None) -> Listing:
-    """The images of `split` of the data set at `root`, whatever its layout; of `subset`, a file that names some, those.
+    """The images of `split` of the data set at `root` in any layout; with `subset`, those that this file names.
 
     Raises:
         FileNotFoundError: if `root` or the split is not there.
@@ -41,7 +41,7 @@ def open_listing(root: Path, split: Split, subset: str | Path | None = None) -> 
 
 
 def splits_of(root: Path) -> list[Split]:
-    """The splits that are there; none if the data set has no splits, or is none at all."""
+    """The splits at `root`; empty if there are none or `root` is no data set."""
     if any(fits(root) for fits, _ in LAYOUTS):
         both: tuple[Split, Split] = ("train", "val")
         return [split for split in both if _opens(root, split)]
@@ -53,5 +53,5 @@ def _opens(root: Path, split: Split) -> bool:
         return not open_listing(root, split).splitless
     except FileNotFoundError:
         return False
-    except UnfitError:  # it is there, and damaged
+    except UnfitError:  # present but damaged
         return True

@@ -1,4 +1,4 @@
-"""Part of a training split, named by a text file: the 1 % and 10 % of ImageNet that SimCLR drew, or any other.
+"""Part of a training split, named by a text file: SimCLR's 1 % and 10 % of ImageNet, or any other.
 
     subset=/lists/1percent.txt        n01632777_1000.JPEG, or n01632777/n01632777_1000.JPEG, one a line
 
@@ -15,7 +15,7 @@ import numpy as np
 from mimbench.engine.data.datasets import unfit
 from mimbench.engine.data.layouts.listing import Listing
 
-NAMED = 3  # of what is missing, in a message
+NAMED = 3  # missing images named in a message
 
 
 def subset(listing: Listing, file: str | Path) -> Listing:
@@ -27,14 +27,14 @@ def subset(listing: Listing, file: str | Path) -> Listing:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"subset={file} is not a file; name a text file with an image's name in each line")
+        raise FileNotFoundError(f"subset={file} is not a file; name a text file with one image name per line")
     content = path.read_bytes()
     try:
         wanted = {line.strip().removeprefix("./") for line in content.decode("utf-8").splitlines() if line.strip()}
     except UnicodeDecodeError:
-        raise unfit(path, "is not a text file", "it holds an image's name in each line") from None
+        raise unfit(path, "is not a text file", "write one image name per line") from None
     if not wanted:
-        raise unfit(path, "names no images", "it holds an image's name in each line")
+        raise unfit(path, "names no images", "write one image name per line")
     places: list[int] = []
     matched: dict[str, int] = {}
     for place in range(len(listing.files)):
@@ -52,7 +52,7 @@ def subset(listing: Listing, file: str | Path) -> Listing:
 
 def _complete(path: Path, wanted: set[str], matched: dict[str, int], listing: Listing) -> None:
     if missing := sorted(wanted - matched.keys()):
-        what = f"names {len(missing)} of {len(wanted)} images that are not there: {', '.join(missing[:NAMED])}"
-        raise unfit(path, what, f"is it a list for this data set? Its first image is {listing.files.name(0)}")
+        what = f"names {len(wanted)} images, of which {len(missing)} do not exist: {', '.join(missing[:NAMED])}"
+        raise unfit(path, what, f"use a list for this data set, whose first image is {listing.files.name(0)}")
     if twice := [line for line, times in matched.items() if times > 1]:
-        raise unfit(path, f"names {twice[0]}, of which there are {matched[twice[0]]}", "write its folder, too")
+        raise unfit(path, f"names {twice[0]}, which exists {matched[twice[0]]} times", "write it with its folder")

@@ -1,4 +1,4 @@
-"""Images that stay in uncompressed tar files: where each lies is found once and written down, then read at random.
+"""Images inside uncompressed tar files: an index of offsets is built once and saved, then images are read at random.
 
     files = tar_files([Path("ILSVRC2012_img_train.tar")], "nested")
     files.encoded(123456)        # one read at a known offset, in any process
@@ -51,38 +51,38 @@ Kind = Literal["plain", "nested", "samples"]
 
 
 class Window(io.RawIOBase):
-    """A part of an open file, read as if it were one."""
+    """Part of an open file as a file of its own."""
 
     def __init__(self, descriptor: int, start: int, size: int) -> None:
         self.descriptor, self.start, self.size, self.at = descriptor, start, size, 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """The place in the part."""
+        """The position within the part."""
         return self.at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place in the part."""
+        """Move to a position within the part."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence]
         self.at = base + offset
         return self.at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` from here on."""
+        """Read into `buffer` from the current position."""
         content = self.piece(self.at, min(len(buffer), max(self.size - self.at, 0)))
         buffer[: len(content)] = content
         self.at += len(content)
         return len(content)
 
     def piece(self, at: int, size: int) -> bytes:
-        """`size` bytes from `at` on."""
+        """`size` bytes starting at `at`."""
         return os.pread(self.descriptor, size, self.start + at)
 
 
@@ -104,7 +104,7 @@ class _Entries:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A tar, or a tar within one: number `tar` of the files; names of its images get `prefix` before them."""
+    """A tar or a tar inside it: file number `tar`; `prefix` is put before its image names."""
 
     tar: int
     path: Path
@@ -121,23 +121,23 @@ class _Pieces(Dataset[tuple[int, _Entries]]):
         return len(self.pieces)
 
     def __getitem__(self, number: int) -> tuple[int, _Entries | str]:  # type: ignore[override]
-        """The images of a piece, or what is wrong with it (errors do not survive the way between processes)."""
+        """The images of a piece, or the fault as text (exceptions do not survive between processes)."""
         piece = self.pieces[number]
         try:
             return piece.tar, _samples(piece) if self.samples else _images(piece)
         except (tarfile.TarError, ValueError, OSError) as error:
-            inner = f", inside of it {piece.prefix}.tar" if piece.start else ""
+            inner = f", inside it {piece.prefix}.tar" if piece.start else ""
             return piece.tar, f"cannot be read{inner}: {error}"
 
 
 def _members(piece: _Piece) -> Iterator[tuple[Window, tarfile.TarInfo]]:
-    """The files in a tar, in its order; offsets count from the start of the piece."""
+    """The files in a tar, in order; offsets count from the start of the piece."""
     descriptor = os.open(piece.path, os.O_RDONLY)
     try:
         window = Window(descriptor, piece.start, piece.size)
         with tarfile.open(fileobj=window, mode="r:") as tar:  # type: ignore[call-overload]
             while (entry := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # or it would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 if entry.isfile():
                     yield window, entry
     finally:
@@ -173,19 +173,21 @@ def _samples(piece: _Piece) -> _Entries:
 def _add_sample(entries: _Entries, key: str, image: tuple[str, int, int] | None, label: int | None) -> None:
     if image is not None:
         if label is None:
-            raise ValueError(f"sample {key} has no label: no {key}.cls, and no number {LABEL_KEYS[0]!r} in {key}.json")
+            raise ValueError(
+                f"sample {key} has no label: neither {key}.cls nor a number {LABEL_KEYS[0]!r} in {key}.json"
+            )
         entries.add(*image, label)
 
 
 def _label(content: bytes, ending: str, name: str, before: int | None) -> int | None:
-    """The label in a sample's .cls or .json; what was known `before` if it says none."""
+    """The label in a sample's .cls or .json; `before` if there is none."""
     try:
         if ending == "cls":
             return int(content)
         said = json.loads(content)
         numbers = [said[key] for key in LABEL_KEYS if isinstance(said, dict) and isinstance(said.get(key), int)]
     except ValueError:
-        raise ValueError(f"{name} holds no label but {content[:20]!r}") from None
+        raise ValueError(f"{name} holds {content[:20]!r}, not a label") from None
     return numbers[0] if numbers and before is None else before
 
 
@@ -220,9 +222,9 @@ def tar_files(tars: Sequence[Path], kind: Kind, prefixes: Sequence[str] | None =
 
 
 def _written(beside: Path, cached: Path, content: bytes) -> Path:
-    """Where `content` could be written: beside the tars, or else in the cache."""
+    """Write `content` beside the tars or, if that fails, in the cache; return the path."""
     if os.access(beside.parent, os.W_OK):
-        with suppress(OSError):  # some file servers say yes, and then refuse
+        with suppress(OSError):  # some file servers report success and refuse later
             write_with(beside, lambda temporary: temporary.write_bytes(content))
             return beside
     write_with(cached, lambda temporary: temporary.write_bytes(content))
@@ -230,7 +232,7 @@ def _written(beside: Path, cached: Path, content: bytes) -> Path:
 
 
 def _places(tars: Sequence[Path], kind: Kind) -> tuple[Path, Path]:
-    """Where the index may be: beside the tars, and in the cache."""
+    """Possible places of the index: beside the tars, and in the cache."""
     first = tars[0].absolute()
     names = "\0".join([kind, *(tar.name for tar in tars)])
     short = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:8]
@@ -240,7 +242,7 @@ def _places(tars: Sequence[Path], kind: Kind) -> tuple[Path, Path]:
 
 
 def _is_of(place: Path, about: dict[str, Any]) -> bool:
-    """Whether an index lies at `place` that can be read and was made of these tars as they are now."""
+    """Whether `place` holds a readable index of these tars in their present state."""
     try:
         with safe_open(place, framework="pt") as file:
             said = json.loads((file.metadata() or {})["mimbench"])
@@ -250,7 +252,7 @@ def _is_of(place: Path, about: dict[str, Any]) -> bool:
 
 
 def _listed(tars: Sequence[Path], kind: Kind, prefixes: Sequence[str]) -> tuple[list[_Entries], list[_Piece]]:
-    """The images of every piece, and the pieces, in order; by several processes if there are many."""
+    """The images of every piece and the pieces, in order; several processes list many tars."""
     pieces = [piece for number, tar in enumerate(tars) for piece in _pieces(number, tar, kind, prefixes[number])]
     workers = (os.cpu_count() or 1) if len(pieces) > FEW else 0
     loader = DataLoader(_Pieces(pieces, kind == "samples"), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
@@ -258,10 +260,10 @@ def _listed(tars: Sequence[Path], kind: Kind, prefixes: Sequence[str]) -> tuple[
     found: list[_Entries] = []
     for tar, entries in track(loader, what, len(pieces)):
         if isinstance(entries, str):
-            raise unfit(tars[tar], entries, "get this file again, and check its size and checksum")
+            raise unfit(tars[tar], entries, "download this file again, and check its size and checksum")
         found.append(entries if kind == "samples" else _by_name(entries))
     if not any(entries.names for entries in found):
-        raise unfit(tars[0], "holds no images", "is this the tar that you meant?")
+        raise unfit(tars[0], "holds no images", "name a tar with images")
     return found, pieces
 
 
@@ -284,7 +286,9 @@ def _pieces(number: int, tar: Path, kind: Kind, prefix: str) -> list[_Piece]:
     try:
         inner = [entry for _, entry in _members(whole) if suffix(entry.name) == ".tar"]
     except tarfile.TarError as error:
-        raise unfit(tar, f"cannot be read: {error}", "get this file again, and check its size and checksum") from None
+        raise unfit(
+            tar, f"cannot be read: {error}", "download this file again, and check its size and checksum"
+        ) from None
     inner.sort(key=lambda entry: entry.name)
     return [_Piece(number, tar, entry.offset_data, entry.size, Path(entry.name).stem) for entry in inner]
 
@@ -308,7 +312,7 @@ def _encoded(about: dict[str, Any], found: Sequence[_Entries], pieces: Sequence[
 
 
 class TarFiles:
-    """Images in tars, by an index; nothing is unpacked.
+    """Images in tars, read through an index without unpacking.
 
     Attributes:
         root: the tar, or the directory of several.
@@ -328,7 +332,7 @@ class TarFiles:
         self.label: NDArray[np.int64] = columns["label"]
         self._tar_N, self._start_N, self._size_N = columns["tar"], columns["start"], columns["size"]
         self._names = Names(columns["names"], columns["ends"])
-        self._open: dict[int, int] = {}  # descriptors by tar, opened by each process when it first needs them
+        self._open: dict[int, int] = {}  # file descriptor per tar, opened by each process on first use
 
     def __len__(self) -> int:
         return len(self._start_N)
@@ -337,15 +341,15 @@ class TarFiles:
         return Path(self.text(index))
 
     def name(self, index: int) -> str:
-        """The path in the tar; a tar within a tar counts as a folder."""
+        """The path in the tar; a tar inside a tar counts as a folder."""
         return self._names[index]
 
     def text(self, index: int) -> str:
-        """The path as a string: that of the tar, then that in it."""
+        """The tar's path followed by the path inside it."""
         return f"{self.tars[int(self._tar_N[index])]}/{self._names[index]}"
 
     def encoded(self, index: int) -> bytearray:
-        """What the file holds.
+        """The content of the file.
 
         Raises:
             OSError: if the tar cannot be read.
@@ -354,7 +358,7 @@ class TarFiles:
         tar, size = int(self._tar_N[index]), int(self._size_N[index])
         content = bytearray(os.pread(self._descriptor(tar), size, int(self._start_N[index])))
         if len(content) < size:
-            raise unfit(self.tars[tar], "is cut short", "get this file again, and check its size and checksum")
+            raise unfit(self.tars[tar], "is truncated", "download this file again, and check its size and checksum")
         return content
 
     def _descriptor(self, tar: int) -> int:

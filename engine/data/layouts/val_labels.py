@@ -1,4 +1,4 @@
-"""Which class each image of a flat validation folder (or tar) is, from whichever file of labels lies with it.
+"""The class of each image in a flat validation folder (or tar), from the file of labels beside it.
 
     LOC_val_solution.csv                              Kaggle: ILSVRC2012_val_00000001,n01751748 115 49 448 294
     val_annotations.txt                               Tiny-ImageNet: val_0.JPEG <tab> n03444034 <tab> a box
@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from mimbench.engine.data.datasets import unfit
 
-NUMBER = re.compile(r"(\d+)\.\w+$")  # of an image, at the end of its name
+NUMBER = re.compile(r"(\d+)\.\w+$")  # at the end of an image name
 KIT = "ILSVRC2012_devkit_t12"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 KNOWN = ", ".join(("LOC_val_solution.csv", "val.txt", f"{KIT}.tar.gz"))
@@ -30,7 +30,7 @@ Labels = dict[str, str] | list[str]  # by an image's name without ending, or in 
 
 
 def class_of_each(names: Sequence[str], directories: Sequence[Path], classes: Sequence[str] | None) -> list[str]:
-    """The class of each of the images `names`, by the first file of labels that one of `directories` holds.
+    """The class of each image in `names`, from the first file of labels found in `directories`.
 
     `classes`: the training split's, which numbers in `val.txt` count in; None if there is none, and then classes that
     are numbered only are called by their numbers.
@@ -46,19 +46,19 @@ def class_of_each(names: Sequence[str], directories: Sequence[Path], classes: Se
         if (found := _kit(directory)) is not None:
             return _matched(names, found[0], found[1])
     what = f"has {len(names)} images but no class folders and no file of labels"
-    raise unfit(directories[0], what, f"put each class into a folder of its own, or one of {KNOWN} beside the images")
+    raise unfit(directories[0], what, f"put each class into its own folder, or put one of {KNOWN} beside the images")
 
 
 def _matched(names: Sequence[str], labels: Labels, file: Path) -> list[str]:
     if isinstance(labels, dict):
         missing = next((name for name in names if Path(name).stem not in labels), None)
         if missing is not None:
-            raise unfit(file, f"does not say what {missing} is", "get the whole file again, or remove the image")
+            raise unfit(file, f"has no label for {missing}", "download the whole file again, or remove the image")
         return [labels[Path(name).stem] for name in names]
     numbers = [NUMBER.search(name) for name in names]
     for name, number in zip(names, numbers, strict=True):
         if number is None or not 0 < int(number[1]) <= len(labels):
-            raise unfit(file, f"has {len(labels)} lines and so no label for {name}", "are they of the same data set?")
+            raise unfit(file, f"has {len(labels)} lines, so no label for {name}", "use the labels of the same data set")
     return [labels[int(number[1]) - 1] for number in numbers if number]
 
 
@@ -84,15 +84,17 @@ def _pairs(file: Path, classes: Sequence[str] | None) -> Labels:
     if classes is None:
         return labels
     if max(numbers) >= len(classes) or (min(numbers) == 1 and max(numbers) == len(classes)):
-        what = f"numbers classes {min(numbers)} to {max(numbers)}, where there are {len(classes)}, counted from 0"
-        raise unfit(file, what, "is it of another data set, or the development kit's numbering?")
+        what = f"has classes {min(numbers)} to {max(numbers)}, but there are {len(classes)}, counted from 0"
+        raise unfit(
+            file, what, "it may belong to another data set or use the development kit's numbers; use labels of this one"
+        )
     return {name: classes[int(label)] for name, label in labels.items()}
 
 
 def _by_name(file: Path, pairs: list[tuple[str, str]], rows: Sequence[object]) -> dict[str, str]:
     if not pairs or len(pairs) < len(rows):
         line = next((str(row) for row in rows if not pairs or len(row) < 2), "nothing")  # type: ignore[arg-type]
-        raise unfit(file, f"holds {line[:60]}, not an image and its class in each line", "get it again")
+        raise unfit(file, f"holds {line[:60]}, not an image and its class per line", "download it again")
     return {Path(name).stem: label for name, label in pairs}
 
 
@@ -108,7 +110,7 @@ def _ground_truth(file: Path, _classes: Sequence[str] | None) -> Labels:
         if kit is None:
             raise unfit(
                 file,
-                "numbers classes as the development kit does (ILSVRC2012_ID), and no meta.mat says which wnid each is",
+                "uses the development kit's class numbers (ILSVRC2012_ID), and no meta.mat gives their wnids",
                 f"put {KIT}.tar.gz, or its data/meta.mat, beside it",
             )
         return _to_wnids(_lines(file), io.BytesIO(kit[1]), file)
@@ -160,14 +162,16 @@ def _packed_kit(directory: Path) -> tuple[bytes, bytes] | None:
                     found[base] = handle.read()
         return found[GROUND_TRUTH], found["meta.mat"]
     except (tarfile.TarError, OSError, EOFError, KeyError) as error:
-        raise unfit(file, f"is not the development kit as published ({error})", "get this file again") from None
+        raise unfit(file, f"is not the published development kit ({error})", "download this file again") from None
 
 
 def _to_wnids(lines: Sequence[str], meta: IO[bytes], file: Path) -> list[str]:
     wnids = _wnid_of_each_id(meta, file)
     for line in lines:
         if line.strip() not in wnids:
-            raise unfit(file, f"holds {line[:20]!r}, which is no ILSVRC2012_ID of its meta.mat", "get the kit again")
+            raise unfit(
+                file, f"holds {line[:20]!r}, which is not an ILSVRC2012_ID of its meta.mat", "download the kit again"
+            )
     return [wnids[line.strip()] for line in lines]
 
 
@@ -179,5 +183,5 @@ def _wnid_of_each_id(meta: IO[bytes], file: Path) -> dict[str, str]:
         synsets: Any = loadmat(meta, squeeze_me=True)["synsets"]
         leaves = [one for one in synsets.reshape(-1) if int(one["num_children"]) == 0]
         return {str(int(one["ILSVRC2012_ID"])): str(one["WNID"]) for one in leaves}
-    except Exception as error:  # loadmat raises whatever a damaged file makes its parts raise
-        raise unfit(file, f"has a meta.mat that cannot be read ({error})", "get the development kit again") from None
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise unfit(file, f"has an unreadable meta.mat ({error})", "download the development kit again") from None

@@ -1,4 +1,4 @@
-"""WebDataset shards, read at random rather than in passing: `<key>.jpg` with `<key>.cls` or `<key>.json` in tars.
+"""WebDataset shards, read at random instead of in sequence: `<key>.jpg` with `<key>.cls` or `<key>.json` in tars.
 
     ROOT/train/00000.tar ...  ROOT/val/...           one folder for each split
     ROOT/imagenet-train-000000.tar ...               splits told by a word in the names: train; val, validation
@@ -32,8 +32,8 @@ WORDS: dict[Split, re.Pattern[str]] = {
 }
 WNID_KEY = re.compile(r"(?:.*/)?(n\d{8})_")
 CLASS_NAMES = "classnames.txt"
-LOOKED_AT = 8  # files of a tar, before it is taken for something else
-TRIED = 3  # tars, for the first may be damaged, which is to be said
+LOOKED_AT = 8  # files of a tar read to recognise a shard
+TRIED = 3  # tars read: the first may be damaged, and that must be reported
 
 
 def shards(root: Path, split: Split) -> list[Path]:
@@ -72,12 +72,12 @@ def open_pattern(pattern: Path, split: Split) -> Listing:
     if not told:
         return open_listing(everything, everything[0].parent, everything, splitless=True)
     if not mine:
-        raise FileNotFoundError(f"no name of a shard in {pattern} has {split!r} in it; add those of this split")
+        raise FileNotFoundError(f"no shard name in {pattern} contains {split!r}; add the shards of this split")
     return open_listing(mine, mine[0].parent, shards(pattern, "train"))
 
 
 def open_listing(tars: Sequence[Path], root: Path, train: Sequence[Path], splitless: bool = False) -> Listing:
-    """The samples of `tars`, in their order; `train`: the shards whose labels say how many classes there are.
+    """The samples of `tars` in order; `train`: the shards whose labels give the number of classes.
 
     Raises:
         UnfitError: (a ValueError) if a shard is damaged, a sample has no label, or one that the training split lacks.
@@ -88,7 +88,9 @@ def open_listing(tars: Sequence[Path], root: Path, train: Sequence[Path], splitl
     labels = np.array(files.label)
     if labels.min() < 0 or labels.max() >= len(classes):
         place = int(((labels < 0) | (labels >= len(classes))).argmax())
-        raise unfit(files[place], f"has label {labels[place]}, where classes are 0 to {len(classes) - 1}", "correct it")
+        raise unfit(
+            files[place], f"has label {labels[place]}, but classes are 0 to {len(classes) - 1}", "correct the label"
+        )
     return Listing(files, torch.from_numpy(labels), classes, "WebDataset shards", splitless)
 
 
@@ -98,13 +100,13 @@ def _class_names(files: TarFiles, root: Path) -> list[str]:
         if (file := directory / CLASS_NAMES).is_file():
             names = file.read_text(encoding="utf-8").rstrip().splitlines()
             if len(names) < count:
-                raise unfit(file, f"names {len(names)} classes, where there are {count}", "complete or remove it")
+                raise unfit(file, f"names {len(names)} classes, but there are {count}", "complete or remove it")
             return names
     return _wnids_of_keys(files, count) or [str(number) for number in range(count)]
 
 
 def _wnids_of_keys(files: TarFiles, count: int) -> list[str] | None:
-    """The wnid that the keys of each class begin with; None if they do not, or it is not one for each."""
+    """The wnid prefix of each class's keys; None unless each class has exactly one."""
     wnids: dict[int, str] = {}
     for place in range(len(files)):
         found, label = WNID_KEY.match(files.name(place)), int(files.label[place])

@@ -78,7 +78,7 @@ def test_tars_of_which_some_are_unpacked(tmp_path: Path, folders: Path) -> None:
         (tmp_path / "train" / f"{wnid}.tar").write_bytes(class_tar(tmp_path / "train" / wnid))
     assert open_listing(tmp_path, "train").layout == "class folders"  # the tars were kept
     shutil.rmtree(tmp_path / "train" / WNIDS[1])
-    with pytest.raises(UnfitError, match=f"{WNIDS[1]}.tar: is not unpacked, as 1 of 4 classes are not"):
+    with pytest.raises(UnfitError, match=rf"{WNIDS[1]}\.tar: .*1 of 4 classes"):
         open_listing(tmp_path, "train")
 
 
@@ -213,24 +213,24 @@ def test_validation_alone_counts_its_own_classes(flat: Path, val_wnids: list[str
 
 def test_ground_truth_without_its_kit_is_not_guessed(flat: Path, kit: Path) -> None:
     shutil.copy(kit / "data" / "ILSVRC2012_validation_ground_truth.txt", flat)
-    with pytest.raises(UnfitError, match=r"ground_truth\.txt: numbers classes as the development kit does .* no meta"):
+    with pytest.raises(UnfitError, match=r"ground_truth\.txt: .*ILSVRC2012_ID.*meta\.mat"):
         open_listing(flat, "val")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("val.txt", "ILSVRC2012_val_00000001.JPEG 0\n", "does not say what ILSVRC2012_val_00000002.JPEG is"),
-        ("val.txt", "".join(f"ILSVRC2012_val_{i:08}.JPEG {1 + i % 4}\n" for i in range(1, 9)), "classes 1 to 4, where"),
+        ("val.txt", "ILSVRC2012_val_00000001.JPEG 0\n", "ILSVRC2012_val_00000002.JPEG"),
+        ("val.txt", "".join(f"ILSVRC2012_val_{i:08}.JPEG {1 + i % 4}\n" for i in range(1, 9)), "classes 1 to 4"),
         (
             "val.txt",
             "".join(f"ILSVRC2012_val_{i:08}.JPEG 9\n" for i in range(1, 9)),
-            "9 to 9, where there are 4",
+            "9 to 9, .* 4,",
         ),
         ("val.txt", "".join(f"ILSVRC2012_val_{i:08}.JPEG n00000001\n" for i in range(1, 9)), "class n00000001, which"),
-        ("val.txt", "just words in a line\n", "not an image and its class in each line"),
-        ("LOC_val_solution.csv", "ImageId,PredictionString\nnothing\n", "not an image and its class in each line"),
-        ("imagenet_2012_validation_synset_labels.txt", "n01440764\n", "has 1 lines and so no label for ILSVRC2012_val"),
+        ("val.txt", "just words in a line\n", "holds (nothing|.*just)"),
+        ("LOC_val_solution.csv", "ImageId,PredictionString\nnothing\n", "nothing"),
+        ("imagenet_2012_validation_synset_labels.txt", "n01440764\n", "1 lines.*ILSVRC2012_val_00000002"),
     ],
 )
 def test_files_of_labels_that_do_not_fit(flat: Path, name: str, text: str, expected: str) -> None:
@@ -246,11 +246,11 @@ def test_a_flat_folder_without_labels_says_what_would_do(flat: Path) -> None:
 
 def test_a_damaged_kit(flat: Path, packed_kit: bytes) -> None:
     (flat / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(packed_kit[:200])
-    with pytest.raises(UnfitError, match="is not the development kit as published"):
+    with pytest.raises(UnfitError, match="development kit"):
         open_listing(flat, "val")
     broken = tar_of([("k/meta.mat", b"no"), ("k/ILSVRC2012_validation_ground_truth.txt", b"1\n")], mode="w:gz")
     (flat / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(broken)
-    with pytest.raises(UnfitError, match=r"meta\.mat that cannot be read"):
+    with pytest.raises(UnfitError, match=r"meta\.mat"):
         open_listing(flat, "val")
 
 
@@ -306,7 +306,7 @@ def test_a_listing_travels_to_another_process(tars: Path) -> None:
 def test_tars_that_are_damaged(tars: Path) -> None:
     train, val = tars / "ILSVRC2012_img_train.tar", tars / "ILSVRC2012_img_val.tar"
     train.write_bytes(train.read_bytes()[: train.stat().st_size // 2])
-    with pytest.raises(UnfitError, match=r"ILSVRC2012_img_train\.tar: cannot be read.*get this file again"):
+    with pytest.raises(UnfitError, match=r"ILSVRC2012_img_train\.tar: cannot be read.*checksum"):
         open_listing(tars, "train")
     train.unlink()
     val.write_bytes(b"no tar at all" * 100)
@@ -321,7 +321,7 @@ def test_a_tar_that_gets_shorter_while_it_is_read(tars: Path) -> None:
     images = ImageFolder(tars, "val", cache=False)
     with (tars / "ILSVRC2012_img_val.tar").open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(ValueError, match=r"ILSVRC2012_img_val\.tar: is cut short"):
+    with pytest.raises(ValueError, match=r"ILSVRC2012_img_val\.tar: is truncated"):
         list(evaluation_loader(images, 2, workers=0))
 
 
