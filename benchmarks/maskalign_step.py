@@ -34,8 +34,7 @@ from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.engine.run.config import Compute
 from mimbench.engine.run.process import autocast_dtype, device_name
-from mimbench.pretrain.config import KeepMasking
-from mimbench.pretrain.config import MaskAlign as Config
+from mimbench.pretrain.config import KeepMasking, MaskAlignConfig
 from mimbench.pretrain.masking.strategies import Keep, Masked
 from mimbench.pretrain.methods.maskalign import MaskAlign
 from mimbench.pretrain.methods.teachers import Teacher
@@ -212,7 +211,7 @@ def measure(size: str, batch: int, repeats: int) -> list[Measured]:
     torch.manual_seed(0)
     shape = SHAPES[size]
     teacher = Teacher(VisionTransformer(shape), shape.grid**2, shape.image, IMAGENET_MEAN, IMAGENET_STD)
-    model = MaskAlign(shape, Config(drop_path=0.0), teacher)
+    model = MaskAlign(shape, MaskAlignConfig(drop_path=0.0), teacher)
     images, noise = torch.randn(batch, 3, shape.image, shape.image), torch.rand(batch, shape.grid**2)
     case = Case(model, teacher, images, noise, repeats, size)
     return [m1(case), m2(case), m3(case), m4(case)]

@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.run.config import Compute, plumbing, science, speed
 
 
 @dataclass(frozen=True)
-class ViTDet:
+class ViTDetConfig:
     """What detection adds to a plain ViT: windows, relative positions, a simple feature pyramid (ViTDet, section 3)."""
 
     patch: int | None = science(None, about="patch the encoder is resampled to; none keeps its own")
@@ -126,8 +126,10 @@ class Views:
 
 
 @dataclass(frozen=True)
-class MaskRCNN:
+class MaskRCNNConfig:
     """Mask R-CNN on a ViTDet backbone, trained and evaluated on a COCO-style data set."""
+
+    formerly: ClassVar[str] = "MaskRCNN"  # how identities and run.json know it
 
     data: str = science(about="a COCO directory, or the name of one")
     engine: Literal["mimbench", "detectron2"] = science(
@@ -148,7 +150,7 @@ class MaskRCNN:
     start: Literal["pretraining", "detectron2"] = science(
         "pretraining", about="how an encoder without a checkpoint is drawn: as pretraining's, or N(0, .02) throughout"
     )
-    vitdet: ViTDet = ViTDet()
+    vitdet: ViTDetConfig = ViTDetConfig()
     proposals: Proposals = Proposals()
     heads: Heads = Heads()
     augment: Augment = Augment()
@@ -207,7 +209,7 @@ class MaskRCNN:
         if self.checkpoint is None:
             self.shape_for(self.encoder)
 
-    def scaled(self, epochs: int, whole: int) -> MaskRCNN:
+    def scaled(self, epochs: int, whole: int) -> MaskRCNNConfig:
         """The same, which trains for `whole` epochs, with a schedule for `epochs`: steps, drops of the rate, warm-up.
 
         As detectron2 makes 75 epochs of 100: whole steps, rounded down, and warm-up as the same fraction of them.

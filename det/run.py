@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mimbench.backbones.checkpoint import EncoderInfo
-from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.batches import TrainingImages, ValidationImages, training_batch, validation_batch
 from mimbench.det.data.coco import CocoSplit, read_split
 from mimbench.det.data.lvis import RepeatedBatches, repeat_factors
@@ -46,7 +46,7 @@ from mimbench.engine.training.train import Trained, Training, train
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, run: RunDir) -> Outcome:
+def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
     """Train the detector of `config` in the directory `run` and evaluate it.
 
     Raises:
@@ -90,7 +90,9 @@ def run(config: Config, run: RunDir) -> Outcome:
     )
 
 
-def _as_it_is(config: Config, info: EncoderInfo | None, model: MaskRCNN, evaluation: Evaluation) -> dict[str, float]:
+def _as_it_is(
+    config: MaskRCNNConfig, info: EncoderInfo | None, model: MaskRCNN, evaluation: Evaluation
+) -> dict[str, float]:
     """The metrics of a checkpoint that is a whole detector, without training it."""
     if info is None or info.family != WHOLE:
         raise ValueError(f"steps=0 evaluates a whole detector as it is, and {config.checkpoint} is none")
@@ -98,7 +100,7 @@ def _as_it_is(config: Config, info: EncoderInfo | None, model: MaskRCNN, evaluat
     return evaluation.of_record()
 
 
-def _write(run: RunDir, config: Config, evaluation: Evaluation) -> None:
+def _write(run: RunDir, config: MaskRCNNConfig, evaluation: Evaluation) -> None:
     """Results, what came of each category, and pictures, into the run directory."""
     split, results = evaluation.split, evaluation.results
     write_text(run.path / "predictions.json", json.dumps(results))
@@ -116,7 +118,7 @@ def _write(run: RunDir, config: Config, evaluation: Evaluation) -> None:
         draw_detections(split, results, run.plots / "worst.png", config.shown, worst)
 
 
-def _training(config: Config, model: MaskRCNN, images: TrainingImages, evaluation: Evaluation) -> Training:
+def _training(config: MaskRCNNConfig, model: MaskRCNN, images: TrainingImages, evaluation: Evaluation) -> Training:
     _, world = rank_and_world()
     parts = world * config.compute.accumulate
     if config.batch % parts:
@@ -140,7 +142,7 @@ def _training(config: Config, model: MaskRCNN, images: TrainingImages, evaluatio
     )
 
 
-def _batches(config: Config, images: TrainingImages, batch: int) -> Batches:
+def _batches(config: MaskRCNNConfig, images: TrainingImages, batch: int) -> Batches:
     """Batches of `batch` images, those of rare categories repeated if wanted."""
     compute = config.compute
     if config.repeat is None:
@@ -158,7 +160,7 @@ def _batches(config: Config, images: TrainingImages, batch: int) -> Batches:
 class Evaluation:
     """Detects on the validation split when called with a model, and keeps the results of the last call."""
 
-    def __init__(self, config: Config, split: CocoSplit, device: torch.device) -> None:
+    def __init__(self, config: MaskRCNNConfig, split: CocoSplit, device: torch.device) -> None:
         """Under torchrun each process takes its part of the images; all end up with all results."""
         rank, world = rank_and_world()
         images = ValidationImages(split, config.image, range(rank, len(split), world))
@@ -204,7 +206,9 @@ def _same_categories(train_split: CocoSplit, val_split: CocoSplit) -> None:
             )
 
 
-def _facts(config: Config, info: EncoderInfo | None, images: TrainingImages, val_split: CocoSplit) -> dict[str, Any]:
+def _facts(
+    config: MaskRCNNConfig, info: EncoderInfo | None, images: TrainingImages, val_split: CocoSplit
+) -> dict[str, Any]:
     """What changes these numbers, besides the weights."""
     shape = config.shape_for(info.vit if info else config.encoder)
     return {

@@ -13,24 +13,24 @@ from mimbench.pretrain.masking.configs import (
     AttentionMasking,
     GridMasking,
     KeepMasking,
-    Masking,
+    MaskingConfig,
     RandomMasking,
 )
-from mimbench.pretrain.methods.configs import MAE, CrossMAE, MaskAlign, Method, SimMIM
+from mimbench.pretrain.methods.configs import CrossMAEConfig, MAEConfig, MaskAlignConfig, MethodConfig, SimMIMConfig
 
 __all__ = [
-    "MAE",
     "AttentionMasking",
-    "CrossMAE",
+    "CrossMAEConfig",
     "GridMasking",
     "Health",
     "KeepMasking",
-    "MaskAlign",
-    "Masking",
-    "Method",
+    "MAEConfig",
+    "MaskAlignConfig",
+    "MaskingConfig",
+    "MethodConfig",
     "Pretrain",
     "RandomMasking",
-    "SimMIM",
+    "SimMIMConfig",
 ]
 
 
@@ -56,8 +56,8 @@ class Pretrain:
     data: str = science("imagenet", about="the name of a data set or the path of one in ImageNet's layout")
     encoder: ViT = SIZES["B"]
     checkpoint: str | None = science(None, about="MaskAlign's teacher: the file of its weights, or a pretraining's run")
-    method: CrossMAE | MAE | MaskAlign | SimMIM = field(default_factory=CrossMAE)
-    masking: RandomMasking | GridMasking | KeepMasking | AttentionMasking = field(default_factory=RandomMasking)
+    method: MethodConfig = field(default_factory=CrossMAEConfig)
+    masking: MaskingConfig = field(default_factory=RandomMasking)
     epochs: int = science(800)
     warmup_epochs: float = science(40.0)
     batch: int = science(4096, about="images per optimiser step, over all devices and accumulated micro-batches")
@@ -112,7 +112,7 @@ class Pretrain:
             raise ValueError(f"smallest_crop={self.smallest_crop} must lie in (0, 1]")
         if not 0 <= self.skip < 1:
             raise ValueError(f"skip={self.skip} must lie in [0, 1): the share of images that a run can do without")
-        if self.checkpoint is not None and not isinstance(self.method, MaskAlign):
+        if self.checkpoint is not None and not isinstance(self.method, MaskAlignConfig):
             raise ValueError(
                 f"checkpoint={self.checkpoint}: method.kind={self.method.kind} starts from random weights; "
                 "a checkpoint is MaskAlign's teacher"

@@ -17,17 +17,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.pretrain.config import MAE, CrossMAE, RandomMasking
+from mimbench.pretrain.config import CrossMAEConfig, MAEConfig, MethodConfig, RandomMasking
 from mimbench.pretrain.masking.strategies import Random
-from mimbench.pretrain.methods.configs import Method
 from mimbench.pretrain.methods.table import build_method
 
 SMALL: dict[str, Any] = {"width": 256, "heads": 8}  # the decoder of ViT-S; the others have 512 and 16
-ROWS: tuple[tuple[str, CrossMAE | MAE, float], ...] = (  # what to call it, the method, the share predicted
-    ("MAE, 8 blocks", MAE(), 0.75),
-    ("CrossMAE .25, 12 blocks", CrossMAE(), 0.25),
-    ("CrossMAE .75, 12 blocks", CrossMAE(), 0.75),
-    ("CrossMAE .25, 8 blocks", CrossMAE(depth=8), 0.25),
+ROWS: tuple[tuple[str, CrossMAEConfig | MAEConfig, float], ...] = (  # what to call it, the method, the share predicted
+    ("MAE, 8 blocks", MAEConfig(), 0.75),
+    ("CrossMAE .25, 12 blocks", CrossMAEConfig(), 0.25),
+    ("CrossMAE .75, 12 blocks", CrossMAEConfig(), 0.75),
+    ("CrossMAE .25, 8 blocks", CrossMAEConfig(depth=8), 0.25),
 )
 
 
@@ -50,7 +49,7 @@ def decoder_table() -> Iterator[Flops]:
             yield flops(size, name, replace(config, **SMALL) if size == "S" else config, shape, predict)
 
 
-def flops(size: str, name: str, config: Method, shape: ViT, predict: float, mask: float = 0.75) -> Flops:
+def flops(size: str, name: str, config: MethodConfig, shape: ViT, predict: float, mask: float = 0.75) -> Flops:
     """What one method computes for one image."""
     masking = Random(RandomMasking(mask=mask, predict=predict))
     with torch.device("meta"):

@@ -31,7 +31,7 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.optim import adamw, parameter_groups
 from mimbench.engine.training.schedule import warmup_cosine, warmup_drops, whole_cosine
 from mimbench.engine.training.train import Trained, Training, train
-from mimbench.pretrain.config import AttentionMasking, MaskAlign, Pretrain
+from mimbench.pretrain.config import AttentionMasking, MaskAlignConfig, Pretrain
 from mimbench.pretrain.masking.attention_guide import AttentionGuide
 from mimbench.pretrain.methods.method import Method
 from mimbench.pretrain.methods.table import build_masking, build_method
@@ -249,7 +249,7 @@ def _outcome(config: Pretrain, trained: Trained, epoch: int, device: torch.devic
     }
     if isinstance(config.masking, AttentionMasking):
         facts |= config.masking.facts()
-    if isinstance(config.method, MaskAlign):
+    if isinstance(config.method, MaskAlignConfig):
         facts["teacher"] = config.method.teacher or "the checkpoint"
     return Outcome(
         metrics={"loss": trained.metrics.pop("val_loss"), **trained.metrics},

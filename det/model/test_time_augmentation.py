@@ -24,12 +24,10 @@ from mimbench.det.config import Views
 from mimbench.det.data.augment import fitted
 from mimbench.det.model.boxes import image_corners
 from mimbench.det.model.mask_rcnn import MaskRCNN
-from mimbench.det.model.nms import Selection
+from mimbench.det.model.nms import keep_best
 from mimbench.det.model.roi_heads import Detections, Found
 
 Size = tuple[int, int]  # height, width
-
-ANY_SCORE = 1e-8  # what was found in a view has passed the threshold there
 
 
 def detections(
@@ -75,8 +73,7 @@ def in_views(model: MaskRCNN, image: Tensor, size: Size, views: Views) -> Detect
     boxes_N4 = boxes_N4.clamp(min=0).minimum(image_corners([size], boxes_N4)[0])
     scores_N = torch.cat([look.found.scores for look in looks])
     label_N = torch.cat([look.found.labels for look in looks])
-    rule = model.roi_heads.selection
-    keep, scores = Selection(ANY_SCORE, rule.nms, rule.top, rule.soft)(boxes_N4, scores_N, label_N)
+    keep, scores = keep_best(boxes_N4, scores_N, label_N, model.roi_heads.options)
     united = Found(boxes_N4[keep], scores, label_N[keep])
     masks = torch.stack([_masks(model, look, united, seen, size) for look in looks]).mean(0)
     return Detections(*united, masks).rescaled(size, size)

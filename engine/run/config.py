@@ -103,9 +103,15 @@ def identity(config: Any, recipe_stage: str, checkpoint_hash: str | None) -> str
     """
     science_leaves = [leaf for leaf in leaves(config) if leaf.group == "science" and leaf.key != "checkpoint"]
     values = {leaf.key: _canonical(leaf.value) for leaf in science_leaves}
-    kind = f"{recipe_stage}.{type(config).__name__}"
+    kind = f"{recipe_stage}.{recorded_name(type(config))}"
     whole = {"schema": SCHEMA, "kind": kind, "science": values, "checkpoint": checkpoint_hash}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def recorded_name(kind: type[Any]) -> str:
+    """The name under which identities and `run.json` know a config class: its `formerly`, where it was renamed."""
+    name: str = kind.__dict__.get("formerly", kind.__name__)
+    return name
 
 
 def _canonical(value: Any) -> Any:

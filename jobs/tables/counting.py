@@ -27,7 +27,7 @@ from mimbench.det.memory import Saved
 from mimbench.engine.run.config import leaves
 from mimbench.pretrain.config import Pretrain
 from mimbench.pretrain.masking.strategies import Masked
-from mimbench.pretrain.methods.configs import MaskAlign as MaskAlignConfig
+from mimbench.pretrain.methods.configs import MaskAlignConfig
 from mimbench.pretrain.methods.method import Context, Method
 from mimbench.pretrain.methods.table import build_masking, build_method
 

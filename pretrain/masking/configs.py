@@ -229,4 +229,4 @@ class Schedule(NamedTuple):
         return self.start + int(epoch - self.start) // self.interval * self.interval
 
 
-Masking = RandomMasking | GridMasking | KeepMasking | AttentionMasking
+MaskingConfig = RandomMasking | GridMasking | KeepMasking | AttentionMasking

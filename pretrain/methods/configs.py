@@ -1,4 +1,4 @@
-"""Pretraining methods, as configs (without torch). Which patches they are shown is another matter: masking_configs.py.
+"""Pretraining methods, as configs (without torch). Which patches they are shown is the masking's: masking/configs.py.
 
 Two things are asked of each: whether it `reconstructs` patches, so that the masking must leave some to predict, and
 whether it `weighs` them, so that a masking can draw by what the method looks at (a teacher's attention).
@@ -27,7 +27,7 @@ def check_decoder(depth: int, width: int, heads: int) -> None:
 
 
 @dataclass(frozen=True)
-class CrossMAE:
+class CrossMAEConfig:
     """CrossMAE (arXiv 2401.14391): mask tokens read hidden patches out of the visible ones by cross-attention.
 
     What the masking hides but does not predict is never computed. Depth 12 with a quarter of the patches predicted
@@ -69,7 +69,7 @@ class CrossMAE:
 
 
 @dataclass(frozen=True)
-class MAE:
+class MAEConfig:
     """MAE (arXiv 2111.06377): a decoder of self-attention over the visible patches and mask tokens."""
 
     reconstructs: ClassVar[bool] = True
@@ -89,7 +89,7 @@ LAYERS = re.compile(r"mean|out|linear_decay|top[1-9]\d*|mid\d+")
 
 
 @dataclass(frozen=True)
-class MaskAlign:
+class MaskAlignConfig:
     """MaskAlign (arXiv 2211.08887): features of visible patches are aligned with those of a frozen teacher.
 
     The teacher sees whole images. For each of its layers that counts, the student's blocks are mixed with weights that
@@ -142,7 +142,7 @@ class MaskAlign:
 
 
 @dataclass(frozen=True)
-class SimMIM:
+class SimMIMConfig:
     """SimMIM (arXiv 2111.09886): mask tokens among the encoder's own, and one linear layer that predicts pixels.
 
     The encoder is BEiT's: a bias for queries and values, a factor for each channel after attention and MLP, and
@@ -166,4 +166,4 @@ class SimMIM:
             raise ValueError(f"drop_path={self.drop_path} must lie in [0, 1)")
 
 
-Method = CrossMAE | MAE | MaskAlign | SimMIM
+MethodConfig = CrossMAEConfig | MAEConfig | MaskAlignConfig | SimMIMConfig

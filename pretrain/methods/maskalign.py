@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import LayerNorm, Trunk
 from mimbench.pretrain.masking.strategies import Masked
-from mimbench.pretrain.methods.configs import MaskAlign as Config
+from mimbench.pretrain.methods.configs import MaskAlignConfig
 from mimbench.pretrain.methods.method import Context, Frozen, Method
 from mimbench.pretrain.methods.teachers import Teacher
 
@@ -46,7 +46,7 @@ class MaskAlign(Method, Trunk):
         ValueError: if the teacher has not the layers that the config names.
     """
 
-    def __init__(self, shape: ViT, config: Config, teacher: Teacher) -> None:
+    def __init__(self, shape: ViT, config: MaskAlignConfig, teacher: Teacher) -> None:
         super().__init__(shape, drop_path=config.drop_path)
         self.config, self.teacher = config, Frozen(teacher)
         self.layers, self.weights = counting_layers(config.layers, teacher.depth)

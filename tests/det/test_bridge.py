@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
+from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, Views, ViTDetConfig
 from mimbench.det.data.augment import fitted, render
 from mimbench.det.data.batches import TrainingImages
 from mimbench.det.data.coco import CocoSplit, read_split
@@ -26,7 +26,7 @@ from mimbench.det.evaluation.evaluate import CocoMetrics
 from mimbench.det.model.build import build_detector
 from mimbench.det.model.detector_config import config_of
 from mimbench.det.model.detector_file import open_detector
-from mimbench.det.model.mask_rcnn import MaskRCNN as Model
+from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.model.masks import paste
 from mimbench.det.optim import groups, learning_rate
 from mimbench.det.run import run
@@ -49,12 +49,12 @@ CASES = {
 }
 
 
-def config_for(data: Path, heads: Heads = HEADS, **changes: Any) -> MaskRCNN:
+def config_for(data: Path, heads: Heads = HEADS, **changes: Any) -> MaskRCNNConfig:
     """A small detector with windows, relative positions and four levels."""
-    config = MaskRCNN(
+    config = MaskRCNNConfig(
         data=str(data),
         encoder=ViT(16, 4, 2, patch=8, image=32),
-        vitdet=ViTDet(window=3, drop_path=0.0, channels=16, scales=(2.0, 1.0, 0.5)),
+        vitdet=ViTDetConfig(window=3, drop_path=0.0, channels=16, scales=(2.0, 1.0, 0.5)),
         proposals=Proposals(anchor_sizes=(8.0, 16.0, 24.0, 32.0), samples=32, before_nms=(90, 90), after_nms=(60, 60)),
         heads=heads,
         augment=Augment(smallest=0.8, largest=1.25),
@@ -71,12 +71,12 @@ def config_for(data: Path, heads: Heads = HEADS, **changes: Any) -> MaskRCNN:
     return replace(config, **changes)
 
 
-def splits_of(config: MaskRCNN) -> tuple[CocoSplit, CocoSplit]:
+def splits_of(config: MaskRCNNConfig) -> tuple[CocoSplit, CocoSplit]:
     train, val = (read_split(Path(config.data), split, masks=config.heads.masks) for split in ("train", "val"))
     return train, val
 
 
-def lively(model: Model) -> Model:
+def lively(model: MaskRCNN) -> MaskRCNN:
     """Weights with which scores, boxes and masks are spread out."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def lively(model: Model) -> Model:
     return model
 
 
-def written(config: MaskRCNN, directory: Path) -> tuple[Model, Path]:
+def written(config: MaskRCNNConfig, directory: Path) -> tuple[MaskRCNN, Path]:
     splits = splits_of(config)
     model, _ = build_detector(config, 2, splits[0].images_showing().tolist())
     write_lazyconfig(config, lively(model), splits, directory / "lazy.py", directory, "cpu")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import MaskRCNN, Proposals
+from mimbench.det.config import MaskRCNNConfig, Proposals
 from mimbench.det.recipes import lvis as recipes_lvis
 from mimbench.det.recipes import machines as recipes_machines
 from mimbench.det.recipes import mask_rcnn as recipes
@@ -33,7 +33,7 @@ ALL = [
 @pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.__name__)
 def test_a_recipe_survives_being_written_out(recipe) -> None:
     config = recipe()
-    assert from_text(MaskRCNN, to_text(config)) == config
+    assert from_text(MaskRCNNConfig, to_text(config)) == config
     assert recipe.__doc__
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
-from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
+from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, Views, ViTDetConfig
 from mimbench.det.data.check import check_coco
 from mimbench.det.evaluation.draw import detected, draw_objects
 from mimbench.det.evaluation.predict import Seen, from_run
@@ -26,11 +26,11 @@ from mimbench.engine.run.rundir import RunDir
 ENCODER = ViT(16, 2, 2, patch=4, image=16)
 
 
-def _config(data: Path, **changes) -> MaskRCNN:
-    config = MaskRCNN(
+def _config(data: Path, **changes) -> MaskRCNNConfig:
+    config = MaskRCNNConfig(
         data=str(data),
         encoder=ENCODER,
-        vitdet=ViTDet(window=4, drop_path=0.1, channels=16, scales=(1.0, 0.5)),
+        vitdet=ViTDetConfig(window=4, drop_path=0.1, channels=16, scales=(1.0, 0.5)),
         proposals=Proposals(
             convs=1, anchor_sizes=(16.0, 24.0, 32.0), samples=32, before_nms=(50, 50), after_nms=(40, 20)
         ),
@@ -49,7 +49,7 @@ def _config(data: Path, **changes) -> MaskRCNN:
     return replace(config, **changes)
 
 
-def _run_dir(path: Path, config: MaskRCNN) -> RunDir:
+def _run_dir(path: Path, config: MaskRCNNConfig) -> RunDir:
     return RunDir.create(path, to_text(config), {"recipe": "det/test", "stage": "det", "identity": "0"})
 
 

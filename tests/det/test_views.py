@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,6 @@ def test_a_view_may_be_larger_than_the_square() -> None:
 
 def test_nothing_found_in_any_view() -> None:
     model = tiny_detector(False).eval()
-    model.roi_heads.selection.score_threshold = 0.99
+    model.roi_heads.options = replace(model.roi_heads.options, score_threshold=0.99)
     found = detections(model, batch(LONG)["images"], LONG, ORIGINALS, Views((64,), flip=True))
     assert [one.masks.shape for one in found] == [(0, 28, 28)] * 3

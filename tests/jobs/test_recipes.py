@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from mimbench.engine.run.config import Compute, from_text, leaves, to_text
+from mimbench.engine.run.config import Compute, from_text, leaves, recorded_name, to_text
 from mimbench.jobs.runs.recipes import STAGES, Recipe, config_type, find, recipes
 
 ALL = list(recipes())
@@ -20,7 +20,7 @@ def test_every_recipe_is_a_complete_typed_config(recipe: Recipe) -> None:
     assert isinstance(config.compute, Compute)
     drawn = set() if recipe.name in ("cls/classify", "cls/robustness") else {"seed"}  # nothing is random in these
     assert {"data"} | drawn <= {leaf.key for leaf in leaves(config)}
-    assert config_type(recipe.stage, type(config).__name__) is type(config)
+    assert config_type(recipe.stage, recorded_name(type(config))) is type(config)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1
 

@@ -28,17 +28,17 @@ from mimbench.engine.run.process import setup_process
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.session import Session
 from mimbench.pretrain.config import (
-    MAE,
     AttentionMasking,
-    CrossMAE,
+    CrossMAEConfig,
     GridMasking,
     Health,
     KeepMasking,
-    MaskAlign,
-    Method,
+    MAEConfig,
+    MaskAlignConfig,
+    MethodConfig,
     Pretrain,
     RandomMasking,
-    SimMIM,
+    SimMIMConfig,
 )
 from mimbench.pretrain.monitor import Health as Measured
 from mimbench.pretrain.monitor import Squares, encoder_of, feature_rank, neighbours_top1
@@ -47,7 +47,7 @@ from mimbench.pretrain.step import Weighed
 
 TINY = Pretrain(
     encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
-    method=CrossMAE(depth=1, width=16, heads=2),
+    method=CrossMAEConfig(depth=1, width=16, heads=2),
     epochs=4,
     warmup_epochs=1.0,
     batch=4,
@@ -110,8 +110,12 @@ def test_neighbours_agree_with_scikit_learn() -> None:
     assert neighbours_top1(train_MD[:3], label_M[:3], train_MD[:3], label_M[:3], 5) == 100  # fewer than 20 to ask
 
 
-@pytest.mark.parametrize("method", [CrossMAE(depth=1, width=16, heads=2), MAE(depth=1, width=16, heads=2), SimMIM()])
-def test_features_are_those_of_the_encoder_that_is_written(tmp_path: Path, config: Pretrain, method: Method) -> None:
+@pytest.mark.parametrize(
+    "method", [CrossMAEConfig(depth=1, width=16, heads=2), MAEConfig(depth=1, width=16, heads=2), SimMIMConfig()]
+)
+def test_features_are_those_of_the_encoder_that_is_written(
+    tmp_path: Path, config: Pretrain, method: MethodConfig
+) -> None:
     masking = RandomMasking(mask=0.75, predict=0.75)
     config = replace(config, method=method, masking=masking, lr_factor="none", epochs=1, warmup_epochs=0.5)
     where = directory(tmp_path / "run", config)
@@ -214,8 +218,8 @@ def _gradients(config: Pretrain, steps: int = 1) -> tuple[list[float], dict[str,
     return losses, {name: p.grad for name, p in step.method.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("method", [CrossMAE(depth=2, width=16, heads=2), MAE(depth=2, width=16, heads=2)])
-def test_computing_activations_again_gives_the_same_gradients(config: Pretrain, method: Method) -> None:
+@pytest.mark.parametrize("method", [CrossMAEConfig(depth=2, width=16, heads=2), MAEConfig(depth=2, width=16, heads=2)])
+def test_computing_activations_again_gives_the_same_gradients(config: Pretrain, method: MethodConfig) -> None:
     config = replace(config, method=method)
     losses, gradients = _gradients(config)
     again, same = _gradients(replace(config, recompute=True))
@@ -239,7 +243,7 @@ def test_activations_that_are_computed_again_are_not_kept(config: Pretrain) -> N
             step(batch)
         return total
 
-    deep = replace(config, encoder=replace(config.encoder, depth=6), method=CrossMAE(depth=4, width=16, heads=2))
+    deep = replace(config, encoder=replace(config.encoder, depth=6), method=CrossMAEConfig(depth=4, width=16, heads=2))
     assert kept(replace(deep, recompute=True)) < 0.5 * kept(deep)
 
 
@@ -302,17 +306,17 @@ def test_reads_are_noticed() -> None:
     "changes",
     [
         {},
-        {"method": MAE(depth=1, width=16, heads=2), "masking": GridMasking(), "clip": 1.0},
-        {"method": SimMIM(), "masking": RandomMasking(mask=0.75, predict=0.75)},
-        {"method": MaskAlign(teacher=None, layers="top2"), "masking": KeepMasking(), "lr_factor": "none"},
-        {"method": MAE(depth=1, width=16, heads=2), "masking": AttentionMasking(start_epoch=0, interval=1)},
+        {"method": MAEConfig(depth=1, width=16, heads=2), "masking": GridMasking(), "clip": 1.0},
+        {"method": SimMIMConfig(), "masking": RandomMasking(mask=0.75, predict=0.75)},
+        {"method": MaskAlignConfig(teacher=None, layers="top2"), "masking": KeepMasking(), "lr_factor": "none"},
+        {"method": MAEConfig(depth=1, width=16, heads=2), "masking": AttentionMasking(start_epoch=0, interval=1)},
     ],
     ids=["crossmae", "mae", "simmim", "maskalign", "amt"],
 )
 def test_the_device_is_read_at_lines_of_metrics_only(tmp_path: Path, config: Pretrain, changes: dict[str, Any]) -> None:
     compute = replace(config.compute, accumulate=2, log_every=4)
     config = replace(config, compute=compute, **changes)
-    if isinstance(config.method, MaskAlign):
+    if isinstance(config.method, MaskAlignConfig):
         file, shape = tmp_path / "teacher.safetensors", ViT(width=24, depth=3, heads=2, patch=4, image=16)
         save_encoder(file, VisionTransformer(shape).state_dict(), EncoderInfo("crossmae", shape, False))
         config = replace(config, checkpoint=str(file))

@@ -24,7 +24,7 @@ from mimbench.engine.data.datasets import UnfitError
 from mimbench.engine.data.images import Crop, ImageFolder, Sample, normalise
 from mimbench.engine.run.config import to_text
 from mimbench.engine.run.rundir import RunDir
-from mimbench.pretrain.config import AttentionMasking, CrossMAE, Pretrain, SimMIM
+from mimbench.pretrain.config import AttentionMasking, CrossMAEConfig, Pretrain, SimMIMConfig
 from mimbench.pretrain.masking import weight_maps
 from mimbench.pretrain.masking.attention import class_attention, follow_crops, weight_map
 from mimbench.pretrain.masking.attention_guide import AttentionGuide, WholeImages
@@ -245,7 +245,7 @@ def test_whole_images_are_pillows_where_the_images_are(config: Pretrain) -> None
 @pytest.mark.parametrize("crop_mode", ["correct", "original"])
 def test_any_method_runs_with_attention(tmp_path: Path, config: Pretrain, crop_mode: Any) -> None:
     """CrossMAE and SimMIM; MAE is what the killed runs are of. Also: the picture shows the weights."""
-    methods = {"correct": CrossMAE(depth=1, width=16, heads=2), "original": SimMIM(positions="absolute")}
+    methods = {"correct": CrossMAEConfig(depth=1, width=16, heads=2), "original": SimMIMConfig(positions="absolute")}
     config = replace(
         config, epochs=2, method=methods[crop_mode], masking=AttentionMasking(crop_mode=crop_mode, start_epoch=1)
     )
