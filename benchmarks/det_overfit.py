@@ -65,9 +65,9 @@ def config_of(data: Path, steps: int) -> MaskRCNNConfig:
         milestones=(steps * 4 // 5,),
         layer_decay=1.0,
         weight_decay=0.0,
-        clip=1.0,
+        grad_clip=1.0,
         evaluate_every=100,
-        evaluate_batch=4,
+        eval_batch=4,
         shown=0,
         compute=Compute(precision="fp32", workers=0, log_every=20, save_every=steps),
     )

@@ -15,7 +15,9 @@ from itertools import pairwise
 from typing import ClassVar, Literal
 
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.engine.run.config import Compute, plumbing, science, speed
+from mimbench.engine.run.config import Compute, nested, plumbing, science, speed
+
+LossWeights = Literal["image", "batch"]  # see det/model/loss_weights.py
 
 
 @dataclass(frozen=True)
@@ -114,15 +116,15 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Views:
-    """Sizes and a mirror image in which each image is also looked at in evaluation; what is seen in them is united."""
+class TTA:
+    """Sizes in which each image is detected in evaluation, and mirrored; the detections of all are merged."""
 
     sizes: tuple[int, ...] = science((), about="longest sides in pixels; none is once, at `image`")
     flip: bool = science(False, about="each also mirrored")
 
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.sizes):
-            raise ValueError(f"views.sizes={list(self.sizes)} must be at least 1")
+            raise ValueError(f"test_time_augmentation.sizes={list(self.sizes)} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class MaskRCNNConfig:
     proposals: Proposals = Proposals()
     heads: Heads = Heads()
     augment: Augment = Augment()
-    views: Views = Views()
+    test_time_augmentation: TTA = nested(TTA, formerly="views")
     image: int = science(1024, about="side of the square that images are fitted into, in pixels")
     steps: int = science(184_375, about="optimiser steps; 0 evaluates a checkpoint that is a whole detector as it is")
     batch: int = science(64, about="images per optimiser step, over all processes and micro-batches")
@@ -164,21 +166,24 @@ class MaskRCNNConfig:
     layer_decay: float = science(0.7, about="rate of each encoder layer relative to the one above it")
     weight_decay: float = science(0.1)
     decay_norms: bool = science(False, about="weight decay on the ViT's norms and position table too (ViTDet-H)")
-    clip: float | None = science(None, about="largest gradient norm; none does not clip")
-    normalise: Literal["image", "batch"] = science(
-        "image", about="losses as of 64 GPUs with an image each, however a batch is divided; or as of one whole batch"
+    grad_clip: float | None = science(None, about="largest gradient norm; none does not clip", formerly="clip")
+    loss_weights: LossWeights = science(
+        "image",
+        about="of regions: image: each image counts the same, as on 64 GPUs with an image each, however a batch is "
+        "divided; batch: each region of the batch does",
+        formerly="normalise",
     )
     recompute: bool = speed(
         False, about="compute the encoder's activations again in the backward pass: less memory, more time"
     )
     evaluate_every: int | None = plumbing(None, about="steps between evaluations; none evaluates at the end only")
-    evaluate_batch: int = speed(1, about="images per batch at evaluation")
+    eval_batch: int = speed(1, about="images per batch at evaluation", formerly="evaluate_batch")
     shown: int = plumbing(6, about="validation images drawn with their detections")
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
-        for name in ("image", "batch", "evaluate_batch"):
+        for name in ("image", "batch", "eval_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.steps < 0 or (self.steps == 0 and self.checkpoint is None):
@@ -191,10 +196,10 @@ class MaskRCNNConfig:
             raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]")
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones={list(self.milestones)} must rise")
-        if self.normalise == "batch" and self.compute.accumulate > 1:
+        if self.loss_weights == "batch" and self.compute.accumulate > 1:
             raise ValueError(
-                f"normalise=batch takes the whole batch at once, not compute.accumulate={self.compute.accumulate} "
-                "parts; normalise=image gives the same however the batch is divided"
+                f"loss_weights=batch takes the whole batch at once, not compute.accumulate={self.compute.accumulate} "
+                "parts; loss_weights=image gives the same however the batch is divided"
             )
         if self.repeat is not None and not 0 < self.repeat <= 1:
             raise ValueError(f"repeat={self.repeat} is a share of the images, in (0, 1], or none")

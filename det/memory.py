@@ -194,7 +194,7 @@ def _first_that_fits(options: Sequence[tuple[str, MaskRCNNConfig]], free: int, w
 
 def _smaller(config: MaskRCNNConfig, world: int) -> Iterator[list[tuple[str, MaskRCNNConfig]]]:
     """Ways to need less that leave the result alone: more parts and, if that is not enough, computing twice."""
-    if config.normalise == "batch":
+    if config.loss_weights == "batch":
         return
     most = config.batch // world
     divisions = [parts for parts in range(config.compute.accumulate, most + 1) if most % parts == 0]

@@ -123,10 +123,10 @@ def _training(config: MaskRCNNConfig, model: MaskRCNN, images: TrainingImages, e
     parts = world * config.compute.accumulate
     if config.batch % parts:
         raise ValueError(f"batch={config.batch} must be a multiple of processes x compute.accumulate = {parts}")
-    if config.normalise == "batch" and parts > 1:
+    if config.loss_weights == "batch" and parts > 1:
         raise ValueError(
-            f"normalise=batch takes the whole batch at once, not {parts} parts of it; normalise=image gives the same "
-            "however the batch is divided"
+            f"loss_weights=batch takes the whole batch at once, not {parts} parts of it; loss_weights=image gives the "
+            "same however the batch is divided"
         )
     return Training(
         model=model,
@@ -136,7 +136,7 @@ def _training(config: MaskRCNNConfig, model: MaskRCNN, images: TrainingImages, e
         learning_rate=partial(learning_rate, config),
         compute=config.compute,
         seed=config.seed,
-        clip=config.clip,
+        grad_clip=config.grad_clip,
         evaluate=evaluation,
         evaluate_every=config.evaluate_every,
     )
@@ -164,8 +164,13 @@ class Evaluation:
         """Under torchrun each process takes its part of the images; all end up with all results."""
         rank, world = rank_and_world()
         images = ValidationImages(split, config.image, range(rank, len(split), world))
-        self.loader = evaluation_loader(images, config.evaluate_batch, config.compute.workers, validation_batch)
-        self.split, self.device, self.world, self.views = split, device, world, config.views
+        self.loader = evaluation_loader(images, config.eval_batch, config.compute.workers, validation_batch)
+        self.split, self.device, self.world, self.test_time_augmentation = (
+            split,
+            device,
+            world,
+            config.test_time_augmentation,
+        )
         self.results: list[Result] = []
         self.metrics = CocoMetrics(
             split.files.annotations, config.single_class, masks=config.heads.masks, benchmark=config.benchmark
@@ -191,7 +196,7 @@ def _detect(model: MaskRCNN, evaluation: Evaluation) -> list[Result]:
     split, results = evaluation.split, []
     for images, seen, indices in track(evaluation.loader, "detecting", len(evaluation.loader)):
         sizes = [split.size(index) for index in indices]
-        found = detections(model, move(images, evaluation.device), seen, sizes, evaluation.views)
+        found = detections(model, move(images, evaluation.device), seen, sizes, evaluation.test_time_augmentation)
         for one, size, index in zip(found, sizes, indices, strict=True):
             results += coco_results(one, int(split.image_ids[index]), split.category_ids, size)
     return results
@@ -235,12 +240,12 @@ def _facts(
         "single_class": config.single_class,
         "score_threshold": config.heads.score_threshold,
         "detections": config.heads.detections,
-        "normalise": config.normalise,
+        "normalise": config.loss_weights,
         "engine": config.engine,
         "heads": "cascade" if config.heads.cascade else "standard",
         "class_loss": config.heads.class_loss,
         "soft_nms": config.heads.soft_nms,
-        "views": [list(config.views.sizes), config.views.flip],
+        "views": [list(config.test_time_augmentation.sizes), config.test_time_augmentation.flip],
         "evaluator": "faster-coco-eval, LVIS rules" if config.benchmark == "lvis" else "pycocotools",
         "seed": config.seed,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.engine.run.config import Compute, plumbing, science, speed
+from mimbench.engine.run.config import Compute, nested, plumbing, science, speed
 from mimbench.pretrain.masking.configs import (
     PUBLISHED_SIDE,
     AttentionMasking,
@@ -22,12 +22,12 @@ __all__ = [
     "AttentionMasking",
     "CrossMAEConfig",
     "GridMasking",
-    "Health",
     "KeepMasking",
     "MAEConfig",
     "MaskAlignConfig",
     "MaskingConfig",
     "MethodConfig",
+    "MonitorConfig",
     "Pretrain",
     "RandomMasking",
     "SimMIMConfig",
@@ -35,10 +35,10 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Health:
+class MonitorConfig:
     """How often a pretraining is looked at while it goes on, and how closely (pretrain/monitor.py)."""
 
-    every: float = plumbing(20.0, about="epochs between two looks: pictures, loss on validation images, k-NN, rank")
+    every: float = plumbing(20.0, about="epochs between measurements: pictures, loss on validation images, k-NN, rank")
     images: int = plumbing(
         2048,
         about="training images that k-NN compares validation images with, a quarter as many; 0: neither",
@@ -73,16 +73,18 @@ class Pretrain:
     min_lr: float = science(0.0, about="where the cosine ends")
     weight_decay: float = science(0.05, about="not of biases and norms")
     betas: tuple[float, float] = science((0.9, 0.95))
-    clip: float | None = science(None, about="largest norm of the gradient; none clips nothing")
+    grad_clip: float | None = science(None, about="largest gradient norm; none does not clip", formerly="clip")
     smallest_crop: float = science(0.2, about="least share of an image's area in a training crop")
     flip: bool = science(True, about="mirror half of the crops")
     resizing: Literal["bicubic", "bilinear"] = science("bicubic", about="how crops are resized; SimMIM: bilinear")
-    decoder: Literal["torchvision", "pil"] = science(
-        "torchvision", about="pil: the papers' pixels exactly, at half the speed; the others differ by .05 of 255"
+    jpeg_decoder: Literal["torchvision", "pil"] = science(
+        "torchvision",
+        about="pil: the papers' pixels exactly, at half the speed; the others differ by .05 of 255",
+        formerly="decoder",
     )
     skip: float = plumbing(0.01, about="share of the training images that may be skipped as they cannot be decoded")
     seed: int = science(0)
-    health: Health = field(default_factory=Health)
+    monitor: MonitorConfig = nested(MonitorConfig, formerly="health")
     compile: bool = speed(False, about="compile the loss: a minute at the start, quicker steps after")
     recompute: bool = speed(False, about="compute activations again in the backward pass: less memory, more time")
     full_export: bool = plumbing(False, about="write all weights, the decoder's too, to model.pth at the end")
@@ -127,8 +129,8 @@ class Pretrain:
                 raise ValueError(f"{name}={rate} must be {'positive' if name == 'base_lr' else '0 or more'}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)} must lie in [0, 1)")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip={self.clip} must be positive, or none")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(f"grad_clip={self.grad_clip} must be positive, or none")
 
     def _check_masking(self) -> None:
         method, masking = self.method, self.masking
@@ -137,7 +139,7 @@ class Pretrain:
                 f"masking.kind={masking.kind} predicts nothing, and method.kind={method.kind} learns by predicting: "
                 "use masking=random, grid or attention"
             )
-        if masking.needs == "look" and not method.weighs:
+        if masking.needs == "attention" and not method.gives_attention:
             raise ValueError(
                 f"masking.kind={masking.kind} draws by a teacher's attention, and method.kind={method.kind} has none: "
                 "use masking=random, grid or attention"

@@ -215,7 +215,7 @@ class _Extraction:
         view, encoder = self.store.view, self.store.encoder
         indices = [index for number in numbers for index in self._images(number)]
         crops = CentreCrops(self.folder, view.image, view.eval_crop)
-        loader = evaluation_loader(Subset(crops, indices), encoder.at_once, view.workers)
+        loader = evaluation_loader(Subset(crops, indices), encoder.eval_batch, view.workers)
         batches = track(loader, f"encoding batches of {self.split} images", len(loader))
         held: list[list[Tensor]] = []
         for features in encoded(encoder, batches, self.lacking):

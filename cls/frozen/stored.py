@@ -82,7 +82,7 @@ def open_frozen(config: Knn | FastLinear | FewShot, run: RunDir) -> Frozen:
     """
     device = setup_process(config.compute, config.seed)
     encoder = frozen_encoder(config, device)
-    splits = open_splits(config.data, config.decoder, config.subset)
+    splits = open_splits(config.data, config.jpeg_decoder, config.subset)
     view = View(config.image, config.eval_crop, config.compute.workers, config.stored)
     fixed = Path(config.features).expanduser() if config.features is not None else None
     return Frozen(config, encoder, splits, FeatureStore(shared_root(run), encoder, splits, view, fixed=fixed))

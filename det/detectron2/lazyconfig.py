@@ -50,17 +50,19 @@ class Source:
 
 def refusal(config: MaskRCNNConfig) -> str | None:
     """Why detectron2 cannot train this recipe as it is; None if it can."""
-    views, flip, parts = config.views, config.augment.flip, config.compute.accumulate
+    views, flip, parts = config.test_time_augmentation, config.augment.flip, config.compute.accumulate
     lacking = {
         "steps=0: there is nothing to train; engine=mimbench evaluates": config.steps == 0,
         "proposals.norm=true: its proposal head has none; proposals.norm=false": config.proposals.norm,
-        f"clip={config.clip}: its lazy configs do not clip gradients; clip=none": config.clip is not None,
+        f"grad_clip={config.grad_clip}: its lazy configs do not clip gradients; grad_clip=none": config.grad_clip
+        is not None,
         f"compute.accumulate={parts}: it does not accumulate; give it more GPUs, or 1": parts > 1,
         f"warmup={config.warmup:g}: it warms up within steps={config.steps}; fewer, or more steps": (
             config.warmup > config.steps
         ),
         f"heads.soft_nms={config.heads.soft_nms}: it suppresses; heads.soft_nms=off": config.heads.soft_nms != "off",
-        "views.*: its lazy configs look once; views.sizes=[] views.flip=false": bool(views.sizes) or views.flip,
+        "test_time_augmentation.*: its lazy configs have none; "
+        "test_time_augmentation.sizes=[] test_time_augmentation.flip=false": bool(views.sizes) or views.flip,
         f"augment.flip={flip}: written out are 0 and 0.5": flip not in (0.0, 0.5),
     }
     return next((reason for reason, applies in lacking.items() if applies), None)

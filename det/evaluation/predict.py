@@ -74,7 +74,7 @@ class Detector:
                 continue
             size = (image.shape[1], image.shape[2])
             images, sizes = padded([render(image, fitted(size, self.config.image))])
-            (found,) = detections(model, move(images, device), sizes, [size], self.config.views)
+            (found,) = detections(model, move(images, device), sizes, [size], self.config.test_time_augmentation)
             yield Seen(file, image, coco_results(found, number, self.category_ids, size))
 
 

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimbench.backbones.pyramid import ConvNorm
-from mimbench.det.config import Heads
+from mimbench.det.config import Heads, LossWeights
 from mimbench.det.model.boxes import Weights, at_least_float32, decode, encode
 from mimbench.det.model.federated import drawn_classes, sigmoid_losses
-from mimbench.det.model.loss_weights import Normalise
 from mimbench.det.model.regions import Regions
 
 
@@ -78,29 +77,29 @@ class BoxPredictor(nn.Module):
         """Logits (R, K + 1) and codes (R, K, 4), or (R, 1, 4) for all classes."""
         return self.cls_score(hidden_RD), self.bbox_pred(hidden_RD).unflatten(1, (-1, 4))
 
-    def losses(self, logits_RK: Tensor, codes_RJ4: Tensor, regions: Regions, normalise: Normalise) -> dict[str, Tensor]:
+    def losses(self, logits_RK: Tensor, codes_RJ4: Tensor, regions: Regions, mode: LossWeights) -> dict[str, Tensor]:
         """Of the classes of all regions, and L1 of the boxes of those of an object; both means over all regions.
 
         Args:
             logits_RK, codes_RJ4: what `forward` gave.
             regions: what they are of.
-            normalise: how much each region counts (`det.model.loss_weights`).
+            mode: how regions are weighed (`det.model.loss_weights`).
         """
-        share_R, label_R = regions.shares(normalise), regions.labels
+        weight_R, label_R = regions.loss_weights(mode), regions.labels
         shown = (label_R < self.classes).nonzero()[:, 0]
         wanted = encode(regions.boxes[shown], regions.targets[shown], self.weights)
         error_R = (self._of_class(codes_RJ4, shown, label_R[shown]) - wanted).abs().sum(1)
-        missed_R = self._class_losses(at_least_float32(logits_RK), regions, normalise)
-        return {"loss_cls": (missed_R * share_R).sum(), "loss_box_reg": (error_R * share_R[shown]).sum()}
+        missed_R = self._class_losses(at_least_float32(logits_RK), regions, mode)
+        return {"loss_cls": (missed_R * weight_R).sum(), "loss_box_reg": (error_R * weight_R[shown]).sum()}
 
-    def _class_losses(self, logits_RK: Tensor, regions: Regions, normalise: Normalise) -> Tensor:
+    def _class_losses(self, logits_RK: Tensor, regions: Regions, mode: LossWeights) -> Tensor:
         """(R,)."""
         if self.options.class_loss == "softmax":
             return F.cross_entropy(logits_RK, regions.labels, reduction="none")
         if self.options.class_loss == "sigmoid":
             return sigmoid_losses(logits_RK, regions.labels)
         groups = [len(logits_RK)]  # regions among which classes are drawn
-        if normalise == "image":
+        if mode == "image":
             groups = regions.regions[:, 0].long().bincount(minlength=regions.images).tolist()
         return torch.cat(
             [

@@ -68,7 +68,7 @@ class CascadeHeads(RoIHeads):
             if pooled.requires_grad:
                 pooled.register_hook(self._divided)
             logits, codes = predictor(head(pooled))
-            found = predictor.losses(logits, codes, chosen, self.normalise)
+            found = predictor.losses(logits, codes, chosen, self.loss_weights)
             losses |= {f"{name}_stage{number}": value for name, value in found.items()}
             if number + 1 < len(self.overlaps):
                 counts = chosen.regions[:, 0].long().bincount(minlength=chosen.images).tolist()

@@ -40,8 +40,8 @@ class MaskHead(nn.Module):
         return logits_RKMM[torch.arange(len(label_R), device=label_R.device), label_R]
 
 
-def mask_loss(logits_RMM: Tensor, target_RMM: Tensor, share_R: Tensor) -> Tensor:
-    """Mean binary cross entropy over the cells of each region, each region counting by its share (loss_weights.py).
+def mask_loss(logits_RMM: Tensor, target_RMM: Tensor, weight_R: Tensor) -> Tensor:
+    """Mean binary cross entropy over the cells of each region, each region counting by its weight (loss_weights.py).
 
     0, with a gradient of 0, when there are none.
     """
@@ -49,4 +49,4 @@ def mask_loss(logits_RMM: Tensor, target_RMM: Tensor, share_R: Tensor) -> Tensor
         return logits_RMM.sum() * 0
     logits = at_least_float32(logits_RMM)
     missed_RMM = F.binary_cross_entropy_with_logits(logits, target_RMM.to(logits.dtype), reduction="none")
-    return (missed_RMM.mean((1, 2)) * share_R).sum()
+    return (missed_RMM.mean((1, 2)) * weight_R).sum()

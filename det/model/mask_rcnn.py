@@ -134,7 +134,7 @@ def build_mask_rcnn(
     """The detector that `config` describes, on an encoder of the shape `vit`, weights drawn from torch's generator.
 
     Args:
-        config: its groups `vitdet`, `proposals` and `heads`, and its `image`, `normalise` and `recompute`, are read;
+        config: its groups `vitdet`, `proposals` and `heads`, and its `image`, `loss_weights` and `recompute`, are read;
             everything that says how it is trained, and on what, is not.
         vit: shape of the encoder, before `vitdet.patch`; its `image` gives the grid of the position table.
         classes: categories of the data.
@@ -165,7 +165,7 @@ def build_mask_rcnn(
         "box_pooler": RegionPooler(7, pooled),
         "mask_pooler": RegionPooler(14, pooled),
         "mask_head": MaskHead(vitdet.channels, heads, classes) if heads.masks else None,
-        "normalise": config.normalise,
+        "loss_weights": config.loss_weights,
     }
     roi_heads: RoIHeads
     if heads.cascade:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from mimbench.det.config import Heads
+from mimbench.det.config import Heads, LossWeights
 from mimbench.det.model.box_head import BoxHead, BoxPredictor
 from mimbench.det.model.boxes import image_corners, nonempty
-from mimbench.det.model.loss_weights import Normalise
 from mimbench.det.model.mask_head import MaskHead, mask_loss
 from mimbench.det.model.matching import BACKGROUND, FOREGROUND, match, sample
 from mimbench.det.model.nms import keep_best
@@ -79,13 +78,13 @@ class RoIHeads(nn.Module, ABC):
         box_pooler: RegionPooler,
         mask_pooler: RegionPooler,
         mask_head: MaskHead | None,
-        normalise: Normalise,
+        loss_weights: LossWeights,
     ) -> None:
-        """`normalise` says how regions count in the losses; without a mask head boxes alone are learned and found."""
+        """`loss_weights` weighs regions in the losses; without a mask head boxes alone are learned and found."""
         super().__init__()
         self.classes, self.options = classes, options
         self.box_pooler, self.mask_pooler, self.mask_head = box_pooler, mask_pooler, mask_head
-        self.normalise: Normalise = normalise
+        self.loss_weights: LossWeights = loss_weights
 
     @abstractmethod
     def box_losses(self, maps: Maps, chosen: Regions, targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
@@ -107,7 +106,7 @@ class RoIHeads(nn.Module, ABC):
         shown = chosen.some((chosen.labels < self.classes).nonzero()[:, 0])
         masks = self.mask_head(self.mask_pooler(maps, shown.regions), shown.labels)
         wanted = _mask_targets(shown, targets, masks.shape[-1])
-        return {"loss_mask": mask_loss(masks, wanted, shown.shares(self.normalise))}
+        return {"loss_mask": mask_loss(masks, wanted, shown.loss_weights(self.loss_weights))}
 
     @torch.no_grad()
     def _sampled(self, proposals: Sequence[Tensor], targets: Targets) -> Regions:
@@ -164,7 +163,7 @@ class StandardHeads(RoIHeads):
     def box_losses(self, maps: Maps, chosen: Regions, targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
         """loss_cls and loss_box_reg."""
         logits_RK, codes_RJ4 = self.box_predictor(self.box_head(self.box_pooler(maps, chosen.regions)))
-        return self.box_predictor.losses(logits_RK, codes_RJ4, chosen, self.normalise)
+        return self.box_predictor.losses(logits_RK, codes_RJ4, chosen, self.loss_weights)
 
     def scored(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sizes) -> Scored:
         """Scores and boxes for every proposal."""

@@ -3,7 +3,7 @@
 detectron2's `GeneralizedRCNNWithTTA`: boxes found in every view are brought into the image, suppressed together, and
 their masks are the mean of those that each view gives them. Views are made from the pixels that a single look has.
 
-    found = detections(model, images, seen, sizes, config.views)      # one look where there are no views
+    found = detections(model, images, seen, sizes, config.test_time_augmentation)  # one look where there are no views
 
 detectron2 computes the features of each view twice, for boxes and for masks; here they are kept.
 """
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mimbench.det.config import Views
+from mimbench.det.config import TTA
 from mimbench.det.data.augment import fitted
 from mimbench.det.model.boxes import image_corners
 from mimbench.det.model.mask_rcnn import MaskRCNN
@@ -31,7 +31,7 @@ Size = tuple[int, int]  # height, width
 
 
 def detections(
-    model: MaskRCNN, images: Tensor, seen: Sequence[Size], sizes: Sequence[Size], views: Views
+    model: MaskRCNN, images: Tensor, seen: Sequence[Size], sizes: Sequence[Size], views: TTA
 ) -> list[Detections]:
     """What is in each image, in pixels of its original.
 
@@ -61,7 +61,7 @@ class _Look(NamedTuple):
 
 
 @torch.no_grad()
-def in_views(model: MaskRCNN, image: Tensor, size: Size, views: Views) -> Detections:
+def in_views(model: MaskRCNN, image: Tensor, size: Size, views: TTA) -> Detections:
     """What is in `image` (3, h, w), uint8, looked at in all views, in pixels of its original of `size` (H, W)."""
     looks = [
         _look(model, view, flip)

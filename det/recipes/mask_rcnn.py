@@ -78,7 +78,7 @@ def mask_rcnn_handwritten() -> MaskRCNNConfig:
         milestones=(160, 187),
         layer_decay=0.8,
         weight_decay=0.05,
-        clip=1.0,
-        evaluate_batch=8,
+        grad_clip=1.0,
+        eval_batch=8,
         compute=Compute(precision="fp32", workers=0, log_every=10, save_every=100),
     )

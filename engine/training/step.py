@@ -45,9 +45,9 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = training.rate(index, group.get("lr_scale", 1.0))
         scalars = [self._micro_step(index, micro, next(batches)) for micro in range(training.compute.accumulate)]
-        if training.clip is not None:
+        if training.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.parameters, training.clip)
+            norm = nn.utils.clip_grad_norm_(self.parameters, training.grad_clip)
             scalars[-1]["grad_norm"] = norm.detach()
         elif (index + 1) % training.compute.log_every == 0:
             self.scaler.unscale_(self.optimizer)

@@ -56,7 +56,7 @@ class Training:
     offset: Callable[[int], float] | None = None  # added to every group's rate, whatever its lr_scale
     epoch_of: Callable[[int], float] | None = None  # optimiser steps done -> epochs; by default from the batches
     before_step: Callable[[int], None] | None = None  # called in every process with the step (0-based) that begins
-    clip: float | None = None  # largest norm of the gradient
+    grad_clip: float | None = None  # largest norm of the gradient
     ema: float | None = None  # decay of an average of the weights; evaluated and returned in their place
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None  # model in eval mode, without gradients
     evaluate_every: int | None = None  # optimiser steps; always at the end as well

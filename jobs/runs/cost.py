@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.engine.run.config import recorded_name
+from mimbench.engine.run.fields import recorded_name
 
 RATE = 65e12  # operations a second on one A100, two to a multiply-add
 IMAGENET, IMAGENET_VAL = 1_281_167, 50_000  # images

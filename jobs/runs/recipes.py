@@ -18,7 +18,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from typing import Any
 
-from mimbench.engine.run.config import recorded_name
+from mimbench.engine.run.fields import recorded_name
 
 STAGES = ("pretrain", "cls", "det")
 

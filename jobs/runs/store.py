@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from mimbench.backbones.content import is_location
 from mimbench.engine.run.atomic import write_text
-from mimbench.engine.run.config import from_text, identity, recorded_name, to_text, with_overrides
+from mimbench.engine.run.config import from_text, identity, to_text, with_overrides
+from mimbench.engine.run.fields import recorded_name
 from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lineage import Source, source_of, to_make_it

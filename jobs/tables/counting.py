@@ -83,7 +83,7 @@ def _pretraining(size: str, name: str, config: Pretrain) -> Counted:
     context = Context(None, ())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         if isinstance(config.method, MaskAlignConfig):
-            context = method.look(images)
+            context = method.compute_context(images)
         method(images, masked, context)
     by_module = {module: sum(parts.values()) for module, parts in counter.get_flop_counts().items()}
     total, root = float(by_module["Global"]), type(method).__name__

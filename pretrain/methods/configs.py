@@ -1,7 +1,7 @@
 """Pretraining methods, as configs (without torch). Which patches they are shown is the masking's: masking/configs.py.
 
 Two things are asked of each: whether it `reconstructs` patches, so that the masking must leave some to predict, and
-whether it `weighs` them, so that a masking can draw by what the method looks at (a teacher's attention).
+whether it `gives_attention`, a teacher's, by which a masking can draw them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CrossMAEConfig:
     """
 
     reconstructs: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
+    gives_attention: ClassVar[bool] = False
 
     kind: Literal["crossmae"] = science("crossmae")
     depth: int = science(12, about="decoder blocks")
@@ -73,7 +73,7 @@ class MAEConfig:
     """MAE (arXiv 2111.06377): a decoder of self-attention over the visible patches and mask tokens."""
 
     reconstructs: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
+    gives_attention: ClassVar[bool] = False
 
     kind: Literal["mae"] = science("mae")
     depth: int = science(8, about="decoder blocks")
@@ -97,7 +97,7 @@ class MaskAlignConfig:
     """
 
     reconstructs: ClassVar[bool] = False
-    weighs: ClassVar[bool] = True
+    gives_attention: ClassVar[bool] = True
 
     kind: Literal["maskalign"] = science("maskalign")
     teacher: str | None = science(
@@ -150,7 +150,7 @@ class SimMIMConfig:
     """
 
     reconstructs: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
+    gives_attention: ClassVar[bool] = False
 
     kind: Literal["simmim"] = science("simmim")
     positions: Literal["relative", "absolute"] = science(

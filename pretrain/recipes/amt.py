@@ -69,7 +69,7 @@ def simmim_vitb_800ep() -> Pretrain:
         drops=(700.0,),
         start_lr=2e-6,  # 5e-7 for each 512 images
         betas=(0.9, 0.999),
-        clip=5.0,
+        grad_clip=5.0,
         smallest_crop=0.67,
         resizing="bilinear",  # what torchvision's crop does unless told
     )
@@ -107,5 +107,5 @@ def simmim_handwritten() -> Pretrain:
         amt_handwritten(),
         method=SimMIMConfig(positions="absolute", layer_scale=None, drop_path=0.0),
         masking=RandomMasking(mask=0.6, predict=0.6, unit=2),
-        clip=5.0,
+        grad_clip=5.0,
     )

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from mimbench.backbones.config import HANDWRITTEN, SIZES
 from mimbench.engine.run.config import Compute
-from mimbench.pretrain.config import CrossMAEConfig, GridMasking, Health, Pretrain, RandomMasking
+from mimbench.pretrain.config import CrossMAEConfig, GridMasking, MonitorConfig, Pretrain, RandomMasking
 
 ALL_HIDDEN = RandomMasking(mask=0.75, predict=0.75)
 
@@ -151,6 +151,6 @@ def crossmae_handwritten() -> Pretrain:
         batch=64,
         base_lr=8e-3,
         lr_factor="none",
-        health=Health(every=3.0, images=1024),
+        monitor=MonitorConfig(every=3.0, images=1024),
         compute=Compute(precision="fp32", workers=0, save_every=500, log_every=20),
     )

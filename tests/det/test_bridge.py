@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, Views, ViTDetConfig
+from mimbench.det.config import TTA, Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.data.augment import fitted, render
 from mimbench.det.data.batches import TrainingImages
 from mimbench.det.data.coco import CocoSplit, read_split
@@ -65,7 +65,7 @@ def config_for(data: Path, heads: Heads = HEADS, **changes: Any) -> MaskRCNNConf
         warmup=2.0,
         milestones=(3,),
         shown=0,
-        normalise="batch",
+        loss_weights="batch",
         compute=Compute(precision="fp32", workers=0, threads=1, device="cpu", save_every=2),
     )
     return replace(config, **changes)
@@ -108,15 +108,15 @@ def test_a_lazy_config_is_python_and_has_the_recipes_values(make_coco: Any, tmp_
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"clip": 1.0}, "clip=none"),
+        ({"grad_clip": 1.0}, "grad_clip=none"),
         ({"compute": Compute(accumulate=2)}, "compute.accumulate=2"),
         ({"heads": replace(HEADS, soft_nms="linear")}, "heads.soft_nms=off"),
-        ({"views": Views(flip=True)}, r"views\.flip=false"),
+        ({"test_time_augmentation": TTA(flip=True)}, r"test_time_augmentation\.flip=false"),
         ({"proposals": replace(Proposals(anchor_sizes=(8.0, 16.0, 24.0, 32.0)), norm=True)}, r"proposals\.norm=false"),
     ],
 )
 def test_what_detectron2_cannot_do_is_refused(make_coco: Any, tmp_path: Path, changes: Any, why: str) -> None:
-    config = config_for(make_coco(2), normalise="image")
+    config = config_for(make_coco(2), loss_weights="image")
     with pytest.raises(ValueError, match=f"detectron2 cannot train this recipe as it is: .*{why}"):
         written(replace(config, **changes), tmp_path)
     assert not list(tmp_path.glob("lazy*"))

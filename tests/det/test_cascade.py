@@ -114,9 +114,9 @@ def test_each_image_draws_classes_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         return drawn_classes(labels, *others)
 
     monkeypatch.setattr("mimbench.det.model.box_head.drawn_classes", drawn)
-    for normalise, wanted in (("image", [32, 32, 32]), ("batch", [96])):
+    for mode, wanted in (("image", [32, 32, 32]), ("batch", [96])):
         asked.clear()
-        model = tiny_detector(False, normalise=normalise, **FEDERATED)
+        model = tiny_detector(False, loss_weights=mode, **FEDERATED)
         fill(model)
         assert model(batch(LONG))["loss_cls"] > 0
         assert asked == wanted

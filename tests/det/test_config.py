@@ -125,8 +125,8 @@ def test_settings_that_cannot_be_are_refused_in_one_line(override: str, said: st
 
 
 def test_a_batch_taken_at_once_is_not_divided() -> None:
-    with pytest.raises(ValueError, match="normalise=image gives the same"):
-        with_overrides(recipes.mask_rcnn_handwritten(), ["normalise=batch", "compute.accumulate=2"])
+    with pytest.raises(ValueError, match="loss_weights=image gives the same"):
+        with_overrides(recipes.mask_rcnn_handwritten(), ["loss_weights=batch", "compute.accumulate=2"])
 
 
 def test_an_encoder_is_checked_when_its_checkpoint_is_known() -> None:
@@ -137,6 +137,6 @@ def test_an_encoder_is_checked_when_its_checkpoint_is_known() -> None:
 
 def test_how_a_run_is_computed_is_not_its_identity() -> None:
     config = recipes.mask_rcnn_handwritten()
-    again = with_overrides(config, ["compute.workers=3", "evaluate_every=5", "evaluate_batch=1", "shown=0"])
+    again = with_overrides(config, ["compute.workers=3", "evaluate_every=5", "eval_batch=1", "shown=0"])
     assert identity(config, "det", None) == identity(again, "det", None)
     assert identity(config, "det", None) != identity(replace(config, lr=2e-3), "det", None)

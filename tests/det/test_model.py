@@ -149,7 +149,7 @@ def test_any_pyramid_trains() -> None:
         vitdet=ViTDetConfig(window=4, global_blocks=(1,), channels=16, scales=(1.0, 0.5)),
         proposals=Proposals(convs=1, anchor_sizes=(8, 16, 32)),
         heads=Heads(convs=1, channels=16, fc=16),
-        normalise="batch",
+        loss_weights="batch",
     )
     model = build_mask_rcnn(config, config.encoder, classes=2, mean=MEAN, std=STD)
     assert model.backbone.strides == (4, 8, 16)

@@ -13,7 +13,7 @@ from PIL import Image
 from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
-from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, Views, ViTDetConfig
+from mimbench.det.config import TTA, Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.data.check import check_coco
 from mimbench.det.evaluation.draw import detected, draw_objects
 from mimbench.det.evaluation.predict import Seen, from_run
@@ -43,7 +43,7 @@ def _config(data: Path, **changes) -> MaskRCNNConfig:
         warmup=1.0,
         milestones=(2,),
         shown=2,
-        evaluate_batch=2,
+        eval_batch=2,
         compute=Compute(precision="fp32", workers=0, threads=1, device="cpu"),
     )
     return replace(config, **changes)
@@ -133,7 +133,7 @@ def test_a_detector_is_evaluated_as_it_is(make_coco, tmp_path) -> None:
     config = _config(make_coco(3), checkpoint=str(file))
     trained = _run_dir(tmp_path / "trained", config)
     outcome = run(config, trained)
-    alone = replace(config, checkpoint=str(trained.detector), steps=0, views=Views(sizes=(64,)))
+    alone = replace(config, checkpoint=str(trained.detector), steps=0, test_time_augmentation=TTA(sizes=(64,)))
     again = run(alone, _run_dir(tmp_path / "alone", alone))
     assert again.metrics == pytest.approx(outcome.metrics)
     assert (again.facts["epochs"], again.images_per_second) == (0, None)
@@ -193,7 +193,7 @@ def test_it_learns(make_coco, tmp_path) -> None:
     for split in ("annotations/instances_{}2017.json", "{}2017"):
         (root / split.format("val")).rename(root / "unseen").rename(root / split.format("unused"))
         (root / split.format("val")).symlink_to(root / split.format("train"))
-    config = _config(root, steps=250, batch=4, lr=3e-3, warmup=20.0, milestones=(200,), shown=0, clip=1.0)
+    config = _config(root, steps=250, batch=4, lr=3e-3, warmup=20.0, milestones=(200,), shown=0, grad_clip=1.0)
     config = replace(config, augment=Augment(flip=0.5, smallest=0.9, largest=1.1))
     outcome = run(config, _run_dir(tmp_path / "run", config))
     assert outcome.metrics["box_ap"] > 60

@@ -35,7 +35,7 @@ GAINS = {  # so that scores, boxes and masks are spread out
 
 
 def tiny_detector(
-    rel_pos: bool, classes: int = 3, class_weights: Tensor | None = None, normalise: Any = "batch", **heads: Any
+    rel_pos: bool, classes: int = 3, class_weights: Tensor | None = None, loss_weights: Any = "batch", **heads: Any
 ) -> MaskRCNN:
     """Small, but with windows that stick out, resized positions and all five pyramid levels.
 
@@ -51,7 +51,7 @@ def tiny_detector(
             anchor_sizes=(16, 32, 64, 128, 256), samples=64, before_nms=(200, 100), after_nms=(100, 50)
         ),
         heads=Heads(**options),
-        normalise=normalise,
+        loss_weights=loss_weights,
     )
     return build_mask_rcnn(config, config.encoder, classes=classes, mean=MEAN, std=STD, class_weights=class_weights)
 

@@ -53,7 +53,7 @@ def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -
         (lambda: CrossMAEConfig(heads=0), "heads=0 of the decoder"),
         (lambda: Pretrain(method=CrossMAEConfig(feature_maps=(3, 11, 12))), "must be blocks of the encoder, 0 to 11"),
         (lambda: MAEConfig(width=30), "width=30 of the decoder"),
-        (lambda: Pretrain(clip=0.0), "clip=0.0 must be positive"),
+        (lambda: Pretrain(grad_clip=0.0), "grad_clip=0.0 must be positive"),
         (lambda: Pretrain(start_lr=-1.0), "start_lr"),
         (lambda: Pretrain(batch=0), "batch=0 must be at least 1"),
         (lambda: Pretrain(base_lr=math.nan), "base_lr=nan must be positive"),

@@ -31,17 +31,16 @@ from mimbench.pretrain.config import (
     AttentionMasking,
     CrossMAEConfig,
     GridMasking,
-    Health,
     KeepMasking,
     MAEConfig,
     MaskAlignConfig,
     MethodConfig,
+    MonitorConfig,
     Pretrain,
     RandomMasking,
     SimMIMConfig,
 )
-from mimbench.pretrain.monitor import Health as Measured
-from mimbench.pretrain.monitor import Squares, encoder_of, feature_rank, neighbours_top1
+from mimbench.pretrain.monitor import Monitor, Squares, encoder_of, feature_rank, neighbours_top1
 from mimbench.pretrain.run import _save, build_step, run, training, training_batches
 from mimbench.pretrain.step import Weighed
 
@@ -52,7 +51,7 @@ TINY = Pretrain(
     warmup_epochs=1.0,
     batch=4,
     base_lr=1e-1,
-    health=Health(every=2.0, images=8),
+    monitor=MonitorConfig(every=2.0, images=8),
     compute=Compute(precision="fp32", workers=0, device="cpu", log_every=3, save_every=4),
 )
 
@@ -145,11 +144,11 @@ def test_images_are_spread_over_the_classes_and_broken_ones_passed_over(config: 
 def test_bright_and_dark_are_told_apart(config: Pretrain) -> None:
     torch.manual_seed(0)
     train, val = ImageFolder(config.data, "train"), ImageFolder(config.data, "val")
-    found = Measured(config, build_step(config), train, val).measure()
+    found = Monitor(config, build_step(config), train, val).measure()
     assert found["probe_knn"] == 100
     assert 1 <= found["feature_rank"] <= 8
-    without = replace(config, health=Health(images=0))
-    assert Measured(without, build_step(without), train, val).measure() == {}
+    without = replace(config, monitor=MonitorConfig(images=0))
+    assert Monitor(without, build_step(without), train, val).measure() == {}
 
 
 # --------------------------------------------------------------------------------------------------------------- a run
@@ -160,7 +159,7 @@ def test_a_run_is_looked_at_every_so_often_and_nothing_of_it_changes(tmp_path: P
 
     where, plain = directory(tmp_path / "run", config), directory(tmp_path / "plain", config)
     outcome = run(config, where)
-    run(replace(config, health=Health(every=100.0, images=0)), plain)
+    run(replace(config, monitor=MonitorConfig(every=100.0, images=0)), plain)
     lines = _lines(where)
     looks = [line for line in lines if "probe_knn" in line]
     assert [line["step"] for line in looks] == [6, 12]
@@ -306,7 +305,7 @@ def test_reads_are_noticed() -> None:
     "changes",
     [
         {},
-        {"method": MAEConfig(depth=1, width=16, heads=2), "masking": GridMasking(), "clip": 1.0},
+        {"method": MAEConfig(depth=1, width=16, heads=2), "masking": GridMasking(), "grad_clip": 1.0},
         {"method": SimMIMConfig(), "masking": RandomMasking(mask=0.75, predict=0.75)},
         {"method": MaskAlignConfig(teacher=None, layers="top2"), "masking": KeepMasking(), "lr_factor": "none"},
         {"method": MAEConfig(depth=1, width=16, heads=2), "masking": AttentionMasking(start_epoch=0, interval=1)},

@@ -227,7 +227,7 @@ def test_both_orders_and_unequal_depths_are_their_plain_form(order: Any, fusion:
     config = MaskAlignConfig(layers="mean", order=order, fusion=fusion, drop_path=0.0)
     model = MaskAlign(SMALL, config, small_teacher(depth))
     images = torch.randn(2, 3, 32, 32)
-    context = model.look(images)
+    context = model.compute_context(images)
     masked = masked_by(context, torch.rand(2, 16))
     loss = model(images, masked, context)
     loss.backward()
@@ -251,7 +251,7 @@ def test_the_order_of_patches_does_not_matter() -> None:
     model = MaskAlign(SMALL, MaskAlignConfig(drop_path=0.0, layers="top2"), small_teacher()).double()
     model.teacher.network.double()
     images = sines(2, 3, 32, 32)
-    context = model.look(images)
+    context = model.compute_context(images)
     masked = masked_by(context, golden_noise(2, 16))
     other = Masked(masked.shown.flip(1), masked.predicted, masked.dropped)
     assert model(images, masked, context).item() == pytest.approx(model(images, other, context).item(), rel=1e-12)
@@ -270,7 +270,7 @@ def test_the_teacher_is_neither_trained_nor_kept() -> None:
         "cls_token", "pos_embed", "patch_embed", "blocks", "distill_heads", "distill_weights",
     }  # fmt: skip
     images = torch.randn(2, 3, 32, 32, requires_grad=True)
-    context = model.look(images)
+    context = model.compute_context(images)
     assert not any(part.requires_grad for part in (context.importance, *context.targets) if part is not None)
     model(images.detach(), masked_by(context, torch.rand(2, 16)), context).backward()
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
@@ -288,10 +288,10 @@ def test_reduced_precision_changes_little_and_the_loss_stays_single() -> None:
     noise, losses, types = torch.rand(4, 16), [], []
     last: Any = model.teacher.network.network.blocks[-1]  # type: ignore[union-attr,index]
     last.mlp.fc1.register_forward_hook(lambda _module, _inputs, output: types.append(output.dtype))
-    masked = masked_by(model.look(images), noise)
+    masked = masked_by(model.compute_context(images), noise)
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            context = model.look(images)
+            context = model.compute_context(images)
             losses.append(model(images, masked, context))
     assert types[-2:] == [torch.float32, torch.bfloat16]
     assert [loss.dtype for loss in losses] == [torch.float32] * 2
@@ -302,7 +302,7 @@ def test_no_patch_hidden_is_feature_distillation() -> None:
     """All patches shown, the last layer alone: what the paper starts from."""
     model = MaskAlign(SMALL, MaskAlignConfig(layers="out", fusion="simple", loss="l2", drop_path=0.0), small_teacher())
     images = torch.randn(2, 3, 32, 32)
-    context = model.look(images)
+    context = model.compute_context(images)
     masked = Keep(KeepMasking(mask=0.0))(torch.rand(2, 16), context.importance, (4, 4), 0.0)
     assert masked.shown.shape == (2, 16)
     ours = model.distill_heads["3"](model.forward_tokens(images)[-1])
@@ -315,10 +315,10 @@ def test_no_patch_hidden_is_feature_distillation() -> None:
 def test_loss_and_teacher_compile_whole() -> None:
     model = MaskAlign(SMALL, MaskAlignConfig(drop_path=0.0, layers="top2"), small_teacher())
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    plain = model.look(images)
+    plain = model.compute_context(images)
     expected = model(images, masked_by(plain, noise), plain)
     model.compile(backend="eager", fullgraph=True)
-    context = model.look(images)
+    context = model.compute_context(images)
     loss = model(images, masked_by(context, noise), context)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -36,7 +36,7 @@ class Clairvoyant(CrossModel):
 class Attentive(CrossModel):
     """Weighs the patches by their number, and paints nothing."""
 
-    def look(self, images: Tensor) -> Context:
+    def compute_context(self, images: Tensor) -> Context:
         """Weights."""
         return Context(torch.arange(16.0).expand(len(images), -1))
 
