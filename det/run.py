@@ -22,7 +22,7 @@ from mimbench.backbones.checkpoint import EncoderInfo
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.batches import TrainingImages, ValidationImages, training_batch, validation_batch
 from mimbench.det.data.coco import CocoSplit, read_split
-from mimbench.det.data.lvis import RepeatedBatches, repeat_factors
+from mimbench.det.data.repeats import RepeatedBatches, repeat_factors
 from mimbench.det.detectron2.run import Within, train_within
 from mimbench.det.evaluation.draw import draw_detections, least_drawn, worst_first
 from mimbench.det.evaluation.draw_scores import draw_curves, draw_errors

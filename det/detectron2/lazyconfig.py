@@ -10,7 +10,7 @@ own training would start, patch embedding and positions resampled, so that both 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,12 @@ class Source:
 
 def refusal(config: MaskRCNNConfig) -> str | None:
     """Why detectron2 cannot train this recipe as it is; None if it can."""
-    views, flip, parts = config.test_time_augmentation, config.augment.flip, config.compute.accumulate
+    views, clip = config.test_time_augmentation, config.grad_clip
+    flip, parts = config.augment.flip, config.compute.accumulate
     lacking = {
         "steps=0: there is nothing to train; engine=mimbench evaluates": config.steps == 0,
         "proposals.norm=true: its proposal head has none; proposals.norm=false": config.proposals.norm,
-        f"grad_clip={config.grad_clip}: its lazy configs do not clip gradients; grad_clip=none": config.grad_clip
-        is not None,
+        f"grad_clip={clip}: its lazy configs do not clip gradients; grad_clip=none": clip is not None,
         f"compute.accumulate={parts}: it does not accumulate; give it more GPUs, or 1": parts > 1,
         f"warmup={config.warmup:g}: it warms up within steps={config.steps}; fewer, or more steps": (
             config.warmup > config.steps
@@ -76,14 +76,7 @@ def lazyconfig(config: MaskRCNNConfig, source: Source) -> str:
     """
     if (reason := refusal(config)) is not None:
         raise ValueError(f"detectron2 cannot train this recipe as it is: {reason}")
-    parts: tuple[Callable[[MaskRCNNConfig, Source], str], ...] = (
-        _header,
-        _data,
-        _backbone,
-        _regions,
-        _model,
-        _training,
-    )
+    parts = (_header, _data, _backbone, _regions, _model, _training)
     return "\n".join(part(config, source) for part in parts)
 
 

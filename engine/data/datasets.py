@@ -31,17 +31,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mimbench.engine.data.splits import HANDWRITTEN_VERSION
+from mimbench.engine.data.splits import Split as Split  # noqa: PLC0414 (others import it from here)
 from mimbench.engine.run.atomic import write_text
 
 log = logging.getLogger(__name__)
 
 HANDWRITTEN = "handwritten"
-HANDWRITTEN_VERSION = 2  # names the folder in the cache: raise it when the generator writes other files
 VARIABLE = "MIMBENCH_DATA_"  # and the name: says where a data set is
 SHARD_LISTS = "::"  # between lists of shards, as WebDataset has it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
-Split = Literal["train", "val"]
 Severity = Literal["error", "warning", "note"]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mimbench.engine.data.batches import move
 from mimbench.engine.run.process import autocast_dtype, derived_seed, rank_and_world, seed_all
 from mimbench.engine.training.ema import Ema
-
-if TYPE_CHECKING:
-    from mimbench.engine.training.train import Training
+from mimbench.engine.training.training import Training
 
 
 class Stepper:

@@ -17,7 +17,8 @@ from mimbench.engine.data import shards
 from mimbench.engine.data.batches import Batches
 from mimbench.engine.data.datasets import UnfitError
 from mimbench.engine.data.images import ImageFolder, RandomCrops, read_image, shortened
-from mimbench.engine.data.shards import Shards, Shrinking, Shrunk, shrink
+from mimbench.engine.data.shards import Shards
+from mimbench.engine.data.shrink import Shrinking, Shrunk, shrink
 
 SMALL = Shrinking(short=32, quality=90)
 
