@@ -94,12 +94,6 @@ def shared_root(run: RunDir) -> Path:
     return stage.parent if stage.name == run.read_about()["stage"] else run.path
 
 
-def share(count: int) -> range:
-    """Which of `count` things this process does: a contiguous part, as equal as can be."""
-    rank, world = rank_and_world()
-    return range(count * rank // world, count * (rank + 1) // world)
-
-
 def seen_before(store: FeatureStore, source: Source) -> dict[str, Any]:
     """Says so if the validation images are the training images, or many of them are: accuracy then means little.
 
