@@ -22,10 +22,10 @@ from torch.utils.data import default_collate
 
 from mimbench.engine.data.datasets import UnfitError
 from mimbench.engine.data.images import Crop, ImageFolder, Sample, normalise
+from mimbench.engine.run import process
 from mimbench.engine.run.config import to_text
 from mimbench.engine.run.rundir import RunDir
 from mimbench.pretrain.config import AttentionMasking, CrossMAEConfig, Pretrain, SimMIMConfig
-from mimbench.pretrain.masking import weight_maps
 from mimbench.pretrain.masking.attention import class_attention, follow_crops, weight_map
 from mimbench.pretrain.masking.attention_guide import AttentionGuide, WholeImages
 from mimbench.pretrain.masking.weight_maps import Subject, WeightMaps
@@ -138,7 +138,7 @@ def test_only_maps_that_no_checkpoint_can_ask_for_are_deleted(tmp_path: Path) ->
 def test_processes_share_the_images_in_order(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     maps, found = WeightMaps(tmp_path, SUBJECT, "AMT"), []
     for rank in range(world):
-        monkeypatch.setattr(weight_maps, "rank_and_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(process, "rank_and_world", lambda rank=rank: (rank, world))
         found += list(maps.share())
     assert found == list(range(10))
 
