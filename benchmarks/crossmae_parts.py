@@ -32,8 +32,7 @@ from torch import Tensor, nn
 
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.run.process import device_name
-from mimbench.pretrain.config import MAE as MAEConfig  # noqa: N811 (MAE is a class)
-from mimbench.pretrain.config import CrossMAE as Config
+from mimbench.pretrain.config import CrossMAEConfig, MAEConfig
 from mimbench.pretrain.flops import decoder_table
 from mimbench.pretrain.methods.crossmae import CrossMAE
 from mimbench.pretrain.methods.mae import MAE
@@ -159,7 +158,7 @@ def _measured(name: str, unit: str, ours: float, peer: float, note: str = "") ->
     return Measured(name, unit, ours, peer, TARGETS[name], note)
 
 
-def measure(shape: ViT, config: Config, batch: int, repeats: int, original: Path | None) -> list[Measured]:
+def measure(shape: ViT, config: CrossMAEConfig, batch: int, repeats: int, original: Path | None) -> list[Measured]:
     """B6, B7 and B24."""
     torch.manual_seed(0)
     model = CrossMAE(shape, config)
@@ -176,7 +175,7 @@ def main() -> int:
     parser.add_argument("--original", type=Path, help="a checkout of github.com/TonyLianLong/CrossMAE")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    results = [*b4(), *measure(SIZES["B"], Config(), options.batch, options.repeats, options.original)]
+    results = [*b4(), *measure(SIZES["B"], CrossMAEConfig(), options.batch, options.repeats, options.original)]
     if options.json:
         print(json.dumps([result.row() for result in results], indent=2))
     else:

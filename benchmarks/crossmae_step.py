@@ -37,9 +37,7 @@ from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.run.config import Compute
 from mimbench.engine.run.process import autocast_dtype, device_name
 from mimbench.engine.training.optim import adamw, parameter_groups
-from mimbench.pretrain.config import MAE as MAEConfig  # noqa: N811 (MAE is a class)
-from mimbench.pretrain.config import CrossMAE as Config
-from mimbench.pretrain.config import RandomMasking
+from mimbench.pretrain.config import CrossMAEConfig, MAEConfig, RandomMasking
 from mimbench.pretrain.masking.strategies import Masked, Random
 from mimbench.pretrain.methods.crossmae import CrossMAE
 from mimbench.pretrain.methods.mae import MAE
@@ -47,7 +45,11 @@ from mimbench.pretrain.methods.method import Method
 
 BETAS, LR, DECAY = (0.9, 0.95), 1e-4, 0.05
 SHAPES = {"T": ViT(64, 2, 2, patch=8, image=32), "S": SIZES["S"], "B": SIZES["B"]}
-DECODERS = {"T": Config(depth=2, width=32, heads=2), "S": Config(width=256, heads=8), "B": Config()}
+DECODERS = {
+    "T": CrossMAEConfig(depth=2, width=32, heads=2),
+    "S": CrossMAEConfig(width=256, heads=8),
+    "B": CrossMAEConfig(),
+}
 # CrossMAE and MAE, an image, forward and backward, as counted in the authors' code. Ours embed fewer patches (-0.9 %
 # at most), and attention is counted here without the recomputation that a fused kernel does (-0.6 %).
 GFLOPS = {"B": (38.7, 58.8)}

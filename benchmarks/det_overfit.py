@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.run import run
 from mimbench.engine.data.datasets import coco_files
 from mimbench.engine.run.config import Compute, to_text
@@ -46,12 +46,12 @@ def eight(source: Path, root: Path) -> Path:
     return root
 
 
-def config_of(data: Path, steps: int) -> MaskRCNN:
+def config_of(data: Path, steps: int) -> MaskRCNNConfig:
     """A small detector, without jitter, decay and layer decay."""
-    return MaskRCNN(
+    return MaskRCNNConfig(
         data=str(data),
         encoder=ViT(128, 4, 4, patch=16, image=224),
-        vitdet=ViTDet(window=8, drop_path=0.0, channels=48, scales=(2.0, 1.0, 0.5)),
+        vitdet=ViTDetConfig(window=8, drop_path=0.0, channels=48, scales=(2.0, 1.0, 0.5)),
         proposals=Proposals(
             convs=1, anchor_sizes=(24.0, 48.0, 96.0, 192.0), samples=128, before_nms=(500, 300), after_nms=(200, 100)
         ),
@@ -65,9 +65,9 @@ def config_of(data: Path, steps: int) -> MaskRCNN:
         milestones=(steps * 4 // 5,),
         layer_decay=1.0,
         weight_decay=0.0,
-        clip=1.0,
+        grad_clip=1.0,
         evaluate_every=100,
-        evaluate_batch=4,
+        eval_batch=4,
         shown=0,
         compute=Compute(precision="fp32", workers=0, log_every=20, save_every=steps),
     )

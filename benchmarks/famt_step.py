@@ -33,8 +33,7 @@ from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.data.images import Crop
 from mimbench.engine.run.config import Compute
 from mimbench.engine.run.process import autocast_dtype, device_name
-from mimbench.pretrain.config import MAE as MAEConfig  # noqa: N811 (MAE is a class)
-from mimbench.pretrain.config import AttentionMasking, RandomMasking
+from mimbench.pretrain.config import AttentionMasking, MAEConfig, RandomMasking
 from mimbench.pretrain.masking.attention import class_attention, follow_crops, weight_map
 from mimbench.pretrain.masking.strategies import Masked
 from mimbench.pretrain.masking.weight_maps import Subject, WeightMaps

@@ -51,7 +51,7 @@ from mimbench.engine.data.images import (
     draw_box,
     normalise,
 )
-from mimbench.engine.data.shards import Shrinking, shrink
+from mimbench.engine.data.shrink import Shrinking, shrink
 from mimbench.engine.run.process import device_name
 
 SIDE, SHORT, SCALE, RATIO = 224, 256, (0.2, 1.0), (3 / 4, 4 / 3)

@@ -34,8 +34,7 @@ from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.engine.run.config import Compute
 from mimbench.engine.run.process import autocast_dtype, device_name
-from mimbench.pretrain.config import KeepMasking
-from mimbench.pretrain.config import MaskAlign as Config
+from mimbench.pretrain.config import KeepMasking, MaskAlignConfig
 from mimbench.pretrain.masking.strategies import Keep, Masked
 from mimbench.pretrain.methods.maskalign import MaskAlign
 from mimbench.pretrain.methods.teachers import Teacher
@@ -118,7 +117,7 @@ class Case:
 
     def ours(self) -> Tensor:
         """The loss."""
-        context = self.model.look(self.images)
+        context = self.model.compute_context(self.images)
         assert context.importance is not None
         return self.model(self.images, self.masked(context.importance), context)
 
@@ -142,7 +141,7 @@ def m1(case: Case) -> Measured:
     worst = max(worst, relative(importance, attentions[-1][:, :, 0, 1:].mean(1)))
     assert worst <= 1e-4, f"the teachers differ by {worst:.1e}"
     ours, peer = take_turns(
-        lambda: case.model.look(case.images), lambda: plain_look(case.teacher, case.images), case.repeats
+        lambda: case.model.compute_context(case.images), lambda: plain_look(case.teacher, case.images), case.repeats
     )
     return Measured("M1", "s", ours, peer, case.target("M1"), f"layers and attention differ by {worst:.0e}")
 
@@ -154,7 +153,7 @@ def m2(case: Case) -> Measured:
 
     def reduced() -> None:
         with torch.autocast(case.images.device.type, dtype, enabled=dtype is not None):
-            case.model.look(case.images)
+            case.model.compute_context(case.images)
 
     ours, peer = take_turns(reduced, lambda: plain_look(case.teacher, case.images), case.repeats)
     if dtype is None:
@@ -188,7 +187,7 @@ def m4(case: Case) -> Measured:
     """Bytes for each image at the end of the forward pass."""
     ours, peer = Kept(case.model), Kept(case.model)
     with ours.saving():
-        context = case.model.look(case.images)
+        context = case.model.compute_context(case.images)
         assert context.importance is not None
         loss = case.model(case.images, case.masked(context.importance), context)
     for tensor in (*context.targets, context.importance):
@@ -212,7 +211,7 @@ def measure(size: str, batch: int, repeats: int) -> list[Measured]:
     torch.manual_seed(0)
     shape = SHAPES[size]
     teacher = Teacher(VisionTransformer(shape), shape.grid**2, shape.image, IMAGENET_MEAN, IMAGENET_STD)
-    model = MaskAlign(shape, Config(drop_path=0.0), teacher)
+    model = MaskAlign(shape, MaskAlignConfig(drop_path=0.0), teacher)
     images, noise = torch.randn(batch, 3, shape.image, shape.image), torch.rand(batch, shape.grid**2)
     case = Case(model, teacher, images, noise, repeats, size)
     return [m1(case), m2(case), m3(case), m4(case)]

@@ -162,7 +162,7 @@ def overlaps(images: int, repeats: int) -> list[Measured]:
 
     Of few images the first batch, which nothing overlaps, would be a part.
     """
-    encoder = _encoder(SMALL, at_once=16)
+    encoder = _encoder(SMALL, eval_batch=16)
     classifier = build_classifier(SMALL, CLASSES, drop_path=0.0, pool="avg", image=224).eval()
 
     def encoding(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -209,10 +209,10 @@ def _photographs(directory: Path, images: int) -> ImageFolder:
     return ImageFolder(directory, "train", cache=False)
 
 
-def _encoder(shape: ViT, at_once: int) -> FrozenEncoder:
+def _encoder(shape: ViT, eval_batch: int) -> FrozenEncoder:
     torch.manual_seed(0)
     model = VisionTransformer(shape).requires_grad_(False).eval()
-    return FrozenEncoder(model, None, Source("avg", shape.depth, "pooled"), CPU, DTYPE, at_once)
+    return FrozenEncoder(model, None, Source("avg", shape.depth, "pooled"), CPU, DTYPE, eval_batch)
 
 
 def _type() -> str:

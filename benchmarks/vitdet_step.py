@@ -31,7 +31,7 @@ from measure import Kept, Measured, Target, least, take_turns, total_failed
 from torch import Tensor, nn
 from vitdet import SHAPES
 
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.detectron2.lazyconfig import Source, lazyconfig
 from mimbench.det.model.build import from_scratch
 from mimbench.det.model.masks import InstanceMasks
@@ -45,7 +45,7 @@ OBJECTS, NEAR, MIB = 7, 1e-3, 2**20
 TARGET = Target(1.0, 1.2)
 
 
-def config_for(size: str, image: int) -> MaskRCNN:
+def config_for(size: str, image: int) -> MaskRCNNConfig:
     """The published recipe, with nothing dropped at random; the toy's heads are small, too."""
     base = mask_rcnn_vitdet_b_100ep()
     base = replace(base, encoder=SHAPES[size], image=image, vitdet=replace(base.vitdet, drop_path=0.0))
@@ -155,7 +155,7 @@ class Detectron2(Side):
             return super().losses()
 
 
-def sides(config: MaskRCNN, device: torch.device) -> list[Side]:
+def sides(config: MaskRCNNConfig, device: torch.device) -> list[Side]:
     """Ours, and detectron2's of the same weights where it is importable."""
     torch.manual_seed(0)
     shape = config.shape_for(config.encoder)
@@ -168,7 +168,7 @@ def sides(config: MaskRCNN, device: torch.device) -> list[Side]:
     return found
 
 
-def detectron2_model(config: MaskRCNN) -> nn.Module:
+def detectron2_model(config: MaskRCNNConfig) -> nn.Module:
     """Its detector, by the LazyConfig that we write for it."""
     from detectron2.config import LazyConfig, instantiate
 
@@ -184,7 +184,7 @@ def detectron2_model(config: MaskRCNN) -> nn.Module:
     return model
 
 
-def measured(config: MaskRCNN, device: torch.device, repeats: int, full: bool) -> tuple[Measured, list[float]]:
+def measured(config: MaskRCNNConfig, device: torch.device, repeats: int, full: bool) -> tuple[Measured, list[float]]:
     """Seconds a step, and the memory of each side."""
     both = sides(config, device)
     for side in both:

@@ -82,10 +82,10 @@ def run(config: Classify, run: RunDir) -> Outcome:
 
 
 def _validate(config: Classify, classifier: Ready, image: int, device: torch.device, run: RunDir) -> dict[str, float]:
-    folder = ImageFolder(locate(config.data), "val", decoder=config.decoder)
+    folder = ImageFolder(locate(config.data), "val", decoder=config.jpeg_decoder)
     require_same_classes(classifier.info, folder.classes, config.data)
     crops = CentreCrops(folder, image, crop_share(config, classifier.info))
-    loader = evaluation_loader(shared(crops), config.at_once, config.compute.workers)
+    loader = evaluation_loader(shared(crops), config.eval_batch, config.compute.workers)
     watch = Predictions(config.save_logits) if config.save_predictions else None
     batches = track(loader, "classifying batches of val images", len(loader))
     metrics = accuracy("val", classifier, batches, device, gather=True, watch=watch)
@@ -104,8 +104,8 @@ def _withstand(config: Classify, classifier: Ready, image: int, device: torch.de
     test = robustness(config.test, config.data, info.classes or None)
     percent = {}
     for part in test.parts:
-        if config.decoder != part.folder.decoder:
-            part.folder.decoder, part.folder.pixels = config.decoder, None  # decoded otherwise, if at all
+        if config.jpeg_decoder != part.folder.decoder:
+            part.folder.decoder, part.folder.pixels = config.jpeg_decoder, None  # decoded otherwise, if at all
         crops = CentreCrops(part.folder, image, crop_share(config, info))
         percent[part.name] = part.percent(_right(part, classifier, crops, config, device))
     return test.metrics(percent)
@@ -114,8 +114,8 @@ def _withstand(config: Classify, classifier: Ready, image: int, device: torch.de
 def _right(part: Part, classifier: Ready, crops: CentreCrops, config: Classify, device: torch.device) -> Tensor:
     """Whether the guess for each image of `part` is right, as `Part.right` says it, from all processes (N,)."""
     right_N = torch.zeros(len(crops), dtype=torch.int32)
-    loader = evaluation_loader(shared(crops), config.at_once, config.compute.workers)
-    places = _places(len(crops), config.at_once)
+    loader = evaluation_loader(shared(crops), config.eval_batch, config.compute.workers)
+    places = _places(len(crops), config.eval_batch)
     name = part.name or config.test
     for batch, places_B in zip(track(loader, f"classifying batches of {name}", len(loader)), places, strict=True):
         logits_BC = classifier(move(batch[0], device))
@@ -169,7 +169,7 @@ def facts(config: Classify, info: ClassifierInfo, image: int) -> dict[str, Any]:
         "image": image,
         "eval_resize": resized_side(image, share),
         "interpolation": "bicubic, antialiased",
-        "decoder": config.decoder,
+        "decoder": config.jpeg_decoder,
         "classes": info.outputs,
         "encoder": asdict(info.vit),
         "weights": f"{info.family} encoder, fine-tuned",

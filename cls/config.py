@@ -56,72 +56,48 @@ _SUBSET = "a text file that names the training images to use, one a line (SimCLR
 
 
 @dataclass(frozen=True)
-class Finetune:
-    """End-to-end training of the encoder with a classifier head (AdamW, layer-wise learning rates)."""
+class Evaluation:
+    """What every evaluation of an encoder has."""
 
     data: str = science("imagenet", about=_DATA)
     subset: str | None = science(None, about=_SUBSET)
-    checkpoint: str | None = science(None, about="the encoder to start from; none starts from random weights")
+    checkpoint: str | None = science(None, about="the encoder; none takes random weights")
     allow_partial: bool = science(False, about=_PARTIAL)
     encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
     image: int = science(224, about="side of an image in pixels, in training and in evaluation")
     positions: Resizing = science("auto", about=_POSITIONS)
-    pool: Pool = science("avg", about="avg: mean of patch tokens, then a fresh norm; cls: final norm, then class token")
-    decoder: Decoder = science("torchvision", about=_DECODER)
-    epochs: int = science(100)
-    warmup_epochs: float = science(5.0)
-    schedule: Literal["cosine", "simmim_cosine"] = science("cosine", about=_SCHEDULE)
-    start_lr: float = science(0.0, about="where warm-up begins")
-    batch: int = science(1024, about="images per optimiser step, over all devices and accumulated micro-batches")
-    base_lr: float = science(5e-4, about="learning rate per 256 images of batch")
-    min_lr: float = science(1e-6, about="where the cosine ends; scaled by the layer's factor like the peak")
-    weight_decay: float = science(0.05)
-    betas: tuple[float, float] = science((0.9, 0.999))
-    layer_decay: float = science(0.65, about="factor of the learning rate from one layer to the one before it")
-    drop_path: float = science(0.1, about="stochastic depth of the last block; linear from 0 at the first")
-    label_smoothing: float = science(0.1)
-    mixup: float = science(0.8, about="alpha; 0 is off")
-    cutmix: float = science(1.0, about="alpha; 0 is off")
-    mixup_probability: float = science(1.0, about="of mixing a batch at all")
-    switch_probability: float = science(0.5, about="of cutmix rather than mixup when both are on")
-    randaugment: str | None = science("rand-m9-mstd0.5-inc1", about="timm's text form of RandAugment; none is off")
-    erasing: float = science(0.25, about="probability of erasing a random rectangle with noise")
-    smallest_crop: float = science(0.08, about="least share of an image's area in a training crop")
-    flip: bool = science(True, about="mirror half of the crops")
+    jpeg_decoder: Decoder = science("torchvision", about=_DECODER, formerly="decoder")
     eval_crop: float | None = science(None, about=_EVAL_CROP)
-    clip: float | None = science(None, about="gradient norm to clip at")
-    ema: float | None = science(None, about="decay of a moving average of the weights, evaluated in their place")
-    seed: int = science(0)
+    seed: int = science(0, about="of whatever is drawn, and of the random weights when there is no checkpoint")
     compute: Compute = field(default_factory=Compute)
-    evaluate_every: int | None = plumbing(1, about="epochs between two evaluations; none evaluates at the end only")
-    save_predictions: bool = plumbing(False, about=_PREDICTIONS)
-    save_logits: bool = plumbing(False, about=_LOGITS)
 
     def __post_init__(self) -> None:
-        _positive(self, "image", "epochs", "batch", "base_lr", "smallest_crop", "layer_decay")
-        _shares(self, "drop_path", "label_smoothing", "mixup_probability", "switch_probability", "erasing")
-        _shares(self, "smallest_crop", "layer_decay", "eval_crop")
-        _not_negative(self, "min_lr", "start_lr", "weight_decay", "mixup", "cutmix")
-        _positive_or_none(self, "eval_crop", "evaluate_every", "clip")
-        if self.drop_path == 1:
-            raise ValueError("drop_path=1.0 would drop the last block always; it must be below 1")
-        if self.randaugment is not None and not RANDAUGMENT.fullmatch(self.randaugment):
-            raise ValueError(
-                f"randaugment={self.randaugment!r} is not timm's text form of RandAugment; "
-                f"the papers' is rand-m9-mstd0.5-inc1, and none turns it off"
-            )
-        _warmup_fits(self)
-        micro = _micro_batch(self)
-        if self.mixes and micro % 2:
-            raise ValueError(
-                f"batch={self.batch} in {self.compute.accumulate} micro-batches gives {micro} images at a time: mixup "
-                f"pairs images, so that must be even. Take an even batch, or mixup=0 cutmix=0"
-            )
+        _positive(self, "image")
+        _shares(self, "eval_crop")
+        _positive_or_none(self, "eval_crop")
 
-    @property
-    def mixes(self) -> bool:
-        """Whether images of a batch are mixed."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_probability > 0
+
+@dataclass(frozen=True)
+class Trained(Evaluation):
+    """What trains on crops of the images, one epoch after another. The defaults are the linear probe's."""
+
+    epochs: int = science(90)
+    warmup_epochs: float = science(10.0)
+    batch: int = science(16384, about="images per optimiser step, over all devices and accumulated micro-batches")
+    base_lr: float = science(0.1, about="learning rate per 256 images of batch")
+    weight_decay: float = science(0.0)
+    smallest_crop: float = science(0.08, about="least share of an image's area in a training crop")
+    flip: bool = science(True, about="mirror half of the crops")
+    evaluate_every: int | None = plumbing(1, about="epochs between two evaluations; none evaluates at the end only")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "epochs", "batch", "base_lr", "smallest_crop")
+        _shares(self, "smallest_crop")
+        _not_negative(self, "weight_decay")
+        _positive_or_none(self, "evaluate_every")
+        _warmup_fits(self)
+        _micro_batch(self)
 
     @property
     def micro_batch(self) -> int:
@@ -135,16 +111,64 @@ class Finetune:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Finetune(Trained):
+    """End-to-end training of the encoder with a classifier head (AdamW, layer-wise learning rates)."""
+
+    epochs: int = science(100)
+    warmup_epochs: float = science(5.0)
+    batch: int = science(1024, about="images per optimiser step, over all devices and accumulated micro-batches")
+    base_lr: float = science(5e-4, about="learning rate per 256 images of batch")
+    weight_decay: float = science(0.05)
+    pool: Pool = science("avg", about="avg: mean of patch tokens, then a fresh norm; cls: final norm, then class token")
+    schedule: Literal["cosine", "simmim_cosine"] = science("cosine", about=_SCHEDULE)
+    start_lr: float = science(0.0, about="where warm-up begins")
+    min_lr: float = science(1e-6, about="where the cosine ends; scaled by the layer's factor like the peak")
+    betas: tuple[float, float] = science((0.9, 0.999))
+    layer_decay: float = science(0.65, about="factor of the learning rate from one layer to the one before it")
+    drop_path: float = science(0.1, about="stochastic depth of the last block; linear from 0 at the first")
+    label_smoothing: float = science(0.1)
+    mixup: float = science(0.8, about="alpha; 0 is off")
+    cutmix: float = science(1.0, about="alpha; 0 is off")
+    mixup_probability: float = science(1.0, about="of mixing a batch at all")
+    switch_probability: float = science(0.5, about="of cutmix rather than mixup when both are on")
+    randaugment: str | None = science("rand-m9-mstd0.5-inc1", about="timm's text form of RandAugment; none is off")
+    erasing: float = science(0.25, about="probability of erasing a random rectangle with noise")
+    grad_clip: float | None = science(None, about="largest gradient norm; none does not clip", formerly="clip")
+    ema: float | None = science(None, about="decay of a moving average of the weights, evaluated in their place")
+    save_predictions: bool = plumbing(False, about=_PREDICTIONS)
+    save_logits: bool = plumbing(False, about=_LOGITS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "layer_decay")
+        _shares(
+            self, "drop_path", "label_smoothing", "mixup_probability", "switch_probability", "erasing", "layer_decay"
+        )
+        _not_negative(self, "min_lr", "start_lr", "mixup", "cutmix")
+        _positive_or_none(self, "grad_clip")
+        if self.drop_path == 1:
+            raise ValueError("drop_path=1.0 would drop the last block always; it must be below 1")
+        if self.randaugment is not None and not RANDAUGMENT.fullmatch(self.randaugment):
+            raise ValueError(
+                f"randaugment={self.randaugment!r} is not timm's text form of RandAugment; "
+                f"the papers' is rand-m9-mstd0.5-inc1, and none turns it off"
+            )
+        if self.mixes and self.micro_batch % 2:
+            raise ValueError(
+                f"batch={self.batch} in {self.compute.accumulate} micro-batches gives {self.micro_batch} images at a "
+                f"time: mixup pairs images, so that must be even. Take an even batch, or mixup=0 cutmix=0"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_probability > 0
+
+
+@dataclass(frozen=True)
+class Linear(Trained):
     """A linear classifier on the frozen encoder (LARS, batch norm without affine before it)."""
 
-    data: str = science("imagenet", about=_DATA)
-    subset: str | None = science(None, about=_SUBSET)
-    checkpoint: str | None = science(None, about="the encoder to probe; none probes random weights")
-    allow_partial: bool = science(False, about=_PARTIAL)
-    encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
-    image: int = science(224, about="side of an image in pixels")
-    positions: Resizing = science("auto", about=_POSITIONS)
     pool: Pool = science("avg", about=_POOL)
     norm: Norm = science("pooled", about=_NORM)
     views: Literal["augmented", "cached"] = science(
@@ -152,63 +176,25 @@ class Linear:
         about="augmented: a fresh crop and flip each epoch, as in the papers; "
         "cached: features computed once, without augmentation (another, cheaper protocol)",
     )
-    decoder: Decoder = science("torchvision", about=_DECODER)
-    epochs: int = science(90)
-    warmup_epochs: float = science(10.0)
-    batch: int = science(16384, about="images per optimiser step, over all devices and accumulated micro-batches")
-    base_lr: float = science(0.1, about="learning rate per 256 images of batch")
-    weight_decay: float = science(0.0)
     crop: Literal["one-draw", "torchvision"] = science("one-draw", about=_CROP)
-    smallest_crop: float = science(0.08, about="least share of an image's area in a training crop; augmented only")
-    flip: bool = science(True, about="mirror half of the crops; augmented only")
-    eval_crop: float | None = science(None, about=_EVAL_CROP)
-    seed: int = science(0)
-    compute: Compute = field(default_factory=Compute)
-    encode_batch: int = speed(256, about="images encoded at a time where no gradient is needed")
-    evaluate_every: int | None = plumbing(1, about="epochs between two evaluations; none evaluates at the end only")
+    eval_batch: int = speed(256, about="images encoded at a time where no gradient is needed", formerly="encode_batch")
 
     def __post_init__(self) -> None:
-        _positive(self, "image", "epochs", "batch", "base_lr", "encode_batch", "smallest_crop")
-        _shares(self, "smallest_crop", "eval_crop")
-        _not_negative(self, "weight_decay")
-        _positive_or_none(self, "eval_crop", "evaluate_every")
-        _warmup_fits(self)
-        _micro_batch(self)
-
-    @property
-    def micro_batch(self) -> int:
-        """Images that go through the model at a time."""
-        return _micro_batch(self)
-
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate after warm-up."""
-        return self.base_lr * self.batch / 256
+        super().__post_init__()
+        _positive(self, "eval_batch")
 
 
 @dataclass(frozen=True)
-class Frozen:
+class Frozen(Evaluation):
     """What evaluations of a frozen encoder share: its features are computed once and stored, without augmentation."""
 
-    data: str = science("imagenet", about=_DATA)
-    subset: str | None = science(None, about=_SUBSET)
-    checkpoint: str | None = science(None, about="the encoder to evaluate; none evaluates random weights")
-    allow_partial: bool = science(False, about=_PARTIAL)
-    encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
-    image: int = science(224, about="side of an image in pixels")
-    positions: Resizing = science("auto", about=_POSITIONS)
-    decoder: Decoder = science("torchvision", about=_DECODER)
-    eval_crop: float | None = science(None, about=_EVAL_CROP)
-    seed: int = science(0, about="of whatever is drawn, and of the random weights when there is no checkpoint")
-    compute: Compute = field(default_factory=Compute)
-    encode_batch: int = speed(256, about="images encoded at a time")
+    eval_batch: int = speed(256, about="images encoded at a time", formerly="encode_batch")
     stored: Literal["fp16", "fp32"] = speed("fp16", about="what features are stored in")
     features: str | None = plumbing(None, about=_FEATURES)
 
     def __post_init__(self) -> None:
-        _positive(self, "image", "encode_batch")
-        _shares(self, "eval_crop")
-        _positive_or_none(self, "eval_crop")
+        super().__post_init__()
+        _positive(self, "eval_batch")
 
 
 @dataclass(frozen=True)
@@ -308,15 +294,15 @@ class Classify:
     checkpoint: str | None = science(None, about="the classifier; there must be one")
     test: Test = science("val", about="what `data` is: an ordinary validation split, or a set with rules of its own")
     image: int | None = science(None, about="side of an image in pixels; none: what the classifier was trained at")
-    decoder: Decoder = science("torchvision", about=_DECODER)
+    jpeg_decoder: Decoder = science("torchvision", about=_DECODER, formerly="decoder")
     eval_crop: float | None = science(None, about=_EVAL_CROP)
     compute: Compute = field(default_factory=Compute)
-    at_once: int = speed(64, about="images that go through the model at a time")
+    eval_batch: int = speed(64, about="images that go through the model at a time", formerly="at_once")
     save_predictions: bool = plumbing(False, about=_PREDICTIONS + "; with test=val")
     save_logits: bool = plumbing(False, about=_LOGITS)
 
     def __post_init__(self) -> None:
-        _positive(self, "at_once")
+        _positive(self, "eval_batch")
         _shares(self, "eval_crop")
         _positive_or_none(self, "eval_crop", "image")
         if self.save_predictions and self.test != "val":
@@ -348,12 +334,12 @@ def _shares(config: Any, *names: str) -> None:
             raise ValueError(f"{name}={getattr(config, name)} must lie between 0 and 1")
 
 
-def _warmup_fits(config: Finetune | Linear | FastLinear) -> None:
+def _warmup_fits(config: Trained | FastLinear) -> None:
     if not 0 <= config.warmup_epochs <= config.epochs:
         raise ValueError(f"warmup_epochs={config.warmup_epochs} must lie between 0 and epochs={config.epochs}")
 
 
-def _micro_batch(config: Finetune | Linear | FastLinear) -> int:
+def _micro_batch(config: Trained | FastLinear) -> int:
     if config.batch % config.compute.accumulate:
         raise ValueError(
             f"batch={config.batch} must be a multiple of compute.accumulate={config.compute.accumulate}, "

@@ -165,7 +165,7 @@ def prepare(config: Finetune, device: torch.device) -> Prepared:
         FileNotFoundError, ValueError: as `run`.
     """
     encoder, info = encoder_of(config)
-    splits = open_splits(config.data, config.decoder, config.subset)
+    splits = open_splits(config.data, config.jpeg_decoder, config.subset)
     _require_images(splits, config.subset)
     _require_pairs(config)
     head = (splits.classes, config.drop_path, config.pool, config.image)
@@ -190,7 +190,7 @@ def prepare(config: Finetune, device: torch.device) -> Prepared:
         offset=offset(config, steps_per_epoch),
         compute=config.compute,
         seed=config.seed,
-        clip=config.clip,
+        grad_clip=config.grad_clip,
         ema=config.ema,
         evaluate=evaluation,
         evaluate_every=config.evaluate_every and config.evaluate_every * steps_per_epoch,

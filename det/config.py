@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.engine.run.config import Compute, plumbing, science, speed
+from mimbench.engine.run.config import Compute, nested, plumbing, science, speed
+
+LossWeights = Literal["image", "batch"]  # see det/model/loss_weights.py
 
 
 @dataclass(frozen=True)
-class ViTDet:
+class ViTDetConfig:
     """What detection adds to a plain ViT: windows, relative positions, a simple feature pyramid (ViTDet, section 3)."""
 
     patch: int | None = science(None, about="patch the encoder is resampled to; none keeps its own")
@@ -114,20 +116,22 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Views:
-    """Sizes and a mirror image in which each image is also looked at in evaluation; what is seen in them is united."""
+class TTA:
+    """Sizes in which each image is detected in evaluation, and mirrored; the detections of all are merged."""
 
     sizes: tuple[int, ...] = science((), about="longest sides in pixels; none is once, at `image`")
     flip: bool = science(False, about="each also mirrored")
 
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.sizes):
-            raise ValueError(f"views.sizes={list(self.sizes)} must be at least 1")
+            raise ValueError(f"test_time_augmentation.sizes={list(self.sizes)} must be at least 1")
 
 
 @dataclass(frozen=True)
-class MaskRCNN:
+class MaskRCNNConfig:
     """Mask R-CNN on a ViTDet backbone, trained and evaluated on a COCO-style data set."""
+
+    formerly: ClassVar[str] = "MaskRCNN"  # how identities and run.json know it
 
     data: str = science(about="a COCO directory, or the name of one")
     engine: Literal["mimbench", "detectron2"] = science(
@@ -148,11 +152,11 @@ class MaskRCNN:
     start: Literal["pretraining", "detectron2"] = science(
         "pretraining", about="how an encoder without a checkpoint is drawn: as pretraining's, or N(0, .02) throughout"
     )
-    vitdet: ViTDet = ViTDet()
+    vitdet: ViTDetConfig = ViTDetConfig()
     proposals: Proposals = Proposals()
     heads: Heads = Heads()
     augment: Augment = Augment()
-    views: Views = Views()
+    test_time_augmentation: TTA = nested(TTA, formerly="views")
     image: int = science(1024, about="side of the square that images are fitted into, in pixels")
     steps: int = science(184_375, about="optimiser steps; 0 evaluates a checkpoint that is a whole detector as it is")
     batch: int = science(64, about="images per optimiser step, over all processes and micro-batches")
@@ -162,21 +166,24 @@ class MaskRCNN:
     layer_decay: float = science(0.7, about="rate of each encoder layer relative to the one above it")
     weight_decay: float = science(0.1)
     decay_norms: bool = science(False, about="weight decay on the ViT's norms and position table too (ViTDet-H)")
-    clip: float | None = science(None, about="largest gradient norm; none does not clip")
-    normalise: Literal["image", "batch"] = science(
-        "image", about="losses as of 64 GPUs with an image each, however a batch is divided; or as of one whole batch"
+    grad_clip: float | None = science(None, about="largest gradient norm; none does not clip", formerly="clip")
+    loss_weights: LossWeights = science(
+        "image",
+        about="of regions: image: each image counts the same, as on 64 GPUs with an image each, however a batch is "
+        "divided; batch: each region of the batch does",
+        formerly="normalise",
     )
     recompute: bool = speed(
         False, about="compute the encoder's activations again in the backward pass: less memory, more time"
     )
     evaluate_every: int | None = plumbing(None, about="steps between evaluations; none evaluates at the end only")
-    evaluate_batch: int = speed(1, about="images per batch at evaluation")
+    eval_batch: int = speed(1, about="images per batch at evaluation", formerly="evaluate_batch")
     shown: int = plumbing(6, about="validation images drawn with their detections")
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
-        for name in ("image", "batch", "evaluate_batch"):
+        for name in ("image", "batch", "eval_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.steps < 0 or (self.steps == 0 and self.checkpoint is None):
@@ -189,10 +196,10 @@ class MaskRCNN:
             raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]")
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones={list(self.milestones)} must rise")
-        if self.normalise == "batch" and self.compute.accumulate > 1:
+        if self.loss_weights == "batch" and self.compute.accumulate > 1:
             raise ValueError(
-                f"normalise=batch takes the whole batch at once, not compute.accumulate={self.compute.accumulate} "
-                "parts; normalise=image gives the same however the batch is divided"
+                f"loss_weights=batch takes the whole batch at once, not compute.accumulate={self.compute.accumulate} "
+                "parts; loss_weights=image gives the same however the batch is divided"
             )
         if self.repeat is not None and not 0 < self.repeat <= 1:
             raise ValueError(f"repeat={self.repeat} is a share of the images, in (0, 1], or none")
@@ -207,7 +214,7 @@ class MaskRCNN:
         if self.checkpoint is None:
             self.shape_for(self.encoder)
 
-    def scaled(self, epochs: int, whole: int) -> MaskRCNN:
+    def scaled(self, epochs: int, whole: int) -> MaskRCNNConfig:
         """The same, which trains for `whole` epochs, with a schedule for `epochs`: steps, drops of the rate, warm-up.
 
         As detectron2 makes 75 epochs of 100: whole steps, rounded down, and warm-up as the same fraction of them.

@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.model.build import from_scratch
 from mimbench.det.model.cascade import CascadeHeads
 from mimbench.det.model.mask_rcnn import MaskRCNN
+from mimbench.det.model.roi_heads import POSITIVE
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 CONTEXT = 800 * 2**20  # bytes of a CUDA context and cuDNN's workspaces
 SPARE = 0.10  # of the rest: rounding, fragments, temporary values of the backward pass
 COCO_CLASSES = 80
-POSITIVE = 0.25  # share of the regions that may show an object, which the mask head is trained on
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def estimate(config: Config, world: int = 1, classes: int = COCO_CLASSES) -> Estimate:
+def estimate(config: MaskRCNNConfig, world: int = 1, classes: int = COCO_CLASSES) -> Estimate:
     """What one of `world` GPUs needs for `config`, whose encoder is that of the recipe.
 
     `precision=auto` is taken for bf16, which every GPU of the last years multiplies in.
@@ -135,7 +135,7 @@ def passed_forward(model: MaskRCNN, images: int) -> list[Tensor]:
     maps = model.backbone(pixels)
     logits, codes = model.proposal_generator.rpn_head(maps)
     heads = model.roi_heads
-    regions = images * heads.samples
+    regions = images * heads.options.samples
     channels = maps[0].shape[1]
     outputs = [*logits, *codes]
     for head, predictor in _box_stages(heads):
@@ -151,7 +151,7 @@ def passed_forward(model: MaskRCNN, images: int) -> list[Tensor]:
 # -------------------------------------------------------------------------------------------------------------- advice
 
 
-def advice(config: Config, free: int, world: int = 1) -> str | None:
+def advice(config: MaskRCNNConfig, free: int, world: int = 1) -> str | None:
     """None if `config` fits into `free` bytes; else, in one line, the estimate and what would fit."""
     needed = estimate(config, world)
     if needed.total <= free:
@@ -166,7 +166,7 @@ def advice(config: Config, free: int, world: int = 1) -> str | None:
     )
 
 
-def require_memory(config: Config, encoder: ViT, world: int, free: int) -> None:
+def require_memory(config: MaskRCNNConfig, encoder: ViT, world: int, free: int) -> None:
     """Stop before a training that `free` bytes of a GPU cannot hold; an evaluation alone (steps=0) is let pass.
 
     Args:
@@ -184,7 +184,7 @@ def require_memory(config: Config, encoder: ViT, world: int, free: int) -> None:
         raise ValueError(f"this GPU is too small: {what}")
 
 
-def _first_that_fits(options: Sequence[tuple[str, Config]], free: int, world: int) -> str | None:
+def _first_that_fits(options: Sequence[tuple[str, MaskRCNNConfig]], free: int, world: int) -> str | None:
     """What to change for the first of `options` that fits; each needs less than the one before it."""
     fits = cache(lambda place: estimate(options[place][1], world).total <= free)
     if not options or not fits(len(options) - 1):
@@ -192,9 +192,9 @@ def _first_that_fits(options: Sequence[tuple[str, Config]], free: int, world: in
     return options[bisect_left(range(len(options)), True, key=fits)][0]
 
 
-def _smaller(config: Config, world: int) -> Iterator[list[tuple[str, Config]]]:
+def _smaller(config: MaskRCNNConfig, world: int) -> Iterator[list[tuple[str, MaskRCNNConfig]]]:
     """Ways to need less that leave the result alone: more parts and, if that is not enough, computing twice."""
-    if config.normalise == "batch":
+    if config.loss_weights == "batch":
         return
     most = config.batch // world
     divisions = [parts for parts in range(config.compute.accumulate, most + 1) if most % parts == 0]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.engine.training.optim import adamw, parameter_groups
 from mimbench.engine.training.schedule import warmup_steps
 
@@ -33,7 +33,7 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.startswith(("backbone.net.pos_embed", "backbone.net.patch_embed.")) else depth + 1
 
 
-def groups(model: nn.Module, config: MaskRCNN, depth: int) -> list[dict[str, Any]]:
+def groups(model: nn.Module, config: MaskRCNNConfig, depth: int) -> list[dict[str, Any]]:
     """Parameter groups by layer and weight decay, in order of first appearance (27, 51 and 34 for B, L and H)."""
     return parameter_groups(
         model.named_parameters(),
@@ -45,11 +45,11 @@ def groups(model: nn.Module, config: MaskRCNN, depth: int) -> list[dict[str, Any
     )
 
 
-def optimizer(model: nn.Module, config: MaskRCNN, depth: int) -> torch.optim.AdamW:
+def optimizer(model: nn.Module, config: MaskRCNNConfig, depth: int) -> torch.optim.AdamW:
     """AdamW on `groups`."""
     return adamw(groups(model, config, depth), config.lr, BETAS)
 
 
-def learning_rate(config: MaskRCNN, step: int) -> float:
+def learning_rate(config: MaskRCNNConfig, step: int) -> float:
     """The rate of the heads at a step: linear warm-up, then a tenth from each milestone on."""
     return warmup_steps(step, config.lr, config.warmup, WARMUP_FACTOR, config.milestones, MILESTONE_FACTOR)

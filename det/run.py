@@ -19,10 +19,10 @@ import torch.distributed as dist
 from torch import nn
 
 from mimbench.backbones.checkpoint import EncoderInfo
-from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.batches import TrainingImages, ValidationImages, training_batch, validation_batch
 from mimbench.det.data.coco import CocoSplit, read_split
-from mimbench.det.data.lvis import RepeatedBatches, repeat_factors
+from mimbench.det.data.repeats import RepeatedBatches, repeat_factors
 from mimbench.det.detectron2.run import Within, train_within
 from mimbench.det.evaluation.draw import draw_detections, least_drawn, worst_first
 from mimbench.det.evaluation.draw_scores import draw_curves, draw_errors
@@ -46,7 +46,7 @@ from mimbench.engine.training.train import Trained, Training, train
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, run: RunDir) -> Outcome:
+def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
     """Train the detector of `config` in the directory `run` and evaluate it.
 
     Raises:
@@ -90,7 +90,9 @@ def run(config: Config, run: RunDir) -> Outcome:
     )
 
 
-def _as_it_is(config: Config, info: EncoderInfo | None, model: MaskRCNN, evaluation: Evaluation) -> dict[str, float]:
+def _as_it_is(
+    config: MaskRCNNConfig, info: EncoderInfo | None, model: MaskRCNN, evaluation: Evaluation
+) -> dict[str, float]:
     """The metrics of a checkpoint that is a whole detector, without training it."""
     if info is None or info.family != WHOLE:
         raise ValueError(f"steps=0 evaluates a whole detector as it is, and {config.checkpoint} is none")
@@ -98,7 +100,7 @@ def _as_it_is(config: Config, info: EncoderInfo | None, model: MaskRCNN, evaluat
     return evaluation.of_record()
 
 
-def _write(run: RunDir, config: Config, evaluation: Evaluation) -> None:
+def _write(run: RunDir, config: MaskRCNNConfig, evaluation: Evaluation) -> None:
     """Results, what came of each category, and pictures, into the run directory."""
     split, results = evaluation.split, evaluation.results
     write_text(run.path / "predictions.json", json.dumps(results))
@@ -116,15 +118,15 @@ def _write(run: RunDir, config: Config, evaluation: Evaluation) -> None:
         draw_detections(split, results, run.plots / "worst.png", config.shown, worst)
 
 
-def _training(config: Config, model: MaskRCNN, images: TrainingImages, evaluation: Evaluation) -> Training:
+def _training(config: MaskRCNNConfig, model: MaskRCNN, images: TrainingImages, evaluation: Evaluation) -> Training:
     _, world = rank_and_world()
     parts = world * config.compute.accumulate
     if config.batch % parts:
         raise ValueError(f"batch={config.batch} must be a multiple of processes x compute.accumulate = {parts}")
-    if config.normalise == "batch" and parts > 1:
+    if config.loss_weights == "batch" and parts > 1:
         raise ValueError(
-            f"normalise=batch takes the whole batch at once, not {parts} parts of it; normalise=image gives the same "
-            "however the batch is divided"
+            f"loss_weights=batch takes the whole batch at once, not {parts} parts of it; loss_weights=image gives the "
+            "same however the batch is divided"
         )
     return Training(
         model=model,
@@ -134,13 +136,13 @@ def _training(config: Config, model: MaskRCNN, images: TrainingImages, evaluatio
         learning_rate=partial(learning_rate, config),
         compute=config.compute,
         seed=config.seed,
-        clip=config.clip,
+        grad_clip=config.grad_clip,
         evaluate=evaluation,
         evaluate_every=config.evaluate_every,
     )
 
 
-def _batches(config: Config, images: TrainingImages, batch: int) -> Batches:
+def _batches(config: MaskRCNNConfig, images: TrainingImages, batch: int) -> Batches:
     """Batches of `batch` images, those of rare categories repeated if wanted."""
     compute = config.compute
     if config.repeat is None:
@@ -158,12 +160,17 @@ def _batches(config: Config, images: TrainingImages, batch: int) -> Batches:
 class Evaluation:
     """Detects on the validation split when called with a model, and keeps the results of the last call."""
 
-    def __init__(self, config: Config, split: CocoSplit, device: torch.device) -> None:
+    def __init__(self, config: MaskRCNNConfig, split: CocoSplit, device: torch.device) -> None:
         """Under torchrun each process takes its part of the images; all end up with all results."""
         rank, world = rank_and_world()
         images = ValidationImages(split, config.image, range(rank, len(split), world))
-        self.loader = evaluation_loader(images, config.evaluate_batch, config.compute.workers, validation_batch)
-        self.split, self.device, self.world, self.views = split, device, world, config.views
+        self.loader = evaluation_loader(images, config.eval_batch, config.compute.workers, validation_batch)
+        self.split, self.device, self.world, self.test_time_augmentation = (
+            split,
+            device,
+            world,
+            config.test_time_augmentation,
+        )
         self.results: list[Result] = []
         self.metrics = CocoMetrics(
             split.files.annotations, config.single_class, masks=config.heads.masks, benchmark=config.benchmark
@@ -189,7 +196,7 @@ def _detect(model: MaskRCNN, evaluation: Evaluation) -> list[Result]:
     split, results = evaluation.split, []
     for images, seen, indices in track(evaluation.loader, "detecting", len(evaluation.loader)):
         sizes = [split.size(index) for index in indices]
-        found = detections(model, move(images, evaluation.device), seen, sizes, evaluation.views)
+        found = detections(model, move(images, evaluation.device), seen, sizes, evaluation.test_time_augmentation)
         for one, size, index in zip(found, sizes, indices, strict=True):
             results += coco_results(one, int(split.image_ids[index]), split.category_ids, size)
     return results
@@ -204,7 +211,9 @@ def _same_categories(train_split: CocoSplit, val_split: CocoSplit) -> None:
             )
 
 
-def _facts(config: Config, info: EncoderInfo | None, images: TrainingImages, val_split: CocoSplit) -> dict[str, Any]:
+def _facts(
+    config: MaskRCNNConfig, info: EncoderInfo | None, images: TrainingImages, val_split: CocoSplit
+) -> dict[str, Any]:
     """What changes these numbers, besides the weights."""
     shape = config.shape_for(info.vit if info else config.encoder)
     return {
@@ -231,12 +240,12 @@ def _facts(config: Config, info: EncoderInfo | None, images: TrainingImages, val
         "single_class": config.single_class,
         "score_threshold": config.heads.score_threshold,
         "detections": config.heads.detections,
-        "normalise": config.normalise,
+        "normalise": config.loss_weights,
         "engine": config.engine,
         "heads": "cascade" if config.heads.cascade else "standard",
         "class_loss": config.heads.class_loss,
         "soft_nms": config.heads.soft_nms,
-        "views": [list(config.views.sizes), config.views.flip],
+        "views": [list(config.test_time_augmentation.sizes), config.test_time_augmentation.flip],
         "evaluator": "faster-coco-eval, LVIS rules" if config.benchmark == "lvis" else "pycocotools",
         "seed": config.seed,
     }

@@ -7,38 +7,38 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.engine.run.config import Compute, plumbing, science, speed
+from mimbench.engine.run.config import Compute, nested, plumbing, science, speed
 from mimbench.pretrain.masking.configs import (
     PUBLISHED_SIDE,
     AttentionMasking,
     GridMasking,
     KeepMasking,
-    Masking,
+    MaskingConfig,
     RandomMasking,
 )
-from mimbench.pretrain.methods.configs import MAE, CrossMAE, MaskAlign, Method, SimMIM
+from mimbench.pretrain.methods.configs import CrossMAEConfig, MAEConfig, MaskAlignConfig, MethodConfig, SimMIMConfig
 
 __all__ = [
-    "MAE",
     "AttentionMasking",
-    "CrossMAE",
+    "CrossMAEConfig",
     "GridMasking",
-    "Health",
     "KeepMasking",
-    "MaskAlign",
-    "Masking",
-    "Method",
+    "MAEConfig",
+    "MaskAlignConfig",
+    "MaskingConfig",
+    "MethodConfig",
+    "MonitorConfig",
     "Pretrain",
     "RandomMasking",
-    "SimMIM",
+    "SimMIMConfig",
 ]
 
 
 @dataclass(frozen=True)
-class Health:
+class MonitorConfig:
     """How often a pretraining is looked at while it goes on, and how closely (pretrain/monitor.py)."""
 
-    every: float = plumbing(20.0, about="epochs between two looks: pictures, loss on validation images, k-NN, rank")
+    every: float = plumbing(20.0, about="epochs between measurements: pictures, loss on validation images, k-NN, rank")
     images: int = plumbing(
         2048,
         about="training images that k-NN compares validation images with, a quarter as many; 0: neither",
@@ -56,8 +56,8 @@ class Pretrain:
     data: str = science("imagenet", about="the name of a data set or the path of one in ImageNet's layout")
     encoder: ViT = SIZES["B"]
     checkpoint: str | None = science(None, about="MaskAlign's teacher: the file of its weights, or a pretraining's run")
-    method: CrossMAE | MAE | MaskAlign | SimMIM = field(default_factory=CrossMAE)
-    masking: RandomMasking | GridMasking | KeepMasking | AttentionMasking = field(default_factory=RandomMasking)
+    method: MethodConfig = field(default_factory=CrossMAEConfig)
+    masking: MaskingConfig = field(default_factory=RandomMasking)
     epochs: int = science(800)
     warmup_epochs: float = science(40.0)
     batch: int = science(4096, about="images per optimiser step, over all devices and accumulated micro-batches")
@@ -73,16 +73,18 @@ class Pretrain:
     min_lr: float = science(0.0, about="where the cosine ends")
     weight_decay: float = science(0.05, about="not of biases and norms")
     betas: tuple[float, float] = science((0.9, 0.95))
-    clip: float | None = science(None, about="largest norm of the gradient; none clips nothing")
+    grad_clip: float | None = science(None, about="largest gradient norm; none does not clip", formerly="clip")
     smallest_crop: float = science(0.2, about="least share of an image's area in a training crop")
     flip: bool = science(True, about="mirror half of the crops")
     resizing: Literal["bicubic", "bilinear"] = science("bicubic", about="how crops are resized; SimMIM: bilinear")
-    decoder: Literal["torchvision", "pil"] = science(
-        "torchvision", about="pil: the papers' pixels exactly, at half the speed; the others differ by .05 of 255"
+    jpeg_decoder: Literal["torchvision", "pil"] = science(
+        "torchvision",
+        about="pil: the papers' pixels exactly, at half the speed; the others differ by .05 of 255",
+        formerly="decoder",
     )
     skip: float = plumbing(0.01, about="share of the training images that may be skipped as they cannot be decoded")
     seed: int = science(0)
-    health: Health = field(default_factory=Health)
+    monitor: MonitorConfig = nested(MonitorConfig, formerly="health")
     compile: bool = speed(False, about="compile the loss: a minute at the start, quicker steps after")
     recompute: bool = speed(False, about="compute activations again in the backward pass: less memory, more time")
     full_export: bool = plumbing(False, about="write all weights, the decoder's too, to model.pth at the end")
@@ -112,7 +114,7 @@ class Pretrain:
             raise ValueError(f"smallest_crop={self.smallest_crop} must lie in (0, 1]")
         if not 0 <= self.skip < 1:
             raise ValueError(f"skip={self.skip} must lie in [0, 1): the share of images that a run can do without")
-        if self.checkpoint is not None and not isinstance(self.method, MaskAlign):
+        if self.checkpoint is not None and not isinstance(self.method, MaskAlignConfig):
             raise ValueError(
                 f"checkpoint={self.checkpoint}: method.kind={self.method.kind} starts from random weights; "
                 "a checkpoint is MaskAlign's teacher"
@@ -127,8 +129,8 @@ class Pretrain:
                 raise ValueError(f"{name}={rate} must be {'positive' if name == 'base_lr' else '0 or more'}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)} must lie in [0, 1)")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip={self.clip} must be positive, or none")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(f"grad_clip={self.grad_clip} must be positive, or none")
 
     def _check_masking(self) -> None:
         method, masking = self.method, self.masking
@@ -137,7 +139,7 @@ class Pretrain:
                 f"masking.kind={masking.kind} predicts nothing, and method.kind={method.kind} learns by predicting: "
                 "use masking=random, grid or attention"
             )
-        if masking.needs == "look" and not method.weighs:
+        if masking.needs == "attention" and not method.gives_attention:
             raise ValueError(
                 f"masking.kind={masking.kind} draws by a teacher's attention, and method.kind={method.kind} has none: "
                 "use masking=random, grid or attention"

@@ -1,6 +1,7 @@
-"""What the decoders of MAE and CrossMAE compute, counted in live models that hold no numbers.
+"""What pretraining computes, counted by fvcore in live models that hold no numbers (engine/training/flops.py).
 
-    mimbench flops pretrain
+    mimbench flops pretrain                                          # the decoders of MAE and CrossMAE
+    mimbench flops pretrain --modules pretrain/crossmae_vitb_800ep   # fvcore's table of one recipe, module by module
 
 Forward pass, one image of the pretraining size, two operations for each multiply-add. Counted are the decoder's blocks
 and, in MAE, the layer that brings tokens to the decoder's width; norms, positions and the last layer are not, as in
@@ -14,20 +15,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.pretrain.config import MAE, CrossMAE, RandomMasking
-from mimbench.pretrain.masking.strategies import Random
-from mimbench.pretrain.methods.configs import Method
-from mimbench.pretrain.methods.table import build_method
+from mimbench.engine.training.flops import module_table, operations, total_operations
+from mimbench.pretrain.config import CrossMAEConfig, MAEConfig, MaskAlignConfig, MethodConfig, Pretrain, RandomMasking
+from mimbench.pretrain.masking.strategies import Masked, Random
+from mimbench.pretrain.methods.maskalign import MaskAlign
+from mimbench.pretrain.methods.method import Context, Method
+from mimbench.pretrain.methods.table import build_masking, build_method
+from mimbench.pretrain.methods.teachers import Teacher
 
 SMALL: dict[str, Any] = {"width": 256, "heads": 8}  # the decoder of ViT-S; the others have 512 and 16
-ROWS: tuple[tuple[str, CrossMAE | MAE, float], ...] = (  # what to call it, the method, the share predicted
-    ("MAE, 8 blocks", MAE(), 0.75),
-    ("CrossMAE .25, 12 blocks", CrossMAE(), 0.25),
-    ("CrossMAE .75, 12 blocks", CrossMAE(), 0.75),
-    ("CrossMAE .25, 8 blocks", CrossMAE(depth=8), 0.25),
+ROWS: tuple[tuple[str, CrossMAEConfig | MAEConfig, float], ...] = (  # what to call it, the method, the share predicted
+    ("MAE, 8 blocks", MAEConfig(), 0.75),
+    ("CrossMAE .25, 12 blocks", CrossMAEConfig(), 0.25),
+    ("CrossMAE .75, 12 blocks", CrossMAEConfig(), 0.75),
+    ("CrossMAE .25, 8 blocks", CrossMAEConfig(depth=8), 0.25),
 )
 
 
@@ -37,10 +41,10 @@ class Flops:
 
     size: str
     name: str
-    decoder: int  # its blocks, and MAE's decoder_embed
-    mixing: int  # of feature maps
-    encoder: int
-    total: int
+    decoder: float  # its blocks, and MAE's decoder_embed
+    mixing: float  # of feature maps
+    encoder: float
+    total: float
 
 
 def decoder_table() -> Iterator[Flops]:
@@ -50,21 +54,64 @@ def decoder_table() -> Iterator[Flops]:
             yield flops(size, name, replace(config, **SMALL) if size == "S" else config, shape, predict)
 
 
-def flops(size: str, name: str, config: Method, shape: ViT, predict: float, mask: float = 0.75) -> Flops:
+def flops(size: str, name: str, config: MethodConfig, shape: ViT, predict: float, mask: float = 0.75) -> Flops:
     """What one method computes for one image."""
     masking = Random(RandomMasking(mask=mask, predict=predict))
     with torch.device("meta"):
         method = build_method(config, shape)
         masked = masking(torch.zeros(1, shape.grid**2), None, (shape.grid, shape.grid), 0.0)
         images = torch.zeros(1, 3, shape.image, shape.image)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        method(images, masked)
-    by_module = {module: sum(parts.values()) for module, parts in counter.get_flop_counts().items()}
-    root = type(method).__name__
+    by_module, _ = method_operations(method, images, masked)
+    embed, mixing = by_module.get("decoder_embed", 0.0), by_module.get("wfm", 0.0)
+    encoder = by_module["patch_embed"] + by_module["blocks"]
+    return Flops(size, name, by_module["decoder_blocks"] + embed, mixing, encoder, by_module[""])
 
-    def of(part: str) -> int:
-        return sum(count for module, count in by_module.items() if module.rpartition(".")[0] == f"{root}.{part}")
 
-    embed, mixing = by_module.get(f"{root}.decoder_embed", 0), by_module.get(f"{root}.wfm", 0)
-    encoder = by_module.get(f"{root}.patch_embed", 0) + of("blocks")
-    return Flops(size, name, of("decoder_blocks") + embed, mixing, encoder, by_module["Global"])
+# -------------------------------------------------------------------------------------------------- of any pretraining
+
+
+def without_numbers(config: Pretrain) -> tuple[Method, Tensor, Masked]:
+    """Return a method on torch's `meta` device, an image, and its patches: as many of each kind as in its training."""
+    shape = config.encoder
+    shown, dropped, predicted = build_masking(config.masking, shape, config.epochs).counts(
+        shape.grid**2, float(config.epochs)
+    )
+    with torch.device("meta"):
+        method = _method(config)
+        places = (torch.zeros(1, number, dtype=torch.long) for number in (shown, predicted, dropped))
+        return method, torch.zeros(1, 3, shape.image, shape.image), Masked(*places)
+
+
+def _method(config: Pretrain) -> Method:
+    """A teacher is built by its name, so that its weights need not be here."""
+    if not isinstance(config.method, MaskAlignConfig):
+        return build_method(config.method, config.encoder)
+    import timm
+
+    if config.method.teacher is None:
+        raise ValueError("method.teacher=none: the teacher is in a file, and what it computes is counted by its name")
+    network: Any = timm.create_model(config.method.teacher, num_classes=0)
+    mean = std = (0.5, 0.5, 0.5)  # of no consequence here
+    teacher = Teacher(network, config.encoder.grid**2, config.method.teacher_image or 224, mean, std)
+    return MaskAlign(config.encoder, config.method, teacher)
+
+
+def context_of(method: Method, images: Tensor) -> Context:
+    """Return what `method` needs of whole images, for it to be called on them; nothing of most."""
+    with torch.no_grad():
+        return method.compute_context(images) or Context(None, ())
+
+
+def method_operations(method: Method, images: Tensor, masked: Masked) -> tuple[dict[str, float], float]:
+    """Return the operations of each of a method's modules ("" is all), and those of its teacher, 0 without one."""
+    by_module = operations(method, images, masked, context_of(method, images))
+    teacher = 0.0
+    if isinstance(method, MaskAlign):
+        teacher = total_operations(method.teacher.network, images, method.layers)
+    return by_module, teacher
+
+
+def recipe_table(config: Pretrain, depth: int) -> str:
+    """Return fvcore's table of a pretraining's method, a row for each module down to `depth` levels, as Markdown."""
+    method, images, masked = without_numbers(config)
+    return module_table(method, images, masked, context_of(method, images), depth=depth)

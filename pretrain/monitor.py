@@ -1,7 +1,7 @@
 """How a pretraining is doing while it goes on: is the encoder learning something, and is it still using all of itself?
 
-    health = Health(config, step, train, val)
-    health.measure()     -> {"probe_knn": 41.2, "feature_rank": 213.5}
+    monitor = Monitor(config, step, train, val)
+    monitor.measure()     -> {"probe_knn": 41.2, "feature_rank": 213.5}
 
     probe_knn       top-1 (%) of a vote of 20 nearest neighbours: some validation images among some training images
     feature_rank    RankMe (arXiv 2210.02885): how many directions the features of those training images really use
@@ -33,19 +33,19 @@ SMALLEST = 1e-7  # RankMe's epsilon
 AT_ONCE = 64  # images encoded at a time
 
 
-class Health:
+class Monitor:
     """Measures the encoder of a training, on images spread over the classes.
 
     Args:
-        config: of the run: `health.images` training images are looked at, and a quarter as many validation images.
+        config: of the run: `monitor.images` training images are looked at, and a quarter as many validation images.
         step: has the method that is being trained.
         train, val: where the images are taken from.
     """
 
     def __init__(self, config: Pretrain, step: Step, train: ImageFolder, val: ImageFolder) -> None:
         self.config, self.step = config, step
-        self.train = Squares(train, config.health.images, config.encoder.image)
-        self.val = Squares(val, -(-config.health.images // 4), config.encoder.image)
+        self.train = Squares(train, config.monitor.images, config.encoder.image)
+        self.val = Squares(val, -(-config.monitor.images // 4), config.encoder.image)
         self.classes = len(train.classes)
 
     def measure(self) -> dict[str, float]:

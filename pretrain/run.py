@@ -31,11 +31,11 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.optim import adamw, parameter_groups
 from mimbench.engine.training.schedule import warmup_cosine, warmup_drops, whole_cosine
 from mimbench.engine.training.train import Trained, Training, train
-from mimbench.pretrain.config import AttentionMasking, MaskAlign, Pretrain
+from mimbench.pretrain.config import AttentionMasking, MaskAlignConfig, Pretrain
 from mimbench.pretrain.masking.attention_guide import AttentionGuide
 from mimbench.pretrain.methods.method import Method
 from mimbench.pretrain.methods.table import build_masking, build_method
-from mimbench.pretrain.monitor import Health
+from mimbench.pretrain.monitor import Monitor
 from mimbench.pretrain.reconstruct import fixed_noise, picture_rows, save_picture, spread, validation_loss
 from mimbench.pretrain.step import Step
 
@@ -55,13 +55,13 @@ def run(config: Pretrain, run: RunDir) -> Outcome:
     device = setup_process(config.compute, config.seed)
     root = locate(config.data)
     step = build_step(config)
-    folder = ImageFolder(root, "train", decoder=config.decoder)
+    folder = ImageFolder(root, "train", decoder=config.jpeg_decoder)
     guide = AttentionGuide(config, run, step, folder) if config.masking.needs == "maps" else None
     batches = training_batches(config, folder, guide)
     unseen = _unseen(root)
     images = spread(unseen, VALIDATION, config.encoder.image)
     shown = images[:: max(1, len(images) // SHOWN)][:SHOWN]
-    prepared = training(config, step, batches, images, guide, Health(config, step, folder, unseen))
+    prepared = training(config, step, batches, images, guide, Monitor(config, step, folder, unseen))
     prepared = replace(prepared, before_step=_keeping(config, run, step, batches, prepared.before_step))
     trained = train(run, replace(prepared, draw=lambda: _draw(config, run, step, shown, guide, unseen.split)))
     if rank_and_world()[0] == 0:
@@ -119,7 +119,7 @@ def training(
     batches: Batches,
     validation: Tensor,
     guide: AttentionGuide | None = None,
-    health: Health | None = None,
+    monitor: Monitor | None = None,
 ) -> Training:
     """The training that `config` describes, looked at every so often and at its end, on uint8 images `validation`."""
     groups = decay_groups(step.method, config)
@@ -133,7 +133,7 @@ def training(
     def evaluate(model: nn.Module) -> dict[str, float]:
         device = step.mean.device
         found = {"val_loss": validation_loss(step, validation.to(device), config.seed, batches.batch)}
-        return found | health.measure() if health and rank_and_world()[0] == 0 else found
+        return found | monitor.measure() if monitor and rank_and_world()[0] == 0 else found
 
     return Training(
         model=step,
@@ -144,9 +144,9 @@ def training(
         compute=config.compute,
         seed=config.seed,
         before_step=begin,
-        clip=config.clip,
+        grad_clip=config.grad_clip,
         evaluate=evaluate,
-        evaluate_every=max(1, round(config.health.every * steps_per_epoch)),
+        evaluate_every=max(1, round(config.monitor.every * steps_per_epoch)),
         extra_state={"weight_maps": guide.maps} if guide else {},
     )
 
@@ -249,7 +249,7 @@ def _outcome(config: Pretrain, trained: Trained, epoch: int, device: torch.devic
     }
     if isinstance(config.masking, AttentionMasking):
         facts |= config.masking.facts()
-    if isinstance(config.method, MaskAlign):
+    if isinstance(config.method, MaskAlignConfig):
         facts["teacher"] = config.method.teacher or "the checkpoint"
     return Outcome(
         metrics={"loss": trained.metrics.pop("val_loss"), **trained.metrics},

@@ -1,6 +1,6 @@
 """What the training loop calls: a batch of uint8 crops to the loss.
 
-    normalise on the device -> method.look -> masking -> method
+    normalise on the device -> method.compute_context -> masking -> method
 
 The noise of the masking comes with each sample (engine/data/images.py draws it with the crop), so that which process
 trains on a sample, and in which micro-batch, makes no difference.
@@ -74,7 +74,7 @@ class Step(nn.Module):
     ) -> tuple[Masked, Context | None]:
         """Patches of normalised images, and what the method saw of them; `weights_BN` go before what it looked at."""
         with torch.no_grad():
-            context = self.method.look(images)
+            context = self.method.compute_context(images)
             if weights_BN is None and self.masking.needs_weights and context is not None:
                 weights_BN = context.importance
             return self.masking(noise_BN, weights_BN, self.grid, epoch), context

@@ -52,7 +52,7 @@ def measure(config: Pretrain, seconds: float) -> Pace:
         ValueError: if it holds too few images, or the recipe wants a checkpoint and has none.
     """
     device = setup_process(config.compute, config.seed)
-    folder = ImageFolder(locate(config.data), "train", decoder=config.decoder)
+    folder = ImageFolder(locate(config.data), "train", decoder=config.jpeg_decoder)
     batch = min(config.batch // config.compute.accumulate, AT_ONCE[device.type], len(folder))
     masking = RandomMasking() if config.masking.needs == "maps" else config.masking
     config = replace(config, batch=batch, masking=masking, compute=replace(config.compute, accumulate=1))

@@ -29,6 +29,8 @@ LIGHT = (  # what must answer at once
     "cls.recipes.published", "det.recipes.mask_rcnn",
 )  # fmt: skip
 
+BEING_CUT = "mimbench.backbones."  # checkpoint, content, opening and match import each other until they have one door
+
 
 def _files() -> list[Path]:
     return sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
@@ -52,6 +54,61 @@ def test_imports_point_one_way(folder: str) -> None:
         assert not bare, f"{file.relative_to(ROOT)} imports {sorted(bare)}, without `mimbench.` in front"
         ours = {name[1] for name in names if name[0] == "mimbench" and len(name) > 1}
         assert ours <= allowed, f"{file.relative_to(ROOT)} imports {sorted(ours - allowed)}"
+
+
+def _module(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("mimbench", *parts[: -1 if parts[-1] == "__init__" else None]))
+
+
+def _graph() -> dict[str, set[str]]:
+    """Each module and the modules it imports: at the top, within functions, and for the type checker alone."""
+    modules = {_module(file): file for file in _files()}
+    graph: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        graph[module] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                graph[module] |= {alias.name for alias in node.names} & modules.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()
+                graph[module] |= inner or ({node.module} & modules.keys())
+    return graph
+
+
+def _circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Sets of modules of which each leads to every other."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        left = list(graph[start])
+        while left:
+            if (module := left.pop()) not in found:
+                found.add(module)
+                left += graph[module]
+        return found
+
+    leads_to = {module: reached(module) for module in graph}
+    inside = {module for module in graph if module in leads_to[module]}
+    circles = {
+        frozenset(other for other in inside & leads_to[module] if module in leads_to[other]) for module in inside
+    }
+    return sorted(map(set, circles), key=sorted)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    circles = [sorted(circle) for circle in _circles(_graph())]
+    assert [circle for circle in circles if not all(name.startswith(BEING_CUT) for name in circle)] == []
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}, "e": {"a"}}
+    assert _circles(graph) == [{"b", "c"}, {"d"}]
+    assert {"mimbench.engine.training.session", "mimbench.engine.run.rundir"} <= _graph()[
+        "mimbench.engine.training.train"
+    ]
+    assert "mimbench.engine.training.loop" in _graph()["mimbench.engine.training.train"]  # within a function
+    assert "mimbench.jobs.local.display" in _graph()["mimbench.jobs.local.scheduler"]  # for the type checker alone
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -39,9 +39,9 @@ from mimbench.cls.config import FastLinear
 from mimbench.cls.data.crops import micro_batch
 from mimbench.cls.frozen.features import RowBatches, Source, describe_source, sources
 from mimbench.cls.frozen.heads import HeadOptimizer, Heads
-from mimbench.cls.frozen.stored import Frozen, open_frozen, share
+from mimbench.cls.frozen.stored import Frozen, open_frozen
 from mimbench.engine.run.atomic import write_json
-from mimbench.engine.run.process import announced, derived_seed, meet, rank_and_world, seed_all, summed
+from mimbench.engine.run.process import announced, derived_seed, meet, part_of_rank, rank_and_world, seed_all, summed
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.schedule import warmup_cosine
@@ -140,7 +140,7 @@ class Grid(nn.Module):
         heads = self.heads
         right, loss = torch.zeros(2, len(heads), dtype=torch.int64), torch.zeros(len(heads), dtype=torch.float64)
         right, loss = right.to(device), loss.to(device)
-        mine = share(len(rows))
+        mine = part_of_rank(len(rows))
         for place_B in torch.arange(mine.start, mine.stop, device=rows.labels.device).split(EVALUATED):
             features, label_B = rows.at(place_B, list(self.by_source))
             start = 0

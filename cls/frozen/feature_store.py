@@ -18,12 +18,10 @@ The folder may be deleted whenever no run uses it (`mimbench gc` does).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import math
-import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -45,6 +43,7 @@ from mimbench.engine.data.batches import evaluation_loader
 from mimbench.engine.data.datasets import Split
 from mimbench.engine.run.atomic import replacing, sweep, write_with
 from mimbench.engine.run.bar import track
+from mimbench.engine.run.file_lock import file_lock
 from mimbench.engine.run.process import announced, meet, rank_and_world
 
 log = logging.getLogger(__name__)
@@ -176,9 +175,7 @@ class FeatureStore:
         if self.fixed is not None or rank_and_world()[1] > 1:
             yield
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "lock").open("w") as handle:
-            _lock(handle, self.directory)
+        with file_lock(self.directory / "lock", f"making the features in {self.directory}"):
             sweep(self.directory)
             yield
 
@@ -215,7 +212,7 @@ class _Extraction:
         view, encoder = self.store.view, self.store.encoder
         indices = [index for number in numbers for index in self._images(number)]
         crops = CentreCrops(self.folder, view.image, view.eval_crop)
-        loader = evaluation_loader(Subset(crops, indices), encoder.at_once, view.workers)
+        loader = evaluation_loader(Subset(crops, indices), encoder.eval_batch, view.workers)
         batches = track(loader, f"encoding batches of {self.split} images", len(loader))
         held: list[list[Tensor]] = []
         for features in encoded(encoder, batches, self.lacking):
@@ -319,14 +316,3 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
             return f"{words} ({str(found.get(name))[:10]}, and this run's is {wanted[name][:10]})"
     name = next((name for name in wanted if found.get(name) != wanted[name]), "schema")
     return f"made with {name}={found.get(name)}, and this run has {name}={wanted[name]}"
-
-
-def _lock(handle: Any, directory: Path) -> None:
-    """Hold a file, waiting while another process has it; file systems that know no locks are let pass."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("waiting for another process that is making the features in %s", directory)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError as error:
-        log.info("%s cannot be locked (%s)", directory, os.strerror(error.errno or 0))

@@ -21,7 +21,7 @@ from mimbench.backbones.checkpoints.geometry import resize_table
 from mimbench.backbones.checkpoints.info import differences
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
-from mimbench.cls.config import FastLinear, FewShot, Finetune, Frozen, FrozenPool, Knn, Linear, Norm, Pool
+from mimbench.cls.config import Evaluation, FastLinear, FewShot, FrozenPool, Knn, Linear, Norm, Pool
 from mimbench.cls.data.crops import CentreCrops
 from mimbench.engine.data.batches import Batches, evaluation_loader
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, normalise
@@ -30,7 +30,6 @@ from mimbench.engine.run.process import autocast_dtype
 
 # B image of a batch, N image of a split, T token, D width, S side of an image
 
-EncoderConfig = Finetune | Linear | Frozen  # configs that start from a pretrained encoder
 POOLED = {
     "avg": "mean of the patch tokens",
     "cls": "class token",
@@ -76,7 +75,7 @@ class FrozenEncoder:
     source: Source  # the feature that calling it gives
     device: torch.device
     dtype: torch.dtype | None
-    at_once: int  # images encoded at a time
+    eval_batch: int  # images encoded at a time
 
     @property
     def family(self) -> str | None:
@@ -96,7 +95,7 @@ class FrozenEncoder:
     @torch.no_grad()
     def read(self, images: Tensor, sources: Sequence[Source]) -> list[Tensor]:
         """Features (B, D) of each of `sources`, from one pass through the encoder; float32, on its device."""
-        parts = [self._read(part, sources) for part in images.split(self.at_once)]
+        parts = [self._read(part, sources) for part in images.split(self.eval_batch)]
         return [torch.cat(of_source) for of_source in zip(*parts, strict=True)]
 
     def _read(self, images: Tensor, sources: Sequence[Source]) -> list[Tensor]:
@@ -139,7 +138,7 @@ def frozen_encoder(config: Linear | Knn | FastLinear | FewShot, device: torch.de
     model.requires_grad_(False).eval().to(device)
     dtype = autocast_dtype(config.compute, device)
     source = Source(_pools(config)[0], model.shape.depth, config.norm)
-    return FrozenEncoder(model, info, source, device, dtype, config.encode_batch)
+    return FrozenEncoder(model, info, source, device, dtype, config.eval_batch)
 
 
 def _pools(config: Linear | Knn | FastLinear | FewShot) -> tuple[FrozenPool, ...]:
@@ -159,7 +158,7 @@ def sources(config: Knn | FastLinear | FewShot, encoder: FrozenEncoder) -> list[
     return sources_of(tuple(dict.fromkeys(_pools(config))), layers, config.norm, encoder.model.shape.depth)
 
 
-def encoder_of(config: EncoderConfig, pool: Pool = "avg") -> tuple[VisionTransformer, EncoderInfo | None]:
+def encoder_of(config: Evaluation, pool: Pool = "avg") -> tuple[VisionTransformer, EncoderInfo | None]:
     """The encoder of a run's checkpoint, or a random one; its patches fit the images.
 
     Raises:
@@ -238,7 +237,7 @@ def features_of(
     encoder: FrozenEncoder, folder: ImageFolder, side: int, eval_crop: float | None, workers: int
 ) -> tuple[Tensor, Tensor]:
     """Features (N, D) and labels (N,) of a split's centre crops, in its order, on the encoder's device."""
-    loader = evaluation_loader(CentreCrops(folder, side, eval_crop), encoder.at_once, workers)
+    loader = evaluation_loader(CentreCrops(folder, side, eval_crop), encoder.eval_batch, workers)
     features_ND, done = torch.empty(len(folder), encoder.width), 0
     batches = track(loader, f"encoding batches of {folder.split} images", len(loader))
     for [features_BD] in encoded(encoder, batches, [encoder.source]):
@@ -302,7 +301,7 @@ def _in_words(pool: FrozenPool, norm: Norm, info: EncoderInfo | None, where: str
     return f"{what} after {after}"
 
 
-def encoder_facts(config: EncoderConfig, model: VisionTransformer, info: EncoderInfo | None) -> dict[str, Any]:
+def encoder_facts(config: Evaluation, model: VisionTransformer, info: EncoderInfo | None) -> dict[str, Any]:
     """Which encoder was evaluated, and what was done to it: `partial` names the keys that `allow_partial` let pass."""
     vit = model.shape
     resized = model.traits.positions == "absolute" and config.image // vit.patch != vit.grid

@@ -22,8 +22,8 @@ from torch import Tensor
 from mimbench.cls.config import Knn
 from mimbench.cls.frozen.features import Source, describe, sources
 from mimbench.cls.frozen.nearest import QUERIES, nearest
-from mimbench.cls.frozen.stored import Frozen, open_frozen, share
-from mimbench.engine.run.process import summed
+from mimbench.cls.frozen.stored import Frozen, open_frozen
+from mimbench.engine.run.process import part_of_rank, summed
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 
@@ -99,7 +99,7 @@ def measured(config: Knn, frozen: Frozen, source: Source) -> dict[str, float]:
     """Accuracies in percent with one feature; every process takes its share of the queries."""
     train_ND, val_QD = (frozen.store.read(split, source) for split in ("train", "val"))
     label_Q = frozen.store.labels("val")
-    mine = share(len(label_Q))
+    mine = part_of_rank(len(label_Q))
     device = frozen.encoder.device
     neighbours = config.neighbours if reported(config, frozen, source) else (config.k,)
     right = torch.zeros(len(neighbours), dtype=torch.int64, device=device)

@@ -83,7 +83,7 @@ def run(config: Linear, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     encoder = frozen_encoder(config, device)
-    splits = open_splits(config.data, config.decoder, config.subset)
+    splits = open_splits(config.data, config.jpeg_decoder, config.subset)
     trained = train(run, prepare(config, encoder, splits))
     require_finite(trained.metrics, config.compute)
     return Outcome(

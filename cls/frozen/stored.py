@@ -82,7 +82,7 @@ def open_frozen(config: Knn | FastLinear | FewShot, run: RunDir) -> Frozen:
     """
     device = setup_process(config.compute, config.seed)
     encoder = frozen_encoder(config, device)
-    splits = open_splits(config.data, config.decoder, config.subset)
+    splits = open_splits(config.data, config.jpeg_decoder, config.subset)
     view = View(config.image, config.eval_crop, config.compute.workers, config.stored)
     fixed = Path(config.features).expanduser() if config.features is not None else None
     return Frozen(config, encoder, splits, FeatureStore(shared_root(run), encoder, splits, view, fixed=fixed))
@@ -92,12 +92,6 @@ def shared_root(run: RunDir) -> Path:
     """Where features lie that other runs use as well: the runs root, or the run itself if it is under none."""
     stage = run.path.absolute().parent
     return stage.parent if stage.name == run.read_about()["stage"] else run.path
-
-
-def share(count: int) -> range:
-    """Which of `count` things this process does: a contiguous part, as equal as can be."""
-    rank, world = rank_and_world()
-    return range(count * rank // world, count * (rank + 1) // world)
 
 
 def seen_before(store: FeatureStore, source: Source) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def finetune_simmim_amt_vitb() -> Finetune:
         schedule="simmim_cosine",
         start_lr=1e-6,  # 2.5e-7 for each 512 images, as min_lr
         min_lr=1e-6,
-        clip=5.0,
+        grad_clip=5.0,
     )
 
 

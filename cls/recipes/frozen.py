@@ -55,7 +55,7 @@ def linear_fast_handwritten() -> FastLinear:
         held_out=0.1,
         batch=512,
         compute=_small(),
-        encode_batch=64,
+        eval_batch=64,
         stored="fp32",  # they are few; and a single head is then the slow probe to the image
     )
 
@@ -68,7 +68,7 @@ def fewshot_handwritten() -> FewShot:
         image=64,
         eval_crop=1.0,
         compute=_small(),
-        encode_batch=64,
+        eval_batch=64,
         stored="fp32",  # as for the fast probe, whose features these are
     )
 

@@ -180,7 +180,7 @@ def linear_handwritten() -> Linear:
         batch=512,
         base_lr=10.0,  # few steps and a trust ratio of 0.001: the papers' 0.1 would barely move the head
         compute=_small(),
-        encode_batch=64,
+        eval_batch=64,
         evaluate_every=None,
     )
 
@@ -196,7 +196,7 @@ def knn() -> Knn:
 def knn_handwritten() -> Knn:
     """k-NN with the demo's encoder on handwritten; seconds on one core."""
     return replace(
-        knn(), data="handwritten", encoder=HANDWRITTEN, image=64, eval_crop=1.0, compute=_small(), encode_batch=64
+        knn(), data="handwritten", encoder=HANDWRITTEN, image=64, eval_crop=1.0, compute=_small(), eval_batch=64
     )
 
 

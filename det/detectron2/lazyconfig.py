@@ -10,13 +10,13 @@ own training would start, patch embedding and positions resampled, so that both 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.detectron2.installed import COMMIT
 from mimbench.det.optim import MILESTONE_FACTOR, WARMUP_FACTOR
 from mimbench.engine.data.datasets import CocoFiles
@@ -48,25 +48,27 @@ class Source:
         return "mimbench_v1_train", "mimbench_v1_val"
 
 
-def refusal(config: Config) -> str | None:
+def refusal(config: MaskRCNNConfig) -> str | None:
     """Why detectron2 cannot train this recipe as it is; None if it can."""
-    views, flip, parts = config.views, config.augment.flip, config.compute.accumulate
+    views, clip = config.test_time_augmentation, config.grad_clip
+    flip, parts = config.augment.flip, config.compute.accumulate
     lacking = {
         "steps=0: there is nothing to train; engine=mimbench evaluates": config.steps == 0,
         "proposals.norm=true: its proposal head has none; proposals.norm=false": config.proposals.norm,
-        f"clip={config.clip}: its lazy configs do not clip gradients; clip=none": config.clip is not None,
+        f"grad_clip={clip}: its lazy configs do not clip gradients; grad_clip=none": clip is not None,
         f"compute.accumulate={parts}: it does not accumulate; give it more GPUs, or 1": parts > 1,
         f"warmup={config.warmup:g}: it warms up within steps={config.steps}; fewer, or more steps": (
             config.warmup > config.steps
         ),
         f"heads.soft_nms={config.heads.soft_nms}: it suppresses; heads.soft_nms=off": config.heads.soft_nms != "off",
-        "views.*: its lazy configs look once; views.sizes=[] views.flip=false": bool(views.sizes) or views.flip,
+        "test_time_augmentation.*: its lazy configs have none; "
+        "test_time_augmentation.sizes=[] test_time_augmentation.flip=false": bool(views.sizes) or views.flip,
         f"augment.flip={flip}: written out are 0 and 0.5": flip not in (0.0, 0.5),
     }
     return next((reason for reason, applies in lacking.items() if applies), None)
 
 
-def lazyconfig(config: Config, source: Source) -> str:
+def lazyconfig(config: MaskRCNNConfig, source: Source) -> str:
     """The Python text of the LazyConfig.
 
     Raises:
@@ -74,11 +76,11 @@ def lazyconfig(config: Config, source: Source) -> str:
     """
     if (reason := refusal(config)) is not None:
         raise ValueError(f"detectron2 cannot train this recipe as it is: {reason}")
-    parts: tuple[Callable[[Config, Source], str], ...] = (_header, _data, _backbone, _regions, _model, _training)
+    parts = (_header, _data, _backbone, _regions, _model, _training)
     return "\n".join(part(config, source) for part in parts)
 
 
-def _header(config: Config, source: Source) -> str:
+def _header(config: MaskRCNNConfig, source: Source) -> str:
     return f'''"""Written by mimbench for detectron2 (commit {COMMIT[:8]}), tools/lazyconfig_train_net.py."""
 
 from functools import partial
@@ -121,7 +123,7 @@ from omegaconf import OmegaConf
 '''
 
 
-def _data(config: Config, source: Source) -> str:
+def _data(config: MaskRCNNConfig, source: Source) -> str:
     train, val = source.names
     lvis = config.benchmark == "lvis"
     slash = "/" if lvis else ""  # its reader of LVIS appends names without one
@@ -185,7 +187,7 @@ dataloader.evaluator = L({evaluator})(
     )
 
 
-def _backbone(config: Config, source: Source) -> str:
+def _backbone(config: MaskRCNNConfig, source: Source) -> str:
     vit, vitdet = source.shape, config.vitdet
     windowed = [block for block in range(vit.depth) if block not in vitdet.attend_globally(vit.depth)]
     return f"""
@@ -221,18 +223,18 @@ _backbone = L(SimpleFeaturePyramid)(
 """
 
 
-def _levels(config: Config, source: Source) -> list[str]:
+def _levels(config: MaskRCNNConfig, source: Source) -> list[str]:
     """detectron2's names of the pyramid's maps, the last of them the one for proposals alone."""
     strides = _strides(config, source)
     return [f"p{int(math.log2(stride))}" for stride in strides]
 
 
-def _strides(config: Config, source: Source) -> list[int]:
+def _strides(config: MaskRCNNConfig, source: Source) -> list[int]:
     strides = [int(source.shape.patch / scale) for scale in config.vitdet.scales]
     return [*strides, 2 * strides[-1]]
 
 
-def _regions(config: Config, source: Source) -> str:
+def _regions(config: MaskRCNNConfig, source: Source) -> str:
     """What the heads of regions are made of."""
     heads, strides = config.heads, _strides(config, source)
     channels, classes = config.vitdet.channels, len(source.images_showing)
@@ -289,7 +291,7 @@ _common = dict(
 {_heads_part(config)}"""
 
 
-def _model(config: Config, source: Source) -> str:
+def _model(config: MaskRCNNConfig, source: Source) -> str:
     """The detector, of proposals and heads."""
     proposals, strides, channels = config.proposals, _strides(config, source), config.vitdet.channels
     rpn_convs, per_cell = [-1] * proposals.convs, len(proposals.anchor_ratios)
@@ -320,7 +322,7 @@ def _model(config: Config, source: Source) -> str:
 """
 
 
-def _mask_part(config: Config, classes: int, channels: int, convs: list[int]) -> str:
+def _mask_part(config: MaskRCNNConfig, classes: int, channels: int, convs: list[int]) -> str:
     if not config.heads.masks:
         return ""
     return f"""_common.update(
@@ -335,7 +337,7 @@ def _mask_part(config: Config, classes: int, channels: int, convs: list[int]) ->
 )"""
 
 
-def _heads_part(config: Config) -> str:
+def _heads_part(config: MaskRCNNConfig) -> str:
     if not config.heads.cascade:
         return """_heads = L(StandardROIHeads)(
     proposal_matcher=_matcher(0.5),
@@ -356,7 +358,7 @@ def _of_255(values: Sequence[float]) -> list[float]:
     return [round(255 * value, 6) for value in values]
 
 
-def _training(config: Config, source: Source) -> str:
+def _training(config: MaskRCNNConfig, source: Source) -> str:
     overrides: dict[str, Any] = {} if config.decay_norms else {"pos_embed": {"weight_decay": 0.0}}
     values = [MILESTONE_FACTOR**step for step in range(len(config.milestones) + 1)]
     mixed = source.device == "cuda" and config.compute.precision != "fp32"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.coco import CocoSplit, of_one_category, read_annotations
 from mimbench.det.detectron2.installed import require
 from mimbench.det.detectron2.lazyconfig import Source, lazyconfig
@@ -44,7 +44,7 @@ class Within:
 
 
 def write_lazyconfig(
-    config: Config, model: MaskRCNN, splits: tuple[CocoSplit, CocoSplit], file: Path, output: Path, device: str
+    config: MaskRCNNConfig, model: MaskRCNN, splits: tuple[CocoSplit, CocoSplit], file: Path, output: Path, device: str
 ) -> None:
     """Write the LazyConfig of `config` to `file` (.py), and the weights of `model`, its start, beside it (.pth).
 
@@ -90,7 +90,7 @@ def _one_category(split: CocoSplit, file: Path) -> CocoFiles:
 
 
 def train_within(
-    config: Config, model: MaskRCNN, splits: tuple[CocoSplit, CocoSplit], directory: Path, device: torch.device
+    config: MaskRCNNConfig, model: MaskRCNN, splits: tuple[CocoSplit, CocoSplit], directory: Path, device: torch.device
 ) -> Within:
     """Train `model` in detectron2 and evaluate it there; afterwards it has the trained weights.
 
@@ -110,7 +110,7 @@ def train_within(
 class _Session:
     """detectron2's objects, made of a LazyConfig; imported here, for importing this module must cost nothing."""
 
-    def __init__(self, config: Config, file: Path, directory: Path, device: torch.device) -> None:
+    def __init__(self, config: MaskRCNNConfig, file: Path, directory: Path, device: torch.device) -> None:
         from detectron2.checkpoint import DetectionCheckpointer
         from detectron2.config import LazyConfig, instantiate
         from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.augment import fitted, render
 from mimbench.det.data.batches import padded
 from mimbench.det.data.coco import read_split
@@ -51,7 +51,7 @@ class Detector:
     """A model in eval mode and what it takes to use it."""
 
     model: MaskRCNN
-    config: Config
+    config: MaskRCNNConfig
     category_ids: tuple[int, ...]
     categories: tuple[str, ...]
 
@@ -74,7 +74,7 @@ class Detector:
                 continue
             size = (image.shape[1], image.shape[2])
             images, sizes = padded([render(image, fitted(size, self.config.image))])
-            (found,) = detections(model, move(images, device), sizes, [size], self.config.views)
+            (found,) = detections(model, move(images, device), sizes, [size], self.config.test_time_augmentation)
             yield Seen(file, image, coco_results(found, number, self.category_ids, size))
 
 
@@ -89,7 +89,7 @@ def from_run(run: RunDir) -> Detector:
         raise ValueError(f"{run.path} is a {about['stage']} run ({about['recipe']}); a detection run finds objects")
     if run.detector.is_file():
         return from_file(run.detector)
-    config = from_text(Config, run.config.read_text(encoding="utf-8"), str(run.config))
+    config = from_text(MaskRCNNConfig, run.config.read_text(encoding="utf-8"), str(run.config))
     newest = newest_valid(run.checkpoints)
     if newest is None and config.steps:
         raise ValueError(

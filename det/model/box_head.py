@@ -4,22 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimbench.backbones.pyramid import ConvNorm
+from mimbench.det.config import Heads, LossWeights
 from mimbench.det.model.boxes import Weights, at_least_float32, decode, encode
 from mimbench.det.model.federated import drawn_classes, sigmoid_losses
-from mimbench.det.model.loss_weights import Normalise
 from mimbench.det.model.regions import Regions
-
-ClassLoss = Literal["softmax", "sigmoid", "federated"]
-
-WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)
 
 
 def init_conv(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
@@ -32,16 +25,16 @@ def init_conv(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
 class BoxHead(nn.Module):
     """Regions' features (R, C, side, side) to (R, fc)."""
 
-    def __init__(self, channels: int, side: int, convs: Sequence[int], fc: int) -> None:
-        """`convs` are the widths of the 3x3 convolutions, each followed by a norm over channels and a ReLU."""
+    def __init__(self, channels: int, side: int, options: Heads) -> None:
+        """`options.convs` 3x3 convolutions of width `options.channels`, each with a norm and a ReLU; `fc` units."""
         super().__init__()
-        self.hidden = len(convs)
-        for index, width in enumerate(convs):
-            layer = ConvNorm(channels, width, 3)
+        self.hidden = options.convs
+        for index in range(options.convs):
+            layer = ConvNorm(channels, options.channels, 3)
             init_conv(layer)
             self.add_module(f"conv{index + 1}", layer)
-            channels = width
-        self.fc1 = nn.Linear(channels * side * side, fc)
+            channels = options.channels
+        self.fc1 = nn.Linear(channels * side * side, options.fc)
         nn.init.kaiming_uniform_(self.fc1.weight, a=1)  # Caffe2's Xavier fill
         nn.init.zeros_(self.fc1.bias)
 
@@ -57,38 +50,25 @@ class BoxPredictor(nn.Module):
 
     fed_loss_cls_weights: Tensor  # detectron2's name; there with `class_weights` alone
 
-    def __init__(
-        self,
-        width: int,
-        classes: int,
-        *,
-        weights: Weights = WEIGHTS,
-        agnostic: bool = False,
-        class_loss: ClassLoss = "softmax",
-        class_weights: Tensor | None = None,
-        federated: int = 50,
-    ) -> None:
+    def __init__(self, classes: int, options: Heads, *, weights: Weights, class_weights: Tensor | None = None) -> None:
         """Args:
-        width: of a region's feature.
         classes: without the background.
+        options: `fc` is the width of a region's feature; with `cascade` there is one box code for all classes;
+            `class_loss` and `federated` say how classes are learned, and logits become scores.
         weights: of the box code (`det.model.boxes`).
-        agnostic: one box code for all classes.
-        class_loss: how classes are learned, and logits become scores.
         class_weights: (K,) how likely each class is drawn, of class_loss="federated" (`det.model.federated`).
-        federated: classes in each such loss.
 
         Raises:
             ValueError: if class weights are missing or not one for each class.
         """
         super().__init__()
-        self.classes, self.weights, self.federated = classes, weights, federated
-        self.class_loss: ClassLoss = class_loss
-        self.cls_score = nn.Linear(width, classes + 1)
-        self.bbox_pred = nn.Linear(width, 4 if agnostic else 4 * classes)
+        self.classes, self.options, self.weights = classes, options, weights
+        self.cls_score = nn.Linear(options.fc, classes + 1)
+        self.bbox_pred = nn.Linear(options.fc, 4 if options.cascade else 4 * classes)
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        if class_loss == "federated":
+        if options.class_loss == "federated":
             if class_weights is None or len(class_weights) != classes:
                 raise ValueError(f"the federated loss needs a weight for each of the {classes} classes")
             self.register_buffer("fed_loss_cls_weights", class_weights)
@@ -97,42 +77,40 @@ class BoxPredictor(nn.Module):
         """Logits (R, K + 1) and codes (R, K, 4), or (R, 1, 4) for all classes."""
         return self.cls_score(hidden_RD), self.bbox_pred(hidden_RD).unflatten(1, (-1, 4))
 
-    def losses(
-        self, logits_RK: Tensor, codes_RJ4: Tensor, regions: Regions, normalise: Normalise = "batch"
-    ) -> dict[str, Tensor]:
+    def losses(self, logits_RK: Tensor, codes_RJ4: Tensor, regions: Regions, mode: LossWeights) -> dict[str, Tensor]:
         """Of the classes of all regions, and L1 of the boxes of those of an object; both means over all regions.
 
         Args:
             logits_RK, codes_RJ4: what `forward` gave.
             regions: what they are of.
-            normalise: how much each region counts (`det.model.loss_weights`).
+            mode: how regions are weighed (`det.model.loss_weights`).
         """
-        share_R, label_R = regions.shares(normalise), regions.labels
+        weight_R, label_R = regions.loss_weights(mode), regions.labels
         shown = (label_R < self.classes).nonzero()[:, 0]
         wanted = encode(regions.boxes[shown], regions.targets[shown], self.weights)
         error_R = (self._of_class(codes_RJ4, shown, label_R[shown]) - wanted).abs().sum(1)
-        missed_R = self._class_losses(at_least_float32(logits_RK), regions, normalise)
-        return {"loss_cls": (missed_R * share_R).sum(), "loss_box_reg": (error_R * share_R[shown]).sum()}
+        missed_R = self._class_losses(at_least_float32(logits_RK), regions, mode)
+        return {"loss_cls": (missed_R * weight_R).sum(), "loss_box_reg": (error_R * weight_R[shown]).sum()}
 
-    def _class_losses(self, logits_RK: Tensor, regions: Regions, normalise: Normalise) -> Tensor:
+    def _class_losses(self, logits_RK: Tensor, regions: Regions, mode: LossWeights) -> Tensor:
         """(R,)."""
-        if self.class_loss == "softmax":
+        if self.options.class_loss == "softmax":
             return F.cross_entropy(logits_RK, regions.labels, reduction="none")
-        if self.class_loss == "sigmoid":
+        if self.options.class_loss == "sigmoid":
             return sigmoid_losses(logits_RK, regions.labels)
         groups = [len(logits_RK)]  # regions among which classes are drawn
-        if normalise == "image":
+        if mode == "image":
             groups = regions.regions[:, 0].long().bincount(minlength=regions.images).tolist()
         return torch.cat(
             [
-                sigmoid_losses(logits, label, drawn_classes(label, self.fed_loss_cls_weights, self.federated))
+                sigmoid_losses(logits, label, drawn_classes(label, self.fed_loss_cls_weights, self.options.federated))
                 for logits, label in zip(logits_RK.split(groups), regions.labels.split(groups), strict=True)
             ]
         )
 
     def scores(self, logits_RK: Tensor) -> Tensor:
         """Scores (R, K + 1) in 0..1; the last column is the background's, and means nothing with sigmoids."""
-        return logits_RK.softmax(-1) if self.class_loss == "softmax" else logits_RK.sigmoid()
+        return logits_RK.softmax(-1) if self.options.class_loss == "softmax" else logits_RK.sigmoid()
 
     def boxes(self, codes_RJ4: Tensor, regions_R4: Tensor, region_N: Tensor, label_N: Tensor) -> Tensor:
         """The boxes (N, 4) that the codes make of regions `region_N`, for classes `label_N`."""

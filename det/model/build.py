@@ -12,7 +12,7 @@ from mimbench.backbones.checkpoint import EncoderInfo, build_encoder
 from mimbench.backbones.checkpoints.detector import detector_in, relative_positions_in
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vitdet import vitdet_reason
-from mimbench.det.config import MaskRCNN as Config
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.model.detector_config import encoder_of
 from mimbench.det.model.federated import class_weights
 from mimbench.det.model.load_weights import load_detector, load_relative_positions
@@ -23,7 +23,7 @@ WHOLE = "detectron2, the whole detector"  # the family of such a checkpoint, det
 
 
 def build_detector(
-    config: Config, classes: int, images_showing: Sequence[int] | None = None
+    config: MaskRCNNConfig, classes: int, images_showing: Sequence[int] | None = None
 ) -> tuple[MaskRCNN, EncoderInfo | None]:
     """The detector of `config` on its checkpoint's encoder; on a random one if it has none; or its checkpoint itself.
 
@@ -65,7 +65,7 @@ def build_detector(
 
 
 def _whole(
-    config: Config, weights: Mapping[str, Tensor], classes: int, images_showing: Sequence[int] | None
+    config: MaskRCNNConfig, weights: Mapping[str, Tensor], classes: int, images_showing: Sequence[int] | None
 ) -> tuple[MaskRCNN, EncoderInfo]:
     """The detector of `config` with the `weights` of its checkpoint, which is a detector itself."""
     file = str(config.checkpoint)
@@ -76,7 +76,7 @@ def _whole(
 
 
 def from_scratch(
-    config: Config,
+    config: MaskRCNNConfig,
     classes: int,
     shape: ViT,
     *,
@@ -85,42 +85,7 @@ def from_scratch(
     images_showing: Sequence[int] | None = None,
 ) -> MaskRCNN:
     """The detector of `config` on an encoder of `shape`, as detectron2 draws both; `mean` and `std` of the images."""
-    heads, proposals, vitdet = config.heads, config.proposals, config.vitdet
-    seen = torch.ones(classes) if images_showing is None else torch.as_tensor(images_showing)
-    model = build_mask_rcnn(
-        classes=classes,
-        vit=shape,
-        mean=mean,
-        std=std,
-        image=config.image,
-        window=vitdet.window,
-        global_blocks=vitdet.attend_globally(shape.depth),
-        rel_pos=vitdet.rel_pos,
-        abs_pos=vitdet.abs_pos,
-        drop_path=vitdet.drop_path,
-        scales=vitdet.scales,
-        channels=vitdet.channels,
-        anchor_sizes=proposals.anchor_sizes,
-        aspect_ratios=proposals.anchor_ratios,
-        rpn_convs=proposals.convs,
-        rpn_norm=proposals.norm,
-        rpn_samples=proposals.samples,
-        pre_nms=proposals.before_nms,
-        post_nms=proposals.after_nms,
-        roi_samples=heads.samples,
-        head_convs=heads.convs,
-        head_channels=heads.channels,
-        fc=heads.fc,
-        score_threshold=heads.score_threshold,
-        nms=heads.nms,
-        top=heads.detections,
-        soft_nms=heads.soft_nms,
-        normalise=config.normalise,
-        masks=heads.masks,
-        cascade=heads.cascade,
-        class_loss=heads.class_loss,
-        class_weights=class_weights(seen) if heads.class_loss == "federated" else None,
-        federated=heads.federated,
-    )
-    model.backbone.net.recompute = config.recompute
-    return model
+    weights = None
+    if config.heads.class_loss == "federated":
+        weights = class_weights(torch.ones(classes) if images_showing is None else torch.as_tensor(images_showing))
+    return build_mask_rcnn(config, shape, classes=classes, mean=mean, std=std, class_weights=weights)

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mimbench.det.config import Heads
 from mimbench.det.model.box_head import BoxHead, BoxPredictor
 from mimbench.det.model.boxes import Weights, image_corners, nonempty
 from mimbench.det.model.pooling import with_image
 from mimbench.det.model.regions import Regions
-from mimbench.det.model.roi_heads import Maps, RoIHeads, Scored, Sizes, Targets, matched_regions
+from mimbench.det.model.roi_heads import OVERLAP, Maps, RoIHeads, Scored, Sizes, Targets, matched_regions
 
 
 class Stage(NamedTuple):
@@ -32,7 +33,7 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.5, (10.0, 10.0, 5.0, 5.0)),
+    Stage(OVERLAP, (10.0, 10.0, 5.0, 5.0)),
     Stage(0.6, (20.0, 20.0, 10.0, 10.0)),
     Stage(0.7, (30.0, 30.0, 15.0, 15.0)),
 )
@@ -44,14 +45,15 @@ class CascadeHeads(RoIHeads):
     def __init__(
         self,
         classes: int,
+        options: Heads,
         *,
         box_heads: Sequence[BoxHead],
         box_predictors: Sequence[BoxPredictor],
         overlaps: Sequence[float],
-        **options: Any,
+        **parts: Any,
     ) -> None:
-        """A head, a predictor (one code for all classes) and an overlap for each stage; `options` as of `RoIHeads`."""
-        super().__init__(classes, overlap=overlaps[0], **options)
+        """A head, a predictor (one code for all classes) and an overlap for each stage; `parts` as of `RoIHeads`."""
+        super().__init__(classes, options, **parts)
         self.box_head, self.box_predictor = nn.ModuleList(box_heads), nn.ModuleList(box_predictors)
         self.overlaps = tuple(overlaps)
 
@@ -66,7 +68,7 @@ class CascadeHeads(RoIHeads):
             if pooled.requires_grad:
                 pooled.register_hook(self._divided)
             logits, codes = predictor(head(pooled))
-            found = predictor.losses(logits, codes, chosen, self.normalise)
+            found = predictor.losses(logits, codes, chosen, self.loss_weights)
             losses |= {f"{name}_stage{number}": value for name, value in found.items()}
             if number + 1 < len(self.overlaps):
                 counts = chosen.regions[:, 0].long().bincount(minlength=chosen.images).tolist()

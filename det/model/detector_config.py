@@ -24,7 +24,7 @@ from torch import Tensor
 from mimbench.backbones.checkpoints.file_kind import kind_of
 from mimbench.backbones.checkpoints.opening import parse_location
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.det.config import Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.engine.run.config import from_text
 
@@ -37,7 +37,7 @@ RGB = tuple[float, float, float]
 class Described:
     """A detector without its weights."""
 
-    config: MaskRCNN
+    config: MaskRCNNConfig
     category_ids: tuple[int, ...]  # of each label; its own number where the file does not say
     categories: tuple[str, ...]  # their names; empty where the file does not say
     mean: RGB = IMAGENET_MEAN  # of the images, as fractions of 255
@@ -56,7 +56,7 @@ def described(path: str | Path) -> Described | None:
     if not isinstance(text, str):
         return None
     about = json.loads(text)
-    config = from_text(MaskRCNN, about["config"], str(path))
+    config = from_text(MaskRCNNConfig, about["config"], str(path))
     return Described(config, tuple(about["ids"]), tuple(about["names"]), _rgb(about["mean"]), _rgb(about["std"]))
 
 
@@ -73,7 +73,7 @@ def encoder_of(weights: Mapping[str, Tensor], path: str) -> tuple[ViT, RGB, RGB]
         return _backbone(weights)[0], IMAGENET_MEAN, IMAGENET_STD
 
 
-def config_of(weights: Mapping[str, Tensor], file: str) -> MaskRCNN:
+def config_of(weights: Mapping[str, Tensor], file: str) -> MaskRCNNConfig:
     """The config of a detector, from the names and shapes of its weights.
 
     Raises:
@@ -82,7 +82,7 @@ def config_of(weights: Mapping[str, Tensor], file: str) -> MaskRCNN:
     with _buildable(file):
         vit, vitdet, image = _backbone(weights)
         maps = len(vitdet.scales) + 1
-        return MaskRCNN(
+        return MaskRCNNConfig(
             data="",
             encoder=vit,
             image=image,
@@ -116,7 +116,7 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
     return sum(re.fullmatch(pattern, key) is not None for key in weights)
 
 
-def _backbone(weights: Mapping[str, Tensor]) -> tuple[ViT, ViTDet, int]:
+def _backbone(weights: Mapping[str, Tensor]) -> tuple[ViT, ViTDetConfig, int]:
     """Encoder, what detection adds to it, and the side of the images."""
     net = "backbone.net."
     width, _, patch, _ = weights[f"{net}patch_embed.proj.weight"].shape
@@ -127,7 +127,7 @@ def _backbone(weights: Mapping[str, Tensor]) -> tuple[ViT, ViTDet, int]:
     grid = 14 if positions is None else math.isqrt(positions.shape[1] - 1)
     vit = ViT(width, depth, heads, patch, patch * grid)
     pyramid = sorted({int(key.split(".")[1][6:]) for key in weights if key.startswith("backbone.simfp_")})
-    vitdet = ViTDet(
+    vitdet = ViTDetConfig(
         rel_pos=tables[0] is not None,
         abs_pos=positions is not None,
         channels=len(weights[_first(weights, r"backbone\.simfp_\d+\.\d+\.norm\.weight")]),

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from mimbench.backbones.checkpoints.detector import detector_in
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.model.build import from_scratch
 from mimbench.det.model.detector_config import ABOUT, Described, classes_of, config_of, described
 from mimbench.det.model.load_weights import load_detector
-from mimbench.det.model.mask_rcnn import MaskRCNN as Model
+from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.engine.run.atomic import write_with
 from mimbench.engine.run.config import to_text
 
@@ -31,12 +31,12 @@ from mimbench.engine.run.config import to_text
 class Detector:
     """A detector from a file."""
 
-    model: Model
+    model: MaskRCNN
     about: Described
 
 
 def save_detector(
-    file: Path, model: Model, config: MaskRCNN, category_ids: Sequence[int], categories: Sequence[str]
+    file: Path, model: MaskRCNN, config: MaskRCNNConfig, category_ids: Sequence[int], categories: Sequence[str]
 ) -> None:
     """Write `model`, which `config` describes, to `file` (.pth), atomically.
 

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimbench.backbones.pyramid import ConvNorm
+from mimbench.det.config import Heads
 from mimbench.det.model.box_head import init_conv
 from mimbench.det.model.boxes import at_least_float32
 
@@ -18,15 +17,15 @@ from mimbench.det.model.boxes import at_least_float32
 class MaskHead(nn.Module):
     """Regions' features (R, C, side, side) to mask logits (R, K, 2 * side, 2 * side)."""
 
-    def __init__(self, channels: int, convs: Sequence[int], classes: int) -> None:
-        """`convs` are the widths of the 3x3 convolutions, each followed by a norm over channels and a ReLU."""
+    def __init__(self, channels: int, options: Heads, classes: int) -> None:
+        """`options.convs` 3x3 convolutions of width `options.channels`, each followed by a norm and a ReLU."""
         super().__init__()
-        self.hidden = len(convs)
-        for index, width in enumerate(convs):
-            layer = ConvNorm(channels, width, 3)
+        self.hidden = options.convs
+        for index in range(options.convs):
+            layer = ConvNorm(channels, options.channels, 3)
             init_conv(layer)
             self.add_module(f"mask_fcn{index + 1}", layer)
-            channels = width
+            channels = options.channels
         self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         init_conv(self.deconv)
         self.predictor = nn.Conv2d(channels, classes, 1)
@@ -41,8 +40,8 @@ class MaskHead(nn.Module):
         return logits_RKMM[torch.arange(len(label_R), device=label_R.device), label_R]
 
 
-def mask_loss(logits_RMM: Tensor, target_RMM: Tensor, share_R: Tensor) -> Tensor:
-    """Mean binary cross entropy over the cells of each region, each region counting by its share (loss_weights.py).
+def mask_loss(logits_RMM: Tensor, target_RMM: Tensor, weight_R: Tensor) -> Tensor:
+    """Mean binary cross entropy over the cells of each region, each region counting by its weight (loss_weights.py).
 
     0, with a gradient of 0, when there are none.
     """
@@ -50,4 +49,4 @@ def mask_loss(logits_RMM: Tensor, target_RMM: Tensor, share_R: Tensor) -> Tensor
         return logits_RMM.sum() * 0
     logits = at_least_float32(logits_RMM)
     missed_RMM = F.binary_cross_entropy_with_logits(logits, target_RMM.to(logits.dtype), reduction="none")
-    return (missed_RMM.mean((1, 2)) * share_R).sum()
+    return (missed_RMM.mean((1, 2)) * weight_R).sum()

@@ -1,6 +1,6 @@
 """Mask R-CNN and Cascade Mask R-CNN on a ViTDet backbone, with detectron2's arithmetic and parameter names.
 
-    model = build_mask_rcnn(classes=80, vit=SIZES["B"], mean=..., std=...)
+    model = build_mask_rcnn(MaskRCNNConfig(data="coco"), SIZES["B"], classes=80, mean=..., std=...)
     losses = model(batch)                                 # training
     detections = model.detect(images, sizes)              # inference, one `Detections` per image
 
@@ -19,29 +19,7 @@ What comes out
     inference          `Detections`, in pixels of the network's input; `Detections.rescaled` takes them to the size
                        of the original image and `det.model.masks.paste` draws their masks there
 
-Sizes, all of them arguments of `build_mask_rcnn`
-    vit                         shape of the encoder; its `image` gives the grid of the position table
-    mean, std                   of the pixels, as fractions of 255
-    image                       side of the square that images are padded to
-    window, global_blocks, rel_pos, abs_pos, drop_path      `backbones.vitdet.ViTDet`
-    scales, channels            pyramid levels as multiples of the encoder's resolution, finest first, and their width;
-                                one level more, of half the last resolution, comes by itself, for proposals alone
-    anchor_sizes, aspect_ratios side in pixels of a level's square anchor, one per level (one more than `scales`), and
-                                height / width of the anchors at every cell
-    rpn_convs, rpn_norm         hidden convolutions of the proposal head, and whether a norm follows each
-    rpn_samples                 anchors per image in its loss
-    pre_nms, post_nms           proposals kept per level before, and in all after, suppression: (training, inference)
-    roi_samples                 regions per image in the losses of the heads
-    head_convs, head_channels   convolutions of the box head and of the mask head, and their width
-    fc                          width of the box head's hidden linear layer
-    canonical_size, canonical_level     a region of this side in pixels is pooled from the level of stride
-                                2**canonical_level, one twice as large from the next (equation 1 of FPN)
-    normalise                   how regions count in the losses of the heads (`det.model.loss_weights`)
-    masks                       whether there is a mask head; without one targets need no "masks", and none are found
-    score_threshold, nms, top   detections not above the score are dropped, then suppressed per class, then cut
-    soft_nms                    `det.model.nms`
-    cascade                     three box heads in a row (`det.model.cascade`)
-    class_loss, class_weights, federated    how classes are learned (`det.model.box_head.BoxPredictor`)
+Its sizes and options are those of `det.config.MaskRCNNConfig`: each group is passed whole to the part it configures.
 
 A detector that has diverged gives losses that are not finite; nothing in here raises for them, so that the training
 loop can say so. Sources: detectron2 02b5c4e2, `configs/common/models/mask_rcnn_vitdet.py` and what it calls.
@@ -61,12 +39,11 @@ from torch.nn import functional as F
 from mimbench.backbones.config import ViT
 from mimbench.backbones.pyramid import SimpleFeaturePyramid
 from mimbench.backbones.vitdet import ViTDet
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.model.anchors import Anchors
-from mimbench.det.model.box_head import BoxHead, BoxPredictor, ClassLoss
+from mimbench.det.model.box_head import BoxHead, BoxPredictor
 from mimbench.det.model.cascade import STAGES, CascadeHeads
-from mimbench.det.model.loss_weights import Normalise
 from mimbench.det.model.mask_head import MaskHead
-from mimbench.det.model.nms import Selection, Soft
 from mimbench.det.model.pooling import RegionPooler
 from mimbench.det.model.roi_heads import Detections, RoIHeads, StandardHeads
 from mimbench.det.model.rpn import RPN
@@ -146,85 +123,57 @@ def _channels(values: Sequence[float]) -> Tensor:
 
 
 def build_mask_rcnn(
+    config: MaskRCNNConfig,
+    vit: ViT,
     *,
     classes: int,
-    vit: ViT,
     mean: Sequence[float],
     std: Sequence[float],
-    image: int = 1024,
-    window: int = 14,
-    global_blocks: Sequence[int] = (2, 5, 8, 11),
-    rel_pos: bool = True,
-    abs_pos: bool = True,
-    drop_path: float = 0.1,
-    scales: Sequence[float] = (4.0, 2.0, 1.0, 0.5),
-    channels: int = 256,
-    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
-    aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    rpn_convs: int = 2,
-    rpn_norm: bool = False,
-    rpn_samples: int = 256,
-    pre_nms: tuple[int, int] = (2000, 1000),
-    post_nms: tuple[int, int] = (1000, 1000),
-    roi_samples: int = 512,
-    head_convs: int = 4,
-    head_channels: int = 256,
-    fc: int = 1024,
-    canonical_size: float = 224,
-    canonical_level: int = 4,
-    score_threshold: float = 0.05,
-    nms: float = 0.5,
-    top: int = 100,
-    soft_nms: Soft = "off",
-    normalise: Normalise = "batch",
-    masks: bool = True,
-    cascade: bool = False,
-    class_loss: ClassLoss = "softmax",
     class_weights: Tensor | None = None,
-    federated: int = 50,
 ) -> MaskRCNN:
-    """A Mask R-CNN of the sizes told at the top of the file; by default detectron2's for images of 1024 pixels.
+    """The detector that `config` describes, on an encoder of the shape `vit`, weights drawn from torch's generator.
+
+    Args:
+        config: its groups `vitdet`, `proposals` and `heads`, and its `image`, `loss_weights` and `recompute`, are read;
+            everything that says how it is trained, and on what, is not.
+        vit: shape of the encoder, before `vitdet.patch`; its `image` gives the grid of the position table.
+        classes: categories of the data.
+        mean, std: of the pixels, as fractions of 255.
+        class_weights: (K,) how likely each class is drawn, with heads.class_loss="federated".
 
     Raises:
-        ValueError: if the sizes do not fit each other.
+        ValueError: if the detector cannot stand on such an encoder, naming the field that does not fit.
     """
-    positions = {"rel_pos": rel_pos, "abs_pos": abs_pos}
-    net = ViTDet(vit, image=image, window=window, global_blocks=global_blocks, drop_path=drop_path, **positions)
-    backbone = SimpleFeaturePyramid(net, channels, scales)
-    _check_levels(anchor_sizes, image, backbone.strides)
-    anchors = Anchors(anchor_sizes, aspect_ratios, backbone.strides)
-    convs, pooled = [head_channels] * head_convs, backbone.strides[:-1]
-    stages = STAGES if cascade else STAGES[:1]
-    box_heads = [BoxHead(channels, 7, convs, fc) for _ in stages]
-    learned: dict[str, Any] = {"class_loss": class_loss, "class_weights": class_weights, "federated": federated}
-    predictors = [BoxPredictor(fc, classes, weights=of.weights, agnostic=cascade, **learned) for of in stages]
-    options: dict[str, Any] = {
-        "box_pooler": RegionPooler(7, pooled, canonical_size, canonical_level),
-        "mask_pooler": RegionPooler(14, pooled, canonical_size, canonical_level),
-        "mask_head": MaskHead(channels, convs, classes) if masks else None,
-        "samples": roi_samples,
-        "selection": Selection(score_threshold, nms, top, soft_nms),
-        "normalise": normalise,
-    }
-    heads: RoIHeads
-    if cascade:
-        overlaps = [stage.overlap for stage in stages]
-        heads = CascadeHeads(classes, box_heads=box_heads, box_predictors=predictors, overlaps=overlaps, **options)
-    else:
-        heads = StandardHeads(classes, box_head=box_heads[0], box_predictor=predictors[0], **options)
-    rpn = RPN(
-        channels, anchors, convs=rpn_convs, norm=rpn_norm, samples=rpn_samples, pre_nms=pre_nms, post_nms=post_nms
+    vit, vitdet, heads = config.shape_for(vit), config.vitdet, config.heads
+    net = ViTDet(
+        vit,
+        image=config.image,
+        window=vitdet.window,
+        global_blocks=vitdet.attend_globally(vit.depth),
+        rel_pos=vitdet.rel_pos,
+        abs_pos=vitdet.abs_pos,
+        drop_path=vitdet.drop_path,
     )
-    return MaskRCNN(backbone, rpn, heads, mean=mean, std=std, image=image)
-
-
-def _check_levels(anchor_sizes: Sequence[float], image: int, strides: Sequence[int]) -> None:
-    if len(anchor_sizes) != len(strides):
-        raise ValueError(
-            f"anchor_sizes={tuple(anchor_sizes)} must hold one size per pyramid level: {len(strides)}, for strides "
-            f"{tuple(strides)}, of which the last is the level added on top of `scales`"
+    net.recompute = config.recompute
+    backbone = SimpleFeaturePyramid(net, vitdet.channels, vitdet.scales)
+    anchors = Anchors(config.proposals.anchor_sizes, config.proposals.anchor_ratios, backbone.strides)
+    stages = STAGES if heads.cascade else STAGES[:1]
+    box_heads = [BoxHead(vitdet.channels, 7, heads) for _ in stages]
+    predictors = [BoxPredictor(classes, heads, weights=stage.weights, class_weights=class_weights) for stage in stages]
+    pooled = backbone.strides[:-1]
+    shared: dict[str, Any] = {
+        "box_pooler": RegionPooler(7, pooled),
+        "mask_pooler": RegionPooler(14, pooled),
+        "mask_head": MaskHead(vitdet.channels, heads, classes) if heads.masks else None,
+        "loss_weights": config.loss_weights,
+    }
+    roi_heads: RoIHeads
+    if heads.cascade:
+        overlaps = [stage.overlap for stage in stages]
+        roi_heads = CascadeHeads(
+            classes, heads, box_heads=box_heads, box_predictors=predictors, overlaps=overlaps, **shared
         )
-    if image % strides[-2]:
-        raise ValueError(
-            f"image={image} must be a multiple of the coarsest stride made from the encoder, {strides[-2]}"
-        )
+    else:
+        roi_heads = StandardHeads(classes, heads, box_head=box_heads[0], box_predictor=predictors[0], **shared)
+    rpn = RPN(vitdet.channels, anchors, config.proposals)
+    return MaskRCNN(backbone, rpn, roi_heads, mean=mean, std=std, image=config.image)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mimbench.det.model.loss_weights import Normalise, shares
+from mimbench.det.config import LossWeights
+from mimbench.det.model.loss_weights import loss_weights
 
 
 class Regions(NamedTuple):
@@ -25,9 +26,9 @@ class Regions(NamedTuple):
         """(R, 4)."""
         return self.regions[:, 1:]
 
-    def shares(self, normalise: Normalise) -> Tensor:
-        """How much each counts in a mean over them, (R,)."""
-        return shares(self.regions[:, 0], self.images, normalise)
+    def loss_weights(self, mode: LossWeights) -> Tensor:
+        """The weight of each in a mean over them, (R,)."""
+        return loss_weights(self.regions[:, 0], self.images, mode)
 
     def some(self, place: Tensor) -> Regions:
         """Those at these places."""

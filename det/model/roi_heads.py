@@ -17,14 +17,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from mimbench.det.config import Heads, LossWeights
 from mimbench.det.model.box_head import BoxHead, BoxPredictor
 from mimbench.det.model.boxes import image_corners, nonempty
-from mimbench.det.model.loss_weights import Normalise
 from mimbench.det.model.mask_head import MaskHead, mask_loss
 from mimbench.det.model.matching import BACKGROUND, FOREGROUND, match, sample
-from mimbench.det.model.nms import Selection
+from mimbench.det.model.nms import keep_best
 from mimbench.det.model.pooling import RegionPooler, with_image
 from mimbench.det.model.regions import Regions
+
+OVERLAP = 0.5  # with an object, from which a region shows it
+POSITIVE = 0.25  # largest share of the sampled regions that show objects
 
 Maps = Sequence[Tensor]  # pyramid levels (B, C, h, w)
 Targets = Sequence[dict[str, Any]]  # of each image, as in `det.model.mask_rcnn`
@@ -70,26 +73,18 @@ class RoIHeads(nn.Module, ABC):
     def __init__(
         self,
         classes: int,
+        options: Heads,
         *,
         box_pooler: RegionPooler,
         mask_pooler: RegionPooler,
         mask_head: MaskHead | None,
-        samples: int = 512,
-        positive: float = 0.25,
-        overlap: float = 0.5,
-        selection: Selection | None = None,
-        normalise: Normalise = "batch",
+        loss_weights: LossWeights,
     ) -> None:
-        """`samples`, `positive`, `overlap` and `normalise` govern training, `selection` inference.
-
-        Without a mask head boxes alone are learned and found.
-        """
+        """`loss_weights` weighs regions in the losses; without a mask head boxes alone are learned and found."""
         super().__init__()
-        self.classes = classes
+        self.classes, self.options = classes, options
         self.box_pooler, self.mask_pooler, self.mask_head = box_pooler, mask_pooler, mask_head
-        self.samples, self.positive, self.overlap = samples, positive, overlap
-        self.selection = selection or Selection()
-        self.normalise: Normalise = normalise
+        self.loss_weights: LossWeights = loss_weights
 
     @abstractmethod
     def box_losses(self, maps: Maps, chosen: Regions, targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
@@ -111,16 +106,16 @@ class RoIHeads(nn.Module, ABC):
         shown = chosen.some((chosen.labels < self.classes).nonzero()[:, 0])
         masks = self.mask_head(self.mask_pooler(maps, shown.regions), shown.labels)
         wanted = _mask_targets(shown, targets, masks.shape[-1])
-        return {"loss_mask": mask_loss(masks, wanted, shown.shares(self.normalise))}
+        return {"loss_mask": mask_loss(masks, wanted, shown.loss_weights(self.loss_weights))}
 
     @torch.no_grad()
     def _sampled(self, proposals: Sequence[Tensor], targets: Targets) -> Regions:
         candidates = [torch.cat([boxes, target["boxes"]]) for boxes, target in zip(proposals, targets, strict=True)]
-        matched = matched_regions(candidates, targets, self.overlap, self.classes)
+        matched = matched_regions(candidates, targets, OVERLAP, self.classes)
         places, before = [], 0
         for candidates_R4, label_R in zip(candidates, matched.labels.split([len(c) for c in candidates]), strict=True):
             shown_R = torch.where(label_R < self.classes, FOREGROUND, BACKGROUND)
-            places.append(torch.cat(sample(shown_R, self.samples, self.positive)) + before)
+            places.append(torch.cat(sample(shown_R, self.options.samples, POSITIVE)) + before)
             before += len(candidates_R4)
         return matched.some(torch.cat(places))
 
@@ -148,25 +143,27 @@ class RoIHeads(nn.Module, ABC):
         self, predictor: BoxPredictor, regions_R4: Tensor, scores_RK: Tensor, codes_RJ4: Tensor, size: tuple[int, int]
     ) -> Found:
         """Boxes, scores and labels of one image: cut by score, suppressed within a class, the best kept."""
-        region_N, label_N = (scores_RK[:, : self.classes] > self.selection.score_threshold).nonzero(as_tuple=True)
+        region_N, label_N = (scores_RK[:, : self.classes] > self.options.score_threshold).nonzero(as_tuple=True)
         boxes_N4 = predictor.boxes(codes_RJ4, regions_R4, region_N, label_N)
         boxes_N4 = boxes_N4.clamp(min=0).minimum(image_corners([size], boxes_N4)[0])
-        keep, scores = self.selection(boxes_N4, scores_RK[region_N, label_N], label_N)
+        keep, scores = keep_best(boxes_N4, scores_RK[region_N, label_N], label_N, self.options)
         return Found(boxes_N4[keep], scores, label_N[keep])
 
 
 class StandardHeads(RoIHeads):
     """One box head: Mask R-CNN's."""
 
-    def __init__(self, classes: int, *, box_head: BoxHead, box_predictor: BoxPredictor, **options: Any) -> None:
-        """`options` as of `RoIHeads`."""
-        super().__init__(classes, **options)
+    def __init__(
+        self, classes: int, options: Heads, *, box_head: BoxHead, box_predictor: BoxPredictor, **parts: Any
+    ) -> None:
+        """`parts` as of `RoIHeads`."""
+        super().__init__(classes, options, **parts)
         self.box_head, self.box_predictor = box_head, box_predictor
 
     def box_losses(self, maps: Maps, chosen: Regions, targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
         """loss_cls and loss_box_reg."""
         logits_RK, codes_RJ4 = self.box_predictor(self.box_head(self.box_pooler(maps, chosen.regions)))
-        return self.box_predictor.losses(logits_RK, codes_RJ4, chosen, self.normalise)
+        return self.box_predictor.losses(logits_RK, codes_RJ4, chosen, self.loss_weights)
 
     def scored(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sizes) -> Scored:
         """Scores and boxes for every proposal."""

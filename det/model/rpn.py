@@ -17,25 +17,29 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou
 
 from mimbench.backbones.pyramid import ConvNorm, suited
+from mimbench.det.config import Proposals
 from mimbench.det.model.anchors import Anchors
 from mimbench.det.model.boxes import Weights, at_least_float32, decode, encode, image_corners, nonempty
 from mimbench.det.model.matching import match, sample
 
 WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
+OVERLAP = (0.3, 0.7)  # with an object: up to the first an anchor shows background, from the second the object
+POSITIVE = 0.5  # largest share of the sampled anchors that show objects
+NMS = 0.7  # overlap above which the lower-scored proposal of a level goes
 
 
 class RPNHead(nn.Module):
     """Hidden 3x3 convolutions without a norm, then objectness and box codes, shared by all levels."""
 
-    def __init__(self, channels: int, per_cell: int, convs: int, norm: bool = False) -> None:
-        """With `norm` each convolution is followed by a norm over channels; detectron2 has none there."""
+    def __init__(self, channels: int, per_cell: int, options: Proposals) -> None:
+        """`options.convs` convolutions, each followed by a norm with `options.norm`; detectron2 has none there."""
         super().__init__()
         hidden: list[nn.Conv2d] = [
-            ConvNorm(channels, channels, 3) if norm else nn.Conv2d(channels, channels, 3, padding=1)
-            for _ in range(convs)
+            ConvNorm(channels, channels, 3) if options.norm else nn.Conv2d(channels, channels, 3, padding=1)
+            for _ in range(options.convs)
         ]
         # detectron2's names: "conv" for a single convolution, "conv.conv0", "conv.conv1" for several
-        self.conv = hidden[0] if convs == 1 else nn.Sequential()
+        self.conv = hidden[0] if options.convs == 1 else nn.Sequential()
         if isinstance(self.conv, nn.Sequential):
             for index, layer in enumerate(hidden):
                 self.conv.add_module(f"conv{index}", layer)
@@ -66,22 +70,12 @@ class RPN(nn.Module):
         self,
         channels: int,
         anchors: Anchors,
-        *,
-        convs: int = 2,
-        samples: int = 256,
-        positive: float = 0.5,
-        overlap: tuple[float, float] = (0.3, 0.7),
-        pre_nms: tuple[int, int] = (2000, 1000),
-        post_nms: tuple[int, int] = (1000, 1000),
-        nms: float = 0.7,
-        norm: bool = False,
+        options: Proposals,
     ) -> None:
-        """Two numbers of `pre_nms` (per level) and `post_nms` (in all) are for training and for inference."""
+        """Propose from maps of `channels` channels; `anchors` are those of `options` on the maps' strides."""
         super().__init__()
-        self.rpn_head = RPNHead(channels, anchors.per_cell, convs, norm)
-        self.anchors = anchors
-        self.samples, self.positive, self.overlap = samples, positive, overlap
-        self.pre_nms, self.post_nms, self.nms = pre_nms, post_nms, nms
+        self.rpn_head = RPNHead(channels, anchors.per_cell, options)
+        self.anchors, self.options = anchors, options
 
     def forward(
         self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]], boxes: Sequence[Tensor] | None
@@ -109,8 +103,8 @@ class RPN(nn.Module):
     ) -> dict[str, Tensor]:
         chosen, others, sources, targets = [], [], [], []
         for image, boxes_T4 in enumerate(boxes):
-            object_A, label_A = match(box_iou(boxes_T4, anchors_A4), *self.overlap, keep_best=True)
-            foreground, background = sample(label_A, self.samples, self.positive)
+            object_A, label_A = match(box_iou(boxes_T4, anchors_A4), *OVERLAP, keep_best=True)
+            foreground, background = sample(label_A, self.options.samples, POSITIVE)
             chosen.append(foreground + image * len(anchors_A4))
             others.append(background + image * len(anchors_A4))
             sources.append(anchors_A4[foreground])
@@ -120,7 +114,7 @@ class RPN(nn.Module):
         is_object = torch.arange(len(logits), device=logits.device) < len(foreground)
         predicted = codes_BA4.view(-1, 4)[foreground]
         wanted = encode(torch.cat(sources), torch.cat(targets), WEIGHTS)
-        norm = self.samples * len(boxes)
+        norm = self.options.samples * len(boxes)
         classified = F.binary_cross_entropy_with_logits(logits, is_object.to(logits), reduction="sum")
         return {"loss_rpn_cls": classified / norm, "loss_rpn_loc": (predicted - wanted).abs().sum() / norm}
 
@@ -132,10 +126,11 @@ class RPN(nn.Module):
         sizes: Sequence[tuple[int, int]],
         mode: int,
     ) -> list[Tensor]:
-        """The best boxes of each image; `mode` picks from `pre_nms` and `post_nms`."""
+        """The best boxes of each image; `mode` 0 is training, 1 inference."""
+        before_nms, after_nms = self.options.before_nms[mode], self.options.after_nms[mode]
         kept_boxes, kept_scores, kept_levels = [], [], []
         for level, (anchors_A4, logits_BA, codes_BA4) in enumerate(zip(anchors, logits, codes, strict=True)):
-            count = min(len(anchors_A4), self.pre_nms[mode])
+            count = min(len(anchors_A4), before_nms)
             scores_BN, best_BN = logits_BA.topk(count, dim=1)
             codes_BN4 = codes_BA4.gather(1, best_BN[..., None].expand(-1, -1, 4))
             kept_boxes.append(decode(codes_BN4, anchors_A4[best_BN], WEIGHTS))
@@ -148,7 +143,6 @@ class RPN(nn.Module):
         proposals = []
         for boxes_N4, scores_N, valid_N in zip(boxes_BN4, scores_BN, valid_BN, strict=True):
             boxes = boxes_N4[valid_N]
-            proposals.append(
-                boxes[batched_nms(boxes, scores_N[valid_N].float(), level_N[valid_N], self.nms)[: self.post_nms[mode]]]
-            )
+            keep = batched_nms(boxes, scores_N[valid_N].float(), level_N[valid_N], NMS)[:after_nms]
+            proposals.append(boxes[keep])
         return proposals

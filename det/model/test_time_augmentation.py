@@ -3,7 +3,7 @@
 detectron2's `GeneralizedRCNNWithTTA`: boxes found in every view are brought into the image, suppressed together, and
 their masks are the mean of those that each view gives them. Views are made from the pixels that a single look has.
 
-    found = detections(model, images, seen, sizes, config.views)      # one look where there are no views
+    found = detections(model, images, seen, sizes, config.test_time_augmentation)  # one look where there are no views
 
 detectron2 computes the features of each view twice, for boxes and for masks; here they are kept.
 """
@@ -20,20 +20,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mimbench.det.config import Views
+from mimbench.det.config import TTA
 from mimbench.det.data.augment import fitted
 from mimbench.det.model.boxes import image_corners
 from mimbench.det.model.mask_rcnn import MaskRCNN
-from mimbench.det.model.nms import Selection
+from mimbench.det.model.nms import keep_best
 from mimbench.det.model.roi_heads import Detections, Found
 
 Size = tuple[int, int]  # height, width
 
-ANY_SCORE = 1e-8  # what was found in a view has passed the threshold there
-
 
 def detections(
-    model: MaskRCNN, images: Tensor, seen: Sequence[Size], sizes: Sequence[Size], views: Views
+    model: MaskRCNN, images: Tensor, seen: Sequence[Size], sizes: Sequence[Size], views: TTA
 ) -> list[Detections]:
     """What is in each image, in pixels of its original.
 
@@ -63,7 +61,7 @@ class _Look(NamedTuple):
 
 
 @torch.no_grad()
-def in_views(model: MaskRCNN, image: Tensor, size: Size, views: Views) -> Detections:
+def in_views(model: MaskRCNN, image: Tensor, size: Size, views: TTA) -> Detections:
     """What is in `image` (3, h, w), uint8, looked at in all views, in pixels of its original of `size` (H, W)."""
     looks = [
         _look(model, view, flip)
@@ -75,8 +73,7 @@ def in_views(model: MaskRCNN, image: Tensor, size: Size, views: Views) -> Detect
     boxes_N4 = boxes_N4.clamp(min=0).minimum(image_corners([size], boxes_N4)[0])
     scores_N = torch.cat([look.found.scores for look in looks])
     label_N = torch.cat([look.found.labels for look in looks])
-    rule = model.roi_heads.selection
-    keep, scores = Selection(ANY_SCORE, rule.nms, rule.top, rule.soft)(boxes_N4, scores_N, label_N)
+    keep, scores = keep_best(boxes_N4, scores_N, label_N, model.roi_heads.options)
     united = Found(boxes_N4[keep], scores, label_N[keep])
     masks = torch.stack([_masks(model, look, united, seen, size) for look in looks]).mean(0)
     return Detections(*united, masks).rescaled(size, size)

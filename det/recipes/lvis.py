@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep, mask_rcnn_vitdet_h_75ep, mask_rcnn_vitdet_l_100ep
 
 
-def lvis_mask_rcnn_vitdet_b_100ep() -> MaskRCNN:
+def lvis_mask_rcnn_vitdet_b_100ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-B, 100 epochs of LVIS v1. MAE: 40.2 box AP, 38.2 mask AP.
 
     mimbench run det/lvis_mask_rcnn_vitdet_b_100ep data=coco checkpoint=encoder.safetensors
@@ -20,33 +20,33 @@ def lvis_mask_rcnn_vitdet_b_100ep() -> MaskRCNN:
     return _on_lvis(mask_rcnn_vitdet_b_100ep(), lr=2e-4)
 
 
-def lvis_mask_rcnn_vitdet_l_100ep() -> MaskRCNN:
+def lvis_mask_rcnn_vitdet_l_100ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-L, 100 epochs of LVIS v1. MAE: 46.1 box AP, 43.6 mask AP."""
     return _on_lvis(mask_rcnn_vitdet_l_100ep(), lr=2e-4)
 
 
-def lvis_mask_rcnn_vitdet_h_100ep() -> MaskRCNN:
+def lvis_mask_rcnn_vitdet_h_100ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-H, 100 epochs of LVIS v1. MAE: 49.1 box AP, 46.0 mask AP."""
     base = mask_rcnn_vitdet_h_75ep()
     return _on_lvis(replace(base, vitdet=replace(base.vitdet, drop_path=0.4)), lr=1e-4)
 
 
-def lvis_cascade_mask_rcnn_vitdet_b_100ep() -> MaskRCNN:
+def lvis_cascade_mask_rcnn_vitdet_b_100ep() -> MaskRCNNConfig:
     """Cascade Mask R-CNN, ViTDet-B, 100 epochs of LVIS v1."""
     return _cascade(lvis_mask_rcnn_vitdet_b_100ep())
 
 
-def lvis_cascade_mask_rcnn_vitdet_l_100ep() -> MaskRCNN:
+def lvis_cascade_mask_rcnn_vitdet_l_100ep() -> MaskRCNNConfig:
     """Cascade Mask R-CNN, ViTDet-L, 100 epochs of LVIS v1."""
     return _cascade(lvis_mask_rcnn_vitdet_l_100ep())
 
 
-def lvis_cascade_mask_rcnn_vitdet_h_100ep() -> MaskRCNN:
+def lvis_cascade_mask_rcnn_vitdet_h_100ep() -> MaskRCNNConfig:
     """Cascade Mask R-CNN, ViTDet-H, 100 epochs of LVIS v1."""
     return _cascade(lvis_mask_rcnn_vitdet_h_100ep())
 
 
-def _on_lvis(base: MaskRCNN, lr: float) -> MaskRCNN:
+def _on_lvis(base: MaskRCNNConfig, lr: float) -> MaskRCNNConfig:
     """156,250 steps of 64 are 100 epochs of 100,000 images; LVIS has 300 detections an image, and low scores count."""
     return replace(
         base,
@@ -60,5 +60,5 @@ def _on_lvis(base: MaskRCNN, lr: float) -> MaskRCNN:
     )
 
 
-def _cascade(base: MaskRCNN) -> MaskRCNN:
+def _cascade(base: MaskRCNNConfig) -> MaskRCNNConfig:
     return replace(base, heads=replace(base.heads, cascade=True))

@@ -10,19 +10,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mimbench.backbones.config import HANDWRITTEN, SIZES
-from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.engine.run.config import Compute
 
 
-def mask_rcnn_vitdet_b_100ep() -> MaskRCNN:
+def mask_rcnn_vitdet_b_100ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-B, 100 epochs of COCO. MAE: 51.6 box AP, 45.9 mask AP. About 5 days on 8 A100.
 
     mimbench run det/mask_rcnn_vitdet_b_100ep data=coco checkpoint=encoder.safetensors
     """
-    return MaskRCNN(data="coco", vitdet=ViTDet(patch=16))  # all published sizes run at patch 16, ViT-H's 14 resampled
+    return MaskRCNNConfig(
+        data="coco", vitdet=ViTDetConfig(patch=16)
+    )  # all published sizes run at patch 16, ViT-H's 14 resampled
 
 
-def mask_rcnn_vitdet_l_100ep() -> MaskRCNN:
+def mask_rcnn_vitdet_l_100ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-L, 100 epochs of COCO. MAE: 55.6 box AP, 49.2 mask AP. About 10 days on 8 A100."""
     base = mask_rcnn_vitdet_b_100ep()
     return replace(
@@ -33,7 +35,7 @@ def mask_rcnn_vitdet_l_100ep() -> MaskRCNN:
     )
 
 
-def mask_rcnn_vitdet_h_75ep() -> MaskRCNN:
+def mask_rcnn_vitdet_h_75ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-H, 75 epochs of COCO. MAE: 56.7 box AP, 50.1 mask AP. About 14 days on 8 A100."""
     base = mask_rcnn_vitdet_b_100ep().scaled(75, 100)
     return replace(
@@ -45,19 +47,19 @@ def mask_rcnn_vitdet_h_75ep() -> MaskRCNN:
     )
 
 
-def mask_rcnn_handwritten() -> MaskRCNN:
+def mask_rcnn_handwritten() -> MaskRCNNConfig:
     """Mask R-CNN on handwritten, finding digits of any kind: the demo, 100 to 160 s of one CPU core.
 
     Images are of the size that the encoder was pretrained on, so its positions are used as they are: interpolated to a
     larger grid, what this small encoder knows is lost. Kinds of digits are not told apart: heads that see a digit
     aligned in its box read it from the patches, with or without an encoder (NOTES.md).
     """
-    return MaskRCNN(
+    return MaskRCNNConfig(
         data="handwritten",
         single_class=True,
         encoder=HANDWRITTEN,
         # the window is the image; strides 4, 8, 16 and, for proposals, 32
-        vitdet=ViTDet(window=8, global_blocks=(3,), drop_path=0.0, channels=32, scales=(2.0, 1.0, 0.5)),
+        vitdet=ViTDetConfig(window=8, global_blocks=(3,), drop_path=0.0, channels=32, scales=(2.0, 1.0, 0.5)),
         proposals=Proposals(
             convs=1,
             anchor_sizes=(20.0, 28.0, 38.0, 50.0),
@@ -76,7 +78,7 @@ def mask_rcnn_handwritten() -> MaskRCNN:
         milestones=(160, 187),
         layer_decay=0.8,
         weight_decay=0.05,
-        clip=1.0,
-        evaluate_batch=8,
+        grad_clip=1.0,
+        eval_batch=8,
         compute=Compute(precision="fp32", workers=0, log_every=10, save_every=100),
     )

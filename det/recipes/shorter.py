@@ -8,58 +8,58 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep, mask_rcnn_vitdet_h_75ep, mask_rcnn_vitdet_l_100ep
 
 WHOLE = 100  # epochs, of the schedule that others are parts of
 
 
-def mask_rcnn_vitdet_b_25ep() -> MaskRCNN:
+def mask_rcnn_vitdet_b_25ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-B, 25 epochs of COCO. About 1.3 days on 8 A100."""
     return mask_rcnn_vitdet_b_100ep().scaled(25, WHOLE)
 
 
-def mask_rcnn_vitdet_b_36ep() -> MaskRCNN:
+def mask_rcnn_vitdet_b_36ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-B, 36 epochs of COCO. About 2 days on 8 A100."""
     return mask_rcnn_vitdet_b_100ep().scaled(36, WHOLE)
 
 
-def mask_rcnn_vitdet_b_50ep() -> MaskRCNN:
+def mask_rcnn_vitdet_b_50ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-B, 50 epochs of COCO. About 2.7 days on 8 A100."""
     return mask_rcnn_vitdet_b_100ep().scaled(50, WHOLE)
 
 
-def mask_rcnn_vitdet_l_25ep() -> MaskRCNN:
+def mask_rcnn_vitdet_l_25ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-L, 25 epochs of COCO. About 2.6 days on 8 A100."""
     return mask_rcnn_vitdet_l_100ep().scaled(25, WHOLE)
 
 
-def mask_rcnn_vitdet_l_36ep() -> MaskRCNN:
+def mask_rcnn_vitdet_l_36ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-L, 36 epochs of COCO. About 3.7 days on 8 A100."""
     return mask_rcnn_vitdet_l_100ep().scaled(36, WHOLE)
 
 
-def mask_rcnn_vitdet_l_50ep() -> MaskRCNN:
+def mask_rcnn_vitdet_l_50ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-L, 50 epochs of COCO. About 5 days on 8 A100."""
     return mask_rcnn_vitdet_l_100ep().scaled(50, WHOLE)
 
 
-def mask_rcnn_vitdet_h_25ep() -> MaskRCNN:
+def mask_rcnn_vitdet_h_25ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-H, 25 epochs of COCO. About 4.7 days on 8 A100."""
     return _huge(25)
 
 
-def mask_rcnn_vitdet_h_36ep() -> MaskRCNN:
+def mask_rcnn_vitdet_h_36ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-H, 36 epochs of COCO. About 6.7 days on 8 A100."""
     return _huge(36)
 
 
-def mask_rcnn_vitdet_h_50ep() -> MaskRCNN:
+def mask_rcnn_vitdet_h_50ep() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-H, 50 epochs of COCO. About 9.3 days on 8 A100."""
     return _huge(50)
 
 
-def _huge(epochs: int) -> MaskRCNN:
+def _huge(epochs: int) -> MaskRCNNConfig:
     """ViTDet-H with a part of the 100-epoch schedule, of which its own is a part too."""
     whole = mask_rcnn_vitdet_b_100ep()
     huge = replace(mask_rcnn_vitdet_h_75ep(), steps=whole.steps, warmup=whole.warmup, milestones=whole.milestones)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep, mask_rcnn_vitdet_h_75ep, mask_rcnn_vitdet_l_100ep
 
 PAPER_WARMUP = 250.0  # steps, whatever the length
 
 
-def cascade_mask_rcnn_vitdet_b_100ep() -> MaskRCNN:
+def cascade_mask_rcnn_vitdet_b_100ep() -> MaskRCNNConfig:
     """Cascade Mask R-CNN, ViTDet-B, 100 epochs of COCO. MAE: 54.0 box AP, 46.7 mask AP. About 6 days on 8 A100.
 
     mimbench run det/cascade_mask_rcnn_vitdet_b_100ep data=coco checkpoint=encoder.safetensors
@@ -21,27 +21,27 @@ def cascade_mask_rcnn_vitdet_b_100ep() -> MaskRCNN:
     return _cascade(mask_rcnn_vitdet_b_100ep())
 
 
-def cascade_mask_rcnn_vitdet_l_100ep() -> MaskRCNN:
+def cascade_mask_rcnn_vitdet_l_100ep() -> MaskRCNNConfig:
     """Cascade Mask R-CNN, ViTDet-L, 100 epochs of COCO. MAE: 57.6 box AP, 49.8 mask AP. About 11 days on 8 A100."""
     return _cascade(mask_rcnn_vitdet_l_100ep())
 
 
-def cascade_mask_rcnn_vitdet_h_75ep() -> MaskRCNN:
+def cascade_mask_rcnn_vitdet_h_75ep() -> MaskRCNNConfig:
     """Cascade Mask R-CNN, ViTDet-H, 75 epochs of COCO. MAE: 58.7 box AP, 50.9 mask AP. About 15 days on 8 A100."""
     return _cascade(mask_rcnn_vitdet_h_75ep())
 
 
-def mask_rcnn_vitdet_b_100ep_no_rel_pos() -> MaskRCNN:
+def mask_rcnn_vitdet_b_100ep_no_rel_pos() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-B without relative positions (ViTDet, table 4). MAE: 51.2 box AP, 45.5 mask AP."""
     return _without_rel_pos(mask_rcnn_vitdet_b_100ep())
 
 
-def mask_rcnn_vitdet_l_100ep_no_rel_pos() -> MaskRCNN:
+def mask_rcnn_vitdet_l_100ep_no_rel_pos() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-L without relative positions (ViTDet, table 4). MAE: 54.6 box AP, 48.6 mask AP."""
     return _without_rel_pos(mask_rcnn_vitdet_l_100ep())
 
 
-def mask_rcnn_vitdet_b_as_published() -> MaskRCNN:
+def mask_rcnn_vitdet_b_as_published() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-B, as the paper says where detectron2's code differs: norms in the proposal network.
 
     The published numbers were made with the code, which the other recipes follow. The paper (appendix A.2) has a layer
@@ -51,23 +51,23 @@ def mask_rcnn_vitdet_b_as_published() -> MaskRCNN:
     return _as_published(mask_rcnn_vitdet_b_100ep())
 
 
-def mask_rcnn_vitdet_l_as_published() -> MaskRCNN:
+def mask_rcnn_vitdet_l_as_published() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-L, as the paper says where detectron2's code differs: norms in the proposal network."""
     return _as_published(mask_rcnn_vitdet_l_100ep())
 
 
-def mask_rcnn_vitdet_h_as_published() -> MaskRCNN:
+def mask_rcnn_vitdet_h_as_published() -> MaskRCNNConfig:
     """Mask R-CNN, ViTDet-H, as the paper says where detectron2's code differs: norms, and a longer warm-up."""
     return _as_published(mask_rcnn_vitdet_h_75ep())
 
 
-def _cascade(base: MaskRCNN) -> MaskRCNN:
+def _cascade(base: MaskRCNNConfig) -> MaskRCNNConfig:
     return replace(base, heads=replace(base.heads, cascade=True))
 
 
-def _without_rel_pos(base: MaskRCNN) -> MaskRCNN:
+def _without_rel_pos(base: MaskRCNNConfig) -> MaskRCNNConfig:
     return replace(base, vitdet=replace(base.vitdet, rel_pos=False))
 
 
-def _as_published(base: MaskRCNN) -> MaskRCNN:
+def _as_published(base: MaskRCNNConfig) -> MaskRCNNConfig:
     return replace(base, proposals=replace(base.proposals, norm=True), warmup=PAPER_WARMUP)

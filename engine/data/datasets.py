@@ -19,29 +19,25 @@ Nothing heavy is imported here: the command line reads this file before it knows
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
-import logging
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mimbench.engine.data.splits import HANDWRITTEN_VERSION
+from mimbench.engine.data.splits import Split as Split  # noqa: PLC0414 (others import it from here)
 from mimbench.engine.run.atomic import write_text
-
-log = logging.getLogger(__name__)
+from mimbench.engine.run.file_lock import file_lock
 
 HANDWRITTEN = "handwritten"
-HANDWRITTEN_VERSION = 2  # names the folder in the cache: raise it when the generator writes other files
 VARIABLE = "MIMBENCH_DATA_"  # and the name: says where a data set is
 SHARD_LISTS = "::"  # between lists of shards, as WebDataset has it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
-Split = Literal["train", "val"]
 Severity = Literal["error", "warning", "note"]
 
 
@@ -215,25 +211,12 @@ def _handwritten_directory() -> Path:
 def _handwritten() -> Path:
     directory = _handwritten_directory()
     if not directory.is_dir():
-        with one_at_a_time(directory.with_suffix(".lock")):
+        with file_lock(directory.with_suffix(".lock"), f"writing {directory}"):
             if not directory.is_dir():
                 from mimbench.engine.data.handwritten import make_handwritten
 
                 make_handwritten(directory)
     return directory
-
-
-@contextmanager
-def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Hold `lock`, waiting while another process has it: two runs started together write the data once."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that is writing %s", lock.with_suffix(""))
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 # ---------------------------------------------------------------------------------------------------------- layouts

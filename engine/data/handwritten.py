@@ -17,61 +17,22 @@ and pixels are made by Pillow's integer arithmetic. It takes some seconds; the d
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from random import Random
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from mimbench.engine.data.datasets import HANDWRITTEN_VERSION, Split
+from mimbench.engine.data.handwritten_coco import coco_view
+from mimbench.engine.data.handwritten_material import DIGITS, Backgrounds, Content, Material, Sizes, encode, ink
+from mimbench.engine.data.splits import HANDWRITTEN_VERSION, SPLITS
 from mimbench.engine.run.bar import track
-
-SPLITS: tuple[Split, Split] = ("train", "val")
-DIGITS = 10
-BACKGROUND = 0.3  # brightness kept of a photograph; at .6 a CrossMAE of this size needs twice the steps
-Content = tuple[str, bytes]  # a file: its path inside the data set, what is in it
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much to write. The defaults are those of `data=handwritten`."""
-
-    train: int = 7_000  # images, ten classes in turn
-    val: int = 1_400
-    side: int = 64  # pixels
-    coco_train: int = 2_000
-    coco_val: int = 300
-    coco_side: int = 128
-
-    def __post_init__(self) -> None:
-        for name, least in {
-            "train": 10,
-            "val": 10,
-            "side": 16,
-            "coco_train": 8,
-            "coco_val": 8,
-            "coco_side": 64,
-        }.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-
-    def images(self, split: Split) -> int:
-        """Images of the classification view."""
-        return self.train if split == "train" else self.val
-
-    def coco(self, split: Split) -> int:
-        """Images of the COCO view."""
-        return self.coco_train if split == "train" else self.coco_val
 
 
 def make_handwritten(directory: str | Path, seed: int = 0, sizes: Sizes | None = None) -> Path:
@@ -81,8 +42,6 @@ def make_handwritten(directory: str | Path, seed: int = 0, sizes: Sizes | None =
         FileExistsError: if there is something in `directory`.
         OSError: naming `directory`, if it cannot be written (nothing is left behind).
     """
-    from mimbench.engine.data.handwritten_coco import coco_view
-
     sizes, directory = sizes or Sizes(), Path(directory).expanduser().absolute()
     with _complete_or_absent(directory) as temporary:
         material = Material(seed)
@@ -119,66 +78,6 @@ def _complete_or_absent(directory: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def bundled() -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Image.Image]]:
-    """What scikit-learn brings along: scans (1797, 8, 8) with bright ink, their digits (1797,), two photographs.
-
-    Read from its files, as `load_digits` and `load_sample_images` do: importing it takes longer than the rest of this.
-    """
-    package = find_spec("sklearn")
-    assert package is not None and package.submodule_search_locations is not None
-    folder = Path(package.submodule_search_locations[0]) / "datasets"
-    table = np.loadtxt(folder / "data" / "digits.csv.gz", delimiter=",")
-    scans = (table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    photographs = [np.asarray(Image.open(folder / "images" / name)) for name in ("china.jpg", "flower.jpg")]
-    # by way of arrays, which leave behind the colour profile that would be written into every image
-    return scans, table[:, 64].astype(np.int64), [Image.fromarray(photograph) for photograph in photographs]
-
-
-class Material:
-    """The scans, apart by split and digit, and the photographs."""
-
-    def __init__(self, seed: int) -> None:
-        scans, targets, self.photographs = bundled()
-        self.scans: dict[Split, list[list[Image.Image]]] = {"train": [], "val": []}
-        for digit in range(DIGITS):
-            mine = [Image.fromarray(scan) for scan in scans[targets == digit]]
-            Random(f"{seed} scans {digit}").shuffle(mine)
-            held_out = len(mine) // 5
-            self.scans["val"].append(mine[:held_out])
-            self.scans["train"].append(mine[held_out:])
-
-
-class Backgrounds:
-    """Dimmed square crops of the photographs, at several magnifications."""
-
-    def __init__(self, photographs: list[Image.Image], side: int) -> None:
-        self.side = side
-        self.scaled = []
-        for photograph in photographs:
-            dim = photograph.point([int(level * BACKGROUND) for level in range(256)] * 3)
-            for factor in (1.5, 2, 3, 4, 6, 8):
-                shrink = max(1.0, min(dim.size) / (factor * side))
-                self.scaled.append(
-                    dim.resize((round(dim.width / shrink), round(dim.height / shrink)), Image.Resampling.BICUBIC)
-                )
-        if min(min(image.size) for image in self.scaled) < side:
-            raise ValueError(
-                f"side={side} is more than the photographs have; choose at most {min(photographs[0].size)}"
-            )
-
-    def draw(self, rng: Random) -> Image.Image:
-        """A random crop (side, side), RGB."""
-        image = rng.choice(self.scaled)
-        left, top = (rng.randrange(size - self.side + 1) for size in image.size)
-        crop = image.crop((left, top, left + self.side, top + self.side))
-        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.randrange(2) else crop
-
-
-def ink(rng: Random) -> tuple[int, int, int]:
-    """A light colour."""
-    return rng.randrange(170, 256), rng.randrange(170, 256), rng.randrange(170, 256)
-
-
 def classification_view(material: Material, sizes: Sizes, seed: int) -> Iterator[Content]:
     """One digit an image, classes in turn, every scan equally often, 60 to 95 % of the side, anywhere it fits."""
     backgrounds = Backgrounds(material.photographs, sizes.side)
@@ -193,10 +92,3 @@ def classification_view(material: Material, sizes: Sizes, seed: int) -> Iterator
             mask = scans[turn % len(scans)].resize((size, size), Image.Resampling.BICUBIC)
             image.paste(ink(rng), (left, top), mask)
             yield f"images/{split}/{digit}/{index:05d}.png", encode(image, "PNG", compress_level=0)
-
-
-def encode(image: Image.Image, kind: str, **settings: int) -> bytes:
-    """The bytes of an image file."""
-    stream = io.BytesIO()
-    image.save(stream, kind, **settings)
-    return stream.getvalue()

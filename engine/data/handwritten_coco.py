@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimbench.engine.data.datasets import Split
-from mimbench.engine.data.handwritten import DIGITS, SPLITS, Backgrounds, Content, Material, Sizes, encode, ink
+from mimbench.engine.data.handwritten_material import DIGITS, Backgrounds, Content, Material, Sizes, encode, ink
+from mimbench.engine.data.splits import SPLITS, Split
 
 Mask = NDArray[np.bool_]  # (H, W)
 Alpha = NDArray[np.uint8]  # (H, W), how much ink: 0..255

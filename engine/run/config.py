@@ -18,12 +18,22 @@ import hashlib
 import json
 import math
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
+
+from mimbench.engine.run.fields import (
+    chosen_member,
+    config_members,
+    field_types,
+    recorded_field,
+    recorded_name,
+    told_current_name,
+    under_current_names,
+    union_members,
+)
 
 SCHEMA = 1  # part of every identity: raise it when the same config starts to mean another result
 
@@ -31,23 +41,28 @@ Group = Literal["science", "speed", "plumbing"]
 C = TypeVar("C")
 
 
-def _field(group: Group, default: Any, about: str) -> Any:
-    return dataclasses.field(default=default, metadata={"group": group, "about": about})
+def _field(group: Group, default: Any, about: str, formerly: str) -> Any:
+    return dataclasses.field(default=default, metadata={"group": group, "about": about, "formerly": formerly})
 
 
-def science(default: Any = MISSING, *, about: str = "") -> Any:
-    """A field that may change the result: part of the run's identity."""
-    return _field("science", default, about)
+def science(default: Any = MISSING, *, about: str = "", formerly: str = "") -> Any:
+    """A field that may change the result: part of the run's identity, under its former name if it has one."""
+    return _field("science", default, about, formerly)
 
 
-def speed(default: Any = MISSING, *, about: str = "") -> Any:
+def speed(default: Any = MISSING, *, about: str = "", formerly: str = "") -> Any:
     """A field that changes how fast, and the result by no more than rounding."""
-    return _field("speed", default, about)
+    return _field("speed", default, about, formerly)
 
 
-def plumbing(default: Any = MISSING, *, about: str = "") -> Any:
+def plumbing(default: Any = MISSING, *, about: str = "", formerly: str = "") -> Any:
     """A field that changes what is logged, saved or where, never the result."""
-    return _field("plumbing", default, about)
+    return _field("plumbing", default, about, formerly)
+
+
+def nested(default_factory: Any, *, formerly: str = "") -> Any:
+    """A field that is a config itself, whose own fields say what they may change."""
+    return dataclasses.field(default_factory=default_factory, metadata={"formerly": formerly})
 
 
 @dataclass(frozen=True)
@@ -78,22 +93,28 @@ class Compute:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One value of a config: its dotted key, its value and what it may change."""
+    """One value of a config: its dotted key, its value, what it may change, and the key identities know it by."""
 
     key: str
     value: Any
     group: Group
+    recorded: str  # the first name it had
 
 
-def leaves(config: Any, prefix: str = "") -> Iterator[Leaf]:
+def leaves(config: Any, prefix: str = "", recorded_prefix: str = "") -> Iterator[Leaf]:
     """Every value of `config`, depth first, in the order of its fields."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        key = prefix + field.name
+        key, recorded = prefix + field.name, recorded_prefix + recorded_field(field)
         if dataclasses.is_dataclass(value):
-            yield from leaves(value, key + ".")
+            yield from leaves(value, f"{key}.", f"{recorded}.")
         else:
-            yield Leaf(key, value, field.metadata.get("group", "science"))
+            yield Leaf(key, value, field.metadata.get("group", "science"), recorded)
+
+
+def keys(config: Any) -> set[str]:
+    """Every dotted key that an override of `config` may name, former names among them."""
+    return {name for leaf in leaves(config) for name in (leaf.key, leaf.recorded)}
 
 
 def identity(config: Any, recipe_stage: str, checkpoint_hash: str | None) -> str:
@@ -102,8 +123,8 @@ def identity(config: Any, recipe_stage: str, checkpoint_hash: str | None) -> str
     The checkpoint's path is left out: the same weights from another place are the same run.
     """
     science_leaves = [leaf for leaf in leaves(config) if leaf.group == "science" and leaf.key != "checkpoint"]
-    values = {leaf.key: _canonical(leaf.value) for leaf in science_leaves}
-    kind = f"{recipe_stage}.{type(config).__name__}"
+    values = {leaf.recorded: _canonical(leaf.value) for leaf in science_leaves}
+    kind = f"{recipe_stage}.{recorded_name(type(config))}"
     whole = {"schema": SCHEMA, "kind": kind, "science": values, "checkpoint": checkpoint_hash}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -136,13 +157,13 @@ def to_text(config: Any) -> str:
 
 
 def from_text(kind: type[C], text: str, source: str = "config") -> C:
-    """The config of type `kind` that `to_text` wrote.
+    """The config of type `kind` that `to_text` wrote, in this release or an earlier one.
 
     Raises:
         ValueError: naming `source` and the first key that is unknown, missing or of the wrong type.
     """
     try:
-        built: C = _build(kind, tomllib.loads(text))
+        built: C = _build(kind, under_current_names(kind, tomllib.loads(text)))
         return built
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{source} is not a config file: {error}") from None
@@ -154,7 +175,7 @@ def with_overrides(config: C, overrides: Sequence[str]) -> C:
     """`config` with `key=value` texts applied, checked against the types of its fields.
 
     A `kind` that chooses another member of a union starts from that member's defaults, wherever it stands in the list;
-    `method=mae` is short for `method.kind=mae`.
+    `method=mae` is short for `method.kind=mae`. Former names of keys are taken, and a line says the new one.
 
     Raises:
         ValueError: for a text without `=`, an unknown key (the nearest is offered) or a value of the wrong type.
@@ -187,8 +208,9 @@ def _pair(override: str) -> tuple[str, str]:
 
 def _spelt_out(key: str, text: str, kind: Any) -> tuple[str, str]:
     """`masking=attention` as `masking.kind=attention`, where `masking` is a choice among dataclasses."""
-    hint = _hints(kind).get(key)
-    return (f"{key}.kind", text) if len(_branches(hint)) > 1 else (key, text)
+    key = told_current_name(kind, key)
+    hint = field_types(kind).get(key)
+    return (f"{key}.kind", text) if len(config_members(hint)) > 1 else (key, text)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
@@ -200,51 +222,18 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 def _types(kind: Any, values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted key of every leaf and its type; `values` tell which member of a union is meant."""
-    for name, hint in _hints(kind).items():
+    for name, hint in field_types(kind).items():
         value = values.get(name, {})
-        branch = _branch(hint, value, prefix + name)
+        branch = chosen_member(hint, value, prefix + name)
         if branch is None:
             yield prefix + name, hint
         else:
             yield from _types(branch, value, f"{prefix}{name}.")
 
 
-@lru_cache
-def _hints(kind: Any) -> dict[str, Any]:
-    """The type of each field; 0.7 ms to find out, many times over for every config."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-@lru_cache
-def _options(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-@lru_cache
-def _branches(hint: Any) -> tuple[Any, ...]:
-    return tuple(option for option in _options(hint) if dataclasses.is_dataclass(option))
-
-
-def _branch(hint: Any, value: Any, key: str) -> Any:
-    """The dataclass that `value`, a dictionary, is for; None where no dataclass is wanted or none is given.
-
-    Members of a union are told apart by the one value of their field `kind: Literal["..."]`.
-    """
-    branches = _branches(hint)
-    if not branches or not isinstance(value, dict):
-        return None
-    if len(branches) == 1:
-        return branches[0]
-    by_kind = {typing.get_args(_hints(branch)["kind"])[0]: branch for branch in branches}
-    if value.get("kind") not in by_kind:
-        raise ValueError(f"{key}.kind={value.get('kind')!r} must be one of {', '.join(map(repr, by_kind))}")
-    return by_kind[value["kind"]]
-
-
 def _from_command_line(text: str, hint: Any) -> Any:
     """What `text` means where a value of type `hint` is wanted: a string needs no quotes, a list no brackets."""
-    wanted = [typing.get_origin(option) or option for option in _options(hint)]
+    wanted = [typing.get_origin(option) or option for option in union_members(hint)]
     if text == "none" or (wanted[0] in (str, Literal) and text[:1] not in ("'", '"')):
         return text
     listed = tuple in wanted and not text.startswith("[")
@@ -262,7 +251,7 @@ def _build(kind: Any, values: dict[str, Any], prefix: str = "") -> Any:
     """
     import pydantic  # 0.15 s, which `mimbench --help` need not pay
 
-    hints = _hints(kind)
+    hints = field_types(kind)
     if unknown := [prefix + key for key in values if key not in hints]:
         raise ValueError(f"unknown key {unknown[0]!r}{_nearest(unknown[0], [prefix + name for name in hints])}")
     arguments = {name: _argument(hints[name], value, prefix + name) for name, value in values.items()}
@@ -281,10 +270,10 @@ def _adapter(kind: Any) -> Any:
 
 
 def _argument(hint: Any, value: Any, key: str) -> Any:
-    options = _options(hint)
+    options = union_members(hint)
     if value == "none" and type(None) in options:
         return None
-    if (branch := _branch(hint, value, key)) is not None:
+    if (branch := chosen_member(hint, value, key)) is not None:
         return _build(branch, value, key + ".")
     if isinstance(value, bool) and bool not in options:  # Python and pydantic would take it for the number 1
         raise ValueError(f"{key}={str(value).lower()}: a number or text is wanted, not true or false")

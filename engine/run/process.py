@@ -70,6 +70,12 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def part_of_rank(count: int) -> range:
+    """Which of `count` things this process does: a contiguous part, as equal as can be."""
+    rank, world = rank_and_world()
+    return range(count * rank // world, count * (rank + 1) // world)
+
+
 def meet() -> None:
     """Wait for all processes that work together."""
     if dist.is_initialized():

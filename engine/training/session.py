@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,9 +20,7 @@ from mimbench.engine.training.metric_log import Means, NonFiniteLoss, Sink, sink
 from mimbench.engine.training.progress import Display
 from mimbench.engine.training.state import load_state, newest_valid
 from mimbench.engine.training.step import Stepper
-
-if TYPE_CHECKING:
-    from mimbench.engine.training.train import Training
+from mimbench.engine.training.training import Training
 
 
 class Clock:

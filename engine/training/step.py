@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mimbench.engine.data.batches import move
 from mimbench.engine.run.process import autocast_dtype, derived_seed, rank_and_world, seed_all
 from mimbench.engine.training.ema import Ema
-
-if TYPE_CHECKING:
-    from mimbench.engine.training.train import Training
+from mimbench.engine.training.training import Training
 
 
 class Stepper:
@@ -45,9 +43,9 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = training.rate(index, group.get("lr_scale", 1.0))
         scalars = [self._micro_step(index, micro, next(batches)) for micro in range(training.compute.accumulate)]
-        if training.clip is not None:
+        if training.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.parameters, training.clip)
+            norm = nn.utils.clip_grad_norm_(self.parameters, training.grad_clip)
             scalars[-1]["grad_norm"] = norm.detach()
         elif (index + 1) % training.compute.log_every == 0:
             self.scaler.unscale_(self.optimizer)

@@ -247,7 +247,7 @@ def shrink_data(source: str, out: Path, short: int, quality: int, workers: int |
     from dataclasses import asdict
 
     from mimbench.engine.data.datasets import locate
-    from mimbench.engine.data.shards import Shrinking, shrink
+    from mimbench.engine.data.shrink import Shrinking, shrink
     from mimbench.jobs.local.processes import cores
 
     splits = list(shrink(locate(source), out, Shrinking(short, quality), cores() if workers is None else workers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from mimbench.jobs.cli.commands import print_json
+from mimbench.jobs.runs.recipes import find
 
 
 def show(as_json: bool) -> None:
@@ -32,3 +33,22 @@ def show(as_json: bool) -> None:
         )
         table.add_row(f"ViT-{row.size}", row.name, decoder, less, mixing, encoder, total)
     Console().print(table)
+
+
+def show_modules(recipe: str, depth: int, as_json: bool) -> None:
+    """Print what each module of a pretraining recipe computes: fvcore's table, or operations by name as JSON.
+
+    Raises:
+        ValueError: if it is no pretraining, or its teacher has no name.
+    """
+    from mimbench.pretrain.config import Pretrain
+    from mimbench.pretrain.flops import method_operations, recipe_table, without_numbers  # imports torch
+
+    config = find(recipe).build()
+    if not isinstance(config, Pretrain):
+        raise ValueError(f"{recipe} is no pretraining; `mimbench recipes` lists those")
+    if as_json:
+        by_module, teacher = method_operations(*without_numbers(config))
+        print_json({"modules": by_module, "teacher": teacher})
+    else:
+        print(recipe_table(config, depth))

@@ -18,13 +18,13 @@ def write(recipe: str, overrides: Sequence[str], out: Path) -> None:
     config = resolve(recipe, overrides)[1]
     from dataclasses import replace
 
-    from mimbench.det.config import MaskRCNN
+    from mimbench.det.config import MaskRCNNConfig
     from mimbench.det.data.coco import read_split
     from mimbench.det.detectron2.run import write_lazyconfig
     from mimbench.det.model.build import build_detector
     from mimbench.engine.data.datasets import locate
 
-    if not isinstance(config, MaskRCNN):
+    if not isinstance(config, MaskRCNNConfig):
         raise ValueError(f"{recipe} does not train a detector; name a recipe of `mimbench recipes` that begins det/")
     if out.suffix != ".py":
         raise ValueError(f"-o {out}: a LazyConfig is a Python file, and must end in .py")

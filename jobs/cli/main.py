@@ -305,11 +305,21 @@ def recipes(
 
 
 @app.command()
-def flops(stage: Annotated[Literal["pretrain"], typer.Argument(help="Of what.")], json: Json = False) -> None:
+def flops(
+    stage: Annotated[Literal["pretrain"], typer.Argument(help="Of what.")],
+    modules: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Print fvcore's table of a recipe's modules.")
+    ] = None,
+    depth: Annotated[int, typer.Option(min=0, help="With --modules: how many levels of modules.")] = 2,
+    json: Json = False,
+) -> None:
     """Count what the decoders of MAE and CrossMAE compute, at every size."""
     from mimbench.jobs.cli import flops as counted
 
-    counted.show(json)
+    if modules is None:
+        counted.show(json)
+    else:
+        counted.show_modules(modules, depth, json)
 
 
 @app.command()

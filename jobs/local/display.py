@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimbench.jobs.local.scheduled import Task
 from mimbench.jobs.runs.watch import Watch, last_lines, summary
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
-
-    from mimbench.jobs.local.scheduler import Task
 
 SPEAK = 30.0  # seconds between two plain lines of a run
 LOG_LINES = 12  # of a failed run that are shown

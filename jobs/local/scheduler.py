@@ -14,15 +14,15 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.local.processes import Memory, cores, kill, submit, visible_devices
+from mimbench.jobs.local.scheduled import Fate, Task
 from mimbench.jobs.runs.execute import explained
 from mimbench.jobs.runs.states import why
 from mimbench.jobs.runs.watch import last_lines
@@ -30,39 +30,11 @@ from mimbench.jobs.studies.study import Made, Run, Study
 from mimbench.jobs.studies.study_registry import add_members
 
 if TYPE_CHECKING:
-    from submitit import Job
-
     from mimbench.jobs.local.display import Display
 
 POLL = 0.5  # seconds between two looks at the processes
 PATIENCE = 20.0  # seconds that a run has to end after SIGTERM
 STARTS = 3  # of a run whose process is killed, without getting any further
-
-Fate = Literal["waiting", "running", "elsewhere", "done", "failed", "left out", "stopped"]
-
-
-@dataclass
-class Task:
-    """A run of the study, and what has become of it."""
-
-    run: Run
-    name: str  # what people see
-    needs: Sequence[Task] = ()
-    fate: Fate = "waiting"
-    why: str = ""
-    directory: RunDir | None = None
-    job: Job[int] | None = None
-    slot: int | None = None
-    started: float = 0.0
-    seconds: float = 0.0
-    done_before: bool = False
-    at: str = ""  # how far it was when it was started, and how often it was started there
-    starts: int = 0
-
-    @property
-    def over(self) -> bool:
-        """Nothing more will come of it."""
-        return self.fate in ("done", "failed", "left out", "stopped")
 
 
 class Local:

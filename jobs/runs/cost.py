@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.run.fields import recorded_name
 
 RATE = 65e12  # operations a second on one A100, two to a multiply-add
 IMAGENET, IMAGENET_VAL = 1_281_167, 50_000  # images
@@ -49,7 +50,7 @@ def cost_of(config: Any, function: Any = None) -> Cost | None:
         number, unit, gpus = float(said[1]), said[2], int(said[3])
         return Cost(number * (24 if unit == "days" else 1) * gpus, "the recipe's docstring")
     operations = _OPERATIONS.get(type(config).__name__)
-    if type(config).__name__ == "MaskRCNN":
+    if recorded_name(type(config)) == "MaskRCNN":
         return _detection(config)
     return Cost(operations(config) / RATE / 3600, "arithmetic at 65 TFLOP/s") if operations else None
 

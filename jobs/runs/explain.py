@@ -112,7 +112,7 @@ def _others(
 
 def _settings(about: Mapping[str, Any], text: str) -> dict[str, Any]:
     """What the identity is made of; the checkpoint goes by who made it, or by its content."""
-    settings = science_of(text)
+    settings = science_of(text, about)
     checkpoint = about.get("checkpoint")
     settings["checkpoint"] = _ABSENT
     if checkpoint:

@@ -14,9 +14,11 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from typing import Any
+
+from mimbench.engine.run.fields import recorded_name
 
 STAGES = ("pretrain", "cls", "det")
 
@@ -83,7 +85,7 @@ def config_type(stage: str, name: str) -> type[Any]:
         ValueError: if the stage has no such class.
     """
     if stage in STAGES:
-        found = getattr(importlib.import_module(f"mimbench.{stage}.config"), name, None)
-        if isinstance(found, type):
-            return found
+        for found in vars(importlib.import_module(f"mimbench.{stage}.config")).values():
+            if is_dataclass(found) and isinstance(found, type) and recorded_name(found) == name:
+                return found
     raise ValueError(f"no config {name!r} of stage {stage!r} is known: the run is of another version of mimbench")

@@ -11,13 +11,16 @@ from __future__ import annotations
 import logging
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mimbench.engine.run.fields import under_current_names
 from mimbench.engine.run.result import SCHEMA
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.recipes import config_type
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +89,7 @@ def _record(run: RunDir) -> Record:
     about: dict[str, Any] = {}
     try:
         about = run.read_about()
-        science = science_of(run.config.read_text(encoding="utf-8"))
+        science = science_of(run.config.read_text(encoding="utf-8"), about)
         result = run.read_result()
         if result is not None and result.get("schema") != SCHEMA:
             raise ValueError(f"its result.json has schema {result.get('schema')}, this mimbench reads {SCHEMA}")
@@ -96,8 +99,10 @@ def _record(run: RunDir) -> Record:
         return Record(run, about, {}, None, [], "damaged", str(error))
 
 
-def science_of(text: str) -> dict[str, Any]:
+def science_of(text: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """The science fields of a `config.txt`, dotted key to value, without building the config.
+
+    `about` is its `run.json`: the config it names tells keys of earlier releases, which are brought under today's names.
 
     Raises:
         ValueError: if the text is not a config.
@@ -106,7 +111,16 @@ def science_of(text: str) -> dict[str, Any]:
         nested = tomllib.loads("\n".join(line for line in text.splitlines() if not line.endswith(_NOT_SCIENCE)))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"config.txt is not a config file: {error}") from error
-    return dict(_flat(nested))
+    kind = _kind_of(about)
+    return dict(_flat(nested if kind is None else under_current_names(kind, nested)))
+
+
+def _kind_of(about: Mapping[str, Any]) -> type[Any] | None:
+    """The class of a run's config; None of one that another version of mimbench made."""
+    try:
+        return config_type(str(about["stage"]), str(about["config"]))
+    except (KeyError, ValueError):
+        return None
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from mimbench.backbones.content import is_location
 from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.config import from_text, identity, to_text, with_overrides
+from mimbench.engine.run.fields import recorded_name
 from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lineage import Source, source_of, to_make_it
@@ -99,7 +100,7 @@ def place(
         "recipe": recipe,
         "stage": stage,
         "identity": digest,
-        "config": type(config).__name__,
+        "config": recorded_name(type(config)),
         "checkpoint": source.about() if source else None,
         "needs": [need.path.absolute().relative_to(root.absolute()).as_posix() for need in needs],
     }

@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.slurm import submission
+from mimbench.jobs.slurm.cluster import Shape
 from mimbench.jobs.slurm.submission import Batch
 
-if TYPE_CHECKING:
-    from mimbench.jobs.slurm.schedulers import Unit
-
 Place = tuple[str, int]  # batch id, array index
+
+
+class Unit(NamedTuple):
+    """A run, what it asks of the cluster, and what must be done before it."""
+
+    run: RunDir
+    shape: Shape
+    needs: tuple[RunDir, ...] = ()
+    name: str = "mimbench"
 
 
 def plan(
@@ -85,8 +93,6 @@ def _needs(unit: Unit) -> list[Path]:
 
 def _place(need: Path, places: dict[Path, Place]) -> Place | None:
     """Where a run is, planned here or submitted before."""
-    from mimbench.engine.run.rundir import RunDir
-
     if need in places:
         return places[need]
     found = submission.read(RunDir(need))

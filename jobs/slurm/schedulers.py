@@ -17,12 +17,13 @@ import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lock import lock
 from mimbench.jobs.slurm import arrays, submission
 from mimbench.jobs.slurm import commands as slurm
+from mimbench.jobs.slurm.arrays import Unit
 from mimbench.jobs.slurm.cluster import Cluster, Shape
 from mimbench.jobs.slurm.commands import Queue, queue
 from mimbench.jobs.slurm.snapshot import snapshot
@@ -41,15 +42,6 @@ WAIT = 120.0  # seconds for another shell that is submitting
 SMALL_ARRAY = 100  # runs in an array when SLURM cannot be asked how many it takes
 BACK_OFF = (2.0, 4.0, 8.0)  # seconds between tries when SLURM is silent
 ENDING = ("COMPLETING", "RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")  # SLURM holds a process of it
-
-
-class Unit(NamedTuple):
-    """A run, what it asks of the cluster, and what must be done before it."""
-
-    run: RunDir
-    shape: Shape
-    needs: tuple[RunDir, ...] = ()
-    name: str = "mimbench"
 
 
 def submit(units: Sequence[Unit], cluster: Cluster, root: Path, *, dry: bool = False) -> list[Submission] | str:

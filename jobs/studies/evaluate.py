@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mimbench.backbones.config import SIZES
 from mimbench.engine.data.datasets import HANDWRITTEN
-from mimbench.engine.run.config import leaves
+from mimbench.engine.run.config import keys
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.studies.study import Run, Study
 
@@ -136,12 +136,12 @@ def _shape(encoder: ViT) -> tuple[int, int, int]:
 
 def _shared_out(overrides: Sequence[str], names: dict[str, str]) -> dict[str, list[str]]:
     """Which overrides each protocol's recipe gets."""
-    keys = {protocol: {leaf.key for leaf in leaves(find(name).build())} for protocol, name in names.items()}
+    known = {protocol: keys(find(name).build()) for protocol, name in names.items()}
     given: dict[str, list[str]] = {protocol: [] for protocol in names}
     for override in overrides:
         key = override.partition("=")[0]
         protocol, _, rest = override.partition(".")
-        takers = [name for name in names if key in keys[name]]
+        takers = [name for name in names if key in known[name]]
         if protocol in STAGE and not takers:
             _known_here(protocol, names, override)
             given[protocol].append(rest)

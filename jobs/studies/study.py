@@ -20,7 +20,7 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from mimbench.engine.run.config import leaves
+from mimbench.engine.run.config import keys
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lineage import made_by
 from mimbench.jobs.runs.recipes import find
@@ -355,7 +355,7 @@ def overridden(study: Study, overrides: Sequence[str]) -> Study:
 
 def _has(run: Run, override: str) -> bool:
     key = override.partition("=")[0]
-    return key in {leaf.key for leaf in leaves(find(run.recipe).build())}
+    return key in keys(find(run.recipe).build())
 
 
 def _with(run: Run, changed: Mapping[Run, Run]) -> Run:

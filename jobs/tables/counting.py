@@ -1,8 +1,8 @@
 """What models compute and keep, counted in live models that hold no numbers (torch's `meta` device).
 
-Operations are two to a multiply-add, of a forward pass on one image, attention included: torch's counter knows
-`scaled_dot_product_attention`, which fvcore's passes over (ViT-B/16 at 1024 pixels: 350.8 instead of 659.8
-multiply-adds, in billions). `fvcore_operations` is fvcore with that mended, for its table by module.
+Operations are those of a forward pass on one image, two to a multiply-add, attention included. fvcore counts methods
+(engine/training/flops.py). torch's counter counts detectors: fvcore cannot trace a convolution on `meta`, and a ViT-H
+detector with numbers is too large to run for a table. On models that both can count they agree exactly (tests).
 
 Kept for the backward pass is what autograd saves, each storage once and weights not, in float32; under autocast it is
 less by about a third. Imports torch.
@@ -10,8 +10,6 @@ less by about a third. Imports torch.
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,10 +24,7 @@ from mimbench.backbones.config import ViT
 from mimbench.det.memory import Saved
 from mimbench.engine.run.config import leaves
 from mimbench.pretrain.config import Pretrain
-from mimbench.pretrain.masking.strategies import Masked
-from mimbench.pretrain.methods.configs import MaskAlign as MaskAlignConfig
-from mimbench.pretrain.methods.method import Context, Method
-from mimbench.pretrain.methods.table import build_masking, build_method
+from mimbench.pretrain.flops import context_of, method_operations, without_numbers
 
 ROWS: tuple[tuple[str, str, str], ...] = (  # sizes, what to call it, recipe
     ("SBLH", "MAE", "mae_vit{}_800ep"),
@@ -79,58 +74,14 @@ def pretraining(sizes: str = "SBLH") -> Iterator[Counted]:
 
 
 def _pretraining(size: str, name: str, config: Pretrain) -> Counted:
-    method, images, masked = _on_meta(config)
-    context = Context(None, ())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        if isinstance(config.method, MaskAlignConfig):
-            context = method.look(images)
-        method(images, masked, context)
-    by_module = {module: sum(parts.values()) for module, parts in counter.get_flop_counts().items()}
-    total, root = float(by_module["Global"]), type(method).__name__
-    encoder = _of(ENCODER, by_module, root)
-    decoder = _of(DECODER, by_module, root) or total - encoder  # SimMIM's one layer is not called as a module
+    method, images, masked = without_numbers(config)
+    by_module, teacher = method_operations(method, images, masked)
+    encoder = sum(by_module.get(part, 0.0) for part in ENCODER)
+    # SimMIM's one layer is not called as a module
+    decoder = sum(by_module.get(part, 0.0) for part in DECODER) or by_module[""] - encoder
     science = {leaf.key: leaf.value for leaf in leaves(config)}
-    kept = kept_for_backward(method, images, masked, context)
-    return Counted(size, name, told_by(science), count(method), encoder, decoder, total, kept)
-
-
-def _of(parts: tuple[str, ...], by_module: Mapping[str, int], root: str) -> float:
-    """Operations of the modules called `parts`; of a list of modules, which has none of its own, those of its items."""
-    names = {f"{root}.{part}" for part in parts}
-    found = 0
-    for module, operations in by_module.items():
-        above = module.rpartition(".")[0]
-        if module in names or (above in names and above not in by_module):
-            found += operations
-    return float(found)
-
-
-def _on_meta(config: Pretrain) -> tuple[Any, Tensor, Masked]:
-    """A method without numbers, an image for it, and its patches: as many of each kind as in its training."""
-    shape = config.encoder
-    shown, dropped, predicted = build_masking(config.masking, shape, config.epochs).counts(
-        shape.grid**2, float(config.epochs)
-    )
-    with torch.device("meta"):
-        method = _method(config)
-        places = (torch.zeros(1, number, dtype=torch.long) for number in (shown, predicted, dropped))
-        return method, torch.zeros(1, 3, shape.image, shape.image), Masked(*places)
-
-
-def _method(config: Pretrain) -> Method:
-    """A teacher is built by its name, so that its weights need not be here."""
-    if not isinstance(config.method, MaskAlignConfig):
-        return build_method(config.method, config.encoder)
-    import timm
-
-    from mimbench.pretrain.methods.maskalign import MaskAlign
-    from mimbench.pretrain.methods.teachers import Teacher
-
-    assert config.method.teacher
-    network: Any = timm.create_model(config.method.teacher, num_classes=0)
-    mean = std = (0.5, 0.5, 0.5)  # of no consequence here
-    teacher = Teacher(network, config.encoder.grid**2, config.method.teacher_image or 224, mean, std)
-    return MaskAlign(config.encoder, config.method, teacher)
+    kept = kept_for_backward(method, images, masked, context_of(method, images))
+    return Counted(size, name, told_by(science), count(method), encoder, decoder, by_module[""] + teacher, kept)
 
 
 def count(model: nn.Module) -> int:
@@ -200,24 +151,3 @@ def operations(model: nn.Module, *inputs: Any) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
     return float(counter.get_total_flops())
-
-
-def fvcore_operations(model: nn.Module, inputs: Tensor, attention: bool = True) -> dict[str, float]:
-    """Of each module, two to a multiply-add, by fvcore; without `attention` as fvcore has it by itself.
-
-    Needs a model with numbers: fvcore traces it.
-    """
-    from fvcore.nn import FlopCountAnalysis
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and fvcore all it has
-        analysis = FlopCountAnalysis(model, inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        if attention:
-            analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
-        return {name: 2.0 * count for name, count in analysis.by_module().items()}
-
-
-def _attention(inputs: list[Any], outputs: list[Any]) -> float:
-    """Multiply-adds of softmax(q kᵀ) v, for q (..., N, D), k (..., M, D) and v (..., M, E)."""
-    query, key, value = (one.type().sizes() for one in inputs[:3])
-    return float(math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))

@@ -34,8 +34,8 @@ from mimbench.jobs.tables.significance import Interval, Sample, interval
 from mimbench.jobs.tables.table import protocol_of
 
 Status = Literal["same", "differs", "unknown"]
-NEVER_COMPARED = {  # of recipes: who and which, not how; `data` is told by its counts, `decoder` by .05 of 255 at most
-    "seed", "data", "checkpoint", "allow_partial", "decoder", "engine",
+NEVER_COMPARED = {  # of recipes: who and which, not how; `data` is told by its counts; `jpeg_decoder` is .05 of 255
+    "seed", "data", "checkpoint", "allow_partial", "jpeg_decoder", "engine",
 }  # fmt: skip
 SELECTION, BEST = "eval.selection", "best on validation images"
 NAMES = {  # of keys, where the key itself is not what a reader would say
@@ -354,7 +354,7 @@ def _set_by_recipes(reference: Reference) -> dict[str, Any]:
 @cache
 def _science(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     """As `config.txt` would hold it."""
-    return science_of(to_text(with_overrides(find(recipe).build(), list(overrides))))
+    return science_of(to_text(with_overrides(find(recipe).build(), list(overrides))), {})
 
 
 def _needless(key: str, facts: Mapping[str, Any]) -> bool:

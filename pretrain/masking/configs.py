@@ -3,8 +3,8 @@
 Shares are of all patches of an image. Two are asked of every one of them, because CrossMAE's learning rate follows
 them: `hidden_share`, what the encoder does not see, and `predicted_share`, what is reconstructed.
 
-`needs` says where weights for the draw come from: from nowhere, from what the method looks at (a teacher's attention:
-"look"), or from a map kept for each training image ("maps").
+`needs` says where weights for the draw come from: from nowhere, from the method (a teacher's attention:
+"attention"), or from a map kept for each training image ("maps").
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from mimbench.engine.run.config import science
 
-Needs = Literal["nothing", "look", "maps"]
+Needs = Literal["nothing", "attention", "maps"]
 PUBLISHED_SIDE = 224  # pixels that AMT's authors' code enlarges its piece of a map to (`crop_mode="original"`)
 
 
@@ -96,7 +96,7 @@ class GridMasking:
 class KeepMasking:
     """MaskAlign's attentive masking: what the teacher attends to is likely to be seen; nothing is predicted."""
 
-    needs: ClassVar[Needs] = "look"
+    needs: ClassVar[Needs] = "attention"
     predicted_share: ClassVar[float] = 0.0
 
     kind: Literal["keep"] = science("keep")
@@ -229,4 +229,4 @@ class Schedule(NamedTuple):
         return self.start + int(epoch - self.start) // self.interval * self.interval
 
 
-Masking = RandomMasking | GridMasking | KeepMasking | AttentionMasking
+MaskingConfig = RandomMasking | GridMasking | KeepMasking | AttentionMasking

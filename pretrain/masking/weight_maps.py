@@ -34,13 +34,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mimbench.engine.data.images import ImageFolder
 from mimbench.engine.run.atomic import replacing
-from mimbench.engine.run.process import rank_and_world
+from mimbench.engine.run.process import announced, meet, part_of_rank, rank_and_world
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +114,7 @@ class WeightMaps:
 
     def share(self) -> range:
         """The images this process makes maps of: a contiguous part, as equal as can be."""
-        rank, world = rank_and_world()
-        bounds = [self.subject.images * number // world for number in (rank, rank + 1)]
-        return range(*bounds)
+        return part_of_rank(self.subject.images)
 
     @contextmanager
     def _shared_file(self, epoch: int) -> Iterator[tuple[Path, int]]:
@@ -131,13 +128,13 @@ class WeightMaps:
                 with temporary.open("wb") as file:
                     file.write(header)
                     file.truncate(len(header) + self.subject.images * self.subject.bytes_each)
-                _announce(str(temporary))
+                announced(str(temporary))
                 yield temporary, len(header)
-                _meet()
+                meet()
         else:
-            yield Path(_announce("")), len(header)
-            _meet()
-        _meet()
+            yield Path(announced("")), len(header)
+            meet()
+        meet()
 
     def _header(self, epoch: int) -> bytes:
         subject = self.subject
@@ -218,18 +215,3 @@ def _must_be_of(subject: Subject, path: Path) -> None:
 def _other(subject: Subject, found: Subject) -> str:
     sizes = f"{subject.images} on {subject.rows} x {subject.columns}"
     return sizes if (subject.images, subject.rows) != (found.images, found.rows) else "as many, but other images"
-
-
-def _meet() -> None:
-    """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _announce(text: str) -> str:
-    """What the first process says, for all of them."""
-    if not dist.is_initialized():
-        return text
-    said = [text]
-    dist.broadcast_object_list(said, src=0)
-    return str(said[0])

@@ -1,7 +1,7 @@
-"""Pretraining methods, as configs (without torch). Which patches they are shown is another matter: masking_configs.py.
+"""Pretraining methods, as configs (without torch). Which patches they are shown is the masking's: masking/configs.py.
 
 Two things are asked of each: whether it `reconstructs` patches, so that the masking must leave some to predict, and
-whether it `weighs` them, so that a masking can draw by what the method looks at (a teacher's attention).
+whether it `gives_attention`, a teacher's, by which a masking can draw them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check_decoder(depth: int, width: int, heads: int) -> None:
 
 
 @dataclass(frozen=True)
-class CrossMAE:
+class CrossMAEConfig:
     """CrossMAE (arXiv 2401.14391): mask tokens read hidden patches out of the visible ones by cross-attention.
 
     What the masking hides but does not predict is never computed. Depth 12 with a quarter of the patches predicted
@@ -35,7 +35,7 @@ class CrossMAE:
     """
 
     reconstructs: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
+    gives_attention: ClassVar[bool] = False
 
     kind: Literal["crossmae"] = science("crossmae")
     depth: int = science(12, about="decoder blocks")
@@ -69,11 +69,11 @@ class CrossMAE:
 
 
 @dataclass(frozen=True)
-class MAE:
+class MAEConfig:
     """MAE (arXiv 2111.06377): a decoder of self-attention over the visible patches and mask tokens."""
 
     reconstructs: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
+    gives_attention: ClassVar[bool] = False
 
     kind: Literal["mae"] = science("mae")
     depth: int = science(8, about="decoder blocks")
@@ -89,7 +89,7 @@ LAYERS = re.compile(r"mean|out|linear_decay|top[1-9]\d*|mid\d+")
 
 
 @dataclass(frozen=True)
-class MaskAlign:
+class MaskAlignConfig:
     """MaskAlign (arXiv 2211.08887): features of visible patches are aligned with those of a frozen teacher.
 
     The teacher sees whole images. For each of its layers that counts, the student's blocks are mixed with weights that
@@ -97,7 +97,7 @@ class MaskAlign:
     """
 
     reconstructs: ClassVar[bool] = False
-    weighs: ClassVar[bool] = True
+    gives_attention: ClassVar[bool] = True
 
     kind: Literal["maskalign"] = science("maskalign")
     teacher: str | None = science(
@@ -142,7 +142,7 @@ class MaskAlign:
 
 
 @dataclass(frozen=True)
-class SimMIM:
+class SimMIMConfig:
     """SimMIM (arXiv 2111.09886): mask tokens among the encoder's own, and one linear layer that predicts pixels.
 
     The encoder is BEiT's: a bias for queries and values, a factor for each channel after attention and MLP, and
@@ -150,7 +150,7 @@ class SimMIM:
     """
 
     reconstructs: ClassVar[bool] = True
-    weighs: ClassVar[bool] = False
+    gives_attention: ClassVar[bool] = False
 
     kind: Literal["simmim"] = science("simmim")
     positions: Literal["relative", "absolute"] = science(
@@ -166,4 +166,4 @@ class SimMIM:
             raise ValueError(f"drop_path={self.drop_path} must lie in [0, 1)")
 
 
-Method = CrossMAE | MAE | MaskAlign | SimMIM
+MethodConfig = CrossMAEConfig | MAEConfig | MaskAlignConfig | SimMIMConfig

@@ -28,7 +28,7 @@ from mimbench.backbones.config import ViT
 from mimbench.backbones.positions import sincos_2d
 from mimbench.backbones.vit import LayerNorm, Trunk
 from mimbench.pretrain.masking.strategies import Masked
-from mimbench.pretrain.methods.configs import CrossMAE as Config
+from mimbench.pretrain.methods.configs import CrossMAEConfig
 from mimbench.pretrain.methods.method import Context, Method
 from mimbench.pretrain.methods.pixels import painted, pixel_loss
 
@@ -105,7 +105,7 @@ class CrossMAE(Method, Trunk):
         config: decoder and target.
     """
 
-    def __init__(self, shape: ViT, config: Config) -> None:
+    def __init__(self, shape: ViT, config: CrossMAEConfig) -> None:
         super().__init__(shape)
         self.config = config
         self.final_norm = config.mixing == "none"
@@ -122,7 +122,7 @@ class CrossMAE(Method, Trunk):
         if config.mixing != "none" and config.mixing_init == "normal":
             self.wfm.draw()  # the sweep of `initialise` has put Xavier's weights there
 
-    def _add_reading(self, shape: ViT, config: Config) -> None:
+    def _add_reading(self, shape: ViT, config: CrossMAEConfig) -> None:
         """What decoder blocks read: mixtures of maps, or (`mixing=none`) the encoder's last, after a norm."""
         if config.mixing == "none":
             self.maps = [shape.depth]

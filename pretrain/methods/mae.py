@@ -23,7 +23,7 @@ from mimbench.backbones.config import ViT
 from mimbench.backbones.positions import sincos_2d
 from mimbench.backbones.vit import LayerNorm, Trunk
 from mimbench.pretrain.masking.strategies import Masked
-from mimbench.pretrain.methods.configs import MAE as Config  # noqa: N811 (MAE is a class)
+from mimbench.pretrain.methods.configs import MAEConfig
 from mimbench.pretrain.methods.method import Context, Method
 from mimbench.pretrain.methods.pixels import painted, pixel_loss
 
@@ -40,7 +40,7 @@ class MAE(Method, Trunk):
 
     final_norm = True
 
-    def __init__(self, shape: ViT, config: Config) -> None:
+    def __init__(self, shape: ViT, config: MAEConfig) -> None:
         super().__init__(shape)
         self.config = config
         self.norm = LayerNorm(shape.width)

@@ -4,7 +4,7 @@ A frozen teacher sees the whole image, the student (the encoder) only some of it
 layers that counts, the student's blocks are mixed by learned weights and brought to the teacher's width by a head; at
 the patches that the student saw, and at the class token, that must be what the teacher has there. There is no decoder.
 
-    context = method.look(images)                # the teacher: targets, and which patches it attends to
+    context = method.compute_context(images)     # the teacher: targets, and which patches it attends to
     loss = method(images, masked, context)       # pure
 
 Numbers are those of the authors' code, and so are parameter names. What differs is work that need not be done: heads
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import LayerNorm, Trunk
 from mimbench.pretrain.masking.strategies import Masked
-from mimbench.pretrain.methods.configs import MaskAlign as Config
+from mimbench.pretrain.methods.configs import MaskAlignConfig
 from mimbench.pretrain.methods.method import Context, Frozen, Method
 from mimbench.pretrain.methods.teachers import Teacher
 
@@ -46,7 +46,7 @@ class MaskAlign(Method, Trunk):
         ValueError: if the teacher has not the layers that the config names.
     """
 
-    def __init__(self, shape: ViT, config: Config, teacher: Teacher) -> None:
+    def __init__(self, shape: ViT, config: MaskAlignConfig, teacher: Teacher) -> None:
         super().__init__(shape, drop_path=config.drop_path)
         self.config, self.teacher = config, Frozen(teacher)
         self.layers, self.weights = counting_layers(config.layers, teacher.depth)
@@ -79,7 +79,7 @@ class MaskAlign(Method, Trunk):
         self.blocks[self.read[-1] + 1 :].requires_grad_(False)
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> Context:
+    def compute_context(self, images: Tensor) -> Context:
         """What the teacher makes of whole images (B, 3, H, W); `targets` are before_BRC, patches_BNC of each K."""
         layers, importance_BN = self.teacher.on(images.device)(images, self.layers)
         return Context(importance_BN, tuple(part for layer in layers for part in layer))
@@ -90,7 +90,7 @@ class MaskAlign(Method, Trunk):
         Args:
             images: (B, 3, H, W), normalised.
             masked: only `shown` counts.
-            context: what `look` returned.
+            context: what `compute_context` returned.
         """
         assert context is not None, "MaskAlign's loss needs what the teacher saw"
         maps = self.forward_tokens(images, masked.shown, self.read[-1] + 1)

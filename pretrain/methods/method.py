@@ -2,7 +2,7 @@
 
     class CrossMAE(Method, Trunk): ...
 
-    context = method.look(images)                    # what masking and loss need from elsewhere; None for most
+    context = method.compute_context(images)         # what masking and loss need from elsewhere; None for most
     masked = masking(noise, weights, grid, epoch)    # pretrain/masking; the method does not know which one it is
     loss = method(images, masked, context)           # pure: the same arguments, the same loss; can be compiled
 
@@ -49,8 +49,8 @@ class Method(nn.Module, ABC):
     traits: Traits = Traits()
     positions: str = "sincos"
 
-    def look(self, images: Tensor) -> Context | None:
-        """What the loss and a weighted masking need of whole images (B, 3, H, W), normalised by ImageNet's statistics.
+    def compute_context(self, images: Tensor) -> Context | None:
+        """Return what loss and masking need of whole images (B, 3, H, W), normalised by ImageNet's statistics.
 
         Called once for each batch, under `torch.no_grad`.
         """

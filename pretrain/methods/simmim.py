@@ -32,14 +32,14 @@ from mimbench.backbones.config import Traits, ViT
 from mimbench.backbones.vit import LayerNorm, PatchEmbed, patch_view, pick_patches
 from mimbench.pretrain.masking.attention import first_row
 from mimbench.pretrain.masking.strategies import Masked
-from mimbench.pretrain.methods.configs import SimMIM as Config
+from mimbench.pretrain.methods.configs import SimMIMConfig
 from mimbench.pretrain.methods.method import Context, Method
 
 
 class Encoder(nn.Module):
     """BEiT's ViT with a mask token: one shared table of relative biases, or learned absolute positions."""
 
-    def __init__(self, shape: ViT, config: Config) -> None:
+    def __init__(self, shape: ViT, config: SimMIMConfig) -> None:
         super().__init__()
         self.patch, self.grid = shape.patch, shape.grid
         self.recompute = False  # trade time for memory, as `Trunk.through` does
@@ -138,7 +138,7 @@ class SimMIM(Method):
 
     final_norm = True
 
-    def __init__(self, shape: ViT, config: Config) -> None:
+    def __init__(self, shape: ViT, config: SimMIMConfig) -> None:
         super().__init__()
         self.shape, self.config = shape, config
         self.traits = Traits(

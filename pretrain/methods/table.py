@@ -23,9 +23,9 @@ from mimbench.pretrain.methods.simmim import SimMIM
 from mimbench.pretrain.methods.teachers import load_teacher
 
 METHODS: dict[type[Any], Callable[[ViT, Any], Method]] = {  # by their config
-    method_configs.CrossMAE: CrossMAE,
-    method_configs.MAE: MAE,
-    method_configs.SimMIM: SimMIM,
+    method_configs.CrossMAEConfig: CrossMAE,
+    method_configs.MAEConfig: MAE,
+    method_configs.SimMIMConfig: SimMIM,
 }
 
 MASKINGS: dict[type[Any], Callable[[Any, int], Masking]] = {  # by their config; the number is that of all epochs
@@ -36,7 +36,7 @@ MASKINGS: dict[type[Any], Callable[[Any, int], Masking]] = {  # by their config;
 }
 
 
-def build_method(config: method_configs.Method, encoder: ViT, checkpoint: str | None = None) -> Method:
+def build_method(config: method_configs.MethodConfig, encoder: ViT, checkpoint: str | None = None) -> Method:
     """The method of `config` for an encoder of these sizes, its weights drawn from torch's generator.
 
     `checkpoint` is the file of MaskAlign's teacher, where timm's cache is not to be looked in.
@@ -44,13 +44,13 @@ def build_method(config: method_configs.Method, encoder: ViT, checkpoint: str | 
     Raises:
         FileNotFoundError, ValueError: if there is no such teacher, or none with the encoder's patches.
     """
-    if isinstance(config, method_configs.MaskAlign):
+    if isinstance(config, method_configs.MaskAlignConfig):
         teacher = load_teacher(config.teacher, checkpoint, encoder.grid, config.teacher_image)
         return MaskAlign(encoder, config, teacher)
     return METHODS[type(config)](encoder, config)
 
 
-def build_masking(config: masking_configs.Masking, encoder: ViT, epochs: int) -> Masking:
+def build_masking(config: masking_configs.MaskingConfig, encoder: ViT, epochs: int) -> Masking:
     """The masking of `config`, once it is sure that it works on the grid of `encoder` from the first epoch to the last.
 
     Raises:

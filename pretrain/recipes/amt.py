@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mimbench.backbones.config import SIZES
-from mimbench.pretrain.config import MAE, AttentionMasking, Pretrain, RandomMasking, SimMIM
+from mimbench.pretrain.config import AttentionMasking, MAEConfig, Pretrain, RandomMasking, SimMIMConfig
 from mimbench.pretrain.recipes.mae import mae_handwritten
 
 PUBLISHED = AttentionMasking(start_epoch=41, interval=40)  # fixed in the authors' code, whatever the number of epochs
@@ -27,7 +27,7 @@ def mae_amt_vitb_400ep() -> Pretrain:
     mimbench run pretrain/mae_amt_vitb_400ep data=imagenet
     """
     return Pretrain(
-        method=MAE(norm_pix=False),
+        method=MAEConfig(norm_pix=False),
         masking=PUBLISHED,
         epochs=400,
         warmup_epochs=40.0,
@@ -58,7 +58,7 @@ def simmim_vitb_800ep() -> Pretrain:
     """
     return Pretrain(
         encoder=SIZES["B"],
-        method=SimMIM(),
+        method=SimMIMConfig(),
         masking=RandomMasking(mask=0.6, predict=0.6, unit=2),
         epochs=800,
         warmup_epochs=10.0,
@@ -69,7 +69,7 @@ def simmim_vitb_800ep() -> Pretrain:
         drops=(700.0,),
         start_lr=2e-6,  # 5e-7 for each 512 images
         betas=(0.9, 0.999),
-        clip=5.0,
+        grad_clip=5.0,
         smallest_crop=0.67,
         resizing="bilinear",  # what torchvision's crop does unless told
     )
@@ -82,7 +82,7 @@ def simmim_amt_vitb_200ep() -> Pretrain:
     """
     return replace(
         simmim_vitb_800ep(),
-        method=SimMIM(positions="absolute"),
+        method=SimMIMConfig(positions="absolute"),
         masking=replace(PUBLISHED, mask=0.44, throw=0.26, unit=2, random_mask=0.44, random_predict=0.44),
         epochs=200,
         schedule="simmim_cosine",
@@ -105,7 +105,7 @@ def simmim_handwritten() -> Pretrain:
     """SimMIM on handwritten, 96 wide and 4 deep, in minutes on two cores."""
     return replace(
         amt_handwritten(),
-        method=SimMIM(positions="absolute", layer_scale=None, drop_path=0.0),
+        method=SimMIMConfig(positions="absolute", layer_scale=None, drop_path=0.0),
         masking=RandomMasking(mask=0.6, predict=0.6, unit=2),
-        clip=5.0,
+        grad_clip=5.0,
     )

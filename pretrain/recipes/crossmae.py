@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from mimbench.backbones.config import HANDWRITTEN, SIZES
 from mimbench.engine.run.config import Compute
-from mimbench.pretrain.config import CrossMAE, GridMasking, Health, Pretrain, RandomMasking
+from mimbench.pretrain.config import CrossMAEConfig, GridMasking, MonitorConfig, Pretrain, RandomMasking
 
 ALL_HIDDEN = RandomMasking(mask=0.75, predict=0.75)
 
@@ -49,7 +49,7 @@ def crossmae_vith_800ep_predict75() -> Pretrain:
 
 def crossmae_vits_800ep() -> Pretrain:
     """CrossMAE ViT-S/16, 25 % predicted, 800 epochs. Fine-tuned 79.2."""
-    return replace(crossmae_vitb_800ep(), encoder=SIZES["S"], method=CrossMAE(width=256, heads=8))
+    return replace(crossmae_vitb_800ep(), encoder=SIZES["S"], method=CrossMAEConfig(width=256, heads=8))
 
 
 def crossmae_vitl_800ep() -> Pretrain:
@@ -105,22 +105,22 @@ def crossmae_vitb_400ep_grid() -> Pretrain:
 
 def crossmae_vitb_400ep_depth1() -> Pretrain:
     """CrossMAE ViT-B/16, 400 epochs, one decoder block. Fine-tuned 83.0."""
-    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAE(depth=1))
+    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAEConfig(depth=1))
 
 
 def crossmae_vitb_400ep_depth4() -> Pretrain:
     """CrossMAE ViT-B/16, 400 epochs, four decoder blocks. Fine-tuned 83.1."""
-    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAE(depth=4))
+    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAEConfig(depth=4))
 
 
 def crossmae_vitb_400ep_depth8() -> Pretrain:
     """CrossMAE ViT-B/16, 400 epochs, eight decoder blocks. Fine-tuned 83.1."""
-    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAE(depth=8))
+    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAEConfig(depth=8))
 
 
 def crossmae_vitb_400ep_self_attention() -> Pretrain:
     """CrossMAE ViT-B/16, 400 epochs, mask tokens attend to each other as well. Fine-tuned 83.3."""
-    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAE(self_attention=True))
+    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAEConfig(self_attention=True))
 
 
 def crossmae_vitb_400ep_one_map() -> Pretrain:
@@ -128,12 +128,12 @@ def crossmae_vitb_400ep_one_map() -> Pretrain:
 
     The authors' code crashes in this mode, for want of the encoder's final norm, which is there here.
     """
-    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAE(mixing="none"))
+    return replace(crossmae_vitb_400ep_predict75(), method=CrossMAEConfig(mixing="none"))
 
 
 def crossmae_vitb_400ep_softmax() -> Pretrain:
     """CrossMAE ViT-B/16, 400 epochs, 25 % predicted, weights of maps sum to one (table 8). Fine-tuned 83.2."""
-    return replace(crossmae_vitb_400ep(), method=CrossMAE(mixing="softmax"))
+    return replace(crossmae_vitb_400ep(), method=CrossMAEConfig(mixing="softmax"))
 
 
 def crossmae_handwritten() -> Pretrain:
@@ -145,12 +145,12 @@ def crossmae_handwritten() -> Pretrain:
     return Pretrain(
         data="handwritten",
         encoder=HANDWRITTEN,
-        method=CrossMAE(depth=1, width=48, heads=4),
+        method=CrossMAEConfig(depth=1, width=48, heads=4),
         epochs=15,
         warmup_epochs=1.0,
         batch=64,
         base_lr=8e-3,
         lr_factor="none",
-        health=Health(every=3.0, images=1024),
+        monitor=MonitorConfig(every=3.0, images=1024),
         compute=Compute(precision="fp32", workers=0, save_every=500, log_every=20),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mimbench.backbones.config import SIZES
-from mimbench.pretrain.config import MAE, Pretrain, RandomMasking
+from mimbench.pretrain.config import MAEConfig, Pretrain, RandomMasking
 from mimbench.pretrain.recipes.crossmae import crossmae_handwritten
 
 
@@ -20,12 +20,12 @@ def mae_vitb_800ep() -> Pretrain:
 
     mimbench run pretrain/mae_vitb_800ep data=imagenet
     """
-    return Pretrain(method=MAE(), masking=RandomMasking(mask=0.75, predict=0.75), lr_factor="none")
+    return Pretrain(method=MAEConfig(), masking=RandomMasking(mask=0.75, predict=0.75), lr_factor="none")
 
 
 def mae_vits_800ep() -> Pretrain:
     """MAE ViT-S/16, 800 epochs. Fine-tuned 78.9."""
-    return replace(mae_vitb_800ep(), encoder=SIZES["S"], method=MAE(width=256, heads=8))
+    return replace(mae_vitb_800ep(), encoder=SIZES["S"], method=MAEConfig(width=256, heads=8))
 
 
 def mae_vitl_800ep() -> Pretrain:
@@ -67,6 +67,6 @@ def mae_handwritten() -> Pretrain:
     """MAE on handwritten, 96 wide and 4 deep, in minutes on two cores: what `mimbench demo --method mae` trains."""
     return replace(
         crossmae_handwritten(),
-        method=MAE(depth=1, width=48, heads=4),
+        method=MAEConfig(depth=1, width=48, heads=4),
         masking=RandomMasking(mask=0.75, predict=0.75),
     )

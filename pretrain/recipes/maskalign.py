@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mimbench.backbones.config import SIZES
-from mimbench.pretrain.config import KeepMasking, MaskAlign, Pretrain, RandomMasking
+from mimbench.pretrain.config import KeepMasking, MaskAlignConfig, Pretrain, RandomMasking
 from mimbench.pretrain.recipes.crossmae import crossmae_handwritten
 
 
@@ -21,7 +21,7 @@ def maskalign_vitb() -> Pretrain:
     mimbench run pretrain/maskalign_vitb data=imagenet
     """
     return Pretrain(
-        method=MaskAlign(),
+        method=MaskAlignConfig(),
         masking=KeepMasking(mask=0.7),
         epochs=200,
         warmup_epochs=20.0,
@@ -34,7 +34,7 @@ def maskalign_vitb() -> Pretrain:
 
 def maskalign_vitb_dino() -> Pretrain:
     """MaskAlign ViT-B/16, teacher DINO-B/16, 200 epochs: the third teacher of the authors' code, no number printed."""
-    return replace(maskalign_vitb(), method=MaskAlign(teacher="vit_base_patch16_224.dino"))
+    return replace(maskalign_vitb(), method=MaskAlignConfig(teacher="vit_base_patch16_224.dino"))
 
 
 def maskalign_vitb_random() -> Pretrain:
@@ -47,13 +47,13 @@ def maskalign_vitl() -> Pretrain:
 
     Student and teacher are of unequal depth, where the authors' code runs with fusion=sum alone; here linear does, too.
     """
-    return replace(maskalign_vitb(), encoder=SIZES["L"], method=MaskAlign(fusion="sum", drop_path=0.2))
+    return replace(maskalign_vitb(), encoder=SIZES["L"], method=MaskAlignConfig(fusion="sum", drop_path=0.2))
 
 
 def maskalign_vitl_clipl() -> Pretrain:
     """MaskAlign ViT-L/16, teacher CLIP-L/14 on images of 196 pixels, 200 epochs. Fine-tuned 87.4."""
     teacher = "vit_large_patch14_clip_quickgelu_224.openai"
-    method = MaskAlign(teacher=teacher, teacher_image=196, drop_path=0.2)
+    method = MaskAlignConfig(teacher=teacher, teacher_image=196, drop_path=0.2)
     return replace(maskalign_vitb(), encoder=SIZES["L"], method=method)
 
 
@@ -66,6 +66,6 @@ def maskalign_handwritten() -> Pretrain:
     """
     return replace(
         crossmae_handwritten(),
-        method=MaskAlign(teacher=None, layers="top2", drop_path=0.0),
+        method=MaskAlignConfig(teacher=None, layers="top2", drop_path=0.0),
         masking=KeepMasking(mask=0.7),
     )

@@ -122,7 +122,7 @@ def test_layer_decay_has_the_authors_groups_and_scales(
 
 EVERY = {
     "beit": Traits(positions="relative", layer_scale=True),
-    "clip": Traits(pre_norm=True, patch_bias=False, norm_eps=1e-5, activation="quick_gelu"),
+    "grad_clip": Traits(pre_norm=True, patch_bias=False, norm_eps=1e-5, activation="quick_gelu"),
     "dinov2": Traits(layer_scale=True, registers=4, mlp="swiglu", hidden=40),
     "dinov3": Traits(positions="rope", layer_scale=True, registers=4, norm_eps=1e-5),
 }

@@ -108,8 +108,10 @@ def main(directory: Path, data: str) -> None:
     classifier = str(RunDir(directory / "never").best_classifier)
     for world in (1, 2):
         place = directory / f"by-{world}"
-        val = Classify(data=data, checkpoint=classifier, compute=COMPUTE, at_once=4, save_predictions=True)
-        rendition = Classify(data=f"{data}/val", checkpoint=classifier, test="imagenet-r", compute=COMPUTE, at_once=4)
+        val = Classify(data=data, checkpoint=classifier, compute=COMPUTE, eval_batch=4, save_predictions=True)
+        rendition = Classify(
+            data=f"{data}/val", checkpoint=classifier, test="imagenet-r", compute=COMPUTE, eval_batch=4
+        )
         shared[str(world)] = {
             "val": by(world, val, place / "val"),
             "imagenet-r": by(world, rendition, place / "r"),

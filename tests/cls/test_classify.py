@@ -56,7 +56,7 @@ def test_a_classifier_is_measured_as_image_by_image(
 ) -> None:
     file = _saved(tmp_path / "classifier.safetensors", eval_crop=1.0)
     config = Classify(
-        data=str(folder), checkpoint=str(file), compute=SMALL, at_once=4, save_predictions=True, save_logits=True
+        data=str(folder), checkpoint=str(file), compute=SMALL, eval_batch=4, save_predictions=True, save_logits=True
     )
     directory = new_run(config)
     outcome = run(config, directory)
@@ -149,7 +149,7 @@ def test_a_robustness_set_lets_its_own_classes_compete_alone(
 ) -> None:
     root, classes = renditions
     file = _saved(tmp_path / "classifier.safetensors", classes)
-    config = Classify(data=str(root), checkpoint=str(file), test="imagenet-r", compute=SMALL, at_once=3)
+    config = Classify(data=str(root), checkpoint=str(file), test="imagenet-r", compute=SMALL, eval_batch=3)
     outcome = run(config, new_run(config))
     model, _ = load_classifier(file)
     folder = ImageFolder(root, "train")
@@ -160,7 +160,7 @@ def test_a_robustness_set_lets_its_own_classes_compete_alone(
             logits = model(normalise(crops[place][0][None]))[0].masked_fill(~allowed, -torch.inf)
         right += classes[logits.argmax()] == folder.classes[crops[place][1]]
     assert outcome.metrics == {"imagenet_r_top1": 25.0 * right}
-    exact = replace(config, decoder="pil")
+    exact = replace(config, jpeg_decoder="pil")
     assert run(exact, new_run(exact)).facts["decoder"] == "pil"
 
 

@@ -26,7 +26,7 @@ from mimbench.cls.data.crops import (
 )
 from mimbench.engine.data.batches import SeededDataset
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, normalise
-from mimbench.engine.data.shards import Shrinking, shrink
+from mimbench.engine.data.shrink import Shrinking, shrink
 
 CPU = torch.device("cpu")
 

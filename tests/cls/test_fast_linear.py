@@ -32,7 +32,7 @@ SINGLE: dict[str, Any] = {"pools": ("avg",), "layers": 1, "held_out": 0.0}
 def _config(folder: Path, checkpoint: Path, **changes: Any) -> FastLinear:
     base = FastLinear(
         data=str(folder), checkpoint=str(checkpoint), image=16, layers=2, base_lrs=(1.0, 100.0), held_out=0.25,
-        epochs=20, warmup_epochs=2, batch=16, compute=SMALL, encode_batch=10, stored="fp32",
+        epochs=20, warmup_epochs=2, batch=16, compute=SMALL, eval_batch=10, stored="fp32",
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -44,7 +44,7 @@ def test_a_single_head_is_the_slow_probe_on_cached_features(
     compute = replace(SMALL, accumulate=accumulate)
     slow = Linear(
         data=str(folder), checkpoint=str(checkpoint), image=16, views="cached", epochs=20, warmup_epochs=2, batch=16,
-        base_lr=30.0, compute=compute, encode_batch=10, evaluate_every=None, weight_decay=1e-3,
+        base_lr=30.0, compute=compute, eval_batch=10, evaluate_every=None, weight_decay=1e-3,
     )  # fmt: skip
     fast = _config(folder, checkpoint, **SINGLE, base_lrs=(30.0,), weight_decays=(1e-3,), compute=compute)
     expected, found = run(slow, new_run(slow)), run(fast, new_run(fast))

@@ -37,7 +37,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def encoder(checkpoint: Path) -> FrozenEncoder:
     """With the class token."""
-    return frozen_encoder(Knn(checkpoint=str(checkpoint), image=16, pool="cls", compute=SMALL, encode_batch=10), CPU)
+    return frozen_encoder(Knn(checkpoint=str(checkpoint), image=16, pool="cls", compute=SMALL, eval_batch=10), CPU)
 
 
 @pytest.fixture

@@ -44,14 +44,14 @@ def test_features_are_those_described(
     normed = model.norm(tokens) if norm == "tokens" else tokens
     expected = normed[:, 1:].mean(1) if pool == "avg" else normed[:, 0]
     expected = F.layer_norm(expected, (16,), eps=1e-6) if norm == "pooled" else expected
-    config = Knn(checkpoint=str(checkpoint), image=16, pool=pool, norm=norm, compute=SMALL, encode_batch=2)
+    config = Knn(checkpoint=str(checkpoint), image=16, pool=pool, norm=norm, compute=SMALL, eval_batch=2)
     found = frozen_encoder(config, CPU)(images)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
     assert not found.requires_grad
 
 
 def test_a_split_is_encoded_in_its_order(folder: Path, checkpoint: Path) -> None:
-    config = Knn(checkpoint=str(checkpoint), image=16, compute=SMALL, encode_batch=5)
+    config = Knn(checkpoint=str(checkpoint), image=16, compute=SMALL, eval_batch=5)
     val = open_splits(str(folder)).val
     encoder = frozen_encoder(config, CPU)
     features, labels = features_of(encoder, val, 16, 1.0, workers=0)

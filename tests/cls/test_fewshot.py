@@ -87,7 +87,7 @@ def test_moments_are_those_of_all_images(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_run_measures_every_number_of_shots(folder: Path, checkpoint: Path, new_run: Callable[[Any], Any]) -> None:
     config = FewShot(
-        data=str(folder), checkpoint=str(checkpoint), image=16, shots=(1, 10), draws=3, compute=SMALL, encode_batch=10
+        data=str(folder), checkpoint=str(checkpoint), image=16, shots=(1, 10), draws=3, compute=SMALL, eval_batch=10
     )
     outcome = run(config, new_run(config))
     names = {f"fewshot{n}_{kind}_{what}" for n in (1, 10) for kind in ("ridge", "logistic") for what in ("top1", "std")}

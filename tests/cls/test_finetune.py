@@ -158,7 +158,7 @@ def test_the_measured_accuracy_is_that_of_one_image_at_a_time(folder: Path) -> N
 
 def test_the_full_augmentation_and_accumulation_run(folder: Path, new_run: Callable[[Any], Any]) -> None:
     compute = replace(SMALL, accumulate=2, workers=1, precision="bf16")
-    config = _config(folder, epochs=1, ema=0.9, clip=1.0, compute=compute)
+    config = _config(folder, epochs=1, ema=0.9, grad_clip=1.0, compute=compute)
     outcome = run(config, new_run(config))
     assert 0 <= outcome.metrics["finetune_top1"] <= 100
     assert outcome.facts["weights"] == "random"
@@ -214,7 +214,7 @@ def test_a_run_leaves_its_weights_and_predictions(folder: Path, new_run: Callabl
 
 
 def test_the_exact_mode_says_so_and_runs(folder: Path, new_run: Callable[[Any], Any]) -> None:
-    config = _config(folder, epochs=1, decoder="pil")
+    config = _config(folder, epochs=1, jpeg_decoder="pil")
     outcome = run(config, new_run(config))
     assert outcome.facts["decoder"] == "pil"
 

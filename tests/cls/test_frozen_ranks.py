@@ -27,7 +27,7 @@ PART = 16
 
 def _configs(data: str) -> dict[str, Any]:
     compute = Compute(precision="fp32", workers=0, device="cpu", log_every=5, save_every=20)
-    shared: dict[str, Any] = {"data": data, "encoder": TINY, "image": 16, "compute": compute, "encode_batch": 8}
+    shared: dict[str, Any] = {"data": data, "encoder": TINY, "image": 16, "compute": compute, "eval_batch": 8}
     return {
         "knn": Knn(**shared, neighbours=(5, 20), more_pools=("cls",)),
         "fewshot": FewShot(**shared, shots=(2, 5), draws=3),

@@ -86,7 +86,7 @@ def test_votes_count_however_far_the_neighbours_are() -> None:
 
 def test_a_run_measures_every_k(folder: Path, checkpoint: Path, new_run: Callable[[Any], Any]) -> None:
     config = Knn(
-        data=str(folder), checkpoint=str(checkpoint), image=16, neighbours=(5, 20), compute=SMALL, encode_batch=10
+        data=str(folder), checkpoint=str(checkpoint), image=16, neighbours=(5, 20), compute=SMALL, eval_batch=10
     )
     outcome = run(config, new_run(config))
     assert set(outcome.metrics) == {"knn_top1", "knn_top1_k5", "knn_top1_k20"}
@@ -122,7 +122,7 @@ def test_a_validation_set_that_is_the_training_set_is_found_and_said(
 ) -> None:
     shutil.copytree(folder / "train", tmp_path / "data" / "train")
     shutil.copytree(folder / "train", tmp_path / "data" / "val")
-    config = Knn(checkpoint=str(checkpoint), image=16, neighbours=(5, 20), compute=SMALL, encode_batch=7)
+    config = Knn(checkpoint=str(checkpoint), image=16, neighbours=(5, 20), compute=SMALL, eval_batch=7)
     same = run(replace(config, data=str(tmp_path / "data")), new_run(config))
     assert same.facts["validation"] == "the validation images are the training images"
     assert same.facts["val_in_train"] == "72 of 72 looked for"

@@ -34,7 +34,7 @@ SMALL = Compute(precision="fp32", workers=0, threads=1, device="cpu", log_every=
 def _config(folder: Path, checkpoint: Path, **changes: Any) -> Linear:
     base = Linear(
         data=str(folder), checkpoint=str(checkpoint), image=16, views="cached", epochs=40, warmup_epochs=2,
-        batch=16, base_lr=100.0, compute=SMALL, encode_batch=10, evaluate_every=None,
+        batch=16, base_lr=100.0, compute=SMALL, eval_batch=10, evaluate_every=None,
     )  # fmt: skip
     return replace(base, **changes)
 

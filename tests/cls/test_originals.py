@@ -236,5 +236,5 @@ def _training(config: Finetune, steps_per_epoch: int) -> Training:
         offset=offset(config, steps_per_epoch),
         compute=config.compute,
         seed=config.seed,
-        clip=config.clip,
+        grad_clip=config.grad_clip,
     )

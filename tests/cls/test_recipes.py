@@ -67,10 +67,10 @@ def test_finetune_recipes_are_the_published_ones(recipe: Any, expected: tuple[fl
     config = recipe()
     assert (config.epochs, config.base_lr, config.layer_decay, config.drop_path) == expected
     assert config.encoder == SIZES[recipe.__name__[-1].upper()]
-    assert (config.schedule, config.start_lr, config.decoder) == ("cosine", 0, "torchvision")
+    assert (config.schedule, config.start_lr, config.jpeg_decoder) == ("cosine", 0, "torchvision")
     assert config.peak_lr == config.base_lr * 4
     assert (config.batch, config.warmup_epochs, config.min_lr, config.weight_decay) == (1024, 5, 1e-6, 0.05)
-    assert (config.betas, config.clip, config.pool, config.image) == ((0.9, 0.999), None, "avg", 224)
+    assert (config.betas, config.grad_clip, config.pool, config.image) == ((0.9, 0.999), None, "avg", 224)
     assert (config.label_smoothing, config.mixup, config.cutmix) == (0.1, 0.8, 1.0)
     assert (config.mixup_probability, config.switch_probability, config.erasing) == (1.0, 0.5, 0.25)
     assert (config.randaugment, config.smallest_crop, config.flip) == ("rand-m9-mstd0.5-inc1", 0.08, True)
@@ -85,7 +85,7 @@ def test_448_pixels_are_evaluated_whole() -> None:
 def test_simmims_recipe_is_the_published_one() -> None:
     config = recipes_attention.finetune_simmim_amt_vitb()
     assert (config.epochs, config.warmup_epochs, config.layer_decay, config.drop_path) == (100, 20, 0.65, 0.1)
-    assert (config.pool, config.clip, config.schedule) == ("cls", 5.0, "simmim_cosine")
+    assert (config.pool, config.grad_clip, config.schedule) == ("cls", 5.0, "simmim_cosine")
     for512 = config.batch / 512
     assert config.peak_lr == pytest.approx(1.25e-3 * for512)
     assert config.min_lr == config.start_lr == pytest.approx(2.5e-7 * for512)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
+from mimbench.det.config import TTA, Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.data.augment import fitted, render
 from mimbench.det.data.batches import TrainingImages
 from mimbench.det.data.coco import CocoSplit, read_split
@@ -26,7 +26,7 @@ from mimbench.det.evaluation.evaluate import CocoMetrics
 from mimbench.det.model.build import build_detector
 from mimbench.det.model.detector_config import config_of
 from mimbench.det.model.detector_file import open_detector
-from mimbench.det.model.mask_rcnn import MaskRCNN as Model
+from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.model.masks import paste
 from mimbench.det.optim import groups, learning_rate
 from mimbench.det.run import run
@@ -49,12 +49,12 @@ CASES = {
 }
 
 
-def config_for(data: Path, heads: Heads = HEADS, **changes: Any) -> MaskRCNN:
+def config_for(data: Path, heads: Heads = HEADS, **changes: Any) -> MaskRCNNConfig:
     """A small detector with windows, relative positions and four levels."""
-    config = MaskRCNN(
+    config = MaskRCNNConfig(
         data=str(data),
         encoder=ViT(16, 4, 2, patch=8, image=32),
-        vitdet=ViTDet(window=3, drop_path=0.0, channels=16, scales=(2.0, 1.0, 0.5)),
+        vitdet=ViTDetConfig(window=3, drop_path=0.0, channels=16, scales=(2.0, 1.0, 0.5)),
         proposals=Proposals(anchor_sizes=(8.0, 16.0, 24.0, 32.0), samples=32, before_nms=(90, 90), after_nms=(60, 60)),
         heads=heads,
         augment=Augment(smallest=0.8, largest=1.25),
@@ -65,18 +65,18 @@ def config_for(data: Path, heads: Heads = HEADS, **changes: Any) -> MaskRCNN:
         warmup=2.0,
         milestones=(3,),
         shown=0,
-        normalise="batch",
+        loss_weights="batch",
         compute=Compute(precision="fp32", workers=0, threads=1, device="cpu", save_every=2),
     )
     return replace(config, **changes)
 
 
-def splits_of(config: MaskRCNN) -> tuple[CocoSplit, CocoSplit]:
+def splits_of(config: MaskRCNNConfig) -> tuple[CocoSplit, CocoSplit]:
     train, val = (read_split(Path(config.data), split, masks=config.heads.masks) for split in ("train", "val"))
     return train, val
 
 
-def lively(model: Model) -> Model:
+def lively(model: MaskRCNN) -> MaskRCNN:
     """Weights with which scores, boxes and masks are spread out."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def lively(model: Model) -> Model:
     return model
 
 
-def written(config: MaskRCNN, directory: Path) -> tuple[Model, Path]:
+def written(config: MaskRCNNConfig, directory: Path) -> tuple[MaskRCNN, Path]:
     splits = splits_of(config)
     model, _ = build_detector(config, 2, splits[0].images_showing().tolist())
     write_lazyconfig(config, lively(model), splits, directory / "lazy.py", directory, "cpu")
@@ -108,15 +108,15 @@ def test_a_lazy_config_is_python_and_has_the_recipes_values(make_coco: Any, tmp_
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"clip": 1.0}, "clip=none"),
+        ({"grad_clip": 1.0}, "grad_clip=none"),
         ({"compute": Compute(accumulate=2)}, "compute.accumulate=2"),
         ({"heads": replace(HEADS, soft_nms="linear")}, "heads.soft_nms=off"),
-        ({"views": Views(flip=True)}, r"views\.flip=false"),
+        ({"test_time_augmentation": TTA(flip=True)}, r"test_time_augmentation\.flip=false"),
         ({"proposals": replace(Proposals(anchor_sizes=(8.0, 16.0, 24.0, 32.0)), norm=True)}, r"proposals\.norm=false"),
     ],
 )
 def test_what_detectron2_cannot_do_is_refused(make_coco: Any, tmp_path: Path, changes: Any, why: str) -> None:
-    config = config_for(make_coco(2), normalise="image")
+    config = config_for(make_coco(2), loss_weights="image")
     with pytest.raises(ValueError, match=f"detectron2 cannot train this recipe as it is: .*{why}"):
         written(replace(config, **changes), tmp_path)
     assert not list(tmp_path.glob("lazy*"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mimbench.backbones.config import SIZES
+from mimbench.det.config import Heads, MaskRCNNConfig
 from mimbench.det.model.federated import class_weights, drawn_classes, sigmoid_losses
 from mimbench.det.model.mask_rcnn import MaskRCNN, build_mask_rcnn
 from mimbench.det.model.masks import paste
@@ -88,7 +89,8 @@ def test_single_precision_gives_the_same_losses(case: tuple[MaskRCNN, dict[str, 
 
 def test_the_released_cascade_has_its_size() -> None:
     with torch.device("meta"):
-        base = build_mask_rcnn(classes=80, vit=SIZES["B"], mean=MEAN, std=STD, cascade=True)
+        config = MaskRCNNConfig(data="", heads=Heads(cascade=True))
+        base = build_mask_rcnn(config, SIZES["B"], classes=80, mean=MEAN, std=STD)
     assert base.state_dict()["roi_heads.box_predictor.2.bbox_pred.weight"].shape == (4, 1024)
     assert len(base.roi_heads.overlaps) == 3
 
@@ -112,9 +114,9 @@ def test_each_image_draws_classes_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         return drawn_classes(labels, *others)
 
     monkeypatch.setattr("mimbench.det.model.box_head.drawn_classes", drawn)
-    for normalise, wanted in (("image", [32, 32, 32]), ("batch", [96])):
+    for mode, wanted in (("image", [32, 32, 32]), ("batch", [96])):
         asked.clear()
-        model = tiny_detector(False, normalise=normalise, **FEDERATED)
+        model = tiny_detector(False, loss_weights=mode, **FEDERATED)
         fill(model)
         assert model(batch(LONG))["loss_cls"] > 0
         assert asked == wanted

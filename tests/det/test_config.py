@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import MaskRCNN, Proposals
+from mimbench.det.config import MaskRCNNConfig, Proposals
 from mimbench.det.recipes import lvis as recipes_lvis
 from mimbench.det.recipes import machines as recipes_machines
 from mimbench.det.recipes import mask_rcnn as recipes
@@ -33,7 +33,7 @@ ALL = [
 @pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.__name__)
 def test_a_recipe_survives_being_written_out(recipe) -> None:
     config = recipe()
-    assert from_text(MaskRCNN, to_text(config)) == config
+    assert from_text(MaskRCNNConfig, to_text(config)) == config
     assert recipe.__doc__
 
 
@@ -125,8 +125,8 @@ def test_settings_that_cannot_be_are_refused_in_one_line(override: str, said: st
 
 
 def test_a_batch_taken_at_once_is_not_divided() -> None:
-    with pytest.raises(ValueError, match="normalise=image gives the same"):
-        with_overrides(recipes.mask_rcnn_handwritten(), ["normalise=batch", "compute.accumulate=2"])
+    with pytest.raises(ValueError, match="loss_weights=image gives the same"):
+        with_overrides(recipes.mask_rcnn_handwritten(), ["loss_weights=batch", "compute.accumulate=2"])
 
 
 def test_an_encoder_is_checked_when_its_checkpoint_is_known() -> None:
@@ -137,6 +137,6 @@ def test_an_encoder_is_checked_when_its_checkpoint_is_known() -> None:
 
 def test_how_a_run_is_computed_is_not_its_identity() -> None:
     config = recipes.mask_rcnn_handwritten()
-    again = with_overrides(config, ["compute.workers=3", "evaluate_every=5", "evaluate_batch=1", "shown=0"])
+    again = with_overrides(config, ["compute.workers=3", "evaluate_every=5", "eval_batch=1", "shown=0"])
     assert identity(config, "det", None) == identity(again, "det", None)
     assert identity(config, "det", None) != identity(replace(config, lr=2e-3), "det", None)

@@ -13,17 +13,17 @@ import torch
 from mimbench.backbones.checkpoint import load_encoder
 from mimbench.backbones.checkpoints.export import export_encoder
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.det.config import Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.model.build import build_detector, from_scratch
 from mimbench.det.model.detector_config import config_of
 from mimbench.det.model.detector_file import open_detector, save_detector
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 
-CONFIG = MaskRCNN(
+CONFIG = MaskRCNNConfig(
     data="none",
     encoder=ViT(64, 8, 1, patch=16, image=32),
-    vitdet=ViTDet(window=2, channels=8, scales=(1.0, 0.5)),
+    vitdet=ViTDetConfig(window=2, channels=8, scales=(1.0, 0.5)),
     proposals=Proposals(convs=1, anchor_sizes=(16.0, 24.0, 32.0), after_nms=(50, 20)),
     heads=Heads(convs=1, channels=8, fc=8, score_threshold=0.0),
     image=64,

@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, ViTDet
-from mimbench.det.model.mask_rcnn import MaskRCNN as Model
+from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
+from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.run import run
 from mimbench.engine.run.config import Compute, to_text
 from mimbench.engine.run.rundir import RunDir
@@ -34,12 +34,12 @@ STEPS, BATCH = 4, 8  # of 19 images: an epoch is 2 steps
 DIVISIONS = {"whole": (1, 1), "parts": (1, 4), "processes": (2, 1), "both": (2, 2)}  # processes, micro-batches
 
 
-def config_of(data: Path, samples: int = 4000) -> MaskRCNN:
+def config_of(data: Path, samples: int = 4000) -> MaskRCNNConfig:
     """A small detector; with so many samples nothing is left to chance but what is drawn for each image."""
-    return MaskRCNN(
+    return MaskRCNNConfig(
         data=str(data),
         encoder=ViT(16, 2, 2, patch=4, image=16),
-        vitdet=ViTDet(window=4, drop_path=0.0, channels=16, scales=(1.0, 0.5)),
+        vitdet=ViTDetConfig(window=4, drop_path=0.0, channels=16, scales=(1.0, 0.5)),
         proposals=Proposals(
             convs=1, anchor_sizes=(16.0, 24.0, 32.0), samples=samples, before_nms=(50, 50), after_nms=(40, 20)
         ),
@@ -56,7 +56,7 @@ def config_of(data: Path, samples: int = 4000) -> MaskRCNN:
     )
 
 
-def _train(directory: Path, name: str, config: MaskRCNN) -> None:
+def _train(directory: Path, name: str, config: MaskRCNNConfig) -> None:
     about = {"recipe": f"test/{name}", "stage": "det", "identity": "0", "checkpoint": None}
     run(config, RunDir.create(directory / name, to_text(config), about))
 
@@ -88,7 +88,7 @@ def main(directory: Path) -> None:
         assert not any(ends)
     config = replace(config_of(directory / "shapes", samples=16), batch=4, steps=7)  # an epoch is 4 steps
     assert not killed(forked(lambda: _train(directory, "unstopped", config)))
-    with patch.object(Model, "forward", dying(Model.forward, 6)):
+    with patch.object(MaskRCNN, "forward", dying(MaskRCNN.forward, 6)):
         assert killed(forked(lambda: _train(directory, "stopped", config)))
     assert not killed(forked(lambda: _train(directory, "stopped", config)))
 

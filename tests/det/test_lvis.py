@@ -11,7 +11,7 @@ import torch
 from mimbench.det.config import Augment
 from mimbench.det.data.batches import TrainingImages
 from mimbench.det.data.coco import read_split
-from mimbench.det.data.lvis import RepeatedBatches, drawn_once, repeat_factors
+from mimbench.det.data.repeats import RepeatedBatches, drawn_once, repeat_factors
 from mimbench.det.evaluation.evaluate import CocoMetrics
 from mimbench.engine.data.datasets import UnfitError
 from tests.det.lvis_data import results, write_lvis

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.memory import Estimate, Saved, advice, estimate, require_memory
 from mimbench.det.model.build import from_scratch
 from mimbench.det.model.masks import InstanceMasks
@@ -19,11 +19,11 @@ from mimbench.engine.run.config import Compute
 MIB = 2**20
 
 
-def _config(**changes) -> MaskRCNN:
-    config = MaskRCNN(
+def _config(**changes) -> MaskRCNNConfig:
+    config = MaskRCNNConfig(
         data="coco",
         encoder=ViT(64, 4, 4, patch=16, image=64),
-        vitdet=ViTDet(window=5, channels=32, drop_path=0.0),
+        vitdet=ViTDetConfig(window=5, channels=32, drop_path=0.0),
         proposals=Proposals(anchor_sizes=(16.0, 32.0, 64.0, 128.0, 256.0)),
         heads=Heads(samples=32, channels=32, fc=64),
         image=256,
@@ -35,7 +35,7 @@ def _config(**changes) -> MaskRCNN:
     return replace(config, **changes)
 
 
-def _measured(config: MaskRCNN, images: int) -> int:
+def _measured(config: MaskRCNNConfig, images: int) -> int:
     """Bytes that a real forward pass with losses saves."""
     torch.manual_seed(0)
     model = from_scratch(config, 80, config.encoder, mean=IMAGENET_MEAN, std=IMAGENET_STD).train()
@@ -92,7 +92,7 @@ def test_what_fits_is_found_with_few_estimates(monkeypatch: pytest.MonkeyPatch) 
     """Of a full-size model each takes seconds."""
     asked: list[tuple[int, bool]] = []
 
-    def counted(config: MaskRCNN, world: int = 1) -> Estimate:
+    def counted(config: MaskRCNNConfig, world: int = 1) -> Estimate:
         asked.append((config.compute.accumulate, config.recompute))
         images = config.batch // config.compute.accumulate
         return Estimate(images, 0, 0, 0, images * (1 if config.recompute else 3) * MIB, config.recompute)

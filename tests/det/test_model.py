@@ -7,6 +7,7 @@ draw the same samples. Everything runs in float64 (boxes are float32 in either).
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from mimbench.backbones.config import SIZES, ViT
+from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.model.mask_rcnn import MaskRCNN, build_mask_rcnn
 from mimbench.det.model.masks import InstanceMasks, paste
 from tests.det.tiny import MEAN, SHAPES, STD, batch, fill, fixed_permutation, star, tiny_detector
@@ -96,7 +98,7 @@ def test_names_and_sizes_are_those_of_detectron2() -> None:
         "state"
     ]
     with torch.device("meta"):
-        base = build_mask_rcnn(classes=80, vit=SIZES["B"], mean=MEAN, std=STD)
+        base = build_mask_rcnn(MaskRCNNConfig(data=""), SIZES["B"], classes=80, mean=MEAN, std=STD)
     assert len(base.state_dict()) == 245  # 110,895,792 parameters: facts of the released ViTDet-B
     assert sum(weight.numel() for weight in base.parameters()) == 110_895_792
 
@@ -114,7 +116,7 @@ def test_no_objects_at_all() -> None:
 
 def test_a_detector_that_finds_nothing() -> None:
     model = tiny_detector(False).eval()
-    model.roi_heads.selection.score_threshold = 0.99
+    model.roi_heads.options = replace(model.roi_heads.options, score_threshold=0.99)
     for found in model.detect(batch()["images"], SHAPES):
         assert found.boxes.shape == (0, 4)
         assert found.masks.shape == (0, 28, 28)
@@ -130,32 +132,27 @@ def test_weights_that_are_not_finite_give_losses_that_are_not() -> None:
 
 
 def test_sizes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"anchor_sizes=.* one size per pyramid level: 5"):
-        build_mask_rcnn(classes=3, vit=SIZES["S"], mean=MEAN, std=STD, global_blocks=(), anchor_sizes=(32, 64))
-    with pytest.raises(ValueError, match="image=144 must be a multiple of the coarsest stride"):
-        build_mask_rcnn(classes=3, vit=SIZES["S"], mean=MEAN, std=STD, global_blocks=(), image=144)
+    with pytest.raises(ValueError, match=r"anchor_sizes=.* one size for each of the 5 pyramid maps"):
+        MaskRCNNConfig(data="", proposals=Proposals(anchor_sizes=(32, 64)))
+    config = MaskRCNNConfig(data="", encoder=ViT(32, 2, 4, patch=4, image=32), image=144)
+    with pytest.raises(ValueError, match="image=144 must be a multiple of 32, the stride of the coarsest map"):
+        build_mask_rcnn(config, SIZES["S"], classes=3, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match="images of 130x64 pixels do not fit"):
         tiny_detector(False).normalised(torch.zeros(1, 3, 130, 64), [(130, 64)])
 
 
 def test_any_pyramid_trains() -> None:
-    model = build_mask_rcnn(
-        classes=2,
-        vit=ViT(32, 2, 4, patch=4, image=32),
-        mean=MEAN,
-        std=STD,
+    config = MaskRCNNConfig(
+        data="",
+        encoder=ViT(32, 2, 4, patch=4, image=32),
         image=64,
-        window=4,
-        global_blocks=(1,),
-        scales=(1.0, 0.5, 0.25),
-        channels=16,
-        anchor_sizes=(8, 16, 32, 64),
-        rpn_convs=1,
-        head_convs=1,
-        head_channels=16,
-        fc=16,
+        vitdet=ViTDetConfig(window=4, global_blocks=(1,), channels=16, scales=(1.0, 0.5)),
+        proposals=Proposals(convs=1, anchor_sizes=(8, 16, 32)),
+        heads=Heads(convs=1, channels=16, fc=16),
+        loss_weights="batch",
     )
-    assert model.backbone.strides == (4, 8, 16, 32)
+    model = build_mask_rcnn(config, config.encoder, classes=2, mean=MEAN, std=STD)
+    assert model.backbone.strides == (4, 8, 16)
     assert "proposal_generator.rpn_head.conv.weight" in model.state_dict()  # detectron2's name for a single one
     target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
     target["masks"] = InstanceMasks([[star(24, 24, 32, 32)]])  # type: ignore[assignment]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.model.build import build_detector
 from mimbench.det.optim import groups, layer_of, learning_rate
 from mimbench.det.recipes import mask_rcnn as recipes
@@ -28,7 +28,7 @@ RECIPES = {
 }
 
 
-def _thin(config: MaskRCNN, depth: int) -> MaskRCNN:
+def _thin(config: MaskRCNNConfig, depth: int) -> MaskRCNNConfig:
     """The recipe with few channels: groups depend on names alone."""
     return replace(
         config,

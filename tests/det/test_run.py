@@ -13,7 +13,7 @@ from PIL import Image
 from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
-from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
+from mimbench.det.config import TTA, Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.data.check import check_coco
 from mimbench.det.evaluation.draw import detected, draw_objects
 from mimbench.det.evaluation.predict import Seen, from_run
@@ -26,11 +26,11 @@ from mimbench.engine.run.rundir import RunDir
 ENCODER = ViT(16, 2, 2, patch=4, image=16)
 
 
-def _config(data: Path, **changes) -> MaskRCNN:
-    config = MaskRCNN(
+def _config(data: Path, **changes) -> MaskRCNNConfig:
+    config = MaskRCNNConfig(
         data=str(data),
         encoder=ENCODER,
-        vitdet=ViTDet(window=4, drop_path=0.1, channels=16, scales=(1.0, 0.5)),
+        vitdet=ViTDetConfig(window=4, drop_path=0.1, channels=16, scales=(1.0, 0.5)),
         proposals=Proposals(
             convs=1, anchor_sizes=(16.0, 24.0, 32.0), samples=32, before_nms=(50, 50), after_nms=(40, 20)
         ),
@@ -43,13 +43,13 @@ def _config(data: Path, **changes) -> MaskRCNN:
         warmup=1.0,
         milestones=(2,),
         shown=2,
-        evaluate_batch=2,
+        eval_batch=2,
         compute=Compute(precision="fp32", workers=0, threads=1, device="cpu"),
     )
     return replace(config, **changes)
 
 
-def _run_dir(path: Path, config: MaskRCNN) -> RunDir:
+def _run_dir(path: Path, config: MaskRCNNConfig) -> RunDir:
     return RunDir.create(path, to_text(config), {"recipe": "det/test", "stage": "det", "identity": "0"})
 
 
@@ -133,7 +133,7 @@ def test_a_detector_is_evaluated_as_it_is(make_coco, tmp_path) -> None:
     config = _config(make_coco(3), checkpoint=str(file))
     trained = _run_dir(tmp_path / "trained", config)
     outcome = run(config, trained)
-    alone = replace(config, checkpoint=str(trained.detector), steps=0, views=Views(sizes=(64,)))
+    alone = replace(config, checkpoint=str(trained.detector), steps=0, test_time_augmentation=TTA(sizes=(64,)))
     again = run(alone, _run_dir(tmp_path / "alone", alone))
     assert again.metrics == pytest.approx(outcome.metrics)
     assert (again.facts["epochs"], again.images_per_second) == (0, None)
@@ -193,7 +193,7 @@ def test_it_learns(make_coco, tmp_path) -> None:
     for split in ("annotations/instances_{}2017.json", "{}2017"):
         (root / split.format("val")).rename(root / "unseen").rename(root / split.format("unused"))
         (root / split.format("val")).symlink_to(root / split.format("train"))
-    config = _config(root, steps=250, batch=4, lr=3e-3, warmup=20.0, milestones=(200,), shown=0, clip=1.0)
+    config = _config(root, steps=250, batch=4, lr=3e-3, warmup=20.0, milestones=(200,), shown=0, grad_clip=1.0)
     config = replace(config, augment=Augment(flip=0.5, smallest=0.9, largest=1.1))
     outcome = run(config, _run_dir(tmp_path / "run", config))
     assert outcome.metrics["box_ap"] > 60

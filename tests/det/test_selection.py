@@ -8,7 +8,8 @@ import pytest
 import torch
 from torchvision.ops import batched_nms
 
-from mimbench.det.model.nms import LEAST, SIGMA, Selection
+from mimbench.det.config import Heads
+from mimbench.det.model.nms import LEAST, SIGMA, keep_best
 
 
 def plain_soft(boxes: list[list[float]], scores: list[float], labels: list[int], kind: str, nms: float, top: int):
@@ -45,7 +46,7 @@ def found() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("top", [7, 100])
 def test_soft_suppression_is_the_papers(found: tuple[torch.Tensor, ...], kind: str, top: int) -> None:
     boxes, scores, labels = found
-    keep, lowered = Selection(nms=0.3, top=top, soft=kind)(*found)
+    keep, lowered = keep_best(*found, Heads(nms=0.3, detections=top, soft_nms=kind))
     wanted = plain_soft(boxes.tolist(), scores.tolist(), labels.tolist(), kind, 0.3, top)
     assert keep.tolist() == [index for index, _ in wanted]
     assert lowered.tolist() == pytest.approx([score for _, score in wanted], rel=1e-5)
@@ -54,12 +55,13 @@ def test_soft_suppression_is_the_papers(found: tuple[torch.Tensor, ...], kind: s
 
 def test_hard_suppression_keeps_scores_and_counts(found: tuple[torch.Tensor, ...]) -> None:
     boxes, scores, labels = found
-    keep, same = Selection(nms=0.3, top=5)(*found)
+    keep, same = keep_best(*found, Heads(nms=0.3, detections=5))
     assert keep.tolist() == batched_nms(boxes, scores, labels, 0.3)[:5].tolist()
     assert torch.equal(same, scores[keep])
 
 
 @pytest.mark.parametrize("soft", ["off", "linear"])
 def test_nothing_to_select(soft: str) -> None:
-    keep, scores = Selection(soft=soft)(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    keep, scores = keep_best(*nothing, Heads(soft_nms=soft))
     assert (len(keep), len(scores)) == (0, 0)

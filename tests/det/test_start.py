@@ -12,13 +12,13 @@ from torch import Tensor
 from mimbench.backbones.checkpoint import load_encoder
 from mimbench.backbones.config import ViT
 from mimbench.backbones.content import content_hash
-from mimbench.det.config import Heads, MaskRCNN, Proposals, ViTDet
+from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.model.build import build_detector
 
-CONFIG = MaskRCNN(
+CONFIG = MaskRCNNConfig(
     data="none",
     encoder=ViT(64, 2, 1, patch=16, image=32),
-    vitdet=ViTDet(window=2, channels=8, scales=(1.0, 0.5)),
+    vitdet=ViTDetConfig(window=2, channels=8, scales=(1.0, 0.5)),
     proposals=Proposals(convs=1, anchor_sizes=(16.0, 24.0, 32.0)),
     heads=Heads(convs=1, channels=8, fc=8),
     image=64,
@@ -33,7 +33,7 @@ def trained() -> dict[str, Tensor]:
     return {key: value + 0.01 * torch.randn_like(value) for key, value in model.state_dict().items()}
 
 
-def saved(file: Path, state: dict[str, Tensor]) -> MaskRCNN:
+def saved(file: Path, state: dict[str, Tensor]) -> MaskRCNNConfig:
     """As detectron2 saves it, with what old versions add; the run that starts from it."""
     constants = {
         "pixel_mean": torch.ones(3, 1, 1),

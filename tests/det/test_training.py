@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.optim import learning_rate, optimizer
 from tests.det.tiny import batch, fill, fixed_permutation, tiny_detector
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_training.json").read_text())
-CONFIG = MaskRCNN(
+CONFIG = MaskRCNNConfig(
     data="coco",
     encoder=ViT(32, 4, 4, patch=8, image=64),
     image=128,

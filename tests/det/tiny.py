@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mimbench.backbones.config import ViT
+from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.model.mask_rcnn import MaskRCNN, build_mask_rcnn
 from mimbench.det.model.masks import InstanceMasks
 
@@ -33,30 +34,26 @@ GAINS = {  # so that scores, boxes and masks are spread out
 }
 
 
-def tiny_detector(rel_pos: bool, classes: int = 3, **changes: Any) -> MaskRCNN:
-    """Small, but with windows that stick out, resized positions and all five pyramid levels."""
-    return build_mask_rcnn(
-        classes=classes,
-        vit=ViT(32, 4, 4, patch=8, image=64),
-        mean=MEAN,
-        std=STD,
+def tiny_detector(
+    rel_pos: bool, classes: int = 3, class_weights: Tensor | None = None, loss_weights: Any = "batch", **heads: Any
+) -> MaskRCNN:
+    """Small, but with windows that stick out, resized positions and all five pyramid levels.
+
+    Losses are means over all regions of the batch, as detectron2's are on one GPU.
+    """
+    options: dict[str, Any] = {"samples": 32, "convs": 2, "channels": 16, "fc": 24, "detections": 20, **heads}
+    config = MaskRCNNConfig(
+        data="",
+        encoder=ViT(32, 4, 4, patch=8, image=64),
         image=SIDE,
-        window=3,
-        global_blocks=(3,),
-        rel_pos=rel_pos,
-        drop_path=0.0,
-        channels=16,
-        anchor_sizes=(16, 32, 64, 128, 256),
-        rpn_samples=64,
-        pre_nms=(200, 100),
-        post_nms=(100, 50),
-        roi_samples=32,
-        head_convs=2,
-        head_channels=16,
-        fc=24,
-        top=20,
-        **changes,
+        vitdet=ViTDetConfig(window=3, global_blocks=(3,), rel_pos=rel_pos, drop_path=0.0, channels=16),
+        proposals=Proposals(
+            anchor_sizes=(16, 32, 64, 128, 256), samples=64, before_nms=(200, 100), after_nms=(100, 50)
+        ),
+        heads=Heads(**options),
+        loss_weights=loss_weights,
     )
+    return build_mask_rcnn(config, config.encoder, classes=classes, mean=MEAN, std=STD, class_weights=class_weights)
 
 
 def fill(model: nn.Module) -> None:

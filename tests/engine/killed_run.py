@@ -90,7 +90,7 @@ def attempt(directory: Path, options: argparse.Namespace) -> str:
         lambda step: warmup_cosine(step, 1e-2, 0.0, 5, STEPS),
         compute,
         seed=3,
-        clip=1.0,
+        grad_clip=1.0,
         ema=options.ema,
         evaluate=lambda model: {"spread": float(next(model.parameters()).std()) + random.random()},
         evaluate_every=EVALUATE_EVERY,

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
-from mimbench.engine.run.config import Compute, from_text, identity, leaves, plumbing, science, to_text, with_overrides
+from mimbench.engine.run import fields
+from mimbench.engine.run.config import (
+    Compute,
+    from_text,
+    identity,
+    keys,
+    leaves,
+    nested,
+    plumbing,
+    science,
+    speed,
+    to_text,
+    with_overrides,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ class Config:
     m: A | B = field(default_factory=B)
     lr: float = science(0.1)
     epochs: int = science(5)
-    clip: float | None = science(None)
+    grad_clip: float | None = science(None)
     betas: tuple[float, float] = science((0.9, 0.95))
     words: tuple[str, ...] = science(("one",))
     flag: bool = science(False)
@@ -71,7 +84,7 @@ def _refusal(*overrides: str) -> str:
     [
         Config(),
         Config(data='a "quoted" path/with\\backslash, comma', note="tab\tnew\nline # not a comment \x7f é"),
-        Config(lr=1e-05, clip=float("inf"), betas=(0.0, 1e22), words=()),
+        Config(lr=1e-05, grad_clip=float("inf"), betas=(0.0, 1e22), words=()),
         Config(checkpoint="/some where/e.safetensors", m=A(x=-3), flag=True, compute=Compute(threads=3)),
     ],
 )
@@ -101,7 +114,7 @@ def test_text_is_one_line_a_value_and_says_what_is_not_science() -> None:
         ("epochs=1e2", "epochs", 100),
         ("lr=3", "lr", 3.0),
         ("lr=3e-4", "lr", 3e-4),
-        ("clip=1", "clip", 1.0),
+        ("grad_clip=1", "grad_clip", 1.0),
         ("betas=0.9,0.999", "betas", (0.9, 0.999)),
         ("betas=[0.5, 0.6]", "betas", (0.5, 0.6)),
         ("words=a", "words", ("a",)),
@@ -190,7 +203,7 @@ def test_identity_is_the_science_and_the_content_of_the_checkpoint() -> None:
         Config(compute=Compute(workers=0)),
         Config(note="x"),
         Config(checkpoint="/elsewhere"),
-        Config(clip=None, betas=(0.9, 0.95)),
+        Config(grad_clip=None, betas=(0.9, 0.95)),
         from_text(Config, to_text(Config())),
     ):
         assert identity(same, "cls", None) == base
@@ -213,3 +226,58 @@ def test_compute_is_checked() -> None:
     for wrong in ({"workers": -1}, {"threads": 0}, {"accumulate": 0}, {"save_every": 0}):
         with pytest.raises(ValueError, match="must"):
             Compute(**wrong)
+
+
+@dataclass(frozen=True)
+class Old:
+    """A config as an earlier release had it; `Now` is the same today."""
+
+    decoder: str = science("torchvision")
+    views: Shape = field(default_factory=Shape)
+    m: A | B = field(default_factory=B)
+    at_once: int = speed(4)
+
+
+@dataclass(frozen=True)
+class Now:
+    """Every kind of field renamed: a value, a group of fields, a value of no science."""
+
+    formerly: ClassVar[str] = "Old"
+
+    jpeg_decoder: str = science("torchvision", formerly="decoder")
+    augmentation: Shape = nested(Shape, formerly="views")
+    m: A | B = field(default_factory=B)
+    eval_batch: int = speed(4, formerly="at_once")
+
+
+def test_a_renamed_field_leaves_identities_alone() -> None:
+    assert identity(Now(), "cls", None) == identity(Old(), "cls", None)
+    changed = Old(decoder="pil", views=Shape(width=12), m=A(), at_once=8)
+    now = from_text(Now, to_text(changed))
+    assert now == Now(jpeg_decoder="pil", augmentation=Shape(width=12), m=A(), eval_batch=8)
+    assert identity(now, "cls", "00") == identity(changed, "cls", "00")
+    assert from_text(Now, to_text(now)) == now
+    assert "decoder =" not in to_text(now).replace("jpeg_decoder", "")
+
+
+def test_former_names_are_taken_as_overrides_and_the_new_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    fields._tell.cache_clear()
+    for _ in range(2):
+        given = ["decoder=pil", "views.width=12", "m=a", "at_once=8"]
+        assert with_overrides(Now(), given) == Now("pil", Shape(width=12), A(), 8)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"{old} is now {new}; the old name works for this release only"
+        for old, new in (
+            ("decoder", "jpeg_decoder"),
+            ("views.width", "augmentation.width"),
+            ("at_once", "eval_batch"),
+        )
+    ]
+    assert {"decoder", "jpeg_decoder", "views.width", "augmentation.width"} <= keys(Now())
+
+
+def test_both_names_of_a_field_are_one_too_many() -> None:
+    both = 'decoder = "pil"\njpeg_decoder = "pil"\n'
+    with pytest.raises(ValueError, match="config: decoder is now jpeg_decoder, and both are given: leave out decoder"):
+        from_text(Now, both)

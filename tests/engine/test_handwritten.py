@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mimbench.engine.data.handwritten import Backgrounds, Material, Sizes, bundled, make_handwritten
+from mimbench.engine.data.handwritten import Sizes, make_handwritten
 from mimbench.engine.data.handwritten_coco import INSIDE, outlines, rasterise, run_lengths
+from mimbench.engine.data.handwritten_material import Backgrounds, Material, bundled
 
 SMALL = Sizes(train=40, val=20, side=24, coco_train=40, coco_val=8, coco_side=96)
 

@@ -54,7 +54,9 @@ def _attempt(directory: Path, batch: int, accumulate: int, steps: int) -> None:
     model = Classifier()
     groups = parameter_groups(model.named_parameters(), 0.05, lambda name, parameter: parameter.ndim < 2)
     batches = Batches(Vectors(), batch // accumulate // world, 0, accumulate=accumulate)
-    training = Training(model, adamw(groups, 0.0, (0.9, 0.95)), batches, steps, lambda step: 1e-2, compute, 0, clip=1.0)
+    training = Training(
+        model, adamw(groups, 0.0, (0.9, 0.95)), batches, steps, lambda step: 1e-2, compute, 0, grad_clip=1.0
+    )
     trained = train(RunDir(directory), training)
     torch.save(trained.model.state_dict(), directory / f"weights-{rank}-of-{world}.pt")
 

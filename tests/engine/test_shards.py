@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from mimbench.cls.data.check import check_images
-from mimbench.engine.data import shards
+from mimbench.engine.data import shrink as packing
 from mimbench.engine.data.batches import Batches
 from mimbench.engine.data.datasets import UnfitError
 from mimbench.engine.data.images import ImageFolder, RandomCrops, read_image, shortened
-from mimbench.engine.data.shards import Shards, Shrinking, Shrunk, shrink
+from mimbench.engine.data.shards import Shards
+from mimbench.engine.data.shrink import Shrinking, Shrunk, shrink
 
 SMALL = Shrinking(short=32, quality=90)
 
@@ -31,7 +32,7 @@ def _write(path: Path, height: int, width: int, seed: int) -> None:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Seven training and two validation images, in tars of three."""
-    monkeypatch.setattr(shards, "IMAGES", 3)
+    monkeypatch.setattr(packing, "IMAGES", 3)
     sizes = {"ant/1.jpg": (80, 60), "ant/2.png": (50, 100), "ant/ü.jpg": (64, 64), "bee/deep/4.jpg": (33, 90),
              "bee/5.jpg": (40, 40), "bee/small.jpg": (20, 90), "cat/tiny.png": (16, 16)}  # fmt: skip
     for seed, (name, size) in enumerate(sizes.items()):
@@ -93,7 +94,7 @@ def test_they_load_in_other_processes_and_can_be_checked(source: Path, tmp_path:
 def test_it_goes_on_where_it_was_stopped(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     whole = _shrunk(source, tmp_path / "whole")
-    writing, written = shards._write_tar, list[Path]()
+    writing, written = packing._write_tar, list[Path]()
 
     def stopped(path: Path, *rest: object) -> list[str]:
         if len(written) == 2:
@@ -102,7 +103,7 @@ def test_it_goes_on_where_it_was_stopped(source: Path, tmp_path: Path, monkeypat
         return writing(path, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(shards, "_write_tar", stopped)
+        patched.setattr(packing, "_write_tar", stopped)
         _shrunk(source, out)
     with pytest.raises(UnfitError, match="was not packed to its end; repeat the same"):
         ImageFolder(out, "train")

@@ -138,7 +138,7 @@ def test_lower_precision_trains(
             return {"loss": nn.functional.cross_entropy(scores.float(), batch[1])}
 
     compute = replace(compute, precision=precision)
-    train(run_dir, make_training(steps=30, compute=compute, model=Watched(), clip=1.0))
+    train(run_dir, make_training(steps=30, compute=compute, model=Watched(), grad_clip=1.0))
     assert set(seen) == {{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
     lines = _lines(run_dir)
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -165,7 +165,7 @@ def test_the_average_is_evaluated_and_returned(make_training: Make, run_dir: Run
 
 def test_learning_rates_and_clipping(make_training: Make, run_dir: RunDir, compute: Compute) -> None:
     rates: list[list[float]] = []
-    training = make_training(steps=3, learning_rate=lambda step: 0.1 * step, clip=1e-9)
+    training = make_training(steps=3, learning_rate=lambda step: 0.1 * step, grad_clip=1e-9)
     training.optimizer.param_groups[1]["lr_scale"] = 0.5
     training.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(_rates(optimizer)))
     before = _weights(training.model).clone()
@@ -231,7 +231,7 @@ def test_steps_read_nothing_from_the_device(
     make_training: Make, run_dir: RunDir, compute: Compute, precision: Literal["fp32", "bf16", "fp16"]
 ) -> None:
     compute = replace(compute, precision=precision, accumulate=2)
-    training = make_training(steps=10, clip=1.0, ema=0.9, compute=compute)
+    training = make_training(steps=10, grad_clip=1.0, ema=0.9, compute=compute)
     stepper, batches = Stepper(training, torch.device("cpu")), training.batches.starting_at(0)
     prepared = list(itertools.islice(batches, 8))  # loading happens on the CPU
     stepper.step(0, iter(prepared))  # the optimiser makes its state in the first

@@ -11,7 +11,7 @@ from mimbench.jobs.cli.main import app
 from tests.det.conftest import write_coco
 
 SMALL = (
-    "det/mask_rcnn_handwritten", "single_class=false", "clip=none", "heads.cascade=true", "compute.device=cpu",
+    "det/mask_rcnn_handwritten", "single_class=false", "grad_clip=none", "heads.cascade=true", "compute.device=cpu",
 )  # fmt: skip
 
 

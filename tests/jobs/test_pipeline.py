@@ -20,7 +20,7 @@ STUDY = """
 from mimbench.jobs.studies.study import Run, Study
 
 def study():
-    small = ("warmup_epochs=0.5", "batch=20", "epochs=3", "health.images=0", "compute.save_every=5")
+    small = ("warmup_epochs=0.5", "batch=20", "epochs=3", "monitor.images=0", "compute.save_every=5")
     first = Run("pretrain/crossmae_handwritten", small, label="pretrain")
     return Study("small", [first, Run("cls/knn_handwritten", ("neighbours=5", "k=5"), first, "knn")])
 """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
-from mimbench.engine.run.config import Compute, from_text, leaves, to_text
+from mimbench.engine.run.config import Compute, from_text, identity, leaves, to_text
+from mimbench.engine.run.fields import recorded_name
 from mimbench.jobs.runs.recipes import STAGES, Recipe, config_type, find, recipes
 
 ALL = list(recipes())
@@ -20,9 +23,18 @@ def test_every_recipe_is_a_complete_typed_config(recipe: Recipe) -> None:
     assert isinstance(config.compute, Compute)
     drawn = set() if recipe.name in ("cls/classify", "cls/robustness") else {"seed"}  # nothing is random in these
     assert {"data"} | drawn <= {leaf.key for leaf in leaves(config)}
-    assert config_type(recipe.stage, type(config).__name__) is type(config)
+    assert config_type(recipe.stage, recorded_name(type(config))) is type(config)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1
+
+
+def test_identities_are_those_of_the_first_release() -> None:
+    """Under whatever names its fields and classes go today; without and with a checkpoint (38d412e wrote them)."""
+    golden = json.loads((Path(__file__).parent / "golden_identities.json").read_text())
+    built = {recipe.name: (recipe.build(), recipe.stage) for recipe in ALL if recipe.name in golden}
+    assert built.keys() == golden.keys()
+    for name, (config, stage) in built.items():
+        assert [identity(config, stage, None), identity(config, stage, "run:abc")] == golden[name], name
 
 
 @pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.name)

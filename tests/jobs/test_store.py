@@ -26,7 +26,7 @@ def test_the_same_science_is_the_same_directory(images: Path) -> None:
     run = _run(f"data={images}")
     assert run.path.parent == runs_root() / "cls"
     assert run.path.name == f"knn-{run.read_about()['identity']}"
-    assert _run(f"data={images}", "compute.workers=0", "encode_batch=7").path == run.path
+    assert _run(f"data={images}", "compute.workers=0", "eval_batch=7").path == run.path
     assert _run(f"data={images}", "k=10").path != run.path
     assert _run(f"data={images}", "seed=1").path != run.path
 

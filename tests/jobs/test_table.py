@@ -117,7 +117,7 @@ def test_what_only_changes_speed_or_comes_from_another_path_is_the_same_protocol
     copy = tmp_path / "copied.safetensors"
     copy.write_bytes(made.encoder.read_bytes())
     runs.evaluate(LINEAR, {"linear_top1": 70.0}, made)
-    runs.evaluate(LINEAR, {"linear_top1": 72.0}, copy, seed=1, encode_batch=3)
+    runs.evaluate(LINEAR, {"linear_top1": 72.0}, copy, seed=1, eval_batch=3)
     [row] = table.rows(runs.root)
     assert row.cells["linear_top1"].values == (70.0, 72.0)
 

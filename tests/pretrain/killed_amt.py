@@ -32,7 +32,7 @@ from mimbench.engine.run.config import Compute, to_text
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.session import Session
 from mimbench.pretrain import run as pretrain_run
-from mimbench.pretrain.config import MAE, AttentionMasking, Pretrain
+from mimbench.pretrain.config import AttentionMasking, MAEConfig, Pretrain
 from mimbench.pretrain.masking.attention_guide import AttentionGuide
 from mimbench.pretrain.masking.weight_maps import WeightMaps
 from mimbench.pretrain.run import run
@@ -40,7 +40,7 @@ from tests.kills import die, dying, forked, killed
 
 CONFIG = Pretrain(
     encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
-    method=MAE(depth=1, width=16, heads=2),
+    method=MAEConfig(depth=1, width=16, heads=2),
     masking=AttentionMasking(start_epoch=1, interval=2),
     epochs=6,
     warmup_epochs=0.5,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mimbench.backbones.config import ViT
 from mimbench.engine.data.images import Crop
-from mimbench.pretrain.config import MAE, AttentionMasking, CrossMAE, Pretrain
+from mimbench.pretrain.config import AttentionMasking, CrossMAEConfig, MAEConfig, Pretrain
 from mimbench.pretrain.masking.attention import (
     LEAST,
     MaskAndThrow,
@@ -290,7 +290,7 @@ def test_the_original_crop_wants_the_grid_it_was_written_for() -> None:
 
 def heads_of_fourteen() -> Any:
     """The encoder that the authors' `update_mask` was given: 12 heads and 14 x 14 patches are fixed in it."""
-    return sine_filled(build_method(MAE(depth=1, width=32, heads=4), ViT(48, 2, 12, 8, 112)))
+    return sine_filled(build_method(MAEConfig(depth=1, width=32, heads=4), ViT(48, 2, 12, 8, 112)))
 
 
 def test_weight_maps_are_the_authors() -> None:
@@ -302,7 +302,7 @@ def test_weight_maps_are_the_authors() -> None:
 def test_attention_is_what_the_last_block_computes() -> None:
     """Against the whole matrix of attention, which the block would have to keep."""
     torch.manual_seed(0)
-    method = build_method(CrossMAE(depth=1, width=16, heads=2), ViT(16, 3, 2, 4, 16)).double()
+    method = build_method(CrossMAEConfig(depth=1, width=16, heads=2), ViT(16, 3, 2, 4, 16)).double()
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     last: Any = method.blocks[-1]  # type: ignore[index]
     tokens = last.norm1(method.forward_tokens(images)[-2])  # type: ignore[operator]
@@ -313,7 +313,7 @@ def test_attention_is_what_the_last_block_computes() -> None:
 
 def test_blocks_that_are_not_trained_are_not_asked() -> None:
     torch.manual_seed(0)
-    method = build_method(CrossMAE(depth=1, width=16, heads=2, feature_maps=(0,)), ViT(16, 3, 2, 4, 16))
+    method = build_method(CrossMAEConfig(depth=1, width=16, heads=2, feature_maps=(0,)), ViT(16, 3, 2, 4, 16))
     images = torch.randn(1, 3, 16, 16)
     before = class_attention(method, images)
     for parameter in method.blocks[1:].parameters():  # type: ignore[index, union-attr]
@@ -340,7 +340,7 @@ def cases() -> Iterator[Any]:
 @pytest.mark.parametrize("name", cases())
 def test_loss_and_gradients_of_mae_with_amt_are_the_authors(name: str) -> None:
     """16 of 36 patches masked, 14 thrown away, 6 seen."""
-    config = MAE(depth=2, width=32, heads=4, norm_pix=name == "norm_pix")
+    config = MAEConfig(depth=2, width=32, heads=4, norm_pix=name == "norm_pix")
     model = sine_filled(build_method(config, ViT(48, 3, 4, 8, 48)))
     masked = MaskAndThrow(AMT, 1)(noise_for(order(36)), torch.ones(2, 36), (6, 6), 0.0)
     loss = model(sines(2, 3, 48, 48), masked)
@@ -352,8 +352,8 @@ def test_loss_and_gradients_of_mae_with_amt_are_the_authors(name: str) -> None:
         assert found[parameter] == pytest.approx(norm, rel=1e-5, abs=1e-10), parameter
 
 
-@pytest.mark.parametrize("config", [MAE(depth=1, width=16, heads=2), CrossMAE(depth=1, width=16, heads=2)])
-def test_the_loss_does_not_depend_on_what_is_thrown_away(config: MAE | CrossMAE) -> None:
+@pytest.mark.parametrize("config", [MAEConfig(depth=1, width=16, heads=2), CrossMAEConfig(depth=1, width=16, heads=2)])
+def test_the_loss_does_not_depend_on_what_is_thrown_away(config: MAEConfig | CrossMAEConfig) -> None:
     torch.manual_seed(0)
     model = build_method(config, ViT(16, 2, 2, 4, 16))
     images = torch.randn(1, 3, 16, 16)

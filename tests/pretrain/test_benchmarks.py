@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mimbench.backbones.config import ViT
-from mimbench.pretrain.config import CrossMAE
+from mimbench.pretrain.config import CrossMAEConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -28,7 +28,7 @@ def test_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = script("crossmae_parts.py", monkeypatch)
     tiny = ViT(width=48, depth=3, heads=4, patch=8, image=32)
-    results = parts["measure"](tiny, CrossMAE(depth=2, width=32, heads=4), 2, 1, None)
+    results = parts["measure"](tiny, CrossMAEConfig(depth=2, width=32, heads=4), 2, 1, None)
     assert [result.name for result in results] == ["B6", "B7, targets", "B7, queries", "B24"]
     kept = results[-1]
     assert kept.ours < kept.peer

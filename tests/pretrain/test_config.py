@@ -12,7 +12,15 @@ import pytest
 
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.run.config import Compute, from_text, to_text, with_overrides
-from mimbench.pretrain.config import MAE, AttentionMasking, CrossMAE, GridMasking, KeepMasking, Pretrain, RandomMasking
+from mimbench.pretrain.config import (
+    AttentionMasking,
+    CrossMAEConfig,
+    GridMasking,
+    KeepMasking,
+    MAEConfig,
+    Pretrain,
+    RandomMasking,
+)
 from mimbench.pretrain.recipes import crossmae as recipes
 
 RECIPES = [f for name, f in inspect.getmembers(recipes, inspect.isfunction) if name.startswith("crossmae_")]
@@ -34,26 +42,26 @@ def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -
         (lambda: GridMasking(predict=0.8), r"predict=0.8 must lie in \(0, 0.75\]: cell=2 hides no more"),
         (lambda: KeepMasking(mask=1.0), "mask=1.0 must lie"),
         (lambda: Pretrain(masking=KeepMasking(), lr_factor="none"), "method.kind=crossmae learns by predicting"),
-        (lambda: CrossMAE(depth=0), "depth=0"),
-        (lambda: CrossMAE(width=50, heads=5), "width=50"),
-        (lambda: CrossMAE(feature_maps=(), use_input=False), "nothing to mix"),
+        (lambda: CrossMAEConfig(depth=0), "depth=0"),
+        (lambda: CrossMAEConfig(width=50, heads=5), "width=50"),
+        (lambda: CrossMAEConfig(feature_maps=(), use_input=False), "nothing to mix"),
         (lambda: Pretrain(epochs=10), "warmup_epochs=40.0"),
         (lambda: Pretrain(epochs=0, warmup_epochs=0.0), "epochs=0"),
         (lambda: Pretrain(compute=Compute(accumulate=3)), r"batch=4096 must be a multiple of compute.accumulate=3"),
         (lambda: Pretrain(base_lr=0.0), "base_lr"),
         (lambda: Pretrain(smallest_crop=0.0), "smallest_crop"),
-        (lambda: CrossMAE(heads=0), "heads=0 of the decoder"),
-        (lambda: Pretrain(method=CrossMAE(feature_maps=(3, 11, 12))), "must be blocks of the encoder, 0 to 11"),
-        (lambda: MAE(width=30), "width=30 of the decoder"),
-        (lambda: Pretrain(clip=0.0), "clip=0.0 must be positive"),
+        (lambda: CrossMAEConfig(heads=0), "heads=0 of the decoder"),
+        (lambda: Pretrain(method=CrossMAEConfig(feature_maps=(3, 11, 12))), "must be blocks of the encoder, 0 to 11"),
+        (lambda: MAEConfig(width=30), "width=30 of the decoder"),
+        (lambda: Pretrain(grad_clip=0.0), "grad_clip=0.0 must be positive"),
         (lambda: Pretrain(start_lr=-1.0), "start_lr"),
         (lambda: Pretrain(batch=0), "batch=0 must be at least 1"),
         (lambda: Pretrain(base_lr=math.nan), "base_lr=nan must be positive"),
         (lambda: Pretrain(weight_decay=math.inf), "weight_decay=inf must be 0 or more"),
         (lambda: Pretrain(betas=(0.9, 1.5)), r"betas=\[0.9, 1.5\] must lie in \[0, 1\)"),
-        (lambda: CrossMAE(mixing="none", feature_maps=(0, 1)), r"feature_maps=\[0, 1\] with mixing=none"),
+        (lambda: CrossMAEConfig(mixing="none", feature_maps=(0, 1)), r"feature_maps=\[0, 1\] with mixing=none"),
         (
-            lambda: Pretrain(method=CrossMAE(feature_maps=()), masking=AttentionMasking()),
+            lambda: Pretrain(method=CrossMAEConfig(feature_maps=()), masking=AttentionMasking()),
             r"feature_maps=\[\] trains no block of the encoder",
         ),
         (
@@ -84,10 +92,10 @@ def test_the_learning_rate_is_that_of_the_original(predict: float, factor: Any, 
 def test_the_published_recipes() -> None:
     base = recipes.crossmae_vitb_800ep()
     assert (base.batch, base.epochs, base.warmup_epochs, base.betas) == (4096, 800, 40.0, (0.9, 0.95))
-    assert base.method == CrossMAE(width=512, heads=16, depth=12)
+    assert base.method == CrossMAEConfig(width=512, heads=16, depth=12)
     assert base.masking == RandomMasking(mask=0.75, predict=0.25)
     small = recipes.crossmae_vits_800ep()
-    assert (small.method, small.encoder) == (CrossMAE(width=256, heads=8), SIZES["S"])
+    assert (small.method, small.encoder) == (CrossMAEConfig(width=256, heads=8), SIZES["S"])
     assert recipes.crossmae_vitb_800ep_predict75().learning_rate == pytest.approx(2.4e-3)
     assert recipes.crossmae_vith_800ep().encoder.patch == 14
     assert recipes.crossmae_vitb_448px_400ep().encoder.grid == 28
@@ -95,12 +103,12 @@ def test_the_published_recipes() -> None:
 
 def test_a_field_of_the_method_can_be_overridden() -> None:
     config = with_overrides(recipes.crossmae_vitb_800ep(), ["masking.predict=0.75", "method.feature_maps=[0, 5, 11]"])
-    assert config.method == replace(CrossMAE(), feature_maps=(0, 5, 11))
+    assert config.method == replace(CrossMAEConfig(), feature_maps=(0, 5, 11))
     assert config.masking == RandomMasking(predict=0.75)
 
 
 def test_a_method_and_a_masking_can_be_named_alone() -> None:
     config = with_overrides(recipes.crossmae_vitb_800ep(), ["masking=attention", "masking.throw=0.3", "method=mae"])
-    assert (config.method, config.masking) == (MAE(), AttentionMasking(throw=0.3))
+    assert (config.method, config.masking) == (MAEConfig(), AttentionMasking(throw=0.3))
     with pytest.raises(ValueError, match=r"masking\.kind='rnd' must be one of 'random', 'grid', 'keep', 'attention'"):
         with_overrides(recipes.crossmae_vitb_800ep(), ["masking=rnd"])

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.backbones.vit import VisionTransformer
-from mimbench.pretrain.config import CrossMAE as Config
-from mimbench.pretrain.config import RandomMasking
+from mimbench.pretrain.config import CrossMAEConfig, RandomMasking
 from mimbench.pretrain.masking.strategies import Masked, Random
 from mimbench.pretrain.methods.crossmae import CrossMAE
 from mimbench.pretrain.methods.pixels import pixels, standardised
 from tests.pretrain.originals import golden_noise, sine_filled, sines
 
 TINY = ViT(width=48, depth=3, heads=4, patch=8, image=32)
-DECODER = Config(depth=2, width=32, heads=4)
+DECODER = CrossMAEConfig(depth=2, width=32, heads=4)
 PREDICTION_SUM = -9.9765653074661
 PREDICTION = [-0.8012719647170407, -0.8063807813281494, -0.40947804744375166]
 # ViT-S with dd 12 under torch.manual_seed(0): the first three values, and the sum of absolute values
@@ -53,7 +52,7 @@ def test_predictions_are_the_authors() -> None:
 
 def test_the_same_seed_draws_the_authors_weights() -> None:
     torch.manual_seed(0)
-    model = CrossMAE(SIZES["S"], Config(width=256, heads=8))
+    model = CrossMAE(SIZES["S"], CrossMAEConfig(width=256, heads=8))
     state = model.state_dict()
     for name, (*first, total) in SEEDED.items():
         assert state[name].flatten()[:3].tolist() == pytest.approx(first, abs=1e-7), name
@@ -66,7 +65,7 @@ def test_the_same_seed_draws_the_authors_weights() -> None:
 
 def test_names_and_shapes_are_those_of_the_released_models() -> None:
     with torch.device("meta"):
-        shapes = {name: tuple(v.shape) for name, v in CrossMAE(SIZES["H"], Config()).state_dict().items()}
+        shapes = {name: tuple(v.shape) for name, v in CrossMAE(SIZES["H"], CrossMAEConfig()).state_dict().items()}
     assert shapes["wfm.linear.weight"] == (12, 33)
     assert shapes["pos_embed"] == (1, 257, 1280)
     assert shapes["decoder_pos_embed"] == (1, 257, 512)
@@ -78,7 +77,7 @@ def test_names_and_shapes_are_those_of_the_released_models() -> None:
 
 def test_mixing_as_printed_in_the_paper() -> None:
     torch.manual_seed(0)
-    config = Config(depth=64, width=32, heads=4, mixing_init="normal")
+    config = CrossMAEConfig(depth=64, width=32, heads=4, mixing_init="normal")
     weight = CrossMAE(replace(TINY, depth=31), config).wfm.linear.weight
     assert weight.std().item() == pytest.approx(1 / math.sqrt(32), rel=0.05)
 

@@ -28,31 +28,30 @@ from mimbench.engine.run.process import setup_process
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.session import Session
 from mimbench.pretrain.config import (
-    MAE,
     AttentionMasking,
-    CrossMAE,
+    CrossMAEConfig,
     GridMasking,
-    Health,
     KeepMasking,
-    MaskAlign,
-    Method,
+    MAEConfig,
+    MaskAlignConfig,
+    MethodConfig,
+    MonitorConfig,
     Pretrain,
     RandomMasking,
-    SimMIM,
+    SimMIMConfig,
 )
-from mimbench.pretrain.monitor import Health as Measured
-from mimbench.pretrain.monitor import Squares, encoder_of, feature_rank, neighbours_top1
+from mimbench.pretrain.monitor import Monitor, Squares, encoder_of, feature_rank, neighbours_top1
 from mimbench.pretrain.run import _save, build_step, run, training, training_batches
 from mimbench.pretrain.step import Weighed
 
 TINY = Pretrain(
     encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
-    method=CrossMAE(depth=1, width=16, heads=2),
+    method=CrossMAEConfig(depth=1, width=16, heads=2),
     epochs=4,
     warmup_epochs=1.0,
     batch=4,
     base_lr=1e-1,
-    health=Health(every=2.0, images=8),
+    monitor=MonitorConfig(every=2.0, images=8),
     compute=Compute(precision="fp32", workers=0, device="cpu", log_every=3, save_every=4),
 )
 
@@ -110,8 +109,12 @@ def test_neighbours_agree_with_scikit_learn() -> None:
     assert neighbours_top1(train_MD[:3], label_M[:3], train_MD[:3], label_M[:3], 5) == 100  # fewer than 20 to ask
 
 
-@pytest.mark.parametrize("method", [CrossMAE(depth=1, width=16, heads=2), MAE(depth=1, width=16, heads=2), SimMIM()])
-def test_features_are_those_of_the_encoder_that_is_written(tmp_path: Path, config: Pretrain, method: Method) -> None:
+@pytest.mark.parametrize(
+    "method", [CrossMAEConfig(depth=1, width=16, heads=2), MAEConfig(depth=1, width=16, heads=2), SimMIMConfig()]
+)
+def test_features_are_those_of_the_encoder_that_is_written(
+    tmp_path: Path, config: Pretrain, method: MethodConfig
+) -> None:
     masking = RandomMasking(mask=0.75, predict=0.75)
     config = replace(config, method=method, masking=masking, lr_factor="none", epochs=1, warmup_epochs=0.5)
     where = directory(tmp_path / "run", config)
@@ -141,11 +144,11 @@ def test_images_are_spread_over_the_classes_and_broken_ones_passed_over(config: 
 def test_bright_and_dark_are_told_apart(config: Pretrain) -> None:
     torch.manual_seed(0)
     train, val = ImageFolder(config.data, "train"), ImageFolder(config.data, "val")
-    found = Measured(config, build_step(config), train, val).measure()
+    found = Monitor(config, build_step(config), train, val).measure()
     assert found["probe_knn"] == 100
     assert 1 <= found["feature_rank"] <= 8
-    without = replace(config, health=Health(images=0))
-    assert Measured(without, build_step(without), train, val).measure() == {}
+    without = replace(config, monitor=MonitorConfig(images=0))
+    assert Monitor(without, build_step(without), train, val).measure() == {}
 
 
 # --------------------------------------------------------------------------------------------------------------- a run
@@ -156,7 +159,7 @@ def test_a_run_is_looked_at_every_so_often_and_nothing_of_it_changes(tmp_path: P
 
     where, plain = directory(tmp_path / "run", config), directory(tmp_path / "plain", config)
     outcome = run(config, where)
-    run(replace(config, health=Health(every=100.0, images=0)), plain)
+    run(replace(config, monitor=MonitorConfig(every=100.0, images=0)), plain)
     lines = _lines(where)
     looks = [line for line in lines if "probe_knn" in line]
     assert [line["step"] for line in looks] == [6, 12]
@@ -214,8 +217,8 @@ def _gradients(config: Pretrain, steps: int = 1) -> tuple[list[float], dict[str,
     return losses, {name: p.grad for name, p in step.method.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("method", [CrossMAE(depth=2, width=16, heads=2), MAE(depth=2, width=16, heads=2)])
-def test_computing_activations_again_gives_the_same_gradients(config: Pretrain, method: Method) -> None:
+@pytest.mark.parametrize("method", [CrossMAEConfig(depth=2, width=16, heads=2), MAEConfig(depth=2, width=16, heads=2)])
+def test_computing_activations_again_gives_the_same_gradients(config: Pretrain, method: MethodConfig) -> None:
     config = replace(config, method=method)
     losses, gradients = _gradients(config)
     again, same = _gradients(replace(config, recompute=True))
@@ -239,7 +242,7 @@ def test_activations_that_are_computed_again_are_not_kept(config: Pretrain) -> N
             step(batch)
         return total
 
-    deep = replace(config, encoder=replace(config.encoder, depth=6), method=CrossMAE(depth=4, width=16, heads=2))
+    deep = replace(config, encoder=replace(config.encoder, depth=6), method=CrossMAEConfig(depth=4, width=16, heads=2))
     assert kept(replace(deep, recompute=True)) < 0.5 * kept(deep)
 
 
@@ -302,17 +305,17 @@ def test_reads_are_noticed() -> None:
     "changes",
     [
         {},
-        {"method": MAE(depth=1, width=16, heads=2), "masking": GridMasking(), "clip": 1.0},
-        {"method": SimMIM(), "masking": RandomMasking(mask=0.75, predict=0.75)},
-        {"method": MaskAlign(teacher=None, layers="top2"), "masking": KeepMasking(), "lr_factor": "none"},
-        {"method": MAE(depth=1, width=16, heads=2), "masking": AttentionMasking(start_epoch=0, interval=1)},
+        {"method": MAEConfig(depth=1, width=16, heads=2), "masking": GridMasking(), "grad_clip": 1.0},
+        {"method": SimMIMConfig(), "masking": RandomMasking(mask=0.75, predict=0.75)},
+        {"method": MaskAlignConfig(teacher=None, layers="top2"), "masking": KeepMasking(), "lr_factor": "none"},
+        {"method": MAEConfig(depth=1, width=16, heads=2), "masking": AttentionMasking(start_epoch=0, interval=1)},
     ],
     ids=["crossmae", "mae", "simmim", "maskalign", "amt"],
 )
 def test_the_device_is_read_at_lines_of_metrics_only(tmp_path: Path, config: Pretrain, changes: dict[str, Any]) -> None:
     compute = replace(config.compute, accumulate=2, log_every=4)
     config = replace(config, compute=compute, **changes)
-    if isinstance(config.method, MaskAlign):
+    if isinstance(config.method, MaskAlignConfig):
         file, shape = tmp_path / "teacher.safetensors", ViT(width=24, depth=3, heads=2, patch=4, image=16)
         save_encoder(file, VisionTransformer(shape).state_dict(), EncoderInfo("crossmae", shape, False))
         config = replace(config, checkpoint=str(file))

@@ -15,13 +15,13 @@ from mimbench.backbones.config import ViT
 from mimbench.engine.run.config import Compute, identity, to_text
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.state import load_state, state_path
-from mimbench.pretrain.config import CrossMAE, Pretrain
+from mimbench.pretrain.config import CrossMAEConfig, Pretrain
 from mimbench.pretrain.run import run
 
 CONFIG = Pretrain(
     data="images",
     encoder=ViT(width=16, depth=1, heads=2, patch=4, image=16),
-    method=CrossMAE(depth=1, width=16, heads=2),
+    method=CrossMAEConfig(depth=1, width=16, heads=2),
     epochs=5,
     warmup_epochs=0.5,
     batch=4,

@@ -25,7 +25,7 @@ from mimbench.engine.run.config import Compute
 from mimbench.engine.training.optim import adamw
 from mimbench.pretrain.config import KeepMasking, Pretrain, RandomMasking
 from mimbench.pretrain.masking.strategies import Keep, Masked, Random
-from mimbench.pretrain.methods.configs import MaskAlign as Config
+from mimbench.pretrain.methods.configs import MaskAlignConfig
 from mimbench.pretrain.methods.maskalign import MaskAlign, counting_layers
 from mimbench.pretrain.methods.method import Context
 from mimbench.pretrain.methods.teachers import Teacher
@@ -35,15 +35,15 @@ from tests.pretrain.originals import golden_noise, gradient_norms, sines
 STUDENT = ViT(width=48, depth=12, heads=4, patch=8, image=32)
 SMALL = ViT(width=16, depth=3, heads=2, patch=8, image=32)
 COLOURS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CASES: dict[str, Config] = {
-    "recipe": Config(),
-    "random": Config(),
-    "out_l2_simple": Config(layers="out", loss="l2", fusion="simple", target_norm="none"),
-    "mean_l1_sum": Config(layers="mean", loss="l1", fusion="sum", target_norm="l2"),
-    "decay_bn_mlp": Config(layers="linear_decay", target_norm="bn", head="mlp"),
-    "mid_mlp2": Config(layers="mid3", head="mlp2"),
-    "mid_simple_norm": Config(layers="mid3", head="norm_linear", fusion="simple"),
-    "shallow_sum": Config(fusion="sum", layers="mean"),
+CASES: dict[str, MaskAlignConfig] = {
+    "recipe": MaskAlignConfig(),
+    "random": MaskAlignConfig(),
+    "out_l2_simple": MaskAlignConfig(layers="out", loss="l2", fusion="simple", target_norm="none"),
+    "mean_l1_sum": MaskAlignConfig(layers="mean", loss="l1", fusion="sum", target_norm="l2"),
+    "decay_bn_mlp": MaskAlignConfig(layers="linear_decay", target_norm="bn", head="mlp"),
+    "mid_mlp2": MaskAlignConfig(layers="mid3", head="mlp2"),
+    "mid_simple_norm": MaskAlignConfig(layers="mid3", head="norm_linear", fusion="simple"),
+    "shallow_sum": MaskAlignConfig(fusion="sum", layers="mean"),
 }
 
 
@@ -67,7 +67,7 @@ def small_teacher(depth: int = 4) -> Teacher:
     return Teacher(VisionTransformer(ViT(24, depth, 2, patch=8, image=32)), 16, 32, *COLOURS)
 
 
-def filled(shape: ViT, config: Config) -> MaskAlign:
+def filled(shape: ViT, config: MaskAlignConfig) -> MaskAlign:
     """The student with the weights of the golden numbers."""
     model = MaskAlign(shape, replace(config, drop_path=0.0), teacher_of(768, 12)).double()
     state = model.state_dict()
@@ -114,7 +114,7 @@ def test_loss_and_gradients_are_the_authors(name: str) -> None:
 def config_of(epochs: int, warmup: float) -> Pretrain:
     return Pretrain(
         encoder=STUDENT,
-        method=Config(),
+        method=MaskAlignConfig(),
         masking=KeepMasking(),
         epochs=epochs,
         warmup_epochs=warmup,
@@ -128,7 +128,7 @@ def config_of(epochs: int, warmup: float) -> Pretrain:
 
 def test_a_training_of_50_steps_is_the_authors() -> None:
     config, images = config_of(5, 1.0), sines(4, 3, 32, 32)
-    model = filled(STUDENT, Config())
+    model = filled(STUDENT, MaskAlignConfig())
     context, rate = looked(model, 4), schedule(config, 10)
     optimizer = adamw(decay_groups(model, config), config.learning_rate, config.betas)
     losses, rates = [], []
@@ -146,7 +146,7 @@ def test_a_training_of_50_steps_is_the_authors() -> None:
 
 
 def test_weight_decay_spares_what_the_authors_spare() -> None:
-    model = filled(STUDENT, Config(layers="mean"))
+    model = filled(STUDENT, MaskAlignConfig(layers="mean"))
     names = {id(p): name for name, p in model.named_parameters()}
     groups = decay_groups(model, config_of(5, 1.0))
     found = {str(group["weight_decay"]): sorted(names[id(p)] for p in group["params"]) for group in groups}
@@ -158,7 +158,7 @@ def test_weight_decay_spares_what_the_authors_spare() -> None:
 def test_the_same_seed_draws_the_authors_weights() -> None:
     teacher = teacher_of(768, 12)
     torch.manual_seed(0)
-    state = MaskAlign(STUDENT, Config(drop_path=0.0), teacher).state_dict()
+    state = MaskAlign(STUDENT, MaskAlignConfig(drop_path=0.0), teacher).state_dict()
     for name, (*first, total) in golden()["seeded"].items():
         assert state[name].flatten()[:3].tolist() == pytest.approx(first, abs=1e-7), name
         assert state[name].abs().sum().item() == pytest.approx(total, rel=1e-5), name
@@ -184,15 +184,15 @@ def test_layers_that_the_teacher_has_not_are_said() -> None:
         with pytest.raises(ValueError, match=f"layers={layers}, and the teacher has 12 layers, 0 to 11"):
             counting_layers(layers, 12)
     with pytest.raises(ValueError, match="layers='top' must be mean, out"):
-        Config(layers="top")
+        MaskAlignConfig(layers="top")
 
 
 def test_the_mixing_starts_from_the_block_at_the_layers_height() -> None:
-    equal = MaskAlign(SMALL, Config(layers="out"), teacher_of(24, 3))
+    equal = MaskAlign(SMALL, MaskAlignConfig(layers="out"), teacher_of(24, 3))
     assert torch.equal(equal.distill_weights, torch.eye(3) + 0.01)
-    deeper = MaskAlign(SMALL, Config(layers="mean"), teacher_of(24, 6))
+    deeper = MaskAlign(SMALL, MaskAlignConfig(layers="mean"), teacher_of(24, 6))
     assert deeper.heights == [0, 0, 1, 1, 2, 2]
-    shallower = MaskAlign(replace(SMALL, depth=4), Config(layers="out"), teacher_of(24, 2))
+    shallower = MaskAlign(replace(SMALL, depth=4), MaskAlignConfig(layers="out"), teacher_of(24, 2))
     assert shallower.heights == [1, 3]
     assert torch.equal(shallower.distill_weights, torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]]) + 0.01)
 
@@ -224,10 +224,10 @@ def plain_loss(model: MaskAlign, images: Tensor, masked: Masked) -> Tensor:
 @pytest.mark.parametrize("fusion", ["linear", "sum", "simple"])
 @pytest.mark.parametrize("depth", [2, 3, 5])
 def test_both_orders_and_unequal_depths_are_their_plain_form(order: Any, fusion: Any, depth: int) -> None:
-    config = Config(layers="mean", order=order, fusion=fusion, drop_path=0.0)
+    config = MaskAlignConfig(layers="mean", order=order, fusion=fusion, drop_path=0.0)
     model = MaskAlign(SMALL, config, small_teacher(depth))
     images = torch.randn(2, 3, 32, 32)
-    context = model.look(images)
+    context = model.compute_context(images)
     masked = masked_by(context, torch.rand(2, 16))
     loss = model(images, masked, context)
     loss.backward()
@@ -236,7 +236,7 @@ def test_both_orders_and_unequal_depths_are_their_plain_form(order: Any, fusion:
 
 
 def test_blocks_that_nothing_reads_are_not_trained_and_cost_nothing() -> None:
-    model = MaskAlign(SMALL, Config(layers="mid0", fusion="simple"), teacher_of(24, 3))
+    model = MaskAlign(SMALL, MaskAlignConfig(layers="mid0", fusion="simple"), teacher_of(24, 3))
     trained = [{parameter.requires_grad for parameter in block.parameters()} for block in model.blocks]
     assert trained == [{True}, {False}, {False}]
     assert {*model.distill_heads} == {"0"}
@@ -248,10 +248,10 @@ def test_blocks_that_nothing_reads_are_not_trained_and_cost_nothing() -> None:
 
 
 def test_the_order_of_patches_does_not_matter() -> None:
-    model = MaskAlign(SMALL, Config(drop_path=0.0, layers="top2"), small_teacher()).double()
+    model = MaskAlign(SMALL, MaskAlignConfig(drop_path=0.0, layers="top2"), small_teacher()).double()
     model.teacher.network.double()
     images = sines(2, 3, 32, 32)
-    context = model.look(images)
+    context = model.compute_context(images)
     masked = masked_by(context, golden_noise(2, 16))
     other = Masked(masked.shown.flip(1), masked.predicted, masked.dropped)
     assert model(images, masked, context).item() == pytest.approx(model(images, other, context).item(), rel=1e-12)
@@ -260,7 +260,7 @@ def test_the_order_of_patches_does_not_matter() -> None:
 def test_the_teacher_is_neither_trained_nor_kept() -> None:
     teacher = small_teacher()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    model = MaskAlign(SMALL, Config(layers="top2", drop_path=0.5), teacher)
+    model = MaskAlign(SMALL, MaskAlignConfig(layers="top2", drop_path=0.5), teacher)
     model.train()
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -270,28 +270,28 @@ def test_the_teacher_is_neither_trained_nor_kept() -> None:
         "cls_token", "pos_embed", "patch_embed", "blocks", "distill_heads", "distill_weights",
     }  # fmt: skip
     images = torch.randn(2, 3, 32, 32, requires_grad=True)
-    context = model.look(images)
+    context = model.compute_context(images)
     assert not any(part.requires_grad for part in (context.importance, *context.targets) if part is not None)
     model(images.detach(), masked_by(context, torch.rand(2, 16)), context).backward()
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
 def test_drop_path_rises_to_the_last_block() -> None:
-    model = MaskAlign(SMALL, Config(drop_path=0.2, layers="out"), teacher_of(24, 3))
+    model = MaskAlign(SMALL, MaskAlignConfig(drop_path=0.2, layers="out"), teacher_of(24, 3))
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2])
 
 
 def test_reduced_precision_changes_little_and_the_loss_stays_single() -> None:
-    model = MaskAlign(SMALL, Config(drop_path=0.0, layers="top2"), small_teacher())
+    model = MaskAlign(SMALL, MaskAlignConfig(drop_path=0.0, layers="top2"), small_teacher())
     images = torch.randn(4, 3, 32, 32)
     noise, losses, types = torch.rand(4, 16), [], []
     last: Any = model.teacher.network.network.blocks[-1]  # type: ignore[union-attr,index]
     last.mlp.fc1.register_forward_hook(lambda _module, _inputs, output: types.append(output.dtype))
-    masked = masked_by(model.look(images), noise)
+    masked = masked_by(model.compute_context(images), noise)
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            context = model.look(images)
+            context = model.compute_context(images)
             losses.append(model(images, masked, context))
     assert types[-2:] == [torch.float32, torch.bfloat16]
     assert [loss.dtype for loss in losses] == [torch.float32] * 2
@@ -300,9 +300,9 @@ def test_reduced_precision_changes_little_and_the_loss_stays_single() -> None:
 
 def test_no_patch_hidden_is_feature_distillation() -> None:
     """All patches shown, the last layer alone: what the paper starts from."""
-    model = MaskAlign(SMALL, Config(layers="out", fusion="simple", loss="l2", drop_path=0.0), small_teacher())
+    model = MaskAlign(SMALL, MaskAlignConfig(layers="out", fusion="simple", loss="l2", drop_path=0.0), small_teacher())
     images = torch.randn(2, 3, 32, 32)
-    context = model.look(images)
+    context = model.compute_context(images)
     masked = Keep(KeepMasking(mask=0.0))(torch.rand(2, 16), context.importance, (4, 4), 0.0)
     assert masked.shown.shape == (2, 16)
     ours = model.distill_heads["3"](model.forward_tokens(images)[-1])
@@ -313,12 +313,12 @@ def test_no_patch_hidden_is_feature_distillation() -> None:
 
 @pytest.mark.slow
 def test_loss_and_teacher_compile_whole() -> None:
-    model = MaskAlign(SMALL, Config(drop_path=0.0, layers="top2"), small_teacher())
+    model = MaskAlign(SMALL, MaskAlignConfig(drop_path=0.0, layers="top2"), small_teacher())
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    plain = model.look(images)
+    plain = model.compute_context(images)
     expected = model(images, masked_by(plain, noise), plain)
     model.compile(backend="eager", fullgraph=True)
-    context = model.look(images)
+    context = model.compute_context(images)
     loss = model(images, masked_by(context, noise), context)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

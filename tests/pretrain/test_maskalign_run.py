@@ -15,7 +15,7 @@ from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.run.config import Compute, to_text, with_overrides
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.state import load_state, newest_valid
-from mimbench.pretrain.config import CrossMAE, KeepMasking, MaskAlign, Pretrain, RandomMasking
+from mimbench.pretrain.config import CrossMAEConfig, KeepMasking, MaskAlignConfig, Pretrain, RandomMasking
 from mimbench.pretrain.recipes.maskalign import (
     maskalign_handwritten,
     maskalign_vitb,
@@ -27,7 +27,7 @@ from mimbench.pretrain.run import build_step, run
 TEACHER = ViT(width=24, depth=3, heads=2, patch=4, image=16)
 TINY = Pretrain(
     encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
-    method=MaskAlign(teacher=None, layers="top2"),
+    method=MaskAlignConfig(teacher=None, layers="top2"),
     masking=KeepMasking(),
     epochs=2,
     warmup_epochs=0.5,
@@ -92,11 +92,11 @@ def test_settings_that_do_not_go_together_are_said(config: Pretrain) -> None:
     with pytest.raises(ValueError, match=r"method.teacher=none is the encoder in a file: name it with checkpoint="):
         build_step(replace(config, checkpoint=None))
     with pytest.raises(ValueError, match=r"method.kind=crossmae starts from random weights"):
-        replace(config, method=CrossMAE(), masking=RandomMasking())
+        replace(config, method=CrossMAEConfig(), masking=RandomMasking())
     with pytest.raises(ValueError, match=r"4 x 4 patches .* and the student has 8 x 8: method.teacher_image=32 would"):
         build_step(replace(config, encoder=replace(config.encoder, image=32)))
     with pytest.raises(ValueError, match="layers=top5, and the teacher has 3 layers"):
-        build_step(replace(config, method=MaskAlign(teacher=None)))
+        build_step(replace(config, method=MaskAlignConfig(teacher=None)))
     with pytest.raises(ValueError, match=r"mask=1.0 must lie in \[0, 1\)"):
         KeepMasking(mask=1.0)
 
@@ -104,10 +104,10 @@ def test_settings_that_do_not_go_together_are_said(config: Pretrain) -> None:
 def test_published_settings() -> None:
     config = maskalign_vitb()
     assert config.learning_rate == pytest.approx(6e-4)
-    assert (config.epochs, config.warmup_epochs, config.min_lr, config.method) == (200, 20, 1e-5, MaskAlign())
+    assert (config.epochs, config.warmup_epochs, config.min_lr, config.method) == (200, 20, 1e-5, MaskAlignConfig())
     large, larger = maskalign_vitl().method, maskalign_vitl_clipl().method
-    assert isinstance(large, MaskAlign)
-    assert isinstance(larger, MaskAlign)
+    assert isinstance(large, MaskAlignConfig)
+    assert isinstance(larger, MaskAlignConfig)
     assert (large.fusion, large.drop_path, larger.teacher_image) == ("sum", 0.2, 196)
     chosen = with_overrides(
         maskalign_handwritten(), ["checkpoint=runs/x", "method.order=adapt_mix", "masking.mask=0.5"]

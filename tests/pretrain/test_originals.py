@@ -14,7 +14,7 @@ import torch
 
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.training.optim import adamw
-from mimbench.pretrain.config import MAE, CrossMAE, Pretrain, RandomMasking
+from mimbench.pretrain.config import CrossMAEConfig, MAEConfig, Pretrain, RandomMasking
 from mimbench.pretrain.masking.strategies import Random
 from mimbench.pretrain.methods.method import Method
 from mimbench.pretrain.methods.table import build_method
@@ -23,10 +23,10 @@ from tests.pretrain.originals import golden, golden_noise, gradient_norms, sine_
 
 TINY = ViT(width=48, depth=3, heads=4, patch=8, image=32)
 LARGE_IMAGE = ViT(width=48, depth=1, heads=4, patch=16, image=448)
-CROSS = CrossMAE(depth=2, width=32, heads=4)
+CROSS = CrossMAEConfig(depth=2, width=32, heads=4)
 SHALLOW = replace(CROSS, depth=1)
-PLAIN = MAE(depth=2, width=32, heads=4)
-CASES: dict[str, tuple[CrossMAE | MAE, ViT, float, float]] = {  # with mask and predict
+PLAIN = MAEConfig(depth=2, width=32, heads=4)
+CASES: dict[str, tuple[CrossMAEConfig | MAEConfig, ViT, float, float]] = {  # with mask and predict
     "quarter": (CROSS, TINY, 0.75, 0.25),
     "all_hidden": (CROSS, TINY, 0.75, 0.75),
     "raw_pixels": (replace(CROSS, norm_pix=False), TINY, 0.75, 0.25),
@@ -63,7 +63,9 @@ def test_loss_and_every_gradient(name: str) -> None:
     ("name", "config", "factor"),
     [("crossmae", CROSS, RandomMasking()), ("mae", PLAIN, RandomMasking(predict=0.75))],
 )
-def test_fifty_steps_end_where_the_authors_end(name: str, config: CrossMAE | MAE, factor: RandomMasking) -> None:
+def test_fifty_steps_end_where_the_authors_end(
+    name: str, config: CrossMAEConfig | MAEConfig, factor: RandomMasking
+) -> None:
     """Learning rates, which weights decay, the loss of every step, and the weights afterwards."""
     expected = golden()[f"{name}_trajectory"]
     recipe = Pretrain(
@@ -94,7 +96,7 @@ def test_fifty_steps_end_where_the_authors_end(name: str, config: CrossMAE | MAE
 
 
 @pytest.mark.parametrize(("name", "config"), [("crossmae", CROSS), ("mae", PLAIN)])
-def test_the_same_seed_draws_the_authors_weights(name: str, config: CrossMAE | MAE) -> None:
+def test_the_same_seed_draws_the_authors_weights(name: str, config: CrossMAEConfig | MAEConfig) -> None:
     torch.manual_seed(0)
     state = build_method(config, TINY).state_dict()
     expected = golden()[f"{name}_seeded"]
@@ -103,14 +105,14 @@ def test_the_same_seed_draws_the_authors_weights(name: str, config: CrossMAE | M
         assert state[parameter].abs().sum().item() == pytest.approx(total, rel=1e-6), parameter
 
 
-def _sized(config: CrossMAE | MAE, size: str) -> Callable[[], Method]:
+def _sized(config: CrossMAEConfig | MAEConfig, size: str) -> Callable[[], Method]:
     small = replace(config, width=256, heads=8) if size == "S" else config
     return lambda: build_method(small, SIZES[size])
 
 
 @pytest.mark.parametrize("size", list(SIZES))
-@pytest.mark.parametrize(("name", "config"), [("crossmae", CrossMAE()), ("mae", MAE())])
-def test_parameters_are_those_of_the_released_models(name: str, config: CrossMAE | MAE, size: str) -> None:
+@pytest.mark.parametrize(("name", "config"), [("crossmae", CrossMAEConfig()), ("mae", MAEConfig())])
+def test_parameters_are_those_of_the_released_models(name: str, config: CrossMAEConfig | MAEConfig, size: str) -> None:
     with torch.device("meta"):
         model = _sized(config, size)()
     counted = [(p.numel(), p.requires_grad) for p in model.parameters()]

@@ -17,13 +17,13 @@ from mimbench.backbones.config import ViT
 from mimbench.engine.data.images import RandomCrops
 from mimbench.engine.run.config import Compute
 from mimbench.jobs.cli.main import app
-from mimbench.pretrain.config import CrossMAE, Pretrain
+from mimbench.pretrain.config import CrossMAEConfig, Pretrain
 from mimbench.pretrain.methods.crossmae import CrossMAE as Model
 from mimbench.pretrain.throughput import Pace, measure
 
 TINY = Pretrain(
     encoder=ViT(width=16, depth=1, heads=2, patch=4, image=16),
-    method=CrossMAE(depth=1, width=16, heads=2),
+    method=CrossMAEConfig(depth=1, width=16, heads=2),
     batch=4096,
     compute=Compute(precision="fp32", workers=0, device="cpu"),
 )

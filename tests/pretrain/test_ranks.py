@@ -19,14 +19,22 @@ from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.run.config import Compute, to_text
 from mimbench.engine.run.rundir import RunDir
-from mimbench.pretrain.config import MAE, CrossMAE, GridMasking, KeepMasking, MaskAlign, Pretrain, RandomMasking
+from mimbench.pretrain.config import (
+    CrossMAEConfig,
+    GridMasking,
+    KeepMasking,
+    MAEConfig,
+    MaskAlignConfig,
+    Pretrain,
+    RandomMasking,
+)
 from mimbench.pretrain.run import run
 from tests.ranks import as_ranks
 
 ROOT = Path(__file__).parents[2]
 TINY = Pretrain(
     encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
-    method=CrossMAE(depth=1, width=16, heads=2),
+    method=CrossMAEConfig(depth=1, width=16, heads=2),
     epochs=2,
     warmup_epochs=0.5,
     batch=8,
@@ -35,11 +43,15 @@ TINY = Pretrain(
 )
 CASES = {
     "crossmae": TINY,
-    "mae": replace(TINY, method=MAE(depth=1, width=16, heads=2), masking=RandomMasking(predict=0.75)),
-    "early_maps": replace(TINY, method=CrossMAE(depth=1, width=16, heads=2, feature_maps=(0,)), masking=GridMasking()),
+    "mae": replace(TINY, method=MAEConfig(depth=1, width=16, heads=2), masking=RandomMasking(predict=0.75)),
+    "early_maps": replace(
+        TINY, method=CrossMAEConfig(depth=1, width=16, heads=2, feature_maps=(0,)), masking=GridMasking()
+    ),
     "maskalign": replace(
         TINY,
-        method=MaskAlign(teacher=None, layers="mid0", fusion="simple", drop_path=0.0),  # which reads no other block
+        method=MaskAlignConfig(
+            teacher=None, layers="mid0", fusion="simple", drop_path=0.0
+        ),  # which reads no other block
         masking=KeepMasking(),
         lr_factor="none",
         checkpoint="teacher.safetensors",

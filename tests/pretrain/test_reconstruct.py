@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mimbench.backbones.config import ViT
 from mimbench.engine.data.images import normalise
-from mimbench.pretrain.config import MAE, CrossMAE, KeepMasking, RandomMasking
+from mimbench.pretrain.config import CrossMAEConfig, KeepMasking, MAEConfig, RandomMasking
 from mimbench.pretrain.masking.strategies import Keep, Masked, Random
 from mimbench.pretrain.methods.crossmae import CrossMAE as CrossModel
 from mimbench.pretrain.methods.method import Context
@@ -21,7 +21,7 @@ from mimbench.pretrain.reconstruct import HIDDEN, fixed_noise, heat, picture_row
 from mimbench.pretrain.step import Step
 
 TINY = ViT(width=16, depth=1, heads=2, patch=4, image=16)
-DECODER = CrossMAE(depth=1, width=16, heads=2)
+DECODER = CrossMAEConfig(depth=1, width=16, heads=2)
 
 
 class Clairvoyant(CrossModel):
@@ -36,7 +36,7 @@ class Clairvoyant(CrossModel):
 class Attentive(CrossModel):
     """Weighs the patches by their number, and paints nothing."""
 
-    def look(self, images: Tensor) -> Context:
+    def compute_context(self, images: Tensor) -> Context:
         """Weights."""
         return Context(torch.arange(16.0).expand(len(images), -1))
 
@@ -61,8 +61,8 @@ def test_a_perfect_prediction_is_the_image(norm_pix: bool) -> None:
     assert torch.equal(rows["original"], images())
 
 
-@pytest.mark.parametrize("config", [DECODER, MAE(depth=1, width=16, heads=2)], ids=lambda config: config.kind)
-def test_all_that_is_hidden_is_painted_and_the_rest_untouched(config: CrossMAE | MAE) -> None:
+@pytest.mark.parametrize("config", [DECODER, MAEConfig(depth=1, width=16, heads=2)], ids=lambda config: config.kind)
+def test_all_that_is_hidden_is_painted_and_the_rest_untouched(config: CrossMAEConfig | MAEConfig) -> None:
     step = Step(build_method(config, TINY), Random(RandomMasking(predict=0.25)))
     rows = picture_rows(step, images(), noise())
     shown, hidden, _ = Random(RandomMasking(predict=0.75))(noise(), None, (4, 4), 0.0)

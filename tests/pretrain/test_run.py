@@ -16,7 +16,7 @@ from mimbench.backbones.config import ViT
 from mimbench.engine.data.images import Crop, ImageFolder, Sample, normalise
 from mimbench.engine.run.config import Compute, identity, to_text
 from mimbench.engine.run.rundir import RunDir
-from mimbench.pretrain.config import MAE, CrossMAE, Pretrain, RandomMasking
+from mimbench.pretrain.config import CrossMAEConfig, MAEConfig, Pretrain, RandomMasking
 from mimbench.pretrain.masking.strategies import Random
 from mimbench.pretrain.methods.table import build_method
 from mimbench.pretrain.run import build_step, run, training, training_batches
@@ -25,7 +25,7 @@ from mimbench.pretrain.step import Step
 TINY = Pretrain(
     data="images",
     encoder=ViT(width=16, depth=2, heads=2, patch=4, image=16),
-    method=CrossMAE(depth=1, width=16, heads=2),
+    method=CrossMAEConfig(depth=1, width=16, heads=2),
     epochs=2,
     warmup_epochs=0.5,
     batch=4,
@@ -147,13 +147,13 @@ def test_the_noise_of_a_sample_depends_on_seed_epoch_and_index_alone(config: Pre
 @pytest.mark.parametrize(
     ("method", "norm"),
     [
-        (MAE(depth=1, width=16, heads=2), True),
-        (CrossMAE(depth=1, width=16, heads=2), False),
-        (CrossMAE(depth=1, width=16, heads=2, mixing="none"), True),
+        (MAEConfig(depth=1, width=16, heads=2), True),
+        (CrossMAEConfig(depth=1, width=16, heads=2), False),
+        (CrossMAEConfig(depth=1, width=16, heads=2, mixing="none"), True),
     ],
 )
 def test_all_weights_are_written_when_asked_for(
-    tmp_path: Path, config: Pretrain, method: MAE | CrossMAE, norm: bool
+    tmp_path: Path, config: Pretrain, method: MAEConfig | CrossMAEConfig, norm: bool
 ) -> None:
     """Under the authors' names, so that their code loads them; and what they are can be told from them."""
     shape = replace(config.encoder, width=64, heads=1)

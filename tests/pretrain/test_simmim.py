@@ -17,7 +17,7 @@ from mimbench.backbones.checkpoint import EncoderInfo, build_encoder, save_encod
 from mimbench.backbones.config import ViT
 from mimbench.engine.run.config import Compute
 from mimbench.engine.training.optim import adamw
-from mimbench.pretrain.config import Pretrain, RandomMasking, SimMIM
+from mimbench.pretrain.config import Pretrain, RandomMasking, SimMIMConfig
 from mimbench.pretrain.masking.strategies import Masked
 from mimbench.pretrain.masking.units import unit_patches
 from mimbench.pretrain.methods.table import build_masking, build_method
@@ -42,7 +42,7 @@ def masked_units(masked: int, thrown: int = 0) -> Masked:
     return Masked(shown, predicted.sort(dim=1).values, dropped)
 
 
-def filled(config: SimMIM, fixed: tuple[str, ...] = ()) -> Any:
+def filled(config: SimMIMConfig, fixed: tuple[str, ...] = ()) -> Any:
     model = build_method(config, SHAPE).double()
     fill(model, fixed)
     return model
@@ -62,20 +62,20 @@ def must_agree(model: Any, loss: torch.Tensor, expected: dict[str, float]) -> se
 
 @pytest.mark.parametrize("positions", ["relative", "absolute"])
 def test_loss_and_gradients_are_the_authors(positions: Any) -> None:
-    model = filled(SimMIM(positions=positions, drop_path=0.0))
+    model = filled(SimMIMConfig(positions=positions, drop_path=0.0))
     assert not must_agree(model, model(images(), masked_units(MASKED)), golden()[positions])
 
 
 def test_throwing_is_what_amt_describes() -> None:
     """AMT's encoder and decoder, and the loss on the image without what was thrown away; see golden/simmim.py."""
-    model = filled(SimMIM(positions="absolute", drop_path=0.0), fixed=("gamma_1",))
+    model = filled(SimMIMConfig(positions="absolute", drop_path=0.0), fixed=("gamma_1",))
     ours_alone = must_agree(model, model(images(), masked_units(AMT_MASKED, AMT_THROWN)), golden()["throwing"])
     assert ours_alone == {f"encoder.blocks.{number}.gamma_1" for number in range(3)}  # there they are not applied
 
 
 def test_throwing_with_relative_positions_is_attention_among_the_kept() -> None:
     """The same loss as with all tokens, whose scores to what is thrown away are minus infinity."""
-    model = filled(SimMIM(drop_path=0.0)).float()
+    model = filled(SimMIMConfig(drop_path=0.0)).float()
     masked = masked_units(AMT_MASKED, AMT_THROWN)
     loss = model(images().float(), masked)
     whole = Masked(torch.cat([masked.shown, masked.dropped], 1), masked.predicted, masked.dropped[:, :0])
@@ -87,7 +87,8 @@ def test_throwing_with_relative_positions_is_attention_among_the_kept() -> None:
 
 def test_fifty_steps_of_training_and_their_rates_are_the_authors() -> None:
     config = Pretrain(
-        encoder=SHAPE, method=SimMIM(drop_path=0.0), masking=RandomMasking(mask=0.6, predict=0.6, unit=2), epochs=10,
+        encoder=SHAPE, method=SimMIMConfig(drop_path=0.0), epochs=10,
+        masking=RandomMasking(mask=0.6, predict=0.6, unit=2),
         warmup_epochs=2, batch=256, base_lr=4e-3, start_lr=1e-5, min_lr=2e-5, weight_decay=0.05, betas=(0.9, 0.999),
         lr_factor="none", schedule="simmim_steps", drops=(8,), compute=Compute(device="cpu"),
     )  # fmt: skip
@@ -115,7 +116,7 @@ def test_fifty_steps_of_training_and_their_rates_are_the_authors() -> None:
 
 def test_the_cosine_of_amts_simmim_is_the_authors() -> None:
     config = Pretrain(
-        encoder=SHAPE, method=SimMIM(), epochs=10, warmup_epochs=2, batch=256, base_lr=4e-3, start_lr=1e-5,
+        encoder=SHAPE, method=SimMIMConfig(), epochs=10, warmup_epochs=2, batch=256, base_lr=4e-3, start_lr=1e-5,
         min_lr=2e-5, lr_factor="none", schedule="simmim_cosine",
     )  # fmt: skip
     rate = schedule(config, 5)
@@ -123,7 +124,7 @@ def test_the_cosine_of_amts_simmim_is_the_authors() -> None:
 
 
 def test_the_class_tokens_attention_is_the_authors() -> None:
-    model = filled(SimMIM(positions="absolute", drop_path=0.0), fixed=("gamma_1",))
+    model = filled(SimMIMConfig(positions="absolute", drop_path=0.0), fixed=("gamma_1",))
     with torch.no_grad():
         attention = model.class_attention(images())
     assert attention.shape == (2, 4, 64)
@@ -131,7 +132,7 @@ def test_the_class_tokens_attention_is_the_authors() -> None:
 
 
 def test_relative_biases_are_part_of_the_attention() -> None:
-    model = filled(SimMIM(drop_path=0.0))
+    model = filled(SimMIMConfig(drop_path=0.0))
     with torch.no_grad():
         with_biases = model.class_attention(images())
         model.encoder.rel_pos_bias.relative_position_bias_table[-3] += 5  # from the class token to patches
@@ -141,7 +142,7 @@ def test_relative_biases_are_part_of_the_attention() -> None:
 
 def test_first_weights_are_beits() -> None:
     torch.manual_seed(0)
-    model: Any = build_method(SimMIM(), ViT(192, 4, 3, 16, 64))
+    model: Any = build_method(SimMIMConfig(), ViT(192, 4, 3, 16, 64))
     model.requires_grad_(False)
     blocks = model.encoder.blocks
     assert blocks[0].attn.qkv.weight.std() == pytest.approx(0.02, rel=0.03)
@@ -156,9 +157,9 @@ def test_first_weights_are_beits() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [SimMIM(), SimMIM(positions="absolute"), SimMIM(positions="absolute", layer_scale=None)]
+    "config", [SimMIMConfig(), SimMIMConfig(positions="absolute"), SimMIMConfig(positions="absolute", layer_scale=None)]
 )
-def test_the_encoder_is_handed_to_evaluations(config: SimMIM, tmp_path: Path) -> None:
+def test_the_encoder_is_handed_to_evaluations(config: SimMIMConfig, tmp_path: Path) -> None:
     """What an evaluation loads computes what the trained encoder does."""
     model: Any = build_method(config, SHAPE)
     for parameter in model.parameters():
@@ -173,7 +174,7 @@ def test_the_encoder_is_handed_to_evaluations(config: SimMIM, tmp_path: Path) ->
 
 
 def test_a_painted_patch_is_in_rows_columns_and_colours() -> None:
-    model = filled(SimMIM(drop_path=0.0))
+    model = filled(SimMIMConfig(drop_path=0.0))
     masked = masked_units(MASKED)
     flat = model.predict(images(), masked)
     painted = model.rebuild(images(), masked)
@@ -186,7 +187,7 @@ def test_simmims_own_counts() -> None:
 
 
 def test_bfloat16_and_recomputing_give_the_same_loss() -> None:
-    model = filled(SimMIM(drop_path=0.0)).float()
+    model = filled(SimMIMConfig(drop_path=0.0)).float()
     masked = masked_units(AMT_MASKED, AMT_THROWN)
     loss = model(images().float(), masked)
     model.encoder.recompute = True
@@ -199,8 +200,8 @@ def test_bfloat16_and_recomputing_give_the_same_loss() -> None:
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"layer_scale=0.0 must be positive, or none"):
-        SimMIM(layer_scale=0.0)
+        SimMIMConfig(layer_scale=0.0)
     with pytest.raises(ValueError, match=r"drop_path=1.0 must lie in \[0, 1\)"):
-        SimMIM(drop_path=1.0)
+        SimMIMConfig(drop_path=1.0)
     with pytest.raises(ValueError, match="drops="):
         Pretrain(schedule="simmim_steps", drops=(900,))

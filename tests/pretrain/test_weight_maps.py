@@ -22,10 +22,10 @@ from torch.utils.data import default_collate
 
 from mimbench.engine.data.datasets import UnfitError
 from mimbench.engine.data.images import Crop, ImageFolder, Sample, normalise
+from mimbench.engine.run import process
 from mimbench.engine.run.config import to_text
 from mimbench.engine.run.rundir import RunDir
-from mimbench.pretrain.config import AttentionMasking, CrossMAE, Pretrain, SimMIM
-from mimbench.pretrain.masking import weight_maps
+from mimbench.pretrain.config import AttentionMasking, CrossMAEConfig, Pretrain, SimMIMConfig
 from mimbench.pretrain.masking.attention import class_attention, follow_crops, weight_map
 from mimbench.pretrain.masking.attention_guide import AttentionGuide, WholeImages
 from mimbench.pretrain.masking.weight_maps import Subject, WeightMaps
@@ -138,7 +138,7 @@ def test_only_maps_that_no_checkpoint_can_ask_for_are_deleted(tmp_path: Path) ->
 def test_processes_share_the_images_in_order(tmp_path: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     maps, found = WeightMaps(tmp_path, SUBJECT, "AMT"), []
     for rank in range(world):
-        monkeypatch.setattr(weight_maps, "rank_and_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(process, "rank_and_world", lambda rank=rank: (rank, world))
         found += list(maps.share())
     assert found == list(range(10))
 
@@ -245,7 +245,7 @@ def test_whole_images_are_pillows_where_the_images_are(config: Pretrain) -> None
 @pytest.mark.parametrize("crop_mode", ["correct", "original"])
 def test_any_method_runs_with_attention(tmp_path: Path, config: Pretrain, crop_mode: Any) -> None:
     """CrossMAE and SimMIM; MAE is what the killed runs are of. Also: the picture shows the weights."""
-    methods = {"correct": CrossMAE(depth=1, width=16, heads=2), "original": SimMIM(positions="absolute")}
+    methods = {"correct": CrossMAEConfig(depth=1, width=16, heads=2), "original": SimMIMConfig(positions="absolute")}
     config = replace(
         config, epochs=2, method=methods[crop_mode], masking=AttentionMasking(crop_mode=crop_mode, start_epoch=1)
     )

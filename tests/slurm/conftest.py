@@ -22,7 +22,7 @@ from tests.slurm.cluster import Cluster, missing, wait_for
 
 PRETRAIN = "pretrain/crossmae_handwritten"
 LONG = (
-    "epochs=24", "warmup_epochs=1", "batch=20", "health.images=0", "health.every=1000", "compute.save_every=5",
+    "epochs=24", "warmup_epochs=1", "batch=20", "monitor.images=0", "monitor.every=1000", "compute.save_every=5",
     "compute.log_every=5",
 )  # fmt: skip
 

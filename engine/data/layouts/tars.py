@@ -34,10 +34,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch.utils.data import DataLoader, Dataset
 
-from mimbench.engine.data.datasets import cache_directory, one_at_a_time, unfit
+from mimbench.engine.data.datasets import cache_directory, unfit
 from mimbench.engine.data.folders import Names, is_image, suffix
 from mimbench.engine.run.atomic import write_with
 from mimbench.engine.run.bar import track
+from mimbench.engine.run.file_lock import file_lock
 
 SCHEMA = 1
 FEW = 8  # tars: fewer are listed without other processes
@@ -213,7 +214,7 @@ def tar_files(tars: Sequence[Path], kind: Kind, prefixes: Sequence[str] | None =
     for place in (beside, cached):
         if _is_of(place, about):
             return TarFiles(place, list(tars))
-    with one_at_a_time(cached.with_suffix(".lock")):
+    with file_lock(cached.with_suffix(".lock"), f"listing {tars[0].parent}"):
         made = next((place for place in (beside, cached) if _is_of(place, about)), None)
         if made is None:
             content = _encoded(about, *_listed(tars, kind, prefixes or [""] * len(tars)))

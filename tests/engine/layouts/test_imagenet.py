@@ -18,7 +18,7 @@ from mimbench.engine.data.batches import Batches, evaluation_loader
 from mimbench.engine.data.datasets import Split, UnfitError
 from mimbench.engine.data.images import ImageFolder, RandomCrops
 from mimbench.engine.data.layouts.recognise import open_listing, splits_of
-from mimbench.engine.data.shards import Shrinking, shrink
+from mimbench.engine.data.shrink import Shrinking, shrink
 from tests.engine.layouts.made import WNIDS, class_tar, jpeg, tar_of
 
 

@@ -272,7 +272,7 @@ def main() -> None:
     golden["groups"] = groups(student(models))
     golden["seeded"] = seeded(models)
     golden["teachers"] = {
-        "clip": clip_teacher(models, large=False),
+        "grad_clip": clip_teacher(models, large=False),
         "clip_large": clip_teacher(models, large=True),
         "dino": dino_teacher(models),
     }
