@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 RATE = 65e12  # operations a second on one A100, two to a multiply-add: CrossMAE's Tables 4 and 18 come to 60 to 73
+IMAGENET, IMAGENET_VAL = 1_281_167, 50_000  # images that an estimate counts with
 RECIPE = "the recipe"  # the source of what a recipe states
 
 R = TypeVar("R", bound=Callable[[], Any])
