@@ -1,4 +1,4 @@
-"""The commands of `mimbench` that are about detectors: `predict` and `memory`; `jobs/cli/main.py` adds them."""
+"""The commands of `mimbench` for detectors: `predict`, `memory` and `lazyconfig`; `jobs/cli/main.py` adds them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from mimbench.jobs.cli.names import recipe_names
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (predict, memory):
+    for command in (predict, memory, lazyconfig):
         app.command()(command)
 
 
@@ -30,7 +32,7 @@ def predict(
 
 
 def memory(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A detection recipe.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", autocompletion=recipe_names, help="A detection recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to change.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="How many share the batch.")] = 1,
     free: Annotated[
@@ -42,3 +44,14 @@ def memory(
     from mimbench.jobs.runs import memory as preflight
 
     raise typer.Exit(preflight.show(recipe, overrides or [], gpus, free, json))
+
+
+def lazyconfig(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", autocompletion=recipe_names, help="Of detection.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to change.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .py file.")] = Path("lazyconfig.py"),
+) -> None:
+    """Write a detection recipe for detectron2's own training script."""
+    from mimbench.jobs.cli import lazyconfig as writer
+
+    writer.write(recipe, overrides or [], out)

@@ -1,17 +1,24 @@
-"""`mimbench flops pretrain`: what pretraining computes for one image, counted in the live models."""
+"""`mimbench flops TASK`: what a task's models compute for one image, counted in the live models (`Task.flops`)."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from mimbench.jobs.cli.commands import print_json
+from mimbench.jobs.runs.tasks import tasks
 
 
-def show(as_json: bool) -> None:
-    """Print the table of decoders: GFLOP of a forward pass on one image."""
-    from mimbench.pretrain.flops import Flops, decoder_table  # imports torch
+def show(stage: str, as_json: bool) -> None:
+    """Print the table of decoders: GFLOP of a forward pass on one image.
 
-    rows = list(decoder_table())
+    Raises:
+        ValueError: for a task that has no such table.
+    """
+    counting = {task.name: task.flops for task in tasks().values() if task.flops}
+    if stage not in counting:
+        raise ValueError(f"{stage}: operations are counted of {', '.join(counting)}")
+    rows: list[Any] = list(counting[stage]())
     if as_json:
         print_json([asdict(row) for row in rows])
         return
@@ -23,7 +30,7 @@ def show(as_json: bool) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("decoder", "MAE's", "mixing", "encoder", "all"):
         table.add_column(name, justify="right", no_wrap=True)
-    mae: Flops | None = None
+    mae = None
     for row in rows:
         mae = row if mae is None or row.size != mae.size else mae  # the first of each size
         less = f"{mae.decoder / row.decoder:.1f}x" if row is not mae else ""

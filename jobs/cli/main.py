@@ -18,6 +18,7 @@ from mimbench.jobs.cli import detection as cli_detection
 from mimbench.jobs.cli import runs as cli_runs
 from mimbench.jobs.cli import studies as cli_studies
 from mimbench.jobs.cli.cluster import clusters
+from mimbench.jobs.cli.names import NamesInHelp, counted_tasks, kinds_of_data, protocol_lists, recipe_names
 from mimbench.jobs.cli.tables import Push, papers
 
 
@@ -57,13 +58,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _recipe_names(incomplete: str) -> list[str]:
-    """For completion in the shell."""
-    from mimbench.jobs.runs.recipes import recipes
-
-    return [recipe.name for recipe in recipes() if recipe.name.startswith(incomplete)]
-
-
 def _keys(ctx: typer.Context, incomplete: str) -> list[str]:
     """For completion in the shell: `KEY=` of the recipe named before."""
     from mimbench.jobs.cli.commands import keys_of
@@ -72,10 +66,6 @@ def _keys(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-CheckedData = Literal[
-    "imagenet", "images", "coco", "tiny-imagenet", "cifar10", "cifar100", "inaturalist2019", "places365",
-    "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2", "imagenet-c",
-]  # fmt: skip
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", autocompletion=_keys, help="Values to change.")
 ]
@@ -116,7 +106,7 @@ def demo(
 @app.command()
 def run(
     target: Annotated[
-        str, typer.Argument(metavar="RECIPE|RUN_DIR", autocompletion=_recipe_names, help="What to run, or go on with.")
+        str, typer.Argument(metavar="RECIPE|RUN_DIR", autocompletion=recipe_names, help="What to run, or go on with.")
     ],
     overrides: Overrides = None,
     seeds: Seeds = 1,
@@ -136,13 +126,16 @@ def run(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=NamesInHelp)
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, or a pretraining's run directory.")],
-    on: Annotated[str, typer.Option(metavar="LIST", help="Of knn,linear,linear_fast,fewshot,finetune,coco.")],
+    on: Annotated[
+        str, typer.Option(metavar="LIST", autocompletion=protocol_lists, help="Some of {protocols}; with commas.")
+    ],
     overrides: Overrides = None,
     data: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|PATH", help="Data set; imagenet=NAME, coco=NAME if they differ.")
+        list[str] | None,
+        typer.Option(metavar="NAME|PATH", help="Data set; TASK=NAME where tasks differ: cls=imagenet."),
     ] = None,
     recipe: Annotated[
         list[str] | None, typer.Option(metavar="PROTOCOL=RECIPE", help="Another recipe than the paper's for this size.")
@@ -209,18 +202,6 @@ def _table_names(incomplete: str) -> list[str]:
     from mimbench.jobs.tables.paper import tables
 
     return [name for name in [*tables(), "crossmae/compute"] if name.startswith(incomplete)]
-
-
-@app.command()
-def lazyconfig(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", autocompletion=_recipe_names, help="Of detection.")],
-    overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .py file.")] = Path("lazyconfig.py"),
-) -> None:
-    """Write a detection recipe for detectron2's own training script."""
-    from mimbench.jobs.cli import lazyconfig as writer
-
-    writer.write(recipe, overrides or [], out)
 
 
 @app.command()
@@ -294,7 +275,7 @@ def report(
 @app.command()
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(autocompletion=_recipe_names, help="Show all that this one sets.")
+        str | None, typer.Argument(autocompletion=recipe_names, help="Show all that this one sets.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -304,12 +285,15 @@ def recipes(
     commands.show_recipes(name, json)
 
 
-@app.command()
-def flops(stage: Annotated[Literal["pretrain"], typer.Argument(help="Of what.")], json: Json = False) -> None:
+@app.command(cls=NamesInHelp)
+def flops(
+    stage: Annotated[str, typer.Argument(metavar="TASK", autocompletion=counted_tasks, help="Of {counted}.")],
+    json: Json = False,
+) -> None:
     """Count what the decoders of MAE and CrossMAE compute, at every size."""
     from mimbench.jobs.cli import flops as counted
 
-    counted.show(json)
+    counted.show(stage, json)
 
 
 @app.command()
@@ -318,7 +302,7 @@ def doctor(
         str | None, typer.Option(metavar="NAME|PATH", help="Time whether its images load as fast as a model trains.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(autocompletion=_recipe_names, help="The pretraining to time it with.")
+        str, typer.Option(autocompletion=recipe_names, help="The pretraining to time it with.")
     ] = "pretrain/crossmae_vitb_800ep",
     overrides: Overrides = None,
     cluster: Annotated[
@@ -380,9 +364,11 @@ def data_shrink(
     commands.shrink_data(source, directory, short, quality, workers, json)
 
 
-@data.command("check")
+@data.command("check", cls=NamesInHelp)
 def data_check(
-    kind: Annotated[CheckedData, typer.Argument(help="What it should be.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", autocompletion=kinds_of_data, help="What it should be, of {kinds}.")
+    ],
     path: Annotated[str, typer.Argument(metavar="NAME|PATH")],
     json: Json = False,
 ) -> None:

@@ -1,7 +1,7 @@
 """Why a run is a run of its own: in which keys it differs from the run nearest to it.
 
-    mimbench explain knn-3f                       a run that is there
-    mimbench explain cls/knn temperature=0.1      one that is not, or is: what asking for it would mean
+    mimbench explain linear_vitb-3f                a run that is there
+    mimbench explain cls/linear_vitb base_lr=0.2   one that is not, or is: what asking for it would mean
 
 Nearest is the run of the same kind with the fewest science keys that differ, of the same recipe if there is a choice.
 """
@@ -112,7 +112,7 @@ def _others(
 
 def _settings(about: Mapping[str, Any], text: str) -> dict[str, Any]:
     """What the identity is made of; the checkpoint goes by who made it, or by its content."""
-    settings = science_of(text)
+    settings = science_of(text, about)
     checkpoint = about.get("checkpoint")
     settings["checkpoint"] = _ABSENT
     if checkpoint:

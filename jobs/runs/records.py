@@ -11,17 +11,20 @@ from __future__ import annotations
 import logging
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mimbench.engine.run.config import leaves
 from mimbench.engine.run.result import SCHEMA
 from mimbench.engine.run.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
-_NOT_SCIENCE = ("  # speed", "  # plumbing")  # how engine.run.config.to_text marks the fields that leave a result as it is
+GROUPS = "groups"  # in run.json: {"speed": [keys], "plumbing": [keys]}, the fields that leave a result as it is
+_COMMENTS = ("  # speed", "  # plumbing")  # what config.txt says of them; read only where an older run.json does not
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Record:
 
     @property
     def stage(self) -> str:
-        """`pretrain`, `cls` or `det`."""
+        """The name of its task."""
         return str(self.about.get("stage", ""))
 
     @property
@@ -86,7 +89,7 @@ def _record(run: RunDir) -> Record:
     about: dict[str, Any] = {}
     try:
         about = run.read_about()
-        science = science_of(run.config.read_text(encoding="utf-8"))
+        science = science_of(run.config.read_text(encoding="utf-8"), about)
         result = run.read_result()
         if result is not None and result.get("schema") != SCHEMA:
             raise ValueError(f"its result.json has schema {result.get('schema')}, this mimbench reads {SCHEMA}")
@@ -96,17 +99,36 @@ def _record(run: RunDir) -> Record:
         return Record(run, about, {}, None, [], "damaged", str(error))
 
 
-def science_of(text: str) -> dict[str, Any]:
-    """The science fields of a `config.txt`, dotted key to value, without building the config.
+def groups_of(config: Any) -> dict[str, list[str]]:
+    """Return the dotted keys of `config` that are not science, by group, as `run.json` holds them under `groups`."""
+    groups: dict[str, list[str]] = {"speed": [], "plumbing": []}
+    for leaf in leaves(config):
+        if leaf.group != "science":
+            groups[leaf.group].append(leaf.key)
+    return groups
+
+
+def science_of(text: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the science fields of a `config.txt`, dotted key to value, without building the config.
+
+    Args:
+        text: of the file.
+        about: what `run.json` holds; without `groups` (runs made before they were written) the comments of the text say
+            which fields are science.
 
     Raises:
         ValueError: if the text is not a config.
     """
+    groups = about.get(GROUPS)
+    if not isinstance(groups, Mapping):
+        text = "\n".join(line for line in text.splitlines() if not line.endswith(_COMMENTS))
+        groups = {}
     try:
-        nested = tomllib.loads("\n".join(line for line in text.splitlines() if not line.endswith(_NOT_SCIENCE)))
+        settings = _flat(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"config.txt is not a config file: {error}") from error
-    return dict(_flat(nested))
+    left_out = {key for keys in groups.values() for key in keys}
+    return {key: value for key, value in settings if key not in left_out}
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

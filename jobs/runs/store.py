@@ -24,6 +24,8 @@ from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locat
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lineage import Source, source_of, to_make_it
 from mimbench.jobs.runs.recipes import Recipe, config_type, find
+from mimbench.jobs.runs.records import GROUPS, groups_of
+from mimbench.jobs.runs.tasks import makes_encoders
 
 
 def runs_root() -> Path:
@@ -102,6 +104,7 @@ def place(
         "config": type(config).__name__,
         "checkpoint": source.about() if source else None,
         "needs": [need.path.absolute().relative_to(root.absolute()).as_posix() for need in needs],
+        GROUPS: groups_of(config),
     }
     return Place(RunDir(root / stage / f"{function}-{digest}"), config, about)
 
@@ -169,7 +172,7 @@ def encoder_file(checkpoint: Path) -> Path:
         return run.detector
     if not run.encoder.is_file():
         state, recipe = run.state(), str(run.read_about()["recipe"])
-        if state == "done" and not recipe.startswith("pretrain/"):
+        if state == "done" and not makes_encoders(recipe.partition("/")[0]):
             raise FileNotFoundError(f"{checkpoint} is a run of {recipe}, which leaves no weights to start from")
         raise FileNotFoundError(f"{checkpoint} has made no encoder (it is {state}); {to_make_it(run, state)}")
     return run.encoder
