@@ -178,7 +178,9 @@ def sweep(
     optuna: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Let Optuna propose N runs, in rounds.")
     ] = None,
-    metric: Annotated[str, typer.Option(help="What Optuna raises (of loss: lowers).")] = "finetune_top1",
+    metric: Annotated[
+        str | None, typer.Option(help="What Optuna raises, or lowers where less is better. Default: by the task.")
+    ] = None,
     at_a_time: Annotated[
         int, typer.Option("--round", min=1, metavar="K", help="Runs that Optuna proposes at a time.")
     ] = 5,
@@ -213,12 +215,15 @@ def sweep(
     print(f"`mimbench submit {shlex.quote(made.name)}` starts it", file=sys.stderr)
 
 
-def _searched(recipe: str, axes: Any, how: tuple[int, int, str, int], name: str | None, root: Path) -> Any:
+def _searched(recipe: str, axes: Any, how: tuple[int, int, str | None, int], name: str | None, root: Path) -> Any:
     """The sweep with the next round that Optuna proposes."""
+    from mimbench.jobs.runs.recipes import find
+    from mimbench.jobs.runs.tasks import task_of
     from mimbench.jobs.studies import search as searching
     from mimbench.jobs.studies import sweep as sweeping
 
-    total, count, metric, seed = how
+    total, count, asked, seed = how
+    metric = asked or task_of(find(recipe).stage).main_metric
     varied = [one for one in axes if len(one.values) != 1]
     search = searching.Search(varied, metric, seed)
     empty = sweeping.sweep_of(recipe, axes, [], name)

@@ -2,7 +2,7 @@
 
 They are called `task/function`.
 
-    find("cls/knn").build()      # the complete config
+    find("cls/linear_vitb").build()      # the complete config
 
 The first line of a recipe's docstring and what it states of its cost are what `mimbench recipes` shows.
 """

@@ -28,7 +28,6 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 422, 10, 212  # of the plot inside it
 LEFT_OF_DOTS, LEVEL = 90, 36  # the overview: room for names, and the height of one
 NOISY = 40  # points from which a series is smoothed
 MOST = 400  # points drawn of a series
-
 TRAINING_LOSS = "training loss"  # which every training writes, and the norm of its gradient
 X_NAMES = {"epoch": "epoch", "step": "optimiser step"}
 
@@ -201,7 +200,7 @@ def scatters(
 ) -> list[Scatter]:
     """Return a chart for each metric that is drawn over the hours of pretraining (`Metric.by_cost`).
 
-    Hours are wall time, 0 from scratch; the metric is that under the usual protocol. There is no chart of fewer than two.
+    Hours are wall time, 0 from scratch; the metric is that under the usual protocol. A chart has at least two dots.
     """
     spent: dict[Encoder, list[float]] = {}
     for record in found:
