@@ -78,10 +78,11 @@ TASK = Task(
         Metric("fewshot5_ridge_top1", "5-shot", TOP1, column="measured"),
         Metric("linear_fast_top1", "fast linear", TOP1, column="measured"),
         Metric("linear_top1", "linear", TOP1, curve="linear probe top-1 (%)"),
-        Metric("finetune_top1", "fine-tune", TOP1, curve="fine-tune top-1 (%)", best="finetune_best_top1"),
+        Metric("finetune_top1", "fine-tune", TOP1, curve="fine-tune top-1 (%)"),
         Metric("val_top1", "classifier", TOP1, column="never"),
     ),
     measures=("finetune_", "linear_", "knn_", "fewshot_"),
+    best_epoch=("finetune_", "finetune_best_"),
     main="finetune_top1",
     seedless=("Knn",),
     glossary=(

@@ -65,7 +65,6 @@ class Metric:
     column: Literal["always", "measured", "never"] = "always"  # of the table; measured: once a run has it
     headline: bool = True  # stands in the line that `status` and the progress display have for a finished run
     curve: str = ""  # title of the axis where it is drawn over a training; none: drawn among the minor charts
-    best: str = ""  # key of the same at the epoch that was best on the validation images
     by_cost: bool = False  # the report draws it over the hours of pretraining
 
 
@@ -191,6 +190,7 @@ class Task:
     # numbers
     metrics: tuple[Metric, ...] = ()  # in the order of the table's columns
     measures: tuple[str, ...] = ()  # how the names of all its metrics begin; none: the keys of `metrics`
+    best_epoch: tuple[str, str] | None = None  # how keys begin, and those of the same at the epoch with the best top-1
     main: str = ""  # the metric that a search raises or lowers unless told; none: the first
     curves: tuple[Curve, ...] = ()
     counts: Literal["epochs", "steps"] = "epochs"  # the config's field that says how long a run is

@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    for command in (predict, memory, lazyconfig):
+    for command in (predict, memory):
         app.command()(command)
 
 

@@ -6,19 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 from mimbench.jobs.cli.commands import print_json
-from mimbench.jobs.runs.tasks import tasks
+from mimbench.jobs.runs.tasks import task_of
 
 
 def show(stage: str, as_json: bool) -> None:
-    """Print the table of decoders: GFLOP of a forward pass on one image.
-
-    Raises:
-        ValueError: for a task that has no such table.
-    """
-    counting = {task.name: task.flops for task in tasks().values() if task.flops}
-    if stage not in counting:
-        raise ValueError(f"{stage}: operations are counted of {', '.join(counting)}")
-    rows: list[Any] = list(counting[stage]())
+    """Print the table of decoders of a task that counts them: GFLOP of a forward pass on one image."""
+    count = task_of(stage).flops
+    assert count is not None
+    rows: list[Any] = list(count())
     if as_json:
         print_json([asdict(row) for row in rows])
         return

@@ -18,7 +18,7 @@ from mimbench.jobs.cli import detection as cli_detection
 from mimbench.jobs.cli import runs as cli_runs
 from mimbench.jobs.cli import studies as cli_studies
 from mimbench.jobs.cli.cluster import clusters
-from mimbench.jobs.cli.names import NamesInHelp, counted_tasks, kinds_of_data, protocol_lists, recipe_names
+from mimbench.jobs.cli.names import NamesInHelp, counted_tasks, kinds_of_data, one_of, protocol_lists, recipe_names
 from mimbench.jobs.cli.tables import Push, papers
 
 
@@ -204,6 +204,9 @@ def _table_names(incomplete: str) -> list[str]:
     return [name for name in [*tables(), "crossmae/compute"] if name.startswith(incomplete)]
 
 
+app.command()(cli_detection.lazyconfig)
+
+
 @app.command()
 def table(
     name: Annotated[
@@ -287,7 +290,10 @@ def recipes(
 
 @app.command(cls=NamesInHelp)
 def flops(
-    stage: Annotated[str, typer.Argument(metavar="TASK", autocompletion=counted_tasks, help="Of {counted}.")],
+    stage: Annotated[
+        str,
+        typer.Argument(metavar="TASK", autocompletion=counted_tasks, callback=one_of("counted"), help="Of {counted}."),
+    ],
     json: Json = False,
 ) -> None:
     """Count what the decoders of MAE and CrossMAE compute, at every size."""
@@ -367,7 +373,10 @@ def data_shrink(
 @data.command("check", cls=NamesInHelp)
 def data_check(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", autocompletion=kinds_of_data, help="What it should be, of {kinds}.")
+        str,
+        typer.Argument(
+            metavar="KIND", autocompletion=kinds_of_data, callback=one_of("kinds"), help="What it should be: {kinds}."
+        ),
     ],
     path: Annotated[str, typer.Argument(metavar="NAME|PATH")],
     json: Json = False,

@@ -5,8 +5,10 @@ They are looked up when they are wanted, so that no other command waits for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 
@@ -37,6 +39,17 @@ def _names(what: str) -> list[str]:
     if what == "kinds":
         return list(tasks.kinds_of_data())
     return [task.name for task in tasks.tasks().values() if task.flops]
+
+
+def one_of(what: str) -> Callable[[str], str]:
+    """Return a callback of an argument that refuses, as wrong usage, what is none of the names of this sort."""
+
+    def check(value: str) -> str:
+        if value not in (names := _names(what)):
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.")
+        return value
+
+    return check
 
 
 def recipe_names(incomplete: str) -> list[str]:

@@ -29,7 +29,7 @@ from mimbench.engine.run.config import to_text, with_overrides
 from mimbench.jobs.runs.encoders import Encoder, digest, encoders_of, maker_of, makers
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.records import GROUPS, Record, groups_of, science_of
-from mimbench.jobs.runs.tasks import makes_encoders, metric_of
+from mimbench.jobs.runs.tasks import at_best_epoch, makes_encoders
 from mimbench.jobs.tables.paper import EVALUATION, PRETRAINING, Reference
 from mimbench.jobs.tables.significance import Interval, Sample, interval
 from mimbench.jobs.tables.table import protocol_of
@@ -297,7 +297,7 @@ def _compared(reference: Reference, group: Group) -> Comparison:
     """Where the source took the epoch that was best on the validation images, so do we, if that was recorded."""
     metric, chosen = reference.metric, {}
     if SELECTION in reference.facts:
-        best = metric_of(metric).best or metric
+        best = at_best_epoch(metric)
         wanted = reference.facts[SELECTION] == BEST
         metric = best if wanted and len(group.values(best)) == len(group.values(metric)) else metric
         chosen = {SELECTION: BEST if metric == best else "last"}

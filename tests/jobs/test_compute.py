@@ -15,10 +15,12 @@ from torch import nn
 
 from mimbench.backbones.config import SIZES
 from mimbench.det.memory import Saved
+from mimbench.engine.run.cost import Cost
 from mimbench.jobs.runs import cost, records
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.tables import compute, counting
 from mimbench.jobs.tables.paper import references
+from mimbench.pretrain.cost import operations
 from mimbench.pretrain.masking.strategies import Masked
 from mimbench.pretrain.methods.table import build_method
 from tests.jobs.published import Published
@@ -179,12 +181,12 @@ def test_the_arithmetic_is_that_of_the_live_models(counted: list[counting.Counte
             "MaskAlign",
             "AMT on SimMIM",
         ):  # a teacher is not trained; the arithmetic knows no throwing here
-            assert cost.pretraining_operations(find(recipe).build()) == pytest.approx(totals[size, name], rel=0.03)
+            assert operations(find(recipe).build()) == pytest.approx(totals[size, name], rel=0.03)
 
 
 def test_where_a_cost_comes_from() -> None:
     said = find("pretrain/crossmae_vitb_800ep")
-    assert cost.cost_of(said.build(), said.function) == cost.Cost(180, "the recipe's docstring")
+    assert cost.cost_of(said.build(), said.function) == Cost(180, "the recipe")
     detection = find("det/mask_rcnn_vitdet_b_100ep").build()
     seconds = cost.cost_of(detection)
     assert seconds is not None
@@ -193,5 +195,5 @@ def test_where_a_cost_comes_from() -> None:
     assert half is not None
     assert math.isclose(half.hours, seconds.hours / 4)
     assert cost.cost_of(replace(detection, encoder=replace(detection.encoder, width=96, heads=3))) is None
-    assert math.isclose((seconds + cost.Cost(1, "x")).hours, seconds.hours + 1)
+    assert math.isclose((seconds + Cost(1, "x")).hours, seconds.hours + 1)
     assert SIZES["B"].grid == 14
