@@ -230,8 +230,8 @@ def _scatter(
         at = (round(x_scale(x), 1), round(low, 1), round(high, 1), round(y_scale(cell.mean), 1))
         dots.append(Dot(at[0], at[1], at[2], at[3], styles[encoder], text))
     legend = tuple(Legend(name[encoder], styles[encoder], cell.text()) for encoder, _, cell in cells)
-    y_name = metric.title[0].upper() + metric.title[1:]
-    return Scatter(y_name, metric.quantity.unit, x_scale.ticks(), y_scale.ticks(), tuple(dots), legend)
+    name_and_unit = (metric.title[0].upper() + metric.title[1:], metric.quantity.unit)
+    return Scatter(*name_and_unit, x_scale.ticks(), y_scale.ticks(), tuple(dots), legend)
 
 
 def charts(found: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, int]) -> list[Chart]:
@@ -258,9 +258,8 @@ def _charts_of_task(
     measured = {record.run.path: measurements(record.run.metrics) for record in task}
     names = {key for lines in measured.values() for line in lines for key in line}
     titles = _titles(task)
-    described = known(task[0].stage)
-    by_step = described is not None and described.counts == "steps"
-    x = "step" if by_step or "epoch" not in names else "epoch"
+    counts = getattr(known(task[0].stage), "counts", "epochs")
+    x = "step" if counts == "steps" or "epoch" not in names else "epoch"
     wanted = [*titles, *sorted(key for key in names if key.startswith("loss_"))]
     for metric in (metric for metric in wanted if metric in names):
         lines: dict[Encoder, list[tuple[Point, ...]]] = {}
