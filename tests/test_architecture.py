@@ -92,9 +92,7 @@ def test_jobs_names_no_task() -> None:
 
 def test_tasks_do_not_wait_for_their_configs() -> None:
     """Every command imports every `task.py`."""
-    code = (
-        "import sys, mimbench.jobs.runs.tasks as t; t.tasks(); print(*[m for m in sys.modules if 'config' in m])"
-    )
+    code = "import sys, mimbench.jobs.runs.tasks as t; t.tasks(); print(*[m for m in sys.modules if 'config' in m])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not [name for name in done.stdout.split() if name.startswith("mimbench.")]
 

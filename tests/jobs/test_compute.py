@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from torch import nn
 
 from mimbench.backbones.config import SIZES
 from mimbench.det.memory import Saved
-from mimbench.engine.run.cost import Cost
+from mimbench.engine.run.cost import Cost, costs, stated
 from mimbench.jobs.runs import cost, records
-from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.runs.recipes import Recipe, find, recipes
 from mimbench.jobs.tables import compute, counting
 from mimbench.jobs.tables.paper import references
+from mimbench.pretrain.config import MAE
 from mimbench.pretrain.cost import operations
 from mimbench.pretrain.masking.strategies import Masked
 from mimbench.pretrain.methods.table import build_method
@@ -197,3 +199,31 @@ def test_where_a_cost_comes_from() -> None:
     assert cost.cost_of(replace(detection, encoder=replace(detection.encoder, width=96, heads=3))) is None
     assert math.isclose((seconds + Cost(1, "x")).hours, seconds.hours + 1)
     assert SIZES["B"].grid == 14
+
+
+def test_a_method_that_is_not_known_has_no_cost() -> None:
+    class Other(MAE):
+        """Another way to pretrain."""
+
+    config = replace(find("pretrain/mae_vitb_800ep").build(), method=Other())
+    assert operations(config) is None
+    assert cost.cost_of(config) is None
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+def test_no_prose_states_a_cost_that_tables_do_not_read(recipe: Recipe) -> None:
+    written = recipe.function.__doc__ or ""
+    assert not re.search(r"[Aa]bout [\d.]+ (h|days) on \d+ A100", written), "use @costs"
+    said = stated(recipe.function)
+    assert said is None or recipe.about.endswith(said.text)
+
+
+def test_a_stated_cost_is_whole() -> None:
+    for wrong in (
+        {"gpus": 4},
+        {"gpus": 4, "hours": 1.0, "days": 1.0},
+        {"gpus": 0, "hours": 1.0},
+        {"gpus": 1, "days": -1.0},
+    ):
+        with pytest.raises(ValueError, match="give hours or days"):
+            costs(**wrong)  # type: ignore[arg-type]

@@ -224,8 +224,7 @@ def test_every_view_shows_the_metric(shell: Shell) -> None:
         "Descents",
         "The way down.",
         "height (m)",
-        "Depth in %.",
-        "Height in m.",
+        "average precision and depth in %. Height in m.",
     ):
         assert words in html, words
     shown = [row for row in shell.json("status") if row["recipe"] == "toy/tiny"]
@@ -271,6 +270,24 @@ def test_a_folder_that_is_no_task_is_named(shell: Shell, tmp_path: Path) -> None
         assert refused.exit_code == 1
         assert refused.stderr.startswith("error: ")
         assert complaint in refused.stderr
+
+
+def test_an_installed_package_may_bring_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, about = tmp_path / "brought_along", tmp_path / "brought_along-1.0.dist-info"
+    package.mkdir()
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: brought-along\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[mimbench.tasks]\nbrought = brought_along.task:TASK\n")
+    (package / "task.py").write_text(FILES["task.py"].replace('name="toy"', 'name="brought"'))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    [(where, task)] = [found for found in tasks._entry_points() if found[1].name == "brought"]
+    assert where == "entry point brought = brought_along.task:TASK"
+    assert task.title == "toy descent"
+    (package / "other.py").write_text("TASK = 3\n")
+    (about / "entry_points.txt").write_text("[mimbench.tasks]\nbrought = brought_along.other:TASK\n")
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=r"brought = brought_along\.other:TASK of mimbench\.tasks is not a Task"):
+        list(tasks._entry_points())
 
 
 # ----------------------------------------------------------------------------------------------- the tasks that ship
