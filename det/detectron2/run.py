@@ -45,7 +45,7 @@ class Within:
 
 
 def lazyconfig_of(config: Config, file: Path) -> None:
-    """Write the LazyConfig of `config` for a GPU, its data and its start read as a run would; see `write_lazyconfig`."""
+    """Write the LazyConfig of `config` for a GPU, with data and start as a run has them; see `write_lazyconfig`."""
     directory = locate(config.data)
     train, val = (
         read_split(directory, split, config.single_class, masks=config.heads.masks, benchmark=config.benchmark)
