@@ -81,11 +81,12 @@ class Record:
 
 def read(root: Path) -> list[Record]:
     """Every run under `root`, the first started first; none when `root` does not exist."""
-    records = [_record(RunDir(file.parent)) for file in sorted(root.glob("*/*/run.json"))]
+    records = [record_of(RunDir(file.parent)) for file in sorted(root.glob("*/*/run.json"))]
     return sorted(records, key=lambda record: record.started)
 
 
-def _record(run: RunDir) -> Record:
+def record_of(run: RunDir) -> Record:
+    """The record of one run directory."""
     about: dict[str, Any] = {}
     try:
         about = run.read_about()
