@@ -33,7 +33,8 @@ LIGHT = (  # what must answer at once
 
 
 def _files() -> list[Path]:
-    return sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+    api = sorted((ROOT / "mimbench").glob("*.py"))
+    return api + sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
 
 def _imports(file: Path) -> Iterator[str]:
@@ -52,6 +53,7 @@ def test_imports_point_one_way(folder: str) -> None:
         names = [name.split(".") for name in _imports(file)]
         bare = {name[0] for name in names} & set(FOLDERS)
         assert not bare, f"{file.relative_to(ROOT)} imports {sorted(bare)}, without `mimbench.` in front"
+        assert ["mimbench"] not in names, f"{file.relative_to(ROOT)} imports the public API, which stands above it"
         ours = {name[1] for name in names if name[0] == "mimbench" and len(name) > 1}
         assert ours <= allowed, f"{file.relative_to(ROOT)} imports {sorted(ours - allowed)}"
 
