@@ -147,7 +147,7 @@ def test_a_strangers_modules_are_not_in_the_way(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('OWNER = "a stranger"\n')
     (tmp_path / "script.py").write_text(SCRIPT)
-    python, image = environments["wheel"] / "python", next((digits / "val").glob("*/*"))
+    python, image = environments["wheel"] / "python", next(digits.rglob("val/*/*"))
     file, state, shape = _run(python, "script.py", image, cwd=tmp_path).stdout.splitlines()[-1].split(" ", 2)
     assert file.startswith(str(environments["wheel"].parent))
     assert (state, shape) == ("done", "(1, 96)")
