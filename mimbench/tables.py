@@ -148,7 +148,7 @@ def _cell(cell: Mapping[str, Any], footnotes: Sequence[str]) -> Cell:
 
 
 def _own(rows: Sequence[own_table.Row]) -> Table:
-    columns = own_table.shown_columns(rows)
+    columns = {key: metric.title for key, metric in own_table.shown_columns(rows).items()}
     caption = own_table.caption(rows)
     return Table(
         name="runs",

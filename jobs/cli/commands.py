@@ -164,6 +164,27 @@ def run_demo(study: Study, slots: int | None) -> int:
     return _code(tasks)
 
 
+def explain_run(name: str, overrides: Sequence[str], as_json: bool) -> None:
+    """Print which settings distinguish a run from others: one that exists, or what a recipe with `overrides` would run.
+
+    Raises:
+        ValueError: for what is neither a run nor a recipe, and for bad overrides.
+    """
+    from mimbench.jobs.runs import control, explain
+    from mimbench.jobs.runs.store import place
+
+    root = runs_root()
+    if overrides or name in {recipe.name for recipe in recipes()}:
+        recipe, config = resolve(name, overrides)
+        found = explain.explain_place(place(recipe.name, config, root, strict=False), root)
+    else:
+        found = explain.explain_run(control.find(name, root), root)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print(found.text)
+
+
 # ------------------------------------------------------------------------------------------------ table and report
 
 

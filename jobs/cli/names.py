@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+
+from mimbench.jobs.cli.panels import Command
 
 
-class NamesInHelp(TyperCommand):
+class NamesInHelp(Command):
     """A command in whose help `{protocols}`, `{kinds}` and `{counted}` stand for the names that there are."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

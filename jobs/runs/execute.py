@@ -27,11 +27,11 @@ from typing import Any, TextIO
 
 from mimbench.engine.run.atomic import sweep
 from mimbench.engine.run.rundir import HEARTBEAT, RunDir, State
-from mimbench.jobs.runs.lineage import take
 from mimbench.jobs.runs.heartbeat import every
-from mimbench.jobs.slurm import job as slurm_job
+from mimbench.jobs.runs.lineage import take
 from mimbench.jobs.runs.store import config_of
 from mimbench.jobs.runs.tasks import task_of
+from mimbench.jobs.slurm import job as slurm_job
 
 log = logging.getLogger(__name__)
 

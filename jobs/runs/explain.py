@@ -15,9 +15,9 @@ from typing import Any
 
 from mimbench.engine.run.config import to_text
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.studies.study_registry import directory_name
 from mimbench.jobs.runs.records import science_of
 from mimbench.jobs.runs.store import Place
+from mimbench.jobs.studies.study_registry import directory_name
 
 _ABSENT = "none"
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.studies.study_registry import must_be_known, studies
 from mimbench.jobs.runs.states import States, hand_in_what_waits
 from mimbench.jobs.runs.watch import Watch, summary
+from mimbench.jobs.studies.study_registry import must_be_known, studies
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mimbench.backbones.content import is_location
+from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.config import from_text, identity, to_text, with_overrides
-from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lineage import Source, source_of, to_make_it
 from mimbench.jobs.runs.recipes import Recipe, config_type, find

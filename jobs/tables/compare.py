@@ -1,7 +1,7 @@
 """`mimbench compare RUN RUN`: two runs side by side, and whether their numbers may be subtracted.
 
     mimbench compare mask_rcnn_vitdet_b_100ep-3f mask_rcnn_vitdet_b_100ep-a0
-    mimbench compare RUN RUN --html compare.html
+    mimbench compare RUN RUN --output compare.html
 
 First what differs, in settings, encoders, facts and versions; then every metric that both measured, the second minus
 the first, in brackets where the runs were not made under one protocol; then what each category has, largest change
