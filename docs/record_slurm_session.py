@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 STUDY = '''\
 """Two pretrainings, and a k-NN evaluation of each."""
 
-from mimbench.jobs.studies.study import Run, Study
+from mimbench import Run, Study
 
 SHORT = ("epochs=24", "warmup_epochs=1", "batch=20", "compute.save_every=10", "monitor.images=0", "monitor.every=99")
 pretrain = [Run("pretrain/crossmae_handwritten", (*SHORT, f"seed={seed}")) for seed in (0, 1)]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import mimbench
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("backbones", "pretrain", "cls", "det", "engine", "jobs")
@@ -26,14 +29,16 @@ LIGHT = (  # what must answer at once
     "jobs.studies.sweep", "jobs.studies.search", "jobs.runs.status", "jobs.runs.control", "jobs.runs.explain",
     "jobs.runs.gpu_hours", "jobs.runs.gc", "jobs.runs.lock", "engine.run.config", "engine.run.rundir",
     "engine.data.datasets", "backbones.config", "backbones.content", "pretrain.recipes.crossmae",
-    "cls.recipes.published", "det.recipes.mask_rcnn",
+    "cls.recipes.published", "det.recipes.mask_rcnn", "engine.run.task", "pretrain.task", "cls.task", "det.task",
+    "pretrain.cost", "cls.cost", "det.cost", "jobs.runs.tasks",
 )  # fmt: skip
 
 BEING_CUT = "mimbench.backbones."  # checkpoint, content, opening and match import each other until they have one door
 
 
 def _files() -> list[Path]:
-    return sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+    api = sorted((ROOT / "mimbench").glob("*.py"))
+    return api + sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
 
 def _imports(file: Path) -> Iterator[str]:
@@ -111,6 +116,16 @@ def test_circles_are_found() -> None:
     assert "mimbench.jobs.local.display" in _graph()["mimbench.jobs.local.scheduler"]  # for the type checker alone
 
 
+def test_the_public_api_stands_above_everything() -> None:
+    modules = {f"mimbench.{file.stem}" for file in (ROOT / "mimbench").glob("*.py")}
+    for file in (file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                taken = {alias.name for alias in node.names} if node.module == "mimbench" else set()
+                assert not taken & set(mimbench.__all__), f"{file.relative_to(ROOT)} imports the public API"
+                assert node.module not in modules, f"{file.relative_to(ROOT)} imports {node.module}, of the public API"
+
+
 @pytest.mark.parametrize("module", LIGHT)
 def test_starts_without_the_heavy_libraries(module: str) -> None:
     heavy = {"torch", "torchvision", "timm", "mmengine", "matplotlib", "sklearn", "pycocotools", "cv2"}
@@ -127,6 +142,29 @@ def test_files_and_functions_can_be_read_in_a_sitting(file: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 80, f"{file}: {node.name} is longer than 80 lines"
+
+
+def test_jobs_names_no_task() -> None:
+    """Not in code, comments, docstrings or templates: what `jobs` knows of a task is in its `task.py`."""
+    named = re.compile(r"""['"](pretrain|cls|det)['"]|coco|knn|finetune|box_ap""")
+    allowed = (ROOT / "jobs" / "papers", ROOT / "jobs" / "studies" / "ready", ROOT / "jobs" / "demo.py")
+    files = [file for file in (ROOT / "jobs").rglob("*") if file.suffix in (".py", ".jinja", ".toml")]
+    files = [file for file in files if not any(file.is_relative_to(place) for place in allowed)]
+    assert len(files) > 70
+    found = [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file in files
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if named.search(line)
+    ]
+    assert found == []
+
+
+def test_tasks_do_not_wait_for_their_configs() -> None:
+    """Every command imports every `task.py`."""
+    code = "import sys, mimbench.jobs.runs.tasks as t; t.tasks(); print(*[m for m in sys.modules if 'config' in m])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not [name for name in done.stdout.split() if name.startswith("mimbench.")]
 
 
 def test_no_drawers() -> None:

@@ -128,9 +128,9 @@ def default_name(source: str | Path, target: Target) -> str:
 
 def _free(file: Path, target: Target) -> Path:
     if file.suffix != SUFFIX[target]:
-        raise ValueError(f"--out {file}: a file for {target} must end in {SUFFIX[target]}, by which it is read")
+        raise ValueError(f"--output {file}: a file for {target} must end in {SUFFIX[target]}, by which it is read")
     if file.exists():
-        raise FileExistsError(f"{file} exists; remove it, or name another file with --out")
+        raise FileExistsError(f"{file} exists; remove it, or name another file with --output")
     return file
 
 

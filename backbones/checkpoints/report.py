@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mimbench.backbones.checkpoints.info import differences
@@ -55,7 +55,7 @@ class Report:
     copies: tuple[str, ...]
     parts: tuple[Part, ...]
     counts: dict[Verdict, int]
-    keys: tuple[Entry, ...]
+    keys: tuple[Entry, ...] = field(repr=False)
     arguments: dict[str, Any]
     pretraining: dict[str, str]  # recipe and identity, of an encoder that mimbench pretrained
     notes: tuple[str, ...]

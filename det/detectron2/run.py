@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 
 from mimbench.det.config import MaskRCNNConfig
-from mimbench.det.data.coco import CocoSplit, of_one_category, read_annotations
+from mimbench.det.data.coco import CocoSplit, of_one_category, read_annotations, read_split
 from mimbench.det.detectron2.installed import require
 from mimbench.det.detectron2.lazyconfig import Source, lazyconfig
+from mimbench.det.model.build import build_detector
 from mimbench.det.model.mask_rcnn import MaskRCNN
-from mimbench.engine.data.datasets import CocoFiles
+from mimbench.engine.data.datasets import CocoFiles, locate
 from mimbench.engine.run.atomic import write_json, write_text, write_with
 from mimbench.engine.run.process import peak_memory, rank_and_world
 
@@ -41,6 +42,18 @@ class Within:
     results: list[dict[str, Any]]  # every detection, in COCO's form
     images_per_second: float
     peak_memory: int  # bytes
+
+
+def lazyconfig_of(config: MaskRCNNConfig, file: Path) -> None:
+    """Write the LazyConfig of `config` for a GPU, with data and start as a run has them; see `write_lazyconfig`."""
+    directory = locate(config.data)
+    train, val = (
+        read_split(directory, split, config.single_class, masks=config.heads.masks, benchmark=config.benchmark)
+        for split in ("train", "val")
+    )
+    seen = train.images_showing().tolist()
+    model, _ = build_detector(config, len(seen), seen)
+    write_lazyconfig(config, model, (train, val), file, file.with_suffix(""), "cuda")
 
 
 def write_lazyconfig(

@@ -82,6 +82,7 @@ class CocoMetrics:
         content = self._content()
         self.image_ids = {image["id"] for image in content["images"]}
         categories = sorted(content["categories"], key=lambda category: category["id"])
+        self.category_ids = [int(category["id"]) for category in categories]
         self.categories = [str(category["name"]) for category in categories]
         self._truth = _indexed(COCO(), content) if benchmark == "coco" else None
         self._fast_truth: faster_coco_eval.COCO | None = None

@@ -12,10 +12,12 @@ from dataclasses import replace
 from mimbench.backbones.config import HANDWRITTEN, SIZES
 from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.engine.run.config import Compute
+from mimbench.engine.run.cost import costs
 
 
+@costs(days=5, gpus=8)
 def mask_rcnn_vitdet_b_100ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-B, 100 epochs of COCO. MAE: 51.6 box AP, 45.9 mask AP. About 5 days on 8 A100.
+    """Mask R-CNN, ViTDet-B, 100 epochs of COCO. MAE: 51.6 box AP, 45.9 mask AP.
 
     mimbench run det/mask_rcnn_vitdet_b_100ep data=coco checkpoint=encoder.safetensors
     """
@@ -24,8 +26,9 @@ def mask_rcnn_vitdet_b_100ep() -> MaskRCNNConfig:
     )  # all published sizes run at patch 16, ViT-H's 14 resampled
 
 
+@costs(days=10, gpus=8)
 def mask_rcnn_vitdet_l_100ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-L, 100 epochs of COCO. MAE: 55.6 box AP, 49.2 mask AP. About 10 days on 8 A100."""
+    """Mask R-CNN, ViTDet-L, 100 epochs of COCO. MAE: 55.6 box AP, 49.2 mask AP."""
     base = mask_rcnn_vitdet_b_100ep()
     return replace(
         base,
@@ -35,8 +38,9 @@ def mask_rcnn_vitdet_l_100ep() -> MaskRCNNConfig:
     )
 
 
+@costs(days=14, gpus=8)
 def mask_rcnn_vitdet_h_75ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-H, 75 epochs of COCO. MAE: 56.7 box AP, 50.1 mask AP. About 14 days on 8 A100."""
+    """Mask R-CNN, ViTDet-H, 75 epochs of COCO. MAE: 56.7 box AP, 50.1 mask AP."""
     base = mask_rcnn_vitdet_b_100ep().scaled(75, 100)
     return replace(
         base,

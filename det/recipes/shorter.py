@@ -10,52 +10,62 @@ from dataclasses import replace
 
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep, mask_rcnn_vitdet_h_75ep, mask_rcnn_vitdet_l_100ep
+from mimbench.engine.run.cost import costs
 
 WHOLE = 100  # epochs, of the schedule that others are parts of
 
 
+@costs(days=1.3, gpus=8)
 def mask_rcnn_vitdet_b_25ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-B, 25 epochs of COCO. About 1.3 days on 8 A100."""
+    """Mask R-CNN, ViTDet-B, 25 epochs of COCO."""
     return mask_rcnn_vitdet_b_100ep().scaled(25, WHOLE)
 
 
+@costs(days=2, gpus=8)
 def mask_rcnn_vitdet_b_36ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-B, 36 epochs of COCO. About 2 days on 8 A100."""
+    """Mask R-CNN, ViTDet-B, 36 epochs of COCO."""
     return mask_rcnn_vitdet_b_100ep().scaled(36, WHOLE)
 
 
+@costs(days=2.7, gpus=8)
 def mask_rcnn_vitdet_b_50ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-B, 50 epochs of COCO. About 2.7 days on 8 A100."""
+    """Mask R-CNN, ViTDet-B, 50 epochs of COCO."""
     return mask_rcnn_vitdet_b_100ep().scaled(50, WHOLE)
 
 
+@costs(days=2.6, gpus=8)
 def mask_rcnn_vitdet_l_25ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-L, 25 epochs of COCO. About 2.6 days on 8 A100."""
+    """Mask R-CNN, ViTDet-L, 25 epochs of COCO."""
     return mask_rcnn_vitdet_l_100ep().scaled(25, WHOLE)
 
 
+@costs(days=3.7, gpus=8)
 def mask_rcnn_vitdet_l_36ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-L, 36 epochs of COCO. About 3.7 days on 8 A100."""
+    """Mask R-CNN, ViTDet-L, 36 epochs of COCO."""
     return mask_rcnn_vitdet_l_100ep().scaled(36, WHOLE)
 
 
+@costs(days=5, gpus=8)
 def mask_rcnn_vitdet_l_50ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-L, 50 epochs of COCO. About 5 days on 8 A100."""
+    """Mask R-CNN, ViTDet-L, 50 epochs of COCO."""
     return mask_rcnn_vitdet_l_100ep().scaled(50, WHOLE)
 
 
+@costs(days=4.7, gpus=8)
 def mask_rcnn_vitdet_h_25ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-H, 25 epochs of COCO. About 4.7 days on 8 A100."""
+    """Mask R-CNN, ViTDet-H, 25 epochs of COCO."""
     return _huge(25)
 
 
+@costs(days=6.7, gpus=8)
 def mask_rcnn_vitdet_h_36ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-H, 36 epochs of COCO. About 6.7 days on 8 A100."""
+    """Mask R-CNN, ViTDet-H, 36 epochs of COCO."""
     return _huge(36)
 
 
+@costs(days=9.3, gpus=8)
 def mask_rcnn_vitdet_h_50ep() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-H, 50 epochs of COCO. About 9.3 days on 8 A100."""
+    """Mask R-CNN, ViTDet-H, 50 epochs of COCO."""
     return _huge(50)
 
 

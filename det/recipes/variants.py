@@ -9,25 +9,29 @@ from dataclasses import replace
 
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep, mask_rcnn_vitdet_h_75ep, mask_rcnn_vitdet_l_100ep
+from mimbench.engine.run.cost import costs
 
 PAPER_WARMUP = 250.0  # steps, whatever the length
 
 
+@costs(days=6, gpus=8)
 def cascade_mask_rcnn_vitdet_b_100ep() -> MaskRCNNConfig:
-    """Cascade Mask R-CNN, ViTDet-B, 100 epochs of COCO. MAE: 54.0 box AP, 46.7 mask AP. About 6 days on 8 A100.
+    """Cascade Mask R-CNN, ViTDet-B, 100 epochs of COCO. MAE: 54.0 box AP, 46.7 mask AP.
 
     mimbench run det/cascade_mask_rcnn_vitdet_b_100ep data=coco checkpoint=encoder.safetensors
     """
     return _cascade(mask_rcnn_vitdet_b_100ep())
 
 
+@costs(days=11, gpus=8)
 def cascade_mask_rcnn_vitdet_l_100ep() -> MaskRCNNConfig:
-    """Cascade Mask R-CNN, ViTDet-L, 100 epochs of COCO. MAE: 57.6 box AP, 49.8 mask AP. About 11 days on 8 A100."""
+    """Cascade Mask R-CNN, ViTDet-L, 100 epochs of COCO. MAE: 57.6 box AP, 49.8 mask AP."""
     return _cascade(mask_rcnn_vitdet_l_100ep())
 
 
+@costs(days=15, gpus=8)
 def cascade_mask_rcnn_vitdet_h_75ep() -> MaskRCNNConfig:
-    """Cascade Mask R-CNN, ViTDet-H, 75 epochs of COCO. MAE: 58.7 box AP, 50.9 mask AP. About 15 days on 8 A100."""
+    """Cascade Mask R-CNN, ViTDet-H, 75 epochs of COCO. MAE: 58.7 box AP, 50.9 mask AP."""
     return _cascade(mask_rcnn_vitdet_h_75ep())
 
 

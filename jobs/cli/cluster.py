@@ -1,4 +1,4 @@
-"""`mimbench cluster add|show|check`: site profiles. `jobs/cli/main.py` adds these to the `mimbench` command."""
+"""The panel "Clusters": `mimbench cluster add|show|check`, profiles of sites."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from mimbench.jobs.cli.options import Json
+from mimbench.jobs.cli.panels import Command, Panel, group
 
-clusters = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Describe and check the clusters to run on.")
+CLUSTERS = Panel("Clusters")
+clusters = group("Describe and check clusters.", "mimbench cluster add a100 partition=gpu gpus_per_node=8")
+CLUSTERS.add(clusters, "cluster")
 
 
 def _names(incomplete: str) -> list[str]:
@@ -29,25 +32,25 @@ def _keys(incomplete: str) -> list[str]:
     return [f"{field.name}=" for field in fields(Cluster) if field.name.startswith(incomplete)]
 
 
-Name = Annotated[str, typer.Argument(autocompletion=_names, help="What the cluster is called.")]
+Name = Annotated[str, typer.Argument(autocompletion=_names, help="The cluster's name.")]
 
 
-@clusters.command("add")
+@clusters.command("add", cls=Command, epilog="mimbench cluster add a100 partition=gpu gpus_per_node=8")
 def add(
     name: Name,
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", autocompletion=_keys, help="Facts about the site.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", autocompletion=_keys, help="Settings of the site.")
     ] = None,
 ) -> None:
-    """Describe a cluster, or change what is said of it."""
+    """Describe a cluster, or change its settings."""
     from mimbench.jobs.slurm.cluster import add as write
 
     print(write(name, settings or []))
 
 
-@clusters.command("show")
+@clusters.command("show", cls=Command, epilog="mimbench cluster show a100")
 def show(
-    name: Annotated[str | None, typer.Argument(autocompletion=_names, help="Which; all names without.")] = None,
+    name: Annotated[str | None, typer.Argument(autocompletion=_names, help="Without it, all names.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a cluster's profile, or list the clusters."""
@@ -62,9 +65,9 @@ def show(
     print(json.dumps(asdict(cluster), indent=2) if as_json else profile_text(cluster), end="\n" if as_json else "")
 
 
-@clusters.command("check")
+@clusters.command("check", cls=Command, epilog="mimbench cluster check a100")
 def check(name: Name, as_json: Json = False) -> None:
-    """Ask SLURM, from here, whether it would take a job of this profile; no job is submitted."""
+    """Ask SLURM whether it would accept a job; submit none."""
     from mimbench.jobs.local.doctor import show_checks
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.slurm.cluster import load

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mimbench.engine.run.config import leaves, to_text, with_overrides
 from mimbench.engine.run.rundir import RunDir
@@ -17,7 +17,6 @@ from mimbench.jobs.runs.store import config_of, create_or_find, encoder_file, re
 
 if TYPE_CHECKING:
     from mimbench.backbones.config import ViT
-    from mimbench.engine.data.datasets import Report
     from mimbench.jobs.local.scheduler import Task
     from mimbench.jobs.studies.evaluate import Request
     from mimbench.jobs.studies.study import Study
@@ -80,27 +79,28 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
 
 
 def shape_to_evaluate(file: Path, request: Request) -> ViT:
-    """The shape of the encoder in `file`, which the protocols asked for can take; COCO takes a whole detector, too.
+    """Return the shape of the encoder in `file`, which the protocols asked for can take.
+
+    What a single task is asked for may be a whole model of its own, too (`Task.input`).
 
     Raises:
         ValueError: if it is no encoder, or not one for them.
     """
-    from mimbench.backbones.checkpoints.detector import detector_in, relative_positions_in  # import torch
     from mimbench.backbones.checkpoints.match import match  # opening the file is what tells that it is one
     from mimbench.backbones.checkpoints.opening import open_checkpoint
-    from mimbench.backbones.vitdet import vitdet_reason
+    from mimbench.jobs.runs.tasks import protocols
 
-    detection_alone = set(request.protocols) == {"coco"}
-    if detection_alone and (weights := detector_in(file)) is not None:
-        from mimbench.det.model.detector_config import encoder_of
-
-        return encoder_of(weights, str(file))[0]
+    known = protocols()
+    inputs = {known[name][0].name: known[name][0].input for name in request.protocols if name in known}
+    alone = next(iter(inputs.values())) if len(inputs) == 1 else None
+    if alone is not None and alone.whole is not None and (shape := alone.whole(file)) is not None:
+        return cast("ViT", shape)
     matched = match(open_checkpoint(file))
-    partial = detection_alone and relative_positions_in(file) is not None
+    partial = alone is not None and alone.partial is not None and alone.partial(file)
     matched.require(allow_partial=partial or "allow_partial=true" in request.overrides)
-    reason = vitdet_reason(matched.traits)
-    if "coco" in request.protocols and reason is not None:
-        raise ValueError(f"{file}: {reason}")
+    for one in inputs.values():
+        if one.refusal is not None and (reason := one.refusal(matched.traits)) is not None:
+            raise ValueError(f"{file}: {reason}")
     return matched.vit
 
 
@@ -164,6 +164,27 @@ def run_demo(study: Study, slots: int | None) -> int:
     return _code(tasks)
 
 
+def explain_run(name: str, overrides: Sequence[str], as_json: bool) -> None:
+    """Print which settings distinguish a run from others: one that exists, or what a recipe with `overrides` would run.
+
+    Raises:
+        ValueError: for what is neither a run nor a recipe, and for bad overrides.
+    """
+    from mimbench.jobs.runs import control, explain
+    from mimbench.jobs.runs.store import place
+
+    root = runs_root()
+    if overrides or name in {recipe.name for recipe in recipes()}:
+        recipe, config = resolve(name, overrides)
+        found = explain.explain_place(place(recipe.name, config, root, strict=False), root)
+    else:
+        found = explain.explain_run(control.find(name, root), root)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print(found.text)
+
+
 # ------------------------------------------------------------------------------------------------ table and report
 
 
@@ -208,10 +229,8 @@ def show_recipes(name: str | None, as_json: bool) -> None:
 
 
 def _show_recipe(name: str) -> None:
-    import inspect
-
     recipe = find(name)
-    print("\n".join(f"# {line}".rstrip() for line in (inspect.getdoc(recipe.function) or "").splitlines()))
+    print("\n".join(f"# {line}".rstrip() for line in recipe.description.splitlines()))
     print("\n" + to_text(recipe.build()), end="")
 
 
@@ -262,11 +281,12 @@ def shrink_data(source: str, out: Path, short: int, quality: int, workers: int |
 
 
 def check_data(kind: str, path: str, as_json: bool) -> int:
-    """Check a data set and print what was found; 1 if a run on it would stop or be wrong."""
+    """Check a data set of one of `kinds_of_data`, print what was found; 1 if a run on it would stop or be wrong."""
     from mimbench.engine.data.datasets import locate
+    from mimbench.jobs.runs.tasks import kinds_of_data
 
     directory = locate(path)
-    report = _checked(kind, directory)
+    report = kinds_of_data()[kind].check(directory, kind)
     if as_json:
         findings = [vars(finding) for finding in report.findings]
         print_json({"path": str(directory), "ok": not report.failed, "facts": report.facts, "findings": findings})
@@ -277,17 +297,3 @@ def check_data(kind: str, path: str, as_json: bool) -> int:
             print(f"{count:>12,} {name}")
         print("not fit for a run" if report.failed else "ok")
     return 1 if report.failed else 0
-
-
-def _checked(kind: str, directory: Path) -> Report:
-    if kind == "coco":
-        from mimbench.det.data.check import check_coco
-
-        return check_coco(directory)
-    if kind.startswith("imagenet-"):
-        from mimbench.cls.data.check_robustness import check_robustness
-
-        return check_robustness(directory, kind)  # type: ignore[arg-type]  # the command line admits no other
-    from mimbench.cls.data.check import check_images
-
-    return check_images(directory, kind)

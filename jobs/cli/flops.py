@@ -1,18 +1,20 @@
-"""`mimbench flops pretrain`: what pretraining computes for one image, counted in the live models."""
+"""`mimbench flops TASK`: what a task's models compute for one image, counted in the live models (`Task.flops`)."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from mimbench.jobs.cli.commands import print_json
 from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.runs.tasks import task_of
 
 
-def show(as_json: bool) -> None:
-    """Print the table of decoders: GFLOP of a forward pass on one image."""
-    from mimbench.pretrain.flops import Flops, decoder_table  # imports torch
-
-    rows = list(decoder_table())
+def show(stage: str, as_json: bool) -> None:
+    """Print the table of decoders of a task that counts them: GFLOP of a forward pass on one image."""
+    count = task_of(stage).flops
+    assert count is not None
+    rows: list[Any] = list(count())
     if as_json:
         print_json([asdict(row) for row in rows])
         return
@@ -24,7 +26,7 @@ def show(as_json: bool) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("decoder", "MAE's", "mixing", "encoder", "all"):
         table.add_column(name, justify="right", no_wrap=True)
-    mae: Flops | None = None
+    mae = None
     for row in rows:
         mae = row if mae is None or row.size != mae.size else mae  # the first of each size
         less = f"{mae.decoder / row.decoder:.1f}x" if row is not mae else ""
@@ -35,20 +37,17 @@ def show(as_json: bool) -> None:
     Console().print(table)
 
 
-def show_modules(recipe: str, depth: int, as_json: bool) -> None:
-    """Print what each module of a pretraining recipe computes: fvcore's table, or operations by name as JSON.
+def show_modules(stage: str, recipe: str, depth: int, as_json: bool) -> None:
+    """Print the operations of each module of a recipe's model: fvcore's table, or operations by name as JSON.
 
     Raises:
-        ValueError: if it is no pretraining, or its teacher has no name.
+        ValueError: if the recipe belongs to another task, or the model cannot be built without weights.
     """
-    from mimbench.pretrain.config import Pretrain
-    from mimbench.pretrain.flops import method_operations, recipe_table, without_numbers  # imports torch
-
-    config = find(recipe).build()
-    if not isinstance(config, Pretrain):
-        raise ValueError(f"{recipe} is no pretraining; `mimbench recipes` lists those")
+    task, found = task_of(stage), find(recipe)
+    if found.stage != task.name or task.module_flops is None:
+        raise ValueError(f"{recipe} is not a recipe of {task.name}; `mimbench recipes` lists them")
+    by_module, table = task.module_flops(found.build(), depth)
     if as_json:
-        by_module, teacher = method_operations(*without_numbers(config))
-        print_json({"modules": by_module, "teacher": teacher})
+        print_json(by_module)
     else:
-        print(recipe_table(config, depth))
+        print(table)

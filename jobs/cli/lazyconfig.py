@@ -19,10 +19,7 @@ def write(recipe: str, overrides: Sequence[str], out: Path) -> None:
     from dataclasses import replace
 
     from mimbench.det.config import MaskRCNNConfig
-    from mimbench.det.data.coco import read_split
-    from mimbench.det.detectron2.run import write_lazyconfig
-    from mimbench.det.model.build import build_detector
-    from mimbench.engine.data.datasets import locate
+    from mimbench.det.detectron2.run import lazyconfig_of
 
     if not isinstance(config, MaskRCNNConfig):
         raise ValueError(f"{recipe} does not train a detector; name a recipe of `mimbench recipes` that begins det/")
@@ -33,13 +30,6 @@ def write(recipe: str, overrides: Sequence[str], out: Path) -> None:
             raise FileExistsError(f"{file} exists; remove it, or name another file with -o")
     if config.checkpoint is not None:
         config = replace(config, checkpoint=str(encoder_file(Path(config.checkpoint))))
-    directory, masks = locate(config.data), config.heads.masks
-    train, val = (
-        read_split(directory, split, config.single_class, masks=masks, benchmark=config.benchmark)
-        for split in ("train", "val")
-    )
-    seen = train.images_showing().tolist()
-    model, _ = build_detector(config, len(seen), seen)
-    write_lazyconfig(config, model, (train, val), out, out.with_suffix(""), "cuda")
+    lazyconfig_of(config, out)
     print(f"{out}, and the weights it starts from, {out.with_suffix('.pth')}")
     print(f"  python tools/lazyconfig_train_net.py --config-file {out} --num-gpus N   # in detectron2's checkout")

@@ -1,6 +1,6 @@
-"""The commands of `mimbench` that show and steer runs: status, watch, logs, cancel, retry, gc and cost.
+"""The second half of the panel "Pretrain and run": watching runs and controlling them.
 
-Each imports what it needs when it is called, so that `mimbench --help` answers at once.
+Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
 """
 
 from __future__ import annotations
@@ -10,62 +10,19 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time, on this machine.")]
+from mimbench.jobs.cli.options import Json, OfStudy, OneRun, RunNames, Slots, Yes, agreed, slots_here
+from mimbench.jobs.cli.pretraining import RUNS
+
+State = Annotated[str | None, typer.Option(help="Only runs in this state.")]
 
 
-def run_names(incomplete: str) -> list[str]:
-    """For completion in the shell."""
-    from mimbench.jobs.runs.store import runs_root
-
-    folders = (file.parent.name for file in runs_root().glob("*/*/run.json"))
-    return sorted(name for name in folders if name.startswith(incomplete))
-
-
-RunNames = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[RUN]...", autocompletion=run_names, help="A directory, the beginning of its name, or a label."
-    ),
-]
-OneRun = Annotated[str, typer.Argument(metavar="RUN", autocompletion=run_names, help="As `mimbench status` names it.")]
-OfStudy = Annotated[str | None, typer.Option("--study", help="All runs of this study.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    for command in (status, watch, logs, cancel, retry, gc, cost):
-        app.command()(command)
-
-
-def slots_here() -> int:
-    """Runs at a time, where nothing is asked for: one on each GPU."""
-    from mimbench.jobs.local.processes import visible_devices
-
-    return len(visible_devices()) or 1
-
-
-def agreed(question: str, yes: bool) -> None:
-    """Go on only after a yes: from a person, or given beforehand.
-
-    Raises:
-        ValueError: if nobody can be asked.
-    """
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise ValueError(f"{question} Say so with --yes")
-    if not typer.confirm(question):
-        raise typer.Exit(1)
-
-
+@RUNS.command("mimbench status --state failed")
 def status(
     study: OfStudy = None,
-    state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
+    state: State = None,
     json: Json = False,
 ) -> None:
-    """List runs: what each is doing, what came out of it."""
+    """List runs: state, progress and results."""
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.runs import status as looking
     from mimbench.jobs.runs.store import runs_root
@@ -92,10 +49,9 @@ def _known_state(state: str | None) -> None:
         raise ValueError(f"--state {state}: the states are {', '.join(ORDER)}")
 
 
-def watch(
-    study: OfStudy = None, state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None
-) -> None:
-    """Show runs as they go on, until Ctrl-C."""
+@RUNS.command("mimbench watch --study crossmae/table1")
+def watch(study: OfStudy = None, state: State = None) -> None:
+    """Show runs in progress until Ctrl-C."""
     from mimbench.jobs.runs import status as looking
     from mimbench.jobs.runs.store import runs_root
 
@@ -103,11 +59,12 @@ def watch(
     looking.watch(runs_root(), study, state)
 
 
+@RUNS.command("mimbench logs knn_handwritten --follow")
 def logs(
     run: OneRun,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
-    rank: Annotated[int | None, typer.Option(min=0, help="What this process of a cluster job printed.")] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the run ends.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Print the output of this process of a cluster job.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Print this many of the last lines.")] = 40,
 ) -> None:
     """Print the end of a run's log."""
     from mimbench.jobs.runs import status as looking
@@ -118,8 +75,9 @@ def logs(
     looking.show_log(looking.log_file(found, rank), found, follow, lines)
 
 
+@RUNS.command("mimbench cancel --study crossmae/table1")
 def cancel(runs: RunNames = None, study: OfStudy = None, yes: Yes = False) -> None:
-    """Stop runs, or take them out of the queue."""
+    """Stop runs, or remove them from the queue."""
     from mimbench.jobs.runs import control as steer
     from mimbench.jobs.runs.states import States
     from mimbench.jobs.runs.store import runs_root
@@ -136,17 +94,18 @@ def cancel(runs: RunNames = None, study: OfStudy = None, yes: Yes = False) -> No
         print(f"cancelled: {run.path}", file=sys.stderr)
 
 
+@RUNS.command("mimbench retry --study crossmae/table1")
 def retry(
     runs: RunNames = None,
     study: OfStudy = None,
     anew: Annotated[
-        bool, typer.Option("--anew", help="From the beginning, also what is done; old files move aside.")
+        bool, typer.Option("--anew", help="From the beginning, finished runs too; old files are set aside.")
     ] = False,
     slots: Slots = None,
 ) -> None:
-    """Start runs again that failed, were lost or interrupted.
+    """Start failed, lost and interrupted runs again.
 
-    Each where it was started before: on its cluster, or here.
+    Each run starts where it was started before: on its cluster, or on this machine.
     """
     from mimbench.jobs.runs import control as steer
     from mimbench.jobs.runs.states import States
@@ -169,36 +128,3 @@ def retry(
         for run in found:
             print(f"laid aside: {steer.renew(run)}", file=sys.stderr)
     raise typer.Exit(submitting.start_again(found, root, slots or slots_here()))
-
-
-def gc(yes: Yes = False, json: Json = False) -> None:
-    """Free disk space: what no number needs.
-
-    Checkpoints of runs that are done, feature caches, old code. Results, logs and encoders stay.
-    """
-    from mimbench.jobs.cli.commands import print_json
-    from mimbench.jobs.runs import gc as clearing
-    from mimbench.jobs.runs.store import runs_root
-
-    root = runs_root()
-    found = clearing.waste(root)
-    if json:
-        print_json([{"kind": one.kind, "path": str(one.path), "bytes": one.bytes} for one in found])
-    else:
-        print(clearing.render(found, root))
-    if found and (yes or not json):
-        agreed(f"remove {clearing.in_words(sum(one.bytes for one in found))}?", yes)
-        print(f"freed {clearing.in_words(clearing.remove(found))}", file=sys.stderr)
-
-
-def cost(study: OfStudy = None, json: Json = False) -> None:
-    """Count the GPU hours of runs: used so far, and still to come."""
-    from mimbench.jobs.cli.commands import print_json
-    from mimbench.jobs.runs import gpu_hours as spent
-    from mimbench.jobs.runs.store import runs_root
-
-    found = spent.spent(runs_root(), study)
-    if json:
-        print_json(spent.total(found))
-    else:
-        print(spent.render(found))

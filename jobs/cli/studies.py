@@ -1,6 +1,6 @@
-"""The commands of `mimbench` for studies: plan, submit, prune, studies, sweep, explain; `register` adds them.
+"""The panel "Studies": plan, submit, sweep and prune.
 
-Each imports what it needs when it is called, so that `mimbench --help` answers at once.
+Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mimbench.jobs.cli.runs import Json, Slots, Yes, agreed, run_names, slots_here
+from mimbench.jobs.cli.options import Json, RecipeName, Slots, Yes, agreed, slots_here
+from mimbench.jobs.cli.panels import Panel
 
 if TYPE_CHECKING:
     from mimbench.jobs.studies.study import Study
@@ -27,26 +28,20 @@ def _study_names(incomplete: str) -> list[str]:
     return [name for name in [*ready_studies(), *saved_names(runs_root())] if name.startswith(incomplete)]
 
 
+STUDIES = Panel("Studies")
 StudyName = Annotated[
-    str, typer.Argument(metavar="STUDY", autocompletion=_study_names, help="A file, a ready study or a sweep.")
+    str,
+    typer.Argument(metavar="STUDY", autocompletion=_study_names, help="A .py file, a ready study, or a sweep."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="For every run that has the key; STAGE.KEY=VALUE for one stage."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings of all runs with the key; TASK.KEY=VALUE: of one task."),
 ]
-At = Annotated[
-    str | None, typer.Option(metavar="every=N", help="Evaluate pretrainings also after every N epochs of them.")
-]
+At = Annotated[str | None, typer.Option(metavar="every=N", help="Also evaluate pretrainings after every N epochs.")]
 From = Annotated[
     list[str] | None,
-    typer.Option("--from", metavar="NAME=FILE", help="A checkpoint in the place of the pretraining NAME (pretrained)."),
+    typer.Option("--from", metavar="NAME=FILE", help="Use this checkpoint for the pretraining NAME (pretrained)."),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    for command in (plan, submit, prune, studies, sweep, explain):
-        app.command()(command)
 
 
 def _load(name: str, overrides: list[str] | None, at: str | None, given: list[str] | None) -> Study:
@@ -69,8 +64,9 @@ def _every(at: str) -> int:
     return int(number)
 
 
+@STUDIES.command("mimbench plan crossmae/table2")
 def plan(study: StudyName, overrides: Overrides = None, at: At = None, given: From = None, json: Json = False) -> None:
-    """Show what a study would run, and what has become of the rest."""
+    """Show the runs of a study and their states."""
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.studies import plan as planning
 
@@ -92,19 +88,20 @@ def _show_plan(found: Any, as_json: bool) -> None:
         print(planning.render(found))
 
 
+@STUDIES.command("mimbench submit crossmae/table2 --cluster local --slots 2")
 def submit(
     study: StudyName,
     overrides: Overrides = None,
-    cluster: Annotated[str, typer.Option(help="A cluster's profile; local is this machine.")] = "local",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Submit nothing; print the sbatch files.")] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Cancel runs that are in the study no more.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Start failed runs again, too.")] = False,
+    cluster: Annotated[str, typer.Option(help="A name of `mimbench cluster show`; or local.")] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch files and submit nothing.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Cancel runs that have left the study.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Also start failed runs again.")] = False,
     slots: Slots = None,
     at: At = None,
     given: From = None,
     json: Json = False,
 ) -> None:
-    """Start what is not done of a study, on a cluster or here."""
+    """Start the unfinished runs of a study, on SLURM or here."""
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.slurm import cluster as profiles
@@ -150,8 +147,9 @@ def _show_submitted(found: Any, submissions: Any, as_json: bool) -> None:
         print(f"jobs {', '.join(jobs)}" if jobs else "nothing to submit", file=sys.stderr)
 
 
+@STUDIES.command("mimbench studies")
 def studies(json: Json = False) -> None:
-    """List the ready studies, and the sweeps made here."""
+    """List ready studies and your sweeps."""
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.studies.study_files import ready_studies
@@ -169,26 +167,31 @@ def studies(json: Json = False) -> None:
         print(f"{name:<{width}}  {about}")
 
 
+@STUDIES.command("mimbench sweep cls/linear_vitb base_lr=0.05,0.1,0.2 --name linear-lr")
 def sweep(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="What to run.")],
+    recipe: RecipeName,
     values: Annotated[
-        list[str], typer.Argument(metavar="KEY=VALUES...", help="A,B,C; A..B; A..B:N; A..B:logN; drawn also A..B:log.")
+        list[str], typer.Argument(metavar="KEY=VALUES", help="A,B,C; A..B; A..B:N; A..B:logN; drawn also A..B:log.")
     ],
-    random: Annotated[int | None, typer.Option(min=1, metavar="N", help="Draw N runs instead of all.")] = None,
+    random: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Draw N runs in place of all combinations.")
+    ] = None,
     optuna: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Let Optuna propose N runs, in rounds.")
     ] = None,
-    metric: Annotated[str, typer.Option(help="What Optuna raises (of loss: lowers).")] = "finetune_top1",
+    metric: Annotated[
+        str | None, typer.Option(help="What Optuna raises, or lowers where less is better. Default: by the task.")
+    ] = None,
     at_a_time: Annotated[
         int, typer.Option("--round", min=1, metavar="K", help="Runs that Optuna proposes at a time.")
     ] = 5,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    name: Annotated[str | None, typer.Option(help="What to call it. Default: by its recipe and keys.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random draws.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Name of the study. Default: recipe and keys.")] = None,
     json: Json = False,
 ) -> None:
-    """Make a study of one recipe with many values.
+    """Make a study of one recipe with several settings.
 
-    It is kept, and shown as a plan; `mimbench submit NAME` starts it.
+    The study is kept and its plan is printed; `mimbench submit NAME` starts it.
     """
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.studies import plan as planning
@@ -213,12 +216,15 @@ def sweep(
     print(f"`mimbench submit {shlex.quote(made.name)}` starts it", file=sys.stderr)
 
 
-def _searched(recipe: str, axes: Any, how: tuple[int, int, str, int], name: str | None, root: Path) -> Any:
+def _searched(recipe: str, axes: Any, how: tuple[int, int, str | None, int], name: str | None, root: Path) -> Any:
     """The sweep with the next round that Optuna proposes."""
+    from mimbench.jobs.runs.recipes import find
+    from mimbench.jobs.runs.tasks import task_of
     from mimbench.jobs.studies import search as searching
     from mimbench.jobs.studies import sweep as sweeping
 
-    total, count, metric, seed = how
+    total, count, asked, seed = how
+    metric = asked or task_of(find(recipe).stage).main_metric
     varied = [one for one in axes if len(one.values) != 1]
     search = searching.Search(varied, metric, seed)
     empty = sweeping.sweep_of(recipe, axes, [], name)
@@ -234,38 +240,11 @@ def _searched(recipe: str, axes: Any, how: tuple[int, int, str, int], name: str 
     return made
 
 
-def explain(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN|RECIPE", autocompletion=run_names, help="A run, or what asking for one means.")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to change of the recipe.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Say why a run is a run of its own."""
-    from mimbench.jobs.cli.commands import print_json
-    from mimbench.jobs.runs import explain as explaining
-    from mimbench.jobs.runs.control import find
-    from mimbench.jobs.runs.recipes import recipes
-    from mimbench.jobs.runs.store import place, resolve, runs_root
-
-    root = runs_root()
-    if overrides or run in {recipe.name for recipe in recipes()}:
-        recipe, config = resolve(run, overrides or [])
-        found = explaining.explain_place(place(recipe.name, config, root, strict=False), root)
-    else:
-        found = explaining.explain_run(find(run, root), root)
-    if json:
-        print_json(found.as_json())
-    else:
-        print(found.text)
-
-
+@STUDIES.command("mimbench prune linear-lr")
 def prune(study: StudyName, overrides: Overrides = None, at: At = None, given: From = None, yes: Yes = False) -> None:
-    """Cancel and forget runs that left their study.
+    """Cancel and forget runs that have left a study.
 
-    Their files stay.
+    Their files are kept.
     """
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.studies import plan as planning

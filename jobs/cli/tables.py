@@ -1,20 +1,9 @@
-"""What `mimbench table NAME`, `mimbench papers` and `mimbench compare` do; `jobs/cli/main.py` declares them."""
+"""What the commands of the panel "Tables and reports" do; jobs/cli/reports.py declares them."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import typer
-from typer.core import TyperGroup
-
-Push = Annotated[
-    str | None, typer.Option(metavar="OWNER/NAME", help="Upload it and the encoder to this repository of a model hub.")
-]
-papers = typer.Typer(
-    cls=TyperGroup, no_args_is_help=True, rich_markup_mode=None, help="List and check the numbers of papers."
-)
 
 
 def show_table(root: Path, name: str, written: str, output: Path | None) -> None:
@@ -36,8 +25,8 @@ def show_table(root: Path, name: str, written: str, output: Path | None) -> None
     put(text, output)
 
 
-def compare_runs(names: tuple[str, str], root: Path, html: Path | None, as_json: bool) -> None:
-    """Lay two runs side by side.
+def compare_runs(names: tuple[str, str], root: Path, page: Path | None, as_json: bool) -> None:
+    """Print two runs side by side, or write them as an HTML page to `page`.
 
     Raises:
         ValueError: for runs that are not there, not finished, or of different stages.
@@ -51,8 +40,8 @@ def compare_runs(names: tuple[str, str], root: Path, html: Path | None, as_json:
     two = compare.compare(first, second, root)
     if as_json:
         print_json(compare.to_json(two))
-    elif html is not None:
-        put(compare.page(two), html)
+    elif page is not None:
+        put(compare.page(two), page)
     else:
         put(compare.text(two), None)
 
@@ -71,7 +60,7 @@ def write_card(target: str, root: Path, output: Path | None, repository: str | N
         put(text, output)
     if repository is not None:
         from mimbench.jobs.cli.hub import push
-        from mimbench.jobs.cli.runs import agreed
+        from mimbench.jobs.cli.options import agreed
 
         encoder = encoder_of(target, root)
         agreed(f"upload {encoder} and its card to {repository}?", yes)
@@ -87,37 +76,3 @@ def put(text: str, output: Path | None) -> None:
 
     write_text(output, text)
     print(output, file=sys.stderr)
-
-
-@papers.command("list")
-def papers_list(json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-    """List every table of every paper."""
-    from mimbench.jobs.cli.commands import print_json
-    from mimbench.jobs.tables import paper
-
-    known = paper.tables()
-    if json:
-        print_json([
-            {"table": name, "title": table.title, "source": table.source, "numbers": len(paper.references(name))}
-            for name, table in known.items()
-        ])  # fmt: skip
-        return
-    width = max(map(len, known))
-    for name, one in known.items():
-        print(f"{name:<{width}}  {one.title}")
-    print(f"{'crossmae/compute':<{width}}  What the methods compute and cost, beside Tables 4, 5 and 18")
-
-
-@papers.command("check")
-def papers_check() -> None:
-    """Look every paper's file over: its keys, the recipes it names, and that each number is of use."""
-    from mimbench.jobs.tables import paper
-    from mimbench.jobs.tables.paper_check import problems
-
-    found = problems()
-    for line in found:
-        print(f"error: {line}", file=sys.stderr)
-    if found:
-        raise typer.Exit(1)
-    counts = [len(paper.references(name)) for name in paper.tables()]
-    print(f"{len(paper.papers())} papers, {len(counts)} tables, {sum(counts)} numbers: ok")

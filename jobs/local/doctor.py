@@ -9,7 +9,6 @@ Each check gives findings: `ok`, `note` (something is slower or absent, and only
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -17,29 +16,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 
 from mimbench.engine.data.datasets import HANDWRITTEN, cache_directory, listing
+from mimbench.engine.run.task import Finding as Check
 from mimbench.jobs.local.processes import cores
 from mimbench.jobs.runs.store import runs_root
+from mimbench.jobs.runs.tasks import task_of, tasks
 
 GIB = 2**30
 LITTLE_DISK = 5 * GIB
 LITTLE_SHARED = 1 * GIB
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    what: str
-    verdict: Literal["ok", "note", "problem"]
-    found: str
-    remedy: str = ""
 
 
 def examine() -> Iterator[Check]:
@@ -63,13 +53,12 @@ def pace(data: str, recipe: str, overrides: Sequence[str]) -> Check:
     """
     from mimbench.jobs.runs.store import resolve
 
-    config = resolve(recipe, [f"data={data}", *overrides])[1]
-    from mimbench.pretrain.config import Pretrain
-    from mimbench.pretrain.throughput import SECONDS, measure
-
-    if not isinstance(config, Pretrain):
-        raise ValueError(f"{recipe} does not pretrain; name a recipe of `mimbench recipes` that begins with pretrain/")
-    found = measure(config, SECONDS)
+    chosen, config = resolve(recipe, [f"data={data}", *overrides])
+    measure = task_of(chosen.stage).throughput
+    if measure is None:
+        timed = " or ".join(f"{task.name}/" for task in tasks().values() if task.throughput)
+        raise ValueError(f"{recipe} cannot be timed; name a recipe of `mimbench recipes` that begins with {timed}")
+    found = measure(config)
     sides = (
         f"{found.workers} loading processes bring {_rate(found.loader)} img/s, a step of {recipe} "
         f"takes {_rate(found.step)} img/s on {found.device} (batch {found.batch})"
@@ -203,19 +192,8 @@ def _programs() -> Iterator[Check]:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     yield Check("browser", "ok" if browser else "note", browser or "no chromium: one test of the report is left out")
     yield _slurm()
-    yield _detectron2()
-
-
-def _detectron2() -> Check:
-    from mimbench.det.detectron2.installed import INSTALL, missing
-
-    lacking = missing()
-    if lacking:
-        what = f"{', '.join(lacking)} not installed: engine=detectron2 needs it, and nothing else"
-        return Check("detectron2", "note", what, INSTALL)
-    compiled = importlib.util.find_spec("detectron2._C") is not None
-    how = "compiled" if compiled else "Python part alone, which is all that ViTDet needs"
-    return Check("detectron2", "ok", f"there ({how})")
+    for task in tasks().values():
+        yield from task.doctor() if task.doctor else ()
 
 
 def _slurm() -> Check:

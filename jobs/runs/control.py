@@ -1,6 +1,6 @@
 """Runs by name, and stopping, renewing and clearing away: `find`, `cancel`, `renew`.
 
-A run is named by its directory, by the beginning of its directory's name where that is enough (`knn-3f`), by
+A run is named by its directory, by the beginning of its directory's name where that is enough (`linear-3f`), by
 `stage/` and that, or by the label that a study gave it.
 """
 

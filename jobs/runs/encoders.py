@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from mimbench.backbones.config import SIZES
 from mimbench.backbones.content import content_hash
 from mimbench.jobs.runs.records import Record
+from mimbench.jobs.runs.tasks import makes_encoders
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Encoder(NamedTuple):
 
 def encoders_of(found: Sequence[Record]) -> dict[Path, Encoder]:
     """The encoder that each run, by its directory, makes or evaluates."""
-    pretrained = [record for record in found if record.stage == "pretrain"]
+    pretrained = [record for record in found if makes_encoders(record.stage)]
     made_by = makers(found)
     bases: dict[str, dict[str, Any]] = {}  # recipe -> the settings that its bare name stands for
     for record in pretrained:
@@ -44,7 +45,7 @@ def encoders_of(found: Sequence[Record]) -> dict[Path, Encoder]:
 
 def makers(found: Sequence[Record]) -> dict[str, Record]:
     """Every pretraining, by the content of the encoder it made and by its own identity."""
-    pretrained = [record for record in found if record.stage == "pretrain"]
+    pretrained = [record for record in found if makes_encoders(record.stage)]
     made_by = {content: record for record in pretrained if (content := encoder_hash(record))}
     return made_by | {str(record.about["identity"]): record for record in pretrained if "identity" in record.about}
 
@@ -57,7 +58,7 @@ def maker_of(record: Record, made_by: Mapping[str, Record]) -> tuple[Record | No
 
 def _encoder(record: Record, made_by: Mapping[str, Record], bases: Mapping[str, dict[str, Any]]) -> Encoder:
     checkpoint = record.checkpoint
-    maker = record if record.stage == "pretrain" else _maker(checkpoint, made_by) if checkpoint else None
+    maker = record if makes_encoders(record.stage) else _maker(checkpoint, made_by) if checkpoint else None
     if maker:
         settings = _settings(maker, made_by)
         if record is not maker and (epoch := _epoch(checkpoint)):
@@ -99,7 +100,7 @@ def _epoch(checkpoint: Mapping[str, Any] | None) -> int | None:
 def encoder_hash(record: Record) -> str | None:
     """The content hash of the encoder that a finished pretraining made; None of any other run, or if it is damaged."""
     file = record.run.encoder
-    if record.stage != "pretrain" or record.result is None or not file.exists():
+    if not makes_encoders(record.stage) or record.result is None or not file.exists():
         return None
     try:
         return content_hash(file)
@@ -112,7 +113,7 @@ def _architecture(record: Record) -> str:
     """By the facts of the result; the config's `encoder` counts only where there is no checkpoint."""
     shape = (record.result or {}).get("facts", {}).get("encoder")
     if not isinstance(shape, dict):
-        of_its_own = record.stage == "pretrain" or not record.checkpoint  # a pretraining's checkpoint is its teacher
+        of_its_own = makes_encoders(record.stage) or not record.checkpoint  # a pretraining's checkpoint is its teacher
         shape = {key: record.science.get(f"encoder.{key}") for key in SHAPE} if of_its_own else {}
     width, depth, heads, patch = (shape.get(key, "?") for key in SHAPE)
     for letter, size in SIZES.items():

@@ -12,7 +12,6 @@ books. SLURM's warning of a preemption or the time limit ends the run as SIGTERM
 from __future__ import annotations
 
 import errno
-import importlib
 import logging
 import os
 import shlex
@@ -28,10 +27,11 @@ from typing import Any, TextIO
 
 from mimbench.engine.run.atomic import sweep
 from mimbench.engine.run.rundir import HEARTBEAT, RunDir, State
-from mimbench.jobs.runs.lineage import take
 from mimbench.jobs.runs.heartbeat import every
-from mimbench.jobs.slurm import job as slurm_job
+from mimbench.jobs.runs.lineage import take
 from mimbench.jobs.runs.store import config_of
+from mimbench.jobs.runs.tasks import task_of
+from mimbench.jobs.slurm import job as slurm_job
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def _follow(run: RunDir, config: Any, signals: Signals) -> int:
     signals.listen()
     try:
         slurm_job.meet(run)
-        importlib.import_module(f"mimbench.{run.read_about()['stage']}.run").run(config, run)
+        task_of(run.read_about()["stage"]).run(config, run)
     except (ValueError, OSError, MemoryError) as error:
         if not signals.received:
             slurm_job.note_rank_error(run, explained(error))
@@ -112,7 +112,7 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
 
 def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
     """Let the run's stage do its work, and write the result."""
-    outcome = importlib.import_module(f"mimbench.{run.read_about()['stage']}.run").run(config, run)
+    outcome = task_of(run.read_about()["stage"]).run(config, run)
     from mimbench.engine.run.result import write_result
 
     seconds = _seconds(run)

@@ -1,7 +1,7 @@
 """Why a run is a run of its own: in which keys it differs from the run nearest to it.
 
-    mimbench explain knn-3f                       a run that is there
-    mimbench explain cls/knn temperature=0.1      one that is not, or is: what asking for it would mean
+    mimbench explain linear_vitb-3f                a run that is there
+    mimbench explain cls/linear_vitb base_lr=0.2   one that is not, or is: what asking for it would mean
 
 Nearest is the run of the same kind with the fewest science keys that differ, of the same recipe if there is a choice.
 """
@@ -15,9 +15,9 @@ from typing import Any
 
 from mimbench.engine.run.config import to_text
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.studies.study_registry import directory_name
 from mimbench.jobs.runs.records import science_of
 from mimbench.jobs.runs.store import Place
+from mimbench.jobs.studies.study_registry import directory_name
 
 _ABSENT = "none"
 

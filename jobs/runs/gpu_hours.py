@@ -2,8 +2,8 @@
 
 Used is the time of all starts, by each GPU that the run was given (by its cluster; one where it ran on this machine),
 until it ended or was last heard of. To come is what the speed so far says of a run that is going on; the mean of
-finished runs of the same recipe for one that has not begun; else what jobs/runs/cost.py estimates from the recipe, in hours
-of an A100. On a machine without a GPU, read hours of the machine.
+finished runs of the same recipe for one that has not begun; else what its recipe states or its task estimates
+(jobs/runs/cost.py), in hours of an A100. On a machine without a GPU, read hours of the machine.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _estimate(run: RunDir) -> float | None:
 
 
 def _changed(run: RunDir, config: Any) -> bool:
-    """Whether the length of the run is another than its recipe's, of which the docstring tells the hours."""
+    """Whether the length of the run is another than its recipe's, which states the hours of its own."""
     from mimbench.jobs.runs.recipes import find
 
     recipe = find(run.read_about()["recipe"]).build()

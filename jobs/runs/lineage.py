@@ -9,14 +9,14 @@ Which weights it really got is recorded when it starts; if the encoder has been 
 from __future__ import annotations
 
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mimbench.backbones.content import Role
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.hashes import file_hash
-
-ROLES: dict[str, Role] = {"det": "detector", "pretrain": "teacher"}  # what a stage takes its checkpoint for
+from mimbench.jobs.runs.tasks import role_of
 
 
 class Source(NamedTuple):
@@ -52,7 +52,7 @@ def source_of(file: Path, root: Path, stage: str, allow_partial: bool, role: Rol
     if maker is not None:
         run, epoch = maker
         return made_by(run, str(run.read_about()["identity"]), epoch)
-    role = role or ROLES.get(stage, "encoder")
+    role = role or role_of(stage)
     return Source(file, file_hash(file, root, allow_partial=allow_partial, role=role), None)
 
 
@@ -100,9 +100,8 @@ def content_of(run: RunDir, about: dict[str, Any]) -> str:
     if not file.is_file():
         maker = maker_of(file, root)
         raise FileNotFoundError(_missing(file, maker) if maker else f"checkpoint {file} does not exist")
-    role = ROLES.get(about["stage"], "encoder")
-    partial = "allow_partial = true" in run.config.read_text(encoding="utf-8")
-    return file_hash(file, root, allow_partial=partial, role=role)
+    partial = bool(tomllib.loads(run.config.read_text(encoding="utf-8")).get("allow_partial", False))
+    return file_hash(file, root, allow_partial=partial, role=role_of(about["stage"]))
 
 
 def _missing(file: Path, maker: tuple[RunDir, int | None]) -> str:

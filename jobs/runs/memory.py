@@ -1,4 +1,4 @@
-"""What detection recipes need on each GPU (det/memory.py): `mimbench memory RECIPE [KEY=VALUE]...`.
+"""What a recipe needs on each GPU, where its task can tell (`Task.memory`): `mimbench memory RECIPE [KEY=VALUE]...`.
 
 Before runs are handed to a cluster whose profile says how large its GPUs are (`gpu_memory_gb`), they are checked too.
 """
@@ -9,13 +9,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import resolve
+from mimbench.jobs.runs.tasks import task_of, tasks
 
 if TYPE_CHECKING:
-    from mimbench.det.memory import Estimate
     from mimbench.jobs.slurm.cluster import Cluster
     from mimbench.jobs.studies.study import Run
 
@@ -24,18 +24,19 @@ def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_
     """Print the estimate; 1 if it is more than `free` GiB.
 
     Raises:
-        ValueError: for a recipe that is not of detection, and for a batch that cannot be divided among `gpus`.
+        ValueError: for a recipe of a task that has no estimate, and for a batch that cannot be divided among `gpus`.
     """
     recipe, config = resolve(name, overrides)
-    if recipe.stage != "det":
-        raise ValueError(f"{name}: memory is estimated for detection recipes, det/...; `mimbench recipes` lists them")
+    memory = task_of(recipe.stage).memory
+    if memory is None:
+        estimated = " and ".join(f"{task.title} ({task.name}/...)" for task in tasks().values() if task.memory)
+        raise ValueError(f"{name}: memory is estimated for recipes of {estimated}; `mimbench recipes` lists them")
     if free is not None and not 0 < free < math.inf:
         raise ValueError(f"--free {free:g} must be what a GPU has, a positive number of GiB")
-    from mimbench.det.memory import advice, estimate
     from mimbench.jobs.cli.commands import print_json
 
-    needed = estimate(config, gpus)
-    what = advice(config, int(free * 2**30), gpus) if free is not None else None
+    needed = memory.estimate(config, gpus)
+    what = memory.advice(config, int(free * 2**30), gpus) if free is not None else None
     if as_json:
         print_json({"recipe": name, **asdict(needed), "total": needed.total, "advice": what})
     else:
@@ -46,7 +47,7 @@ def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_
 
 
 def must_fit(runs: Iterable[Run], cluster: Cluster) -> None:
-    """Each of `runs` that trains a detector fits a GPU of `cluster`, if that is known to be so large.
+    """Each of `runs` whose memory can be estimated fits a GPU of `cluster`, if the size of that is known.
 
     Raises:
         ValueError: for the first that does not: the estimate, and what would fit.
@@ -54,19 +55,18 @@ def must_fit(runs: Iterable[Run], cluster: Cluster) -> None:
     if cluster.gpu_memory_gb is None:
         return
     for run in runs:
-        if find(run.recipe).stage != "det":
+        task = task_of(find(run.recipe).stage)
+        if task.memory is None:
             continue
-        from mimbench.det.memory import advice
-
         config = resolve(run.recipe, run.overrides, Path("encoder") if run.checkpoint else None)[1]
-        if config.steps == 0:  # a detector evaluated as it is
+        if not task.trains(config):  # what is given is evaluated as it is
             continue
-        what = advice(config, int(cluster.gpu_memory_gb * 2**30), run.gpus * run.nodes)
+        what = task.memory.advice(config, int(cluster.gpu_memory_gb * 2**30), run.gpus * run.nodes)
         if what is not None:
             raise ValueError(f"{run.name}: the GPUs of cluster {cluster.name} are too small: {what}")
 
 
-def _print(name: str, needed: Estimate) -> None:
+def _print(name: str, needed: Any) -> None:
     again = ", activations of the encoder computed twice" if needed.recompute else ""
     print(f"{name}: {needed.images} images at a time{again}")
     for part in ("parameters", "gradients", "optimizer", "activations"):

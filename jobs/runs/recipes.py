@@ -1,33 +1,31 @@
-"""Recipes by name: every public function of a module in a stage's `recipes/` is one.
+"""Recipes by name: every public function of the modules that a task names is one (`Task.recipes`).
 
-They are named `stage/function`.
+They are called `task/function`.
 
-    find("cls/knn").build()      # the complete config
+    find("cls/linear_vitb").build()      # the complete config
 
-The first line of a recipe's docstring is what `mimbench recipes` shows.
+The first line of a recipe's docstring and what it states of its cost are what `mimbench recipes` shows.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import Any
 
-from mimbench.engine.run.fields import recorded_name
-
-STAGES = ("pretrain", "cls", "det")
+from mimbench.engine.run.cost import stated
+from mimbench.jobs.runs.tasks import known, tasks
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A function that returns a complete config, and the stage that can run it."""
+    """A function that returns a complete config, and the task that can run it."""
 
-    stage: str
+    stage: str  # the task's name
     function: Callable[[], Any]
 
     @property
@@ -38,7 +36,14 @@ class Recipe:
     @property
     def about(self) -> str:
         """One line."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+        return self.description.partition("\n")[0]
+
+    @property
+    def description(self) -> str:
+        """All that the docstring says, with the cost at the end of its first line."""
+        first, newline, rest = (inspect.getdoc(self.function) or "").partition("\n")
+        cost = stated(self.function)
+        return (f"{first} {cost.text}" if cost else first) + newline + rest
 
     def build(self) -> Any:
         """The config."""
@@ -46,16 +51,15 @@ class Recipe:
 
 
 def recipes() -> Iterator[Recipe]:
-    """Every recipe, stage by stage, in the order of the files."""
-    for stage in STAGES:
-        package = f"mimbench.{stage}.recipes"
-        for file in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            yield from _recipes_in(stage, f"{package}.{file.name}")
+    """Yield every recipe, task by task, in the order of the modules that each names."""
+    for task in tasks().values():
+        for module in task.recipes():
+            yield from _recipes_in(task.name, module)
 
 
-def _recipes_in(stage: str, module: str) -> Iterator[Recipe]:
-    for name, function in vars(importlib.import_module(module)).items():
-        if not name.startswith("_") and inspect.isfunction(function) and function.__module__ == module:
+def _recipes_in(stage: str, module: ModuleType) -> Iterator[Recipe]:
+    for name, function in vars(module).items():
+        if not name.startswith("_") and inspect.isfunction(function) and function.__module__ == module.__name__:
             yield Recipe(stage, function)
 
 
@@ -65,16 +69,17 @@ def find(name: str) -> Recipe:
     Raises:
         ValueError: if there is none; the nearest names are offered.
     """
-    known = _known()
-    if name in known:
-        return known[name]
-    near = [full for full in known if full.rpartition("/")[2] == name] or difflib.get_close_matches(name, known, n=2)
+    by_name = _by_name(tuple(tasks()))
+    if name in by_name:
+        return by_name[name]
+    same = [full for full in by_name if full.rpartition("/")[2] == name]
+    near = same or difflib.get_close_matches(name, by_name, n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else "`mimbench recipes` lists them"
     raise ValueError(f"unknown recipe {name!r}; {hint}")
 
 
-@lru_cache
-def _known() -> dict[str, Recipe]:
+@cache
+def _by_name(installed: tuple[str, ...]) -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in recipes()}
 
 
@@ -84,8 +89,11 @@ def config_type(stage: str, name: str) -> type[Any]:
     Raises:
         ValueError: if the stage has no such class.
     """
-    if stage in STAGES:
-        for found in vars(importlib.import_module(f"mimbench.{stage}.config")).values():
-            if is_dataclass(found) and isinstance(found, type) and recorded_name(found) == name:
-                return found
-    raise ValueError(f"no config {name!r} of stage {stage!r} is known: the run is of another version of mimbench")
+    task = known(stage)
+    found = task.configs().get(name) if task else None
+    if found is not None:
+        return found
+    raise ValueError(
+        f"no config {name!r} of stage {stage!r} is known: the run is of another version of mimbench, or of a task that "
+        "is not installed"
+    )

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mimbench.engine.run.config import leaves
 from mimbench.engine.run.fields import under_current_names
 from mimbench.engine.run.result import SCHEMA
 from mimbench.engine.run.rundir import RunDir
@@ -24,7 +25,8 @@ from mimbench.jobs.runs.recipes import config_type
 
 log = logging.getLogger(__name__)
 
-_NOT_SCIENCE = ("  # speed", "  # plumbing")  # how engine.run.config.to_text marks the fields that leave a result as it is
+GROUPS = "groups"  # in run.json: {"speed": [keys], "plumbing": [keys]}, the fields that leave a result as it is
+_COMMENTS = ("  # speed", "  # plumbing")  # what config.txt says of them; read only where an older run.json does not
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Record:
 
     @property
     def stage(self) -> str:
-        """`pretrain`, `cls` or `det`."""
+        """The name of its task."""
         return str(self.about.get("stage", ""))
 
     @property
@@ -81,11 +83,12 @@ class Record:
 
 def read(root: Path) -> list[Record]:
     """Every run under `root`, the first started first; none when `root` does not exist."""
-    records = [_record(RunDir(file.parent)) for file in sorted(root.glob("*/*/run.json"))]
+    records = [record_of(RunDir(file.parent)) for file in sorted(root.glob("*/*/run.json"))]
     return sorted(records, key=lambda record: record.started)
 
 
-def _record(run: RunDir) -> Record:
+def record_of(run: RunDir) -> Record:
+    """The record of one run directory."""
     about: dict[str, Any] = {}
     try:
         about = run.read_about()
@@ -99,20 +102,40 @@ def _record(run: RunDir) -> Record:
         return Record(run, about, {}, None, [], "damaged", str(error))
 
 
-def science_of(text: str, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The science fields of a `config.txt`, dotted key to value, without building the config.
+def groups_of(config: Any) -> dict[str, list[str]]:
+    """Return the dotted keys of `config` that are not science, by group, as `run.json` holds them under `groups`."""
+    groups: dict[str, list[str]] = {"speed": [], "plumbing": []}
+    for leaf in leaves(config):
+        if leaf.group != "science":
+            groups[leaf.group].append(leaf.key)
+    return groups
 
-    `about` is its `run.json`: the config it names tells keys of earlier releases, which are brought under today's names.
+
+def science_of(text: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the science fields of a `config.txt`, dotted key to value, without building the config.
+
+    Keys of earlier releases are returned under today's names.
+
+    Args:
+        text: of the file.
+        about: what `run.json` holds; without `groups` (runs made before they were written) the comments of the text say
+            which fields are science. The config class that it names says which fields had other names.
 
     Raises:
         ValueError: if the text is not a config.
     """
+    groups = about.get(GROUPS)
+    if not isinstance(groups, Mapping):
+        text = "\n".join(line for line in text.splitlines() if not line.endswith(_COMMENTS))
+        groups = {}
     try:
-        nested = tomllib.loads("\n".join(line for line in text.splitlines() if not line.endswith(_NOT_SCIENCE)))
+        settings = _flat(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"config.txt is not a config file: {error}") from error
+    left_out = {key for keys in groups.values() for key in keys}
+    science = {key: value for key, value in settings if key not in left_out}
     kind = _kind_of(about)
-    return dict(_flat(nested if kind is None else under_current_names(kind, nested)))
+    return science if kind is None else dict(_flat(under_current_names(kind, _nested(science))))
 
 
 def _kind_of(about: Mapping[str, Any]) -> type[Any] | None:
@@ -121,6 +144,18 @@ def _kind_of(about: Mapping[str, Any]) -> type[Any] | None:
         return config_type(str(about["stage"]), str(about["config"]))
     except (KeyError, ValueError):
         return None
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_flat`."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, last = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return nested
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.studies.study_registry import must_be_known, studies
 from mimbench.jobs.runs.states import States, hand_in_what_waits
-from mimbench.jobs.runs.watch import SHOWN, Watch
+from mimbench.jobs.runs.watch import Watch, summary
+from mimbench.jobs.studies.study_registry import must_be_known, studies
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,8 +108,7 @@ def _row(run: RunDir, name: str, of: dict[str, str], states: States) -> Row:
 
 def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
     if state == "done":
-        metrics = (run.read_result() or {}).get("metrics", {})
-        return None, "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+        return None, summary(run)
     if state in ("running", "interrupted", "lost") and attempts:
         glimpse = Watch(run).look()
         return glimpse.share or None, glimpse.text

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mimbench.backbones.content import is_location
+from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.config import from_text, identity, to_text, with_overrides
 from mimbench.engine.run.fields import recorded_name
-from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lineage import Source, source_of, to_make_it
 from mimbench.jobs.runs.recipes import Recipe, config_type, find
+from mimbench.jobs.runs.records import GROUPS, groups_of
+from mimbench.jobs.runs.tasks import makes_encoders
 
 
 def runs_root() -> Path:
@@ -103,6 +105,7 @@ def place(
         "config": recorded_name(type(config)),
         "checkpoint": source.about() if source else None,
         "needs": [need.path.absolute().relative_to(root.absolute()).as_posix() for need in needs],
+        GROUPS: groups_of(config),
     }
     return Place(RunDir(root / stage / f"{function}-{digest}"), config, about)
 
@@ -170,7 +173,7 @@ def encoder_file(checkpoint: Path) -> Path:
         return run.detector
     if not run.encoder.is_file():
         state, recipe = run.state(), str(run.read_about()["recipe"])
-        if state == "done" and not recipe.startswith("pretrain/"):
+        if state == "done" and not makes_encoders(recipe.partition("/")[0]):
             raise FileNotFoundError(f"{checkpoint} is a run of {recipe}, which leaves no weights to start from")
         raise FileNotFoundError(f"{checkpoint} has made no encoder (it is {state}); {to_make_it(run, state)}")
     return run.encoder

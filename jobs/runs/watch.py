@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.tasks import headlines
 
 TAIL = 8192  # bytes from the end of a file that are looked at first
-SHOWN = (
-    "knn_top1", "fewshot5_ridge_top1", "linear_fast_top1", "linear_top1", "finetune_top1", "val_top1", "box_ap",
-    "mask_ap", "loss",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,5 +80,10 @@ def last_lines(file: Path, count: int, end: int | None = None) -> list[str]:
 
 def summary(run: RunDir) -> str:
     """The metrics of a finished run, shortly."""
-    metrics = (run.read_result() or {}).get("metrics", {})
-    return "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+    return summary_of(run.read_result() or {})
+
+
+def summary_of(result: Mapping[str, Any]) -> str:
+    """The same of what is in `result.json`."""
+    metrics = result.get("metrics", {})
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in headlines(str(result.get("stage", "")), metrics))

@@ -28,6 +28,7 @@ from typing import Any
 from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.heartbeat import every
+from mimbench.jobs.runs.tasks import makes_encoders
 from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm.submission import ATTEMPTS, LINK, read
 
@@ -194,7 +195,7 @@ def releasing(run: RunDir) -> Iterator[None]:
 
     They were submitted to wait for the end of this job (`afterok`), and do so where a node may not change that.
     """
-    if current() is None or run.read_about()["stage"] != "pretrain":
+    if current() is None or not makes_encoders(run.read_about()["stage"]):
         yield
         return
     seen: set[str] = set()

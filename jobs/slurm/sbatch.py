@@ -17,6 +17,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from mimbench.jobs.runs.tasks import VARIABLE, elsewhere
 from mimbench.jobs.slurm.cluster import Cluster, Shape
 from mimbench.jobs.slurm.commands import refusal
 from mimbench.jobs.slurm.submission import Batch
@@ -177,7 +178,14 @@ def _environment(batch: Batch, cluster: Cluster) -> list[str]:
         f"export PYTHONPATH={shlex.quote(code)}  # the code as it was when this was submitted"
         if code
         else f"# the code: mimbench {batch.code.get('version', '')} as installed",
+        *_tasks(),
     ]
+
+
+def _tasks() -> list[str]:
+    """Tasks from elsewhere are used where they lie: only the code of mimbench is copied."""
+    folders = os.pathsep.join(map(str, elsewhere()))
+    return [f"export {VARIABLE}={shlex.quote(folders)}"] if folders else []
 
 
 def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:

@@ -21,7 +21,8 @@ from typing import Any
 
 from mimbench.engine.run.atomic import write_json
 
-PARTS = ("mimbench", "backbones", "pretrain", "cls", "det", "engine", "jobs", "pyproject.toml")
+PACKAGE = Path(__file__).parents[2]  # mimbench/, which links to the folders that are its subpackages
+PARTS = ("mimbench", *sorted(link.name for link in PACKAGE.iterdir() if link.is_symlink()), "pyproject.toml")
 MARKER = "snapshot.json"
 TOP = Path(__file__).parents[3]
 

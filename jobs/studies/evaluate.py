@@ -1,12 +1,13 @@
 """Evaluate a checkpoint: which recipe each protocol means for it, as a study.
 
-    mimbench evaluate encoder.safetensors --on knn,finetune --data imagenet
-    mimbench evaluate encoder.safetensors --on finetune,coco --data imagenet=PATH --data coco=PATH coco.steps=1000
-    mimbench evaluate encoder.safetensors --on finetune,linear,knn --data handwritten --scratch
+    mimbench evaluate encoder.safetensors --on linear,linear_fast --data imagenet
+    mimbench evaluate encoder.safetensors --on linear,fewshot --data cls=PATH linear.epochs=10
+    mimbench evaluate encoder.safetensors --on linear --data handwritten --scratch
 
-A protocol means the paper's recipe for the size of the encoder, and on `handwritten` the demo's. An override is for
-every recipe that has its key, or for the one it names first (`coco.steps=1000`). With `--scratch` each is run from
-random weights, too: a fine-tuning from scratch, or what a random encoder is worth.
+The protocols are those that the installed tasks offer (`Task.protocols`). Each means the paper's recipe for the size of
+the encoder, and on `handwritten` the demo's. An override is for every recipe that has its key, or for the one it names
+first (`linear.epochs=10`). With `--scratch` each is run from random weights, too: a training from scratch, or what a
+random encoder is worth.
 """
 
 from __future__ import annotations
@@ -20,41 +21,19 @@ from mimbench.backbones.config import SIZES
 from mimbench.engine.data.datasets import HANDWRITTEN
 from mimbench.engine.run.config import keys
 from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.runs.tasks import protocols, tasks
 from mimbench.jobs.studies.study import Run, Study
 
 if TYPE_CHECKING:
     from mimbench.backbones.config import ViT
-
-STAGE = {"knn": "cls", "linear": "cls", "linear_fast": "cls", "fewshot": "cls", "finetune": "cls", "coco": "det"}
-VIEWS = {"cls": "cls", "imagenet": "cls", "det": "det", "coco": "det"}  # what --data calls a stage -> the stage
-PUBLISHED = {
-    "knn": dict.fromkeys(SIZES, "cls/knn"),
-    "linear": dict.fromkeys(SIZES, "cls/linear_vitb"),  # one setting for all sizes; the size is the checkpoint's
-    "linear_fast": dict.fromkeys(SIZES, "cls/linear_fast"),
-    "fewshot": dict.fromkeys(SIZES, "cls/fewshot"),
-    "finetune": {size: f"cls/finetune_vit{size.lower()}" for size in SIZES},
-    "coco": {
-        "B": "det/mask_rcnn_vitdet_b_100ep",
-        "L": "det/mask_rcnn_vitdet_l_100ep",
-        "H": "det/mask_rcnn_vitdet_h_75ep",
-    },
-}
-TWINS = {
-    "knn": "cls/knn_handwritten",
-    "linear": "cls/linear_handwritten",
-    "linear_fast": "cls/linear_fast_handwritten",
-    "fewshot": "cls/fewshot_handwritten",
-    "finetune": "cls/finetune_handwritten",
-    "coco": "det/mask_rcnn_handwritten",
-}
 
 
 @dataclass(frozen=True)
 class Request:
     """What a person asks for."""
 
-    protocols: Sequence[str]  # of STAGE
-    data: Sequence[str] = ()  # NAME, or for a stage: a key of VIEWS, =, NAME
+    protocols: Sequence[str]  # of `mimbench.jobs.runs.tasks.protocols`
+    data: Sequence[str] = ()  # NAME, or for one task TASK=NAME, by its name or what it calls its data
     overrides: Sequence[str] = ()  # key=value or PROTOCOL.key=value
     recipes: Sequence[str] = ()  # PROTOCOL=RECIPE, where another than the paper's is wanted
     scratch: bool = False  # from random weights as well
@@ -68,14 +47,14 @@ def evaluation(checkpoint: Path, encoder: ViT, request: Request) -> Study:
     """
     _known(request.protocols)
     chosen, where = dict(map(_choice, request.recipes)), _data(request.data)
+    data = {protocol: where.get(protocols()[protocol][0].name) for protocol in request.protocols}
     names = {
-        protocol: chosen.get(protocol) or _recipe(protocol, encoder, where.get(STAGE[protocol]))
-        for protocol in request.protocols
+        protocol: chosen.get(protocol) or _recipe(protocol, encoder, data[protocol]) for protocol in request.protocols
     }
     given = _shared_out(request.overrides, names)
     runs = []
     for protocol, name in names.items():
-        on = where.get(STAGE[protocol])
+        on = data[protocol]
         overrides = (*([f"data={on}"] if on else []), *given[protocol])
         runs.append(Run(name, overrides, checkpoint, label=protocol))
         if request.scratch:
@@ -89,40 +68,44 @@ def _random(recipe: str, encoder: ViT) -> list[str]:
     return [f"encoder.{name}={value}" for name, value in asdict(encoder).items() if value != usual[name]]
 
 
-def _known(protocols: Sequence[str]) -> None:
-    for protocol in protocols:
-        if protocol not in STAGE:
-            raise ValueError(f"--on {protocol}: the protocols are {', '.join(STAGE)}, separated by commas")
+def _known(wanted: Sequence[str]) -> None:
+    for protocol in wanted:
+        if protocol not in protocols():
+            raise ValueError(f"--on {protocol}: the protocols are {', '.join(protocols())}, separated by commas")
 
 
 def _choice(text: str) -> tuple[str, str]:
     protocol, separator, recipe = text.partition("=")
-    if not separator or protocol not in STAGE:
-        raise ValueError(f"--recipe {text}: it must be PROTOCOL=RECIPE, with a protocol of {', '.join(STAGE)}")
+    if not separator or protocol not in protocols():
+        raise ValueError(f"--recipe {text}: it must be PROTOCOL=RECIPE, with a protocol of {', '.join(protocols())}")
     return protocol, recipe
 
 
 def _data(given: Sequence[str]) -> dict[str, str]:
-    """Stage -> data set."""
+    """Task -> data set."""
+    evaluating = [task for task in tasks().values() if task.protocols]
+    views = {view: task.name for task in evaluating for view in (task.name, *task.data)}
     where: dict[str, str] = {}
     for text in given:
         key, separator, value = text.partition("=")
-        if separator and key in VIEWS:
-            where[VIEWS[key]] = value
+        if separator and key in views:
+            where[views[key]] = value
         else:
-            where.update(cls=text, det=text)
+            where.update({task.name: text for task in evaluating})
     return where
 
 
 def _recipe(protocol: str, encoder: ViT, data: str | None) -> str:
-    if data == HANDWRITTEN or encoder == find(TWINS["knn"]).build().encoder:
-        return TWINS[protocol]
-    if len(of_any_size := set(PUBLISHED[protocol].values())) == 1:
-        return of_any_size.pop()
+    known = protocols()[protocol][1]
+    twin = known.handwritten
+    if twin is not None and (data == HANDWRITTEN or encoder == find(twin).build().encoder):
+        return twin
+    if isinstance(known.recipes, str):
+        return known.recipes
     size = next((letter for letter, vit in SIZES.items() if _shape(vit) == _shape(encoder)), None)
-    if size in PUBLISHED[protocol]:
-        return PUBLISHED[protocol][size]
-    sizes = ", ".join(f"ViT-{letter}" for letter in PUBLISHED[protocol])
+    if size is not None and size in known.recipes:
+        return known.recipes[size]
+    sizes = ", ".join(f"ViT-{letter}" for letter in known.recipes)
     width, depth, heads = _shape(encoder)
     raise ValueError(
         f"no recipe for {protocol} is known for an encoder {width} wide and {depth} deep with {heads} heads (but for "
@@ -142,7 +125,7 @@ def _shared_out(overrides: Sequence[str], names: dict[str, str]) -> dict[str, li
         key = override.partition("=")[0]
         protocol, _, rest = override.partition(".")
         takers = [name for name in names if key in known[name]]
-        if protocol in STAGE and not takers:
+        if protocol in protocols() and not takers:
             _known_here(protocol, names, override)
             given[protocol].append(rest)
         elif takers:

@@ -23,9 +23,9 @@ from typing import Any
 
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.hashes import file_hash
-from mimbench.jobs.runs.lineage import ROLES
 from mimbench.jobs.runs.states import States
 from mimbench.jobs.runs.store import Place
+from mimbench.jobs.runs.tasks import role_of
 from mimbench.jobs.studies.study import Run, Study
 from mimbench.jobs.studies.study_registry import directory_name, members
 
@@ -128,7 +128,7 @@ def _stale(found: Place) -> str:
     if not checkpoint or not checkpoint["run"] or not Path(checkpoint["path"]).is_file():
         return ""
     used = ((found.run.read_result() or {}).get("checkpoint") or {}).get("hash")
-    role = ROLES.get(found.about["stage"], "encoder")
+    role = role_of(found.about["stage"])
     partial = getattr(found.config, "allow_partial", False)
     root = found.run.path.parents[1]
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.tasks import metric_of
 from mimbench.jobs.studies.sweep import Axis, Sweep
 
 ROUND = 5  # proposals at a time, where nothing else is asked for
@@ -26,7 +27,7 @@ class Search:
 
     Args:
         axes: what may be changed; lists are choices, ranges numbers between.
-        metric: of a run's result; the best is the highest, of `loss` the lowest.
+        metric: of a run's result; whether the highest or the lowest is the best, its task says.
         seed: of the sampler; the same runs and the same seed propose the same.
 
     Raises:
@@ -41,7 +42,7 @@ class Search:
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         self.axes, self.metric = axes, metric
         sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        direction = "minimize" if metric == "loss" else "maximize"
+        direction = "minimize" if metric_of(metric).quantity.better == "lower" else "maximize"
         self.study = self._optuna.create_study(direction=direction, sampler=sampler)
         self._distributions = {one.key: self._distribution(one) for one in axes}
 

@@ -1,7 +1,7 @@
 """The same evaluation with several seeds: a run each, and the mean and standard deviation over them.
 
-    mimbench evaluate encoder.safetensors --on finetune,linear --data imagenet --seeds 3
-    mimbench run cls/finetune_vitb checkpoint=encoder.safetensors --seeds 3
+    mimbench evaluate encoder.safetensors --on linear,linear_fast --data imagenet --seeds 3
+    mimbench run cls/linear_vitb checkpoint=encoder.safetensors --seeds 3
 
 `seeds=3` among the settings means the same. A run is of one seed, so these are ordinary runs: seeds that are done
 already are not repeated, and `mimbench table` shows them in one cell. What has no seed, or would not use it (k-NN of a
@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import resolve
+from mimbench.jobs.runs.tasks import task_of_config
 from mimbench.jobs.studies.study import Run, Study
 from mimbench.jobs.tables.significance import Values
 
 if TYPE_CHECKING:
     from mimbench.jobs.local.scheduler import Task
-
-DETERMINED = ("Knn",)  # kinds of config whose seed draws the random weights alone
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,19 @@ def _seeds_of(run: Run, seeds: int) -> list[Run]:
     config = resolve(run.recipe, run.overrides)[1]
     given = run.checkpoint is not None or getattr(config, "checkpoint", None) is not None
     first = getattr(config, "seed", None)
-    if first is None or (given and type(config).__name__ in DETERMINED):
+    if first is None or (given and _seedless(config)):
         return [run]
     return [
         replace(run, overrides=(*run.overrides, f"seed={seed}"), label=f"{run.name}, seed {seed}")
         for seed in range(first, first + seeds)
     ]
+
+
+def _seedless(config: Any) -> bool:
+    """Whether its seed draws the random weights alone."""
+    task = task_of_config(config)
+    kinds = task.configs() if task else {}
+    return task is not None and type(config) in [kinds[name] for name in task.seedless]
 
 
 def study_of(recipe: str, overrides: Sequence[str], seeds: int) -> Study:
@@ -101,7 +107,7 @@ def to_json(found: Iterable[Spread]) -> list[dict[str, Any]]:
 
 
 def to_text(found: Iterable[Spread]) -> str:
-    """A line each: `finetune_top1  83.57 ± 0.08 over 4 seeds`; below its protocol, where there are several."""
+    """A line each: `linear_top1  83.57 ± 0.08 over 4 seeds`; below its protocol, where there are several."""
     groups = {protocol: list(mine) for protocol, mine in itertools.groupby(found, lambda one: one.protocol)}
     lines = []
     for protocol, mine in groups.items():

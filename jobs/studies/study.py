@@ -1,8 +1,8 @@
 """A study: runs, and what each of them needs to be done first.
 
     pretrain = Run("pretrain/crossmae_handwritten")
-    probes = [Run("cls/knn_handwritten", (f"temperature={t}",), checkpoint=pretrain) for t in (0.05, 0.1)]
-    study = Study("temperature", [pretrain, *probes])
+    probes = [Run("cls/linear_handwritten", (f"base_lr={rate}",), checkpoint=pretrain) for rate in (0.05, 0.1)]
+    study = Study("learning rate", [pretrain, *probes])
 
 A sweep is a study made by a loop. In a file of one's own, `study` (the study, or a function that returns it) is what
 `mimbench plan FILE.py` reads; those in jobs/studies go by name, `mimbench plan crossmae/table2`.
@@ -25,8 +25,7 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lineage import made_by
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import Place, create, place, resolve
-
-KEEP = "keep_encoder_every"  # of a pretraining's config: how often it leaves its encoder behind
+from mimbench.jobs.runs.tasks import task_of, tasks
 
 
 @dataclass(frozen=True)
@@ -274,7 +273,7 @@ def at_epochs(study: Study, every: int) -> Study:
         raise ValueError(f"--at every={every}: a number of epochs, at least 1")
     lengths = {run: _epochs(run) for run in study.runs}
     kept = {
-        run: replace(run, label=run.name, overrides=(*run.overrides, f"{KEEP}={every}"))
+        run: replace(run, label=run.name, overrides=(*run.overrides, f"{_keeps(run)}={every}"))
         for run, epochs in lengths.items()
         if epochs > every and any(other.need == run for other in study.runs)
     }
@@ -291,9 +290,13 @@ def at_epochs(study: Study, every: int) -> Study:
 
 
 def _epochs(run: Run) -> int:
-    """Of a pretraining; 0 of any other run."""
-    recipe, config = resolve(run.recipe, run.overrides)
-    return int(config.epochs) if recipe.stage == "pretrain" else 0
+    """Of a run that may keep encoders on its way; 0 of any other."""
+    return int(resolve(run.recipe, run.overrides)[1].epochs) if _keeps(run) else 0
+
+
+def _keeps(run: Run) -> str:
+    """The setting that says after how many epochs an encoder is kept; "" where there is none."""
+    return task_of(find(run.recipe).stage).keeps
 
 
 def start_from(study: Study, given: Sequence[str]) -> Study:
@@ -339,7 +342,7 @@ def overridden(study: Study, overrides: Sequence[str]) -> Study:
     changed = {run: run for run in study.runs}
     for text in overrides:
         stage, _, rest = text.partition(".")
-        of_stage = stage in ("pretrain", "cls", "det") and rest
+        of_stage = stage in tasks() and rest
         takers = [
             run
             for run in study.runs

@@ -19,6 +19,7 @@ from types import ModuleType
 from mimbench.jobs.studies.study import Study
 
 READY = Path(__file__).parent / "ready"
+FORMER_NAMES = ("backbones", "cls", "det", "engine", "jobs", "pretrain")  # as modules of mimbench were once imported
 
 
 def load_study(name: str, root: Path) -> Study:
@@ -94,4 +95,13 @@ def _where(error: Exception, file: Path) -> str:
         line = error.lineno
     said = (error.msg if isinstance(error, SyntaxError) else str(error)).partition("\n")[0]
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    if isinstance(error, ModuleNotFoundError) and _is_former(error.name or "", file.absolute().parent):
+        said += "; write `from mimbench import Run, Study`, and import other modules of mimbench as mimbench.NAME"
     return f"{file}:{line}: {kind}{said}" if line else f"{file}: {kind}{said}"
+
+
+def _is_former(module: str, beside: Path) -> bool:
+    """Whether `module` is one of mimbench's under its former name, and not one of the study's own."""
+    name = module.partition(".")[0]
+    own = (beside / f"{name}.py").exists() or (beside / name).exists()
+    return module in ("jobs.study", "jobs.studies.study") or (name in FORMER_NAMES and not own)

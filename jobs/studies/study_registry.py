@@ -1,6 +1,6 @@
 """Which runs were asked for under a study's name, so that what is no longer in it can be found.
 
-    <root>/.mimbench/studies/<name>.json      {"study": name, "runs": {"cls/knn-1a2b3c4d5e": label, ...}}
+    <root>/.mimbench/studies/<name>.json      {"study": name, "runs": {"cls/linear-1a2b3c4d5e": label, ...}}
 
 A run stays here when it is taken out of its study, until it is pruned. One run may belong to several studies.
 """

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.backbones.content import content_hash
+from mimbench.engine.run.task import CardEntry
 from mimbench.jobs.runs import records
 from mimbench.jobs.runs.encoders import encoder_hash, maker_of, makers
 from mimbench.jobs.runs.records import Record
+from mimbench.jobs.runs.tasks import card_entries, known, makes_encoders, protocols
 from mimbench.jobs.tables.formats import escape_markdown
 from mimbench.jobs.tables.matching import Group, groups, shown
 from mimbench.jobs.tables.paper_table import touched
@@ -27,20 +29,6 @@ LICENCES = {  # of weights that their authors published, by family
     "crossmae": "cc-by-nc-4.0",
     "maskalign": "apache-2.0",
 }
-TASKS = {
-    "finetune_top1": ("image-classification", "Fine-tuning, top-1"),
-    "finetune_best_top1": ("image-classification", "Fine-tuning, top-1 of the best epoch"),
-    "linear_top1": ("image-classification", "Linear probe, top-1"),
-    "knn_top1": ("image-classification", "k-NN, top-1"),
-    "box_ap": ("object-detection", "Mask R-CNN, box AP"),
-    "mask_ap": ("image-segmentation", "Mask R-CNN, mask AP"),
-}
-SAID = (  # settings of a pretraining that a reader wants to know
-    "method.kind", "masking.kind", "masking.mask", "masking.predict", "data", "epochs", "warmup_epochs", "batch",
-    "base_lr", "weight_decay", "encoder.width", "encoder.depth", "encoder.heads", "encoder.patch", "encoder.image",
-    "seed",
-)  # fmt: skip
-PROTOCOL = ("data", "epochs", "steps", "batch", "pool", "norm", "image", "vitdet.rel_pos", "k", "seed")
 
 
 def card(target: str, root: Path) -> str:
@@ -58,7 +46,7 @@ def card(target: str, root: Path) -> str:
     run = find(target, root)
     known = {record.run.path.resolve(): record for record in [*found, *records.read(run.path.resolve().parent.parent)]}
     record = known[run.path.resolve()]
-    if record.stage != "pretrain":
+    if not makes_encoders(record.stage):
         raise ValueError(f"{run.path} is an evaluation: name the pretraining, or the encoder's file")
     if (made := encoder_hash(record)) is None:
         raise ValueError(f"{run.path} is {record.state}: it has no finished encoder to describe")
@@ -121,24 +109,37 @@ def _metadata(name: str, family: str, maker: Record | None, mine: Sequence[Group
     lines += ["tags:", "- masked-image-modeling", "- vision-transformer", f"- {json.dumps(family)}"]
     if maker is not None:
         lines += ["datasets:", f"- {json.dumps(maker.data)}"]
-    results = [(group, metric) for group in mine for metric in TASKS if group.values(metric)]
+    results = [(group, entry) for group in mine for entry in _entries(group)]
     if results:
         lines += ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
-        for group, metric in results:
-            values, (task, label) = group.values(metric), TASKS[metric]
+        for group, entry in results:
+            values = group.values(entry.key)
             data = json.dumps(group.records[0].data)
             lines += [
                 "  - task:",
-                f"      type: {task}",
+                f"      type: {entry.kind}",
                 "    dataset:",
                 f"      type: {data}",
                 f"      name: {data}",
                 "    metrics:",
-                f"    - type: {metric}",
-                f"      name: {json.dumps(label)}",
+                f"    - type: {entry.key}",
+                f"      name: {json.dumps(entry.title)}",
                 f"      value: {sum(values) / len(values):.4f}",
             ]
     return [*lines, "---"]
+
+
+def _entries(group: Group) -> list[CardEntry]:
+    """What a card says of these runs; every metric by its key where their task is not installed."""
+    if known(group.records[0].stage) is None:
+        return [CardEntry(key, "other", key) for key in group.records[0].metrics]
+    return [entry for entry in card_entries().values() if group.values(entry.key)]
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """Of a run's settings those that a reader wants to know, as its task says."""
+    task = known(record.stage)
+    return {key: record.science[key] for key in (task.settings if task else ()) if key in record.science}
 
 
 def _about(family: str, maker: Record | None, info: Any) -> str:
@@ -160,8 +161,7 @@ def _training(maker: Record | None, info: Any) -> list[str]:
         return [f"Made elsewhere{recipe}; what is not in the file is not known."]
     result = maker.result or {}
     lines = ["| setting | value |", "| :-- | :-- |"]
-    said = {key: maker.science[key] for key in SAID if key in maker.science}
-    lines += [f"| {key} | {escape_markdown(shown(value))} |" for key, value in said.items()]
+    lines += [f"| {key} | {escape_markdown(shown(value))} |" for key, value in _settings(maker).items()]
     hours = result.get("seconds", 0) / 3600
     device, commit = escape_markdown(str(result.get("device"))), result.get("commit") or "unknown"
     lines += ["", f"{hours:.3g} hours on {device}; commit {commit}."]
@@ -171,14 +171,12 @@ def _training(maker: Record | None, info: Any) -> list[str]:
 def _numbers(mine: Sequence[Group]) -> list[str]:
     rows = []
     for group in mine:
-        for metric, (_, label) in TASKS.items():
-            values = group.values(metric)
-            if values:
-                mean = sum(values) / len(values)
-                seeds = f"{len(values)} seeds" if len(values) > 1 else "one seed"
-                science = group.records[0].science
-                how = ", ".join(f"{key} {shown(science[key])}" for key in PROTOCOL if key in science and key != "seed")
-                rows.append(f"| {label} | {mean:.2f} | {seeds} | {escape_markdown(how)} |")
+        how = ", ".join(f"{key} {shown(value)}" for key, value in _settings(group.records[0]).items())
+        for entry in _entries(group):
+            values = group.values(entry.key)
+            mean = sum(values) / len(values)
+            seeds = f"{len(values)} seeds" if len(values) > 1 else "one seed"
+            rows.append(f"| {escape_markdown(entry.title)} | {mean:.2f} | {seeds} | {escape_markdown(how)} |")
     return ["| | % | | protocol |", "| :-- | --: | :-- | :-- |", *rows] if rows else ["Not evaluated yet."]
 
 
@@ -196,9 +194,12 @@ def _beside_papers(mine: Sequence[Group], found: Sequence[Record]) -> list[str]:
 
 
 def _loading(file: Path) -> list[str]:
+    examples = [(task, protocol) for task, protocol in protocols().values() if protocol.example]
+    data = next((view for task, _ in examples for view in task.data), "PATH")
+    names = ",".join(protocol.name for _, protocol in examples)
     return [
         "```bash",
-        f"mimbench evaluate {file.name} --on knn,linear --data imagenet",
+        f"mimbench evaluate {file.name} --on {names} --data {data}",
         f"mimbench export {file.name} --to timm",
         "```",
         "",

@@ -1,10 +1,10 @@
 """`mimbench compare RUN RUN`: two runs side by side, and whether their numbers may be subtracted.
 
     mimbench compare mask_rcnn_vitdet_b_100ep-3f mask_rcnn_vitdet_b_100ep-a0
-    mimbench compare RUN RUN --html compare.html
+    mimbench compare RUN RUN --output compare.html
 
 First what differs, in settings, encoders, facts and versions; then every metric that both measured, the second minus
-the first, in brackets where the runs were not made under one protocol; then the AP of each category, largest change
+the first, in brackets where the runs were not made under one protocol; then what each category has, largest change
 first. Runs are named as `mimbench status` does. Reads result files only; starts without torch.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 from mimbench.jobs.runs import records
 from mimbench.jobs.runs.encoders import Encoder, encoders_of
 from mimbench.jobs.runs.records import Record
+from mimbench.jobs.runs.tasks import known, makes_encoders
 from mimbench.jobs.tables.matching import equal, shown
 from mimbench.jobs.tables.paper_table import signed
 from mimbench.jobs.tables.table import protocol_of
@@ -59,8 +60,14 @@ class TwoRuns:
     pretraining: tuple[Setting, ...]  # what is compared, if the protocol is one
     circumstances: tuple[Setting, ...]  # versions, device, commit
     metrics: tuple[Metric, ...]
-    categories: tuple[Metric, ...]  # box AP of each
+    categories: tuple[Metric, ...]
     missing: tuple[str, ...]  # metrics that one of them lacks
+
+    @property
+    def categories_title(self) -> str:
+        """What was measured of each category."""
+        task = known(self.names[0].partition("/")[0])
+        return task.categories.title if task and task.categories else ""
 
     @property
     def comparable(self) -> bool:
@@ -102,11 +109,11 @@ def _finished(record: Record | None, path: Path) -> Record:
 
 
 def _two(one: Record, other: Record, encoders: Mapping[Path, Encoder]) -> TwoRuns:
-    pretrain = one.stage == "pretrain"
+    pretraining = makes_encoders(one.stage)
     settings = tuple(_settings(protocol_of(one), protocol_of(other)))
     facts = tuple(setting for setting in _settings(_facts(one), _facts(other)) if setting.key not in one.science)
     names = {setting.key for setting in settings}
-    protocol = () if pretrain else (*settings, *(fact for fact in facts if fact.key not in names))
+    protocol = () if pretraining else (*settings, *(fact for fact in facts if fact.key not in names))
     mine, theirs = one.metrics, other.metrics
     both = [name for name in mine if name in theirs]
     made = tuple(encoders[record.run.path] for record in (one, other))
@@ -114,7 +121,7 @@ def _two(one: Record, other: Record, encoders: Mapping[Path, Encoder]) -> TwoRun
         names=(one.name, other.name),
         encoders=(made[0].name, made[1].name),
         protocol=protocol,
-        pretraining=settings if pretrain else (),
+        pretraining=settings if pretraining else (),
         circumstances=tuple(_settings(_circumstances(one), _circumstances(other))),
         metrics=tuple(Metric(name, mine[name], theirs[name]) for name in both),
         categories=tuple(categories(one, other)),
@@ -143,17 +150,20 @@ def _text(settings: Mapping[str, Any], key: str) -> str:
 
 
 def categories(one: Record, other: Record) -> list[Metric]:
-    """Box AP of the categories of two detectors, the largest change first; none where a run has no such file."""
+    """What two runs measured of each category, the largest change first; none where a run has no such file."""
     first, second = (_of_each_category(record) for record in (one, other))
     both = [Metric(name, first[name], second[name]) for name in first if name in second]
     return sorted(both, key=lambda metric: -abs(metric.difference))
 
 
 def _of_each_category(record: Record) -> dict[str, float]:
-    file = record.run.path / "categories.json"
+    task = known(record.stage)
+    if task is None or task.categories is None:
+        return {}
+    file, key = record.run.path / task.categories.file, task.categories.key
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        return {str(entry["name"]): float(entry["box_ap"]) for entry in entries if entry.get("box_ap") is not None}
+        return {str(entry["name"]): float(entry[key]) for entry in entries if entry.get(key) is not None}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -179,7 +189,7 @@ def text(two: TwoRuns, width: int | None = None, categories_shown: int = 20) -> 
         ("Protocol", ("setting", "first", "second"), _rows(two.protocol)),
         ("Pretraining", ("setting", "first", "second"), _rows(two.pretraining)),
         ("Metrics", ("metric", "first", "second", "difference"), numbers(two, two.metrics)),
-        ("Box AP by category", ("category", "first", "second", "difference"),
+        (f"{two.categories_title} by category", ("category", "first", "second", "difference"),
          numbers(two, two.categories[:categories_shown])),
         ("Circumstances", ("", "first", "second"), _rows(two.circumstances)),
     ]  # fmt: skip

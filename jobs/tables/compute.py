@@ -15,6 +15,7 @@ from typing import Any
 
 from mimbench.jobs.runs.encoders import encoders_of
 from mimbench.jobs.runs.records import Record
+from mimbench.jobs.runs.tasks import known
 from mimbench.jobs.tables import paper
 from mimbench.jobs.tables.grids import BLANK, Grid
 
@@ -64,7 +65,8 @@ def measured(found: Sequence[Record]) -> dict[Key, Measured]:
     groups: dict[tuple[Key, str, int], list[Record]] = {}
     for record in found:
         result = record.result or {}
-        if result.get("images_per_second") and record.stage in ("pretrain", "det"):
+        task = known(record.stage)
+        if result.get("images_per_second") and task is not None and task.computes:
             science = record.science
             key = (encoders[record.run.path].architecture, told_by(science))
             group = (key, str(result.get("device")), int(science.get("batch", 1)))

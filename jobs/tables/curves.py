@@ -17,29 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mimbench.engine.run.task import Metric
 from mimbench.jobs.runs.encoders import Encoder, digest
 from mimbench.jobs.runs.records import Record
-from mimbench.jobs.tables.table import COLUMNS, Cell, Row, protocol_of
+from mimbench.jobs.runs.tasks import columns, known, makes_encoders
+from mimbench.jobs.tables.table import Cell, Row, all_columns, protocol_of
 
 WIDTH, HEIGHT = 440, 256  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 48, 422, 10, 212  # of the plot inside it
 LEFT_OF_DOTS, LEVEL = 90, 36  # the overview: room for names, and the height of one
 NOISY = 40  # points from which a series is smoothed
 MOST = 400  # points drawn of a series
-
-
-Y_NAMES = {
-    "loss": "training loss",
-    "val_loss": "loss on validation images",
-    "probe_knn": "k-NN on some images (%)",
-    "feature_rank": "rank of the features",
-    "knn_top1": "k-NN top-1 (%)",
-    "linear_top1": "linear probe top-1 (%)",
-    "finetune_top1": "fine-tune top-1 (%)",
-    "box_ap": "box AP (%)",
-    "mask_ap": "mask AP (%)",
-}
-HEALTH = ("val_loss", "probe_knn", "feature_rank", "grad_norm")
+TRAINING_LOSS = "training loss"  # which every training writes, and the norm of its gradient
 X_NAMES = {"epoch": "epoch", "step": "optimiser step"}
 
 
@@ -146,6 +135,8 @@ class Chart:
 class Scatter:
     """What pretraining cost against what it brought: a dot for each encoder."""
 
+    y_name: str  # "Box AP"
+    unit: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     dots: tuple[Dot, ...]
@@ -179,11 +170,15 @@ def overview(rows: Sequence[Row], styles: Mapping[Encoder, int]) -> Overview | N
     name = labels(row.encoder for row in shown)
     scale = _Scale(0, 100, LEFT_OF_DOTS, RIGHT, step=20)
     levels: list[Level] = []
-    for metric in (metric for metric in COLUMNS if any(metric in row.cells for row in shown)):
+    for key, metric in all_columns(rows).items():
+        cells = [(row.cells[key], row.encoder) for row in shown if key in row.cells]
+        if not cells or metric.quantity.unit != "%":
+            continue
         y = TOP + LEVEL * (len(levels) + 0.5)
-        cells = [(row.cells[metric], row.encoder) for row in shown if metric in row.cells]
         dots = [_dot(cell, scale, y, styles[encoder], name[encoder]) for cell, encoder in cells]
-        levels.append(Level(COLUMNS[metric], y, tuple(dots)))
+        levels.append(Level(metric.title, y, tuple(dots)))
+    if not levels:
+        return None
     legend = tuple(Legend(name[row.encoder], styles[row.encoder], "") for row in shown)
     return Overview(tuple(levels), scale.ticks(), TOP + LEVEL * len(levels), legend)
 
@@ -200,32 +195,43 @@ def _dot(cell: Cell, scale: _Scale, y: float, style: int, name: str) -> Dot:
     )
 
 
-def scatter(
+def scatters(
     rows: Sequence[Row], found: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, int]
-) -> Scatter | None:
-    """Hours of pretraining (wall time, 0 from scratch) and box AP under the usual protocol; None of fewer than two."""
+) -> list[Scatter]:
+    """Return a chart for each metric that is drawn over the hours of pretraining (`Metric.by_cost`).
+
+    Hours are wall time, 0 from scratch; the metric is that under the usual protocol. A chart has at least two dots.
+    """
     spent: dict[Encoder, list[float]] = {}
     for record in found:
-        if record.stage == "pretrain" and record.result:
+        if makes_encoders(record.stage) and record.result:
             spent.setdefault(encoders[record.run.path], []).append(float(record.result.get("seconds", 0)) / 3600)
     hours = {encoder: sum(times) / len(times) for encoder, times in spent.items()}
-    shown = [row for row in rows if "box_ap" in row.cells and not row.note]
+    drawn = (_scatter(metric, rows, hours, styles) for metric in columns().values() if metric.by_cost)
+    return [one for one in drawn if one is not None]
+
+
+def _scatter(
+    metric: Metric, rows: Sequence[Row], hours: Mapping[Encoder, float], styles: Mapping[Encoder, int]
+) -> Scatter | None:
+    shown = [row for row in rows if metric.key in row.cells and not row.note]
     shown = [row for row in shown if not row.encoder.origin or row.encoder in hours]
     if len(shown) < 2 or not any(row.encoder in hours for row in shown):
         return None
-    cells = [(row.encoder, hours.get(row.encoder, 0.0), row.cells["box_ap"]) for row in shown]
+    cells = [(row.encoder, hours.get(row.encoder, 0.0), row.cells[metric.key]) for row in shown]
     x_scale = _Scale.over([0.0, *(x for _, x, _ in cells)], LEFT, RIGHT, rounded=False)
     y_scale = _Scale.over([cell.mean for _, _, cell in cells], BOTTOM, TOP, rounded=True)
     name = labels(encoder for encoder, _, _ in cells)
     dots = []
     for encoder, x, cell in cells:
         reach = cell.deviation or 0.0
-        text = f"{name[encoder]}: {x:.3g} h, box AP {cell.text()}"
+        text = f"{name[encoder]}: {x:.3g} h, {metric.title} {cell.text()}"
         high, low = y_scale(cell.mean + reach), y_scale(cell.mean - reach)
         at = (round(x_scale(x), 1), round(low, 1), round(high, 1), round(y_scale(cell.mean), 1))
         dots.append(Dot(at[0], at[1], at[2], at[3], styles[encoder], text))
     legend = tuple(Legend(name[encoder], styles[encoder], cell.text()) for encoder, _, cell in cells)
-    return Scatter(x_scale.ticks(), y_scale.ticks(), tuple(dots), legend)
+    name_and_unit = (metric.title[0].upper() + metric.title[1:], metric.quantity.unit)
+    return Scatter(*name_and_unit, x_scale.ticks(), y_scale.ticks(), tuple(dots), legend)
 
 
 def charts(found: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, int]) -> list[Chart]:
@@ -240,7 +246,7 @@ def charts(found: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Ma
 
 
 def _task(record: Record) -> tuple[str, ...]:
-    if record.stage == "pretrain":
+    if makes_encoders(record.stage):
         return record.stage, str(record.science.get("method.kind")), record.data
     return record.stage, record.recipe, digest(protocol_of(record))
 
@@ -251,8 +257,10 @@ def _charts_of_task(
     name = labels(encoders.values())
     measured = {record.run.path: measurements(record.run.metrics) for record in task}
     names = {key for lines in measured.values() for line in lines for key in line}
-    wanted = ["loss", *HEALTH, *COLUMNS, *sorted(key for key in names if key.startswith("loss_"))]
-    x = "step" if task[0].stage == "det" or "epoch" not in names else "epoch"
+    titles = _titles(task)
+    counts = getattr(known(task[0].stage), "counts", "epochs")
+    x = "step" if counts == "steps" or "epoch" not in names else "epoch"
+    wanted = [*titles, *sorted(key for key in names if key.startswith("loss_"))]
     for metric in (metric for metric in wanted if metric in names):
         lines: dict[Encoder, list[tuple[Point, ...]]] = {}
         for record in task:
@@ -266,7 +274,21 @@ def _charts_of_task(
         ]
         if series:
             title = f"{task[0].recipe} on {task[0].data}"
-            yield draw(title, X_NAMES[x], Y_NAMES.get(metric, metric), series, minor=metric not in Y_NAMES)
+            y_name = titles.get(metric, "")
+            yield draw(title, X_NAMES[x], y_name or metric, series, minor=not y_name)
+
+
+def _titles(task: Sequence[Record]) -> dict[str, str]:
+    """What is drawn of a task's runs, and the titles of the axes; "" of what is drawn among the minor charts."""
+    described = known(task[0].stage)
+    if described is None:
+        return {"loss": TRAINING_LOSS, "grad_norm": "", **{key: key for record in task for key in record.metrics}}
+    return {
+        "loss": TRAINING_LOSS,
+        **{curve.key: curve.title for curve in described.curves},
+        "grad_norm": "",
+        **{metric.key: metric.curve for metric in described.metrics if metric.column != "never"},
+    }
 
 
 def measurements(file: Path) -> list[dict[str, float]]:

@@ -28,8 +28,9 @@ from typing import Any, Literal
 from mimbench.engine.run.config import to_text, with_overrides
 from mimbench.jobs.runs.encoders import Encoder, digest, encoders_of, maker_of, makers
 from mimbench.jobs.runs.recipes import find
-from mimbench.jobs.runs.records import Record, science_of
-from mimbench.jobs.tables.paper import Reference
+from mimbench.jobs.runs.records import GROUPS, Record, groups_of, science_of
+from mimbench.jobs.runs.tasks import at_best_epoch, makes_encoders
+from mimbench.jobs.tables.paper import EVALUATION, PRETRAINING, Reference
 from mimbench.jobs.tables.significance import Interval, Sample, interval
 from mimbench.jobs.tables.table import protocol_of
 
@@ -163,7 +164,7 @@ def name_of(key: str) -> str:
         return NAMES[key]
     stage, _, rest = key.partition(".")
     words = rest.replace("_", " ").replace(".", " ") or stage
-    return f"pretraining {words}" if stage == "pretrain" else words
+    return f"pretraining {words}" if stage == PRETRAINING else words
 
 
 def shown(value: Any) -> str:
@@ -215,7 +216,7 @@ def groups(found: Sequence[Record]) -> tuple[list[Group], list[str]]:
     encoders, made_by, problems = encoders_of(found), makers(found), _damaged(found)
     sets: dict[tuple[Encoder, str], list[Record]] = {}
     for record in _trusted(found, problems):
-        if record.stage != "pretrain" and record.metrics:
+        if not makes_encoders(record.stage) and record.metrics:
             sets.setdefault((encoders[record.run.path], digest(protocol_of(record))), []).append(record)
     whole = []
     for (encoder, _), records in sets.items():
@@ -296,7 +297,7 @@ def _compared(reference: Reference, group: Group) -> Comparison:
     """Where the source took the epoch that was best on the validation images, so do we, if that was recorded."""
     metric, chosen = reference.metric, {}
     if SELECTION in reference.facts:
-        best = metric.replace("finetune_", "finetune_best_")
+        best = at_best_epoch(metric)
         wanted = reference.facts[SELECTION] == BEST
         metric = best if wanted and len(group.values(best)) == len(group.values(metric)) else metric
         chosen = {SELECTION: BEST if metric == best else "last"}
@@ -342,8 +343,8 @@ def _set_by_recipes(reference: Reference) -> dict[str, Any]:
     return {
         f"{part}.{key}": value
         for part, recipe, overrides in (
-            ("pretrain", reference.pretraining, reference.pretrain_overrides),
-            ("eval", reference.recipe, reference.overrides),
+            (PRETRAINING, reference.pretraining, reference.pretrain_overrides),
+            (EVALUATION, reference.recipe, reference.overrides),
         )
         if recipe is not None
         for key, value in _science(recipe, overrides).items()
@@ -354,7 +355,8 @@ def _set_by_recipes(reference: Reference) -> dict[str, Any]:
 @cache
 def _science(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     """As `config.txt` would hold it."""
-    return science_of(to_text(with_overrides(find(recipe).build(), list(overrides))), {})
+    config = with_overrides(find(recipe).build(), list(overrides))
+    return science_of(to_text(config), {GROUPS: groups_of(config)})
 
 
 def _needless(key: str, facts: Mapping[str, Any]) -> bool:

@@ -39,7 +39,17 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Protocol(_Entry):
+class Settings(_Entry):
+    """The settings of a protocol, in two parts: of the pretraining that made an encoder, and of its evaluation."""
+
+    pretrain: dict[str, Any] = Field(default_factory=dict)
+    eval: dict[str, Any] = Field(default_factory=dict)
+
+
+PRETRAINING, EVALUATION = PARTS = tuple(Settings.model_fields)  # the first words of the dotted keys of settings
+
+
+class Protocol(Settings):
     """Settings that numbers were printed under; `extends` names another, of another paper as `paper/name`."""
 
     extends: str | None = None
@@ -48,12 +58,10 @@ class Protocol(_Entry):
     unknown: tuple[str, ...] = ()
     note: str = ""
     overrides: tuple[str, ...] = ()
-    pretrain: dict[str, Any] = Field(default_factory=dict)
-    eval: dict[str, Any] = Field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """Dotted key to value."""
-        return flat({"pretrain": self.pretrain, "eval": self.eval})
+        return flat({part: getattr(self, part) for part in PARTS})
 
 
 class _Part(_Entry):
@@ -251,8 +259,8 @@ def protocol(name: str | None, paper: str, directory: Path = PAPERS) -> Protocol
         name = chain[-1].extends
     merged = Protocol()
     for one in reversed(chain):
-        given = one.model_dump(exclude_unset=True, exclude={"extends", "pretrain", "eval"})
-        settings = {part: _merge(getattr(merged, part), getattr(one, part)) for part in ("pretrain", "eval")}
+        given = one.model_dump(exclude_unset=True, exclude={"extends", *PARTS})
+        settings = {part: _merge(getattr(merged, part), getattr(one, part)) for part in PARTS}
         merged = merged.model_copy(update={**given, **settings})
     return merged
 

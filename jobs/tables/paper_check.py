@@ -11,9 +11,10 @@ from functools import cache
 from pathlib import Path
 
 from mimbench.engine.run.config import leaves
-from mimbench.jobs.runs.recipes import STAGES, recipes
+from mimbench.jobs.runs.recipes import recipes
+from mimbench.jobs.runs.tasks import makes_encoders, tasks
 from mimbench.jobs.tables import paper
-from mimbench.jobs.tables.paper import PAPERS, Paper, Reference, Row, Table, nearest
+from mimbench.jobs.tables.paper import EVALUATION, PAPERS, PRETRAINING, Paper, Reference, Row, Table, nearest
 
 FACTS = {  # of `result.json`, beyond the config's fields, that protocols may name; and what matching derives
     "encoder",
@@ -29,7 +30,6 @@ FACTS = {  # of `result.json`, beyond the config's fields, that protocols may na
     "eval.partial",
     "eval.selection",
 }
-METRICS = ("finetune_", "linear_", "knn_", "fewshot_", "box_ap", "mask_ap")  # what names of metrics begin with
 
 
 def problems(directory: Path = PAPERS) -> list[str]:
@@ -56,8 +56,8 @@ def _recipe_names() -> frozenset[str]:
 @cache
 def keys() -> frozenset[str]:
     """Every key that a protocol may name."""
-    prefixes = {stage: "pretrain." if stage == "pretrain" else "eval." for stage in STAGES}
-    fields = {prefixes[recipe.stage] + leaf.key for recipe in recipes() for leaf in leaves(recipe.build())}
+    parts = {name: PRETRAINING if makes_encoders(name) else EVALUATION for name in tasks()}
+    fields = {f"{parts[recipe.stage]}.{leaf.key}" for recipe in recipes() for leaf in leaves(recipe.build())}
     return frozenset(fields | FACTS)
 
 
@@ -126,5 +126,5 @@ def _of_reference(reference: Reference, known: frozenset[str]) -> Iterator[str]:
         yield f"{reference.where}: neither `is` nor `unused` is given, so that no run or any run would stand there"
     if not reference.facts and not reference.unknown:
         yield f"{reference.where}: its protocol says nothing"
-    if not reference.metric.startswith(METRICS):
+    if not reference.metric.startswith(tuple(start for task in tasks().values() for start in task.beginnings)):
         yield f"{reference.where}: no run measures {reference.metric!r}; say why with `unused`"

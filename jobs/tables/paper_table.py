@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 
 from mimbench.engine.run.config import identity, with_overrides
-from mimbench.jobs.runs.cost import Cost, cost_of
+from mimbench.engine.run.cost import Cost
+from mimbench.jobs.runs.cost import cost_of
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.records import Record
 from mimbench.jobs.tables import paper
@@ -245,8 +246,8 @@ def filling(reference: Reference, found: Sequence[Record]) -> tuple[tuple[str, .
         return (" ".join(words),), cost_of(config, evaluation.function)
     recipe = find(reference.pretraining)
     pretraining = with_overrides(recipe.build(), list(reference.pretrain_overrides))
-    name = f"{reference.pretraining}-{identity(pretraining, 'pretrain', None)}"
-    own = None if reference.overrides else evaluation.function  # the docstring's cost is that of the bare recipe
+    name = f"{reference.pretraining}-{identity(pretraining, recipe.stage, None)}"
+    own = None if reference.overrides else evaluation.function  # it states the cost of itself as it is
     cost = cost_of(replace(config, encoder=pretraining.encoder), own)
     commands = [" ".join([*words, f"checkpoint={Path('runs') / name}"])]
     if not any(record.name == name and record.state == "done" for record in found):

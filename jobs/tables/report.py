@@ -4,9 +4,9 @@
     mimbench report --study NAME      of the runs of one study, and what made their encoders
 
 The table, what it says in words, the tables of papers in which these runs have a place, what pretraining cost and
-brought, box AP by category, loss and metric curves with pretrained and scratch in the same chart, reconstructions and
-detections, what was run on what, and which runs failed and why. No script, no request: pictures and styles are in the
-file, and a content security policy in it forbids the rest. It follows the reader's colour scheme and prints.
+brought, categories side by side, loss and metric curves with pretrained and scratch in the same chart, the pictures
+that the tasks draw, what was run on what, and which runs failed and why. No script, no request: pictures and styles are
+in the file, and a content security policy in it forbids the rest. It follows the reader's colour scheme and prints.
 
 Page and styles are in `report.html.jinja`; everything that comes from a run is escaped there. Starts without torch.
 """
@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.engine.run.atomic import write_text
+from mimbench.engine.run.task import Categories
+from mimbench.engine.run.task import Picture as Described
 from mimbench.jobs.runs import records, status
 from mimbench.jobs.runs.encoders import Encoder, digest, encoders_of, maker_of, makers
 from mimbench.jobs.runs.records import Record
+from mimbench.jobs.runs.tasks import known, makes_encoders, metric_of, tasks
 from mimbench.jobs.tables import compare, curves, paper_table, table
 from mimbench.jobs.tables.formats_html import environment
 
@@ -35,29 +38,6 @@ log = logging.getLogger(__name__)
 TEMPLATE = "report.html.jinja"
 LOG_LINES = 15
 MEDIA = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
-CAPTIONS = {  # file name in plots/ -> heading, and what the pictures show
-    "reconstructions": (
-        "Reconstructions",
-        "Validation images: the original, what the encoder was given, and what the decoder made of the hidden patches.",
-    ),
-    "detections": (
-        "Detections",
-        "Validation images: what was annotated, beside the boxes, masks and classes that were found.",
-    ),
-    "worst": (
-        "Worst images",
-        "Validation images with the smallest share of right detections, what was annotated beside what was found.",
-    ),
-    "precision_recall": (
-        "Precision and recall",
-        "Mean over categories, for boxes and masks that overlap the annotated ones by so much.",
-    ),
-    "errors": (
-        "Mistakes of detectors",
-        "What box AP50 would gain without each kind of mistake, and how many there are. Costs do not add up.",
-    ),
-}
-WITHOUT_DECODER = "Validation images: the original, what the encoder was given, and the weights it was drawn by."
 UNFINISHED = {
     "failed": "failed",
     "interrupted": "was interrupted; asked for again, it carries on from its last checkpoint",
@@ -143,7 +123,9 @@ def _page(found: Sequence[Record], title: str) -> str:
             caption=table.caption(rows),
             lead=lead(rows),
             overview=curves.overview(rows, styles),
-            scatter=curves.scatter(rows, found, encoders, styles),
+            scatters=curves.scatters(rows, found, encoders, styles),
+            glossary=[entry for task in tasks().values() for entry in task.glossary],
+            makes_encoders=makes_encoders,
             papers=paper_table.touched(found),
             by_category=_by_category(found, encoders),
             findings=findings(rows),
@@ -159,22 +141,29 @@ def _page(found: Sequence[Record], title: str) -> str:
     )
 
 
-def _by_category(found: Sequence[Record], encoders: Mapping[Path, Encoder]) -> list[tuple[str, str, list[Any]]]:
-    """Of each detection protocol the latest encoder against the first one, from scratch if there is that: box APs.
+def _by_category(found: Sequence[Record], encoders: Mapping[Path, Encoder]) -> list[tuple[str, str, str, list[Any]]]:
+    """Of each protocol with categories the latest encoder against the first one, from scratch if there is that.
 
-    None where there is one category: its AP is in the table of results.
+    None where there is one category: its value is in the table of results.
     """
     protocols: dict[str, list[Record]] = {}
     for record in found:
-        if record.stage == "det" and record.result and (record.run.path / "categories.json").exists():
+        by = _categories_of(record)
+        if by is not None and record.result and (record.run.path / by.file).exists():
             protocols.setdefault(digest(table.protocol_of(record)), []).append(record)
     shown = []
     for records_of_one in protocols.values():
         ordered = sorted(records_of_one, key=lambda record: bool(encoders[record.run.path].origin))
         names = (encoders[ordered[0].run.path].name, encoders[ordered[-1].run.path].name)
         if names[0] != names[1] and len(changes := _changes(ordered[0], ordered[-1])) > 1:
-            shown.append((*names, changes))
+            by = _categories_of(ordered[0])
+            shown.append((by.title if by else "", *names, changes))
     return shown
+
+
+def _categories_of(record: Record) -> Categories | None:
+    task = known(record.stage)
+    return task.categories if task else None
 
 
 def _changes(first: Record, second: Record) -> list[Any]:
@@ -209,9 +198,9 @@ def findings(rows: Sequence[table.Row]) -> list[str]:
 
 def _finding(row: table.Row) -> str:
     under = f" ({row.note})" if row.note else ""
-    gains = _listed(f"{table.COLUMNS[metric]} {gain.text()}" for metric, gain in row.gains.items())
+    gains = _listed(f"{metric_of(metric).title} {gain.text()}" for metric, gain in row.gains.items())
     within = [
-        table.COLUMNS[metric] for metric, gain in row.gains.items()
+        metric_of(metric).title for metric, gain in row.gains.items()
         if gain.deviation is not None and abs(gain.mean) <= gain.deviation
     ]  # fmt: skip
     known = all(gain.deviation is not None for gain in row.gains.values())
@@ -228,7 +217,9 @@ def _listed(parts: Iterable[str]) -> str:
 
 def _galleries(found: Iterable[Record], encoders: Mapping[Path, Encoder]) -> dict[str, list[Picture]]:
     """Pictures by heading, in the order of the runs."""
-    galleries: dict[str, list[Picture]] = {CAPTIONS[stem][0]: [] for stem in CAPTIONS}
+    galleries: dict[str, list[Picture]] = {
+        described.heading: [] for task in tasks().values() for described in task.pictures if described.when is None
+    }
     for record in found:
         for file in sorted(record.run.plots.glob("*")):
             if file.suffix in MEDIA:
@@ -239,13 +230,21 @@ def _galleries(found: Iterable[Record], encoders: Mapping[Path, Encoder]) -> dic
 
 def _picture(file: Path, record: Record, encoder: Encoder) -> Picture:
     data = file.read_bytes()
-    heading, what = CAPTIONS.get(file.stem, (file.stem.replace("_", " ").capitalize(), ""))
-    if file.stem == "reconstructions" and record.science.get("method.kind") == "maskalign":
-        heading, what = "What the encoder was shown", WITHOUT_DECODER
-    of = encoder.name if record.stage == "pretrain" else f"{record.recipe}, encoder {encoder.name}"
+    described = _described(file.stem, record)
+    heading, what = described.heading, described.caption
+    of = encoder.name if makes_encoders(record.stage) else f"{record.recipe}, encoder {encoder.name}"
     width, height = struct.unpack(">II", data[16:24]) if file.suffix == ".png" and len(data) > 24 else (None, None)
     url = f"data:{MEDIA[file.suffix]};base64,{base64.b64encode(data).decode()}"
     return Picture(url, heading, f"{of} on {record.data}. {what}".strip(), width, height)
+
+
+def _described(stem: str, record: Record) -> Described:
+    """What a picture of a run shows, by its task; of one that no task describes its name."""
+    task = known(record.stage)
+    for one in task.pictures if task else ():
+        if one.stem == stem and (one.when is None or str(record.science.get(one.when[0])) == one.when[1]):
+            return one
+    return Described(stem, stem.replace("_", " ").capitalize(), "")
 
 
 def _summary(record: Record, encoder: Encoder) -> RunSummary:

@@ -1,7 +1,10 @@
 """The table: one row per encoder, pretrained ones beside the same architecture from scratch.
 
-    mimbench table            k-NN, linear, fine-tune top-1 and box and mask AP of every encoder under the runs root
+    mimbench table            every encoder under the runs root, and what was measured of it
     mimbench table --json     the same with every value, unrounded
+
+The columns are the metrics that the installed tasks describe (`Task.metrics`); what a run of a task that is not
+installed measured has columns of its own, by the keys.
 
 Seeds. Runs that differ in nothing but the seed, their own or that of the pretraining before them, share a cell: mean
 and sample standard deviation over them. The gain over scratch has the deviation of a difference of two runs.
@@ -23,38 +26,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mimbench.engine.run.task import Metric
 from mimbench.jobs.runs import records
 from mimbench.jobs.runs.encoders import Encoder, difference, digest, encoder_hash, encoders_of, without
 from mimbench.jobs.runs.records import Record
+from mimbench.jobs.runs.tasks import columns, known, metric_of, undescribed
 from mimbench.jobs.tables.significance import Values
 
 if TYPE_CHECKING:
     import rich.table
 
-COLUMNS = {
-    "knn_top1": "k-NN",
-    "fewshot5_ridge_top1": "5-shot",
-    "linear_fast_top1": "fast linear",
-    "linear_top1": "linear",
-    "finetune_top1": "fine-tune",
-    "box_ap": "box AP",
-    "mask_ap": "mask AP",
-}
-OPTIONAL = ("fewshot5_ridge_top1", "linear_fast_top1")  # shown once something has been measured so
 MISSING = "–"
 RECIPE = 24  # characters in a line about what is different
 
 
 @dataclass(frozen=True)
 class Cell(Values):
-    """One metric of one encoder under one protocol: the values of its seeds, in percent."""
+    """One metric of one encoder under one protocol: the values of its seeds, in the metric's unit."""
 
     data: str = ""
     runs: tuple[str, ...] = ()
+    digits: int = 1  # of the metric's quantity
 
     def text(self) -> str:
-        """To one decimal, as papers print it."""
-        return f"{self.mean:.1f}" + _plus_minus(self.deviation)
+        """To one decimal where it is in percent, as papers print it."""
+        return f"{self.mean:.{self.digits}f}" + _plus_minus(self.deviation, self.digits)
 
 
 @dataclass(frozen=True)
@@ -63,10 +59,12 @@ class Gain:
 
     mean: float
     deviation: float | None
+    digits: int = 1
+    better: bool | None = None  # whether the change is for the better; None of no change
 
     def text(self) -> str:
         """With its sign."""
-        return f"{self.mean:+.1f}".replace("-", "−") + _plus_minus(self.deviation)
+        return f"{self.mean:+.{self.digits}f}".replace("-", "−") + _plus_minus(self.deviation, self.digits)
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Row:
     kind: Literal["scratch", "pretrained", "gain"]
     encoder: Encoder
     note: str = ""  # how the protocol differs from that of the rows before
-    cells: dict[str, Cell] = field(default_factory=dict)  # by the names of COLUMNS
+    cells: dict[str, Cell] = field(default_factory=dict)  # by the key of the metric
     gains: dict[str, Gain] = field(default_factory=dict)  # of a gain row
     checkpoints: tuple[str, ...] = ()  # content hashes
 
@@ -138,31 +136,39 @@ def rows(root: Path) -> list[Row]:
 
 def rows_of(found: Sequence[Record]) -> list[Row]:
     """The table of runs that were read already."""
-    encoders = encoders_of(found)
+    encoders, metrics = encoders_of(found), _columns_of(found)
     checkpoints: dict[Encoder, set[str]] = {}  # content hashes of every encoder that has a row
     for record in found:
         made = encoder_hash(record)
-        if made or record.metrics.keys() & COLUMNS.keys():
+        if made or record.metrics.keys() & metrics.keys():
             used = made or (record.checkpoint or {}).get("hash")
             checkpoints.setdefault(encoders[record.run.path], set()).update({used} if used else ())
     measured = [
         Measured(metric, encoders[record.run.path], record)
-        for record in found for metric in COLUMNS if metric in record.metrics
+        for record in found for metric in metrics if metric in record.metrics
     ]  # fmt: skip
     architectures = dict.fromkeys(encoder.architecture for encoder in checkpoints)
-    return [row for architecture in architectures for row in _block(architecture, measured, checkpoints)]
+    return [row for architecture in architectures for row in _block(architecture, list(metrics), measured, checkpoints)]
 
 
-def _block(architecture: str, measured: Sequence[Measured], checkpoints: dict[Encoder, set[str]]) -> list[Row]:
+def _columns_of(found: Sequence[Record]) -> dict[str, Metric]:
+    """The columns that there may be: of the tasks, and all that runs of tasks which are not installed measured."""
+    foreign = {key: undescribed(key) for record in found if known(record.stage) is None for key in record.metrics}
+    return {**columns(), **{key: metric for key, metric in foreign.items() if key not in columns()}}
+
+
+def _block(
+    architecture: str, metrics: Sequence[str], measured: Sequence[Measured], checkpoints: dict[Encoder, set[str]]
+) -> list[Row]:
     """The rows of one architecture: for each protocol scratch, then every encoder with its gain."""
     here = [result for result in measured if result.encoder.architecture == architecture]
     encoders = sorted((e for e in checkpoints if e.architecture == architecture), key=lambda e: bool(e.origin))
-    columns = {metric: _by_protocol([result for result in here if result.metric == metric]) for metric in COLUMNS}
+    grouped = {metric: _by_protocol([result for result in here if result.metric == metric]) for metric in metrics}
     block: list[Row] = []
-    for variant in range(max(1, *(len(protocols) for protocols in columns.values()))):
+    for variant in range(max([1, *(len(protocols) for protocols in grouped.values())])):
         scratch = None
         for encoder in encoders:
-            row = _row(encoder, columns, variant, checkpoints[encoder])
+            row = _row(encoder, grouped, variant, checkpoints[encoder])
             if variant and not row.cells:
                 continue
             scratch = scratch if encoder.origin else row
@@ -182,19 +188,21 @@ def _by_protocol(results: Sequence[Measured]) -> list[list[Measured]]:
     )
 
 
-def _row(encoder: Encoder, columns: dict[str, list[list[Measured]]], variant: int, checkpoints: set[str]) -> Row:
+def _row(encoder: Encoder, grouped: dict[str, list[list[Measured]]], variant: int, checkpoints: set[str]) -> Row:
     """The row of `encoder` under the protocol that comes `variant`-th in each column."""
     cells: dict[str, Cell] = {}
     notes: dict[str, list[str]] = {}  # what is different -> in which columns
-    for metric, protocols in columns.items():
+    for metric, protocols in grouped.items():
         group = protocols[variant] if variant < len(protocols) else []
         mine = [result.record for result in group if result.encoder == encoder]
         if mine:
             values = tuple(record.metrics[metric] for record in mine)
-            cells[metric] = Cell(values, mine[0].data, tuple(record.name for record in mine))
+            described = metric_of(metric)
+            names = tuple(record.name for record in mine)
+            cells[metric] = Cell(values, mine[0].data, names, described.quantity.digits)
             changes = difference(group[0].settings, protocols[0][0].settings)
-            notes.setdefault(changes, []).append(COLUMNS[metric])
-    note = "; ".join(f"{', '.join(names)}: {changes}" for changes, names in notes.items() if changes)
+            notes.setdefault(changes, []).append(described.title)
+    note = "; ".join(f"{', '.join(titles)}: {changes}" for changes, titles in notes.items() if changes)
     kind: Literal["scratch", "pretrained"] = "pretrained" if encoder.origin else "scratch"
     return Row(kind, encoder, note, cells, checkpoints=tuple(sorted(checkpoints)))
 
@@ -203,18 +211,20 @@ def _gain(row: Row, scratch: Row | None) -> list[Row]:
     """The row that says what pretraining brought, where there is something to compare."""
     if row.kind != "pretrained" or scratch is None:
         return []
-    both = [metric for metric in COLUMNS if metric in row.cells and metric in scratch.cells]
-    gains = {metric: _minus(row.cells[metric], scratch.cells[metric]) for metric in both}
+    both = [metric for metric in row.cells if metric in scratch.cells]
+    gains = {metric: _minus(metric_of(metric), row.cells[metric], scratch.cells[metric]) for metric in both}
     return [Row("gain", row.encoder, row.note, gains=gains)] if gains else []
 
 
-def _minus(one: Cell, other: Cell) -> Gain:
+def _minus(metric: Metric, one: Cell, other: Cell) -> Gain:
     spreads = [cell.deviation for cell in (one, other) if cell.deviation is not None]
-    return Gain(one.mean - other.mean, math.hypot(*spreads) if len(spreads) == 2 else None)
+    gain = one.mean - other.mean
+    better = (gain > 0) == (metric.quantity.better == "higher") if gain else None
+    return Gain(gain, math.hypot(*spreads) if len(spreads) == 2 else None, one.digits, better)
 
 
-def _plus_minus(deviation: float | None) -> str:
-    return "" if deviation is None else f" ± {deviation:.1f}"
+def _plus_minus(deviation: float | None, digits: int) -> str:
+    return "" if deviation is None else f" ± {deviation:.{digits}f}"
 
 
 def _seeds(table: Iterable[Row]) -> str:
@@ -222,10 +232,17 @@ def _seeds(table: Iterable[Row]) -> str:
     return "–".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
 
-def shown_columns(table: Sequence[Row]) -> dict[str, str]:
-    """The columns of a table for people, by metric."""
-    measured = {metric for row in table for metric in row.cells}
-    return {metric: name for metric, name in COLUMNS.items() if metric not in OPTIONAL or metric in measured}
+def all_columns(table: Sequence[Row]) -> dict[str, Metric]:
+    """Every column that a table may have, by key: those of the installed tasks, and whatever else was measured."""
+    found = columns()
+    return found | {key: metric_of(key) for row in table for key in row.cells if key not in found}
+
+
+def shown_columns(table: Sequence[Row]) -> dict[str, Metric]:
+    """The columns of a table for people, by key."""
+    measured = {key for row in table for key in row.cells}
+    every = all_columns(table)
+    return {key: metric for key, metric in every.items() if metric.column == "always" or key in measured}
 
 
 def several_seeds(table: Iterable[Row]) -> bool:
@@ -235,17 +252,32 @@ def several_seeds(table: Iterable[Row]) -> bool:
 
 def caption(table: Sequence[Row]) -> str:
     """Units, data sets and what ± means, in one line; nothing for an empty table."""
-    columns: dict[str, list[str]] = {}  # data sets -> names of the columns measured on them
-    for metric, name in COLUMNS.items():
-        data = dict.fromkeys(row.cells[metric].data for row in table if metric in row.cells)
+    measured: dict[str, list[str]] = {}  # data sets -> titles of the columns measured on them
+    shown = shown_columns(table)
+    for key, metric in shown.items():
+        data = dict.fromkeys(row.cells[key].data for row in table if key in row.cells)
         if data:
-            columns.setdefault(" and ".join(data), []).append(name)
-    if not columns:
+            measured.setdefault(" and ".join(data), []).append(metric.title)
+    if not measured:
         return ""
-    one = len(columns) == 1
-    where = "; ".join(data if one else f"{', '.join(names)} on {data}" for data, names in columns.items())
+    one = len(measured) == 1
+    where = "; ".join(data if one else f"{', '.join(names)} on {data}" for data, names in measured.items())
     spread = f" ± is the standard deviation over {_seeds(table)} seeds." if several_seeds(table) else ""
-    return f"Data: {where}. Top-1 accuracy and average precision in %.{spread}"
+    return f"Data: {where}. {_units(shown.values())}{spread}"
+
+
+def _units(metrics: Iterable[Metric]) -> str:
+    """`Top-1 accuracy and average precision in %.`; a sentence for each unit."""
+    by_unit: dict[str, dict[str, None]] = {}
+    for metric in metrics:
+        if metric.quantity.name:
+            by_unit.setdefault(metric.quantity.unit, {})[metric.quantity.name] = None
+    sentences = []
+    for unit, names in by_unit.items():
+        *first, last = names
+        text = f"{', '.join(first)} and {last}" if first else last
+        sentences.append(f"{text[0].upper()}{text[1:]}{f' in {unit}' if unit else ''}.")
+    return " ".join(sentences)
 
 
 def render(table: Sequence[Row]) -> rich.table.Table:
@@ -257,12 +289,12 @@ def render(table: Sequence[Row]) -> rich.table.Table:
     shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, caption=Text(caption(table)), caption_justify="left")
     shown.add_column("recipe", no_wrap=True)
     shown.add_column("encoder", no_wrap=True)
-    columns = shown_columns(table)
-    for name in columns.values():  # where the terminal is narrow these give way, with the deviation on a second line
-        heading = name.replace("fine-", "fine-\n") if several_seeds(table) else name
+    shown_metrics = shown_columns(table)
+    for metric in shown_metrics.values():  # where the terminal is narrow these give way, the deviation on a second line
+        heading = metric.title.replace("-", "-\n") if several_seeds(table) and len(metric.title) > 6 else metric.title
         shown.add_column(heading, justify="right", overflow="fold")
     for row in table:
-        numbers = (row.text(metric).replace("± ", "±") for metric in columns)
+        numbers = (row.text(key).replace("± ", "±") for key in shown_metrics)
         style = {"gain": "dim", "scratch": "", "pretrained": "bold"}[row.kind]
         shown.add_row(*map(Text, [*_first_cells(row), *numbers]), style=style)
     return shown
@@ -278,6 +310,7 @@ def _first_cells(row: Row) -> list[str]:
 
 def to_json(table: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as lists, dictionaries, texts and numbers, unrounded."""
+    every = all_columns(table)
     return [
         {
             "kind": row.kind,
@@ -285,7 +318,7 @@ def to_json(table: Sequence[Row]) -> list[dict[str, Any]]:
             "encoder": row.architecture,
             "note": row.note,
             "checkpoints": list(row.checkpoints),
-            "metrics": {metric: _cell_json(row.cells.get(metric) or row.gains.get(metric)) for metric in COLUMNS},
+            "metrics": {metric: _cell_json(row.cells.get(metric) or row.gains.get(metric)) for metric in every},
         }
         for row in table
     ]

@@ -14,13 +14,15 @@ from dataclasses import replace
 
 from mimbench.backbones.config import HANDWRITTEN, SIZES
 from mimbench.engine.run.config import Compute
+from mimbench.engine.run.cost import costs
 from mimbench.pretrain.config import CrossMAEConfig, GridMasking, MonitorConfig, Pretrain, RandomMasking
 
 ALL_HIDDEN = RandomMasking(mask=0.75, predict=0.75)
 
 
+@costs(hours=45, gpus=4)
 def crossmae_vitb_800ep() -> Pretrain:
-    """CrossMAE ViT-B/16, 25 % predicted, 800 epochs. Fine-tuned 83.5. About 45 h on 4 A100.
+    """CrossMAE ViT-B/16, 25 % predicted, 800 epochs. Fine-tuned 83.5.
 
     mimbench run pretrain/crossmae_vitb_800ep data=imagenet
     """

@@ -121,7 +121,7 @@ def test_the_commands(
     one, other = _detectors(runs)
     assert _run(monkeypatch, runs.root, "compare", str(one), f"det/{other.name}") == 0
     assert "box_ap" in capsys.readouterr().out
-    assert _run(monkeypatch, runs.root, "compare", str(one), str(other), "--html", str(tmp_path / "c.html")) == 0
+    assert _run(monkeypatch, runs.root, "compare", str(one), str(other), "--output", str(tmp_path / "c.html")) == 0
     assert "Two runs compared" in (tmp_path / "c.html").read_text()
     assert _run(monkeypatch, runs.root, "compare", str(one), "nothing") == 1
     assert "no run under" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from torch import nn
 
 from mimbench.backbones.config import SIZES
 from mimbench.det.memory import Saved
+from mimbench.engine.run.cost import Cost, costs, stated
 from mimbench.jobs.runs import cost, records
-from mimbench.jobs.runs.recipes import find
+from mimbench.jobs.runs.recipes import Recipe, find, recipes
 from mimbench.jobs.tables import compute, counting
 from mimbench.jobs.tables.paper import references
+from mimbench.pretrain.cost import operations
 from mimbench.pretrain.masking.strategies import Masked
 from mimbench.pretrain.methods.table import build_method
 from tests.jobs.published import Published
@@ -165,12 +168,12 @@ def test_the_arithmetic_is_that_of_the_live_models(counted: list[counting.Counte
             "MaskAlign",
             "AMT on SimMIM",
         ):  # a teacher is not trained; the arithmetic knows no throwing here
-            assert cost.pretraining_operations(find(recipe).build()) == pytest.approx(totals[size, name], rel=0.03)
+            assert operations(find(recipe).build()) == pytest.approx(totals[size, name], rel=0.03)
 
 
 def test_where_a_cost_comes_from() -> None:
     said = find("pretrain/crossmae_vitb_800ep")
-    assert cost.cost_of(said.build(), said.function) == cost.Cost(180, "the recipe's docstring")
+    assert cost.cost_of(said.build(), said.function) == Cost(180, "the recipe")
     detection = find("det/mask_rcnn_vitdet_b_100ep").build()
     seconds = cost.cost_of(detection)
     assert seconds is not None
@@ -179,5 +182,33 @@ def test_where_a_cost_comes_from() -> None:
     assert half is not None
     assert math.isclose(half.hours, seconds.hours / 4)
     assert cost.cost_of(replace(detection, encoder=replace(detection.encoder, width=96, heads=3))) is None
-    assert math.isclose((seconds + cost.Cost(1, "x")).hours, seconds.hours + 1)
+    assert math.isclose((seconds + Cost(1, "x")).hours, seconds.hours + 1)
     assert SIZES["B"].grid == 14
+
+
+def test_a_method_that_is_not_known_has_no_cost() -> None:
+    class Other(MAEConfig):
+        """Another way to pretrain."""
+
+    config = replace(find("pretrain/mae_vitb_800ep").build(), method=Other())
+    assert operations(config) is None
+    assert cost.cost_of(config) is None
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+def test_no_prose_states_a_cost_that_tables_do_not_read(recipe: Recipe) -> None:
+    written = recipe.function.__doc__ or ""
+    assert not re.search(r"[Aa]bout [\d.]+ (h|days) on \d+ A100", written), "use @costs"
+    said = stated(recipe.function)
+    assert said is None or recipe.about.endswith(said.text)
+
+
+def test_a_stated_cost_is_whole() -> None:
+    for wrong in (
+        {"gpus": 4},
+        {"gpus": 4, "hours": 1.0, "days": 1.0},
+        {"gpus": 0, "hours": 1.0},
+        {"gpus": 1, "days": -1.0},
+    ):
+        with pytest.raises(ValueError, match="give hours or days"):
+            costs(**wrong)  # type: ignore[arg-type]

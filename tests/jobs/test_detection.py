@@ -60,7 +60,7 @@ def test_predict_draws_and_writes(trained: RunDir, tmp_path: Path) -> None:
     for number in range(2):
         _image(tmp_path / "images" / f"{number}.png", number)
     alone, out = _image(tmp_path / "0.png", 7), tmp_path / "out"
-    done = mimbench("predict", trained.path, tmp_path / "images", alone, "--out", out, "--score", "0", "--json")
+    done = mimbench("predict", trained.path, tmp_path / "images", alone, "--output", out, "--score", "0", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert [Path(one["picture"]).name for one in told["images"]] == ["0.png", "1.png", "0-2.png"]
@@ -77,7 +77,7 @@ def test_no_picture_is_written_over_another(trained: RunDir, tmp_path: Path) -> 
     """Numbering the second `a` must not take the name of `a-2`."""
     (tmp_path / "more").mkdir()
     files = [_image(tmp_path / name, 0) for name in ("a.png", "more/a.png", "a-2.png")]
-    done = mimbench("predict", trained.path, *files, "--out", tmp_path / "out", "--json")
+    done = mimbench("predict", trained.path, *files, "--output", tmp_path / "out", "--json")
     assert done.exit_code == 0, done.output
     names = [Path(one["picture"]).name for one in json.loads(done.stdout)["images"]]
     assert names == ["a.png", "a-2.png", "a-2-2.png"]
@@ -89,7 +89,9 @@ def test_a_file_that_is_no_image_keeps_no_other_from_its_turn(trained: RunDir, t
     for number in (0, 2):
         _image(tmp_path / "images" / f"{number}.png", number)
     (tmp_path / "images" / "1.jpg").write_bytes(b"no image")
-    done = mimbench("predict", trained.path, tmp_path / "images", "--out", tmp_path / "out", "--score", "0", "--json")
+    done = mimbench(
+        "predict", trained.path, tmp_path / "images", "--output", tmp_path / "out", "--score", "0", "--json"
+    )
     assert done.exit_code == 1
     assert "1.jpg: is not an image that can be read" in done.stderr
     told = json.loads(done.stdout)
@@ -106,7 +108,7 @@ def test_predict_says_what_is_missing(trained: RunDir, tmp_path: Path) -> None:
         (("mask_rcnn_handwritten-99", _image(tmp_path / "a.png", 0)), "-99 does not exist, and no run under"),
         ((tmp_path / "nothing.pth", _image(tmp_path / "a.png", 0)), "nothing.pth does not exist"),
     ):
-        done = mimbench("predict", *arguments, "--out", tmp_path / "none")
+        done = mimbench("predict", *arguments, "--output", tmp_path / "none")
         assert done.exit_code == 1
         assert said in done.output
     assert not (tmp_path / "none" / "results.json").exists()

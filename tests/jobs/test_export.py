@@ -43,7 +43,7 @@ def test_it_says_how_the_file_is_loaded(encoder: Path) -> None:
 
 
 def test_for_programs(encoder: Path) -> None:
-    done = mimbench("export", encoder, "--to", "detectron2", "--out", "sub/vitdet.pth", "--json")
+    done = mimbench("export", encoder, "--to", "detectron2", "--output", "sub/vitdet.pth", "--json")
     made = json.loads(done.stdout)
     assert (made["file"], made["target"], made["tensors"]) == ("sub/vitdet.pth", "detectron2", 16)
     assert made["usage"] == "DetectionCheckpointer(model).load('sub/vitdet.pth')"
@@ -56,9 +56,12 @@ def test_what_cannot_be_ends_in_one_line(encoder: Path) -> None:
     for arguments, why in [
         (("page.pth", "--to", "mae"), "page.pth is a web page"),
         (("none.pth", "--to", "mae"), "none.pth does not exist"),
-        ((encoder, "--to", "mae", "--out", "there.pth"), "there.pth exists; remove it"),
-        ((encoder, "--to", "mae", "--out", "x.safetensors"), "--out x.safetensors: a file for mae must end in .pth"),
-        ((encoder, "--to", "mae", "--out", "there.pth/x.pth"), "there.pth"),
+        ((encoder, "--to", "mae", "--output", "there.pth"), "there.pth exists; remove it"),
+        (
+            (encoder, "--to", "mae", "--output", "x.safetensors"),
+            "--output x.safetensors: a file for mae must end in .pth",
+        ),
+        ((encoder, "--to", "mae", "--output", "there.pth/x.pth"), "there.pth"),
         ((encoder.parent, "--to", "mae"), "is a directory but not a run's"),
         ((encoder, "--to", "timm", "--patch", "5"), "image=32 must be a multiple of patch=5"),
     ]:

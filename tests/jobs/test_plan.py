@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -214,6 +215,38 @@ def _file(directory: Path, text: str) -> str:
     file = directory / "my study.py"
     file.write_text("from mimbench.jobs.studies.study import Run, Study\n" + text)
     return str(file)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No folder of the repository can be imported by its bare name, as where mimbench is installed."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path or ".").resolve() != ROOT])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("line", ["from jobs.study import Run, Study", "import engine.config", "from det import x"])
+def test_a_file_for_the_former_module_names_says_what_to_write_now(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "old.py"
+    file.write_text(f'"""An old study."""\n{line}\n')
+    with pytest.raises(ValueError, match=r"old\.py:2: Module.*; write `from mimbench import Run, Study`"):
+        load_study(str(file), runs_root())
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_modules_of_the_studys_own_may_have_those_names(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text("SEED = 3\n")
+    (tmp_path / "det.py").write_text("import nowhere\n")
+    file = tmp_path / "own.py"
+    run = 'Run("cls/knn", (f"seed={engine.SEED}",))'
+    file.write_text(f'import engine\nfrom mimbench import Run, Study\nstudy = Study("own", [{run}])')
+    assert load_study(str(file), runs_root()).runs[0].overrides == ("seed=3",)
+    file.write_text("import det\n")
+    with pytest.raises(ValueError, match=r"own\.py:1: ModuleNotFoundError: No module named 'nowhere'$"):
+        load_study(str(file), runs_root())
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from mimbench.engine.run.config import Compute, from_text, identity, leaves, to_text
 from mimbench.engine.run.fields import recorded_name
-from mimbench.jobs.runs.recipes import STAGES, Recipe, config_type, find, recipes
+from mimbench.jobs.runs.recipes import Recipe, config_type, find, recipes
+from mimbench.jobs.runs.tasks import tasks
 
 ALL = list(recipes())
 
@@ -46,7 +47,7 @@ def test_every_recipe_says_what_it_is(recipe: Recipe) -> None:
 def test_names_are_unique_and_every_stage_has_some() -> None:
     names = [recipe.name for recipe in ALL]
     assert len(set(names)) == len(names)
-    assert {name.partition("/")[0] for name in names} == set(STAGES)
+    assert {name.partition("/")[0] for name in names} == set(tasks())
 
 
 def test_private_and_imported_functions_are_no_recipes() -> None:

@@ -12,7 +12,10 @@ import torch
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.data.datasets import add
+from mimbench.engine.run.config import to_text
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.recipes import Recipe, recipes
+from mimbench.jobs.runs.records import groups_of, science_of
 from mimbench.jobs.runs.store import config_of, create_or_find, encoder_file, resolve, runs_root
 from tests.jobs.encoder_file import encoder_bytes
 
@@ -165,3 +168,23 @@ def test_a_root_that_cannot_be_written_is_an_oserror(
     with pytest.raises(OSError) as caught:
         _run(f"data={images}")
     assert caught.value.errno == errno.ENOTDIR
+
+
+def test_run_json_says_which_settings_are_science(images: Path) -> None:
+    recipe, config = resolve("cls/knn", [f"data={images}", "compute.workers=0"])
+    run = create_or_find(recipe.name, config, runs_root())
+    groups = run.read_about()["groups"]
+    assert "compute.workers" in groups["speed"]
+    assert "compute.log_every" in groups["plumbing"]
+    text = run.config.read_text()
+    science = science_of(text, run.read_about())
+    assert not science.keys() & {*groups["speed"], *groups["plumbing"]}
+    assert science == science_of(text, {}), "an older run.json has no groups: the comments in config.txt say the same"
+    assert science_of(text.replace("  # speed", ""), run.read_about()) == science, "comments are for people"
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+def test_groups_and_comments_agree_in_every_recipe(recipe: Recipe) -> None:
+    config = recipe.build()
+    text = to_text(config)
+    assert science_of(text, {"groups": groups_of(config)}) == science_of(text, {})

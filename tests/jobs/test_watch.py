@@ -50,5 +50,7 @@ def test_as_many_lines_as_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_finished_run_in_a_few_words(knn: RunDir) -> None:
     assert summary(knn) == ""
-    knn.result.write_text(json.dumps({"metrics": {"box_ap75": 3.0, "mask_ap": 4.56789, "box_ap": 12.0}}))
+    knn.result.write_text(
+        json.dumps({"stage": "det", "metrics": {"box_ap75": 3.0, "mask_ap": 4.56789, "box_ap": 12.0}})
+    )
     assert summary(knn) == "box_ap 12  mask_ap 4.568"

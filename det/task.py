@@ -1,0 +1,180 @@
+"""Detection as a task: what `mimbench` must know of this folder (engine/run/task.py). Starts without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mimbench.engine.run.task import (
+    CardEntry,
+    Categories,
+    DataKind,
+    Finding,
+    Input,
+    Memory,
+    Metric,
+    Picture,
+    Protocol,
+    Quantity,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from mimbench.engine.data.datasets import Report
+    from mimbench.engine.run.cost import Cost
+    from mimbench.engine.run.result import Outcome
+    from mimbench.engine.run.rundir import RunDir
+
+AP = Quantity("average precision")
+
+
+def _configs() -> Mapping[str, type[Any]]:
+    from mimbench.det.config import MaskRCNNConfig
+
+    return {"MaskRCNN": MaskRCNNConfig}
+
+
+def _run(config: Any, run: RunDir) -> Outcome:
+    from mimbench.det.run import run as detect
+
+    return detect(config, run)
+
+
+def _recipes() -> Iterable[ModuleType]:
+    from mimbench.det.recipes import lvis, machines, mask_rcnn, shorter, variants
+
+    return mask_rcnn, shorter, machines, variants, lvis
+
+
+def _cost(config: Any) -> Cost | None:
+    from mimbench.det.cost import cost
+
+    return cost(config)
+
+
+def _check_coco(directory: Path, kind: str) -> Report:
+    from mimbench.det.data.check import check_coco
+
+    return check_coco(directory)
+
+
+def _estimate(config: Any, gpus: int) -> Any:
+    from mimbench.det.memory import estimate
+
+    return estimate(config, gpus)
+
+
+def _advice(config: Any, free: int, gpus: int) -> str | None:
+    from mimbench.det.memory import advice
+
+    return advice(config, free, gpus)
+
+
+def _encoder_of_detector(file: Path) -> Any:
+    from mimbench.backbones.checkpoints.detector import detector_in
+
+    weights = detector_in(file)
+    if weights is None:
+        return None
+    from mimbench.det.model.detector_config import encoder_of
+
+    return encoder_of(weights, str(file))[0]
+
+
+def _has_relative_positions(file: Path) -> bool:
+    from mimbench.backbones.checkpoints.detector import relative_positions_in
+
+    return relative_positions_in(file) is not None
+
+
+def _refusal(traits: Any) -> str | None:
+    from mimbench.backbones.vitdet import vitdet_reason
+
+    return vitdet_reason(traits)
+
+
+def _doctor() -> Iterator[Finding]:
+    import importlib.util
+
+    from mimbench.det.detectron2.installed import INSTALL, missing
+
+    lacking = missing()
+    if lacking:
+        what = f"{', '.join(lacking)} not installed: engine=detectron2 needs it, and nothing else"
+        yield Finding("detectron2", "note", what, INSTALL)
+        return
+    compiled = importlib.util.find_spec("detectron2._C") is not None
+    how = "compiled" if compiled else "Python part alone, which is all that ViTDet needs"
+    yield Finding("detectron2", "ok", f"there ({how})")
+
+
+TASK = Task(
+    name="det",
+    title="detection",
+    order=30,
+    configs=_configs,
+    run=_run,
+    recipes=_recipes,
+    protocols=(
+        Protocol(
+            "coco",
+            {
+                "B": "det/mask_rcnn_vitdet_b_100ep",
+                "L": "det/mask_rcnn_vitdet_l_100ep",
+                "H": "det/mask_rcnn_vitdet_h_75ep",
+            },
+            "det/mask_rcnn_handwritten",
+        ),
+    ),
+    data=("coco",),
+    takes="detector",
+    leaves="detector",
+    input=Input(whole=_encoder_of_detector, partial=_has_relative_positions, refusal=_refusal),
+    metrics=(
+        Metric("box_ap", "box AP", AP, curve="box AP (%)", by_cost=True),
+        Metric("mask_ap", "mask AP", AP, curve="mask AP (%)"),
+    ),
+    counts="steps",
+    glossary=(
+        (
+            "box AP, mask AP",
+            "COCO average precision of Mask R-CNN on the encoder: boxes and outlines, averaged over overlaps from 0.5 "
+            "to 0.95.",
+        ),
+    ),
+    pictures=(
+        Picture(
+            "detections",
+            "Detections",
+            "Validation images: what was annotated, beside the boxes, masks and classes that were found.",
+        ),
+        Picture(
+            "worst",
+            "Worst images",
+            "Validation images with the smallest share of right detections, what was annotated beside what was found.",
+        ),
+        Picture(
+            "precision_recall",
+            "Precision and recall",
+            "Mean over categories, for boxes and masks that overlap the annotated ones by so much.",
+        ),
+        Picture(
+            "errors",
+            "Mistakes of detectors",
+            "What box AP50 would gain without each kind of mistake, and how many there are. Costs do not add up.",
+        ),
+    ),
+    categories=Categories("categories.json", "box_ap", "Box AP"),
+    card=(
+        CardEntry("box_ap", "object-detection", "Mask R-CNN, box AP"),
+        CardEntry("mask_ap", "image-segmentation", "Mask R-CNN, mask AP"),
+    ),
+    settings=("data", "steps", "batch", "image", "vitdet.rel_pos"),
+    kinds=(DataKind("coco", _check_coco),),
+    cost=_cost,
+    memory=Memory(_estimate, _advice),
+    doctor=_doctor,
+    computes=True,
+)

@@ -1,0 +1,127 @@
+"""The panel "Evaluate": what a checkpoint is, what it is worth, and the checkpoint for other libraries.
+
+Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mimbench.jobs.cli.names import NamesInHelp, protocol_lists
+from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, Slots
+from mimbench.jobs.cli.panels import Panel
+
+EVALUATE = Panel("Evaluate")
+CHECKPOINT = "A checkpoint's file, or the directory of a pretraining run."
+
+
+@EVALUATE.command("mimbench evaluate vit.pth --on knn,linear --data imagenet", cls=NamesInHelp)
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
+    on: Annotated[
+        str, typer.Option(metavar="LIST", autocompletion=protocol_lists, help="Some of {protocols}; with commas.")
+    ],
+    overrides: Overrides = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|PATH", help="Data set; TASK=NAME where tasks differ: cls=imagenet."),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROTOCOL=RECIPE", help="Another recipe than the paper's for this size of encoder."),
+    ] = None,
+    scratch: Annotated[bool, typer.Option("--scratch", help="Also run each protocol from random weights.")] = False,
+    seeds: Seeds = 1,
+    slots: Slots = None,
+    json: Json = False,
+) -> None:
+    """Evaluate a checkpoint under the papers' protocols."""
+    from mimbench.jobs.cli import commands
+    from mimbench.jobs.studies.evaluate import Request
+
+    request = Request(on.replace(" ", "").split(","), data or [], overrides or [], recipe or [], scratch)
+    raise typer.Exit(commands.run_evaluation(checkpoint, request, slots, json, seeds))
+
+
+@EVALUATE.command("mimbench inspect vit.pth")
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
+    copy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which weights, of a file with several (ema, teacher ...)."),
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Show every key.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what a checkpoint is, and which keys are used."""
+    from mimbench.jobs.cli import inspect as inspection
+
+    inspection.show(checkpoint, copy, json, keys)
+
+
+@EVALUATE.command("mimbench export vit.pth --to detectron2 --output vitdet.pth")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
+    to: Annotated[
+        Literal["safetensors", "timm", "detectron2", "mae"], typer.Option(help="The library that will read it.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to this file. Default: NAME-TO, in this directory."),
+    ] = None,
+    patch: Annotated[
+        int | None, typer.Option(min=1, help="Resample to patches of this side: 16 for ViT-H in detectron2.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a checkpoint's encoder for another library."""
+    from mimbench.jobs.cli import export as writer
+
+    writer.export(checkpoint, to, output, patch, json)
+
+
+@EVALUATE.command("mimbench lazyconfig det/mask_rcnn_vitdet_b_100ep data=coco checkpoint=vit.pth --output vitdet_b.py")
+def lazyconfig(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .py file; weights go beside it.")
+    ] = Path("lazyconfig.py"),
+) -> None:
+    """Write a detection recipe for detectron2 to train."""
+    from mimbench.jobs.cli import lazyconfig as writer
+
+    writer.write(recipe, overrides or [], output)
+
+
+@EVALUATE.command("mimbench predict detector.pth photographs/ --output predictions")
+def predict(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A detection run, or a detector's file.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Image files, or directories of them.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Write pictures and results.json to this directory.")
+    ] = Path("predictions"),
+    score: Annotated[float, typer.Option(min=0, max=1, help="Draw detections with at least this score.")] = 0.5,
+    json: Json = False,
+) -> None:
+    """Draw what a detector finds in images."""
+    from mimbench.jobs.cli import predict as prediction
+
+    raise typer.Exit(prediction.predict(source, images, output, score, json))
+
+
+@EVALUATE.command("mimbench compare-predictions finetune_vitb-1a2b finetune_vitb-3c4d", name="compare-predictions")
+def compare_predictions(
+    before: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run with save_predictions=true, or its predictions.safetensors.")
+    ],
+    after: Annotated[str, typer.Argument(metavar="RUN", help="Another one, of the same images.")],
+    json: Json = False,
+) -> None:
+    """Compare two runs' predictions image by image."""
+    from mimbench.jobs.runs import predictions
+
+    predictions.show(before, after, json)

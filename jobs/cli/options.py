@@ -1,0 +1,75 @@
+"""Options and arguments that several commands have: one spelling and one meaning for one thing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mimbench.jobs.cli.names import recipe_names
+
+
+def run_names(incomplete: str) -> list[str]:
+    """Return the runs that begin so."""
+    from mimbench.jobs.runs.store import runs_root
+
+    folders = (file.parent.name for file in runs_root().glob("*/*/run.json"))
+    return sorted(name for name in folders if name.startswith(incomplete))
+
+
+def keys_of_recipe(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return `KEY=` for the keys, of the recipe named before, that begin so."""
+    from mimbench.jobs.cli.commands import keys_of
+
+    name = next((ctx.params[one] for one in ("target", "recipe", "run") if ctx.params.get(one)), "")
+    return [f"{key}=" for key in keys_of(str(name)) if key.startswith(incomplete)]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Run this many seeds; print mean and standard deviation.")]
+Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time on this machine. Default: one for each GPU.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file.")]
+OfStudy = Annotated[str | None, typer.Option("--study", metavar="STUDY", help="All runs of this study.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Settings to change."),
+]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", autocompletion=recipe_names, help="A name of `mimbench recipes`.")
+]
+RunNames = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN", autocompletion=run_names, help="Run directories, beginnings of their names, or labels."
+    ),
+]
+OneRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", autocompletion=run_names, help="A run directory, the beginning of its name, or a label."
+    ),
+]
+
+
+def slots_here() -> int:
+    """Return the number of runs at a time where none is given: one for each GPU, at least one."""
+    from mimbench.jobs.local.processes import visible_devices
+
+    return len(visible_devices()) or 1
+
+
+def agreed(question: str, yes: bool) -> None:
+    """Continue only after a yes: typed now, or given by --yes.
+
+    Raises:
+        ValueError: if nobody can be asked.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ValueError(f"{question} Say so with --yes")
+    if not typer.confirm(question):
+        raise typer.Exit(1)

@@ -1,0 +1,155 @@
+"""The panel "Tables and reports": what came out of runs, beside the papers' numbers and for model hubs.
+
+Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mimbench.jobs.cli.options import Json, OfStudy, Output, Yes, run_names
+from mimbench.jobs.cli.panels import Command, Panel, group
+
+TABLES = Panel("Tables and reports")
+papers = group("List and check the papers' numbers.", "mimbench papers list")
+
+
+def _table_names(incomplete: str) -> list[str]:
+    """Return the tables that begin so."""
+    from mimbench.jobs.tables.paper import tables
+
+    return [name for name in [*tables(), "crossmae/compute"] if name.startswith(incomplete)]
+
+
+@TABLES.command("mimbench table crossmae/table2 --format markdown --output table2.md")
+def table(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="PAPER/TABLE", autocompletion=_table_names, help="A paper's table, with our runs."),
+    ] = None,
+    written: Annotated[
+        Literal["terminal", "markdown", "latex", "csv", "json", "html"],
+        typer.Option("--format", help="The format of a paper's table."),
+    ] = "terminal",
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Print all finished runs, or a paper's table with ours.
+
+    `mimbench papers list` lists the papers' tables.
+    """
+    from mimbench.jobs.cli import commands
+    from mimbench.jobs.cli import tables as cli_tables
+    from mimbench.jobs.runs.store import runs_root
+
+    if name is not None:
+        cli_tables.show_table(runs_root(), name, "json" if json else written, output)
+    elif written not in ("terminal", "json") or output is not None:
+        raise ValueError("--format and --output need the name of a paper's table; `mimbench papers list` shows them")
+    else:
+        commands.show_table(runs_root(), json or written == "json")
+
+
+TABLES.add(papers, "papers")
+
+
+@TABLES.command("mimbench compare mask_rcnn_vitdet_b_100ep-1a2b mask_rcnn_vitdet_b_100ep-3c4d --output compare.html")
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="RUN", autocompletion=run_names, help="A directory, or the beginning of its name.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="RUN", autocompletion=run_names, help="The run to compare it with.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write an HTML page to this file.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare two runs: settings, metrics, AP by category."""
+    from mimbench.jobs.cli import tables as cli_tables
+    from mimbench.jobs.runs.store import runs_root
+
+    cli_tables.compare_runs((first, second), runs_root(), output, json)
+
+
+@TABLES.command("mimbench report --output report.html")
+def report(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to this file. Default: report.html with the runs."),
+    ] = None,
+    study: OfStudy = None,
+) -> None:
+    """Write one HTML page about all runs, or about a study."""
+    from mimbench.jobs.cli import commands
+    from mimbench.jobs.runs.store import runs_root
+
+    commands.write_report(runs_root(), output, study)
+
+
+@TABLES.command("mimbench card crossmae_vitb_800ep-1a2b --output README.md")
+def card(
+    target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A pretraining run, or an encoder's file.")],
+    output: Output = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload the card and the encoder to this repository of a model hub."),
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Write a model card for an encoder."""
+    from mimbench.jobs.cli import tables as cli_tables
+    from mimbench.jobs.runs.store import runs_root
+
+    cli_tables.write_card(target, runs_root(), output, push, yes)
+
+
+@TABLES.command("mimbench cost --study crossmae/table1")
+def cost(study: OfStudy = None, json: Json = False) -> None:
+    """Count GPU hours: used so far, and still to come."""
+    from mimbench.jobs.cli.commands import print_json
+    from mimbench.jobs.runs import gpu_hours
+    from mimbench.jobs.runs.store import runs_root
+
+    found = gpu_hours.spent(runs_root(), study)
+    if json:
+        print_json(gpu_hours.total(found))
+    else:
+        print(gpu_hours.render(found))
+
+
+@papers.command("list", cls=Command, epilog="mimbench papers list --json")
+def papers_list(json: Json = False) -> None:
+    """List every table of every paper."""
+    from mimbench.jobs.cli.commands import print_json
+    from mimbench.jobs.tables import paper
+
+    known = paper.tables()
+    if json:
+        print_json([
+            {"table": name, "title": table.title, "source": table.source, "numbers": len(paper.references(name))}
+            for name, table in known.items()
+        ])  # fmt: skip
+        return
+    width = max(map(len, known))
+    for name, one in known.items():
+        print(f"{name:<{width}}  {one.title}")
+    print(f"{'crossmae/compute':<{width}}  What the methods compute and cost, beside Tables 4, 5 and 18")
+
+
+@papers.command("check", cls=Command, epilog="mimbench papers check")
+def papers_check() -> None:
+    """Check every paper's file: keys, recipes, unused numbers."""
+    from mimbench.jobs.tables import paper
+    from mimbench.jobs.tables.paper_check import problems
+
+    found = problems()
+    for line in found:
+        print(f"error: {line}", file=sys.stderr)
+    if found:
+        raise typer.Exit(1)
+    counts = [len(paper.references(name)) for name in paper.tables()]
+    print(f"{len(paper.papers())} papers, {len(counts)} tables, {sum(counts)} numbers: ok")

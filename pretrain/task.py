@@ -1,0 +1,100 @@
+"""Pretraining as a task: what `mimbench` must know of this folder (engine/run/task.py). Starts without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mimbench.engine.run.task import Curve, Metric, Picture, Quantity, Task
+
+if TYPE_CHECKING:
+    from mimbench.engine.run.cost import Cost
+    from mimbench.engine.run.result import Outcome
+    from mimbench.engine.run.rundir import RunDir
+
+
+def _configs() -> Mapping[str, type[Any]]:
+    from mimbench.pretrain.config import Pretrain
+
+    return {"Pretrain": Pretrain}
+
+
+def _run(config: Any, run: RunDir) -> Outcome:
+    from mimbench.pretrain.run import run as pretrain
+
+    return pretrain(config, run)
+
+
+def _recipes() -> Iterable[ModuleType]:
+    from mimbench.pretrain.recipes import amt, crossmae, mae, maskalign
+
+    return crossmae, mae, maskalign, amt
+
+
+def _cost(config: Any) -> Cost | None:
+    from mimbench.pretrain.cost import cost
+
+    return cost(config)
+
+
+def _throughput(config: Any) -> Any:
+    from mimbench.pretrain.throughput import SECONDS, measure
+
+    return measure(config, SECONDS)
+
+
+def _flops() -> Iterable[Any]:
+    from mimbench.pretrain.flops import decoder_table
+
+    return decoder_table()
+
+
+def _module_flops(config: Any, depth: int) -> tuple[dict[str, Any], str]:
+    from mimbench.pretrain.flops import method_operations, recipe_table, without_numbers
+
+    by_module, teacher = method_operations(*without_numbers(config))
+    return {"modules": by_module, "teacher": teacher}, recipe_table(config, depth)
+
+
+TASK = Task(
+    name="pretrain",
+    title="pretraining",
+    order=10,
+    configs=_configs,
+    run=_run,
+    recipes=_recipes,
+    takes="teacher",
+    leaves="encoder",
+    metrics=(Metric("loss", "loss", Quantity("loss", unit="", digits=4, better="lower"), column="never"),),
+    curves=(
+        Curve("val_loss", "loss on validation images"),
+        Curve("probe_knn", "k-NN on some images (%)"),
+        Curve("feature_rank", "rank of the features"),
+    ),
+    keeps="keep_encoder_every",
+    pictures=(
+        Picture(
+            "reconstructions",
+            "What the encoder was shown",
+            "Validation images: the original, what the encoder was given, and the weights it was drawn by.",
+            when=("method.kind", "maskalign"),
+        ),
+        Picture(
+            "reconstructions",
+            "Reconstructions",
+            "Validation images: the original, what the encoder was given, and what the decoder made of the hidden "
+            "patches.",
+        ),
+    ),
+    settings=(
+        "method.kind", "masking.kind", "masking.mask", "masking.predict", "data", "epochs", "warmup_epochs", "batch",
+        "base_lr", "weight_decay", "encoder.width", "encoder.depth", "encoder.heads", "encoder.patch", "encoder.image",
+        "seed",
+    ),
+    cost=_cost,
+    throughput=_throughput,
+    flops=_flops,
+    module_flops=_module_flops,
+    computes=True,
+)  # fmt: skip
