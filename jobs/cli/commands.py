@@ -17,6 +17,7 @@ from mimbench.jobs.runs.store import config_of, create_or_find, encoder_file, re
 
 if TYPE_CHECKING:
     from mimbench.backbones.config import ViT
+    from mimbench.backbones.content import Role
     from mimbench.engine.data.datasets import Report
     from mimbench.jobs.local.scheduler import Task
     from mimbench.jobs.studies.evaluate import Request
@@ -85,23 +86,20 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT:
     Raises:
         ValueError: if it is no encoder, or not one for them.
     """
-    from mimbench.backbones.checkpoints.detector import detector_in, relative_positions_in  # import torch
-    from mimbench.backbones.checkpoints.match import match  # opening the file is what tells that it is one
-    from mimbench.backbones.checkpoints.opening import open_checkpoint
-    from mimbench.backbones.vitdet import vitdet_reason
+    from mimbench.backbones.vitdet import vitdet_reason  # imports torch
+    from mimbench.backbones.weights import open_weights
 
-    detection_alone = set(request.protocols) == {"coco"}
-    if detection_alone and (weights := detector_in(file)) is not None:
+    role: Role = "detector" if set(request.protocols) == {"coco"} else "encoder"
+    found = open_weights(file, role, allow_partial="allow_partial=true" in request.overrides)
+    if found.kind == "detector":
         from mimbench.det.model.detector_config import encoder_of
 
-        return encoder_of(weights, str(file))[0]
-    matched = match(open_checkpoint(file))
-    partial = detection_alone and relative_positions_in(file) is not None
-    matched.require(allow_partial=partial or "allow_partial=true" in request.overrides)
-    reason = vitdet_reason(matched.traits)
+        return encoder_of(found)[0]
+    found.require()
+    reason = vitdet_reason(found.traits)
     if "coco" in request.protocols and reason is not None:
         raise ValueError(f"{file}: {reason}")
-    return matched.vit
+    return found.vit
 
 
 def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:

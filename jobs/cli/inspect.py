@@ -16,14 +16,12 @@ def show(checkpoint: str, copy: str | None, as_json: bool, every_key: bool) -> N
         FileNotFoundError: if it does not exist.
         ValueError: in one line, if it is not a checkpoint of a known family, or would not load.
     """
-    from mimbench.backbones.checkpoints.match import match
-    from mimbench.backbones.checkpoints.opening import open_checkpoint
     from mimbench.backbones.checkpoints.report import as_json as plain
-    from mimbench.backbones.checkpoints.report import report
+    from mimbench.backbones.weights import open_weights
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.runs.store import encoder_file
 
-    told = report(match(open_checkpoint(encoder_file(Path(checkpoint)), copy)))
+    told = open_weights(encoder_file(Path(checkpoint)), copy=copy).report()
     if as_json:
         print_json(plain(told))
     else:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mimbench.backbones.content import is_location
+from mimbench.backbones.checkpoints.location import is_location, parse_location
 from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.config import from_text, identity, to_text, with_overrides
 from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
@@ -153,8 +153,6 @@ def encoder_file(checkpoint: Path) -> Path:
     if path.is_file():
         return path
     if is_location(str(checkpoint)):
-        from mimbench.backbones.checkpoints.opening import parse_location  # imports torch; few checkpoints are given so
-
         file, options = parse_location(str(checkpoint))
         return Path("?".join([str(encoder_file(file)), *(f"{key}={value}" for key, value in options.items())]))
     run = RunDir(path)
