@@ -18,9 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
+from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.checkpoints.match import encoder_shapes
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.config import Interpolation, ViT
+from mimbench.backbones.user_encoder import load_user_encoder
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.weights import Pool, open_weights
 from mimbench.engine.run.atomic import write_with
@@ -54,7 +56,8 @@ def load_encoder(
     """The encoder weights in the file at `path`, in float32 on the CPU, and what they are.
 
     Args:
-        path: a file of any known family; a `file://` URL, or `?copy=ema` at the end, will do.
+        path: a file of any known family, or what else `checkpoints.location` takes; of `my_encoder.py:build` the
+            encoder must be one of ours.
         allow_partial: let keys pass that are not accounted for. What is missing is drawn at random, the same each time,
             what is unknown is left out, and `EncoderInfo.partial` names both.
         copy: which set of weights to take from a file that holds several ("ema", "teacher", ...).
@@ -64,6 +67,9 @@ def load_encoder(
         ValueError: in one line, if the file is not a checkpoint, is not safe to open, is of no known family, has keys
             that are not accounted for, contradicts itself, or holds weights that are not finite.
     """
+    if user_code(path) is not None:
+        model, info = load_user_encoder(path).build()
+        return dict(model.state_dict()), info
     found = open_weights(path, allow_partial=allow_partial, copy=copy)
     return found.encoder, found.info
 
@@ -79,10 +85,14 @@ def build_encoder(
     """The encoder in `checkpoint`; without one, a random encoder shaped like `vit`, drawn from torch's generator.
 
     Its positions are brought to other grids by `interpolation`; by default as the checkpoint's family does it.
+    A user's function (`my_encoder.py:build`) must return a `VisionTransformer` of ours; `backbones.user_encoder` takes
+    others.
 
     Raises:
         FileNotFoundError, ValueError: as `load_encoder`.
     """
     if checkpoint is None:
         return VisionTransformer(vit, pool=pool, interpolation=interpolation or "bicubic"), None
+    if user_code(checkpoint) is not None:
+        return load_user_encoder(checkpoint).build(pool, interpolation)
     return open_weights(checkpoint, allow_partial=allow_partial).build_encoder(pool, interpolation)

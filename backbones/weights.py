@@ -54,7 +54,6 @@ class Weights:
     role: Role
     kind: Kind
     allow_partial: bool
-    matched: Matched | None  # what every key is; None of a whole detector and of another network
 
     @property
     def file(self) -> Path:
@@ -64,23 +63,33 @@ class Weights:
     @property
     def family(self) -> str:
         """A name of `families.FAMILIES`, or the kind of what has none."""
-        return self.kind if self.matched is None else self.matched.family.name
+        return self.matched.family.name if self.holds_encoder else self.kind
 
     @property
     def vit(self) -> ViT:
         """Sizes of the encoder."""
-        return self._encoder.vit
+        return self.matched.vit
 
     @property
     def traits(self) -> Traits:
         """What the encoder has beyond MAE's ViT."""
-        return self._encoder.traits
+        return self.matched.traits
 
     @property
-    def _encoder(self) -> Matched:
-        if self.matched is None:
+    def holds_encoder(self) -> bool:
+        """Whether an encoder is what is taken, alone or with what belongs to it; not so of a whole detector."""
+        return self.kind not in ("detector", "other network")
+
+    @cached_property
+    def matched(self) -> Matched:
+        """What every key of the file is.
+
+        Raises:
+            ValueError: in one line, if it is of no known family, or what is taken is no encoder.
+        """
+        if not self.holds_encoder:
             raise ValueError(f"{self.file} is taken as a {self.kind}, which is no encoder alone")
-        return self.matched
+        return match(self.opened)
 
     def require(self) -> tuple[str, ...]:
         """Refuse keys that are not accounted for; with `allow_partial`, say which were let pass.
@@ -88,7 +97,7 @@ class Weights:
         Raises:
             ValueError: in one line that names the keys.
         """
-        return () if self.matched is None else self.matched.require(self.allow_partial)
+        return self.matched.require(self.allow_partial) if self.holds_encoder else ()
 
     @cached_property
     def relative_positions(self) -> dict[str, Tensor]:
@@ -104,7 +113,7 @@ class Weights:
         Raises:
             ValueError: in one line, if keys are not accounted for, or weights are not finite.
         """
-        matched = self._encoder
+        matched = self.matched
         self.require()
         state = {key: value.to(torch.float32, copy=True) for key, value in matched.tensors.items()}
         _require_finite(state, self.file)
@@ -142,7 +151,7 @@ class Weights:
         Raises:
             ValueError: as `require`.
         """
-        matched, partial = self._encoder, self.require()
+        matched, partial = self.matched, self.require()
         if matched.recorded is not None:
             return replace(matched.recorded, partial=matched.recorded.partial + partial)
         family = matched.family
@@ -161,7 +170,7 @@ class Weights:
 
     def report(self) -> Report:
         """What there is to tell a person: every key, what the file holds, and whether it loads."""
-        return report(self._encoder)
+        return report(self.matched)
 
     def build_encoder(
         self, pool: Pool = "avg", interpolation: Interpolation | None = None
@@ -192,21 +201,27 @@ def open_weights(
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: in one line, if the file is not a checkpoint, is not safe to open, or is of no known family.
+        ValueError: in one line, if the file is not a checkpoint, or is not safe to open. That it is of no known family
+            is said when the encoder in it is asked for.
     """
     opened = open_checkpoint(path, copy)
     if role == "detector" and is_detector(opened):
-        return Weights(opened, role, "detector", allow_partial, None)
+        return Weights(opened, role, "detector", allow_partial)
     if role == "classifier":
-        return Weights(opened, role, "classifier", allow_partial, match(opened))
+        return Weights(opened, role, "classifier", allow_partial)
     if role == "detector" and trained_relative_positions(opened):
-        return Weights(opened, role, "ViTDet backbone", True, match(opened))
+        return Weights(opened, role, "ViTDet backbone", allow_partial=True)
+    found = Weights(opened, role, "encoder", allow_partial)
+    if role == "teacher" and not _is_encoder(found):
+        return replace(found, kind="other network")
+    return found
+
+
+def _is_encoder(found: Weights) -> bool:
     try:
-        return Weights(opened, role, "encoder", allow_partial, match(opened))
+        return bool(found.matched)
     except ValueError:
-        if role != "teacher":
-            raise
-        return Weights(opened, role, "other network", allow_partial, None)
+        return False
 
 
 def _require_finite(state: Mapping[str, Tensor], file: Path) -> None:

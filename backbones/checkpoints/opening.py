@@ -40,7 +40,7 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoints import weight_sets as contents
 from mimbench.backbones.checkpoints.file_kind import Kind, kind_of, one_line, shards_of
-from mimbench.backbones.checkpoints.location import parse_location
+from mimbench.backbones.checkpoints.location import parse_location, user_code
 from mimbench.backbones.checkpoints.safetensors_header import METADATA, read_header
 from mimbench.backbones.checkpoints.unpickler import ADMITTED, Array, Refused, load_arrays, names_in, safe_globals
 from mimbench.backbones.checkpoints.weight_sets import Held
@@ -89,6 +89,8 @@ def open_checkpoint(path: str | Path, copy: str | None = None) -> Opened:
         ValueError: in one line that names the file: it is no checkpoint (and what it is instead), is cut short, holds
             objects that are not admitted (and their names), holds no weights, or has not the set that is asked for.
     """
+    if (code := user_code(path)) is not None:
+        raise ValueError(f"{code.name} is a function of user code, and what is wanted here is a file of weights")
     try:
         return _open(*parse_location(str(path)), copy)
     except ValueError as error:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from mimbench.backbones.checkpoint import EncoderInfo, build_encoder
+from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vitdet import vitdet_reason
 from mimbench.backbones.weights import Weights, open_weights
@@ -39,11 +40,12 @@ def build_detector(
         FileNotFoundError: if the checkpoint is not there.
         ValueError: if it is not one, or its encoder does not fit the detector.
     """
-    partial = config.allow_partial
-    found = open_weights(config.checkpoint, "detector", allow_partial=partial) if config.checkpoint else None
+    found = None
+    if config.checkpoint and user_code(config.checkpoint) is None:
+        found = open_weights(config.checkpoint, "detector", allow_partial=config.allow_partial)
     if found is not None and found.kind == "detector":
         return _whole(config, found, classes, images_showing)
-    encoder, info = build_encoder(None, config.encoder) if found is None else found.build_encoder()
+    encoder, info = found.build_encoder() if found else build_encoder(config.checkpoint, config.encoder)
     if (reason := vitdet_reason(encoder.traits)) is not None:
         raise ValueError(f"{config.checkpoint}: {reason}")
     model = from_scratch(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimbench.backbones.checkpoints.location import user_code
 from mimbench.engine.run.config import leaves, to_text, with_overrides
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.recipes import find, recipes
@@ -80,8 +81,10 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
     return _run_study(seeded(evaluation(file, shape_to_evaluate(file, request), request), seeds), slots, as_json, seeds)
 
 
-def shape_to_evaluate(file: Path, request: Request) -> ViT:
+def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
     """The shape of the encoder in `file`, which the protocols asked for can take; COCO takes a whole detector, too.
+
+    None of an encoder that a user's function returns and that is none of ours.
 
     Raises:
         ValueError: if it is no encoder, or not one for them.
@@ -89,6 +92,8 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT:
     from mimbench.backbones.vitdet import vitdet_reason  # imports torch
     from mimbench.backbones.weights import open_weights
 
+    if user_code(file) is not None:
+        return _shape_of_user_code(file, request)
     role: Role = "detector" if set(request.protocols) == {"coco"} else "encoder"
     found = open_weights(file, role, allow_partial="allow_partial=true" in request.overrides)
     if found.kind == "detector":
@@ -100,6 +105,19 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT:
     if "coco" in request.protocols and reason is not None:
         raise ValueError(f"{file}: {reason}")
     return found.vit
+
+
+def _shape_of_user_code(location: Path, request: Request) -> ViT | None:
+    from mimbench.backbones.user_encoder import load_user_encoder
+
+    user = load_user_encoder(location)
+    if user.ours is None and (request.scratch or {"finetune", "coco"} & set(request.protocols)):
+        if request.scratch:
+            raise ValueError(
+                f"--scratch: the random weights of {user.name} are not known; evaluate a function for them"
+            )
+        user.build()  # which says why it cannot be taken
+    return None if user.ours is None else user.ours.shape
 
 
 def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:

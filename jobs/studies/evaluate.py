@@ -60,8 +60,8 @@ class Request:
     scratch: bool = False  # from random weights as well
 
 
-def evaluation(checkpoint: Path, encoder: ViT, request: Request) -> Study:
-    """The study that evaluates `checkpoint`, an encoder of shape `encoder`.
+def evaluation(checkpoint: Path, encoder: ViT | None, request: Request) -> Study:
+    """The study that evaluates `checkpoint`, an encoder of shape `encoder`; None of a user's own, for frozen protocols.
 
     Raises:
         ValueError: for an unknown protocol, a size without a recipe, or an override that no recipe takes.
@@ -78,7 +78,7 @@ def evaluation(checkpoint: Path, encoder: ViT, request: Request) -> Study:
         on = where.get(STAGE[protocol])
         overrides = (*([f"data={on}"] if on else []), *given[protocol])
         runs.append(Run(name, overrides, checkpoint, label=protocol))
-        if request.scratch:
+        if request.scratch and encoder is not None:
             runs.append(Run(name, (*overrides, *_random(name, encoder)), label=f"{protocol}, random weights"))
     return Study(f"evaluate {checkpoint.name}", runs)
 
@@ -114,11 +114,12 @@ def _data(given: Sequence[str]) -> dict[str, str]:
     return where
 
 
-def _recipe(protocol: str, encoder: ViT, data: str | None) -> str:
+def _recipe(protocol: str, encoder: ViT | None, data: str | None) -> str:
     if data == HANDWRITTEN or encoder == find(TWINS["knn"]).build().encoder:
         return TWINS[protocol]
     if len(of_any_size := set(PUBLISHED[protocol].values())) == 1:
         return of_any_size.pop()
+    assert encoder is not None, "the command refuses other protocols for encoders of user code"
     size = next((letter for letter, vit in SIZES.items() if _shape(vit) == _shape(encoder)), None)
     if size in PUBLISHED[protocol]:
         return PUBLISHED[protocol][size]
