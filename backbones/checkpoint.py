@@ -4,27 +4,27 @@
     model, info = build_encoder("crossmae_vitb.pth", vit)            # the same, as a model
     save_encoder("encoder.safetensors", model.state_dict(), info)    # ours: the same weights give the same bytes
 
-What a file is, is told by the names and shapes of its weights; every key must be accounted for, or the load stops and
-names it (`backbones/checkpoints/match.py`). Files are data, never code (`backbones/checkpoints/opening.py`).
+The short way to `backbones.weights`. What a file is, is told by the names and shapes of its weights; every key must be
+accounted for, or the load stops and names it (`backbones/checkpoints/match.py`). Files are data, never code
+(`backbones/checkpoints/opening.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
-from mimbench.backbones.checkpoints.match import Matched, encoder_shapes, match
-from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.checkpoints.location import user_code
+from mimbench.backbones.checkpoints.match import encoder_shapes
+from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.config import Interpolation, ViT
-from mimbench.backbones.content import METADATA
+from mimbench.backbones.user_encoder import load_user_encoder
 from mimbench.backbones.vit import VisionTransformer
+from mimbench.backbones.weights import Pool, open_weights
 from mimbench.engine.run.atomic import write_with
 
 __all__ = ["EncoderInfo", "build_encoder", "load_encoder", "save_encoder"]
@@ -56,7 +56,8 @@ def load_encoder(
     """The encoder weights in the file at `path`, in float32 on the CPU, and what they are.
 
     Args:
-        path: a file of any known family; a `file://` URL, or `?copy=ema` at the end, will do.
+        path: a file of any known family, or what else `checkpoints.location` takes; of `my_encoder.py:build` the
+            encoder must be one of ours.
         allow_partial: let keys pass that are not accounted for. What is missing is drawn at random, the same each time,
             what is unknown is left out, and `EncoderInfo.partial` names both.
         copy: which set of weights to take from a file that holds several ("ema", "teacher", ...).
@@ -66,17 +67,17 @@ def load_encoder(
         ValueError: in one line, if the file is not a checkpoint, is not safe to open, is of no known family, has keys
             that are not accounted for, contradicts itself, or holds weights that are not finite.
     """
-    matched = match(open_checkpoint(path, copy))
-    partial = matched.require(allow_partial)
-    state = {key: value.to(torch.float32, copy=True) for key, value in matched.tensors.items()}
-    _require_finite(matched, state)
-    return {**_drawn(matched, state), **state}, _info(matched, partial)
+    if user_code(path) is not None:
+        model, info = load_user_encoder(path).build()
+        return dict(model.state_dict()), info
+    found = open_weights(path, allow_partial=allow_partial, copy=copy)
+    return found.encoder, found.info
 
 
 def build_encoder(
     checkpoint: str | Path | None,
     vit: ViT,
-    pool: Literal["avg", "cls"] = "avg",
+    pool: Pool = "avg",
     *,
     allow_partial: bool = False,
     interpolation: Interpolation | None = None,
@@ -84,52 +85,14 @@ def build_encoder(
     """The encoder in `checkpoint`; without one, a random encoder shaped like `vit`, drawn from torch's generator.
 
     Its positions are brought to other grids by `interpolation`; by default as the checkpoint's family does it.
+    A user's function (`my_encoder.py:build`) must return a `VisionTransformer` of ours; `backbones.user_encoder` takes
+    others.
 
     Raises:
         FileNotFoundError, ValueError: as `load_encoder`.
     """
     if checkpoint is None:
         return VisionTransformer(vit, pool=pool, interpolation=interpolation or "bicubic"), None
-    state, info = load_encoder(checkpoint, allow_partial=allow_partial)
-    info = replace(info, interpolation=interpolation or info.interpolation)
-    model = VisionTransformer(info.vit, info.final_norm, pool, info.traits, info.interpolation)
-    model.load_state_dict(state)
-    return model, info
-
-
-def _require_finite(matched: Matched, state: Mapping[str, Tensor]) -> None:
-    for name, value in state.items():
-        if not value.isfinite().all():
-            wrong = int((~value.isfinite()).sum())
-            raise ValueError(
-                f"{matched.opened.file}: {wrong} of the {value.numel()} weights in {name} are NaN or infinite; "
-                f"the training diverged, or the file is damaged"
-            )
-
-
-def _drawn(matched: Matched, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the file lacks, from a fresh encoder of a fixed seed; nothing where it is whole."""
-    if len(state) == len(encoder_shapes(matched.vit, matched.final_norm, matched.traits)):
-        return {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        fresh = VisionTransformer(matched.vit, matched.final_norm, traits=matched.traits).state_dict()
-    return {key: value for key, value in fresh.items() if key not in state}
-
-
-def _info(matched: Matched, partial: tuple[str, ...]) -> EncoderInfo:
-    if matched.recorded is not None:
-        return replace(matched.recorded, partial=matched.recorded.partial + partial)
-    family = matched.family
-    return EncoderInfo(
-        family=family.name,
-        vit=matched.vit,
-        final_norm=matched.final_norm,
-        mean=family.mean,
-        std=family.std,
-        positions=matched.positions,
-        traits=matched.traits,
-        interpolation=family.interpolation,
-        copy=matched.opened.found_under if matched.opened.copies else None,
-        partial=partial,
-    )
+    if user_code(checkpoint) is not None:
+        return load_user_encoder(checkpoint).build(pool, interpolation)
+    return open_weights(checkpoint, allow_partial=allow_partial).build_encoder(pool, interpolation)

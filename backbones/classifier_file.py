@@ -79,7 +79,15 @@ def load_classifier(path: str | Path, image: int | None = None) -> tuple[Classif
         ValueError: in one line, if the file is no checkpoint, holds no classifier, has keys that are not accounted for
             or weights that are not finite, or cannot be brought to `image`.
     """
-    opened = open_checkpoint(path)
+    return classifier_in(open_checkpoint(path), image)
+
+
+def classifier_in(opened: Opened, image: int | None = None) -> tuple[Classifier, ClassifierInfo]:
+    """The classifier in a file that is open; as `load_classifier`.
+
+    Raises:
+        ValueError: as `load_classifier`.
+    """
     if CLASSIFIER in opened.metadata:
         info, state = _recorded(opened), dict(opened.weights)
     else:
@@ -94,15 +102,6 @@ def load_classifier(path: str | Path, image: int | None = None) -> tuple[Classif
     load_encoder_into(model, {name: state[name] for name in state.keys() - parts.keys()}, info.interpolation)
     model.load_state_dict(parts, strict=False)
     return model.eval(), info
-
-
-def classifier_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All weights of the classifier in the file at `path`, for its content hash.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_classifier`.
-    """
-    return load_classifier(path)[0].state_dict()
 
 
 def _recorded(opened: Opened) -> ClassifierInfo:

@@ -5,44 +5,32 @@ It is the sha256 of the encoder's tensors: their names, shapes and values, sorte
 file with optimizer and decoder, the same stripped, renamed by a wrapper, converted from .pth to safetensors, exported
 for timm, detectron2 or MAE. A copy in half precision is another encoder, for its values were rounded.
 
-Files that mimbench wrote are hashed without torch; others are opened as `load_encoder` opens them. A file is read once
-as long as its size and time stay.
+Of a user's own function (`my_encoder.py:build`) the source file and the function's name are hashed, and nothing that
+the file imports or reads.
+
+Files that mimbench wrote are hashed without torch; others are opened as `weights.open_weights` opens them. A file is
+read once as long as its size and time stay.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from mimbench.backbones.checkpoints.digest import Entry, digest, tensors_hash
+from mimbench.backbones.checkpoints.location import Role, UserCode, is_location, parse_location, user_code
+from mimbench.backbones.checkpoints.safetensors_header import METADATA, Place, read_header
 
-METADATA = "mimbench"  # the metadata key of our files; its value is `checkpoint.EncoderInfo` as JSON
-LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file by its format
-
-Role = Literal["encoder", "detector", "teacher", "classifier"]
-Entry = tuple[str, tuple[int, ...], bytes]  # name, shape, float32 values in little-endian order
-
-
-class Place(NamedTuple):
-    """Where a file holds a tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    begin: int  # bytes from the beginning of the file
-    end: int
+__all__ = ["Role", "content_hash", "is_location", "tensors_hash"]
 
 
 def content_hash(path: str | Path, *, allow_partial: bool = False, role: Role = "encoder") -> str:
     """The hash of the encoder in the file at `path`, in hexadecimal.
 
     Args:
-        path: a file, or what else `checkpoints.opening.parse_location` takes.
+        path: a file, or what else `checkpoints.location` takes.
         allow_partial: as for `load_encoder`; what is missing counts as it is drawn.
         role: what a run takes the file for. A whole detector taken as "detector" is hashed with all its weights, and so
             are a "classifier", and what is no encoder to us when taken as "teacher".
@@ -51,88 +39,50 @@ def content_hash(path: str | Path, *, allow_partial: bool = False, role: Role = 
         FileNotFoundError: if there is no file.
         ValueError: in one line, if it holds no encoder that `load_encoder` would load.
     """
+    if (code := user_code(path)) is not None:
+        return _code_hash(code)
     file, copy = Path(path), None
     if not file.is_file() and is_location(str(path)):
-        from mimbench.backbones.checkpoints.opening import parse_location  # imports torch
-
         file, options = parse_location(str(path))
         copy = options.get("copy")
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint {file} does not exist")
     stat = file.stat()
-    return _hash(file.absolute(), copy, allow_partial, role, stat.st_size, stat.st_mtime_ns)
+    return _hash(file.absolute(), copy, allow_partial, role, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-def is_location(text: str) -> bool:
-    """Whether `text` may be more than a path: a URL, or a file with options."""
-    return "?" in text or ":/" in text
-
-
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """The hash of an encoder's `tensors` by their canonical names; the precision they are held in does not count."""
-    arrays = ((name, tensors[name].detach().cpu().float().contiguous().numpy()) for name in sorted(tensors))
-    return _digest((name, array.shape, array.tobytes()) for name, array in arrays)
+def _code_hash(code: UserCode) -> str:
+    if not code.file.is_file():
+        raise FileNotFoundError(f"{code.file}, the file of checkpoint={code.name}, does not exist")
+    return hashlib.sha256(f"mimbench user code {code.function}\n".encode() + code.file.read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=1024)
-def _hash(file: Path, copy: str | None, allow_partial: bool, role: Role, _size: int, _modified: int) -> str:
-    if role == "classifier":
-        from mimbench.backbones.classifier_file import classifier_tensors  # imports torch
+def _hash(
+    file: Path, copy: str | None, allow_partial: bool, role: Role, _size: int, _modified: int, _inode: int
+) -> str:
+    if role != "classifier" and (places := _encoder_of_ours(file)) is not None:
+        return digest(_entries(file, places))
+    from mimbench.backbones.weights import open_weights  # imports torch
 
-        return tensors_hash(classifier_tensors(file))
-    held = _held_by_ours(file)
-    if held is not None:
-        return _digest(_read(file, held))
-    from mimbench.backbones.checkpoint import load_encoder  # imports torch
-    from mimbench.backbones.checkpoints.detector import detector_in, relative_positions_in
-    from mimbench.backbones.checkpoints.opening import open_checkpoint
+    return open_weights(file, role, allow_partial=allow_partial, copy=copy).content_hash
 
-    detector = detector_in(file, copy) if role == "detector" else None
-    if detector is not None:
-        return tensors_hash(detector)
-    relative = (relative_positions_in(file, copy) if role == "detector" else None) or {}
+
+def _encoder_of_ours(file: Path) -> tuple[Place, ...] | None:
+    """Where an encoder's file that mimbench wrote holds its tensors; None of any other, and of one that is damaged."""
     try:
-        state, _ = load_encoder(file, allow_partial=allow_partial or bool(relative), copy=copy)
+        header = read_header(file)
     except ValueError:
-        if role != "teacher":
-            raise
-        return tensors_hash(open_checkpoint(file, copy).weights)
-    return tensors_hash({**state, **relative})
-
-
-def _digest(entries: Iterable[Entry]) -> str:
-    digest = hashlib.sha256(b"mimbench encoder\n")
-    for name, shape, values in entries:
-        digest.update(f"{name} {list(shape)}\n".encode())
-        digest.update(values)
-    return digest.hexdigest()
-
-
-def _held_by_ours(file: Path) -> list[Place] | None:
-    """Where a safetensors file that mimbench wrote holds its tensors; None of any other, and of one that is damaged."""
-    with file.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        text = handle.read(length) if length <= LONGEST_HEADER else b""
-    try:
-        header = json.loads(text)
-        if METADATA not in header.pop("__metadata__"):
-            return None
-        places = [_place(name, entry, start=8 + length) for name, entry in sorted(header.items())]
-        whole = file.stat().st_size == max(place.end for place in places)
-    except (ValueError, TypeError, LookupError, AttributeError):
         return None
-    return places if whole else None
+    whole = bool(header.places) and header.size == file.stat().st_size
+    return header.places if METADATA in header.metadata and whole and all(map(_is_float32, header.places)) else None
 
 
-def _place(name: str, entry: Mapping[str, Any], start: int) -> Place:
-    begin, end = (start + int(offset) for offset in entry["data_offsets"])
-    shape = tuple(int(side) for side in entry["shape"])
-    if entry["dtype"] != "F32" or end - begin != 4 * math.prod(shape):
-        raise ValueError(f"{name} is not float32")
-    return Place(name, shape, begin, end)
+def _is_float32(place: Place) -> bool:
+    return place.dtype == "F32" and place.end - place.begin == 4 * place.numbers
 
 
-def _read(file: Path, places: Iterable[Place]) -> Iterator[Entry]:
+def _entries(file: Path, places: Iterable[Place]) -> Iterator[Entry]:
     with file.open("rb") as handle:
         for place in places:
             handle.seek(place.begin)

@@ -37,7 +37,8 @@ from mimbench.backbones.config import SIZES, ViT
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.cls.accuracy import accuracy
 from mimbench.cls.data.crops import CentreCrops
-from mimbench.cls.frozen.features import FrozenEncoder, Source, encoded
+from mimbench.cls.frozen.encoders import FrozenViT
+from mimbench.cls.frozen.features import Source, encoded
 from mimbench.cls.frozen.heads import HeadOptimizer, Heads
 from mimbench.cls.frozen.linear import Probe
 from mimbench.engine.data.batches import evaluation_loader
@@ -132,7 +133,7 @@ def whole_grid(width: int, batch: int, repeats: int) -> tuple[Measured, float]:
     return Measured("B20 40 heads", "s", *taken, TARGETS["B20 40 heads"], note), taken[0] / batch
 
 
-def one_pass(encoder: FrozenEncoder, images: Tensor, batch: int, repeats: int) -> tuple[Measured, float]:
+def one_pass(encoder: FrozenViT, images: Tensor, batch: int, repeats: int) -> tuple[Measured, float]:
     """Encoding and 13 heads against encoding and one; and seconds that encoding an image takes.
 
     The heads' step is taken on a whole batch, and the images' share of it counts.
@@ -209,10 +210,10 @@ def _photographs(directory: Path, images: int) -> ImageFolder:
     return ImageFolder(directory, "train", cache=False)
 
 
-def _encoder(shape: ViT, eval_batch: int) -> FrozenEncoder:
+def _encoder(shape: ViT, eval_batch: int) -> FrozenViT:
     torch.manual_seed(0)
     model = VisionTransformer(shape).requires_grad_(False).eval()
-    return FrozenEncoder(model, None, Source("avg", shape.depth, "pooled"), CPU, DTYPE, eval_batch)
+    return FrozenViT(Source("avg", shape.depth, "pooled"), CPU, DTYPE, eval_batch, model, None)
 
 
 def _type() -> str:

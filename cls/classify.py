@@ -25,7 +25,8 @@ from mimbench.cls.accuracy import accuracy, require_finite, shared
 from mimbench.cls.config import Classify
 from mimbench.cls.data.crops import CentreCrops, resized_side
 from mimbench.cls.data.robustness import Part, robustness
-from mimbench.cls.frozen.features import autocast, require_fit
+from mimbench.cls.frozen.encoders import require_fit
+from mimbench.cls.frozen.features import autocast
 from mimbench.cls.predictions import Predictions
 from mimbench.engine.data.batches import evaluation_loader, move
 from mimbench.engine.data.datasets import locate

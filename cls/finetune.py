@@ -41,7 +41,8 @@ from mimbench.cls.data.crops import (
     open_splits,
     resized_side,
 )
-from mimbench.cls.frozen.features import autocast, encoder_facts, encoder_of, statistics
+from mimbench.cls.frozen.encoders import encoder_facts, encoder_of, statistics
+from mimbench.cls.frozen.features import autocast
 from mimbench.cls.predictions import Predictions
 from mimbench.engine.data.batches import Batches, evaluation_loader
 from mimbench.engine.data.datasets import unfit

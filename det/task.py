@@ -72,21 +72,10 @@ def _advice(config: Any, free: int, gpus: int) -> str | None:
     return advice(config, free, gpus)
 
 
-def _encoder_of_detector(file: Path) -> Any:
-    from mimbench.backbones.checkpoints.detector import detector_in
-
-    weights = detector_in(file)
-    if weights is None:
-        return None
+def _encoder_of_detector(found: Any) -> Any:
     from mimbench.det.model.detector_config import encoder_of
 
-    return encoder_of(weights, str(file))[0]
-
-
-def _has_relative_positions(file: Path) -> bool:
-    from mimbench.backbones.checkpoints.detector import relative_positions_in
-
-    return relative_positions_in(file) is not None
+    return encoder_of(found)[0]
 
 
 def _refusal(traits: Any) -> str | None:
@@ -131,7 +120,7 @@ TASK = Task(
     data=("coco",),
     takes="detector",
     leaves="detector",
-    input=Input(whole=_encoder_of_detector, partial=_has_relative_positions, refusal=_refusal),
+    input=Input(whole=_encoder_of_detector, refusal=_refusal),
     metrics=(
         Metric("box_ap", "box AP", AP, curve="box AP (%)", by_cost=True),
         Metric("mask_ap", "mask AP", AP, curve="mask AP (%)"),

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mimbench.backbones.checkpoints.detector import detector_in
+from mimbench.backbones.weights import open_weights
 from mimbench.det.config import MaskRCNNConfig, ViTDetConfig
 from mimbench.det.evaluation.evaluate import CocoMetrics
 from mimbench.det.model.build import build_detector
@@ -121,7 +121,7 @@ def load_backbone(
     if kind != "vitdet":
         raise ValueError(f"kind={kind!r} must be 'vitdet' or 'plain'")
     file = encoder_file(Path(checkpoint))
-    if detector_in(file) is not None:
+    if open_weights(file, "detector").kind == "detector":
         detector = open_detector(file)
         model, channels = detector.model.train(), detector.about.config.vitdet.channels
     else:

@@ -165,6 +165,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in ("checkpoint.pth", "encoder.safetensors", "crossmae_vitb.pth"):
         torch.save(model.state_dict(), place / name)
     (place / "short.py").write_text(next(b for b in _blocks(ROOT / "docs" / "clusters.md", "python")))
+    (place / "my_encoder.py").write_text(next(b for b in _blocks(ROOT / "docs" / "evaluate.md", "python")))
     for folder in ("imagenet/train/n01440764", "imagenet/val/n01440764", "birds/train/wren", "birds/val/wren"):
         (place / "datasets" / folder).mkdir(parents=True)
         Image.new("RGB", (32, 32), (len(folder), 90, 40)).save(place / "datasets" / folder / "a.png")
@@ -215,6 +216,13 @@ def test_the_commands_of_a_page_work(
 def _mimbench(words: list[str]) -> None:
     done: Any = CliRunner().invoke(app, words, prog_name="mimbench")
     assert done.exit_code == 0, f"mimbench {shlex.join(words)}\n{done.output}\n{done.exception!r}"
+
+
+def test_the_encoder_in_prose_is_evaluated(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(workplace, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    small = ["data=datasets/birds", "neighbours=1", "k=1", "compute.workers=0", "compute.precision=fp32"]
+    _mimbench(["run", "cls/knn", "checkpoint=my_encoder.py:build", *small])
 
 
 def test_every_reason_for_not_running_is_needed() -> None:

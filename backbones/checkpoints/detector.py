@@ -1,4 +1,7 @@
-"""A whole detector in a file: ViTDet Mask R-CNN as detectron2 saves it, or as we do, whose names are detectron2's."""
+"""A whole detector in a file: ViTDet Mask R-CNN as detectron2 saves it, or as we do, whose names are detectron2's.
+
+`backbones.weights` asks these questions, of files that are taken as detectors.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +12,49 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.checkpoints.opening import Opened
 
 PARTS = ("backbone.net.", "proposal_generator.", "roi_heads.")  # what the names of a whole detector begin with
 NO_WEIGHTS = re.compile(r"pixel_(mean|std)|proposal_generator\.anchor_generator\..*")  # constants that old files hold
-
-
 RELATIVE = re.compile(r"(?:(?:backbone\.)?net\.)?(blocks\.\d+\.attn\.rel_pos_[hw])")  # of a backbone alone
 
 
-def relative_positions_in(path: str | Path, copy: str | None = None) -> dict[str, Tensor] | None:
-    """The relative positions, in float32, of a ViTDet backbone alone in the file at `path`, by a detector's names.
-
-    None of any other file, of a whole detector, and where they are zero, as they are before training.
-
-    Raises:
-        FileNotFoundError, ValueError: as `detector_in`.
-    """
-    opened = open_checkpoint(path, copy)
-    named = {key.removeprefix("module."): value for key, value in opened.weights.items()}
-    if all(any(key.startswith(part) for key in named) for part in PARTS):
-        return None
-    tables = {
-        f"{PARTS[0]}{match[1]}": value.to(torch.float32, copy=True)
-        for key, value in named.items()
-        if (match := RELATIVE.fullmatch(key))
-    }
-    _require_finite(tables, opened.file)
-    return tables if any(value.any() for value in tables.values()) else None
+def is_detector(opened: Opened) -> bool:
+    """Whether the file holds a whole detector: a ViTDet backbone, a proposal head and box heads."""
+    return all(any(key.startswith(part) for key in named(opened)) for part in PARTS)
 
 
-def detector_in(path: str | Path, copy: str | None = None) -> dict[str, Tensor] | None:
-    """The weights in float32 of the detector in the file at `path`, by detectron2's names; None of any other file.
+def detector_weights(opened: Opened) -> dict[str, Tensor]:
+    """The weights of a whole detector in float32, by detectron2's names.
 
     Raises:
-        FileNotFoundError, ValueError: as `open_checkpoint`; also for weights that are not finite.
+        ValueError: naming the first that is not finite.
     """
-    opened = open_checkpoint(path, copy)
-    named = {key.removeprefix("module."): value for key, value in opened.weights.items()}
-    if not all(any(key.startswith(part) for key in named) for part in PARTS):
-        return None
-    weights = {key: value.to(torch.float32, copy=True) for key, value in named.items() if not NO_WEIGHTS.fullmatch(key)}
-    _require_finite(weights, opened.file)
-    return weights
+    weights = {key: value for key, value in named(opened).items() if not NO_WEIGHTS.fullmatch(key)}
+    return _in_float32(weights, opened.file)
 
 
-def _require_finite(weights: Mapping[str, Tensor], file: Path) -> None:
-    for key, value in weights.items():
+def trained_relative_positions(opened: Opened) -> dict[str, Tensor]:
+    """The relative positions, in float32, of a ViTDet backbone alone, by a detector's names.
+
+    Empty for any other file, and where they are zero, as they are before training.
+
+    Raises:
+        ValueError: naming the first that is not finite.
+    """
+    found = ((RELATIVE.fullmatch(key), value) for key, value in named(opened).items())
+    tables = _in_float32({f"{PARTS[0]}{match[1]}": value for match, value in found if match}, opened.file)
+    return tables if any(value.any() for value in tables.values()) else {}
+
+
+def named(opened: Opened) -> dict[str, Tensor]:
+    """The tensors in a file by a detector's names, as they are in the file."""
+    return {key.removeprefix("module."): value for key, value in opened.weights.items()}
+
+
+def _in_float32(weights: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
+    for key, value in copies.items():
         if not value.isfinite().all():
             raise ValueError(f"{file}: {key} holds NaN or infinite weights; the training diverged")
+    return copies

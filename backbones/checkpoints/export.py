@@ -28,15 +28,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mimbench.backbones.checkpoint import load_encoder
-from mimbench.backbones.checkpoints.detector import detector_in
+from mimbench.backbones.checkpoints.digest import tensors_hash
 from mimbench.backbones.checkpoints.geometry import resize_kernel, resize_table
 from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
-from mimbench.backbones.checkpoints.opening import parse_location
+from mimbench.backbones.checkpoints.location import parse_location
+from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.checkpoints.timm_model import timm_model
 from mimbench.backbones.config import SIZES, Traits, ViT
-from mimbench.backbones.content import METADATA, tensors_hash
 from mimbench.backbones.vitdet import NOT_IN_VITDET, vitdet_reason
+from mimbench.backbones.weights import open_weights
 from mimbench.engine.run.atomic import write_with
 
 Target = Literal["safetensors", "timm", "detectron2", "mae"]
@@ -84,9 +84,10 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
     """
     to = _known(target)
     file = _free(Path(out).expanduser() if out is not None else Path(default_name(source, to)), to)
-    if to == "detectron2" and patch is None and (detector := detector_in(source)) is not None:
-        return _whole_detector(detector, file)
-    state, info = load_encoder(source)
+    if to == "detectron2" and patch is None and (detector := open_weights(source, "detector")).kind == "detector":
+        return _whole_detector(detector.tensors, file)
+    found = open_weights(source)
+    state, info = found.encoder, found.info
     try:
         state, info = (state, info) if patch is None else resampled(state, info, patch)
         content = WRITERS[to](dict(sorted(state.items())), info)

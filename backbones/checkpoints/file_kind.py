@@ -14,12 +14,13 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
+from mimbench.backbones.checkpoints.safetensors_header import LONGEST
+
 Kind = Literal["torch", "torch (legacy)", "safetensors", "detectron2 pickle"]
 
 HEAD = 4096  # bytes that are looked at
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".ckpt", ".tar")  # what checkpoints are mostly called
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle has it, after two bytes of protocol
-_HEADER_LIMIT = 100_000_000  # bytes of a safetensors header, by that format's own rule
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "a gzip archive; unpack it and give the checkpoint in it"),
@@ -70,7 +71,7 @@ def kind_of(file: Path) -> Kind:
         return "torch (legacy)"
     if re.match(rb"\x80[\x02-\x05]", head):
         return "detectron2 pickle"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _HEADER_LIMIT:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST:
         return "safetensors"
     if file.suffix == ".json" and b'"weight_map"' in head:
         return "safetensors"
@@ -181,23 +182,3 @@ def shards_of(file: Path) -> list[Path]:
         if not (file.parent / name).is_file():
             raise ValueError(f"{file} names {name}, which is not beside it; fetch all {len(names)} files")
     return [file.parent / name for name in names]
-
-
-def require_whole(file: Path, size: int) -> None:
-    """Refuse a safetensors file that is shorter or longer than its header says.
-
-    Raises:
-        ValueError: naming both lengths, or if the header is damaged.
-    """
-    with file.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header = handle.read(length)
-    if len(header) < length:
-        raise ValueError(f"{file} is cut short: its header alone is {length:,} bytes, and {size:,} are here")
-    try:
-        ends = [entry["data_offsets"][1] for key, entry in json.loads(header).items() if key != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise ValueError(f"{file} has a damaged safetensors header; fetch it again") from None
-    if size < whole:
-        raise ValueError(f"{file} is cut short: {size:,} of {whole:,} bytes are here; fetch it again")

@@ -27,8 +27,8 @@ from mimbench.backbones.checkpoints.family import Family, Positions, compiled, m
 from mimbench.backbones.checkpoints.info import CLASSIFIER, EncoderInfo, from_json, of_classifier
 from mimbench.backbones.checkpoints.keys import other_network, unwrap
 from mimbench.backbones.checkpoints.opening import Opened
+from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.config import Traits, ViT
-from mimbench.backbones.content import METADATA
 from mimbench.backbones.positions import sincos_2d
 from mimbench.backbones.vit import VisionTransformer
 

@@ -9,7 +9,7 @@
 | torch | torch's safe loading | views of the mapped file |
 | torch (legacy), torch before 1.6 | the same | all of it |
 | safetensors, also in several files with an index | safetensors | views of the mapped file |
-| detectron2 pickle | `restricted` | views of the mapped file; all of it if written with protocol 2 |
+| detectron2 pickle | `unpickler` | views of the mapped file; all of it if written with protocol 2 |
 
 Nothing in a file is run. Besides tensors and containers it may hold numpy numbers and arrays, `argparse.Namespace` and
 yacs' `CfgNode`; with anything else it is refused, and named. The options that files keep are plain values here.
@@ -17,6 +17,8 @@ yacs' `CfgNode`; with anything else it is refused, and named. The options that f
 Opening reads names and shapes and no weight, so its cost is that of the file's index, whatever the file's size. Whether
 the numbers are finite, and whether they make an encoder, is for whoever loads the tensors that matter: reading 8 GB of
 optimizer to look for NaN would be a minute's work for nothing. For the same reason checksums are not verified.
+
+A file is opened once in a process, as long as its size, time and inode stay: it is kept open, and given again.
 """
 
 from __future__ import annotations
@@ -26,24 +28,26 @@ import re
 import struct
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mimbench.backbones.checkpoints import weight_sets as contents
-from mimbench.backbones.checkpoints.file_kind import Kind, kind_of, one_line, require_whole, shards_of
+from mimbench.backbones.checkpoints.file_kind import Kind, kind_of, one_line, shards_of
+from mimbench.backbones.checkpoints.location import parse_location, user_code
+from mimbench.backbones.checkpoints.safetensors_header import METADATA, read_header
 from mimbench.backbones.checkpoints.unpickler import ADMITTED, Array, Refused, load_arrays, names_in, safe_globals
 from mimbench.backbones.checkpoints.weight_sets import Held
 
-__all__ = ["Held", "Opened", "open_checkpoint", "parse_location"]
+__all__ = ["Held", "Opened", "open_checkpoint"]
 
-OPTIONS = ("copy", "matching_heuristics")  # the second is detectron2's and changes nothing: keys are always matched
+KEPT = 4  # files that stay open; a mapped file costs no memory that the system could not take back
 _PLAIN = {  # what torch files may name beyond `ADMITTED`
     *("collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.complex", "builtins.bytearray"),
     *("argparse.Namespace", "yacs.config.CfgNode"),
@@ -70,11 +74,11 @@ class Opened:
     copies: tuple[str, ...] = ()  # other sets of the same weights, each of which `copy` can name
     others: tuple[Held, ...] = ()  # all that is not `weights`, the copies too
     arguments: Mapping[str, Any] = field(default_factory=dict)  # plain values of the options found in the file
-    metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors, and of our exports
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors, of our exports and our detectors
 
 
 def open_checkpoint(path: str | Path, copy: str | None = None) -> Opened:
-    """The checkpoint at `path`, which may be all that `parse_location` takes.
+    """The checkpoint at `path`, which may be all that `location.parse_location` takes.
 
     `copy` names the set of weights to take when there are several ("ema" for the only moving average); without it the
     first of `contents.PREFERRED` is taken. The tensors are on the CPU and may be views of the file: clone before
@@ -85,44 +89,43 @@ def open_checkpoint(path: str | Path, copy: str | None = None) -> Opened:
         ValueError: in one line that names the file: it is no checkpoint (and what it is instead), is cut short, holds
             objects that are not admitted (and their names), holds no weights, or has not the set that is asked for.
     """
+    if (code := user_code(path)) is not None:
+        raise ValueError(f"{code.name} is a function of user code, and what is wanted here is a file of weights")
     try:
         return _open(*parse_location(str(path)), copy)
     except ValueError as error:
         raise ValueError(one_line(str(error))) from None
 
 
-def parse_location(text: str) -> tuple[Path, dict[str, str]]:
-    """The file and the options in `text`: a path or a `file://` URL, either with `?copy=NAME` at its end.
-
-    A file that really has a question mark in its name is taken by that name. `~` is the home directory.
-
-    Raises:
-        ValueError: if it is a URL of another kind, or has an option that there is not.
-    """
-    path, query = text, ""
-    if not Path(text).exists():
-        path, _, query = text.partition("?")
-    scheme = re.match(r"([a-z][a-z0-9+.-]+):/", path, re.IGNORECASE)
-    if scheme is not None:
-        path = _local(path, scheme.group(1).lower())
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    for key in options:
-        if key not in OPTIONS:
-            raise ValueError(f"{text}: a checkpoint has no option {key!r}; there is copy=NAME")
-    options.pop("matching_heuristics", None)
-    return Path(path).expanduser(), options
-
-
-def _local(url: str, scheme: str) -> str:
-    parts = urlsplit(url)
-    if scheme != "file" or parts.netloc not in ("", "localhost"):
-        url = re.sub(r":/+", "://", url, count=1)  # one slash was lost if it came as a Path
-        raise ValueError(f"{url} is not on this machine, and runs fetch nothing: download it first and give the file")
-    return unquote(parts.path)
-
-
 def _open(file: Path, options: Mapping[str, str], copy: str | None) -> Opened:
-    wanted = _wanted(file, options, copy)
+    """The file as it is open already, if it is the same version of the same file; else opened now."""
+    wanted, version = _wanted(file, options, copy), _version(file)
+    if version is None:
+        return _read(file, wanted)  # it is no file, which `kind_of` says
+    key = (file.absolute(), wanted)
+    held, opened = _kept.pop(key, (None, None))
+    if opened is None or held != version:
+        opened = _read(file, wanted)
+    _kept[key] = version, opened
+    while len(_kept) > KEPT:
+        _kept.popitem(last=False)
+    return replace(opened, file=file)
+
+
+Version = tuple[tuple[int, int, int, int], ...]
+_kept: OrderedDict[tuple[Path, str | None], tuple[Version, Opened]] = OrderedDict()  # the last used is the last
+
+
+def _version(file: Path) -> Version | None:
+    """Device, inode, size and time of the file, and of those that an index names; None of what is no file."""
+    if not file.is_file():
+        return None
+    files = shards_of(file) if file.suffix == ".json" and kind_of(file) == "safetensors" else []
+    stats = [part.stat() for part in (file, *files)]
+    return tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+def _read(file: Path, wanted: str | None) -> Opened:
     kind = kind_of(file)
     if kind == "safetensors":
         return _safetensors(file, wanted)
@@ -157,9 +160,9 @@ def _opened(file: Path, kind: Kind, tree: object, copy: str | None) -> Opened:
         weights=weights,
         found_under=name,
         copies=contents.copies_of(sets, name),
-        others=tuple(held for held in contents.others_in(tree, name) if held.name not in metadata),
+        others=tuple(held for held in contents.others_in(tree, name) if held.name != METADATA or not metadata),
         arguments=contents.arguments_in(tree),
-        metadata=metadata,
+        metadata={**metadata, **contents.texts_in(tree)},
     )
 
 
@@ -270,7 +273,7 @@ def _safetensors(file: Path, copy: str | None) -> Opened:
     for part in files:
         if kind_of(part) != "safetensors":
             raise ValueError(f"{part} is not a safetensors file")
-        require_whole(part, part.stat().st_size)
+        read_header(part)  # which says how it is damaged, if it is
         try:
             with safe_open(part, framework="pt") as handle:
                 metadata.update(handle.metadata() or {})

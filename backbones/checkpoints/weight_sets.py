@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.checkpoints.unpickler import Array
-from mimbench.backbones.content import METADATA
 
 What = Literal["optimizer", "scheduler", "arguments", "scaler", "ema", "weights", "numbers", "other"]
 PREFERRED = (  # DINO and its kin evaluate the teacher, I-JEPA the target encoder
@@ -26,6 +26,7 @@ PREFERRED = (  # DINO and its kin evaluate the teacher, I-JEPA the target encode
     *("net", "network", "module", "backbone", "encoder", "student"),
 )
 DEPTH = 3  # levels of wrappers
+DETECTOR = "detector"  # the key beside the weights of our detectors; its value says what the detector is, as JSON
 _TRAINING: tuple[tuple[str, What], ...] = (  # by names, beginning with these
     (r"optim|opt$|opt_state", "optimizer"),
     (r"(lr_?)?sched|lr_scheduler|param_sched", "scheduler"),
@@ -96,6 +97,12 @@ def kept_beside(tree: Mapping[Any, Any], name: str) -> tuple[dict[str, Tensor], 
     if name != "model" or not isinstance(kept, Mapping) or not isinstance(kept.get("about"), str):
         return {}, {}
     return tensors_of(kept), {METADATA: kept["about"]}
+
+
+def texts_in(tree: Mapping[Any, Any]) -> dict[str, str]:
+    """What our detectors keep beside "model": their config, as text."""
+    about = tree.get(DETECTOR)
+    return {DETECTOR: about} if isinstance(about, str) else {}
 
 
 def copies_of(sets: Mapping[str, Mapping[Any, Any]], name: str) -> tuple[str, ...]:

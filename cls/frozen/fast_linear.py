@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from mimbench.cls.config import FastLinear
 from mimbench.cls.data.crops import micro_batch
-from mimbench.cls.frozen.features import RowBatches, Source, describe_source, sources
+from mimbench.cls.frozen.encoders import describe_source, sources
+from mimbench.cls.frozen.features import RowBatches, Source
 from mimbench.cls.frozen.heads import HeadOptimizer, Heads
 from mimbench.cls.frozen.stored import Frozen, open_frozen
 from mimbench.engine.run.atomic import write_json
@@ -199,7 +200,7 @@ def run(config: FastLinear, run: RunDir) -> Outcome:
 def prepare(config: FastLinear, frozen: Frozen, heads: Sequence[Head], rows: Rows) -> Training:
     """The training of some heads on some rows."""
     wanted = list(dict.fromkeys(head.source for head in heads))
-    widths = {source: frozen.encoder.model.width * len(source.parts) for source in wanted}
+    widths = {source: frozen.encoder.token_width * len(source.parts) for source in wanted}
     grid = Grid(heads, widths, frozen.splits.classes, config.seed)
     batches = RowBatches(
         lambda place_B: rows.at(place_B, wanted),

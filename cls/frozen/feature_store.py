@@ -31,11 +31,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Subset
 
+from mimbench.backbones.checkpoints.safetensors_header import read_header
 from mimbench.cls.data.crops import CentreCrops, Splits, resized_side
 from mimbench.cls.frozen.features import FrozenEncoder, Source, encoded
 from mimbench.cls.frozen.fingerprint import encoder_fingerprint, split_fingerprint
@@ -162,7 +163,7 @@ class FeatureStore:
         wanted = self.about(split, source)
         if found != wanted:
             raise ValueError(f"{path} holds features {_difference(found, wanted)}: {self._way_out()}")
-        if shape != [images, self.encoder.model.width]:
+        if shape != [images, self.encoder.token_width]:
             raise ValueError(f"{path} holds features of shape {shape}, not of {images} images: {self._way_out()}")
         return torch.from_numpy(np.memmap(path, _numpy(self.view.stored), "c", offset, (shape[0], shape[1])))
 
@@ -267,7 +268,7 @@ class _Extraction:
             self._part(number).unlink(missing_ok=True)
 
     def _file_header(self, source: Source) -> bytes:
-        view, width = self.store.view, self.store.encoder.model.width
+        view, width = self.store.view, self.store.encoder.token_width
         about = self.store.about(self.split, source)
         size = len(self.folder) * width * TYPES[view.stored].itemsize
         tensor = {"dtype": NAMES[view.stored], "shape": [len(self.folder), width], "data_offsets": [0, size]}
@@ -294,14 +295,12 @@ def _header(path: Path) -> tuple[dict[str, Any], list[int], int]:
     if not path.is_file():
         raise FileNotFoundError(f"the features {path} do not exist")
     try:
-        with safe_open(path, framework="np") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})[METADATA])
-            shape = file.get_slice("features").get_shape()
-    except (SafetensorError, ValueError, KeyError, TypeError):
+        header = read_header(path)
+        about: dict[str, Any] = json.loads(header.metadata[METADATA])
+        place = header.place("features")
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged, or holds no features: delete it, and it is made again") from None
-    with path.open("rb") as handle:
-        offset = 8 + struct.unpack("<Q", handle.read(8))[0]
-    return about, shape, offset
+    return about, list(place.shape), place.begin
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -1,40 +1,28 @@
-"""Frozen features: the encoder of a linear probe or k-NN, which of its features is taken, and a split's worth of them.
+"""Frozen features: what is read of the encoder of a linear probe or k-NN, and a split's worth of it.
 
 Which feature is evaluated decides the number. A `Source` names one: what is pooled, after which block, and how it is
-normalised. `describe` says it in words, for `result.json`. Features that are kept on disk are in
-cls/frozen/feature_store.py.
+normalised. `FrozenEncoder.describe` says it in words, for `result.json`. Encoders are in cls/frozen/encoders.py,
+features that are kept on disk in cls/frozen/feature_store.py.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mimbench.backbones.checkpoint import EncoderInfo, build_encoder
-from mimbench.backbones.checkpoints.geometry import resize_table
-from mimbench.backbones.checkpoints.info import differences
-from mimbench.backbones.config import ViT
-from mimbench.backbones.vit import VisionTransformer
-from mimbench.cls.config import Evaluation, FastLinear, FewShot, FrozenPool, Knn, Linear, Norm, Pool
+from mimbench.cls.config import Evaluation, FrozenPool, Norm
 from mimbench.cls.data.crops import CentreCrops
 from mimbench.engine.data.batches import Batches, evaluation_loader
-from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, normalise
+from mimbench.engine.data.images import ImageFolder
 from mimbench.engine.run.bar import track
-from mimbench.engine.run.process import autocast_dtype
 
 # B image of a batch, N image of a split, T token, D width, S side of an image
-
-POOLED = {
-    "avg": "mean of the patch tokens",
-    "cls": "class token",
-    "both": "class token and mean of the patch tokens, side by side,",
-}
 
 
 class Source(NamedTuple):
@@ -67,25 +55,49 @@ def sources_of(pools: Sequence[FrozenPool], layers: int, norm: Norm, depth: int)
 
 
 @dataclass(frozen=True)
-class FrozenEncoder:
-    """Images to features; nothing in it is ever trained."""
+class FrozenEncoder(ABC):
+    """Images to features; nothing in it is ever trained. The kinds are in cls/frozen/encoders.py."""
 
-    model: VisionTransformer
-    info: EncoderInfo | None  # None: random weights
     source: Source  # the feature that calling it gives
     device: torch.device
     dtype: torch.dtype | None
     eval_batch: int  # images encoded at a time
 
     @property
+    @abstractmethod
     def family(self) -> str | None:
         """The family of its checkpoint."""
-        return None if self.info is None else self.info.family
+
+    @property
+    @abstractmethod
+    def token_width(self) -> int:
+        """Length of the feature of one token."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """How many blocks have features to read; the last is the encoder's output."""
+
+    @abstractmethod
+    def describe(self, pool: FrozenPool, norm: Norm, where: str = "") -> str:
+        """A feature in words; `where` says of which block."""
+
+    @abstractmethod
+    def facts(self, config: Evaluation) -> dict[str, Any]:
+        """Which encoder was evaluated, and what was done to it."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What two encoders have in common that give the same features, as JSON."""
+
+    @abstractmethod
+    def _read(self, images: Tensor, sources: Sequence[Source]) -> list[Tensor]:
+        """Features (B, D), float32, of each of `sources` for uint8 images (B, 3, S, S)."""
 
     @property
     def width(self) -> int:
         """Length of a feature."""
-        return self.model.width * len(self.source.parts)
+        return self.token_width * len(self.source.parts)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features (B, D), float32, of uint8 images (B, 3, S, S); on the encoder's device."""
@@ -97,103 +109,6 @@ class FrozenEncoder:
         """Features (B, D) of each of `sources`, from one pass through the encoder; float32, on its device."""
         parts = [self._read(part, sources) for part in images.split(self.eval_batch)]
         return [torch.cat(of_source) for of_source in zip(*parts, strict=True)]
-
-    def _read(self, images: Tensor, sources: Sequence[Source]) -> list[Tensor]:
-        mean, std = statistics(self.info)
-        found: dict[Source, Tensor] = {}
-        with autocast(self.device, self.dtype):
-            tokens_of = self.model.after_each_block(normalise(images.to(self.device, non_blocking=True), mean, std))
-            last = max(source.block for source in sources)
-            for block, tokens_BTD in zip(range(1, last + 1), tokens_of, strict=False):
-                for source in sources:
-                    if source.block == block:
-                        found[source] = torch.cat([self._pooled(tokens_BTD, part) for part in source.parts], dim=1)
-        return [found[source] for source in sources]
-
-    def _pooled(self, tokens_BTD: Tensor, source: Source) -> Tensor:
-        """One pool of the tokens after a block (B, D), float32."""
-        start = self.model.traits.prefix
-        tokens = tokens_BTD[:, start:] if source.pool == "avg" else tokens_BTD[:, :1]
-        if source.norm == "pooled":
-            return _standardised(tokens.mean(1).float())
-        trained = self.info is not None and self.info.final_norm
-        return (self.model.norm(tokens) if trained else _standardised(tokens)).mean(1).float()
-
-
-def _standardised(features: Tensor) -> Tensor:
-    """A LayerNorm that has no weights."""
-    return F.layer_norm(features, features.shape[-1:], eps=1e-6)
-
-
-def frozen_encoder(config: Linear | Knn | FastLinear | FewShot, device: torch.device) -> FrozenEncoder:
-    """The encoder that `config` evaluates.
-
-    Raises:
-        FileNotFoundError: if its checkpoint does not exist.
-        ValueError: if the checkpoint is not one, its patches do not fit the images, or it lacks the class token or as
-            many blocks as are asked for.
-    """
-    model, info = encoder_of(config, "avg" if set(_pools(config)) == {"avg"} else "cls")
-    _bring_positions(model, config.image)
-    model.requires_grad_(False).eval().to(device)
-    dtype = autocast_dtype(config.compute, device)
-    source = Source(_pools(config)[0], model.shape.depth, config.norm)
-    return FrozenEncoder(model, info, source, device, dtype, config.eval_batch)
-
-
-def _pools(config: Linear | Knn | FastLinear | FewShot) -> tuple[FrozenPool, ...]:
-    """Every pool that is evaluated; the one that is reported comes first."""
-    if isinstance(config, FastLinear):
-        return config.pools
-    return (config.pool, *config.more_pools) if isinstance(config, Knn) else (config.pool,)
-
-
-def sources(config: Knn | FastLinear | FewShot, encoder: FrozenEncoder) -> list[Source]:
-    """The features that `config` evaluates; the one that is reported, where one is, comes first.
-
-    Raises:
-        ValueError: if the encoder has fewer blocks than are asked for.
-    """
-    layers = 1 if isinstance(config, FewShot) else config.layers
-    return sources_of(tuple(dict.fromkeys(_pools(config))), layers, config.norm, encoder.model.shape.depth)
-
-
-def encoder_of(config: Evaluation, pool: Pool = "avg") -> tuple[VisionTransformer, EncoderInfo | None]:
-    """The encoder of a run's checkpoint, or a random one; its patches fit the images.
-
-    Raises:
-        FileNotFoundError, ValueError: as `frozen_encoder`.
-    """
-    how = None if config.positions == "auto" else config.positions
-    partial = config.allow_partial
-    model, info = build_encoder(config.checkpoint, config.encoder, pool, allow_partial=partial, interpolation=how)
-    require_fit(model.shape, config.image)
-    model.require_grid(config.image // model.patch, config.image // model.patch)
-    return model, info
-
-
-def _bring_positions(model: VisionTransformer, image: int) -> None:
-    """Resize the position table once, to the grid of all images to come."""
-    if model.traits.positions == "absolute":
-        grid = image // model.patch
-        table = resize_table(model.pos_embed.data, (grid, grid), model.interpolation)
-        model.pos_embed = torch.nn.Parameter(table, requires_grad=False)
-
-
-def require_fit(vit: ViT, image: int) -> None:
-    """Images of side `image` can be cut into the encoder's patches.
-
-    Raises:
-        ValueError: if they cannot.
-    """
-    if image % vit.patch:
-        below = max(image - image % vit.patch, vit.patch)
-        raise ValueError(f"image={image} cannot be cut into the encoder's patches of {vit.patch}; try image={below}")
-
-
-def statistics(info: EncoderInfo | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that an encoder's images are normalised by."""
-    return (IMAGENET_MEAN, IMAGENET_STD) if info is None else (info.mean, info.std)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -278,40 +193,3 @@ class RowBatches(Batches):
             start = (place * self.world + self.rank) * self.batch
             yield self.rows(order_N[start : start + self.batch])
             position += 1
-
-
-def describe(config: Linear | Knn | FewShot, info: EncoderInfo | None) -> str:
-    """The evaluated feature in words."""
-    return _in_words(config.pool, config.norm, info)
-
-
-def describe_source(source: Source, encoder: FrozenEncoder) -> str:
-    """A feature in words."""
-    depth = encoder.model.shape.depth
-    where = "" if source.block == depth else f" of block {source.block} of {depth}"
-    return _in_words(source.pool, source.norm, encoder.info, where)
-
-
-def _in_words(pool: FrozenPool, norm: Norm, info: EncoderInfo | None, where: str = "") -> str:
-    what = POOLED[pool] + where
-    if norm == "pooled":
-        return f"{what}, no final norm, then standardised" if pool != "both" else f"{what} no final norm, standardised"
-    learned = info is not None and info.final_norm
-    after = "the checkpoint's final norm" if learned else "standardising (the encoder has no final norm of its own)"
-    return f"{what} after {after}"
-
-
-def encoder_facts(config: Evaluation, model: VisionTransformer, info: EncoderInfo | None) -> dict[str, Any]:
-    """Which encoder was evaluated, and what was done to it: `partial` names the keys that `allow_partial` let pass."""
-    vit = model.shape
-    resized = model.traits.positions == "absolute" and config.image // vit.patch != vit.grid
-    facts = {
-        "encoder": asdict(vit),
-        "weights": "random" if info is None else f"{info.family} checkpoint",
-        "pretraining_image": vit.image,
-        "final_norm": info is not None and info.final_norm,
-        "positions": model.interpolation if resized else "as pretrained",
-    }
-    if info is None:
-        return facts
-    return {**facts, "traits": differences(info.traits), "partial": list(info.partial), "copy": info.copy}

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimbench.cls.config import FewShot
-from mimbench.cls.frozen.features import describe, sources
+from mimbench.cls.frozen.encoders import sources
 from mimbench.cls.frozen.stored import Frozen, open_frozen
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.process import derived_seed, rank_and_world, summed
@@ -193,7 +193,7 @@ def facts(config: FewShot, frozen: Frozen) -> dict[str, Any]:
         "draws": config.draws,
         "ridge_alpha": config.ridge,
         "logistic_C": config.logistic,
-        "feature": describe(config, frozen.encoder.info),
+        "feature": frozen.encoder.describe(config.pool, config.norm),
         "pool": config.pool,
         "norm": config.norm,
         **frozen.facts(source),

@@ -1,8 +1,9 @@
 """What tells an encoder and a split of images from others: stored features are never taken for those of another.
 
 An encoder goes by its weights as they are evaluated (their content hash, `backbones.content.tensors_hash`), its shape
-and traits, and the statistics its images are normalised by. A split goes by the names of its images in order, their
-labels, and what `SAMPLED` files spread over it hold: where they lie makes no difference.
+and traits, and the statistics its images are normalised by; a user's own by its source file as well. A split goes by
+the names of its images in order, their labels, and what `SAMPLED` files spread over it hold: where they lie makes no
+difference.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict
 
 import numpy as np
 
-from mimbench.backbones.content import tensors_hash
-from mimbench.cls.frozen.features import FrozenEncoder, statistics
+from mimbench.cls.frozen.features import FrozenEncoder
 from mimbench.engine.data.images import ImageFolder
 
 SAMPLED = 1024  # files read: 0.1 GB of ImageNet
@@ -23,14 +22,7 @@ SAMPLED = 1024  # files read: 0.1 GB of ImageNet
 
 def encoder_fingerprint(encoder: FrozenEncoder) -> str:
     """The same for encoders that give the same features, in hexadecimal."""
-    model = encoder.model
-    about = {
-        "weights": tensors_hash(model.state_dict()),
-        "shape": asdict(model.shape),
-        "traits": asdict(model.traits),
-        "statistics": statistics(encoder.info),
-    }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(encoder.identity(), sort_keys=True).encode()).hexdigest()
 
 
 def split_fingerprint(folder: ImageFolder) -> str:

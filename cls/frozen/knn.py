@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from mimbench.cls.config import Knn
-from mimbench.cls.frozen.features import Source, describe, sources
+from mimbench.cls.frozen.encoders import sources
+from mimbench.cls.frozen.features import Source
 from mimbench.cls.frozen.nearest import QUERIES, nearest
 from mimbench.cls.frozen.stored import Frozen, open_frozen
 from mimbench.engine.run.process import part_of_rank, summed
@@ -120,7 +121,7 @@ def measured(config: Knn, frozen: Frozen, source: Source) -> dict[str, float]:
 
 def reported(config: Knn, frozen: Frozen, source: Source) -> bool:
     """Whether this is the feature that `knn_top1` is of."""
-    return (source.pool, source.block) == (config.pool, frozen.encoder.model.shape.depth)
+    return (source.pool, source.block) == (config.pool, frozen.encoder.depth)
 
 
 def names(config: Knn, source: Source, top1: Mapping[int, float], reported: bool) -> dict[str, float]:
@@ -137,7 +138,7 @@ def facts(config: Knn, frozen: Frozen, wanted: Sequence[Source]) -> dict[str, ob
         "k": config.k,
         "neighbours": list(config.neighbours),
         "temperature": config.temperature,
-        "feature": describe(config, frozen.encoder.info),
+        "feature": frozen.encoder.describe(config.pool, config.norm),
         "pool": config.pool,
         "norm": config.norm,
         **frozen.facts(wanted[0]),

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from mimbench.cls.accuracy import accuracy, require_finite
 from mimbench.cls.config import Linear
 from mimbench.cls.data.crops import ProbeCrops, Splits, micro_batch, open_splits, resized_side
-from mimbench.cls.frozen.features import FrozenEncoder, RowBatches, describe, encoder_facts, features_of, frozen_encoder
+from mimbench.cls.frozen.encoders import frozen_encoder
+from mimbench.cls.frozen.features import FrozenEncoder, RowBatches, features_of
 from mimbench.engine.data.batches import Batches, MapStyle
 from mimbench.engine.run.process import device_name, seed_all, setup_process
 from mimbench.engine.run.result import Outcome
@@ -158,7 +159,7 @@ def facts(config: Linear, encoder: FrozenEncoder, splits: Splits) -> dict[str, A
         "protocol": "linear probe on cached centre crops (not the papers')" if cached else "linear probe, the papers'",
         "views": config.views,
         "crop": config.crop,
-        "feature": describe(config, encoder.info),
+        "feature": encoder.describe(config.pool, config.norm),
         "pool": config.pool,
         "norm": config.norm,
         "image": config.image,
@@ -169,6 +170,6 @@ def facts(config: Linear, encoder: FrozenEncoder, splits: Splits) -> dict[str, A
         "micro_batch": micro_batch(config),
         "base_lr": config.base_lr,
         "seed": config.seed,
-        **encoder_facts(config, encoder.model, encoder.info),
+        **encoder.facts(config),
         **splits.facts(),
     }

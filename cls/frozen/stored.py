@@ -20,8 +20,9 @@ from torch import Tensor
 
 from mimbench.cls.config import FastLinear, FewShot, Knn
 from mimbench.cls.data.crops import Splits, open_splits, resized_side
+from mimbench.cls.frozen.encoders import frozen_encoder
 from mimbench.cls.frozen.feature_store import FeatureStore, View
-from mimbench.cls.frozen.features import FrozenEncoder, Source, encoder_facts, frozen_encoder
+from mimbench.cls.frozen.features import FrozenEncoder, Source
 from mimbench.cls.frozen.fingerprint import spread
 from mimbench.cls.frozen.nearest import nearest
 from mimbench.engine.run.process import device_name, peak_memory, rank_and_world, setup_process
@@ -55,7 +56,7 @@ class Frozen:
             "interpolation": "bicubic, antialiased",
             "features": f"stored in {config.stored}, without augmentation",
             "seed": config.seed,
-            **encoder_facts(config, self.encoder.model, self.encoder.info),
+            **self.encoder.facts(config),
             **self.splits.facts(),
             **seen_before(self.store, source),
         }

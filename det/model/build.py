@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from mimbench.backbones.checkpoint import EncoderInfo, build_encoder
-from mimbench.backbones.checkpoints.detector import detector_in, relative_positions_in
+from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vitdet import vitdet_reason
+from mimbench.backbones.weights import Weights, open_weights
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.model.detector_config import encoder_of
 from mimbench.det.model.federated import class_weights
@@ -40,12 +40,12 @@ def build_detector(
         FileNotFoundError: if the checkpoint is not there.
         ValueError: if it is not one, or its encoder does not fit the detector.
     """
-    whole = detector_in(config.checkpoint) if config.checkpoint else None
-    if whole is not None:
-        return _whole(config, whole, classes, images_showing)
-    relative = relative_positions_in(config.checkpoint) if config.checkpoint else None
-    partial = config.allow_partial or relative is not None
-    encoder, info = build_encoder(config.checkpoint, config.encoder, allow_partial=partial)
+    found = None
+    if config.checkpoint and user_code(config.checkpoint) is None:
+        found = open_weights(config.checkpoint, "detector", allow_partial=config.allow_partial)
+    if found is not None and found.kind == "detector":
+        return _whole(config, found, classes, images_showing)
+    encoder, info = found.build_encoder() if found else build_encoder(config.checkpoint, config.encoder)
     if (reason := vitdet_reason(encoder.traits)) is not None:
         raise ValueError(f"{config.checkpoint}: {reason}")
     model = from_scratch(
@@ -58,20 +58,19 @@ def build_detector(
     )
     if info is not None or config.start == "pretraining":
         model.backbone.net.load_encoder(encoder.state_dict(), encoder.traits)
-    if relative is not None and info is not None:
-        load_relative_positions(model, relative, str(config.checkpoint))
+    if found is not None and info is not None and found.relative_positions:
+        load_relative_positions(model, found.relative_positions, str(config.checkpoint))
         info = replace(info, family="detectron2, with its relative positions", partial=())
     return model, info
 
 
 def _whole(
-    config: MaskRCNNConfig, weights: Mapping[str, Tensor], classes: int, images_showing: Sequence[int] | None
+    config: MaskRCNNConfig, found: Weights, classes: int, images_showing: Sequence[int] | None
 ) -> tuple[MaskRCNN, EncoderInfo]:
-    """The detector of `config` with the `weights` of its checkpoint, which is a detector itself."""
-    file = str(config.checkpoint)
-    vit, mean, std = encoder_of(weights, file)
+    """The detector of `config` with all weights of its checkpoint, which is a detector itself."""
+    vit, mean, std = encoder_of(found)
     model = from_scratch(config, classes, config.shape_for(vit), mean=mean, std=std, images_showing=images_showing)
-    load_detector(model, weights, file)
+    load_detector(model, found.tensors, str(config.checkpoint))
     return model, EncoderInfo(WHOLE, vit, final_norm=False, mean=mean, std=std)
 
 

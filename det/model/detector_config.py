@@ -1,8 +1,9 @@
 """What a detector's file says of the detector: what we wrote beside its weights, or else what can be read off them.
 
-    about = described(path)                  # None of a file that only has weights, as detectron2's
+    found = open_weights(path, "detector")   # of kind "detector"
+    about = described(found)                 # None of a file that only has weights, as detectron2's
     config = config_of(weights, path)        # of any ViTDet detector's weights, by their names and shapes
-    vit, mean, std = encoder_of(weights, path)
+    vit, mean, std = encoder_of(found)
 
 What leaves no trace in weights is as in the published recipes: anchors, thresholds, the images' mean and deviation.
 """
@@ -11,24 +12,21 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.file_kind import kind_of
-from mimbench.backbones.checkpoints.opening import parse_location
+from mimbench.backbones.checkpoints.detector import named
+from mimbench.backbones.checkpoints.weight_sets import DETECTOR
 from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.weights import Weights
 from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.engine.run.config import from_text
 
-ABOUT = "detector"  # the key of what we write beside the weights
 LVIS_CLASSES = 1203
 RGB = tuple[float, float, float]
 
@@ -44,19 +42,17 @@ class Described:
     std: RGB = IMAGENET_STD
 
 
-def described(path: str | Path) -> Described | None:
-    """What `det.model.detector_file` wrote beside the weights; None of another's file."""
-    file = parse_location(str(path))[0]
-    if kind_of(file) != "torch":  # ours are; detectron2's releases are pickles
-        return None
-    try:
-        text = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(ABOUT)
-    except (RuntimeError, AttributeError, pickle.UnpicklingError):  # what we write has weights and text alone
-        return None
-    if not isinstance(text, str):
+def described(found: Weights) -> Described | None:
+    """What `det.model.detector_file` wrote beside the weights; None of another's file.
+
+    Raises:
+        ValueError: if it is of another version of mimbench.
+    """
+    text = found.opened.metadata.get(DETECTOR)
+    if text is None:
         return None
     about = json.loads(text)
-    config = from_text(MaskRCNNConfig, about["config"], str(path))
+    config = from_text(MaskRCNNConfig, about["config"], str(found.file))
     return Described(config, tuple(about["ids"]), tuple(about["names"]), _rgb(about["mean"]), _rgb(about["std"]))
 
 
@@ -65,12 +61,16 @@ def _rgb(values: Sequence[float]) -> RGB:
     return red, green, blue
 
 
-def encoder_of(weights: Mapping[str, Tensor], path: str) -> tuple[ViT, RGB, RGB]:
-    """The shape of the encoder in a detector's file that holds `weights`, and its images' mean and deviation."""
-    if (about := described(path)) is not None:
+def encoder_of(found: Weights) -> tuple[ViT, RGB, RGB]:
+    """The shape of the encoder in a whole detector's file, and its images' mean and deviation; no weight is read.
+
+    Raises:
+        ValueError: if it is not ViTDet's as mimbench can build it.
+    """
+    if (about := described(found)) is not None:
         return about.config.encoder, about.mean, about.std
-    with _buildable(path):
-        return _backbone(weights)[0], IMAGENET_MEAN, IMAGENET_STD
+    with _buildable(str(found.file)):
+        return _backbone(named(found.opened))[0], IMAGENET_MEAN, IMAGENET_STD
 
 
 def config_of(weights: Mapping[str, Tensor], file: str) -> MaskRCNNConfig:

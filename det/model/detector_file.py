@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
-from mimbench.backbones.checkpoints.detector import detector_in
+from mimbench.backbones.checkpoints.weight_sets import DETECTOR
+from mimbench.backbones.weights import open_weights
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.model.build import from_scratch
-from mimbench.det.model.detector_config import ABOUT, Described, classes_of, config_of, described
+from mimbench.det.model.detector_config import Described, classes_of, config_of, described
 from mimbench.det.model.load_weights import load_detector
 from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.engine.run.atomic import write_with
@@ -47,7 +48,7 @@ def save_detector(
     config = replace(config, checkpoint=None, encoder=model.backbone.net.vit, vitdet=replace(config.vitdet, patch=None))
     about = {"config": to_text(config), "ids": list(category_ids), "names": list(categories), "mean": mean, "std": std}
     weights = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    tree = {"model": weights, ABOUT: json.dumps(about)}
+    tree = {"model": weights, DETECTOR: json.dumps(about)}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:  # a handle, for torch writes a path's name into the file
@@ -63,13 +64,13 @@ def open_detector(path: str | Path) -> Detector:
         FileNotFoundError: if there is none.
         ValueError: in one line, if it is not a whole ViTDet detector, or one whose sizes are none that can be built.
     """
-    weights = detector_in(path)
-    if weights is None:
+    found = open_weights(path, "detector")
+    if found.kind != "detector":
         raise ValueError(
             f"{path} is not a whole detector: it lacks a ViTDet backbone, proposal head, or box head; "
             f"`mimbench evaluate {path} --on coco` trains one on an encoder"
         )
-    about = described(path)
+    weights, about = found.tensors, described(found)
     if about is None:
         about = Described(config_of(weights, str(path)), tuple(range(classes_of(weights))), ())
     model = from_scratch(about.config, len(about.category_ids), about.config.encoder, mean=about.mean, std=about.std)

@@ -15,7 +15,7 @@ from mimbench.det.model.mask_rcnn import MaskRCNN
 
 
 def load_detector(model: MaskRCNN, weights: Mapping[str, Tensor], file: str) -> None:
-    """Take `weights` (`checkpoints.detector.detector_in`), which came from `file`.
+    """Take `weights` (of `backbones.weights.open_weights(file, "detector")`), which came from `file`.
 
     Raises:
         ValueError: if they are another detector's than `model` is, naming the first that does not fit.
@@ -36,7 +36,7 @@ def load_detector(model: MaskRCNN, weights: Mapping[str, Tensor], file: str) -> 
 
 
 def load_relative_positions(model: MaskRCNN, tables: Mapping[str, Tensor], file: str) -> None:
-    """Take the relative positions of a ViTDet backbone (`checkpoints.detector.relative_positions_in`) in `file`.
+    """Take the relative positions of a ViTDet backbone (`backbones.weights`) in `file`.
 
     Raises:
         ValueError: if the model has none, or others.

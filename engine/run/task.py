@@ -115,6 +115,7 @@ class Protocol:
     recipes: str | Mapping[str, str]  # one recipe for every encoder, or one for each size that has one: {"B": ...}
     handwritten: str | None = None  # the same on the data set `handwritten`, and for the demo's encoder
     example: bool = False  # named in the example commands of a model card
+    any_encoder: bool = False  # takes every encoder that meets the encoder contract, a user's own included
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,12 @@ class DataKind:
 class Input:
     """How the file given to `mimbench evaluate` is read where the encoder alone is not all that counts.
 
-    Three functions, all optional:
-        whole: the shape of the encoder (a `ViT`) in a whole model of this task's; None if the file holds none.
-        partial: whether keys that are not all accounted for are let pass, for this file.
+    Two functions, both optional:
+        whole: the shape of the encoder (a `ViT`) in a whole model of this task's, an open `backbones.weights.Weights`.
         refusal: why an encoder with these traits cannot be evaluated; None if it can.
     """
 
-    whole: Callable[[Path], Any] | None = None
-    partial: Callable[[Path], bool] | None = None
+    whole: Callable[[Any], Any] | None = None
     refusal: Callable[[Any], str | None] | None = None
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mimbench.backbones.checkpoints.location import user_code
 from mimbench.engine.run.config import leaves, to_text, with_overrides
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.recipes import find, recipes
@@ -78,30 +79,47 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
     return _run_study(seeded(evaluation(file, shape_to_evaluate(file, request), request), seeds), slots, as_json, seeds)
 
 
-def shape_to_evaluate(file: Path, request: Request) -> ViT:
+def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
     """Return the shape of the encoder in `file`, which the protocols asked for can take.
 
-    What a single task is asked for may be a whole model of its own, too (`Task.input`).
+    A single task may also take a whole model of its own (`Task.input`). None of an encoder that a user's function
+    returns, unless it is one of ours.
+
+    None of an encoder that a user's function returns and that is none of ours.
 
     Raises:
         ValueError: if it is no encoder, or not one for them.
     """
-    from mimbench.backbones.checkpoints.match import match  # opening the file is what tells that it is one
-    from mimbench.backbones.checkpoints.opening import open_checkpoint
-    from mimbench.jobs.runs.tasks import protocols
+    from mimbench.backbones.weights import open_weights
+    from mimbench.jobs.runs.tasks import protocols, role_of
 
     known = protocols()
-    inputs = {known[name][0].name: known[name][0].input for name in request.protocols if name in known}
-    alone = next(iter(inputs.values())) if len(inputs) == 1 else None
-    if alone is not None and alone.whole is not None and (shape := alone.whole(file)) is not None:
-        return cast("ViT", shape)
-    matched = match(open_checkpoint(file))
-    partial = alone is not None and alone.partial is not None and alone.partial(file)
-    matched.require(allow_partial=partial or "allow_partial=true" in request.overrides)
-    for one in inputs.values():
-        if one.refusal is not None and (reason := one.refusal(matched.traits)) is not None:
+    chosen = [known[name] for name in request.protocols if name in known]
+    if user_code(file) is not None:
+        return _shape_of_user_code(file, request, all(protocol.any_encoder for _, protocol in chosen))
+    tasks = {task.name: task for task, _ in chosen}
+    alone = next(iter(tasks.values())) if len(tasks) == 1 else None
+    role = role_of(alone.name) if alone else "encoder"
+    found = open_weights(file, role, allow_partial="allow_partial=true" in request.overrides)
+    if not found.holds_encoder and alone is not None and alone.input is not None and alone.input.whole is not None:
+        return cast("ViT", alone.input.whole(found))
+    found.require()
+    for task in tasks.values():
+        if task.input is not None and task.input.refusal is not None and (reason := task.input.refusal(found.traits)):
             raise ValueError(f"{file}: {reason}")
-    return matched.vit
+    return found.vit
+
+
+def _shape_of_user_code(location: Path, request: Request, any_encoder: bool) -> ViT | None:
+    """The shape of an encoder that a user's function returns; None if it is none of ours and the protocols allow it."""
+    from mimbench.backbones.user_encoder import load_user_encoder
+
+    user = load_user_encoder(location)
+    if user.ours is None and request.scratch:
+        raise ValueError(f"--scratch: the random weights of {user.name} are not known; evaluate a function for them")
+    if user.ours is None and not any_encoder:
+        user.build()  # raises with the reason
+    return None if user.ours is None else user.ours.shape
 
 
 def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:

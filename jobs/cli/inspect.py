@@ -8,22 +8,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mimbench.backbones.checkpoints.location import user_code
+
 
 def show(checkpoint: str, copy: str | None, as_json: bool, every_key: bool) -> None:
-    """Print the report of `checkpoint`: a file, a `file://` URL or a pretraining's run directory.
+    """Print the report of `checkpoint`: a file, a `file://` URL, a pretraining's run directory, or FILE.py:FUNCTION.
+
+    The user's function is called, and what it returns is tried out.
 
     Raises:
         FileNotFoundError: if it does not exist.
         ValueError: in one line, if it is not a checkpoint of a known family, or would not load.
     """
-    from mimbench.backbones.checkpoints.match import match
-    from mimbench.backbones.checkpoints.opening import open_checkpoint
     from mimbench.backbones.checkpoints.report import as_json as plain
-    from mimbench.backbones.checkpoints.report import report
+    from mimbench.backbones.weights import open_weights
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.runs.store import encoder_file
 
-    told = report(match(open_checkpoint(encoder_file(Path(checkpoint)), copy)))
+    if (code := user_code(checkpoint)) is not None:
+        _show_user_code(code.location, as_json)
+        return
+    told = open_weights(encoder_file(Path(checkpoint)), copy=copy).report()
     if as_json:
         print_json(plain(told))
     else:
@@ -34,3 +39,22 @@ def show(checkpoint: str, copy: str | None, as_json: bool, every_key: bool) -> N
         Console(highlight=False, soft_wrap=False).print(render(told, every_key))
     if told.refused is not None:
         raise ValueError(told.refused)
+
+
+def _show_user_code(location: Path, as_json: bool) -> None:
+    from mimbench.backbones.user_encoder import about, load_user_encoder
+    from mimbench.jobs.cli.commands import print_json
+
+    told = about(load_user_encoder(location))
+    if as_json:
+        print_json(told)
+        return
+    weights = "" if told["weights"] is None else f", {told['weights']:,} weights"
+    takers = "everything: it is one of mimbench's" if told["ours"] else "k-NN, linear, fast linear and few-shot"
+    print(f"{told['code']}: user code, a {told['type']}")
+    print(f"  file      {told['file']}")
+    print(f"  hash      {told['hash'][:16]} (of this file and the function, not of what it imports or reads)")
+    print(f"  encoder   patches of {told['patch']} pixels, features {told['width']} wide{weights}")
+    print(f"  images    mean {told['mean']}, standard deviation {told['std']}: {told['statistics']}")
+    print(f"  tried on  2 images of {told['tried_on']} pixels: pooled feature and grid as they must be, and finite")
+    print(f"  taken by  {takers}")

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.config import SIZES
 from mimbench.backbones.content import content_hash
 from mimbench.jobs.runs.records import Record
@@ -67,7 +68,8 @@ def _encoder(record: Record, made_by: Mapping[str, Record], bases: Mapping[str, 
         notes = ", ".join(note for note in (difference(settings, bases[maker.recipe]), caveat) if note)
         return Encoder(_architecture(maker), maker.recipe + (f" ({notes})" if notes else ""), digest(settings))
     if checkpoint:
-        return Encoder(_architecture(record), Path(checkpoint["path"]).name, checkpoint["hash"])
+        note = " (user code)" if user_code(checkpoint["path"]) is not None else ""
+        return Encoder(_architecture(record), Path(checkpoint["path"]).name + note, checkpoint["hash"])
     return Encoder(_architecture(record), FROM_SCRATCH, "")
 
 
@@ -115,6 +117,8 @@ def _architecture(record: Record) -> str:
     if not isinstance(shape, dict):
         of_its_own = makes_encoders(record.stage) or not record.checkpoint  # a pretraining's checkpoint is its teacher
         shape = {key: record.science.get(f"encoder.{key}") for key in SHAPE} if of_its_own else {}
+    if "type" in shape:  # of user code: its class, and what it says of itself
+        return f"{shape['type']} {shape.get('width')}/{shape.get('patch')}"
     width, depth, heads, patch = (shape.get(key, "?") for key in SHAPE)
     for letter, size in SIZES.items():
         if (size.width, size.depth, size.heads) == (width, depth, heads):

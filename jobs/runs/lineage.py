@@ -9,13 +9,15 @@ Which weights it really got is recorded when it starts; if the encoder has been 
 from __future__ import annotations
 
 import shlex
-import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mimbench.backbones.content import Role
+from mimbench.backbones.checkpoints.location import Role, user_code
+from mimbench.backbones.content import content_hash
+from mimbench.engine.run.config import from_text
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.hashes import file_hash
+from mimbench.jobs.runs.recipes import config_type
 from mimbench.jobs.runs.tasks import role_of
 
 
@@ -76,7 +78,7 @@ def take(run: RunDir, number: int) -> str | None:
 
     Raises:
         FileNotFoundError: if it is not there, saying who was to make it.
-        ValueError: if it is no checkpoint.
+        ValueError: if it is no checkpoint, or a user's own code that has changed since the run was created.
     """
     about = run.read_about()
     checkpoint = about.get("checkpoint")
@@ -85,6 +87,11 @@ def take(run: RunDir, number: int) -> str | None:
     content: str | None = checkpoint["hash"]
     if content is None:
         content = content_of(run, about)
+    elif user_code(checkpoint["path"]) is not None and content != content_hash(checkpoint["path"]):
+        raise ValueError(
+            f"{checkpoint['path']} has changed since {run.path} was created, whose identity holds the file as it was: "
+            f"ask for {about['recipe']} with this checkpoint again, which is another run"
+        )
     run.amend_attempt(number, {"checkpoint": content})
     return content
 
@@ -100,7 +107,9 @@ def content_of(run: RunDir, about: dict[str, Any]) -> str:
     if not file.is_file():
         maker = maker_of(file, root)
         raise FileNotFoundError(_missing(file, maker) if maker else f"checkpoint {file} does not exist")
-    partial = bool(tomllib.loads(run.config.read_text(encoding="utf-8")).get("allow_partial", False))
+    text = run.config.read_text(encoding="utf-8")
+    config = from_text(config_type(about["stage"], about["config"]), text, str(run.config))
+    partial = getattr(config, "allow_partial", False)
     return file_hash(file, root, allow_partial=partial, role=role_of(about["stage"]))
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mimbench.backbones.content import is_location
+from mimbench.backbones.checkpoints.location import is_location, parse_location, user_code
 from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.config import from_text, identity, to_text, with_overrides
@@ -147,18 +147,19 @@ def encoder_file(checkpoint: Path) -> Path:
 
     That is the encoder of a pretraining, and the classifier (of the last weights) of a fine-tuning.
 
-    It may be a `file://` URL, and have `?copy=NAME` at its end, which stays there.
+    It may be a `file://` URL, and have `?copy=NAME` at its end, which stays there; or `my_encoder.py:build`, a function
+    of the user's own.
 
     Raises:
         FileNotFoundError: if there is none, saying what is missing.
         ValueError: for a URL of another kind.
     """
+    if (code := user_code(checkpoint)) is not None:
+        return code.location
     path = checkpoint.expanduser().absolute()
     if path.is_file():
         return path
     if is_location(str(checkpoint)):
-        from mimbench.backbones.checkpoints.opening import parse_location  # imports torch; few checkpoints are given so
-
         file, options = parse_location(str(checkpoint))
         return Path("?".join([str(encoder_file(file)), *(f"{key}={value}" for key, value in options.items())]))
     run = RunDir(path)

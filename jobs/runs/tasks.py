@@ -23,7 +23,7 @@ import mimbench
 from mimbench.engine.run.task import CardEntry, DataKind, Metric, Protocol, Quantity, Task
 
 if TYPE_CHECKING:
-    from mimbench.backbones.content import Role
+    from mimbench.backbones.checkpoints.location import Role
 
 VARIABLE = "MIMBENCH_TASKS"  # folders of tasks from elsewhere
 GROUP = "mimbench.tasks"  # the group of entry points

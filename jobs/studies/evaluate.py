@@ -39,8 +39,8 @@ class Request:
     scratch: bool = False  # from random weights as well
 
 
-def evaluation(checkpoint: Path, encoder: ViT, request: Request) -> Study:
-    """The study that evaluates `checkpoint`, an encoder of shape `encoder`.
+def evaluation(checkpoint: Path, encoder: ViT | None, request: Request) -> Study:
+    """The study that evaluates `checkpoint`, an encoder of shape `encoder`; None of a user's own, for frozen protocols.
 
     Raises:
         ValueError: for an unknown protocol, a size without a recipe, or an override that no recipe takes.
@@ -57,7 +57,7 @@ def evaluation(checkpoint: Path, encoder: ViT, request: Request) -> Study:
         on = data[protocol]
         overrides = (*([f"data={on}"] if on else []), *given[protocol])
         runs.append(Run(name, overrides, checkpoint, label=protocol))
-        if request.scratch:
+        if request.scratch and encoder is not None:
             runs.append(Run(name, (*overrides, *_random(name, encoder)), label=f"{protocol}, random weights"))
     return Study(f"evaluate {checkpoint.name}", runs)
 
@@ -95,13 +95,14 @@ def _data(given: Sequence[str]) -> dict[str, str]:
     return where
 
 
-def _recipe(protocol: str, encoder: ViT, data: str | None) -> str:
+def _recipe(protocol: str, encoder: ViT | None, data: str | None) -> str:
     known = protocols()[protocol][1]
     twin = known.handwritten
     if twin is not None and (data == HANDWRITTEN or encoder == find(twin).build().encoder):
         return twin
     if isinstance(known.recipes, str):
         return known.recipes
+    assert encoder is not None, "the command refuses protocols with a recipe per size for encoders of user code"
     size = next((letter for letter, vit in SIZES.items() if _shape(vit) == _shape(encoder)), None)
     if size is not None and size in known.recipes:
         return known.recipes[size]

@@ -24,20 +24,17 @@ Shapes: B image, N patch (row-major), R token before the patches (class token fi
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import timm
 import torch
 import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from timm.layers import Attention
 from timm.models import VisionTransformer as TimmViT
-from timm.models import get_pretrained_cfg, is_model, load_state_dict
+from timm.models import clean_state_dict, get_pretrained_cfg, is_model
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -45,10 +42,12 @@ from mimbench.backbones.checkpoint import build_encoder
 from mimbench.backbones.config import SIZES
 from mimbench.backbones.positions import interpolate_rows
 from mimbench.backbones.vit import Trunk
+from mimbench.backbones.weights import open_weights
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 Colours = tuple[float, float, float]
 
+AVERAGES = ("state_dict_ema", "model_ema")  # timm's names of the moving average of the weights
 CACHED = ("model.safetensors", "pytorch_model.bin")  # the files of a model that timm puts into its cache
 
 
@@ -217,18 +216,25 @@ def _timm_weights(file: Path, trained: TimmViT) -> dict[str, Tensor]:
 
     Files of the authors' own names (OpenAI's) are brought to timm's by timm itself.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"checkpoint {file} does not exist")
     try:
-        state = checkpoint_filter_fn(load_state_dict(str(file)), trained)
-        return {
-            key: value.float() for key, value in state.items() if not key.startswith(("head.", "norm.", "fc_norm."))
-        }
-    except (pickle.UnpicklingError, SafetensorError, BadZipFile, EOFError, RuntimeError, KeyError, AttributeError):
+        state = checkpoint_filter_fn(clean_state_dict(_held(file)), trained)
+    except (ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"checkpoint {file} holds no weights of a timm model that can be opened safely (a state dictionary of "
-            "tensors in .pth or .safetensors); an encoder of another kind wants method.teacher=none"
+            f"tensors in .pth or .safetensors); an encoder of another kind wants method.teacher=none: {error}"
         ) from None
+    return {
+        key: value.to(torch.float32, copy=True)
+        for key, value in state.items()
+        if not key.startswith(("head.", "norm.", "fc_norm."))
+    }
+
+
+def _held(file: Path) -> dict[str, Tensor]:
+    """The weights in `file`; of a training state of timm's with an average of them, that, as timm takes it."""
+    opened = open_weights(file, "teacher").opened
+    average = next((name for name in AVERAGES if name in opened.copies), None)
+    return dict(opened.weights if average is None else open_weights(file, "teacher", copy=average).opened.weights)
 
 
 def _fill(network: TimmViT, state: dict[str, Tensor], name: str, file: Path) -> None:

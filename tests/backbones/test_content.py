@@ -91,8 +91,8 @@ def test_a_file_is_read_once_until_it_changes(
 ) -> None:
     file, read = tmp_path / "e.safetensors", []
     save_encoder(file, state, EncoderInfo("mae", TINY, True))
-    digest = content._digest
-    monkeypatch.setattr(content, "_digest", lambda entries: read.append(1) or digest(entries))
+    digest = content.digest
+    monkeypatch.setattr(content, "digest", lambda entries: read.append(1) or digest(entries))
     first = content_hash(file)
     assert content_hash(str(file)) == first
     assert len(read) == 1

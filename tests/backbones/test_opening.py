@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.opening import Held, Opened, open_checkpoint, parse_location
+from mimbench.backbones.checkpoints.location import parse_location
+from mimbench.backbones.checkpoints.opening import Held, Opened, open_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 

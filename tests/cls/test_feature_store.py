@@ -17,8 +17,9 @@ from mimbench.backbones.vit import VisionTransformer
 from mimbench.cls.config import FastLinear, Knn
 from mimbench.cls.data.crops import Splits, open_splits
 from mimbench.cls.frozen import feature_store
+from mimbench.cls.frozen.encoders import FrozenViT, frozen_vit, sources
 from mimbench.cls.frozen.feature_store import FeatureStore, View
-from mimbench.cls.frozen.features import FrozenEncoder, Source, features_of, frozen_encoder, sources
+from mimbench.cls.frozen.features import Source, features_of
 from mimbench.engine.run.config import Compute
 from tests.cls.conftest import TINY
 
@@ -35,9 +36,9 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def encoder(checkpoint: Path) -> FrozenEncoder:
+def encoder(checkpoint: Path) -> FrozenViT:
     """With the class token."""
-    return frozen_encoder(Knn(checkpoint=str(checkpoint), image=16, pool="cls", compute=SMALL, eval_batch=10), CPU)
+    return frozen_vit(Knn(checkpoint=str(checkpoint), image=16, pool="cls", compute=SMALL, eval_batch=10), CPU)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def splits(folder: Path) -> Splits:
 
 @pytest.mark.parametrize("stored", ["fp16", "fp32"])
 def test_features_are_those_of_the_encoder_in_the_order_of_the_images(
-    tmp_path: Path, encoder: FrozenEncoder, splits: Splits, stored: str
+    tmp_path: Path, encoder: FrozenViT, splits: Splits, stored: str
 ) -> None:
     store = FeatureStore(tmp_path, encoder, splits, replace(VIEW, stored=stored))
     both = Source("both", 2, "tokens")
@@ -64,7 +65,7 @@ def test_features_are_those_of_the_encoder_in_the_order_of_the_images(
     assert not any((store.directory / "parts").iterdir())
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path, encoder: FrozenEncoder, splits: Splits) -> None:
+def test_what_is_there_is_not_made_again(tmp_path: Path, encoder: FrozenViT, splits: Splits) -> None:
     FeatureStore(tmp_path, encoder, splits, VIEW).make([LAST])
     again = FeatureStore(tmp_path, encoder, splits, VIEW)
     again.make([LAST])
@@ -74,7 +75,7 @@ def test_what_is_there_is_not_made_again(tmp_path: Path, encoder: FrozenEncoder,
     assert len(list(again.directory.glob("*.safetensors"))) == 4
 
 
-def _changed(encoder: FrozenEncoder) -> FrozenEncoder:
+def _changed(encoder: FrozenViT) -> FrozenViT:
     state = {name: value.clone() for name, value in encoder.model.state_dict().items()}
     model = VisionTransformer(TINY, final_norm=True)
     model.load_state_dict(state)
@@ -82,9 +83,7 @@ def _changed(encoder: FrozenEncoder) -> FrozenEncoder:
     return replace(encoder, model=model)
 
 
-def test_other_features_have_another_place(
-    tmp_path: Path, encoder: FrozenEncoder, splits: Splits, folder: Path
-) -> None:
+def test_other_features_have_another_place(tmp_path: Path, encoder: FrozenViT, splits: Splits, folder: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
     shutil.copytree(folder, tmp_path / "changed")
     red, blue = (tmp_path / "changed" / "train" / name / "0.png" for name in ("red", "blue"))
@@ -104,7 +103,7 @@ def test_other_features_have_another_place(
 
 
 def test_features_of_another_encoder_or_other_images_are_refused(
-    tmp_path: Path, checkpoint: Path, encoder: FrozenEncoder, splits: Splits, folder: Path
+    tmp_path: Path, checkpoint: Path, encoder: FrozenViT, splits: Splits, folder: Path
 ) -> None:
     made = FeatureStore(tmp_path, encoder, splits, VIEW)
     made.make([LAST])
@@ -119,7 +118,7 @@ def test_features_of_another_encoder_or_other_images_are_refused(
         FeatureStore(tmp_path, encoder, other, VIEW, fixed=fixed).make([LAST])
     with pytest.raises(ValueError, match="made with short=16, and this run has short=32"):
         FeatureStore(tmp_path, encoder, splits, replace(VIEW, eval_crop=0.5), fixed=fixed).make([LAST])
-    larger = frozen_encoder(Knn(checkpoint=str(checkpoint), image=32, pool="cls", compute=SMALL), CPU)
+    larger = frozen_vit(Knn(checkpoint=str(checkpoint), image=32, pool="cls", compute=SMALL), CPU)
     with pytest.raises(ValueError, match="made with image=16, and this run has image=32"):
         FeatureStore(tmp_path, larger, splits, View(32, 1.0), fixed=fixed).make([LAST])
     with pytest.raises(FileNotFoundError, match=r"train-cls-2-tokens.* holds train-avg-2-tokens, val-avg-2-tokens"):
@@ -127,7 +126,7 @@ def test_features_of_another_encoder_or_other_images_are_refused(
 
 
 @pytest.mark.parametrize("damage", ["short", "text", "renamed"])
-def test_a_damaged_file_is_refused(tmp_path: Path, encoder: FrozenEncoder, splits: Splits, damage: str) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path, encoder: FrozenViT, splits: Splits, damage: str) -> None:
     store = FeatureStore(tmp_path, encoder, splits, VIEW)
     store.make([LAST, CLASS])
     file = store.path("train", LAST)
@@ -141,14 +140,14 @@ def test_a_damaged_file_is_refused(tmp_path: Path, encoder: FrozenEncoder, split
         store.make([LAST])
 
 
-def _with_features(encoder: FrozenEncoder, size: float) -> FrozenEncoder:
+def _with_features(encoder: FrozenViT, size: float) -> FrozenViT:
     """Its final norm gives features of about `size`."""
     changed = _changed(encoder)
     changed.model.norm.bias.data[5] = size
     return changed
 
 
-def test_what_does_not_fit_fp16_is_found_and_said(tmp_path: Path, encoder: FrozenEncoder, splits: Splits) -> None:
+def test_what_does_not_fit_fp16_is_found_and_said(tmp_path: Path, encoder: FrozenViT, splits: Splits) -> None:
     large = _with_features(encoder, 1e5)
     with pytest.raises(ValueError, match=r"avg-2-tokens of .*0\.png reaches 1000\d\d, and fp16 ends .* stored=fp32"):
         FeatureStore(tmp_path, large, splits, VIEW).make([LAST])
@@ -161,7 +160,7 @@ def test_what_does_not_fit_fp16_is_found_and_said(tmp_path: Path, encoder: Froze
 
 @pytest.mark.parametrize("moment", ["part", "assembly"])
 def test_killed_at_any_moment_it_goes_on_and_ends_the_same(
-    tmp_path: Path, encoder: FrozenEncoder, splits: Splits, moment: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: FrozenViT, splits: Splits, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = FeatureStore(tmp_path / "whole", encoder, splits, VIEW)
     whole.make([LAST, CLASS])
@@ -203,13 +202,13 @@ def _make_and_die(store: FeatureStore, moment: str) -> None:
 def test_more_blocks_than_there_are_cannot_be_had() -> None:
     config = FastLinear(encoder=TINY, image=16, layers=3, compute=SMALL)
     with pytest.raises(ValueError, match="layers=3 of an encoder with 2 blocks cannot be had; take layers=2"):
-        sources(config, frozen_encoder(config, CPU))
+        sources(config, frozen_vit(config, CPU))
 
 
 def test_an_encoder_without_a_final_norm_is_standardised_where_tokens_are_normed(tmp_path: Path) -> None:
     state = VisionTransformer(TINY).state_dict()
     save_encoder(tmp_path / "e.safetensors", state, EncoderInfo("crossmae", TINY, final_norm=False))
-    encoder = frozen_encoder(Knn(checkpoint=str(tmp_path / "e.safetensors"), image=16, compute=SMALL), CPU)
+    encoder = frozen_vit(Knn(checkpoint=str(tmp_path / "e.safetensors"), image=16, compute=SMALL), CPU)
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     [features] = encoder.read(images, [LAST])
     [tokens] = encoder.read(images, [CLASS])

@@ -16,7 +16,8 @@ from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.cls.config import Knn
 from mimbench.cls.data.crops import open_splits
-from mimbench.cls.frozen.features import describe, encoder_facts, features_of, frozen_encoder
+from mimbench.cls.frozen.encoders import describe, encoder_facts, frozen_vit
+from mimbench.cls.frozen.features import features_of
 from mimbench.engine.data.images import normalise
 from mimbench.engine.run.config import Compute
 from tests.cls.conftest import TINY
@@ -45,7 +46,7 @@ def test_features_are_those_described(
     expected = normed[:, 1:].mean(1) if pool == "avg" else normed[:, 0]
     expected = F.layer_norm(expected, (16,), eps=1e-6) if norm == "pooled" else expected
     config = Knn(checkpoint=str(checkpoint), image=16, pool=pool, norm=norm, compute=SMALL, eval_batch=2)
-    found = frozen_encoder(config, CPU)(images)
+    found = frozen_vit(config, CPU)(images)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
     assert not found.requires_grad
 
@@ -53,7 +54,7 @@ def test_features_are_those_described(
 def test_a_split_is_encoded_in_its_order(folder: Path, checkpoint: Path) -> None:
     config = Knn(checkpoint=str(checkpoint), image=16, compute=SMALL, eval_batch=5)
     val = open_splits(str(folder)).val
-    encoder = frozen_encoder(config, CPU)
+    encoder = frozen_vit(config, CPU)
     features, labels = features_of(encoder, val, 16, 1.0, workers=0)
     assert features.shape == (21, 16)
     torch.testing.assert_close(features[13], encoder(val[13][0][None])[0], rtol=1e-5, atol=1e-6)
@@ -62,8 +63,8 @@ def test_a_split_is_encoded_in_its_order(folder: Path, checkpoint: Path) -> None
 
 def test_an_encoders_own_statistics_are_used(checkpoint: Path) -> None:
     config = Knn(checkpoint=str(checkpoint), image=16, compute=SMALL)
-    encoder = frozen_encoder(config, CPU)
-    shifted = frozen_encoder(config, CPU)
+    encoder = frozen_vit(config, CPU)
+    shifted = frozen_vit(config, CPU)
     assert encoder.info is not None
     object.__setattr__(shifted, "info", EncoderInfo("mae", TINY, True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
@@ -72,14 +73,14 @@ def test_an_encoders_own_statistics_are_used(checkpoint: Path) -> None:
 
 def test_images_that_cannot_be_cut_into_patches_are_refused() -> None:
     with pytest.raises(ValueError, match=r"image=20 cannot be cut into the encoder's patches of 8; try image=16"):
-        frozen_encoder(Knn(encoder=TINY, image=20, compute=SMALL), CPU)
+        frozen_vit(Knn(encoder=TINY, image=20, compute=SMALL), CPU)
 
 
 def test_the_feature_is_said_in_words() -> None:
     crossmae = EncoderInfo("crossmae", TINY, final_norm=False)
-    assert describe(Knn(), crossmae).endswith("standardising (the encoder has no final norm of its own)")
-    assert describe(Knn(pool="cls"), EncoderInfo("mae", TINY, True)) == "class token after the checkpoint's final norm"
-    assert describe(Knn(norm="pooled"), crossmae) == "mean of the patch tokens, no final norm, then standardised"
+    assert describe("avg", "tokens", crossmae).endswith("standardising (the encoder has no final norm of its own)")
+    assert describe("cls", "tokens", EncoderInfo("mae", TINY, True)) == "class token after the checkpoint's final norm"
+    assert describe("avg", "pooled", crossmae) == "mean of the patch tokens, no final norm, then standardised"
 
 
 def test_positions_are_brought_to_the_grid_in_the_way_that_is_asked_for(tmp_path: Path) -> None:
@@ -92,11 +93,11 @@ def test_positions_are_brought_to_the_grid_in_the_way_that_is_asked_for(tmp_path
         ("regenerate", "regenerate"),
     ]:
         config = replace(base, positions=positions)
-        encoder = frozen_encoder(config, CPU)
+        encoder = frozen_vit(config, CPU)
         assert torch.equal(encoder.model.pos_embed, resize_table(state["pos_embed"], (2, 2), said))
         assert encoder_facts(config, encoder.model, encoder.info)["positions"] == said
     config = replace(base, image=32)
-    encoder = frozen_encoder(config, CPU)
+    encoder = frozen_vit(config, CPU)
     assert encoder_facts(config, encoder.model, encoder.info)["positions"] == "as pretrained"
     assert torch.equal(encoder.model.pos_embed, state["pos_embed"])
 
@@ -106,7 +107,7 @@ def test_what_allow_partial_let_pass_is_in_the_facts(tmp_path: Path) -> None:
     torch.save({"model": state}, tmp_path / "odd.pth")
     config = Knn(checkpoint=str(tmp_path / "odd.pth"), image=16, compute=SMALL)
     with pytest.raises(ValueError, match=r"adapter\.weight is no part of the encoder"):
-        frozen_encoder(config, CPU)
-    encoder = frozen_encoder(replace(config, allow_partial=True), CPU)
+        frozen_vit(config, CPU)
+    encoder = frozen_vit(replace(config, allow_partial=True), CPU)
     [passed] = encoder_facts(config, encoder.model, encoder.info)["partial"]
     assert passed.startswith("adapter.weight")

@@ -18,7 +18,8 @@ from mimbench.backbones.checkpoint import load_encoder, save_encoder
 from mimbench.cls.accuracy import Tally, accuracy
 from mimbench.cls.config import Linear
 from mimbench.cls.data.crops import CentreCrops, open_splits
-from mimbench.cls.frozen.features import RowBatches, features_of, frozen_encoder
+from mimbench.cls.frozen.encoders import frozen_vit
+from mimbench.cls.frozen.features import RowBatches, features_of
 from mimbench.cls.frozen.linear import EncodedBatches, Probe, prepare, schedule
 from mimbench.cls.run import run
 from mimbench.engine.data.batches import Batches
@@ -78,7 +79,7 @@ def test_separable_features_are_learned() -> None:
 
 def test_cached_features_come_in_the_order_of_their_images(folder: Path, checkpoint: Path) -> None:
     config = _config(folder, checkpoint)
-    train, encoder = open_splits(str(folder)).train, frozen_encoder(config, CPU)
+    train, encoder = open_splits(str(folder)).train, frozen_vit(config, CPU)
     features, labels = features_of(encoder, train, 16, 1.0, 0)
     cached = RowBatches(lambda index: (features[index], labels[index]), len(labels), 16, seed=3)
     images = Batches(CentreCrops(train, 16, 1.0), 16, seed=3)
@@ -124,7 +125,7 @@ def test_a_probe_taken_up_again_ends_the_same(folder: Path, checkpoint: Path, ne
 
 def test_the_encoder_is_left_as_it_was(folder: Path, checkpoint: Path) -> None:
     config = _config(folder, checkpoint, views="augmented")
-    encoder = frozen_encoder(config, CPU)
+    encoder = frozen_vit(config, CPU)
     before = [parameter.clone() for parameter in encoder.model.parameters()]
     training = prepare(config, encoder, open_splits(str(folder)))
     training.model(next(training.batches.starting_at(0)))["loss"].backward()
@@ -138,7 +139,7 @@ def test_random_weights_depend_on_the_seed_alone(folder: Path) -> None:
     features = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        features.append(frozen_encoder(config, CPU)(images))
+        features.append(frozen_vit(config, CPU)(images))
     assert torch.equal(features[0], features[1])
     assert not torch.equal(features[0], features[2])
 

@@ -20,6 +20,7 @@ from mimbench.jobs.runs import cost, records
 from mimbench.jobs.runs.recipes import Recipe, find, recipes
 from mimbench.jobs.tables import compute, counting
 from mimbench.jobs.tables.paper import references
+from mimbench.pretrain.config import MAEConfig
 from mimbench.pretrain.cost import operations
 from mimbench.pretrain.masking.strategies import Masked
 from mimbench.pretrain.methods.table import build_method

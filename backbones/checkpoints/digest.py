@@ -1,0 +1,30 @@
+"""The digest of an encoder's tensors: sha256 of their names, shapes and float32 values, sorted by name.
+
+Without torch until a torch tensor is given. `backbones.content` says what is hashed of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Entry = tuple[str, tuple[int, ...], bytes]  # name, shape, float32 values in little-endian order
+
+
+def digest(entries: Iterable[Entry]) -> str:
+    """The digest, in hexadecimal, of `entries`, which must be sorted by name."""
+    found = hashlib.sha256(b"mimbench encoder\n")
+    for name, shape, values in entries:
+        found.update(f"{name} {list(shape)}\n".encode())
+        found.update(values)
+    return found.hexdigest()
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """The digest of an encoder's `tensors` by their canonical names; the precision they are held in does not count."""
+    arrays = ((name, tensors[name].detach().cpu().float().contiguous().numpy()) for name in sorted(tensors))
+    return digest((name, array.shape, array.tobytes()) for name, array in arrays)
