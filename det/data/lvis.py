@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mimbench.engine.data.batches import Batches, MapStyle
 from mimbench.engine.data.datasets import CocoFiles, Finding, Split, coco_root
+from mimbench.engine.data.faults import image_of
 from mimbench.engine.run.process import derived_seed
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ class Repeated:
 
     def __len__(self) -> int:
         return len(self.base) * self.times
+
+    def image_name(self, index: int) -> str | None:
+        """The file of item `index`, if `base` knows it."""
+        return image_of(self.base, index % len(self.base))
 
     def __getitem__(self, index: int) -> Any:
         return self.base[index % len(self.base)]

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -105,7 +105,10 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
         if slurm_job.is_loss_of_peer(error):
             signals.wait(PEER_GONE)  # SLURM ends what is left of a run that lost a process
         state, code, why = _ending(error, signals.received, run)
+        image = getattr(error, "image", None) if state == "failed" else None
+        why += failed_there_before(run, number, image)
         _end(run, number, state, why)
+        _note_image(run, number, image)
         print(f"error: {why}" if state == "failed" else why, file=sys.stderr)
         return code
 
@@ -149,6 +152,22 @@ def _ending(error: BaseException, received: list[int], run: RunDir) -> tuple[Sta
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         why = f"{why}; free some space, then {go_on}"
     return "failed", 1, why if expected else f"{why} (this should not happen: the traceback is in {run.log})"
+
+
+def failed_there_before(run: RunDir, number: int, image: str | None) -> str:
+    """What to add to the reason for which attempt `number` failed at `image`, if earlier ones failed there as well."""
+    before = [str(n) for n, attempt in enumerate(run.attempts(), 1) if n != number and attempt.get("image") == image]
+    if image is None or not before:
+        return ""
+    earlier = f"attempt {before[0]}" if len(before) == 1 else f"attempts {', '.join(before)}"
+    return f"; {earlier} failed at this image as well, so starting the run once more will not help"
+
+
+def _note_image(run: RunDir, number: int, image: str | None) -> None:
+    """Record at which image attempt `number` failed, for the attempts after it."""
+    if image is not None:
+        with suppress(OSError):  # of a full disk the end itself has told
+            run.amend_attempt(number, {"image": image})
 
 
 def explained(error: BaseException) -> str:
