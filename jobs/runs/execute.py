@@ -20,14 +20,16 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from mimbench.engine.data.faults import LoadingError
 from mimbench.engine.run.atomic import sweep
 from mimbench.engine.run.rundir import HEARTBEAT, RunDir, State
+from mimbench.jobs.runs.failed_images import failed_before, note_image
 from mimbench.jobs.runs.lineage import take
 from mimbench.jobs.runs.heartbeat import every
 from mimbench.jobs.slurm import job as slurm_job
@@ -80,9 +82,9 @@ def _follow(run: RunDir, config: Any, signals: Signals) -> int:
     try:
         slurm_job.meet(run)
         importlib.import_module(f"mimbench.{run.read_about()['stage']}.run").run(config, run)
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, LoadingError) as error:
         if not signals.received:
-            slurm_job.note_rank_error(run, explained(error))
+            slurm_job.note_rank_error(run, explained(error), getattr(error, "image", None))
         raise
     return 0
 
@@ -106,9 +108,9 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
             signals.wait(PEER_GONE)  # SLURM ends what is left of a run that lost a process
         state, code, why = _ending(error, signals.received, run)
         image = getattr(error, "image", None) if state == "failed" else None
-        why += failed_there_before(run, number, image)
+        why += failed_before(run, number, image)
         _end(run, number, state, why)
-        _note_image(run, number, image)
+        note_image(run, number, image)
         print(f"error: {why}" if state == "failed" else why, file=sys.stderr)
         return code
 
@@ -152,22 +154,6 @@ def _ending(error: BaseException, received: list[int], run: RunDir) -> tuple[Sta
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         why = f"{why}; free some space, then {go_on}"
     return "failed", 1, why if expected else f"{why} (this should not happen: the traceback is in {run.log})"
-
-
-def failed_there_before(run: RunDir, number: int, image: str | None) -> str:
-    """What to add to the reason for which attempt `number` failed at `image`, if earlier ones failed there as well."""
-    before = [str(n) for n, attempt in enumerate(run.attempts(), 1) if n != number and attempt.get("image") == image]
-    if image is None or not before:
-        return ""
-    earlier = f"attempt {before[0]}" if len(before) == 1 else f"attempts {', '.join(before)}"
-    return f"; {earlier} failed at this image as well, so starting the run once more will not help"
-
-
-def _note_image(run: RunDir, number: int, image: str | None) -> None:
-    """Record at which image attempt `number` failed, for the attempts after it."""
-    if image is not None:
-        with suppress(OSError):  # of a full disk the end itself has told
-            run.amend_attempt(number, {"image": image})
 
 
 def explained(error: BaseException) -> str:

@@ -32,9 +32,7 @@ def test_every_operation_at_every_magnitude_is_timms_on_pillow_12() -> None:
 
 
 def test_whole_pipelines_are_timms_on_pillow_12() -> None:
-    found = golden.pipelines(
-        lambda text: FinetuneTransform(golden.SIDE, smallest=0.08, flip=True, randaugment=text)
-    )
+    found = golden.pipelines(lambda text: FinetuneTransform(golden.SIDE, smallest=0.08, flip=True, randaugment=text))
     assert found == GOLDEN["pipelines"]
 
 
@@ -60,7 +58,10 @@ def test_nothing_of_timm_is_changed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("SolarizeIncreasing", r"SolarizeIncreasing at magnitude 9\.\d+ failed: no light"), ("Invert", "Invert failed: no")],
+    [
+        ("SolarizeIncreasing", r"SolarizeIncreasing at magnitude 9\.\d+ failed: no light"),
+        ("Invert", "Invert failed: no"),
+    ],
 )
 def test_an_operation_that_fails_is_named_with_its_magnitude(name: str, says: str) -> None:
     def broken(image: Any, *arguments: Any, **options: Any) -> Any:

@@ -47,7 +47,7 @@ def _waves(height: int, width: int) -> Any:
 def seed(number: int) -> None:
     """Seed all that timm draws from."""
     random.seed(number)
-    np.random.seed(number)  # noqa: NPY002 (timm draws from the legacy generator)
+    np.random.seed(number)
     torch.default_generator.manual_seed(number)
 
 
