@@ -145,7 +145,7 @@ class CentreCrops(Dataset[Item]):
 
 
 class TimmCrops(Dataset[Item]):
-    """Random crops for fine-tuning, as timm makes them from PIL images; the options are those of `FinetuneTransform`."""
+    """Random crops for fine-tuning, as timm makes them; the options are those of `FinetuneTransform`."""
 
     def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, randaugment: str | None) -> None:
         self.folder = folder
