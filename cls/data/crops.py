@@ -241,3 +241,9 @@ def finetune_crops(config: Finetune, folder: ImageFolder) -> MapStyle:
     return TimmCrops(
         folder, config.image, smallest=config.smallest_crop, flip=config.flip, randaugment=config.randaugment
     )
+
+
+def probe_crops(config: Linear, folder: ImageFolder) -> MapStyle:
+    """The training view of a linear probe."""
+    again = config.crop == "torchvision"
+    return ProbeCrops(folder, config.image, smallest=config.smallest_crop, flip=config.flip, again=again)
