@@ -113,7 +113,7 @@ def _pretrain(config: Pretrain) -> Pretrain:
         drops=tuple(drop * short for drop in config.drops),
         batch=BATCH,
         base_lr=config.base_lr * config.batch / BATCH,
-        health=Health(every=1.5, images=32),
+        health=Health(every=float(EPOCHS), images=32),
     )
 
 
