@@ -18,6 +18,7 @@ from timm.data.auto_augment import AugmentOp, RandAugment
 
 from mimbench.cls.data.augment import FinetuneTransform, Operation
 from mimbench.engine.data.faults import AugmentationError
+from mimbench.engine.data.pillow import resize_with_pillow
 from tests.cls.golden import randaugment as golden
 
 GOLDEN = json.loads((Path(golden.__file__).with_suffix(".json")).read_text())
@@ -34,6 +35,10 @@ def test_every_operation_at_every_magnitude_is_timms_on_pillow_12() -> None:
 def test_whole_pipelines_are_timms_on_pillow_12() -> None:
     found = golden.pipelines(lambda text: FinetuneTransform(golden.SIDE, smallest=0.08, flip=True, randaugment=text))
     assert found == GOLDEN["pipelines"]
+
+
+def test_resizing_is_pillow_12s() -> None:
+    assert golden.resizes(resize_with_pillow) == GOLDEN["resizes"]
 
 
 @pytest.mark.parametrize("bits", [-3, 0])

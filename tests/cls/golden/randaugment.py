@@ -1,4 +1,4 @@
-"""Golden values of timm's RandAugment on Pillow 12: every operation at every magnitude, and whole pipelines.
+"""Golden values of timm on Pillow 12: every operation of RandAugment at every magnitude, resizing, whole pipelines.
 
     python -m tests.cls.golden.randaugment > tests/cls/golden/randaugment.json
 
@@ -92,6 +92,15 @@ def _draws(transform: Callable[[Any], Any], images: list[Image.Image], first: in
         yield transform(images[number % len(images)])
 
 
+def resizes(resize: Callable[[Any, int, int, Any], Any]) -> dict[str, str]:
+    """A hash over 300 pairs of sizes for each filter; `resize` takes an image, width, height and the filter."""
+    generator = np.random.default_rng(5)
+    pairs = [(_noise(h, w), W, H) for h, w, W, H in generator.integers(1, 60, (300, 4)).tolist()]
+    kinds = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
+    images = [(Image.fromarray(array.astype(np.uint8)), width, height) for array, width, height in pairs]
+    return {kind.name: digest(resize(*each, kind) for each in images) for kind in kinds}
+
+
 def timms(text: str) -> Callable[[Any], Any]:
     """The pipeline of fine-tuning as timm makes it."""
     from timm.data import create_transform
@@ -112,11 +121,13 @@ def timms(text: str) -> Callable[[Any], Any]:
 def main() -> None:
     """Print the golden values."""
     packages = {package: version(package) for package in ("pillow", "timm", "torch", "torchvision", "numpy")}
-    json.dump(
-        {"packages": packages, "operations": operations(lambda op: op), "pipelines": pipelines(timms)},
-        sys.stdout,
-        indent=0,
-    )
+    found = {
+        "packages": packages,
+        "operations": operations(lambda op: op),
+        "pipelines": pipelines(timms),
+        "resizes": resizes(lambda image, width, height, kind: image.resize((width, height), kind)),
+    }
+    json.dump(found, sys.stdout, indent=0)
     print()
 
 
