@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 
@@ -52,14 +53,21 @@ def _write_images(root: Path, train: int, val: int) -> Path:
 
 @pytest.fixture(scope="session")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight images of each split in COCO's layout, with polygons and RLE regions."""
-    return write_coco(tmp_path_factory.mktemp("coco") / "shapes", 8)
+    """Four images of each split in COCO's layout, with polygons and RLE regions."""
+    return write_coco(tmp_path_factory.mktemp("coco") / "shapes", 4)
 
 
 @pytest.fixture(scope="session")
 def lvis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An LVIS-like data set, with rare categories."""
-    return write_lvis(tmp_path_factory.mktemp("lvis"))
+    """An LVIS-like data set with rare categories, three images in val: what is not trained detects 300 on each."""
+    root = write_lvis(tmp_path_factory.mktemp("lvis"))
+    file = root / "annotations" / "lvis_v1_val.json"
+    content = json.loads(file.read_text())
+    content["images"] = content["images"][:3]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
+    file.write_text(json.dumps(content))
+    return root
 
 
 @pytest.fixture(scope="session")

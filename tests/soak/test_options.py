@@ -15,6 +15,8 @@ from tests.soak.twins import tiny
 
 pytestmark = pytest.mark.slow
 OPTIONS = (
+    ("det/mask_rcnn_vitdet_b_100ep", "compute.precision=bf16"),
+    ("det/lvis_cascade_mask_rcnn_vitdet_b_100ep", "compute.precision=bf16"),
     ("cls/finetune_vitb", "ema=0.9 clip=1.0 compute.accumulate=2"),
     ("cls/finetune_vitb", "decoder=pil save_predictions=true save_logits=true"),
     ("cls/finetune_vith", "pool=cls compute.precision=fp16"),
@@ -23,7 +25,10 @@ OPTIONS = (
     ("cls/linear_vitb", "views=cached compute.accumulate=2"),
     ("pretrain/crossmae_vitb_400ep", "recompute=true compute.accumulate=2 keep_encoder_every=1 full_export=true"),
     ("pretrain/simmim_vitb_800ep", "decoder=pil compute.precision=fp32"),
-    ("det/mask_rcnn_vitdet_b_100ep", "views.sizes=96,128 views.flip=true heads.soft_nms=linear clip=1.0"),
+    (
+        "det/mask_rcnn_vitdet_b_100ep",
+        "evaluate_every=2 views.sizes=96,128 views.flip=true heads.soft_nms=linear clip=1.0",
+    ),
     ("det/mask_rcnn_vitdet_h_75ep", "heads.masks=false heads.soft_nms=gaussian recompute=true"),
     ("det/cascade_mask_rcnn_vitdet_l_100ep", "heads.class_loss=sigmoid checkpoint"),
     ("det/lvis_mask_rcnn_vitdet_b_100ep", "compute.precision=fp16 vitdet.abs_pos=false"),

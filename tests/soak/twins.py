@@ -1,6 +1,6 @@
 """Tiny twins of the published recipes: as published, but for a tiny encoder, small images and few steps.
 
-    twins()     # every published recipe, once for each twin that differs from all others
+    twins()     # every published recipe; those whose twins are alike share one
 
 What a twin keeps is everything else: the augmentation, mixing, erasing, losses, optimiser, learning rates (of the
 published batch), the shape of the schedule, drop path, layer decay, evaluation. A new recipe has a twin by itself.
@@ -9,6 +9,7 @@ published batch), the shape of the schedule, drop path, layer decay, evaluation.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 from mimbench.backbones.config import ViT
 from mimbench.cls.config import Classify, FastLinear, Finetune, Frozen, Linear
 from mimbench.det.config import MaskRCNN
-from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.config import Compute, leaves
 from mimbench.jobs.runs.recipes import recipes
 from mimbench.pretrain.config import AttentionMasking, Health, MaskAlign, Pretrain
 
 NOT_PUBLISHED = "_handwritten"  # the demo's recipes, which tests/jobs and `mimbench demo` run as they are
 GRID = 4  # patches along a side of a tiny image, where 14 are published
 EPOCHS, BATCH = 2, 16
+RATES = {"drop_path", "layer_decay", "base_lr", "lr", "min_lr", "start_lr"}  # numbers that change no code's path
 DETECTOR_SIDE = 128  # pixels, where 1024 are published
 
 
@@ -41,13 +43,18 @@ class Twin:
         return self.recipes[0] + (f"+{more}" if more else "")
 
 
-def twins() -> list[Twin]:
-    """Every published recipe's twin; recipes that differ in nothing that a twin keeps share one."""
+def twins(whole: bool = bool(os.environ.get("MIMBENCH_SOAK"))) -> list[Twin]:
+    """Every published recipe's twin; recipes that differ in nothing that a twin keeps share one.
+
+    Unless `whole` (the environment of `make soak`), so do recipes that differ in nothing but RATES: the tests have
+    three minutes for the soak.
+    """
     found: dict[str, Twin] = {}
     for recipe in recipes():
         if not recipe.name.endswith(NOT_PUBLISHED):
             config = tiny(recipe.build())
-            key = f"{recipe.stage} {type(config).__name__}\n{to_text(config)}"
+            told = [leaf for leaf in leaves(config) if whole or leaf.key.rpartition(".")[2] not in RATES]
+            key = f"{recipe.stage} {type(config).__name__} {told}"
             before = found[key].recipes if key in found else ()
             found[key] = Twin(recipe.stage, config, (*before, recipe.name))
     return list(found.values())
@@ -66,7 +73,10 @@ def tiny(config: Any) -> Any:
     """
     for kind, shrink in SHRINK.items():
         if isinstance(config, kind):
-            return replace(shrink(config), compute=_compute(config.compute))
+            compute = _compute(config.compute)
+            if not isinstance(config, MaskRCNN):  # what "auto" is on GPUs; on a CPU it takes detectors 20 s
+                compute = replace(compute, precision="bf16")
+            return replace(shrink(config), compute=compute)
     raise TypeError(f"say in tests/soak/twins.py how a {type(config).__name__} is made tiny")
 
 
@@ -78,16 +88,7 @@ def tiny_vit(vit: ViT, depth: int = 6, grid: int = GRID) -> ViT:
 
 def _compute(compute: Compute) -> Compute:
     parts = min(compute.accumulate, 2)
-    return replace(
-        compute,
-        precision="bf16",  # what "auto" is on the GPUs of the papers
-        accumulate=parts,
-        workers=0,
-        threads=1,
-        device="cpu",
-        log_every=4,
-        save_every=5,
-    )
+    return replace(compute, accumulate=parts, workers=0, threads=1, device="cpu", log_every=4, save_every=5)
 
 
 def _pretrain(config: Pretrain) -> Pretrain:
@@ -151,11 +152,10 @@ def _detector(config: MaskRCNN) -> MaskRCNN:
         vitdet=vitdet,
         heads=replace(config.heads, channels=16, fc=32),
         image=DETECTOR_SIDE * config.image // 1024,
-        steps=4,
+        steps=3,
         batch=2 * parts,
         warmup=1.0,
-        milestones=(2, 3),
-        evaluate_every=2,
+        milestones=(2,),
         shown=1,
         compute=replace(config.compute, accumulate=parts),
     )
