@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test quick lint docs bench requirements clean
+.PHONY: help demo test quick lint docs bench soak requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,6 +39,9 @@ docs: $(VENV)/.installed  ## the pages of docs/ as a site, in build/docs
 
 bench: $(VENV)/.installed  ## every side-by-side measurement of benchmarks/, with its floor (minutes; wants an idle machine)
 	for script in $(filter-out %/det_overfit.py %/measure.py %/crossmae_plain.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+soak: $(VENV)/.installed  ## every published recipe on the lowest and the newest allowed torch, timm, Pillow, numpy
+	$(BIN)/python tests/soak/versions.py
 
 requirements: $(VENV)/.installed  ## compile requirements.txt from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header --no-emit-index-url \

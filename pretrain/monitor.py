@@ -87,6 +87,10 @@ class Squares(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.places)
 
+    def image_name(self, number: int) -> str:
+        """The file of item `number`, or the one before those that come in its place."""
+        return self.folder.image_name(self.places[number])
+
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
         for ahead in range(len(self.folder)):
             try:

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from timm.data import Mixup, create_transform
+from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mimbench.cls.config import FastLinear, Finetune, Linear
+from mimbench.cls.data.augment import FinetuneTransform
 from mimbench.engine.data.batches import MapStyle
 from mimbench.engine.data.datasets import locate, unfit
 from mimbench.engine.data.images import Box, Decoder, ImageFolder, centre_crop, cut, draw_box, normalise
@@ -134,37 +135,28 @@ class CentreCrops(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.folder)
 
+    def image_name(self, index: int) -> str:
+        """The file of item `index`."""
+        return self.folder.image_name(index)
+
     def __getitem__(self, index: int) -> Item:
         image, label = self.folder[index]
         return centre_crop(image, self.side, self.short, self.folder.decoder), label
 
 
 class TimmCrops(Dataset[Item]):
-    """Random crops for fine-tuning as timm makes them from PIL images (bicubic), without its last step, normalising.
-
-    Args:
-        folder: the images.
-        side: of a crop in pixels.
-        smallest: least share of an image's area in a crop.
-        flip: mirror half of the crops.
-        randaugment: timm's text form of RandAugment, such as "rand-m9-mstd0.5-inc1"; None for none.
-    """
+    """Random crops for fine-tuning, as timm makes them; the options are those of `FinetuneTransform`."""
 
     def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, randaugment: str | None) -> None:
         self.folder = folder
-        self.transform = create_transform(
-            side,
-            is_training=True,
-            scale=(smallest, 1.0),
-            hflip=0.5 if flip else 0.0,
-            color_jitter=None,  # type: ignore[arg-type]  # timm takes None for none; its annotation forgot
-            auto_augment=randaugment,
-            interpolation="bicubic",
-            normalize=False,
-        )
+        self.transform = FinetuneTransform(side, smallest=smallest, flip=flip, randaugment=randaugment)
 
     def __len__(self) -> int:
         return len(self.folder)
+
+    def image_name(self, index: int) -> str:
+        """The file of item `index`."""
+        return self.folder.image_name(index)
 
     def __getitem__(self, index: int) -> Item:
         from PIL import Image
@@ -181,6 +173,10 @@ class ProbeCrops(Dataset[Item]):
 
     def __len__(self) -> int:
         return len(self.folder)
+
+    def image_name(self, index: int) -> str:
+        """The file of item `index`."""
+        return self.folder.image_name(index)
 
     def __getitem__(self, index: int) -> Item:
         image, label = self.folder[index]
@@ -245,3 +241,9 @@ def finetune_crops(config: Finetune, folder: ImageFolder) -> MapStyle:
     return TimmCrops(
         folder, config.image, smallest=config.smallest_crop, flip=config.flip, randaugment=config.randaugment
     )
+
+
+def probe_crops(config: Linear, folder: ImageFolder) -> MapStyle:
+    """The training view of a linear probe."""
+    again = config.crop == "torchvision"
+    return ProbeCrops(folder, config.image, smallest=config.smallest_crop, flip=config.flip, again=again)

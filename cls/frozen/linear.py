@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mimbench.cls.accuracy import accuracy, require_finite
 from mimbench.cls.config import Linear
-from mimbench.cls.data.crops import ProbeCrops, Splits, micro_batch, open_splits, resized_side
+from mimbench.cls.data.crops import Splits, micro_batch, open_splits, probe_crops, resized_side
 from mimbench.cls.frozen.encoders import frozen_encoder
 from mimbench.cls.frozen.features import FrozenEncoder, RowBatches, features_of
 from mimbench.engine.data.batches import Batches, MapStyle
@@ -127,8 +127,7 @@ def training_batches(config: Linear, encoder: FrozenEncoder, splits: Splits) -> 
         )  # fmt: skip
         features_ND, label_N = features_of(encoder, splits.train, config.image, config.eval_crop, workers)
         return batches
-    again = config.crop == "torchvision"
-    crops = ProbeCrops(splits.train, config.image, smallest=config.smallest_crop, flip=config.flip, again=again)
+    crops = probe_crops(config, splits.train)
     return EncodedBatches(encoder, crops, micro_batch(config), config.seed, accumulate=accumulate, workers=workers)
 
 

@@ -52,6 +52,10 @@ class TrainingImages(Dataset[tuple[Tensor, Target]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def image_name(self, number: int) -> str:
+        """The file of item `number`."""
+        return self.split.paths.text(int(self.images[number]))
+
     def __getitem__(self, number: int) -> tuple[Tensor, Target]:
         index = int(self.images[number])
         placement = jittered(self.split.size(index), draw_jitter(self.augment), self.side)
@@ -90,6 +94,10 @@ class ValidationImages(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def image_name(self, number: int) -> str:
+        """The file of item `number`."""
+        return self.split.paths.text(int(self.images[number]))
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
         index = self.images[number]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mimbench.det.data.coco import CocoSplit
 from mimbench.engine.data.batches import Batches, MapStyle
+from mimbench.engine.data.faults import image_of
 from mimbench.engine.run.process import derived_seed
 
 
@@ -50,6 +51,10 @@ class Repeated:
 
     def __len__(self) -> int:
         return len(self.base) * self.times
+
+    def image_name(self, index: int) -> str | None:
+        """The file of item `index`, if `base` knows it."""
+        return image_of(self.base, index % len(self.base))
 
     def __getitem__(self, index: int) -> Any:
         return self.base[index % len(self.base)]

@@ -26,6 +26,7 @@ from mimbench.det.model.boxes import image_corners
 from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.model.nms import keep_best
 from mimbench.det.model.roi_heads import Detections, Found
+from mimbench.engine.data.pillow import resize_with_pillow
 
 Size = tuple[int, int]  # height, width
 
@@ -83,7 +84,7 @@ def _pictures(image: Tensor, side: int, flip: bool) -> list[tuple[Tensor, bool]]
     """The image with its longest side of `side` pixels, and the same mirrored; resized as PIL does it."""
     height, width = fitted((image.shape[1], image.shape[2]), side).resized
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    resized = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+    resized = np.array(resize_with_pillow(picture, width, height, Image.Resampling.BILINEAR))
     view = torch.from_numpy(resized).permute(2, 0, 1).to(image.device)
     return [(view, False), (view.flip(2), True)] if flip else [(view, False)]
 

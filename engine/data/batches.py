@@ -7,8 +7,9 @@ processes load, where a run was resumed and what else drew random numbers make n
     for batch in batches.starting_at(1200): ...     # for ever; batch 1200 at once, nothing before it is loaded
     for batch in evaluation_loader(dataset, 64, workers=2): ...    # in order, every sample exactly once
 
-Under torchrun each process gets its own part of the same global batches. A `ValueError` or `OSError` of a data set
-arrives as one line, whichever process it was raised in; an `UnfitError` may be skipped (engine/data/skipped_images.py).
+Under torchrun each process gets its own part of the same global batches. An error of a data set arrives as one line
+that names the image, whichever process it was raised in (engine/data/faults.py); an `UnfitError` may be skipped
+(engine/data/skipped_images.py).
 
 Loading processes live as long as the iterator does, through all epochs: the order of an epoch is made from its number
 where the keys are handed out, so there is nothing that a process which lives on could have of the epoch before.
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torch.utils.data._utils import collate as torch_collate
 
 from mimbench.engine.data.datasets import UnfitError
+from mimbench.engine.data.faults import Fault, image_of
 from mimbench.engine.data.skipped_images import IN_A_ROW, Skipped
 from mimbench.engine.run.process import derived_seed, rank_and_world
 
@@ -41,17 +43,6 @@ class MapStyle(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
-
-
-class DataError(ValueError):
-    """A fault in the data, in one line.
-
-    A DataLoader hands an error of its workers on by building it again from the whole traceback as text; what
-    people need is the last line of that.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition("mimbench.engine.data.batches.DataError: ")[2].strip())
 
 
 class SeededDataset(Dataset[Any]):
@@ -72,12 +63,25 @@ class SeededDataset(Dataset[Any]):
         return len(self.base)
 
     def __getitem__(self, key: Key) -> Any:
-        return self.__getitems__([key])[0]
+        """An item.
+
+        Raises:
+            DataError, LoadingError: if it cannot be loaded.
+        """
+        return unless_fault(self.__getitems__([key])[0])
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
-        """The items of one batch; states are kept and put back once for all of them."""
+        """The items of one batch, or the `Fault` of the first that cannot be loaded, alone.
+
+        States are kept and put back once for all of them.
+        """
+        items = []
         with _states_kept():
-            return [self._item(epoch, index) for epoch, index in keys]
+            for epoch, index in keys:
+                items.append(self._item(epoch, index))
+                if isinstance(items[-1], Fault):
+                    return items[-1:]
+        return items
 
     def fault_of(self, index: int) -> str:
         """What is wrong with item `index` of `base`, which could not be read before."""
@@ -89,20 +93,23 @@ class SeededDataset(Dataset[Any]):
         return f"item {index}, which could be read the second time"
 
     def _item(self, epoch: int, index: int) -> Any:
-        """Item `index`, or the first of its replacements that can be read."""
+        """Item `index`, or the first of its replacements that can be read; a `Fault` if it cannot be loaded."""
         seed, place = derived_seed(self.seed, epoch, index), index
-        try:
-            for attempt in range(IN_A_ROW):
-                _seed(seed)
+        for attempt in range(IN_A_ROW):
+            _seed(seed)
+            try:
                 try:
                     return self.base[place]
                 except UnfitError as error:
-                    fault = error
-                self.skipped.add(place, fault)
-                place = derived_seed(self.seed, epoch, index, attempt) % len(self.base)
-            raise ValueError(f"{IN_A_ROW} images in a row cannot be decoded, the last: {fault}")
-        except (ValueError, OSError) as error:
-            raise DataError(str(error)) from error
+                    unreadable = error
+                self.skipped.add(place, unreadable)
+            except MemoryError:
+                raise
+            except Exception as error:
+                return Fault.of(error, image_of(self.base, place))
+            place = derived_seed(self.seed, epoch, index, attempt) % len(self.base)
+        many = ValueError(f"{IN_A_ROW} images in a row cannot be decoded, the last: {unreadable}")
+        return Fault.of(many, None)
 
 
 def _seed(seed: int) -> None:
@@ -112,7 +119,7 @@ def _seed(seed: int) -> None:
 
 
 class _Plain(Dataset[Any]):
-    """`base` as it is, with its faults in one line."""
+    """`base` as it is, with a `Fault` in place of an item that cannot be loaded."""
 
     def __init__(self, base: MapStyle) -> None:
         self.base = base
@@ -123,8 +130,10 @@ class _Plain(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         try:
             return self.base[index]
-        except (ValueError, OSError) as error:
-            raise DataError(str(error)) from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            return Fault.of(error, image_of(self.base, index))
 
 
 @contextmanager
@@ -156,6 +165,37 @@ def _stacked(images: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> t
         by_pixel = torch_collate.collate_tensor_fn([image.permute(1, 2, 0) for image in images])
         return by_pixel.permute(0, 3, 1, 2)
     return torch_collate.collate_tensor_fn(images)
+
+
+def unless_fault(batch: Any) -> Any:
+    """`batch` itself.
+
+    Raises:
+        DataError, LoadingError: if it is a `Fault`.
+    """
+    if isinstance(batch, Fault):
+        raise batch.error()
+    return batch
+
+
+class _Collate:
+    """Collates samples by `collate`; with a `Fault` among them, that is the batch."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        for sample in samples:
+            if isinstance(sample, Fault):
+                return sample
+        return self.collate(samples)
+
+
+class _Loader(DataLoader[Any]):
+    """A DataLoader that raises what its processes returned as a `Fault`."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return map(unless_fault, super().__iter__())
 
 
 _COLLATE = {**torch_collate.default_collate_fn_map, torch.Tensor: _stacked}
@@ -225,11 +265,11 @@ class Batches:
 
     def starting_at(self, position: int) -> Iterator[Any]:
         """Batches for ever, from micro-batch `position` (0-based, counted over all epochs)."""
-        loader = DataLoader(
+        loader = _Loader(
             self.dataset,
             batch_sampler=_Keys(self, position),
             num_workers=self.workers,
-            collate_fn=self.collate or batched,
+            collate_fn=_Collate(self.collate or batched),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or it would draw from the training's own
         )
@@ -270,11 +310,11 @@ class _Keys(Sampler[list[Key]]):
 
 def evaluation_loader(dataset: MapStyle, batch: int, workers: int, collate: Collate | None = None) -> DataLoader[Any]:
     """Every sample exactly once, in order; the last batch may be smaller."""
-    return DataLoader(
+    return _Loader(
         _Plain(dataset),
         batch_size=batch,
         num_workers=min(workers, -(-_length(dataset) // batch)),
-        collate_fn=collate or batched,
+        collate_fn=_Collate(collate or batched),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )

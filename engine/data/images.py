@@ -36,6 +36,7 @@ from torch.utils.data import Dataset
 from mimbench.engine.data.datasets import Split, UnfitError, unfit
 from mimbench.engine.data.folders import PILLOW_SUFFIXES, read_bytes, suffix
 from mimbench.engine.data.layouts.recognise import open_listing
+from mimbench.engine.data.pillow import resize_with_pillow
 from mimbench.engine.run.bar import track
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,10 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         image = self.pixels[index] if self.pixels is not None else self._decode(index)
         return image, int(self.labels[index])
 
+    def image_name(self, index: int) -> str:
+        """The file of item `index`."""
+        return self.paths.text(index)
+
     def facts(self) -> dict[str, object]:
         """What of the images' making changes the numbers, where it is not the usual: for `result.json`."""
         return self._made if self.decoder == "torchvision" else {**self._made, "decoder": self.decoder}
@@ -289,7 +294,8 @@ def _resize_with_pillow(image: Tensor, height: int, width: int, resizing: Resizi
     from PIL import Image
 
     pixels_HWC = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    return _from_pillow(Image.fromarray(pixels_HWC).resize((width, height), Image.Resampling[resizing.upper()]))
+    whole = Image.fromarray(pixels_HWC)
+    return _from_pillow(resize_with_pillow(whole, width, height, Image.Resampling[resizing.upper()]))
 
 
 def centre_crop(image: Tensor, side: int, short: int, decoder: Decoder = "torchvision") -> Tensor:
@@ -348,6 +354,10 @@ class RandomCrops(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.folder)
+
+    def image_name(self, index: int) -> str:
+        """The file of item `index`."""
+        return self.folder.image_name(index)
 
     def __getitem__(self, index: int) -> Sample:
         image, label = self.folder[index]

@@ -25,8 +25,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from mimbench.engine.data.faults import LoadingError
 from mimbench.engine.run.atomic import sweep
 from mimbench.engine.run.rundir import HEARTBEAT, RunDir, State
+from mimbench.jobs.runs.failed_images import failed_before, note_image
 from mimbench.jobs.runs.heartbeat import every
 from mimbench.jobs.runs.lineage import take
 from mimbench.jobs.runs.store import config_of
@@ -80,9 +82,9 @@ def _follow(run: RunDir, config: Any, signals: Signals) -> int:
     try:
         slurm_job.meet(run)
         task_of(run.read_about()["stage"]).run(config, run)
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, LoadingError) as error:
         if not signals.received:
-            slurm_job.note_rank_error(run, explained(error))
+            slurm_job.note_rank_error(run, explained(error), getattr(error, "image", None))
         raise
     return 0
 
@@ -105,7 +107,10 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
         if slurm_job.is_loss_of_peer(error):
             signals.wait(PEER_GONE)  # SLURM ends what is left of a run that lost a process
         state, code, why = _ending(error, signals.received, run)
+        image = getattr(error, "image", None) if state == "failed" else None
+        why += failed_before(run, number, image)
         _end(run, number, state, why)
+        note_image(run, number, image)
         print(f"error: {why}" if state == "failed" else why, file=sys.stderr)
         return code
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.failed_images import failed_before, note_image
 from mimbench.jobs.runs.heartbeat import every
 from mimbench.jobs.runs.tasks import makes_encoders
 from mimbench.jobs.slurm import commands as slurm
@@ -172,17 +173,18 @@ def is_loss_of_peer(error: BaseException) -> bool:
     return several and isinstance(error, RuntimeError) and bool(PEER.search(f"{type(error).__name__}: {error}"))
 
 
-def note_rank_error(run: RunDir, why: str) -> None:
-    """Leave word that this rank, not the first, failed by an error of its own."""
+def note_rank_error(run: RunDir, why: str, image: str | None = None) -> None:
+    """Leave word that this rank, not the first, failed by an error of its own, at `image` if at one."""
     file = run.path / MEETING / f"error-{os.environ.get('RANK')}.json"
-    write_json(file, {"why": why, "rank": os.environ.get("RANK"), "time": time.time()})
+    write_json(file, {"why": why, "image": image, "rank": os.environ.get("RANK"), "time": time.time()})
 
 
-def _rank_error(run: RunDir, since: float) -> str | None:
+def _rank_error(run: RunDir, since: float) -> tuple[str, str | None] | None:
+    """What another rank said was wrong after the time `since`, and the image it was about."""
     for file in sorted((run.path / MEETING).glob("error-*.json")):
         said = json.loads(file.read_text(encoding="utf-8"))
         if said["time"] >= since:
-            return f"process {said['rank']}: {said['why']}"
+            return f"process {said['rank']}: {said['why']}", said.get("image")
     return None
 
 
@@ -243,8 +245,11 @@ def verdict(run: RunDir, job: str, restarts: int) -> str | None:
         last = attempts[-1]
         if last["state"] in ENDED_BY_ITSELF:
             return f"the run is {last['state']}"
-        if why := _rank_error(run, last["started"]):
-            run.end_attempt(len(run.attempts()), "failed", why)
+        if error := _rank_error(run, last["started"]):
+            number, (why, image) = len(run.attempts()), error
+            why += failed_before(run, number, image)
+            run.end_attempt(number, "failed", why)
+            note_image(run, number, image)
             return why
     if len(attempts) <= restarts - EMPTY_STARTS:
         return f"its process died {EMPTY_STARTS} times before it began"

@@ -131,6 +131,10 @@ class WholeImages(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.places)
 
+    def image_name(self, index: int) -> str:
+        """The file of item `index`."""
+        return self.folder.image_name(self.places[index])
+
     def __getitem__(self, index: int) -> Tensor:
         try:
             image, _ = self.folder[self.places[index]]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from mimbench.engine.data.batches import Batches, DataError, SeededDataset, batched, evaluation_loader, move
+from mimbench.engine.data.batches import Batches, SeededDataset, batched, evaluation_loader, move
 from mimbench.engine.data.datasets import unfit
+from mimbench.engine.data.faults import DataError
 from mimbench.engine.data.skipped_images import Skipped
 
 

@@ -179,7 +179,10 @@ def crops(root: Path) -> dict[str, str]:
 
 
 def train_crops(root: Path) -> dict[str, str]:
-    """A digest of the pixels of MAE's training crops (crop, flip, RandAugment), of a photograph each by its seed."""
+    """A digest of the pixels of MAE's training crops (crop, flip, RandAugment), of a photograph each by its seed.
+
+    With Pillow 12, as all that was published; Pillow 13 resizes in another order (engine/data/pillow.py).
+    """
     options = SimpleNamespace(input_size=64, color_jitter=None, aa="rand-m9-mstd0.5-inc1", reprob=0.25, remode="pixel",
                               recount=1)  # fmt: skip
     steps = original(root / "mae", "util.datasets").build_transform(True, options).transforms[:3]

@@ -1,0 +1,143 @@
+"""The augmentation of fine-tuning as timm makes it: random crop, flip and RandAugment of a PIL image.
+
+    transform = FinetuneTransform(224, smallest=0.08, flip=True, randaugment="rand-m9-mstd0.5-inc1")
+    transform(image)        # uint8 (3, 224, 224)
+
+The papers used timm with the Pillow of their day; every operation at every magnitude gives the same bytes here,
+whatever Pillow is installed (tests/cls/golden/randaugment.py holds timm on Pillow 12). Two steps need help
+with Pillow 13. timm asks to keep 0 bits of each colour (`PosterizeIncreasing` at magnitude 10, which
+rand-m9-mstd0.5-inc1 draws for one image in 645): that gave a black image, and is an error now. And crops are resized
+along the other axis first (engine/data/pillow.py).
+
+Randomness comes from Python's, NumPy's and torch's generators, in timm's order. A step that fails raises
+`AugmentationError`, which names the operation and its magnitude.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from timm.data import auto_augment, create_transform
+from timm.data.auto_augment import AugmentOp, RandAugment
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision.transforms.functional import pil_modes_mapping
+
+from mimbench.engine.data.faults import AugmentationError
+from mimbench.engine.data.pillow import resize_with_pillow
+
+LEVELS = 256  # values of a colour
+
+
+class FinetuneTransform:
+    """Random crop (bicubic), flip and RandAugment by timm, without its last step, normalising.
+
+    Args:
+        side: of a crop in pixels.
+        smallest: least share of an image's area in a crop.
+        flip: mirror half of the crops.
+        randaugment: timm's text form of RandAugment, such as "rand-m9-mstd0.5-inc1"; None for none.
+    """
+
+    def __init__(self, side: int, *, smallest: float, flip: bool, randaugment: str | None) -> None:
+        composed = create_transform(
+            side,
+            is_training=True,
+            scale=(smallest, 1.0),
+            hflip=0.5 if flip else 0.0,
+            color_jitter=None,  # type: ignore[arg-type]  # timm takes None for none; its annotation forgot
+            auto_augment=randaugment,
+            interpolation="bicubic",
+            normalize=False,
+        )
+        self.steps = [named(step) for step in composed.transforms]
+
+    def __call__(self, image: Any) -> Tensor:
+        """A crop of a PIL image in RGB: uint8 (3, side, side).
+
+        Raises:
+            AugmentationError: naming the step, and the operation of RandAugment with its magnitude.
+        """
+        for step in self.steps:
+            try:
+                image = step(image)
+            except AugmentationError:
+                raise
+            except Exception as error:
+                raise AugmentationError(f"{type(step).__name__} failed: {described(error)}") from error
+        crop: Tensor = image
+        return crop
+
+
+def named(step: Any) -> Any:
+    """A step of timm's transforms in our form: a `Crop`, RandAugment of `Operation`s, or else `step` itself."""
+    if isinstance(step, RandomResizedCropAndInterpolation):
+        return Crop(step)
+    if not isinstance(step, RandAugment):
+        return step
+    step = copy.copy(step)
+    step.ops = [Operation(op) for op in step.ops]
+    return step
+
+
+class Crop:
+    """timm's random crop, resized as Pillow 12 does it."""
+
+    def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
+        self.crop = crop
+        self.resampling = pil_modes_mapping[crop.interpolation]
+
+    def __call__(self, image: Any) -> Any:
+        """A random part of a PIL image, resized."""
+        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        part = image.crop((left, top, left + width, top + height))
+        new_height, new_width = self.crop.size
+        return resize_with_pillow(part, new_width, new_height, self.resampling)
+
+
+class Operation:
+    """One operation of timm's RandAugment. It draws as timm's does, and says what it was if it fails."""
+
+    def __init__(self, op: AugmentOp) -> None:
+        self.op, self.level, self.magnitude = copy.copy(op), op.level_fn, 0.0
+        if op.aug_fn is auto_augment.posterize:
+            self.op.aug_fn = posterize
+        if op.level_fn is not None:
+            self.op.level_fn = self._arguments
+
+    def _arguments(self, magnitude: float, hparams: dict[str, Any]) -> tuple[Any, ...]:
+        """timm's arguments for the magnitude that it drew, which is kept for the message."""
+        assert self.level is not None
+        self.magnitude = magnitude
+        arguments: tuple[Any, ...] = self.level(magnitude, hparams)
+        return arguments
+
+    def __call__(self, image: Any) -> Any:
+        """The PIL image with the operation applied, or as it is (timm's `prob`).
+
+        Raises:
+            AugmentationError: naming operation and magnitude.
+        """
+        try:
+            return self.op(image)
+        except Exception as error:
+            at = "" if self.level is None else f" at magnitude {self.magnitude:.4g}"
+            raise AugmentationError(f"{self.op.name}{at} failed: {described(error)}") from error
+
+
+def posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
+    """A PIL image in RGB with the highest `bits_to_keep` bits of each colour; 0 or less makes it black.
+
+    As timm's with Pillow 12 or older. Pillow 13 refuses less than 1.
+    """
+    if bits_to_keep >= 8:
+        return image
+    step = 2 ** (8 - bits_to_keep)
+    return image.point([value - value % step for value in range(LEVELS)] * len(image.getbands()))
+
+
+def described(error: Exception) -> str:
+    """An error in one line, with its type unless it is a plain complaint about a value."""
+    line = " ".join(str(error).split())
+    return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}".rstrip(": ")
