@@ -29,7 +29,7 @@ from mimbench.engine.run import result
 from mimbench.jobs.cli.main import app
 from mimbench.jobs.runs.recipes import find, recipes
 from mimbench.jobs.runs.store import resolve
-from mimbench.jobs.studies.evaluate import STAGE
+from mimbench.jobs.runs.tasks import protocols
 from mimbench.jobs.studies.study_files import load_study, ready_studies
 from mimbench.jobs.tables import paper, paper_check
 from tests.jobs.published import Published
@@ -110,7 +110,7 @@ def test_what_it_names_is_there(command: str) -> None:
     elif name in ("memory", "lazyconfig", "recipes", "sweep") and plain:
         find(plain[0])
     elif name == "evaluate":
-        assert set(words[words.index("--on") + 1].split(",")) <= set(STAGE)
+        assert set(words[words.index("--on") + 1].split(",")) <= set(protocols())
     elif name == "table" and plain:
         assert plain[0] == "crossmae/compute" or paper.find(plain[0])
     elif name in ("plan", "submit") and "/" in plain[0]:
