@@ -18,7 +18,7 @@ EVALUATE = Panel("Evaluate")
 CHECKPOINT = "A checkpoint's file, or the directory of a pretraining run."
 
 
-@EVALUATE.command("mimbench evaluate vit.pth --on knn,linear --data imagenet", cls=NamesInHelp)
+@EVALUATE.command("mimbench evaluate vit.pth --on linear,fewshot --data imagenet", cls=NamesInHelp)
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
     on: Annotated[
@@ -83,7 +83,7 @@ def export(
     writer.export(checkpoint, to, output, patch, json)
 
 
-@EVALUATE.command("mimbench lazyconfig det/mask_rcnn_vitdet_b_100ep data=coco checkpoint=vit.pth --output vitdet_b.py")
+@EVALUATE.command("mimbench lazyconfig det/mask_rcnn_vitdet_b_100ep checkpoint=vit.pth --output vitdet_b.py")
 def lazyconfig(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -113,7 +113,7 @@ def predict(
     raise typer.Exit(prediction.predict(source, images, output, score, json))
 
 
-@EVALUATE.command("mimbench compare-predictions finetune_vitb-1a2b finetune_vitb-3c4d", name="compare-predictions")
+@EVALUATE.command("mimbench compare-predictions linear_vitb-1a2b linear_vitb-3c4d", name="compare-predictions")
 def compare_predictions(
     before: Annotated[
         str, typer.Argument(metavar="RUN", help="A run with save_predictions=true, or its predictions.safetensors.")

@@ -1,7 +1,7 @@
 """The `mimbench` command.
 
     mimbench demo                                  pretrain, evaluate and report on this machine, in minutes
-    mimbench evaluate vit.pth --on knn,coco        a checkpoint under the papers' protocols
+    mimbench evaluate vit.pth --on linear          a checkpoint under the papers' protocols
     mimbench run cls/linear_vitb base_lr=0.2       a recipe, or RUN_DIR: what a job runs, again and again until done
     mimbench submit crossmae/table2 --cluster a100
 
@@ -39,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=HELP,
-    epilog="mimbench evaluate vit.pth --on knn,linear --data imagenet",
+    epilog="mimbench evaluate vit.pth --on linear,fewshot --data imagenet",
 )
 
 

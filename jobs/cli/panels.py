@@ -2,7 +2,7 @@
 
     RUNS = Panel("Pretrain and run")
 
-    @RUNS.command("mimbench logs knn_handwritten --follow")
+    @RUNS.command("mimbench logs linear_handwritten --follow")
     def logs(run: OneRun, ...) -> None: ...
 
     RUNS.add_to(app)
@@ -93,8 +93,10 @@ class Panel:
         """Declare a function as a command; its name is the function's unless `name` is given."""
 
         def declare(function: Callable[..., None]) -> Callable[..., None]:
-            options: dict[str, Any] = {"cls": cls, "epilog": example, "rich_help_panel": self.title}
-            self._adding.append(lambda app: app.command(name, **options)(function))
+            def add(app: typer.Typer) -> None:
+                app.command(name, cls=cls, epilog=example, rich_help_panel=self.title)(function)
+
+            self._adding.append(add)
             return function
 
         return declare

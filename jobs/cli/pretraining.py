@@ -64,7 +64,7 @@ def run(
     raise typer.Exit(code)
 
 
-@RUNS.command("mimbench recipes cls/finetune_vitb")
+@RUNS.command("mimbench recipes cls/linear_vitb")
 def recipes(
     name: Annotated[
         str | None, typer.Argument(metavar="RECIPE", autocompletion=recipe_names, help="Show all its settings.")
@@ -77,7 +77,7 @@ def recipes(
     commands.show_recipes(name, json)
 
 
-@RUNS.command("mimbench explain cls/knn k=10 checkpoint=vit.pth")
+@RUNS.command("mimbench explain cls/linear_vitb base_lr=0.2 checkpoint=vit.pth")
 def explain(
     run: Annotated[
         str,

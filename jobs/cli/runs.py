@@ -59,7 +59,7 @@ def watch(study: OfStudy = None, state: State = None) -> None:
     looking.watch(runs_root(), study, state)
 
 
-@RUNS.command("mimbench logs knn_handwritten --follow")
+@RUNS.command("mimbench logs linear_handwritten --follow")
 def logs(
     run: OneRun,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the run ends.")] = False,

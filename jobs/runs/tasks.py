@@ -1,6 +1,6 @@
 """The tasks that are installed: found by looking, so that a new folder is a new task.
 
-    tasks()                # {"pretrain": Task, ...}, in the order in which they are listed
+    tasks()                # every Task by its name, in the order in which they are listed
     task_of("toy")         # the Task of a stage; ValueError with the names that there are
     known("toy")           # the same, or None where the run is of a task that is not installed here
 

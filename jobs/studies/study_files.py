@@ -19,7 +19,6 @@ from types import ModuleType
 from mimbench.jobs.studies.study import Study
 
 READY = Path(__file__).parent / "ready"
-FORMER_NAMES = ("backbones", "cls", "det", "engine", "jobs", "pretrain")  # as modules of mimbench were once imported
 
 
 def load_study(name: str, root: Path) -> Study:
@@ -101,7 +100,9 @@ def _where(error: Exception, file: Path) -> str:
 
 
 def _is_former(module: str, beside: Path) -> bool:
-    """Whether `module` is one of mimbench's under its former name, and not one of the study's own."""
+    """Whether `module` is a folder of mimbench without `mimbench.` before it, and not one of the study's own."""
     name = module.partition(".")[0]
+    spec = importlib.util.find_spec(f"mimbench.{name}")
     own = (beside / f"{name}.py").exists() or (beside / name).exists()
-    return module in ("jobs.study", "jobs.studies.study") or (name in FORMER_NAMES and not own)
+    former = spec is not None and spec.submodule_search_locations is not None
+    return module in ("jobs.study", "jobs.studies.study") or (former and not own)

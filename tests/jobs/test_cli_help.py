@@ -111,7 +111,7 @@ def test_former_spellings_are_taken_and_not_shown() -> None:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("evalute vit.pth", "Did you mean 'evaluate'?"),
+        ("evaluat vit.pth", "Did you mean 'evaluate'?"),
         ("compare-prediction a b", "'compare-predictions'"),
         ("data ad x y", "Did you mean 'add'?"),
         ("status --sttudy x", "--study"),
