@@ -45,7 +45,7 @@ class CocoSplit:
     files: CocoFiles
     category_ids: tuple[int, ...]  # as in the file, ascending
     categories: tuple[str, ...]  # their names
-    image_ids: NDArray[np.int64]  # (I,) as in the file
+    image_ids: NDArray[Any]  # (I,) as in the file: int64, or Python's integers where one is beyond 63 bits
     sizes: NDArray[np.int32]  # (I, 2) height, width
     paths: Paths
     first: NDArray[np.int64]  # (I + 1,) annotations of image i are first[i] .. first[i + 1]
@@ -187,7 +187,7 @@ def arranged(content: dict[str, Any], files: CocoFiles, masks: bool = True) -> C
         files=files,
         category_ids=tuple(rank),
         categories=tuple(str(category["name"]) for category in categories),
-        image_ids=np.array([image["id"] for image in images], dtype=np.int64),
+        image_ids=_ids([image["id"] for image in images]),
         sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int32).reshape(-1, 2),
         paths=Paths(files.images, [image["file_name"] for image in images]),
         first=_ends([len(of_image[image["id"]]) for image in images]),
@@ -196,6 +196,10 @@ def arranged(content: dict[str, Any], files: CocoFiles, masks: bool = True) -> C
         boxes=_corners([annotation["bbox"] for annotation in annotations]),
         **_shapes([annotation["segmentation"] if masks else [] for annotation in annotations]),
     )
+
+
+def _ids(values: Sequence[int]) -> NDArray[Any]:
+    return np.array(values, dtype=np.int64 if all(-(2**63) <= value < 2**63 for value in values) else object)
 
 
 def _corners(boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
