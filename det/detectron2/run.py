@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from mimbench.det.config import MaskRCNN as Config
 from mimbench.det.data.coco import CocoSplit, of_one_category, read_annotations
+from mimbench.det.data.image_files import with_images
 from mimbench.det.detectron2.installed import require
 from mimbench.det.detectron2.lazyconfig import Source, lazyconfig
 from mimbench.det.model.mask_rcnn import MaskRCNN
@@ -63,7 +64,12 @@ def write_lazyconfig(
             f"{train.files.annotations}: detectron2 takes LVIS's category ids for 1 to {len(train.category_ids)}, and "
             "here there are others; renumber them, or use engine=mimbench"
         )
-    files = [_one_category(split, file) if config.single_class else split.files for split in splits]
+    if any(not 0 <= int(identity) < 2**63 for split in splits for identity in (*split.image_ids, *split.category_ids)):
+        raise ValueError(
+            f"{train.files.annotations} or its validation split has negative ids or ids beyond 63 bits, which "
+            "detectron2's evaluator does not stand; renumber them, or use engine=mimbench"
+        )
+    files = [_files(split, file, config.single_class) for split in splits]
     source = Source(
         train=files[0],
         val=files[1],
@@ -82,11 +88,22 @@ def write_lazyconfig(
     write_text(file, text)
 
 
-def _one_category(split: CocoSplit, file: Path) -> CocoFiles:
-    """The split's files with all objects of one category, the annotations written beside `file`."""
-    annotations = file.with_name(f"{split.files.annotations.stem}_single.json").absolute()
-    write_json(annotations, of_one_category(read_annotations(split.files.annotations)))
-    return replace(split.files, annotations=annotations)
+def _files(split: CocoSplit, file: Path, single_class: bool) -> CocoFiles:
+    """The split's files as detectron2 can read them: if need be with other annotations, written beside `file`.
+
+    detectron2 joins image names to their folder, and its evaluator takes annotation id 0 for no match.
+    """
+    plain = read_annotations(split.files.annotations)
+    content, files, _ = with_images(plain, split.files)
+    if any(annotation["id"] == 0 for annotation in content["annotations"]):
+        numbered = [{**one, "id": number} for number, one in enumerate(content["annotations"], start=1)]
+        content = {**content, "annotations": numbered}
+    content = of_one_category(content) if single_class else content
+    if content is plain:
+        return files
+    annotations = file.with_name(f"{files.annotations.stem}{'_single' if single_class else '_read'}.json").absolute()
+    write_json(annotations, content)
+    return replace(files, annotations=annotations)
 
 
 def train_within(

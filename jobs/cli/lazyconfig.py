@@ -20,9 +20,10 @@ def write(recipe: str, overrides: Sequence[str], out: Path) -> None:
 
     from mimbench.det.config import MaskRCNN
     from mimbench.det.data.coco import read_split
+    from mimbench.det.data.splits import same_categories
     from mimbench.det.detectron2.run import write_lazyconfig
     from mimbench.det.model.build import build_detector
-    from mimbench.engine.data.datasets import locate
+    from mimbench.engine.data.datasets import locate, require
 
     if not isinstance(config, MaskRCNN):
         raise ValueError(f"{recipe} does not train a detector; name a recipe of `mimbench recipes` that begins det/")
@@ -38,6 +39,7 @@ def write(recipe: str, overrides: Sequence[str], out: Path) -> None:
         read_split(directory, split, config.single_class, masks=masks, benchmark=config.benchmark)
         for split in ("train", "val")
     )
+    require(same_categories(train, val))
     seen = train.images_showing().tolist()
     model, _ = build_detector(config, len(seen), seen)
     write_lazyconfig(config, model, (train, val), out, out.with_suffix(""), "cuda")

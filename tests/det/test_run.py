@@ -15,6 +15,8 @@ from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.det.config import Augment, Heads, MaskRCNN, Proposals, Views, ViTDet
 from mimbench.det.data.check import check_coco
+from mimbench.det.data.coco import read_split
+from mimbench.det.data.splits import shared_images
 from mimbench.det.evaluation.draw import detected, draw_objects
 from mimbench.det.evaluation.predict import Seen, from_run
 from mimbench.det.model.build import build_detector
@@ -57,6 +59,8 @@ def test_from_data_to_numbers(make_coco, tmp_path) -> None:
     config = _config(make_coco(4), evaluate_every=2)
     directory = _run_dir(tmp_path / "run", config)
     outcome = run(config, directory)
+    assert not directory.plots.exists() or not any(directory.plots.iterdir())  # the result comes first
+    outcome.draw()
     assert {"box_ap", "mask_ap", "box_ap50", "mask_ap75"} <= set(outcome.metrics)
     assert all(0 <= value <= 100 for value in outcome.metrics.values())
     assert outcome.facts["rel_pos"] is True
@@ -184,6 +188,36 @@ def test_a_batch_beyond_the_data_is_refused(make_coco, tmp_path) -> None:
     config = _config(make_coco(2), batch=8)
     with pytest.raises(ValueError, match="lower the batch"):
         run(config, _run_dir(tmp_path / "run", config))
+
+
+def test_validation_images_that_are_training_images_are_said(make_coco, tmp_path, caplog) -> None:
+    root = make_coco(4)
+    train, val = (read_split(root, split) for split in ("train", "val"))
+    assert shared_images(train, val) == "val split"
+    (root / "val2017" / "2.png").write_bytes((root / "train2017" / "2.png").read_bytes())
+    assert shared_images(train, val) == "1 of 4 are training images"
+    copy = root / "annotations" / "instances_val2017.json"
+    copy.write_bytes((root / "annotations" / "instances_train2017.json").read_bytes())
+    for image in (root / "train2017").iterdir():
+        (root / "val2017" / image.name).unlink()
+        (root / "val2017" / image.name).symlink_to(image)
+    config = _config(root, checkpoint=None, steps=1, shown=0)
+    outcome = run(config, _run_dir(tmp_path / "run", config))
+    assert outcome.facts["validation"] == "the training images: the val split is a copy"
+    assert "validation images are training images; AP on them means little" in caplog.text
+
+
+def test_pictures_come_after_the_result_and_never_fail_it(make_coco, tmp_path, caplog) -> None:
+    config = _config(make_coco(3), steps=1)
+    directory = _run_dir(tmp_path / "run", config)
+    outcome = run(config, directory)
+    assert not list(directory.plots.glob("*"))
+    assert (directory.path / "predictions.json").is_file()
+    for image in (Path(config.data) / "val2017").iterdir():
+        image.unlink()
+    outcome.draw()
+    assert "not all of its pictures could be drawn" in caplog.text
+    assert (directory.plots / "precision_recall.png").is_file()  # needs no image
 
 
 @pytest.mark.slow
