@@ -41,7 +41,30 @@ HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 # of rows and columns, by EXIF orientation; from 5 on both are exchanged first
 STEPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
 
-_opening = threading.Lock()
+
+class _Limit:
+    """Pillow's limit of pixels, which belongs to the process: lifted while any thread decodes."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Within the block Pillow opens and decodes images of any size."""
+        with self._lock:
+            if not self._users:
+                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    Image.MAX_IMAGE_PIXELS = self._before
+
+
+_LIMIT = _Limit()
 
 
 class UnreadableError(ValueError):
@@ -60,23 +83,19 @@ def opened(encoded: bytes | bytearray) -> Iterator[Image.Image]:
         UnreadableError: (a ValueError) if it is larger, or is of a format that is not read.
         OSError: if it is no image.
     """
-    try:
-        with _opening:  # Pillow's limit belongs to the process
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                image = Image.open(io.BytesIO(encoded))
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
-    except Image.UnidentifiedImageError:
-        if (kind := _kind(encoded)) is None:
-            raise
-        raise UnreadableError(f"is {kind} that is not read", "convert it to PNG or JPEG") from None
-    with image:
-        width, height = image.size
-        if width * height > LARGEST:
-            what = f"has {width} x {height} pixels, and {LARGEST:,} are the most that are read"
-            raise UnreadableError(what, "shrink it, or cut it into tiles")
-        yield image
+    with _LIMIT.lifted():
+        try:
+            image = Image.open(io.BytesIO(encoded))
+        except Image.UnidentifiedImageError:
+            if (kind := _kind(encoded)) is None:
+                raise
+            raise UnreadableError(f"is {kind} that is not read", "convert it to PNG or JPEG") from None
+        with image:
+            width, height = image.size
+            if width * height > LARGEST:
+                what = f"has {width} x {height} pixels, and {LARGEST:,} are the most that are read"
+                raise UnreadableError(what, "shrink it, or cut it into tiles")
+            yield image
 
 
 def decode_with_pillow(encoded: bytes | bytearray, *, upright: bool = False) -> Pixels:
