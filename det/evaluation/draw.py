@@ -37,6 +37,7 @@ PAIRS = 2  # of ground truth and detections in one row
 INCHES = 3.0  # width of one image
 LONGEST = 700  # pixels of a side of one image: twice what is seen
 LONGEST_ALONE = 2000  # the same of an image by itself
+PROGRAM = "mimbench predict"  # in the pictures of `draw_objects`: what may be replaced
 TINT = 0.5  # how much of a mask's colour covers the image
 
 
@@ -105,7 +106,8 @@ def draw_objects(image: NDArray[np.uint8], objects: Iterable[Drawn], path: Path)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     _panel(axes, *_shrunk(image, LONGEST_ALONE), objects, "", size=max(6.0, 9 * inches / 6.4))
-    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+    about = {"Software": PROGRAM}
+    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, metadata=about))
 
 
 def _evenly(images: NDArray[np.int64], count: int) -> list[int]:
