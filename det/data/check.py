@@ -26,7 +26,7 @@ from mimbench.engine.data.integrity import decoded, not_rgb
 
 @dataclass
 class _Found:
-    """What of both splits is compared: categories of sound annotation files, and images by the digest of their bytes."""
+    """What of both splits is compared: categories of sound files, and images by the digest of their bytes."""
 
     categories: dict[str, Categories] = field(default_factory=dict)
     images: dict[str, dict[bytes, str]] = field(default_factory=dict)
@@ -137,7 +137,8 @@ def _image_findings(images: list[dict[str, Any]], files: CocoFiles, digests: dic
             copies.append((image["file_name"], first))
     yield from grouped(faults)
     if copies:
-        what = f"{len(copies):,} of {len(there):,} images are copies of another (the first: {copies[0][0]} of {copies[0][1]})"
+        first = "{} of {}".format(*copies[0])
+        what = f"{len(copies):,} of {len(there):,} images are copies of another (the first: {first})"
         yield Finding("warning", str(files.images), what, "each counts as an image of its own; remove those not wanted")
     yield from not_rgb(modes, files.images)
 

@@ -9,7 +9,7 @@ Each is decided one way, and said:
 | a mask all outside its image | an error: nothing of it can be learned or found |
 | a mask partly outside | it is cut off at the border |
 | a box that contradicts its mask | training takes the box of the mask, box AP the box of the file |
-| an area that its box cannot hold, or of 0 | taken as it is, as in pycocotools: it decides what counts as small or large |
+| an area that its box cannot hold, or of 0 | taken as it is, as in pycocotools: it says what is small or large |
 | `ignore: 1` | not looked at, as in pycocotools and detectron2 |
 | the same object twice | both count, as in pycocotools: one is missed by a detector that finds it once |
 | annotation id 0 | harmless here: the evaluators get numbers of ours (`det.evaluation.numbering`) |
@@ -34,7 +34,7 @@ from mimbench.engine.data.datasets import Finding, Severity
 
 Entry = dict[str, Any]
 Floats = NDArray[np.float64]
-Chosen = NDArray[np.bool_]
+Chosen = Any  # NDArray[np.bool_]; numpy's types know .all(1) as a scalar, too
 
 OVERHANG = 1.0  # pixels by which COCO's rounded boxes may stick out
 AGREE = 0.5  # overlap below which a box contradicts its mask
@@ -45,14 +45,14 @@ FEW = 3  # boxes, below which nothing is concluded from them all
 
 @dataclass(frozen=True)
 class _Boxes:
-    """The annotations of a file in arrays. `spans_A4`: x0 y0 x1 y1 of the masks, NaN where there is none."""
+    """The annotations of a file in arrays. `spans`: x0 y0 x1 y1 of the masks, NaN where there is none."""
 
     ids: Sequence[int]
-    sizes_A2: Floats  # width, height of the image
-    boxes_A4: Floats  # x y w h
-    spans_A4: Floats
-    area_A: Floats  # NaN where the file has none
-    crowd_A: Chosen
+    sizes: Floats  # (A, 2) width, height of the image
+    xywh: Floats  # (A, 4)
+    spans: Floats  # (A, 4)
+    areas: Floats  # (A,) NaN where the file has none
+    crowd: Chosen  # (A,)
 
 
 def contradictions(content: Entry, file: str, masks: bool = True) -> Iterator[Finding]:
@@ -76,9 +76,9 @@ _Found = tuple[Chosen, str, str, Severity]
 def _first(boxes: _Boxes, chosen_A: Chosen) -> str:
     """The first of the chosen annotations, in words."""
     place = int(chosen_A.argmax())
-    width, height = boxes.sizes_A2[place]
-    text = f"annotation {boxes.ids[place]}: bbox {_numbers(boxes.boxes_A4[place])} in {width:g} x {height:g}"
-    spans = boxes.spans_A4[place]
+    width, height = boxes.sizes[place]
+    text = f"annotation {boxes.ids[place]}: bbox {_numbers(boxes.xywh[place])} in {width:g} x {height:g}"
+    spans = boxes.spans[place]
     return text if np.isnan(spans).any() else f"{text}, mask from {_numbers(spans[:2])} to {_numbers(spans[2:])}"
 
 
@@ -92,11 +92,11 @@ def _arrays(content: Entry, masks: bool) -> _Boxes:
     spans = _spans([one["segmentation"] for one in annotations]) if masks else np.full((len(annotations), 4), np.nan)
     return _Boxes(
         ids=[one["id"] for one in annotations],
-        sizes_A2=np.array([sizes[one["image_id"]] for one in annotations], dtype=np.float64),
-        boxes_A4=np.array([one["bbox"] for one in annotations], dtype=np.float64),
-        spans_A4=spans,
-        area_A=np.array([one.get("area", np.nan) for one in annotations], dtype=np.float64),
-        crowd_A=np.array([bool(one.get("iscrowd", 0)) for one in annotations]),
+        sizes=np.array([sizes[one["image_id"]] for one in annotations], dtype=np.float64),
+        xywh=np.array([one["bbox"] for one in annotations], dtype=np.float64),
+        spans=spans,
+        areas=np.array([one.get("area", np.nan) for one in annotations], dtype=np.float64),
+        crowd=np.array([bool(one.get("iscrowd", 0)) for one in annotations]),
     )
 
 
@@ -126,17 +126,17 @@ def _spans(segmentations: Sequence[Any]) -> Floats:
 
 def _units(boxes: _Boxes) -> Iterator[_Found]:
     """Fractions for pixels, corners for sizes."""
-    corners_A4, overlap = boxes.boxes_A4, _overlap(_cornered(boxes.boxes_A4), boxes.spans_A4)
-    has_area_A = (boxes.boxes_A4[:, 2:] > 0).all(1)
-    fractions_A = has_area_A & (boxes.boxes_A4 <= 1).all(1) & (boxes.boxes_A4 >= 0).all(1)
+    corners_A4, overlap = boxes.xywh, _overlap(_cornered(boxes.xywh), boxes.spans)
+    has_area_A = (boxes.xywh[:, 2:] > 0).all(1)
+    fractions_A = has_area_A & (boxes.xywh <= 1).all(1) & (boxes.xywh >= 0).all(1)
     remedy = "multiply x and width by the image's width, y and height by its height"
     yield fractions_A, "{count} boxes are fractions of the image, not pixels ({first})", remedy, _if_most(fractions_A)
-    drawn_A = (boxes.spans_A4 <= 1).all(1) & (boxes.spans_A4 >= 0).all(1) & (boxes.sizes_A2 > 2).all(1)
-    drawn_A &= (boxes.spans_A4[:, 2:] > boxes.spans_A4[:, :2]).all(1)
+    drawn_A = (boxes.spans <= 1).all(1) & (boxes.spans >= 0).all(1) & (boxes.sizes > 2).all(1)
+    drawn_A &= (boxes.spans[:, 2:] > boxes.spans[:, :2]).all(1)
     yield drawn_A, "{count} polygons are fractions of the image, not pixels ({first})", remedy, _if_most(drawn_A)
-    fits_A = (corners_A4[:, 2:] >= corners_A4[:, :2]).all(1) & (corners_A4[:, 2:] <= boxes.sizes_A2 + OVERHANG).all(1)
-    sticks_out_A = (corners_A4[:, :2] + corners_A4[:, 2:] > boxes.sizes_A2 + OVERHANG).any(1)
-    by_masks_A = (_overlap(corners_A4, boxes.spans_A4) > 0.9) & (overlap < 0.9) & fits_A
+    fits_A = (corners_A4[:, 2:] >= corners_A4[:, :2]).all(1) & (corners_A4[:, 2:] <= boxes.sizes + OVERHANG).all(1)
+    sticks_out_A = (corners_A4[:, :2] + corners_A4[:, 2:] > boxes.sizes + OVERHANG).any(1)
+    by_masks_A = (_overlap(corners_A4, boxes.spans) > 0.9) & (overlap < 0.9) & fits_A
     by_boxes = fits_A.all() and sticks_out_A.sum() >= FEW and sticks_out_A.mean() >= STICKING_OUT
     chosen_A = np.ones_like(fits_A) if by_boxes else by_masks_A
     if by_boxes or by_masks_A.mean() >= MOST:
@@ -146,7 +146,7 @@ def _units(boxes: _Boxes) -> Iterator[_Found]:
 
 def _masks(boxes: _Boxes) -> Iterator[_Found]:
     """Masks outside their images, or elsewhere than their boxes."""
-    spans_A4, sizes_A2 = boxes.spans_A4, boxes.sizes_A2
+    spans_A4, sizes_A2 = boxes.spans, boxes.sizes
     outside_A = (spans_A4[:, :2] >= sizes_A2).any(1) | (spans_A4[:, 2:] <= 0).any(1)
     empty_A = (spans_A4[:, 2:] <= spans_A4[:, :2]).any(1)
     remedy = "points are x, y in pixels from the upper left corner; correct it or remove the annotation"
@@ -154,28 +154,28 @@ def _masks(boxes: _Boxes) -> Iterator[_Found]:
     partly_A = (spans_A4[:, :2] < -OVERHANG).any(1) | (spans_A4[:, 2:] > sizes_A2 + OVERHANG).any(1)
     what = "{count} masks lie partly outside their images ({first})"
     yield partly_A & ~outside_A, what, "they are cut off at the border", "warning"
-    apart_A = _overlap(_cornered(boxes.boxes_A4), spans_A4) < AGREE
+    apart_A = _overlap(_cornered(boxes.xywh), spans_A4) < AGREE
     remedy = "training takes the box of the mask, box AP the box of the file: correct whichever is wrong"
     yield apart_A & ~empty_A, "{count} boxes contradict their masks ({first})", remedy, "warning"
 
 
 def _areas(boxes: _Boxes) -> Iterator[_Found]:
     """Areas that decide wrongly what is small and what is large."""
-    box_A, image_A = boxes.boxes_A4[:, 2:].prod(1), boxes.sizes_A2.prod(1)
+    box_A, image_A = boxes.xywh[:, 2:].prod(1), boxes.sizes.prod(1)
     remedy = "AP of small, medium and large objects goes by area: write that of the mask, or leave out all of them"
-    whole_A = (np.abs(boxes.area_A - image_A) <= 0.01 * image_A) & (box_A < 0.9 * image_A)
+    whole_A = (np.abs(boxes.areas - image_A) <= 0.01 * image_A) & (box_A < 0.9 * image_A)
     yield whole_A, "{count} areas are that of the whole image ({first})", remedy, "warning"
-    large_A = (boxes.area_A > 1.1 * box_A + 10) & ~whole_A
+    large_A = (boxes.areas > 1.1 * box_A + 10) & ~whole_A
     yield large_A, "{count} areas are larger than the box ({first})", remedy, "warning"
-    yield (boxes.area_A == 0) & (box_A > 0), "{count} areas are 0 ({first})", remedy, "warning"
-    missing_A = np.isnan(boxes.area_A)
+    yield (boxes.areas == 0) & (box_A > 0), "{count} areas are 0 ({first})", remedy, "warning"
+    missing_A = np.isnan(boxes.areas)
     yield missing_A, "{count} annotations have no area", "that of the box is taken", "note"
 
 
 def _kinds(content: Entry, boxes: _Boxes) -> Iterator[_Found]:
     """What is said of an object besides where it is."""
     annotations = content["annotations"]
-    ignored_A = np.array([bool(one.get("ignore", 0)) for one in annotations]) & ~boxes.crowd_A
+    ignored_A = np.array([bool(one.get("ignore", 0)) for one in annotations]) & ~boxes.crowd
     remedy = "ignore is not looked at, as in pycocotools: they are learned and measured; iscrowd: 1 leaves objects out"
     yield ignored_A, "{count} annotations have ignore: 1 ({first})", remedy, "warning"
     seen: set[tuple[Any, ...]] = set()
@@ -221,4 +221,3 @@ def _overlap(one_A4: Floats, other_A4: Floats) -> Floats:
     area_of = [(boxes[:, 2:] - boxes[:, :2] + OVERHANG).clip(min=0).prod(1) for boxes in (one_A4, other_A4)]
     overlap_A: Floats = shared_A / np.maximum(area_of[0] + area_of[1] - shared_A, 1e-9)
     return overlap_A
-

@@ -1,6 +1,6 @@
 """Faults of many entries of one file as few findings: the first of each kind in full, the others as a count.
 
-    yield from grouped(faults)      # one Finding for each kind, in the order in which kinds are met
+yield from grouped(faults)      # one Finding for each kind, in the order in which kinds are met
 """
 
 from __future__ import annotations

@@ -91,9 +91,9 @@ def _rule(names: list[str], files: CocoFiles, plain: int) -> tuple[Path, list[st
     complete: dict[Path, list[str]] = {}
     for folder, depth in _tried([], parts_of, others):
         if folder.root not in complete:
-            found = [name for name in _found(folder, parts_of, depth) if name is not None]
-            if len(found) == len(names):
-                complete[folder.root] = found
+            there = [name for name in _found(folder, parts_of, depth) if name is not None]
+            if len(there) == len(names):
+                complete[folder.root] = there
     return next(iter(complete.items())) if len(complete) == 1 else best
 
 
@@ -140,7 +140,8 @@ def _folders(files: CocoFiles) -> tuple[list[Path], list[Path]]:
     mine = _split_of(files)
     beside = files.annotations.parent
     above = [beside] + ([beside.parent] if beside.name.lower() in ("annotations", *_SPLITS) else [])
-    chosen, others = [files.images, *above], []
+    chosen = [files.images, *above]
+    others: list[Path] = []
     for near in above:
         for folder in _inside(near):
             of = _split_of_folder(folder)

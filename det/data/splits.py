@@ -18,8 +18,8 @@ LOOKED_AT = 16  # images of splits of one length, when names do not tell whether
 
 def same_categories(train: CocoSplit, val: CocoSplit) -> Iterator[Finding]:
     """Errors where the splits differ in their categories' ids or names."""
-    named = (Categories.of(str(split.files.annotations), split.category_ids, split.categories) for split in (train, val))
-    yield from category_findings(*named)
+    one, other = (Categories.of(str(of.files.annotations), of.category_ids, of.categories) for of in (train, val))
+    yield from category_findings(one, other)
 
 
 def shared_images(train: CocoSplit, val: CocoSplit) -> str:

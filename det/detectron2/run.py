@@ -154,6 +154,7 @@ class _Session:
         self.trainer.register_hooks(self._hooks())
         self.checkpointer.resume_or_load(self.lazy.train.init_checkpoint, resume=True)
         begin = self.trainer.iter + 1 if self.checkpointer.has_checkpoint() else 0
+        _require_one_start(begin, self.directory)
         started = time.perf_counter()
         self.trainer.train(begin, self.config.steps)
         seconds = time.perf_counter() - started
@@ -194,6 +195,23 @@ class _Session:
             self.model, instantiate(self.lazy.dataloader.test), instantiate(self.lazy.dataloader.evaluator)
         )
         return named(found)
+
+
+def _require_one_start(begin: int, directory: Path) -> None:
+    """All processes go on from the same step; each of them has looked for the last checkpoint by itself.
+
+    Raises:
+        ValueError: in all of them, if they do not.
+    """
+    if not dist.is_initialized():
+        return
+    begins: list[Any] = [None] * rank_and_world()[1]
+    dist.all_gather_object(begins, begin)
+    if len(set(begins)) > 1:
+        raise ValueError(
+            f"processes found checkpoints of different steps in {directory} ({begins}): run directories must be on a "
+            "file system that all nodes share; start again once it shows the same everywhere"
+        )
 
 
 def named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

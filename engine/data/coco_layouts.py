@@ -46,8 +46,8 @@ def find(root: Path, split: str) -> tuple[Path, list[Path]] | None:
                 return file, _places(root, [folder.format(split=name) for folder in folders])
     fitting = [file for file in _json_files(root) if split_words(file.stem) == split]
     if len(fitting) == 1:
-        folders = [folder.format(name=name) for folder in FOLDERS for name in (fitting[0].stem, *COCO_SPLITS[split])]
-        return fitting[0], _places(root, folders)
+        names = (fitting[0].stem, *COCO_SPLITS[split])
+        return fitting[0], _places(root, [folder.format(name=name) for folder in FOLDERS for name in names])
     for name in COCO_SPLITS[split]:
         folder = _regardless_of_case(root, name)
         inside = list(_json_files(folder)) if folder is not None and folder.is_dir() else []

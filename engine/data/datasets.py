@@ -261,7 +261,7 @@ class CocoFiles:
 
 
 def coco_files(directory: Path, split: Split) -> CocoFiles:
-    """The annotation file and image folder of a split, in the first of the known layouts (`coco_layouts`) that is there.
+    """The annotation file and image folder of a split, in the first layout of `coco_layouts` that is there.
 
     As COCO 2017 has them if none is; the files are not opened.
     """

@@ -11,8 +11,9 @@ lie in memory by pixel (channels last), as decoders write them and torch's uint8
 
 JPEG and WebP are decoded by torchvision, other formats by Pillow (PNG, too: a damaged one would end the process in
 torchvision 0.29, and neither pixels nor speed differ to speak of); greyscale, palette and CMYK become RGB, and values
-of more than 8 bits become 8 (pillow.py says how). EXIF orientation is ignored, as in torchvision's ImageFolder, unless asked for. `decoder="pil"` has Pillow decode and crop,
-for pixels equal to those of the papers' code to the last bit; torchvision's differ by .05 of 255 on average.
+of more than 8 bits become 8 (decoding.py says how). EXIF orientation is ignored, as in torchvision's ImageFolder,
+unless asked for. `decoder="pil"` has Pillow decode and crop, for pixels equal to those of the papers' code to the last
+bit; torchvision's differ by .05 of 255 on average.
 
 Small images that are all of one size (the whole folder in at most `CACHE_BYTES`) are decoded once and kept in memory.
 """
@@ -34,9 +35,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mimbench.engine.data.datasets import Split, UnfitError, unfit
+from mimbench.engine.data.decoding import UnreadableError, decode_with_pillow, orientation, turned
 from mimbench.engine.data.folders import PILLOW_SUFFIXES, read_bytes, suffix
 from mimbench.engine.data.layouts.recognise import open_listing
-from mimbench.engine.data.pillow import UnreadableError, decode_with_pillow, orientation, turned
 from mimbench.engine.run.bar import track
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,10 @@ def _decode_with_torchvision(encoded: bytearray, upright: bool) -> Tensor:
     first = image if image.ndim == 3 else image[0]  # of a moving image
     turn = orientation(encoded) if upright else 1
     return first if turn == 1 else _by_pixel(turned(first.permute(1, 2, 0).numpy(), turn))
+
+
+def _from_pillow(image: Any) -> Tensor:
+    return _by_pixel(np.array(image))
 
 
 def _by_pixel(pixels_HWC: NDArray[np.uint8]) -> Tensor:
@@ -277,9 +282,7 @@ def _resize_with_pillow(image: Tensor, height: int, width: int, resizing: Resizi
     from PIL import Image
 
     pixels_HWC = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    return _by_pixel(
-        np.array(Image.fromarray(pixels_HWC).resize((width, height), Image.Resampling[resizing.upper()]))
-    )
+    return _from_pillow(Image.fromarray(pixels_HWC).resize((width, height), Image.Resampling[resizing.upper()]))
 
 
 def centre_crop(image: Tensor, side: int, short: int, decoder: Decoder = "torchvision") -> Tensor:

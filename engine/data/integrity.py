@@ -14,9 +14,9 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 
 from mimbench.engine.data.datasets import Finding, UnfitError
+from mimbench.engine.data.decoding import opened
 from mimbench.engine.data.folders import Files
 from mimbench.engine.data.images import decode
-from mimbench.engine.data.pillow import opened
 from mimbench.engine.run.bar import track
 
 FEW = 2_000  # images: below this, starting processes takes longer than decoding

@@ -128,4 +128,6 @@ def _require_free(path: Path) -> None:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, list) or not all(isinstance(one, dict) and "image_id" in one for one in content):
-        raise FileExistsError(f"{path} exists and was not written by `mimbench predict`; name another folder with --out")
+        raise FileExistsError(
+            f"{path} exists and was not written by `mimbench predict`; name another folder with --out"
+        )

@@ -47,19 +47,20 @@ def _polygons(change: Callable[[float, int], float], places: slice = slice(None)
 
 
 def _twice(content: Content) -> None:
-    content["annotations"] += [
-        {**one, "id": 100 + number} for number, one in enumerate(content["annotations"][:2])
-    ] + [{**content["annotations"][0], "id": 300, "iscrowd": 1}]
+    content["annotations"] += [{**one, "id": 100 + number} for number, one in enumerate(content["annotations"][:2])] + [
+        {**content["annotations"][0], "id": 300, "iscrowd": 1}
+    ]
+
+
+def _bars_in_fractions(content: Content) -> None:
+    _polygons(lambda value, place: value / (WIDTH, HEIGHT)[place])(content)
+    content["annotations"] = [one for one in content["annotations"] if one["category_id"] == 4]
 
 
 CASES: dict[str, tuple[Callable[[Content], None], str, str]] = {  # 4 images: 4 discs as run lengths, 4 bars as polygons
     "fractions": (_boxes(_fractions), "error", "8 of 8 boxes are fractions of the image, not pixels"),
     "fractions, boxes alone": (_boxes(_fractions, masks=False), "error", "8 of 8 boxes are fractions of the image"),
-    "polygons as fractions": (
-        lambda content: [_polygons(lambda v, place: v / (WIDTH, HEIGHT)[place])(content),
-                         content.update(annotations=[a for a in content["annotations"] if a["category_id"] == 4])] and None,
-        "error", "4 of 4 polygons are fractions of the image",
-    ),
+    "polygons as fractions": (_bars_in_fractions, "error", "4 of 4 polygons are fractions of the image"),
     "corners": (
         _boxes(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]), "error", "8 of 8 boxes are [x0, y0, x1, y1]"
     ),

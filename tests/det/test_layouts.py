@@ -41,24 +41,24 @@ LAYOUTS = {  # annotation file and folder of images of train, and of val
 
 
 def _arranged(root: Path, sound: Path, layout: str) -> None:
-    for split, (annotations, images) in zip(("train", "val"), LAYOUTS[layout], strict=True):
-        for file in (root / annotations, root / images / "x"):
+    for split, (listed, images) in zip(("train", "val"), LAYOUTS[layout], strict=True):
+        for file in (root / listed, root / images / "x"):
             file.parent.mkdir(parents=True, exist_ok=True)
         content = json.loads((sound / "annotations" / f"instances_{split}2017.json").read_text())
         for image in content["images"]:
             name = f"{split}-{image['file_name']}"
             (root / images / name).write_bytes((sound / f"{split}2017" / image["file_name"]).read_bytes())
             image["file_name"] = name
-        (root / annotations).write_text(json.dumps(content))
+        (root / listed).write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_are_found(make_coco, tmp_path: Path, layout: str) -> None:
     root = tmp_path / "other"
     _arranged(root, make_coco(2), layout)
-    for split, (annotations, images) in zip(("train", "val"), LAYOUTS[layout], strict=True):
+    for split, (listed, images) in zip(("train", "val"), LAYOUTS[layout], strict=True):
         read = read_split(root, split)
-        assert read.files.annotations == root / annotations
+        assert read.files.annotations == root / listed
         assert read.files.images.samefile(root / images)
         assert read.read_image(0).shape == (3, 48, 64)
     assert not check_coco(root).failed
@@ -69,7 +69,10 @@ def test_layouts_are_found(make_coco, tmp_path: Path, layout: str) -> None:
     [
         (["annotations/instances_default.json"], "there is annotations/instances_default.json: rename what is meant"),
         (["train/_annotations.coco.json", "test/_annotations.coco.json"], "test/_annotations.coco.json"),
-        (["annotations/a-train.json", "annotations/b-train.json"], "annotations/a-train.json, annotations/b-train.json"),
+        (
+            ["annotations/a-train.json", "annotations/b-train.json"],
+            "annotations/a-train.json, annotations/b-train.json",
+        ),
         (["dataset.json"], "there is dataset.json: rename what is meant, so that its name or folder says train or val"),
         (["trainval.json"], "there is trainval.json"),
         ([], "annotations/train.json and val.json beside images/"),
@@ -154,7 +157,10 @@ def test_folders_that_may_hold_something_else_are_not_chosen_between(make_coco) 
 def test_a_missing_image_does_not_hide_where_the_others_are(make_coco, edit) -> None:
     root = make_coco(4)
     files = coco_files(root, "train")
-    edit(files.annotations, lambda content: [one.update(file_name=f"C:\\{one['file_name']}") for one in content["images"]])
+    edit(
+        files.annotations,
+        lambda content: [one.update(file_name=f"C:\\{one['file_name']}") for one in content["images"]],
+    )
     (files.images / "2.png").unlink()
     with pytest.raises(ValueError, match=r"2\.png: does not exist, but image 2 of"):
         read_split(root, "train")

@@ -42,9 +42,9 @@ def _twelve_bits(values: np.ndarray) -> bytes:
     ).replace(struct.pack("<HHII", 258, 4, 1, 8), struct.pack("<HHII", 258, 4, 1, 12))  # fmt: skip
 
 
-def _saved(values: np.ndarray, format: str) -> bytes:
+def _saved(values: np.ndarray, kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format)
+    Image.fromarray(values).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -88,7 +88,7 @@ def test_floats_without_a_known_white_are_refused(values: list[float]) -> None:
         decode(bytearray(file), "a.tif")
 
 
-def _photo(orientation: int | None, format: str, **options) -> bytes:
+def _photo(orientation: int | None, kind: str, **options) -> bytes:
     pixels = np.zeros((32, 48, 3), dtype=np.uint8)
     pixels[:16, :24], pixels[:16, 24:], pixels[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     buffer = io.BytesIO()
@@ -96,26 +96,26 @@ def _photo(orientation: int | None, format: str, **options) -> bytes:
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
         options["exif"] = exif
-    Image.fromarray(pixels).save(buffer, format, **options)
+    Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 FORMATS = {"JPEG": ".jpg", "WEBP": ".webp", "PNG": ".png", "TIFF": ".tif", "AVIF": ".avif", "MPO": ".jpg"}
 
 
-@pytest.mark.parametrize(("format", "orientation"), itertools.product(FORMATS, range(1, 9)))
-def test_every_format_is_turned_as_its_exif_data_say(format: str, orientation: int) -> None:
+@pytest.mark.parametrize(("kind", "orientation"), itertools.product(FORMATS, range(1, 9)))
+def test_every_format_is_turned_as_its_exif_data_say(kind: str, orientation: int) -> None:
     """Where the four corners go, by the EXIF specification."""
-    encoded = bytearray(_photo(orientation, format))
-    image = decode(encoded, f"a{FORMATS[format]}", upright=True)
+    encoded = bytearray(_photo(orientation, kind))
+    image = decode(encoded, f"a{FORMATS[kind]}", upright=True)
     assert tuple(image.shape[1:]) == ((32, 48) if orientation < 5 else (48, 32))
     corners = image[:, [4, 4, -5, -5], [4, -5, 4, -5]].T.tolist()
     names = ["".join(c for c, v in zip("RGB", corner, strict=True) if v > 150) or "-" for corner in corners]
     assert "".join(names) == {
         1: "RGB-", 2: "GR-B", 3: "-BGR", 4: "B-RG", 5: "RBG-", 6: "BR-G", 7: "-GBR", 8: "G-RB",
     }[orientation]  # fmt: skip
-    lying = decode(encoded, f"a{FORMATS[format]}")
-    assert tuple(lying.shape[1:]) == ((48, 32) if format == "TIFF" and orientation >= 5 else (32, 48))  # as PIL has it
+    lying = decode(encoded, f"a{FORMATS[kind]}")
+    assert tuple(lying.shape[1:]) == ((48, 32) if kind == "TIFF" and orientation >= 5 else (32, 48))  # as PIL has it
 
 
 def test_a_webp_is_turned_pixel_by_pixel(tmp_path: Path) -> None:
@@ -131,9 +131,8 @@ def test_a_webp_is_turned_pixel_by_pixel(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["XMP first", "big-endian", "damaged", "beyond 8"])
 def test_other_exif_data_of_jpeg(kind: str) -> None:
     plain = _photo(None, "JPEG")
-    big, value = kind != "little-endian", 9 if kind == "beyond 8" else 6
-    order = ">" if big else "<"
-    tiff = (b"MM\0*" if big else b"II*\0") + struct.pack(order + "IHHHIHHI", 8, 1, ORIENTATION, 3, 1, value, 0, 0)
+    value = 9 if kind == "beyond 8" else 6
+    tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, ORIENTATION, 3, 1, value, 0, 0)
     exif = b"Exif\0\0" + (tiff[:14] if kind == "damaged" else tiff)
     parts = [b"http://ns.adobe.com/xap/1.0/\0<x/>", exif] if kind == "XMP first" else [exif]
     segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part for part in parts)
@@ -157,9 +156,9 @@ def test_every_mode_that_a_file_can_have_shows_the_picture(mode: str, tmp_path: 
     }.get(mode, lambda: grey.convert("RGB").convert(mode))()  # fmt: skip
     path = tmp_path / "a.tif"
     written = False
-    for format in ("TIFF", "PNG"):
+    for kind in ("TIFF", "PNG"):
         try:
-            made.save(path, format)
+            made.save(path, kind)
             written = True
             break
         except (OSError, KeyError):
@@ -220,8 +219,9 @@ def test_folders_of_programs_are_no_classes_and_hold_no_images(tmp_path: Path) -
 
 def test_formats_that_are_read_and_those_left_out_with_a_word(tmp_path: Path, caplog) -> None:
     (tmp_path / "cat").mkdir()
-    for suffix, format in ((".jfif", "JPEG"), (".JPE", "JPEG"), (".avif", "AVIF"), (".jp2", "JPEG2000"), (".pbm", "PPM")):
-        Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "cat" / f"a{suffix}", format)
+    kinds = {".jfif": "JPEG", ".JPE": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".pbm": "PPM"}
+    for suffix, kind in kinds.items():
+        Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "cat" / f"a{suffix}", kind)
         assert suffix.lower() in SUFFIXES
     for name in ("a.heic", "b.HEIC", "notes.txt", "Thumbs.db", ".DS_Store", "README"):
         (tmp_path / "cat" / name).write_bytes(b"x")

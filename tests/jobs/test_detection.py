@@ -84,9 +84,7 @@ def test_no_picture_is_written_over_another(trained: RunDir, tmp_path: Path) -> 
     assert {file.name for file in (tmp_path / "out").glob("*.png")} == set(names)
 
 
-def test_nothing_but_its_own_is_written_over(
-    trained: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_but_its_own_is_written_over(trained: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the images looked at, not a picture beside them, however the folder is named; its own pictures are."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.PNG", "c.jpg"):

@@ -9,7 +9,8 @@ Greyscale of more than 8 bits is scaled, where Pillow cuts off at 255:
 | 16 bits (TIFF, PNG, PGM) | 65535; as torchvision reads PNG, the higher byte of each value is taken |
 | 12 bits (TIFF) | 4095 |
 | 16 bits with sign (TIFF) | 32767; what is below 0 is black |
-| 32 bits (TIFF), floats (TIFF) | 1 for floats of 0 to 1; else 255, 65535 or the type's largest, the first that holds all |
+| floats (TIFF) | 1, 255 or 65535, the first that holds all values |
+| 32 bits (TIFF) | 255, 65535 or the type's largest, the first that holds all values |
 
 Floats that fit none of these have no known white, and are refused. A TIFF whose 0 is white is inverted.
 """
@@ -206,4 +207,3 @@ def _kind(encoded: bytes | bytearray) -> str | None:
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not an image,"
     return next((kind for begin, kind in KINDS.items() if head.startswith(begin)), None)
-
