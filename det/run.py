@@ -21,15 +21,17 @@ from torch import nn
 from mimbench.backbones.checkpoint import EncoderInfo
 from mimbench.det.config import MaskRCNN as Config
 from mimbench.det.data.batches import TrainingImages, ValidationImages, training_batch, validation_batch
+from mimbench.det.data.categories import category_findings
 from mimbench.det.data.coco import CocoSplit, read_split
 from mimbench.det.data.lvis import RepeatedBatches, repeat_factors
-from mimbench.det.data.splits import same_categories, shared_images
+from mimbench.det.data.splits import categories_of, same_categories, shared_images
 from mimbench.det.detectron2.run import Within, train_within
 from mimbench.det.evaluation.draw import draw_detections, least_drawn, worst_first
 from mimbench.det.evaluation.draw_scores import draw_curves, draw_errors
 from mimbench.det.evaluation.errors import breakdown
 from mimbench.det.evaluation.evaluate import CocoMetrics, Result, coco_results
 from mimbench.det.memory import require_memory
+from mimbench.det.model.as_stored import Stored, as_stored
 from mimbench.det.model.build import WHOLE, build_detector
 from mimbench.det.model.detector_file import save_detector
 from mimbench.det.model.mask_rcnn import MaskRCNN
@@ -55,12 +57,16 @@ def run(config: Config, run: RunDir) -> Outcome:
         ValueError: for data, a checkpoint or settings that cannot be used, and for a loss that is not finite.
     """
     device = setup_process(config.compute, config.seed)
+    stored = as_stored(config, run.read_about()["recipe"]) if config.steps == 0 else Stored(config, None)
+    config = stored.config
     directory = locate(config.data)
     train_split, val_split = (
         read_split(directory, split, config.single_class, masks=config.heads.masks, benchmark=config.benchmark)
         for split in ("train", "val")
     )
     require(same_categories(train_split, val_split))
+    if stored.categories is not None:
+        require(category_findings(stored.categories, categories_of(val_split)))
     validation = shared_images(train_split, val_split)
     model, info = build_detector(config, len(train_split.categories), train_split.images_showing().tolist())
     if device.type == "cuda":
@@ -83,9 +89,10 @@ def run(config: Config, run: RunDir) -> Outcome:
             save_detector(run.detector, model, config, train_split.category_ids, train_split.categories)
         _write(run, evaluation)
     draws = rank_and_world()[0] == 0 and config.shown
+    evaluated = stored.facts() if config.steps == 0 else {}
     return Outcome(
         metrics=metrics,
-        facts={**_facts(config, info, images, val_split), "validation": validation},
+        facts={**_facts(config, info, images, val_split), "validation": validation, **evaluated},
         images_per_second=trained.images_per_second if trained else None,
         peak_memory=trained.peak_memory if trained else peak_memory(device),
         device=device_name(device),

@@ -161,7 +161,8 @@ def _masks(boxes: _Boxes) -> Iterator[_Found]:
 
 def _areas(boxes: _Boxes) -> Iterator[_Found]:
     """Areas that decide wrongly what is small and what is large."""
-    box_A, image_A = boxes.xywh[:, 2:].prod(1), boxes.sizes.prod(1)
+    span_A = np.nan_to_num((boxes.spans[:, 2:] - boxes.spans[:, :2]).prod(1))
+    box_A, image_A = np.maximum(boxes.xywh[:, 2:].prod(1), span_A), boxes.sizes.prod(1)
     remedy = "AP of small, medium and large objects goes by area: write that of the mask, or leave out all of them"
     whole_A = (np.abs(boxes.areas - image_A) <= 0.01 * image_A) & (box_A < 0.9 * image_A)
     yield whole_A, "{count} areas are that of the whole image ({first})", remedy, "warning"
@@ -180,8 +181,8 @@ def _kinds(content: Entry, boxes: _Boxes) -> Iterator[_Found]:
     yield ignored_A, "{count} annotations have ignore: 1 ({first})", remedy, "warning"
     seen: set[tuple[Any, ...]] = set()
     twice = []
-    for one in annotations:
-        key = (one["image_id"], one["category_id"], *one["bbox"])
+    for one, span in zip(annotations, np.nan_to_num(boxes.spans).tolist(), strict=True):
+        key = (one["image_id"], one["category_id"], *one["bbox"], *span)
         counts = not one.get("iscrowd", 0)
         twice.append(counts and key in seen)
         if counts:

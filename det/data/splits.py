@@ -16,10 +16,14 @@ log = logging.getLogger(__name__)
 LOOKED_AT = 16  # images of splits of one length, when names do not tell whether one is a copy of the other
 
 
+def categories_of(split: CocoSplit) -> Categories:
+    """The categories of a split, and its annotation file for a message."""
+    return Categories.of(str(split.files.annotations), split.category_ids, split.categories)
+
+
 def same_categories(train: CocoSplit, val: CocoSplit) -> Iterator[Finding]:
     """Errors where the splits differ in their categories' ids or names."""
-    one, other = (Categories.of(str(of.files.annotations), of.category_ids, of.categories) for of in (train, val))
-    yield from category_findings(one, other)
+    yield from category_findings(categories_of(train), categories_of(val))
 
 
 def shared_images(train: CocoSplit, val: CocoSplit) -> str:

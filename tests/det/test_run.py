@@ -20,6 +20,7 @@ from mimbench.det.data.splits import shared_images
 from mimbench.det.evaluation.draw import detected, draw_objects
 from mimbench.det.evaluation.predict import Seen, from_run
 from mimbench.det.model.build import build_detector
+from mimbench.det.recipes.mask_rcnn import mask_rcnn_handwritten
 from mimbench.det.run import run
 from mimbench.engine.data.datasets import coco_files
 from mimbench.engine.run.config import Compute, to_text
@@ -148,6 +149,34 @@ def test_a_detector_is_evaluated_as_it_is(make_coco, tmp_path) -> None:
         run(other, _run_dir(tmp_path / "other", other))
     with pytest.raises(ValueError, match="0 with checkpoint= naming a whole detector"):
         replace(config, steps=0, checkpoint=None)
+
+
+def test_a_whole_detector_is_what_its_file_says_not_the_recipe(make_coco, edit, tmp_path, caplog) -> None:
+    """Other anchors, thresholds and sizes in the recipe change nothing; what is asked for is done and named."""
+    root = make_coco(3)
+    config = _config(root, heads=replace(_config(root).heads, score_threshold=0.0))
+    trained = _run_dir(tmp_path / "trained", config)
+    expected = run(config, trained).metrics
+    base = mask_rcnn_handwritten()
+    recipe = replace(base, data=str(root), single_class=False, checkpoint=str(trained.detector), steps=0, shown=0)
+    recipe = replace(recipe, compute=config.compute, evaluate_batch=2)
+    about = {"recipe": "det/mask_rcnn_handwritten", "stage": "det", "identity": "0"}
+    caplog.set_level("INFO")
+    outcome = run(recipe, RunDir.create(tmp_path / "recipe", to_text(recipe), about))
+    assert outcome.metrics == pytest.approx(expected)
+    assert outcome.facts["settings"] == "the checkpoint's"
+    assert "departures" not in outcome.facts
+    assert f"proposals.anchor_sizes=(16.0, 24.0, 32.0), not the recipe's {base.proposals.anchor_sizes}" in caplog.text
+    assert f"heads.score_threshold=0.0, not the recipe's {base.heads.score_threshold}" in caplog.text
+    asked = replace(recipe, heads=replace(recipe.heads, detections=1))
+    outcome = run(asked, RunDir.create(tmp_path / "asked", to_text(asked), about))
+    (departure,) = outcome.facts["departures"]
+    assert departure == "heads.detections=1, which was asked for; the detector was stored with 10"
+    assert from_run(RunDir(tmp_path / "asked")).config.proposals == config.proposals
+    for split in ("train", "val"):
+        edit(coco_files(root, split).annotations, lambda content: content["categories"][0].update(name="sphere"))
+    with pytest.raises(ValueError, match=r"instances_val2017\.json: category 9 is 'sphere', but 'disc' in .*\.pth"):
+        run(recipe, RunDir.create(tmp_path / "names", to_text(recipe), about))
 
 
 def test_an_encoder_is_loaded_and_named(make_coco, tmp_path) -> None:
