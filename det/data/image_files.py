@@ -25,6 +25,7 @@ from mimbench.engine.data.coco_layouts import COCO_SPLITS, split_words
 from mimbench.engine.data.datasets import CocoFiles, Finding
 
 Entry = dict[str, Any]
+NO_FILE = "add the file, or remove the image and its annotations"
 TRIED = 8  # images of which a rule must find one before all are asked for
 DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -60,7 +61,8 @@ def missing_images(images: Sequence[Entry], files: CocoFiles) -> Iterator[Fault]
         name = image["file_name"]
         if folder.found(name) != name:
             what = f"does not exist, but image {image['id']} of {files.annotations} names it"
-            remedy = "add the file, or remove the image and its annotations"
+            other = folder.with_stem_of(name)
+            remedy = f"{other} is there: correct file_name" if other else NO_FILE
             yield Fault("missing", str(files.images / name), what, remedy)
 
 
@@ -185,6 +187,7 @@ class _Folder:
         self.root = root
         self._listed: dict[str, set[str]] = {}
         self._folded: dict[str, dict[str, str | None]] = {}
+        self._stems: dict[str, dict[str, str]] = {}
 
     def found(self, name: str) -> str | None:
         """The name, relative to the folder, of the file that `name` means; None if there is none, or more than one."""
@@ -200,6 +203,13 @@ class _Folder:
                 return None
             walked.append(actual)
         return "/".join(walked)
+
+    def with_stem_of(self, name: str) -> str | None:
+        """A file in the directory of `name` that is called so but for its ending."""
+        directory, _, base = name.rpartition("/")
+        if directory not in self._stems:
+            self._stems[directory] = {entry.rpartition(".")[0]: entry for entry in sorted(self._names(directory))}
+        return self._stems[directory].get(base.rpartition(".")[0] or base)
 
     def _actual(self, directory: str, part: str) -> str | None:
         """The entry of `directory` that `part` means."""

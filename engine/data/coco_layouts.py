@@ -9,6 +9,7 @@ directory or in annotations/, has the split in its name, or lies alone in the fo
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,8 +103,11 @@ def _regardless_of_case(root: Path, relative: str) -> Path | None:
         if (place / part).exists():
             place = place / part
             continue
-        fitting = [entry for entry in _entries(place) if entry.name.lower() == part.lower()]
+        try:
+            fitting = [name for name in os.listdir(place) if name.lower() == part.lower()]  # noqa: PTH208 (names alone)
+        except OSError:
+            return None
         if len(fitting) != 1:
             return None
-        place = fitting[0]
+        place = place / fitting[0]
     return place

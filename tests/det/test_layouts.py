@@ -166,6 +166,13 @@ def test_a_missing_image_does_not_hide_where_the_others_are(make_coco, edit) -> 
         read_split(root, "train")
 
 
+def test_an_image_with_another_ending_is_named(make_coco, edit) -> None:
+    root = make_coco(1)
+    edit(coco_files(root, "train").annotations, lambda content: content["images"][0].update(file_name="1.jpg"))
+    with pytest.raises(ValueError, match=r"1\.jpg: does not exist, .*; 1\.png is there: correct file_name"):
+        read_split(root, "train")
+
+
 def test_two_images_never_become_one(make_coco, edit) -> None:
     """a/1.png and b/1.png are not both 1.png."""
     root = make_coco(2)
