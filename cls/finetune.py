@@ -41,6 +41,7 @@ from mimbench.cls.data.crops import (
     open_splits,
     resized_side,
 )
+from mimbench.cls.draws import StepDraws, draw_by_image
 from mimbench.cls.frozen.encoders import encoder_facts, encoder_of, statistics
 from mimbench.cls.frozen.features import autocast
 from mimbench.cls.predictions import Predictions
@@ -60,17 +61,24 @@ log = logging.getLogger(__name__)
 
 
 class FinetuneModel(nn.Module):
-    """A classifier with its training loss."""
+    """A classifier with its training loss. With `draws`, what is random is drawn by image and optimiser step."""
 
-    def __init__(self, classifier: Classifier, augment: BatchAugmentation, smoothing: float) -> None:
+    def __init__(
+        self, classifier: Classifier, augment: BatchAugmentation, smoothing: float, draws: StepDraws | None = None
+    ) -> None:
         super().__init__()
+        self.draws = draws
+        if draws is not None:
+            draw_by_image(classifier, draws)
         self.classifier = classifier
         self.augment = augment
         self.smoothing = 0.0 if augment.mix else smoothing  # mixed targets are smoothed already
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The loss of uint8 images (B, 3, S, S) with labels (B,)."""
-        images, targets = self.augment(*batch)
+        if self.draws is not None:
+            self.draws.advance()
+        images, targets = self.augment(*batch, self.draws)
         logits_BC = self.classifier(images).float()
         return {"loss": F.cross_entropy(logits_BC, targets, label_smoothing=self.smoothing)}
 
@@ -179,11 +187,15 @@ def prepare(config: Finetune, device: torch.device) -> Prepared:
         config.seed,
         accumulate=config.compute.accumulate,
         workers=config.compute.workers,
+        paired=config.mixes,
     )
     steps_per_epoch = len(batches) // config.compute.accumulate
+    rank, world = rank_and_world()
+    parts = world * config.compute.accumulate
+    draws = StepDraws(config.seed, config.batch, parts=parts, part=rank, stride=world, paired=config.mixes)
     evaluation = Evaluation(config, splits, device)
     training = Training(
-        model=FinetuneModel(classifier, augment, config.label_smoothing),
+        model=FinetuneModel(classifier, augment, config.label_smoothing, draws),
         optimizer=adamw(groups(classifier, config), config.peak_lr, config.betas),
         batches=batches,
         steps=config.epochs * steps_per_epoch,
@@ -191,6 +203,7 @@ def prepare(config: Finetune, device: torch.device) -> Prepared:
         offset=offset(config, steps_per_epoch),
         compute=config.compute,
         seed=config.seed,
+        before_step=draws.begin,
         grad_clip=config.grad_clip,
         ema=config.ema,
         evaluate=evaluation,

@@ -2,8 +2,8 @@
 
 Reads a COCO-style data set and, if there is one, an encoder. Writes metrics and training states
 (engine/training/train.py), predictions.json (every detection on the validation split, in COCO's results form),
-categories.json (ids, names and AP) and plots/ (detections, the worst images, precision over recall, kinds of mistakes)
-into the run directory. The metrics returned are pycocotools' on those predictions.
+categories.json (ids, names and AP) into the run directory, and, once the result is written, plots/ (detections, the
+worst images, precision over recall, kinds of mistakes). The metrics returned are pycocotools' on those predictions.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ from torch import nn
 from mimbench.backbones.checkpoint import EncoderInfo
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.batches import TrainingImages, ValidationImages, training_batch, validation_batch
+from mimbench.det.data.categories import category_findings
 from mimbench.det.data.coco import CocoSplit, read_split
 from mimbench.det.data.repeats import RepeatedBatches, repeat_factors
+from mimbench.det.data.splits import categories_of, same_categories, shared_images
 from mimbench.det.detectron2.run import Within, train_within
 from mimbench.det.evaluation.draw import draw_detections, least_drawn, worst_first
 from mimbench.det.evaluation.draw_scores import draw_curves, draw_errors
 from mimbench.det.evaluation.errors import breakdown
 from mimbench.det.evaluation.evaluate import CocoMetrics, Result, coco_results
 from mimbench.det.memory import require_memory
+from mimbench.det.model.as_stored import Stored, as_stored
 from mimbench.det.model.build import WHOLE, build_detector
 from mimbench.det.model.detector_file import save_detector
 from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.model.test_time_augmentation import detections
 from mimbench.det.optim import learning_rate, optimizer
 from mimbench.engine.data.batches import Batches, evaluation_loader, move
-from mimbench.engine.data.datasets import locate
+from mimbench.engine.data.datasets import locate, require
 from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.process import device_name, peak_memory, rank_and_world, setup_process
@@ -54,12 +57,17 @@ def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
         ValueError: for data, a checkpoint or settings that cannot be used, and for a loss that is not finite.
     """
     device = setup_process(config.compute, config.seed)
+    stored = as_stored(config, run.read_about()["recipe"]) if config.steps == 0 else Stored(config, None)
+    config = stored.config
     directory = locate(config.data)
     train_split, val_split = (
         read_split(directory, split, config.single_class, masks=config.heads.masks, benchmark=config.benchmark)
         for split in ("train", "val")
     )
-    _same_categories(train_split, val_split)
+    require(same_categories(train_split, val_split))
+    if stored.categories is not None:
+        require(category_findings(stored.categories, categories_of(val_split)))
+    validation = shared_images(train_split, val_split)
     model, info = build_detector(config, len(train_split.categories), train_split.images_showing().tolist())
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -79,14 +87,17 @@ def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
     if rank_and_world()[0] == 0:
         if trained is not None:
             save_detector(run.detector, model, config, train_split.category_ids, train_split.categories)
-        _write(run, config, evaluation)
+        _write(run, evaluation)
+    draws = rank_and_world()[0] == 0 and config.shown
+    evaluated = stored.facts() if config.steps == 0 else {}
     return Outcome(
         metrics=metrics,
-        facts=_facts(config, info, images, val_split),
+        facts={**_facts(config, info, images, val_split), "validation": validation, **evaluated},
         images_per_second=trained.images_per_second if trained else None,
         peak_memory=trained.peak_memory if trained else peak_memory(device),
         device=device_name(device),
         family=info.family if info else None,
+        pictures=partial(_draw, run, config, evaluation) if draws else None,
     )
 
 
@@ -100,17 +111,20 @@ def _as_it_is(
     return evaluation.of_record()
 
 
-def _write(run: RunDir, config: MaskRCNNConfig, evaluation: Evaluation) -> None:
-    """Results, what came of each category, and pictures, into the run directory."""
+def _write(run: RunDir, evaluation: Evaluation) -> None:
+    """Write results and what came of each category into the run directory."""
     split, results = evaluation.split, evaluation.results
     write_text(run.path / "predictions.json", json.dumps(results))
     each = zip(split.category_ids, split.categories, evaluation.metrics.of_each(), strict=True)
     categories = [{"id": identity, "name": name, **aps} for identity, name, aps in each]
     write_text(run.path / "categories.json", json.dumps(categories, indent=1))
-    if not config.shown:
-        return
-    draw_detections(split, results, run.plots / "detections.png", config.shown)
+
+
+def _draw(run: RunDir, config: MaskRCNNConfig, evaluation: Evaluation) -> None:
+    """Write pictures into the run directory."""
+    split, results = evaluation.split, evaluation.results
     draw_curves(evaluation.metrics.precision, run.plots / "precision_recall.png")
+    draw_detections(split, results, run.plots / "detections.png", config.shown)
     if config.benchmark == "coco":  # LVIS does not say of every object whether it is there
         found = breakdown(split, results)
         draw_errors(found, run.plots / "errors.png")
@@ -200,15 +214,6 @@ def _detect(model: MaskRCNN, evaluation: Evaluation) -> list[Result]:
         for one, size, index in zip(found, sizes, indices, strict=True):
             results += coco_results(one, int(split.image_ids[index]), split.category_ids, size)
     return results
-
-
-def _same_categories(train_split: CocoSplit, val_split: CocoSplit) -> None:
-    for where, one, other in ((val_split, val_split, train_split), (train_split, train_split, val_split)):
-        if missing := set(other.category_ids) - set(one.category_ids):
-            raise ValueError(
-                f"{where.files.annotations} lacks categories that {other.files.annotations.name} has (ids "
-                f"{sorted(missing)[:5]}); both splits must list the same"
-            )
 
 
 def _facts(

@@ -18,6 +18,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -26,6 +27,7 @@ from torch.utils.data import Dataset
 
 from mimbench.cls.config import FastLinear, Finetune, Linear
 from mimbench.cls.data.augment import FinetuneTransform
+from mimbench.cls.draws import StepDraws
 from mimbench.engine.data.batches import MapStyle
 from mimbench.engine.data.datasets import locate, unfit
 from mimbench.engine.data.images import Box, Decoder, ImageFolder, centre_crop, cut, draw_box, normalise
@@ -216,12 +218,29 @@ class BatchAugmentation:
         self.erase = RandomErasing(config.erasing, mode="pixel", device=str(device)) if config.erasing else None
         self.mix = _mixup(config, classes) if config.mixes else None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Floats (B, 3, S, S) from uint8, and targets: shares (B, C) when mixing, else the labels (B,)."""
+    def __call__(self, images: Tensor, labels: Tensor, draws: StepDraws | None = None) -> tuple[Tensor, Tensor]:
+        """Floats (B, 3, S, S) from uint8, and targets: shares (B, C) when mixing, else the labels (B,).
+
+        Draws by image and optimiser step if there are `draws`, else from the generators as they are.
+        """
         floats = normalise(images, self.mean, self.std)
-        if self.erase is not None:
+        if self.erase is not None and draws is None:
             floats = self.erase(floats)
+        elif self.erase is not None and draws is not None:
+            for image, seed in zip(floats, draws.image_seeds(), strict=True):
+                _erase(self.erase, image, seed)
+        if self.mix is not None and draws is not None:
+            np.random.seed(draws.mixing_seed() & 0xFFFFFFFF)
         return (floats, labels) if self.mix is None else self.mix(floats, labels)
+
+
+def _erase(erase: RandomErasing, image: Tensor, seed: int) -> None:
+    """Erase in `image` (3, S, S), in place, what `seed` says; most images need no generator of the device."""
+    random.seed(seed)
+    if random.random() <= erase.probability:  # timm's first draw
+        random.seed(seed)
+        torch.manual_seed(seed)
+        erase(image)
 
 
 def _mixup(config: Finetune, classes: int) -> Mixup:

@@ -8,51 +8,55 @@ split stops at the first error among its annotations and at a missing image, and
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mimbench.det.data.annotations import annotation_findings
-from mimbench.det.data.coco import read_annotations
-from mimbench.engine.data.datasets import CocoFiles, Finding, Report, UnfitError, coco_files
+from mimbench.det.data.categories import Categories, category_findings
+from mimbench.det.data.coco import layout_hint, read_annotations
+from mimbench.det.data.findings import Fault, grouped
+from mimbench.det.data.image_files import with_images
+from mimbench.engine.data.datasets import CocoFiles, Finding, Report, Severity, UnfitError, coco_files
 from mimbench.engine.data.folders import Paths
 from mimbench.engine.data.integrity import decoded, not_rgb
+
+
+@dataclass
+class _Found:
+    """What of both splits is compared: categories of sound files, and images by the digest of their bytes."""
+
+    categories: dict[str, Categories] = field(default_factory=dict)
+    images: dict[str, dict[bytes, str]] = field(default_factory=dict)
 
 
 def check_coco(path: str | Path) -> Report:
     """Everything that can be said about the COCO data set at `path`."""
     root = Path(path)
     report = Report(root)
-    found = {split: files for split in ("train", "val") if (files := coco_files(root, split)).annotations.is_file()}
-    if not found:
+    files = {split: coco_files(root, split) for split in ("train", "val")}
+    there = {split: of for split, of in files.items() if of.annotations.is_file()}
+    if not there:
         what = "has no annotations/instances_train2017.json and no annotations/instances_val2017.json"
-        report.findings.append(
-            Finding(
-                "error",
-                str(root),
-                what,
-                "images lie beside, in train2017/, val2017/; or it may be annotations/train.json, val.json and images/",
-            )
-        )
-    elif len(found) == 1:
-        what = f"has annotations of {next(iter(found))} alone"
-        report.findings.append(Finding("warning", str(root), what, "runs that train and evaluate need both splits"))
-    categories: dict[str, set[int]] = {}  # ids, of sound annotation files
-    for split, files in found.items():
-        report.extend(_split_findings(split, files, report.facts, categories))
-    for one, other in itertools.permutations(categories, 2):
-        if missing := sorted(categories[other] - categories[one]):
-            what = f"lacks categories that {found[other].annotations.name} has (ids {missing[:5]})"
-            report.findings.append(
-                Finding("error", str(found[one].annotations), what, "both splits must list the same")
-            )
+        report.findings.append(Finding("error", str(root), what, layout_hint(files["train"].annotations)))
+    elif len(there) == 1:
+        what = f"has annotations of {next(iter(there))} alone"
+        missing = next(of.annotations for split, of in files.items() if split not in there)
+        remedy = f"runs that train and evaluate need both splits; {layout_hint(missing)}"
+        report.findings.append(Finding("warning", str(root), what, remedy))
+    found = _Found()
+    for split, of in there.items():
+        report.extend(_split_findings(split, of, report.facts, found))
+    if len(found.categories) == len(files):
+        report.extend(category_findings(found.categories["train"], found.categories["val"]))
+    if len(found.images) == len(files):
+        report.extend(_in_both(found.images["train"], found.images["val"], files["val"], report.facts))
     return report
 
 
-def _split_findings(
-    split: str, files: CocoFiles, facts: dict[str, int], categories: dict[str, set[int]]
-) -> Iterator[Finding]:
+def _split_findings(split: str, files: CocoFiles, facts: dict[str, int], found: _Found) -> Iterator[Finding]:
     try:
         content = read_annotations(files.annotations)
     except ValueError as error:
@@ -60,6 +64,8 @@ def _split_findings(
             error.finding if isinstance(error, UnfitError) else Finding("error", str(files.annotations), str(error), "")
         )
         return
+    content, files, notes = with_images(content, files)
+    yield from notes
     masks = _has_masks(content)
     findings = list(annotation_findings(content, files, masks))
     yield from findings
@@ -69,12 +75,31 @@ def _split_findings(
         listed = [
             image for image in content["images"] if isinstance(image, dict) and isinstance(image.get("file_name"), str)
         ]
-        yield from _image_findings(listed, files)
+        yield from _image_findings(listed, files, found.images.setdefault(split, {}))
     if not any(finding.severity == "error" for finding in findings):
         facts.update(_facts(split, content))
-        categories[split] = {category["id"] for category in content["categories"]}
+        categories = content["categories"]
+        names = {category["id"]: category["name"] for category in categories}
+        found.categories[split] = Categories(str(files.annotations), names)
         if not facts[f"{split} objects"]:
             yield _without_objects(split, files)
+
+
+def _in_both(
+    train: dict[bytes, str], val: dict[bytes, str], files: CocoFiles, facts: dict[str, int]
+) -> Iterator[Finding]:
+    """Images that are in both splits, by their bytes."""
+    shared = [digest for digest in val if digest in train]
+    if not shared:
+        return
+    facts["val images in train"] = len(shared)
+    first = f"(the first: {val[shared[0]]} is {train[shared[0]]})"
+    if len(shared) == len(val):
+        what = f"all {len(val):,} validation images are training images {first}"
+        yield Finding("error", str(files.annotations), what, "AP on them means nothing; take others")
+    else:
+        what = f"{len(shared):,} of {len(val):,} validation images are training images {first}"
+        yield Finding("warning", str(files.annotations), what, "remove them from one of the splits")
 
 
 def _without_objects(split: str, files: CocoFiles) -> Finding:
@@ -91,19 +116,35 @@ def _has_masks(content: Any) -> bool:
     return any(isinstance(annotation, dict) and annotation.get("segmentation") for annotation in annotations)
 
 
-def _image_findings(images: list[dict[str, Any]], files: CocoFiles) -> Iterator[Finding]:
+def _image_findings(images: list[dict[str, Any]], files: CocoFiles, digests: dict[bytes, str]) -> Iterator[Finding]:
+    """What is wrong with the images that are there; `digests` is filled with the names of those that can be read."""
     there = [image for image in images if (files.images / image["file_name"]).is_file()]
     paths = Paths(files.images, [image["file_name"] for image in there])
-    others = 0
+    faults: list[Fault] = []
+    modes: Counter[str] = Counter()
+    copies: list[tuple[str, str]] = []
     for image, seen in zip(there, decoded(paths, f"reading {files.images}", upright=True), strict=True):
-        others += seen.finding is None and seen.mode != "RGB"
         if seen.finding:
-            yield seen.finding
-        elif (seen.height, seen.width) != (image.get("height"), image.get("width")):
+            faults.append(Fault(seen.finding.what, *_parts(seen.finding)))
+            continue
+        modes[seen.mode] += 1
+        if (seen.height, seen.width) != (image.get("height"), image.get("width")):
             said = f"{image.get('width')} x {image.get('height')}"
             what = f"is {seen.width} x {seen.height}, but {files.annotations} says {said}"
-            yield Finding("error", str(seen.path), what, "correct the annotation file, or restore the image")
-    yield from not_rgb(others, len(there), files.images)
+            faults.append(Fault("size", str(seen.path), what, "correct the annotation file, or restore the image"))
+        first = digests.setdefault(seen.digest, image["file_name"])
+        if first != image["file_name"]:
+            copies.append((image["file_name"], first))
+    yield from grouped(faults)
+    if copies:
+        first = "{} of {}".format(*copies[0])
+        what = f"{len(copies):,} of {len(there):,} images are copies of another (the first: {first})"
+        yield Finding("warning", str(files.images), what, "each counts as an image of its own; remove those not wanted")
+    yield from not_rgb(modes, files.images)
+
+
+def _parts(finding: Finding) -> tuple[str, str, str, Severity]:
+    return finding.file, finding.what, finding.remedy, finding.severity
 
 
 def _facts(split: str, content: dict[str, Any]) -> dict[str, int]:

@@ -5,7 +5,7 @@
     labels, shapes = split.objects(0)              # without crowd regions
 
 Laid out as COCO 2017 is, annotations/instances_{train,val}2017.json beside train2017/ and val2017/, or in another way
-of `engine.data.datasets.COCO_LAYOUTS`. Category ids may be any integers; labels are their ranks, 0 to classes - 1, and
+of `engine.data.coco_layouts`. Category ids may be any integers; labels are their ranks, 0 to classes - 1, and
 `category_ids` leads back. Images come in the order of their ids, as in detectron2.
 
 The arrays are what makes many loading processes cheap: a forked worker shares them, where it would copy the lists and
@@ -15,6 +15,7 @@ dictionaries of the file as soon as it counted references to them.
 from __future__ import annotations
 
 import json
+import logging
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,13 +29,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimbench.det.data.annotations import annotation_findings
+from mimbench.det.data.image_files import with_images
 from mimbench.det.data.lvis import as_coco, lvis_files, lvis_findings
 from mimbench.det.model.masks import Bitmap, Polygons
+from mimbench.engine.data.coco_layouts import others
 from mimbench.engine.data.datasets import CocoFiles, Split, coco_files, require, unfit
 from mimbench.engine.data.folders import Paths
 from mimbench.engine.data.images import read_image
+from mimbench.engine.run.process import rank_and_world
 
+log = logging.getLogger(__name__)
+
+LISTED = 5  # files in a message
 Shape = Polygons | Bitmap
+Region = dict[str, Any]  # {"size": [H, W], "counts"}: compressed run lengths
 Benchmark = Literal["coco", "lvis"]
 
 
@@ -45,7 +53,7 @@ class CocoSplit:
     files: CocoFiles
     category_ids: tuple[int, ...]  # as in the file, ascending
     categories: tuple[str, ...]  # their names
-    image_ids: NDArray[np.int64]  # (I,) as in the file
+    image_ids: NDArray[Any]  # (I,) as in the file: int64, or Python's integers where one is beyond 63 bits
     sizes: NDArray[np.int32]  # (I, 2) height, width
     paths: Paths
     first: NDArray[np.int64]  # (I + 1,) annotations of image i are first[i] .. first[i + 1]
@@ -84,7 +92,8 @@ class CocoSplit:
     def objects(self, index: int) -> tuple[NDArray[np.int64], list[Shape]]:
         """Labels (N,) and shapes of the objects of image `index`, crowd regions left out.
 
-        A shape is a list of polygons, each a float64 array x0 y0 x1 y1 ..., or a bitmap uint8 (H, W).
+        A shape is a list of polygons, each a float64 array x0 y0 x1 y1 ..., or a bitmap uint8 (H, W); an empty list
+        where masks were not read.
         """
         annotations = self._objects(index)
         return self.labels[annotations], [self._shape(a, index) for a in annotations.tolist()]
@@ -105,10 +114,23 @@ class CocoSplit:
     def _shape(self, annotation: int, index: int) -> Shape:
         begin, end = self.parts[annotation : annotation + 2].tolist()
         if begin == end:
-            counts = self.encoded[self.runs[annotation] : self.runs[annotation + 1]]
-            bitmap: Bitmap = coco_masks.decode({"size": self.size(index), "counts": counts})
-            return bitmap
+            region = self._region(annotation, index)
+            bitmap: Bitmap | None = None if region is None else coco_masks.decode(region)
+            return [] if bitmap is None else bitmap  # a box alone has no polygons
         return [self.numbers[self.corners[part] : self.corners[part + 1]] for part in range(begin, end)]
+
+    def regions(self, index: int) -> list[Region | None]:
+        """Masks of the same as compressed run lengths, which take little memory; None where masks were not read."""
+        return [self._region(annotation, index) for annotation in self._objects(index).tolist()]
+
+    def _region(self, annotation: int, index: int) -> Region | None:
+        begin, end = self.parts[annotation : annotation + 2].tolist()
+        if begin == end:
+            counts = self.encoded[self.runs[annotation] : self.runs[annotation + 1]]
+            return {"size": list(self.size(index)), "counts": counts} if counts else None
+        polygons = [self.numbers[self.corners[part] : self.corners[part + 1]].tolist() for part in range(begin, end)]
+        region: Region = coco_masks.merge(coco_masks.frPyObjects(polygons, *self.size(index)))
+        return region
 
     def images_showing(self) -> NDArray[np.int64]:
         """(K,) how many images show each category; crowd regions do not count."""
@@ -139,9 +161,13 @@ def read_split(
     files = lvis_files(directory, split) if benchmark == "lvis" else coco_files(directory, split)
     content = read_annotations(files.annotations)
     content = as_coco(content) if benchmark == "lvis" else content
-    require(annotation_findings(content, files, masks))
+    content, files, notes = with_images(content, files)
+    notes += annotation_findings(content, files, masks)
+    require(notes)
     if benchmark == "lvis":
         require(lvis_findings(content, files))
+    for note in notes if rank_and_world()[0] == 0 else []:
+        log.warning("%s", note)
     return arranged(of_one_category(content) if single_class else content, files, masks)
 
 
@@ -153,16 +179,25 @@ def read_annotations(file: Path) -> dict[str, Any]:
         UnfitError: (a ValueError) if it is not JSON.
     """
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} does not exist; a COCO data set has annotations/instances_train2017.json and "
-            f"instances_val2017.json beside the folders train2017 and val2017 (LVIS: lvis_v1_train.json, ...), or "
-            f"annotations/train.json and val.json beside images/"
-        )
+        raise FileNotFoundError(f"{file} does not exist; {layout_hint(file)}")
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise unfit(file, f"is not JSON: {error}", "restore it") from None
     return content
+
+
+def layout_hint(file: Path) -> str:
+    """Where an annotation file that is not there should be, and which files lie there instead."""
+    root = file.parent.parent if file.parent.name == "annotations" else file.parent
+    text = (
+        "a COCO data set has annotations/instances_train2017.json and instances_val2017.json beside the folders "
+        "train2017 and val2017 (LVIS: lvis_v1_train.json, ...), or annotations/train.json and val.json beside images/"
+    )
+    if there := others(root):
+        listed = ", ".join(there[:LISTED]) + (f" and {len(there) - LISTED:,} more" if len(there) > LISTED else "")
+        text += f"; there is {listed}: rename what is meant, so that its name or folder says train or val"
+    return text
 
 
 def of_one_category(content: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +222,7 @@ def arranged(content: dict[str, Any], files: CocoFiles, masks: bool = True) -> C
         files=files,
         category_ids=tuple(rank),
         categories=tuple(str(category["name"]) for category in categories),
-        image_ids=np.array([image["id"] for image in images], dtype=np.int64),
+        image_ids=_ids([image["id"] for image in images]),
         sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int32).reshape(-1, 2),
         paths=Paths(files.images, [image["file_name"] for image in images]),
         first=_ends([len(of_image[image["id"]]) for image in images]),
@@ -196,6 +231,10 @@ def arranged(content: dict[str, Any], files: CocoFiles, masks: bool = True) -> C
         boxes=_corners([annotation["bbox"] for annotation in annotations]),
         **_shapes([annotation["segmentation"] if masks else [] for annotation in annotations]),
     )
+
+
+def _ids(values: Sequence[int]) -> NDArray[Any]:
+    return np.array(values, dtype=np.int64 if all(-(2**63) <= value < 2**63 for value in values) else object)
 
 
 def _corners(boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:

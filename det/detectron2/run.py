@@ -21,10 +21,13 @@ import torch.distributed as dist
 
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.coco import CocoSplit, of_one_category, read_annotations, read_split
+from mimbench.det.data.image_files import with_images
+from mimbench.det.data.splits import same_categories
 from mimbench.det.detectron2.installed import require
 from mimbench.det.detectron2.lazyconfig import Source, lazyconfig
 from mimbench.det.model.build import build_detector
 from mimbench.det.model.mask_rcnn import MaskRCNN
+from mimbench.engine.data import datasets
 from mimbench.engine.data.datasets import CocoFiles, locate
 from mimbench.engine.run.atomic import write_json, write_text, write_with
 from mimbench.engine.run.process import peak_memory, rank_and_world
@@ -51,6 +54,7 @@ def lazyconfig_of(config: MaskRCNNConfig, file: Path) -> None:
         read_split(directory, split, config.single_class, masks=config.heads.masks, benchmark=config.benchmark)
         for split in ("train", "val")
     )
+    datasets.require(same_categories(train, val))
     seen = train.images_showing().tolist()
     model, _ = build_detector(config, len(seen), seen)
     write_lazyconfig(config, model, (train, val), file, file.with_suffix(""), "cuda")
@@ -76,7 +80,12 @@ def write_lazyconfig(
             f"{train.files.annotations}: detectron2 takes LVIS's category ids for 1 to {len(train.category_ids)}, and "
             "here there are others; renumber them, or use engine=mimbench"
         )
-    files = [_one_category(split, file) if config.single_class else split.files for split in splits]
+    if any(not 0 <= int(identity) < 2**63 for split in splits for identity in (*split.image_ids, *split.category_ids)):
+        raise ValueError(
+            f"{train.files.annotations} or its validation split has negative ids or ids beyond 63 bits, which "
+            "detectron2's evaluator does not stand; renumber them, or use engine=mimbench"
+        )
+    files = [_files(split, file, config.single_class) for split in splits]
     source = Source(
         train=files[0],
         val=files[1],
@@ -95,11 +104,22 @@ def write_lazyconfig(
     write_text(file, text)
 
 
-def _one_category(split: CocoSplit, file: Path) -> CocoFiles:
-    """The split's files with all objects of one category, the annotations written beside `file`."""
-    annotations = file.with_name(f"{split.files.annotations.stem}_single.json").absolute()
-    write_json(annotations, of_one_category(read_annotations(split.files.annotations)))
-    return replace(split.files, annotations=annotations)
+def _files(split: CocoSplit, file: Path, single_class: bool) -> CocoFiles:
+    """The split's files as detectron2 can read them: if need be with other annotations, written beside `file`.
+
+    detectron2 joins image names to their folder, and its evaluator takes annotation id 0 for no match.
+    """
+    plain = read_annotations(split.files.annotations)
+    content, files, _ = with_images(plain, split.files)
+    if any(annotation["id"] == 0 for annotation in content["annotations"]):
+        numbered = [{**one, "id": number} for number, one in enumerate(content["annotations"], start=1)]
+        content = {**content, "annotations": numbered}
+    content = of_one_category(content) if single_class else content
+    if content is plain:
+        return files
+    annotations = file.with_name(f"{files.annotations.stem}{'_single' if single_class else '_read'}.json").absolute()
+    write_json(annotations, content)
+    return replace(files, annotations=annotations)
 
 
 def train_within(
@@ -150,6 +170,7 @@ class _Session:
         self.trainer.register_hooks(self._hooks())
         self.checkpointer.resume_or_load(self.lazy.train.init_checkpoint, resume=True)
         begin = self.trainer.iter + 1 if self.checkpointer.has_checkpoint() else 0
+        _require_one_start(begin, self.directory)
         started = time.perf_counter()
         self.trainer.train(begin, self.config.steps)
         seconds = time.perf_counter() - started
@@ -190,6 +211,23 @@ class _Session:
             self.model, instantiate(self.lazy.dataloader.test), instantiate(self.lazy.dataloader.evaluator)
         )
         return named(found)
+
+
+def _require_one_start(begin: int, directory: Path) -> None:
+    """All processes go on from the same step; each of them has looked for the last checkpoint by itself.
+
+    Raises:
+        ValueError: in all of them, if they do not.
+    """
+    if not dist.is_initialized():
+        return
+    begins: list[Any] = [None] * rank_and_world()[1]
+    dist.all_gather_object(begins, begin)
+    if len(set(begins)) > 1:
+        raise ValueError(
+            f"processes found checkpoints of different steps in {directory} ({begins}): run directories must be on a "
+            "file system that all nodes share; start again once it shows the same everywhere"
+        )
 
 
 def named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -5,12 +5,14 @@
     draw_objects(image, objects, path)                # one image by itself, at its own size
 
 Each object has its mask, its box, the name of its category and, if detected, its score. Categories keep their colour
-from image to image. Detections that score at least half as much as
-the best of all are drawn, `MOST` of them at most: a detector in its first steps is sure of nothing.
+from image to image. Detections that score at least half as much as the best of all are drawn, `MOST` of them at most: a
+detector in its first steps is sure of nothing. Images are shrunk to what is seen of them before anything is drawn, and
+masks are decoded one at a time: those of a photograph of 36 Mpx would take gigabytes.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,9 +25,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from PIL import Image
 
-from mimbench.det.data.augment import boxes_around
-from mimbench.det.data.coco import CocoSplit, Shape
+from mimbench.det.data.coco import CocoSplit, Region
 from mimbench.det.evaluation.errors import ImageJudged
 from mimbench.det.evaluation.evaluate import Result
 from mimbench.engine.run.atomic import write_with
@@ -33,13 +35,16 @@ from mimbench.engine.run.atomic import write_with
 MOST = 20
 PAIRS = 2  # of ground truth and detections in one row
 INCHES = 3.0  # width of one image
+LONGEST = 700  # pixels of a side of one image: twice what is seen
+LONGEST_ALONE = 2000  # the same of an image by itself
+PROGRAM = "mimbench predict"  # in the pictures of `draw_objects`: what may be replaced
 TINT = 0.5  # how much of a mask's colour covers the image
 
 
 class Drawn(NamedTuple):
     """An object to be drawn."""
 
-    mask: NDArray[np.bool_] | None  # (H, W)
+    mask: Region | None  # COCO's compressed run lengths, at the image's own size
     box: tuple[float, float, float, float]  # x y w h
     label: int
     text: str
@@ -67,10 +72,10 @@ def draw_detections(
         panel.set_axis_off()
     for place, index in enumerate(chosen):
         left, right = axes[place // PAIRS, 2 * (place % PAIRS) : 2 * (place % PAIRS) + 2]
-        image = split.read_image(index).permute(1, 2, 0).numpy()
-        _panel(left, image, _truth(split, index), f"image {split.image_ids[index]}: ground truth")
+        image, step = _shrunk(split.read_image(index).permute(1, 2, 0).numpy(), LONGEST)
+        _panel(left, image, step, _truth(split, index), f"image {split.image_ids[index]}: ground truth")
         detected = _detected(split, found[int(split.image_ids[index])], least)
-        _panel(right, image, detected, f"detections scoring {least:.2f} or more")
+        _panel(right, image, step, detected, f"detections scoring {least:.2f} or more")
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
@@ -96,12 +101,13 @@ def worst_first(images: Sequence[ImageJudged], least: float) -> list[int]:
 def draw_objects(image: NDArray[np.uint8], objects: Iterable[Drawn], path: Path) -> None:
     """Write a PNG of one image (H, W, 3) with what is in it, of the image's own size (at most 2,000 pixels wide)."""
     height, width = image.shape[:2]
-    inches = min(width, 2000) / 100
+    inches = min(width, LONGEST_ALONE) / 100
     figure = Figure(figsize=(inches, inches * height / width), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    _panel(axes, image, objects, "", size=max(6.0, 9 * inches / 6.4))
-    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+    _panel(axes, *_shrunk(image, LONGEST_ALONE), objects, "", size=max(6.0, 9 * inches / 6.4))
+    about = {"Software": PROGRAM}
+    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, metadata=about))
 
 
 def _evenly(images: NDArray[np.int64], count: int) -> list[int]:
@@ -110,25 +116,19 @@ def _evenly(images: NDArray[np.int64], count: int) -> list[int]:
     return chosen
 
 
+def _shrunk(image: NDArray[np.uint8], longest: int) -> tuple[NDArray[np.uint8], int]:
+    """An image (H, W, 3) whose sides are at most `longest`, and how many pixels became one along each side."""
+    step = math.ceil(max(image.shape[:2]) / longest)
+    return (np.asarray(Image.fromarray(np.ascontiguousarray(image)).reduce(step)), step) if step > 1 else (image, 1)
+
+
 def _truth(split: CocoSplit, index: int) -> list[Drawn]:
-    labels, shapes = split.objects(index)
-    corners = boxes_around(shapes).tolist()
-    if not all(isinstance(shape, np.ndarray) or shape for shape in shapes):  # boxes alone
-        corners = split.boxed_objects(index)[1].tolist()
-    return [
-        Drawn(_mask(shape, split.size(index)), (x0, y0, x1 - x0, y1 - y0), label, split.categories[label])
-        for label, shape, (x0, y0, x1, y1) in zip(labels.tolist(), shapes, corners, strict=True)
-    ]
-
-
-def _mask(shape: Shape, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    if isinstance(shape, list) and not shape:
-        return None
-    if not isinstance(shape, list):
-        return shape.astype(np.bool_)
-    region = coco_masks.merge(coco_masks.frPyObjects([polygon.tolist() for polygon in shape], *size))
-    mask: NDArray[np.bool_] = coco_masks.decode(region).astype(np.bool_)
-    return mask
+    labels, corners = split.boxed_objects(index)
+    drawn = []
+    for label, region, (x0, y0, x1, y1) in zip(labels.tolist(), split.regions(index), corners.tolist(), strict=True):
+        box = (x0, y0, x1 - x0, y1 - y0) if region is None else tuple(coco_masks.toBbox(region).tolist())
+        drawn.append(Drawn(region, box, label, split.categories[label]))
+    return drawn
 
 
 def _detected(split: CocoSplit, results: Sequence[Result], least: float) -> list[Drawn]:
@@ -143,7 +143,7 @@ def detected(
     labels = [category_ids.index(result["category_id"]) for result in best]
     return [
         Drawn(
-            coco_masks.decode(result["segmentation"]).astype(np.bool_) if "segmentation" in result else None,
+            result.get("segmentation"),
             tuple(result["bbox"]),
             label,
             f"{categories[label]} {result['score']:.2f}",
@@ -152,14 +152,20 @@ def detected(
     ]
 
 
-def _panel(axes: Axes, image: NDArray[np.uint8], objects: Iterable[Drawn], title: str, size: float = 6.0) -> None:
-    """One image with what is in it, the largest objects first so that small ones are not covered."""
+def _panel(
+    axes: Axes, image: NDArray[np.uint8], step: int, objects: Iterable[Drawn], title: str, size: float = 6.0
+) -> None:
+    """One image with what is in it, the largest objects first so that small ones are not covered.
+
+    `step`: how many pixels of the original one of `image` stands for, along each side.
+    """
     tinted = image.astype(np.float32) / 255
     for drawn in sorted(objects, key=lambda drawn: -drawn.box[2] * drawn.box[3]):
         colour = _colour(drawn.label)
         if drawn.mask is not None:
-            tinted[drawn.mask] = (1 - TINT) * tinted[drawn.mask] + TINT * np.array(colour)
-        x, y, width, height = drawn.box
+            mask = coco_masks.decode(drawn.mask)[::step, ::step].astype(np.bool_)
+            tinted[mask] = (1 - TINT) * tinted[mask] + TINT * np.array(colour)
+        x, y, width, height = (value / step for value in drawn.box)
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.5))
         above = y > 0.06 * image.shape[0]  # room for the name
         axes.text(

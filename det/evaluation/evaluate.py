@@ -27,6 +27,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mimbench.det.data.coco import Benchmark, of_one_category, read_annotations
+from mimbench.det.evaluation.numbering import Numbering
 from mimbench.det.evaluation.rle import encode_masks
 from mimbench.det.model.roi_heads import Detections
 
@@ -80,11 +81,11 @@ class CocoMetrics:
         self.kinds = KINDS if masks else {"box": KINDS["box"]}
         self.precision: dict[str, Numbers] = {}  # of the last call: (thresholds, recalls, categories) for box and mask
         content = self._content()
-        self.image_ids = {image["id"] for image in content["images"]}
+        self.numbering = Numbering.of(content)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.category_ids = [int(category["id"]) for category in categories]
         self.categories = [str(category["name"]) for category in categories]
-        self._truth = _indexed(COCO(), content) if benchmark == "coco" else None
+        self._truth = _indexed(COCO(), self.numbering.truth(content)) if benchmark == "coco" else None
         self._fast_truth: faster_coco_eval.COCO | None = None
 
     def __call__(self, results: Sequence[Result], *, fast: bool = False) -> dict[str, float]:
@@ -96,6 +97,7 @@ class CocoMetrics:
             ValueError: for a result of an image that the annotation file does not list.
         """
         self._known(results)
+        results = self.numbering.results(results)
         metrics: dict[str, float] = {}
         for prefix, kind in self.kinds.items():
             with _quiet():
@@ -132,7 +134,7 @@ class CocoMetrics:
 
     def _known(self, results: Sequence[Result]) -> None:
         for place, result in enumerate(results):
-            if result["image_id"] not in self.image_ids:
+            if result["image_id"] not in self.numbering.images:
                 raise ValueError(
                     f"results[{place}] is for image {result['image_id']}, which {self.annotations} does not list; "
                     "results must be of the images that they are measured against"
@@ -153,7 +155,7 @@ class CocoMetrics:
         return dict(zip(PRECISION + RECALL, map(float, evaluation.stats), strict=False))
 
     def _content(self) -> dict[str, Any]:
-        content = _completed(self.annotations)
+        content = read_annotations(self.annotations)
         return of_one_category(content) if self.single_class else content
 
     @staticmethod
@@ -177,17 +179,9 @@ class CocoMetrics:
 
     def _for_the_fast(self) -> faster_coco_eval.COCO:
         if self._fast_truth is None:
-            self._fast_truth = _indexed(faster_coco_eval.COCO(), self._content())
+            truth = self.numbering.truth(self._content())
+            self._fast_truth = _indexed(faster_coco_eval.COCO(), truth)
         return self._fast_truth
-
-
-def _completed(annotations: Path) -> dict[str, Any]:
-    """The ground truth with what COCOeval needs and a file may lack: `iscrowd`, and `area` (of the box, then)."""
-    content = read_annotations(annotations)
-    for annotation in content["annotations"]:
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    return content
 
 
 def _indexed(coco: C, content: dict[str, Any]) -> C:

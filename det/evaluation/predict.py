@@ -22,6 +22,7 @@ from mimbench.det.data.augment import fitted, render
 from mimbench.det.data.batches import padded
 from mimbench.det.data.coco import read_split
 from mimbench.det.evaluation.evaluate import Result, coco_results
+from mimbench.det.model.as_stored import as_stored
 from mimbench.det.model.build import build_detector
 from mimbench.det.model.detector_file import open_detector
 from mimbench.det.model.mask_rcnn import MaskRCNN
@@ -90,6 +91,8 @@ def from_run(run: RunDir) -> Detector:
     if run.detector.is_file():
         return from_file(run.detector)
     config = from_text(MaskRCNNConfig, run.config.read_text(encoding="utf-8"), str(run.config))
+    if not config.steps:
+        config = as_stored(config, about["recipe"]).config
     newest = newest_valid(run.checkpoints)
     if newest is None and config.steps:
         raise ValueError(

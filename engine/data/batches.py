@@ -215,6 +215,8 @@ class Batches:
         shuffle: a new order each epoch, else the data set's own.
         drop_last: leave out the samples that do not fill the last optimiser step of an epoch. Without it the last
             batch is smaller, which only a single process without accumulation can do.
+        paired: cut a step so that its i-th sample from the front and from the back are in the same micro-batch, at
+            places of it that mirror each other.
         prepare: what is done to each batch in the training process at the moment it is taken, long after it was loaded.
         skip: share of the samples that may be skipped because they cannot be decoded.
 
@@ -236,6 +238,7 @@ class Batches:
         workers: int = 0,
         shuffle: bool = True,
         drop_last: bool = True,
+        paired: bool = False,
         prepare: Callable[[Any], Any] | None = None,
         skip: float = 0.0,
     ) -> None:
@@ -243,6 +246,7 @@ class Batches:
         self.dataset = SeededDataset(dataset, seed, self.skipped)
         self.batch, self.seed, self.accumulate = batch, seed, accumulate
         self.collate, self.workers, self.shuffle, self.prepare = collate, workers, shuffle, prepare
+        self.paired = paired
         self.rank, self.world = rank_and_world()
         samples, step = len(dataset), batch * self.world * accumulate
         if not drop_last and step != batch:
@@ -304,8 +308,23 @@ class _Keys(Sampler[list[Key]]):
             epoch, number = divmod(position, len(batches))
             if epoch != ordered:
                 order, ordered = batches.order(epoch), epoch
-            start = (number * batches.world + batches.rank) * batches.batch
-            yield [(epoch, index) for index in order[start : start + batches.batch].tolist()]
+            parts = batches.accumulate * batches.world
+            step, part = divmod(number * batches.world + batches.rank, parts)
+            places = step * batches.images_per_step + step_places(part, parts, batches.batch, batches.paired)
+            yield [(epoch, index) for index in order[places[places < len(order)]].tolist()]
+
+
+def step_places(part: int, parts: int, batch: int, paired: bool = False) -> torch.Tensor:
+    """Places in an optimiser step of the samples of micro-batch `part`, one of `parts` of `batch` samples: (batch,).
+
+    They follow each other, or, `paired`, come half from the front and half from the back: samples i and
+    parts * batch - 1 - i of the step are i' and batch - 1 - i' of a micro-batch.
+    """
+    if not paired:
+        return torch.arange(part * batch, (part + 1) * batch)
+    half, end = batch // 2, parts * batch
+    front = torch.arange(part * half, (part + 1) * half)
+    return torch.cat([front, end - 1 - front.flip(0)])
 
 
 def evaluation_loader(dataset: MapStyle, batch: int, workers: int, collate: Collate | None = None) -> DataLoader[Any]:

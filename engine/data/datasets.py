@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mimbench.engine.data import coco_layouts
 from mimbench.engine.data.splits import HANDWRITTEN_VERSION
 from mimbench.engine.data.splits import Split as Split  # noqa: PLC0414 (others import it from here)
 from mimbench.engine.run.atomic import write_text
@@ -242,28 +243,14 @@ class CocoFiles:
     images: Path  # the folder that the annotations' file names are in
 
 
-# the annotation file of a split, and the folders its images may be in
-COCO_LAYOUTS = {
-    "annotations/instances_{split}2017.json": ("{split}2017", "images/{split}2017"),  # COCO itself
-    "annotations/instances_{split}.json": ("images/{split}", "{split}", "images"),  # as CVAT and converters write it
-    "annotations/{split}.json": ("images/{split}", "{split}", "images"),
-    "{split}/_annotations.coco.json": ("{split}",),  # Roboflow
-    "{split}/labels.json": ("{split}/data",),  # FiftyOne
-}
-COCO_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
-
-
 def coco_files(directory: Path, split: Split) -> CocoFiles:
-    """The annotation file and image folder of a split, in the first of `COCO_LAYOUTS` that is there.
+    """The annotation file and image folder of a split, in the first layout of `coco_layouts` that is there.
 
     As COCO 2017 has them if none is; the files are not opened.
     """
     root = coco_root(directory)
-    for pattern, folders in COCO_LAYOUTS.items():
-        for name in COCO_SPLITS[split]:
-            if (file := root / pattern.format(split=name)).is_file():
-                places = [root / folder.format(split=name) for folder in folders]
-                return CocoFiles(file, next((place for place in places if place.is_dir()), places[0]))
+    if (found := coco_layouts.find(root, split)) is not None:
+        return CocoFiles(found[0], found[1][0])
     return CocoFiles(root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017")
 
 

@@ -7,7 +7,9 @@ Images are told by their names' endings; names that begin with a dot are left al
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +19,15 @@ from numpy.typing import NDArray
 
 from mimbench.engine.data.datasets import unfit
 
-PILLOW_SUFFIXES = frozenset({".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".gif"})  # the others torchvision decodes
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"}) | PILLOW_SUFFIXES
+log = logging.getLogger(__name__)
+
+KINDS_NAMED = 8  # endings in a message
+PILLOW_SUFFIXES = frozenset({".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}) | PILLOW_SUFFIXES  # torchvision's first
+# folders that programs leave among images: of NAS boxes, archives, file systems, notebooks
+NO_DATA = frozenset({"@eadir", "#recycle", "#snapshot", "__macosx", "lost+found", "$recycle.bin", "__pycache__",
+                     "system volume information"})  # fmt: skip
+NO_IMAGES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})  # nothing is said of these
 
 
 class Files(Protocol):
@@ -146,7 +155,7 @@ def class_names(directory: Path) -> list[str]:
     """
     with os.scandir(directory) as entries:
         found = list(entries)
-    names = sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in found if entry.is_dir() and is_data(entry.name))
     if not names:
         loose = sum(is_image(entry.name) for entry in found)
         what = f"has {loose} images but no class folders" if loose else "holds no images"
@@ -163,17 +172,25 @@ def labelled_files(directory: Path, classes: Sequence[str]) -> tuple[list[str], 
     numbers = {name: number for number, name in enumerate(classes)}
     names: list[str] = []
     labels: list[int] = []
+    others: Counter[str] = Counter()
     for name in class_names(directory):
-        files = sorted(image_files(directory, name))
+        files = sorted(image_files(directory, name, others))
         if name not in numbers:
             if not files:
                 continue
             raise unfit(directory / name, "is a class the training split does not have", "add it there, or remove it")
         names += files
         labels += [numbers[name]] * len(files)
+    if others:
+        counted = ", ".join(f"{count:,} {ending}" for ending, count in sorted(others.items())[:KINDS_NAMED])
+        log.warning("%s: %s: these files are left out; images end in %s", directory, counted, _endings())
     if not names:
-        raise unfit(directory, "holds no images", f"they end in {', '.join(sorted(SUFFIXES))}")
+        raise unfit(directory, "holds no images", f"they end in {_endings()}")
     return names, labels
+
+
+def _endings() -> str:
+    return ", ".join(sorted(SUFFIXES))
 
 
 def is_image(name: str) -> bool:
@@ -181,12 +198,20 @@ def is_image(name: str) -> bool:
     return suffix(name) in SUFFIXES and not name.startswith(".")
 
 
-def image_files(root: Path, inner: str) -> Iterator[str]:
-    """Paths of images below `root/inner`, relative to `root`."""
+def is_data(folder: str) -> bool:
+    """Whether a folder of this name may hold images: not hidden, and not one that programs make for themselves."""
+    return not folder.startswith(".") and folder.lower() not in NO_DATA
+
+
+def image_files(root: Path, inner: str, others: Counter[str] | None = None) -> Iterator[str]:
+    """Paths of images below `root/inner`, relative to `root`; `others` counts other files by their names' ending."""
     prefix = f"{inner}/" if inner else ""
     with os.scandir(root / inner) as entries:
         for entry in entries:
             if entry.is_dir():
-                yield from image_files(root, prefix + entry.name)
+                if is_data(entry.name):
+                    yield from image_files(root, prefix + entry.name, others)
             elif is_image(entry.name):
                 yield prefix + entry.name
+            elif others is not None and not entry.name.startswith(".") and entry.name.lower() not in NO_IMAGES:
+                others[suffix(entry.name) or entry.name] += 1

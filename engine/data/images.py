@@ -10,16 +10,16 @@ floats an encoder wants: a quarter of the bytes to move, and twice the speed of 
 lie in memory by pixel (channels last), as decoders write them and torch's uint8 kernels read them.
 
 JPEG and WebP are decoded by torchvision, other formats by Pillow (PNG, too: a damaged one would end the process in
-torchvision 0.29, and neither pixels nor speed differ to speak of); greyscale, palette and CMYK become RGB. EXIF
-orientation is ignored, as in torchvision's ImageFolder, unless asked for. `decoder="pil"` has Pillow decode and crop,
-for pixels equal to those of the papers' code to the last bit; torchvision's differ by .05 of 255 on average.
+torchvision 0.29, and neither pixels nor speed differ to speak of); greyscale, palette and CMYK become RGB, and values
+of more than 8 bits become 8 (decoding.py says how). EXIF orientation is ignored, as in torchvision's ImageFolder,
+unless asked for. `decoder="pil"` has Pillow decode and crop, for pixels equal to those of the papers' code to the last
+bit; torchvision's differ by .05 of 255 on average.
 
 Small images that are all of one size (the whole folder in at most `CACHE_BYTES`) are decoded once and kept in memory.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import random
@@ -30,10 +30,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mimbench.engine.data.datasets import Split, UnfitError, unfit
+from mimbench.engine.data.decoding import UnreadableError, decode_with_pillow, orientation, turned
 from mimbench.engine.data.folders import PILLOW_SUFFIXES, read_bytes, suffix
 from mimbench.engine.data.layouts.recognise import open_listing
 from mimbench.engine.data.pillow import resize_with_pillow
@@ -46,7 +48,7 @@ log = logging.getLogger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CACHE_BYTES = 512 * 2**20
-PNG, PNG_BITS = b"\x89PNG\r\n\x1a\n", 24  # how the format begins, and where it says how many bits a value has
+PNG = b"\x89PNG\r\n\x1a\n"  # how the format begins
 
 Decoder = Literal["torchvision", "pil"]
 Resizing = Literal["bicubic", "bilinear"]  # of a crop; always antialiased
@@ -80,49 +82,40 @@ def decode(encoded: bytearray, name: str, *, upright: bool = False, decoder: Dec
         UnfitError: (a ValueError) naming the file, if it is cut short or not an image.
     """
     try:
-        if not encoded or decoder == "pil" or suffix(name) in PILLOW_SUFFIXES:
-            return _decode_with_pillow(encoded, upright)
+        if not encoded or decoder == "pil" or suffix(name) in PILLOW_SUFFIXES or encoded.startswith(PNG):
+            return _by_pixel(decode_with_pillow(encoded, upright=upright))
         return _decode_with_torchvision(encoded, upright)
+    except UnreadableError as error:
+        raise unfit(Path(name), error.what, error.remedy) from None
     except (RuntimeError, OSError, ValueError, SyntaxError) as error:  # Pillow says SyntaxError of a broken PNG
         raise unfit(Path(name), _fault(error), "replace or delete this file") from None
 
 
 def _decode_with_torchvision(encoded: bytearray, upright: bool) -> Tensor:
-    """What torchvision does not read may be a BMP or TIFF that is named otherwise, and the originals read it.
+    """What torchvision does not read may be a BMP, TIFF or AVIF that is named otherwise; Pillow may.
 
-    A damaged PNG is a segmentation fault in torchvision, where libpng reports it. So Pillow reads a PNG first, and
-    torchvision only one of 16 bits, of which Pillow makes something else.
+    torchvision turns JPEG alone, and only if its EXIF data come before others: so Pillow reads how to turn it.
     """
     from torchvision.io import ImageReadMode, decode_image
 
-    if encoded.startswith(PNG):
-        image = _decode_with_pillow(encoded, upright)
-        if encoded[PNG_BITS] != 16:
-            return image
     buffer = torch.frombuffer(encoded, dtype=torch.uint8)
     try:
-        image = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=upright)
+        image = decode_image(buffer, ImageReadMode.RGB)
     except RuntimeError as error:
         if _is_cut_short(error):
             raise
-        return _decode_with_pillow(encoded, upright)
+        return _by_pixel(decode_with_pillow(encoded, upright=upright))
     first = image if image.ndim == 3 else image[0]  # of a moving image
-    return first if first.dtype == torch.uint8 else (first.int() >> 8).to(torch.uint8)  # PNG with 16 bits
-
-
-def _decode_with_pillow(encoded: bytearray, upright: bool) -> Tensor:
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            turned = ImageOps.exif_transpose(image) if upright else image
-            return _from_pillow(turned.convert("RGB"))
-    except Image.DecompressionBombError as error:  # no OSError
-        raise ValueError(str(error)) from None
+    turn = orientation(encoded) if upright else 1
+    return first if turn == 1 else _by_pixel(turned(first.permute(1, 2, 0).numpy(), turn))
 
 
 def _from_pillow(image: Any) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return _by_pixel(np.array(image))
+
+
+def _by_pixel(pixels_HWC: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 
 def _fault(error: Exception) -> str:

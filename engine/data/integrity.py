@@ -6,21 +6,25 @@ On more than a few thousand images one process for each core does it; ImageNet t
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mimbench.engine.data.datasets import Finding, UnfitError
+from mimbench.engine.data.decoding import opened
 from mimbench.engine.data.folders import Files
 from mimbench.engine.data.images import decode
 from mimbench.engine.run.bar import track
 
 FEW = 2_000  # images: below this, starting processes takes longer than decoding
+MODES = {
+    "L": "greyscale", "P": "palette", "1": "black and white", "LA": "greyscale with transparency",
+    "PA": "palette with transparency", "RGBA": "with transparency", "CMYK": "CMYK",
+    "I;16": "16-bit greyscale", "I;16B": "16-bit greyscale", "I": "32-bit greyscale", "F": "float greyscale",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,8 @@ class _Images(Dataset[Decoded]):
 
 
 def _mode(encoded: bytearray) -> str:
-    try:
-        with Image.open(io.BytesIO(encoded)) as header:
-            return header.mode
-    except Image.DecompressionBombError:  # larger than Pillow opens; it has been read
-        return "RGB"
+    with opened(encoded) as header:
+        return header.mode
 
 
 def decoded(paths: Files, what: str, *, upright: bool = False) -> Iterator[Decoded]:
@@ -72,7 +73,11 @@ def decoded(paths: Files, what: str, *, upright: bool = False) -> Iterator[Decod
     yield from track((image for batch in loader for image in batch), what, len(paths))
 
 
-def not_rgb(images: int, of: int, directory: Path) -> Iterator[Finding]:
-    """A note that some images are not RGB, if any are not."""
-    if images:
-        yield Finding("note", str(directory), f"{images} of {of} images are greyscale, palette or CMYK", "read as RGB")
+def not_rgb(modes: Mapping[str, int], directory: Path) -> Iterator[Finding]:
+    """A note that some images are not RGB, if any are not; `modes` counts images by Pillow's mode."""
+    total = sum(modes.values())
+    others = {mode: count for mode, count in sorted(modes.items()) if mode != "RGB"}
+    if others:
+        counted = ", ".join(f"{count:,} {MODES.get(mode, mode)}" for mode, count in others.items())
+        what = f"{sum(others.values()):,} of {total:,} images are not RGB: {counted}"
+        yield Finding("note", str(directory), what, "read as RGB")

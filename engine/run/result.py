@@ -16,10 +16,12 @@ fewshot5_ridge_top1 and fewshot5_ridge_std, mean and deviation over draws of 5 i
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +29,8 @@ from typing import Any
 
 from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.rundir import RunDir
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 PACKAGES = ("mimbench", "torch", "torchvision", "timm", "mmengine", "numpy", "pycocotools", "faster-coco-eval")
@@ -42,6 +46,16 @@ class Outcome:
     peak_memory: int | None = None  # bytes
     device: str | None = None  # as engine.run.process.device_name says it
     family: str | None = None  # of the input checkpoint
+    pictures: Callable[[], None] | None = None  # draws them, once the result is written
+
+    def draw(self) -> None:
+        """Draw the run's pictures, if it has any. What goes wrong is logged: the result is there without them."""
+        if self.pictures is None:
+            return
+        try:
+            self.pictures()
+        except Exception as error:  # whatever drawing raises, out of memory among it: no number depends on it
+            log.warning("the run is done, but not all of its pictures could be drawn: %r", error)
 
 
 def write_result(run: RunDir, outcome: Outcome, seconds: float, checkpoint_hash: str | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mimbench.engine.run.process import derived_seed, peak_memory, rank_and_worl
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.metric_log import Means, NonFiniteLoss, Sink, sinks
 from mimbench.engine.training.progress import Display
-from mimbench.engine.training.state import load_state, newest_valid
+from mimbench.engine.training.state import load_newest
 from mimbench.engine.training.step import Stepper
 from mimbench.engine.training.training import Training
 
@@ -63,8 +63,7 @@ class Session:
         self.metrics: dict[str, float] = {}  # of the last evaluation
         if self.rank == 0:
             sweep(run.path)
-        newest = newest_valid(run.checkpoints)
-        state = load_state(newest) if newest else None
+        newest, state = load_newest(run.checkpoints) or (None, None)
         self.sinks: list[Sink] = (
             sinks(run, state["step"] if state else 0, training.compute.wandb) if self.rank == 0 else []
         )

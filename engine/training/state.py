@@ -7,18 +7,24 @@ A state is nested dictionaries and lists of tensors, numbers and texts; it is re
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
+import time
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import torch.distributed as dist
 
 from mimbench.engine.run.atomic import replacing
+from mimbench.engine.run.process import announced, rank_and_world
 
 log = logging.getLogger(__name__)
+
+WAIT = 90.0  # seconds; NFS shows a new file after 60 at the latest, as it is usually mounted
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -80,6 +86,52 @@ def newest_valid(directory: Path) -> Path | None:
             return path
         log.warning("passing over the checkpoint %s: %s", path, fault)
     return None
+
+
+def load_newest(directory: Path, wait: float = WAIT) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole state and its file, the same in every process that works together; None if there is none.
+
+    The first process chooses, and the others take what it has chosen: each by itself might see an older file, on a
+    file system that keeps listings for a while or a disk of its own. They look for the very bytes for `wait` seconds.
+
+    Raises:
+        ValueError: in all of them, if one cannot read what the first has chosen.
+    """
+    rank, world = rank_and_world()
+    newest = newest_valid(directory) if rank == 0 else None
+    if world == 1:
+        return None if newest is None else (newest, load_state(newest))
+    chosen = announced(None if newest is None else (newest.name, _digest(newest)))
+    if chosen is None:
+        return None
+    name, digest = chosen
+    path = directory / name
+    faults: list[str | None] = [None] * world
+    dist.all_gather_object(faults, _other(path, digest, wait))
+    if (failed := next((rank for rank, fault in enumerate(faults) if fault), None)) is not None:
+        raise ValueError(
+            f"process {failed} {faults[failed]} {path}, from which process 0 goes on: run directories must be on a "
+            "file system that all nodes share; start again once it shows the same everywhere"
+        )
+    return path, load_state(path)
+
+
+def _other(path: Path, digest: str, wait: float) -> str | None:
+    """What is wrong if `path` does not become the file with this digest within `wait` seconds; None if it does."""
+    end = time.monotonic() + wait
+    while True:
+        _states(path.parent)  # has a network file system look again
+        found = _digest(path) if path.is_file() else None
+        if found == digest:
+            return None
+        if time.monotonic() >= end:
+            return "does not see" if found is None else "reads other bytes in"
+        time.sleep(min(1.0, wait))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _fault(path: Path) -> str | None:

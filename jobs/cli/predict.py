@@ -2,11 +2,15 @@
 
 Writes NAME.png for each image and results.json, a list of COCO results whose `image_id` is the image's place among the
 files named, from 0, to the output directory. Pictures are drawn where there is nothing to be found, too.
+
+Only what an earlier `mimbench predict` wrote is replaced: a picture whose name is taken by any other file, such as an
+image that is being looked at, is numbered.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +24,8 @@ from mimbench.jobs.runs.store import runs_root
 
 if TYPE_CHECKING:
     from mimbench.det.evaluation.predict import Detector
+
+RESULTS = "results.json"
 
 
 def predict(source: str, images: Sequence[Path], out: Path, score: float, as_json: bool) -> int:
@@ -38,7 +44,8 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
     from mimbench.det.evaluation.draw import detected, draw_objects
 
     device = setup_process(Compute(), seed=0)
-    names = _names(files)
+    names = _names(files, out)
+    _require_free(out / RESULTS)
     out.mkdir(parents=True, exist_ok=True)
     found, listing, code = [], [], 0
     for place, (seen, name) in enumerate(zip(detector.predict(files, device), names, strict=True)):
@@ -52,7 +59,7 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
         listing.append({"image_id": place, "file": str(seen.file), "picture": str(out / name), "drawn": len(objects)})
         if not as_json:
             print(f"{seen.file}: {', '.join(drawn.text for drawn in objects) or 'nothing'}")
-    write_json(out / "results.json", found)
+    write_json(out / RESULTS, found)
     if as_json:
         print_json({"images": listing, "results": found})
     else:
@@ -83,10 +90,44 @@ def _files(given: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _names(files: Sequence[Path]) -> list[str]:
-    """A name for the picture of each: its own, numbered where it is taken."""
+def _names(files: Sequence[Path], out: Path) -> list[str]:
+    """A name for the picture of each: its own, numbered where it is taken, by another picture or a file in `out`."""
     names: dict[str, None] = {}
     for file in files:
         numbered = (f"{file.stem}-{number}.png" for number in itertools.count(2))
-        names[next(name for name in itertools.chain([f"{file.stem}.png"], numbered) if name not in names)] = None
+        choices = itertools.chain([f"{file.stem}.png"], numbered)
+        names[next(name for name in choices if name not in names and _is_free(out / name))] = None
     return list(names)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether there is nothing at `path`, or a picture that this command has written."""
+    if not path.is_file():
+        return not path.exists()
+    from PIL import Image
+
+    from mimbench.det.evaluation.draw import PROGRAM
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == PROGRAM
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _require_free(path: Path) -> None:
+    """There is no file at `path`, or results that this command may have written.
+
+    Raises:
+        FileExistsError: if it is something else.
+    """
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, list) or not all(isinstance(one, dict) and "image_id" in one for one in content):
+        raise FileExistsError(
+            f"{path} exists and was not written by `mimbench predict`; name another folder with --out"
+        )

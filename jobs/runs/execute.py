@@ -124,6 +124,7 @@ def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
     write_result(run, outcome, seconds, taken)
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
     log.info("done in %.0f s: %s", seconds, metrics)
+    outcome.draw()
 
 
 def _seconds(run: RunDir) -> float:

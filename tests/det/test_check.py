@@ -17,6 +17,7 @@ from mimbench.det.data.check import check_coco
 from mimbench.engine.data.datasets import UnfitError, coco_files, require
 
 Content = dict[str, Any]
+COLUMN = (20.0, 0.0, 1.0, 30.0)  # the box of the run lengths
 
 
 def _content() -> Content:
@@ -29,20 +30,19 @@ def _content() -> Content:
         "categories": [{"id": 1, "name": "one"}, {"id": 90, "name": "ninety"}],
         "annotations": [
             _annotation(1, [[1, 1, 11, 1, 11, 11]]),
-            {**_annotation(2, {"counts": [600, 30, 570], "size": [30, 40]}), "iscrowd": 1},
-            _annotation(3, {"counts": "hb0n0ja0", "size": [30, 40]}),
+            {**_annotation(2, {"counts": [600, 30, 570], "size": [30, 40]}, COLUMN), "iscrowd": 1},
+            _annotation(3, {"counts": "hb0n0ja0", "size": [30, 40]}, COLUMN),
         ],
     }
 
 
-def _annotation(number: int, segmentation: Any) -> dict[str, Any]:
-    box = [1.0, 1.0, 10.0, 10.0]
+def _annotation(number: int, segmentation: Any, box: tuple[float, ...] = (1.0, 1.0, 10.0, 10.0)) -> dict[str, Any]:
     return {
         "id": number,
         "image_id": 7,
         "category_id": 90,
-        "bbox": box,
-        "area": 50,
+        "bbox": list(box),
+        "area": 30,
         "iscrowd": 0,
         "segmentation": segmentation,
     }
@@ -50,13 +50,14 @@ def _annotation(number: int, segmentation: Any) -> dict[str, Any]:
 
 def _write(root: Path, content: Any) -> None:
     (root / "annotations").mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
     for split in ("train", "val"):
         (root / f"{split}2017").mkdir(exist_ok=True)
         (root / "annotations" / f"instances_{split}2017.json").write_text(
             json.dumps(content if split == "train" else _content())
         )
         for name in ("a.jpg", "b.jpg"):
+            pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / f"{split}2017" / name)
 
 
@@ -187,7 +188,7 @@ def test_any_compressed_mask_is_sound(seed: int) -> None:
         region = coco_masks.encode(np.asfortranarray(bitmap))
         text = {"size": [height, width], "counts": region["counts"].decode()}
         content["annotations"] = [_annotation(1, text)]
-        assert not [fault for fault in annotation_findings(content, _files()) if "annotation" in fault.what]
+        assert not [fault for fault in annotation_findings(content, _files()) if "run lengths" in fault.what]
         content["annotations"] = [_annotation(1, {**text, "counts": text["counts"] + "1"})]  # one pixel, or one less
         assert [fault for fault in annotation_findings(content, _files()) if "do not fill" in fault.what]
 
@@ -229,14 +230,16 @@ def test_content_that_is_no_annotation_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ([1, 1, 10, 0], "annotation 1 has bbox [1, 1, 10, 0] without area"),  # COCO train2017 has some
+        ([11, 1, 0, 10], "annotation 1 has bbox [11, 1, 0, 10] without area"),  # COCO train2017 has some
         ([30, 1, 15, 5], "annotation 1 has bbox [30, 1, 15, 5], partly outside its image of 40 x 30"),
         ([30, 1, 10.5, 5], None),
     ],
 )
 def test_quirks_of_coco_are_no_errors(tmp_path: Path, box: list[float], expected: str | None) -> None:
     content = _content()
-    content["annotations"][0]["bbox"] = box
+    x, y, width, height = box
+    polygon = [x, y, min(x + width, 40), y, min(x + width, 40), y + height]
+    content["annotations"][0].update(bbox=box, segmentation=[polygon], area=width * height / 2)
     _write(tmp_path, content)
     report = check_coco(tmp_path)
     assert not report.failed
@@ -277,6 +280,9 @@ def test_layouts(tmp_path: Path) -> None:
     (finding,) = check_coco(tmp_path).findings
     assert (finding.severity, finding.what) == ("warning", "has annotations of train alone")
     (tmp_path / "coco" / "train2017").rename(tmp_path / "coco" / "elsewhere")
-    assert [finding.what for finding in check_coco(tmp_path).findings if finding.severity == "error"] == [
-        "does not exist"
-    ]
+    found = check_coco(tmp_path).findings
+    assert [finding.severity for finding in found] == ["warning", "note"]  # the one folder that holds them
+    assert found[1].remedy == f"they are read from {tmp_path / 'coco' / 'elsewhere'}, this one as a.jpg"
+    (tmp_path / "coco" / "elsewhere" / "b.jpg").unlink()
+    (error,) = [finding for finding in check_coco(tmp_path).findings if finding.severity == "error"]
+    assert (error.file, error.what) == (str(tmp_path / "coco" / "train2017"), "does not exist")

@@ -15,9 +15,12 @@ from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.det.config import TTA, Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.data.check import check_coco
+from mimbench.det.data.coco import read_split
+from mimbench.det.data.splits import shared_images
 from mimbench.det.evaluation.draw import detected, draw_objects
 from mimbench.det.evaluation.predict import Seen, from_run
 from mimbench.det.model.build import build_detector
+from mimbench.det.recipes.mask_rcnn import mask_rcnn_handwritten
 from mimbench.det.run import run
 from mimbench.engine.data.datasets import coco_files
 from mimbench.engine.run.config import Compute, to_text
@@ -57,6 +60,8 @@ def test_from_data_to_numbers(make_coco, tmp_path) -> None:
     config = _config(make_coco(4), evaluate_every=2)
     directory = _run_dir(tmp_path / "run", config)
     outcome = run(config, directory)
+    assert not directory.plots.exists() or not any(directory.plots.iterdir())  # the result comes first
+    outcome.draw()
     assert {"box_ap", "mask_ap", "box_ap50", "mask_ap75"} <= set(outcome.metrics)
     assert all(0 <= value <= 100 for value in outcome.metrics.values())
     assert outcome.facts["rel_pos"] is True
@@ -146,6 +151,34 @@ def test_a_detector_is_evaluated_as_it_is(make_coco, tmp_path) -> None:
         replace(config, steps=0, checkpoint=None)
 
 
+def test_a_whole_detector_is_what_its_file_says_not_the_recipe(make_coco, edit, tmp_path, caplog) -> None:
+    """Other anchors, thresholds and sizes in the recipe change nothing; what is asked for is done and named."""
+    root = make_coco(3)
+    config = _config(root, heads=replace(_config(root).heads, score_threshold=0.0))
+    trained = _run_dir(tmp_path / "trained", config)
+    expected = run(config, trained).metrics
+    base = mask_rcnn_handwritten()
+    recipe = replace(base, data=str(root), single_class=False, checkpoint=str(trained.detector), steps=0, shown=0)
+    recipe = replace(recipe, compute=config.compute, evaluate_batch=2)
+    about = {"recipe": "det/mask_rcnn_handwritten", "stage": "det", "identity": "0"}
+    caplog.set_level("INFO")
+    outcome = run(recipe, RunDir.create(tmp_path / "recipe", to_text(recipe), about))
+    assert outcome.metrics == pytest.approx(expected)
+    assert outcome.facts["settings"] == "the checkpoint's"
+    assert "departures" not in outcome.facts
+    assert f"proposals.anchor_sizes=(16.0, 24.0, 32.0), not the recipe's {base.proposals.anchor_sizes}" in caplog.text
+    assert f"heads.score_threshold=0.0, not the recipe's {base.heads.score_threshold}" in caplog.text
+    asked = replace(recipe, heads=replace(recipe.heads, detections=1))
+    outcome = run(asked, RunDir.create(tmp_path / "asked", to_text(asked), about))
+    (departure,) = outcome.facts["departures"]
+    assert departure == "heads.detections=1, which was asked for; the detector was stored with 10"
+    assert from_run(RunDir(tmp_path / "asked")).config.proposals == config.proposals
+    for split in ("train", "val"):
+        edit(coco_files(root, split).annotations, lambda content: content["categories"][0].update(name="sphere"))
+    with pytest.raises(ValueError, match=r"instances_val2017\.json: category 9 is 'sphere', but 'disc' in .*\.pth"):
+        run(recipe, RunDir.create(tmp_path / "names", to_text(recipe), about))
+
+
 def test_an_encoder_is_loaded_and_named(make_coco, tmp_path) -> None:
     encoder, file = VisionTransformer(ENCODER), tmp_path / "encoder.safetensors"
     info = EncoderInfo(family="mimbench", vit=ENCODER, final_norm=False, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -184,6 +217,36 @@ def test_a_batch_beyond_the_data_is_refused(make_coco, tmp_path) -> None:
     config = _config(make_coco(2), batch=8)
     with pytest.raises(ValueError, match="lower the batch"):
         run(config, _run_dir(tmp_path / "run", config))
+
+
+def test_validation_images_that_are_training_images_are_said(make_coco, tmp_path, caplog) -> None:
+    root = make_coco(4)
+    train, val = (read_split(root, split) for split in ("train", "val"))
+    assert shared_images(train, val) == "val split"
+    (root / "val2017" / "2.png").write_bytes((root / "train2017" / "2.png").read_bytes())
+    assert shared_images(train, val) == "1 of 4 are training images"
+    copy = root / "annotations" / "instances_val2017.json"
+    copy.write_bytes((root / "annotations" / "instances_train2017.json").read_bytes())
+    for image in (root / "train2017").iterdir():
+        (root / "val2017" / image.name).unlink()
+        (root / "val2017" / image.name).symlink_to(image)
+    config = _config(root, checkpoint=None, steps=1, shown=0)
+    outcome = run(config, _run_dir(tmp_path / "run", config))
+    assert outcome.facts["validation"] == "the training images: the val split is a copy"
+    assert "validation images are training images; AP on them means little" in caplog.text
+
+
+def test_pictures_come_after_the_result_and_never_fail_it(make_coco, tmp_path, caplog) -> None:
+    config = _config(make_coco(3), steps=1)
+    directory = _run_dir(tmp_path / "run", config)
+    outcome = run(config, directory)
+    assert not list(directory.plots.glob("*"))
+    assert (directory.path / "predictions.json").is_file()
+    for image in (Path(config.data) / "val2017").iterdir():
+        image.unlink()
+    outcome.draw()
+    assert "not all of its pictures could be drawn" in caplog.text
+    assert (directory.plots / "precision_recall.png").is_file()  # needs no image
 
 
 @pytest.mark.slow

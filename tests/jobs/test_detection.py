@@ -84,6 +84,27 @@ def test_no_picture_is_written_over_another(trained: RunDir, tmp_path: Path) -> 
     assert {file.name for file in (tmp_path / "out").glob("*.png")} == set(names)
 
 
+def test_nothing_but_its_own_is_written_over(trained: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the images looked at, not a picture beside them, however the folder is named; its own pictures are."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.PNG", "c.jpg"):
+        _image(tmp_path / name, 0)
+    _image(tmp_path / "c.png", 1)  # not asked for, and where the picture of c.jpg would go
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    for out in (".", "link"):
+        done = mimbench("predict", trained.path, "a.png", "b.PNG", "c.jpg", "--out", out, "--json")
+        assert done.exit_code == 0, done.output
+        names = [Path(one["picture"]).name for one in json.loads(done.stdout)["images"]]
+        assert names == ["a-2.png", "b.png", "c-2.png"]
+        assert {file: file.read_bytes() for file in before} == before
+    (tmp_path / "results.json").write_text('{"mine": 1}')
+    done = mimbench("predict", trained.path, "a.png", "--out", ".")
+    assert done.exit_code == 1
+    assert "results.json exists and was not written by `mimbench predict`; name another folder" in done.output
+    assert json.loads((tmp_path / "results.json").read_text()) == {"mine": 1}
+
+
 def test_a_file_that_is_no_image_keeps_no_other_from_its_turn(trained: RunDir, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in (0, 2):

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from mimbench.engine.data.datasets import Split, image_root, unfit
-from mimbench.engine.data.folders import Paths, class_names, image_files, is_image, labelled_files
+from mimbench.engine.data.folders import Paths, class_names, image_files, is_data, is_image, labelled_files
 from mimbench.engine.data.layouts import webdataset
 from mimbench.engine.data.layouts.listing import Listing, by_class_and_name, require_known
 from mimbench.engine.data.layouts.tars import TarFiles, tar_files
@@ -159,7 +159,7 @@ def _loose(directory: Path) -> Path | None:
         return directory / "images"
     if not any(_images_in(directory)):
         return None
-    folders = (place.name for place in directory.iterdir() if place.is_dir() and not place.name.startswith("."))
+    folders = (place.name for place in directory.iterdir() if place.is_dir() and is_data(place.name))
     in_folders = any(any(image_files(directory, name)) for name in folders)  # not so of a development kit unpacked here
     return None if in_folders else directory
 

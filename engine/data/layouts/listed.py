@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mimbench.engine.data.datasets import Split, image_root, unfit
-from mimbench.engine.data.folders import Paths, image_files
+from mimbench.engine.data.folders import Paths, image_files, is_data
 from mimbench.engine.data.layouts.listing import Listing
 
 CATEGORIES = "categories_places365.txt"
@@ -70,7 +70,7 @@ def _lettered(directory: Path) -> bool:
     """Whether all folders in `directory` are single letters that hold folders and no images."""
     if not directory.is_dir():
         return False
-    folders = [place for place in directory.iterdir() if place.is_dir() and not place.name.startswith(".")]
+    folders = [place for place in directory.iterdir() if place.is_dir() and is_data(place.name)]
     if len(folders) < 2 or not all(len(place.name) == 1 and place.name.isalpha() for place in folders):
         return False
     return all(next(place.iterdir(), place).is_dir() for place in folders)

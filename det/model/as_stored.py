@@ -1,0 +1,96 @@
+"""A whole detector evaluated as it is: what its file says of it, not what the recipe happens to say.
+
+    stored = as_stored(config, run.read_about()["recipe"])
+    stored.config, stored.taken, stored.departures      # "heads.nms=0.5, not the recipe's 0.6"; what was asked for
+
+Weights alone do not tell anchors, thresholds, the size of images or how many detections are kept; a file that was
+written here does (`det.model.detector_file`). Only what a run was asked for departs from it: a value that is not the
+recipe's own. Of a file that does not say, as detectron2's do not, the recipe is all there is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from mimbench.backbones.weights import open_weights
+from mimbench.det.config import MaskRCNNConfig
+from mimbench.det.data.categories import Categories
+from mimbench.det.model.detector_config import described
+from mimbench.engine.run.process import rank_and_world
+
+log = logging.getLogger(__name__)
+
+GROUPS = ("vitdet", "proposals", "heads")  # all of them describe the detector
+SINGLE = ("image", "encoder")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is evaluated, and how it came about."""
+
+    config: MaskRCNNConfig
+    categories: Categories | None  # of the file; None if it does not say
+    taken: tuple[str, ...] = ()  # from the file, where the recipe says something else
+    departures: tuple[str, ...] = ()  # from the file, asked for
+
+    def facts(self) -> dict[str, Any]:
+        """For `result.json`: where the detector's settings are from."""
+        source = "the checkpoint's" if self.categories else "the recipe's: the checkpoint does not say"
+        about: dict[str, Any] = {"settings": source}
+        if self.departures:
+            about["departures"] = list(self.departures)
+        return about
+
+
+def as_stored(config: MaskRCNNConfig, recipe: str) -> Stored:
+    """`config`, made from `recipe` (by name), with the settings that the file of its checkpoint stores."""
+    about = described(open_weights(str(config.checkpoint), "detector"))
+    if about is None:
+        return Stored(config, None)
+    plain, taken, departures = _recipe(recipe), [], []
+    values: dict[str, dict[str, Any]] = {group: {} for group in (*GROUPS, "")}
+    for group, name in _settings(config):
+        ours, theirs = _value(config, group, name), _value(about.config, group, name)
+        if ours == theirs:
+            continue
+        key = f"{group}.{name}" if group else name
+        if plain is not None and ours != _value(plain, group, name):
+            departures.append(f"{key}={ours}, which was asked for; the detector was stored with {theirs}")
+            continue
+        values[group][name] = theirs
+        taken.append(f"{key}={theirs}, not the recipe's {ours}")
+    groups = {group: replace(getattr(config, group), **values[group]) for group in GROUPS}
+    if rank_and_world()[0] == 0:
+        for line in taken:
+            log.info("%s says %s", config.checkpoint, line)
+        for line in departures:
+            log.warning("%s departs from its file: %s", config.checkpoint, line)
+    categories = Categories.of(str(config.checkpoint), about.category_ids, about.categories)
+    return Stored(replace(config, **groups, **values[""]), categories, tuple(taken), tuple(departures))
+
+
+def _settings(config: MaskRCNNConfig) -> Iterator[tuple[str, str]]:
+    """Group ("" for none) and name of everything that describes a detector."""
+    for group in GROUPS:
+        yield from ((group, each.name) for each in fields(getattr(config, group)))
+    yield from (("", name) for name in SINGLE)
+
+
+def _value(config: MaskRCNNConfig, group: str, name: str) -> Any:
+    return getattr(getattr(config, group) if group else config, name)
+
+
+def _recipe(name: str) -> MaskRCNNConfig | None:
+    """The config of the recipe called `det/...`; None if there is none, as after it was renamed."""
+    stage, _, function = name.partition("/")
+    package = importlib.import_module("mimbench.det.recipes")
+    for module in pkgutil.iter_modules(package.__path__):
+        build = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), function, None)
+        if stage == "det" and callable(build) and isinstance(made := build(), MaskRCNNConfig):
+            return made
+    return None
