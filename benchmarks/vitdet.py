@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.backbones.pyramid import SimpleFeaturePyramid
 from mimbench.backbones.vitdet import Block, ViTDet
-from mimbench.backbones.window_attention import RelativeAttention
+from mimbench.backbones.window_attention import WindowAttention
 from mimbench.engine.run.config import Compute
 from mimbench.engine.run.process import autocast_dtype, device_name
 
@@ -126,7 +126,7 @@ def detectron2_backbone(case: Case) -> nn.Module:
 class PlainAttention(nn.Module):
     """Attention in its plain form, with the weights of another."""
 
-    def __init__(self, of: RelativeAttention) -> None:
+    def __init__(self, of: WindowAttention) -> None:
         super().__init__()
         self.of = of
 
