@@ -36,7 +36,7 @@ from mimbench.backbones.checkpoints.opening import parse_location
 from mimbench.backbones.checkpoints.timm_model import timm_model
 from mimbench.backbones.config import SIZES, Traits, ViT
 from mimbench.backbones.content import METADATA, tensors_hash
-from mimbench.backbones.vitdet import NOT_IN_VITDET, vitdet_reason
+from mimbench.backbones.vitdet import NOT_IN_VITDET, detectron2_reason
 from mimbench.engine.run.atomic import write_with
 
 Target = Literal["safetensors", "timm", "detectron2", "mae"]
@@ -192,7 +192,7 @@ def _departures(traits: Traits) -> str:
 
 def _detectron2(state: State, info: EncoderInfo) -> _Content:
     vit = info.vit
-    reason = vitdet_reason(info.traits)
+    reason = detectron2_reason(info.traits)
     if reason is not None:
         raise ValueError(reason)
     if vit.patch < LEAST_PATCH or vit.patch & (vit.patch - 1):
