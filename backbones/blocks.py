@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mimbench.backbones.config import Traits, ViT
 
-ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+ACTIVATIONS: dict[str, Any] = {
     "gelu": nn.GELU,
     "quick_gelu": QuickGELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),

@@ -1,14 +1,15 @@
 """BEiT's and SimMIM's tables of relative positions, in windows and on grids that they were not learned for.
 
-A table (rows, heads) is learned for a grid of n x n patches: its first (2 n - 1)^2 rows are what a key at (i, j) adds to
-the logit of a query at (y, x), row (y - i + n - 1) (2 n - 1) + (x - j + n - 1). Three more follow where there is a class
-token: what a patch adds to the class token's logit, the class token to a patch's, and the class token to its own.
+A table (rows, heads) is learned for a grid of n x n patches: its first (2 n - 1)^2 rows are what a key at (i, j) adds
+to the logit of a query at (y, x), row (y - i + n - 1) (2 n - 1) + (x - j + n - 1). Three more follow where there is a
+class token: what a patch adds to the class token's logit, the class token to a patch's, and the class token to its own.
 
-A grid that is not larger takes the middle of the table, which is exact: the distances in it are those of pretraining.
-A larger grid needs distances that were never seen. BEiT's detection and segmentation stretch the table for them: the
+A grid that is not larger takes the middle of the table, which is exact: the distances in it are those of pretraining. A
+larger grid needs distances that were never seen. BEiT's detection and segmentation stretch the table for them: the
 learned distances are taken to lie at 0, 1, 1 + q, 1 + q + q^2, ..., so that the nearest stay what they are and the last
-reaches as far as is needed, and a cubic spline through them gives the rest (microsoft/unilm, beit/semantic_segmentation/
-mmcv_custom/checkpoint.py). timm interpolates linearly on the same axis, which differs by up to .07 on values of .25.
+reaches as far as is needed, and a cubic spline through them gives the rest (microsoft/unilm,
+beit/semantic_segmentation/ mmcv_custom/checkpoint.py). timm interpolates linearly on the same axis, which differs by up
+to .07 on values of .25.
 """
 
 # n patches along a side of the learned grid, h and w of the grid asked for, P token before the patches
@@ -59,7 +60,9 @@ def resize_relative(table_RH: Tensor, grid: tuple[int, int], how: RelativeResize
         if new <= side:
             patches = patches.narrow(axis, side - new, 2 * new - 1)
         else:
-            patches = torch.tensordot(stretch(side, new, how).to(table_RH), patches.movedim(axis, 0), 1).movedim(0, axis)
+            patches = torch.tensordot(stretch(side, new, how).to(table_RH), patches.movedim(axis, 0), 1).movedim(
+                0, axis
+            )
     return torch.cat([patches.flatten(0, 1), table_RH[len(table_RH) - extra :]])
 
 

@@ -1,7 +1,7 @@
 """Rotary positions: queries and keys are turned by angles that depend on the place of their patch.
 
-    RotaryPositions     DINOv3's: places in -1..1, whatever the grid
-    EvaPositions        EVA-02's and the Perception Encoder's: places in patches of the pretraining grid
+RotaryPositions     DINOv3's: places in -1..1, whatever the grid
+EvaPositions        EVA-02's and the Perception Encoder's: places in patches of the pretraining grid
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RotaryPositions(nn.Module):
     they are taken from there. A grid's table is computed once, and again when the periods change.
     """
 
-    half = True  # a pair is channels j and j + d / 2
+    rotates_halves = True  # a pair is channels j and j + d / 2
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class EvaPositions(RotaryPositions):
     They are computed in double precision and kept in single, or in the encoder's where that is higher.
     """
 
-    half = False  # a pair is channels 2 j and 2 j + 1
+    rotates_halves = False  # a pair is channels 2 j and 2 j + 1
 
     def __init__(self, head_width: int, rope: Rope) -> None:
         nn.Module.__init__(self)

@@ -28,9 +28,18 @@ from torch.utils.checkpoint import checkpoint
 from mimbench.backbones import config
 from mimbench.backbones.blocks import LAYER_SCALE, build_mlp, norm_layer
 from mimbench.backbones.checkpoints.geometry import resize_table
-from mimbench.backbones.config import Interpolation, Kernel, Prefix, RelativeResize, RopeWindows, Table, Traits, ViT
+from mimbench.backbones.config import (
+    Interpolation,
+    Kernel,
+    PositionTable,
+    Prefix,
+    RelativeResize,
+    RopeWindows,
+    Traits,
+    ViT,
+)
 from mimbench.backbones.positions import resize_positions, square_side
-from mimbench.backbones.relative_table import CLASS_ROWS, resize_relative, table_side
+from mimbench.backbones.relative_table import resize_relative, table_side
 from mimbench.backbones.rotary import rotary_positions
 from mimbench.backbones.vitdet_traits import detectron2_reason, vitdet_reason
 from mimbench.backbones.window_attention import Side, WindowAttention, sides
@@ -146,23 +155,21 @@ class ViTDet(nn.Module):
         abs_pos: bool = True,
         drop_path: float = 0.0,
         prefix: Prefix = "drop",
-        table: Table = "resize",
+        positions: PositionTable = "resize",
         interpolation: Interpolation = "bicubic",
         rope_windows: RopeWindows = "window",
         relative_resize: RelativeResize = "cubic",
         norm: bool = False,
     ) -> None:
         """Args:
-        vit: sizes; `vit.image` is the pretraining image, which the position table is made for.
-        traits: what the encoder has beyond MAE's.
-        image: side of the images to come, in pixels; relative positions of global blocks are made for it.
-        window: side of a window in patches, or its rows and columns; None takes `config.vitdet_window`.
-        global_blocks: indices of the blocks that attend to the whole image; None takes `config.global_blocks`.
-        rel_pos: decomposed relative positions in every block, of an encoder that brings no table nor rotary ones.
-        abs_pos: the position table; without it an encoder's is left out.
-        drop_path: stochastic depth of the last block; rises linearly from 0.
-        prefix: what becomes of class token and registers, see the top of the file.
-        table: resize the position table to the image's grid; or tile it, so that each window of the table's size sees
+        vit: sizes; `vit.image` is the pretraining image, which the position table is made for. traits: what the encoder
+        has beyond MAE's. image: side of the images to come, in pixels; relative positions of global blocks are made for
+        it. window: side of a window in patches, or its rows and columns; None takes `config.vitdet_window`.
+        global_blocks: indices of the blocks that attend to the whole image; None takes `config.global_blocks`. rel_pos:
+        decomposed relative positions in every block, of an encoder that brings no table nor rotary ones. abs_pos: the
+        position table; without it an encoder's is left out. drop_path: stochastic depth of the last block; rises
+        linearly from 0. prefix: what becomes of class token and registers, see the top of the file. positions: resize
+        the position table to the image's grid; or tile it, so that each window of the table's size sees
             it whole, as in pretraining (Perception Encoder).
         interpolation: how it is resized; detectron2's way is bicubic.
         rope_windows: rotary positions count from each window's corner, in steps of a window of that many patches
@@ -185,7 +192,7 @@ class ViTDet(nn.Module):
         self.vit, self.traits = vit, traits
         self.prefix: Prefix = prefix if traits.class_token else "drop"
         self.window = config.vitdet_window(vit, traits, image) if window is None else window
-        self.table, self.interpolation, self.rope_windows = table, interpolation, rope_windows
+        self.positions, self.interpolation, self.rope_windows = positions, interpolation, rope_windows
         self.relative_resize = relative_resize
         self.recompute = False  # trade time for memory: the backward pass computes each block again
         self.patch_embed = PatchEmbed(vit.patch, vit.width, traits)
@@ -197,6 +204,7 @@ class ViTDet(nn.Module):
                 self.reg_token = nn.Parameter(torch.zeros(1, traits.registers, vit.width))
         self.rope = rotary_positions(vit.width // vit.heads, traits)
         self.norm_pre = norm_layer(traits)(vit.width) if traits.pre_norm else nn.Identity()
+        self.is_global = tuple(index in chosen for index in range(vit.depth))
         rates = [drop_path * index / max(vit.depth - 1, 1) for index in range(vit.depth)]
         self.blocks = nn.ModuleList(
             Block(
@@ -231,8 +239,8 @@ class ViTDet(nn.Module):
         tokens_BhwD = self.norm_pre(tokens_BhwD)
         prefix_BPD = self._prefix(tokens_BhwD)
         whole, windowed = self._ropes(grid)
-        for block in self.blocks:
-            rope = windowed if block.attn.window else whole
+        for block, is_global in zip(self.blocks, self.is_global, strict=True):
+            rope = whole if is_global else windowed
             if self.recompute and torch.is_grad_enabled():
                 tokens_BhwD, prefix_BPD = checkpoint(block, tokens_BhwD, prefix_BPD, rope, use_reentrant=False)
             else:
@@ -241,9 +249,9 @@ class ViTDet(nn.Module):
 
     def _positions(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
         """The rows of the patches, (1, h, w, D) or (h, w, D), of the table (1, 1 + n * n, D)."""
-        if self.table == "resize" and self.interpolation == "bicubic":
+        if self.positions == "resize" and self.interpolation == "bicubic":
             return resize_positions(table, grid)[:, 1:].unflatten(1, grid)
-        if self.table == "resize":
+        if self.positions == "resize":
             return resize_table(table, grid, self.interpolation)[:, 1:].unflatten(1, grid)
         side = square_side(table)
         times = [-(-new // side) for new in grid]
@@ -256,8 +264,8 @@ class ViTDet(nn.Module):
         token = self.cls_token if self.pos_embed is None else self.cls_token + self.pos_embed[:, :1]
         first = torch.cat([token, self.reg_token], dim=1) if self.traits.registers else token
         first = self.norm_pre(first.to(tokens_BhwD.dtype))
-        windowed = any(block.attn.window for block in self.blocks)
-        copies = count_windows(tokens_BhwD.shape[1:3], self.window) if self.prefix == "copies" and windowed else 1
+        copied = self.prefix == "copies" and not all(self.is_global)
+        copies = count_windows(tokens_BhwD.shape[1:3], self.window) if copied else 1
         return first.repeat(1, copies, 1).expand(len(tokens_BhwD), -1, -1)
 
     def _ropes(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:

@@ -1,4 +1,4 @@
-"""What ViTDet makes of an encoder's traits: what it refuses, what detectron2's lacks, and what it does with the rest."""
+"""What ViTDet does with an encoder's traits, which it refuses, and which detectron2's ViT lacks."""
 
 from __future__ import annotations
 

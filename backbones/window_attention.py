@@ -1,6 +1,7 @@
 """Attention over a grid of tokens, in windows or over the whole grid, with the positions that the encoder has.
 
-Decomposed relative positions (ViTDet; detectron2's `Attention`): with q, k, v of a head, query at (y, x), key at (i, j),
+Decomposed relative positions (ViTDet; detectron2's `Attention`): with q, k, v of a head, query at (y, x), key at (i,
+j),
 
     logit = q . k / sqrt(width of a head) + q . R_h[y - i] + q . R_w[x - j]
 
@@ -42,8 +43,8 @@ CACHED = 2**19  # logits that stay in the cache while a few rows are worked on
 class WindowAttention(nn.Module):
     """Multi-head self-attention over a grid, and over the tokens before it where there are any.
 
-    Parameters are `qkv` and `proj`; `rel_pos_h` and `rel_pos_w` with `rel_pos`; and by the encoder's traits `q_bias` and
-    `v_bias`, `norm`, `relative_position_bias_table`, by timm's names.
+    Parameters are `qkv` and `proj`; `rel_pos_h` and `rel_pos_w` with `rel_pos`; and by the encoder's traits `q_bias`
+    and `v_bias`, `norm`, `relative_position_bias_table`, by timm's names.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class WindowAttention(nn.Module):
         class_rows: a table of relative positions has rows for the class token, which takes part.
         """
         super().__init__()
-        self.heads, self.window, self.half = heads, window, traits.rope is None
+        self.heads, self.window, self.rotates_halves = heads, window, traits.rope is None
         self.qkv = nn.Linear(width, 3 * width, bias=traits.qkv_bias and not traits.separate_bias)
         self.proj = nn.Linear(width, width, bias=traits.proj_bias)
         self.rel_pos_h: nn.Parameter | None = None
@@ -105,7 +106,7 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.reshape(3, images * down * across, self.heads, side_h * side_w, -1).unbind(0)
         if rope is not None:
             table = rope if rope.ndim == 2 else rope[:, None].repeat(images, 1, 1, 1)
-            q, k = rotated(q, table, self.half), rotated(k, table, self.half)
+            q, k = (rotated(part, table, self.rotates_halves) for part in (q, k))
         before = 0
         if prefix_BWPD is not None:
             before = prefix_BWPD.shape[2]

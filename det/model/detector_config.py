@@ -23,11 +23,12 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoints.file_kind import kind_of
 from mimbench.backbones.checkpoints.opening import parse_location
-from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.config import SIZES, Interpolation, Traits, ViT
 from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.engine.run.config import from_text
 
+PLAIN = Traits()
 ABOUT = "detector"  # the key of what we write beside the weights
 LVIS_CLASSES = 1203
 RGB = tuple[float, float, float]
@@ -42,6 +43,8 @@ class Described:
     categories: tuple[str, ...]  # their names; empty where the file does not say
     mean: RGB = IMAGENET_MEAN  # of the images, as fractions of 255
     std: RGB = IMAGENET_STD
+    traits: Traits = PLAIN  # of the encoder
+    interpolation: Interpolation = "bicubic"  # of its position table
 
 
 def described(path: str | Path) -> Described | None:
@@ -57,7 +60,15 @@ def described(path: str | Path) -> Described | None:
         return None
     about = json.loads(text)
     config = from_text(MaskRCNNConfig, about["config"], str(path))
-    return Described(config, tuple(about["ids"]), tuple(about["names"]), _rgb(about["mean"]), _rgb(about["std"]))
+    return Described(
+        config=config,
+        category_ids=tuple(about["ids"]),
+        categories=tuple(about["names"]),
+        mean=_rgb(about["mean"]),
+        std=_rgb(about["std"]),
+        traits=Traits(**about.get("traits", {})),
+        interpolation=about.get("interpolation", "bicubic"),
+    )
 
 
 def _rgb(values: Sequence[float]) -> RGB:

@@ -1,7 +1,7 @@
 """ViTDet from traits, against the originals' own numbers: golden/vitdet_any.json, whose `rule` and `sources` say how.
 
-EVA-02's and the Perception Encoder's detectors, RF-DETR, RADIO's windows, SAM's encoder, BEiT in ViT-Adapter, DINOv3 and
-timm's encoders, all tiny, square and not; and `proposed`, a slow reference on timm's blocks that equals RADIO and
+EVA-02's and the Perception Encoder's detectors, RF-DETR, RADIO's windows, SAM's encoder, BEiT in ViT-Adapter, DINOv3
+and timm's encoders, all tiny, square and not; and `proposed`, a slow reference on timm's blocks that equals RADIO and
 RF-DETR to 1e-15, for what no original has (every prefix and both origins of rotary positions in each family).
 """
 
@@ -99,9 +99,10 @@ def ours(weights: Mapping[str, Tensor], traits: Traits) -> dict[str, Tensor]:
     """The same by our names, without what is no part of the encoder."""
     made: dict[str, Tensor] = {}
     for key, value in weights.items():
+        renamed = key
         for rule, name in NAMES:
-            key = re.sub(rule, name, key)
-        made[key] = value
+            renamed = re.sub(rule, name, renamed)
+        made[renamed] = value
     for key in [key for key in made if key.endswith(".attn.q_proj.weight")]:
         at = key.removesuffix("q_proj.weight")
         made[f"{at}qkv.weight"] = torch.cat([made.pop(f"{at}{part}_proj.weight") for part in "qkv"])
@@ -187,14 +188,14 @@ def test_the_perception_encoders_detector(name: str) -> None:
     case, config = CASES[name], CASES[name]["config"]
     traits = replace(PE_DETECTOR, layer_scale="init_values" in config)
     options = {"window": config["window_size"], "global_blocks": (1, 3)}
-    table = "tile" if config["tile_posemb"] else "resize"
-    made = the_map(TINY, traits, ours(original_weights(case), traits), (96, 96), ViTDet, table=table, **options)
+    positions = "tile" if config["tile_posemb"] else "resize"
+    made = the_map(TINY, traits, ours(original_weights(case), traits), (96, 96), ViTDet, positions=positions, **options)
     check(made, case["out"], rel=1e-6)  # as above
 
 
 @pytest.mark.parametrize("name", of("rf_detr"))
 def test_rf_detrs_windows(name: str) -> None:
-    case, config, size = CASES[name], CASES[name]["config"], size_of(name.split("_")[-1])
+    case, config, size = CASES[name], CASES[name]["config"], size_of(name.rsplit("_", maxsplit=1)[-1])
     traits = replace(DINOV2, registers=config["num_register_tokens"])
     window = (size[0] // 8 // config["num_windows"], size[1] // 8 // config["num_windows"])
     options = {"prefix": "copies", "norm": True, "interpolation": "bicubic-antialias", "global_blocks": (1, 3)}
@@ -212,7 +213,7 @@ def test_radios_windows(name: str) -> None:
     model = SingleTable(TINY, traits, image=96, rel_pos=False, window=window, global_blocks=blocks, prefix="global",
                         interpolation="bicubic-antialias", norm=True).double()  # fmt: skip
     model.load_encoder(state, traits)
-    tokens, prefix = model.encode(images(*size_of(name.split("_")[-1])))
+    tokens, prefix = model.encode(images(*size_of(name.rsplit("_", maxsplit=1)[-1])))
     check(tokens.permute(0, 3, 1, 2), case["out"])
     assert prefix is not None
     assert prefix.sum().item() == pytest.approx(case["prefix_sum"], abs=1e-9)
@@ -229,7 +230,7 @@ def test_detectron2s_and_sams(name: str) -> None:
     state = ours(weights, traits)
     model.load_encoder({key: value for key, value in state.items() if ".rel_pos_" not in key}, traits)
     model.load_state_dict({key: value for key, value in state.items() if ".rel_pos_" in key}, strict=False)
-    made = model(images(*size_of(name.split("_")[-1])))
+    made = model(images(*size_of(name.rsplit("_", maxsplit=1)[-1])))
     if "neck.0.weight" in weights:
         made = F.conv2d(made, weights["neck.0.weight"])
         made = _channel_norm(made, weights["neck.1.weight"], weights["neck.1.bias"])
@@ -248,18 +249,19 @@ def test_beit_in_vit_adapter(name: str) -> None:
     windows = [side or 0 for side in config["window_size"]]
     traits = BEIT if config.get("use_rel_pos_bias") else DINOV2
     state = ours(original_weights(case), traits)
-    model = ViTDet(TINY, traits, image=96, window=windows[0], rel_pos=False, abs_pos=False,
-                   global_blocks=[block for block, side in enumerate(windows) if side != windows[0]]).double()  # fmt: skip
+    blocks = [block for block, side in enumerate(windows) if side != windows[0]]
+    options = {"window": windows[0], "global_blocks": blocks, "rel_pos": False, "abs_pos": False}
+    model = ViTDet(TINY, traits, image=96, **options).double()
     model.load_encoder(state, traits)
     for block, side in zip(model.blocks, windows, strict=True):
         block.attn.window = side  # its larger windows, too, are filled where they stick out
-    check(model(images(*size_of(name.split("_")[-1]))), case["out"])
+    check(model(images(*size_of(name.rsplit("_", maxsplit=1)[-1]))), case["out"])
 
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("name", [*of("dinov3_authors"), *of("timm_plain")])
 def test_with_all_blocks_global_it_is_the_plain_encoder(name: str, norm: bool) -> None:
-    case, group = CASES[name], name.split("/")[0]
+    case, group = CASES[name], name.split("/", maxsplit=1)[0]
     family, size = name.split("/")[1].rsplit("_", 1)
     traits = TIMM[{"mlp": "dinov3_qkvb", "swiglu": "dinov3_swiglu"}.get(family, family)]
     if family == "swiglu":

@@ -1,4 +1,4 @@
-"""ViTDet of every kind of encoder: equal to the plain encoder, learning in all its parts, in windows as one at a time."""
+"""ViTDet of every kind of encoder: equal to the plain encoder, and learning in all its parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def drawn(traits: Traits, final_norm: bool = False) -> VisionTransformer:
     model = VisionTransformer(TINY, final_norm, traits=traits, interpolation="bicubic").double()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight += 0.3 * torch.randn_like(weight) / (1 if weight.ndim == 1 or "token" in name else 4)
+            weight.add_(torch.randn_like(weight), alpha=0.3 if weight.ndim == 1 or "token" in name else 0.08)
     return model
 
 
@@ -139,7 +139,8 @@ def test_windows_and_global_blocks_follow_the_encoder() -> None:
         wide = ViTDet(replace(SIZES["B"], image=256), FAMILIES["dinov3"])
     assert [index for index, block in enumerate(large.blocks) if not block.attn.window] == [5, 11, 17, 23]
     assert (large.window, wide.window) == (14, 16)
-    for image, patch, window in ((512, 16, 32), (256, 16, 16), (448, 14, 32), (224, 16, 16), (384, 16, 16), (518, 14, 16)):
+    expected = ((512, 16, 32), (256, 16, 16), (448, 14, 32), (224, 16, 16), (384, 16, 16), (518, 14, 16))
+    for image, patch, window in expected:
         vit = ViT(768, 12, 12, patch, image)  # 14, 24 and 37 patches do not divide 64, and 14 is MAE's alone
         assert vitdet_window(vit, FAMILIES["clip"], image=64 * patch) == window
     assert vitdet_window(ViT(768, 12, 12, 16, 224), Traits(rope=Rope(32)), image=1024) == 32
