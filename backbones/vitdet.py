@@ -18,6 +18,7 @@ With all blocks global and the prefix kept, the map is the plain encoder's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale, resample_patch_embed
@@ -183,12 +184,7 @@ class ViTDet(nn.Module):
         """
         super().__init__()
         chosen = config.global_blocks(vit.depth) if global_blocks is None else tuple(global_blocks)
-        if any(not 0 <= index < vit.depth for index in chosen):
-            raise ValueError(f"global_blocks={chosen}: the encoder's blocks are 0..{vit.depth - 1}")
-        if image % vit.patch:
-            raise ValueError(f"image={image} must be a multiple of the encoder's patch={vit.patch}")
-        if (reason := vitdet_reason(traits, prefix)) is not None:
-            raise ValueError(reason)
+        _require_fit(vit, traits, chosen, image, prefix)
         self.vit, self.traits = vit, traits
         self.prefix: Prefix = prefix if traits.class_token else "drop"
         self.window = config.vitdet_window(vit, traits, image) if window is None else window
@@ -205,20 +201,13 @@ class ViTDet(nn.Module):
         self.rope = rotary_positions(vit.width // vit.heads, traits)
         self.norm_pre = norm_layer(traits)(vit.width) if traits.pre_norm else nn.Identity()
         self.is_global = tuple(index in chosen for index in range(vit.depth))
-        rates = [drop_path * index / max(vit.depth - 1, 1) for index in range(vit.depth)]
-        self.blocks = nn.ModuleList(
-            Block(
-                vit.width,
-                vit.heads,
-                window=0 if index in chosen else self.window,
-                grid=image // vit.patch,
-                rel_pos=rel_pos and traits.positions == "absolute" and not traits.rotary,
-                drop_path=rate,
-                traits=traits,
-                prefix=self.prefix,
-            )
-            for index, rate in enumerate(rates)
-        )
+        self.blocks = nn.ModuleList()
+        for index in range(vit.depth):
+            windowed = 0 if self.is_global[index] else self.window
+            options: dict[str, Any] = {"window": windowed, "grid": image // vit.patch, "traits": traits}
+            options |= {"prefix": self.prefix, "drop_path": drop_path * index / max(vit.depth - 1, 1)}
+            options["rel_pos"] = rel_pos and traits.positions == "absolute" and not traits.rotary
+            self.blocks.append(Block(vit.width, vit.heads, **options))
         self.norm = norm_layer(traits)(vit.width) if norm else nn.Identity()
         for token in (self.pos_embed, *(getattr(self, name, None) for name in PREFIX)):
             if token is not None:
@@ -326,6 +315,16 @@ class ViTDet(nn.Module):
         side, kept = table_side(len(like))
         resized = resize_relative(table, (side, side), self.relative_resize)
         return resized if kept else resized[: len(resized) - table_side(len(table))[1]]
+
+
+def _require_fit(vit: ViT, traits: Traits, global_blocks: Sequence[int], image: int, prefix: Prefix) -> None:
+    """Refuse what `ViTDet` says it refuses."""
+    if any(not 0 <= index < vit.depth for index in global_blocks):
+        raise ValueError(f"global_blocks={tuple(global_blocks)}: the encoder's blocks are 0..{vit.depth - 1}")
+    if image % vit.patch:
+        raise ValueError(f"image={image} must be a multiple of the encoder's patch={vit.patch}")
+    if (reason := vitdet_reason(traits, prefix)) is not None:
+        raise ValueError(reason)
 
 
 def _initialise(module: nn.Module) -> None:

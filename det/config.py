@@ -72,6 +72,12 @@ class ViTDetConfig:
         if any(finer != 2 * coarser for finer, coarser in pairwise(self.scales)):
             raise ValueError(f"vitdet.scales={list(self.scales)} must halve from each map to the next")
 
+    def beyond_detectron2(self) -> list[str]:
+        """The settings, as key=value, that detectron2's ViTDet has nothing like."""
+        names = ("prefix", "positions", "rope_windows", "relative_resize", "norm")
+        own = [name for name in names if getattr(self, name) != getattr(ViTDetConfig(), name)]
+        return [f"vitdet.{name}={getattr(self, name)}" for name in own] + ["vitdet.window=none"] * (self.window is None)
+
     def attend_globally(self, depth: int) -> tuple[int, ...]:
         """`global_blocks` in an encoder of `depth` blocks; by default the last of each quarter (ViTDet, 3.2)."""
         return global_blocks(depth) if self.global_blocks is None else self.global_blocks

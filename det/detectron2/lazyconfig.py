@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.backbones.config import ViT
-from mimbench.det.config import MaskRCNNConfig, ViTDetConfig
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.detectron2.installed import COMMIT
 from mimbench.det.optim import MILESTONE_FACTOR, WARMUP_FACTOR
 from mimbench.engine.data.datasets import CocoFiles
 
-ONLY_OURS = ("prefix", "positions", "rope_windows", "relative_resize", "norm")  # of `vitdet`
 OLD_NAME = """
 if not hasattr(numpy, "float"):
     numpy.float = float  # the package lvis, which measures, wants this name that numpy has dropped
@@ -53,11 +52,9 @@ def refusal(config: MaskRCNNConfig) -> str | None:
     """Why detectron2 cannot train this recipe as it is; None if it can."""
     views, clip = config.test_time_augmentation, config.grad_clip
     flip, parts = config.augment.flip, config.compute.accumulate
-    vitdet, plain = config.vitdet, ViTDetConfig()
-    ours = [name for name in ONLY_OURS if getattr(vitdet, name) != getattr(plain, name)]
+    ours = config.vitdet.beyond_detectron2()
     lacking = {
-        f"vitdet.{ours[0] if ours else ''}: its ViT has nothing like it; leave it at its default": bool(ours),
-        "vitdet.window=none: its ViT wants a number; vitdet.window=14": vitdet.window is None,
+        f"{', '.join(ours)}: its ViT has nothing like it; leave it at its default": bool(ours),
         "steps=0: there is nothing to train; engine=mimbench evaluates": config.steps == 0,
         "proposals.norm=true: its proposal head has none; proposals.norm=false": config.proposals.norm,
         f"grad_clip={clip}: its lazy configs do not clip gradients; grad_clip=none": clip is not None,
