@@ -8,7 +8,9 @@ from typing import Literal, get_args
 from mimbench.engine.run.config import science
 
 Positions = Literal["absolute", "relative", "rope", "none"]
-Interpolation = Literal["bicubic", "bicubic-antialias", "bicubic-offset", "regenerate"]  # `positions.resize_positions`
+Interpolation = Literal[
+    "bicubic", "bicubic-antialias", "bicubic-offset", "bilinear-antialias", "regenerate"
+]  # `positions.resize_positions`
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 MlpKind = Literal["mlp", "swiglu", "swiglu_split"]
 Norm = Literal["layer", "rms"]

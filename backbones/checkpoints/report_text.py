@@ -30,6 +30,7 @@ POSITIONS = {
 RESIZED = {
     "bicubic": "bicubic",
     "bicubic-antialias": "bicubic with antialiasing",
+    "bilinear-antialias": "bilinear with antialiasing",
     "bicubic-offset": "bicubic, by DINO's factor",
     "regenerate": "made anew",
 }

@@ -1,4 +1,4 @@
-"""Detectors on encoders unlike MAE's: a few training steps, each from a file that timm made, and the trained detector read.
+"""Detectors on encoders unlike MAE's: a few training steps from files that timm made, and the detectors' own files.
 
 What the backbone computes is held to the originals in tests/backbones/test_vitdet_golden.py.
 """
