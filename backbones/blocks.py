@@ -1,27 +1,32 @@
-"""The blocks of an encoder by its traits, all of them timm's own, and DINOv3's rotary positions.
+"""The blocks of an encoder by its traits, all of them timm's own.
 
     plain, LayerScale, SwiGLU, ...   timm.models.vision_transformer.Block, with the MLP below
     positions="relative"             timm.models.beit.Block: a table of biases in each block (BEiT, SimMIM)
-    positions="rope"                 timm.models.eva.EvaBlock: queries and keys are rotated by position (DINOv3)
+    positions="rope", or rope=...    timm.models.eva.EvaBlock: queries and keys are rotated by position (DINOv3, EVA-02)
 
 Parameters are named as timm names them, so that timm's files load by name and ours go back.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import timm.layers
 import torch
 import torch.nn.functional as F
-from timm.layers import QuickGELU, SwiGLU, SwiGLUPacked
+from timm.layers import QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
 from mimbench.backbones.config import Traits, ViT
 
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": nn.GELU,
+    "quick_gelu": QuickGELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+}
 LAYER_SCALE = 1.0  # where training of a new encoder starts; a checkpoint brings its own
 
 
@@ -35,6 +40,7 @@ class Mlp(timm.layers.Mlp):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (..., D) to the same."""
         exact = isinstance(self.act, nn.GELU) and self.act.approximate == "none" and self.fc2.bias is not None
+        exact = exact and isinstance(self.norm, nn.Identity)
         if not (exact and self.drop1.p == self.drop2.p == 0 and torch.is_grad_enabled()):
             plain: Tensor = super().forward(tokens)
             return plain
@@ -62,56 +68,49 @@ class _GeluLinear(torch.autograd.Function):
         return inner, gradient_MD.mT @ F.gelu(hidden).flatten(0, -2), gradient_MD.sum(0)
 
 
+def norm_layer(traits: Traits) -> Callable[[int], nn.Module]:
+    """What makes a norm of the encoder's kind, of a width."""
+    return partial(RmsNorm if traits.norm == "rms" else nn.LayerNorm, eps=traits.norm_eps)
+
+
 def build_block(shape: ViT, traits: Traits, drop_path: float = 0.0) -> nn.Module:
-    """One block: tokens (B, T, D) to the same; with rotary positions also `rope`, from `RotaryPositions`."""
+    """One block: tokens (B, T, D) to the same; with rotary positions also `rope`, from `rotary_positions`."""
     options: dict[str, Any] = {
         "qkv_bias": traits.qkv_bias,
         "init_values": LAYER_SCALE if traits.layer_scale else None,
         "drop_path": drop_path,
-        "norm_layer": partial(nn.LayerNorm, eps=traits.norm_eps),
+        "norm_layer": norm_layer(traits),
     }
     block: nn.Module
     if traits.positions == "relative":
         block = beit.Block(shape.width, shape.heads, window_size=(shape.grid, shape.grid), **options)
-    elif traits.positions == "rope":
-        block = eva.EvaBlock(shape.width, shape.heads, num_prefix_tokens=traits.prefix, rotate_half=True, **options)
+    elif traits.rotary:
+        kind = "eva" if traits.separate_bias else "rope"  # timm's attention without a bias of keys, and with one
+        options |= {"attn_type": kind, "scale_attn_inner": traits.attention_norm, "rotate_half": traits.rope is None}
+        block = eva.EvaBlock(shape.width, shape.heads, num_prefix_tokens=traits.prefix, **options)
     else:
+        options |= {"scale_attn_norm": traits.attention_norm}
         block = vision_transformer.Block(shape.width, shape.heads, mlp_layer=Mlp, **options)
-    if traits.activation != "gelu" or traits.mlp != "mlp" or traits.hidden is not None:
-        block.mlp = _mlp(shape.width, traits)
+    if not traits.proj_bias:
+        block.attn.proj = nn.Linear(shape.width, shape.width, bias=False)
+    if _own_mlp(traits):
+        block.mlp = build_mlp(shape.width, traits)
     return block
 
 
-def _mlp(width: int, traits: Traits) -> nn.Module:
+def _own_mlp(traits: Traits) -> bool:
+    """The MLP is another than timm's blocks come with."""
+    plain = Traits()
+    names = ("activation", "mlp", "hidden", "mlp_bias", "mlp_norm")
+    return any(getattr(traits, name) != getattr(plain, name) for name in names)
+
+
+def build_mlp(width: int, traits: Traits) -> nn.Module:
+    """What follows attention in a block: tokens (..., D) to the same, by timm's names."""
     hidden = traits.hidden or 4 * width
+    options: dict[str, Any] = {"bias": traits.mlp_bias, "norm_layer": norm_layer(traits) if traits.mlp_norm else None}
     if traits.mlp == "swiglu":
-        return SwiGLUPacked(width, 2 * hidden)
+        return SwiGLUPacked(width, 2 * hidden, **options)
     if traits.mlp == "swiglu_split":
-        return SwiGLU(width, hidden)
-    return Mlp(width, hidden, act_layer=QuickGELU if traits.activation == "quick_gelu" else nn.GELU)
-
-
-class RotaryPositions(nn.Module):
-    """DINOv3's axial rotary positions for a grid of any size; no weights, but `periods` in the checkpoint.
-
-    The patch in row i of h lies at 2 (i + 1/2) / h - 1, in -1..1, and likewise in its column; each period p turns a
-    pair of channels by 2 pi of that over p. The released files hold the periods in bfloat16's precision, which is why
-    they are taken from there.
-    """
-
-    def __init__(self, head_width: int) -> None:
-        super().__init__()
-        self.register_buffer("periods", rotary_periods(head_width))
-        self.periods: Tensor
-
-    def forward(self, grid: tuple[int, int]) -> Tensor:
-        """(h * w, 2 d): for each patch the sines, then the cosines, of the d channels of a head."""
-        axes = [2 * (torch.arange(side).to(self.periods) + 0.5) / side - 1 for side in grid]
-        place_hw2 = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-        angle = (2 * math.pi * place_hw2[..., None] / self.periods).flatten(2).flatten(0, 1).tile(2)
-        return torch.cat([angle.sin(), angle.cos()], dim=-1)
-
-
-def rotary_periods(head_width: int, base: float = 100.0) -> Tensor:
-    """The periods (d / 4,) that DINOv3 starts from, for heads `head_width` wide: base ** (2 i / (d / 2))."""
-    return base ** (torch.arange(head_width // 4) / (head_width / 4))
+        return SwiGLU(width, hidden, **options)
+    return Mlp(width, hidden, act_layer=ACTIVATIONS[traits.activation], **options)

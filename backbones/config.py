@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from mimbench.engine.run.config import science
 
 Positions = Literal["absolute", "relative", "rope", "none"]
-Interpolation = Literal["bicubic", "bicubic-antialias", "bicubic-offset", "regenerate"]  # `positions.resize_positions`
-Activation = Literal["gelu", "quick_gelu"]
+Interpolation = Literal[
+    "bicubic", "bicubic-antialias", "bicubic-offset", "bilinear-antialias", "regenerate"
+]  # `positions.resize_positions`
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 MlpKind = Literal["mlp", "swiglu", "swiglu_split"]
+Norm = Literal["layer", "rms"]
+Prefix = Literal["drop", "global", "copies"]  # what becomes of class token and registers in ViTDet, see `vitdet`
+PositionTable = Literal["resize", "tile"]  # what becomes of a table of absolute positions there
+RopeWindows = Literal["window", "image"]  # where rotary positions count from, in a window
+Kernel = Literal["bicubic", "pseudo-inverse"]  # how a patch kernel is resampled; the latter keeps its responses
+RelativeResize = Literal["cubic", "linear", "none"]  # `relative_table`
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,27 @@ class ViT:
 
 
 @dataclass(frozen=True)
+class Rope:
+    """Axial rotary positions of EVA-02 and the Perception Encoder; DINOv3's are `positions="rope"` of `Traits`.
+
+    The patch in row i of h lies at (i + offset) * span / h, and likewise in its column: an image of another size takes
+    finer or coarser steps over the same span. Channel pair j of d / 4 turns by that times theta ** (-4 j / d).
+    Sources: baaivision/EVA, EVA-02/asuka/rope.py; timm's `build_rotary_pos_embed`.
+    """
+
+    span: int | None  # patches along one side of a pretraining image; None: steps of 1 at every size
+    theta: float = 10_000.0
+    order: Literal["yx", "xy"] = "yx"  # whether the row or the column turns the first half of a head's channels
+    offset: float = 0.0  # 1 where a class token lies at (0, 0)
+
+    def __post_init__(self) -> None:
+        if (self.span is not None and self.span < 1) or self.theta <= 0:
+            raise ValueError(f"span={self.span} and theta={self.theta} of rotary positions must be positive")
+        if self.order not in ("yx", "xy"):
+            raise ValueError(f"order={self.order!r} of rotary positions must be yx or xy")
+
+
+@dataclass(frozen=True)
 class Traits:
     """What an encoder has beyond, or without, what MAE's plain ViT has; the defaults are MAE's.
 
@@ -59,9 +88,20 @@ class Traits:
     patch_bias: bool = True
     qkv_bias: bool = True
     norm_eps: float = 1e-6
+    rope: Rope | None = None  # rotary positions beside those of `positions` (EVA-02, Perception Encoder)
+    key_bias: bool = True  # False: of queries and values alone (EVA-02), as always with a relative table or DINOv3's
+    proj_bias: bool = True  # of attention's projection
+    mlp_bias: bool = True
+    attention_norm: bool = False  # a norm before attention's projection (EVA02-CLIP)
+    mlp_norm: bool = False  # a norm inside the MLP (EVA-02)
+    patch_norm: bool = False  # a norm of embedded patches, before positions are added (AIMv2)
+    norm: Norm = "layer"
 
     def __post_init__(self) -> None:
-        for name, among in (("positions", Positions), ("activation", Activation), ("mlp", MlpKind)):
+        if isinstance(self.rope, dict):  # from the JSON of a file's metadata
+            object.__setattr__(self, "rope", Rope(**self.rope))
+        choices = {"positions": Positions, "activation": Activation, "mlp": MlpKind, "norm": Norm}
+        for name, among in choices.items():
             if getattr(self, name) not in get_args(among):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} of the encoder must be one of {', '.join(get_args(among))}"
@@ -72,6 +112,8 @@ class Traits:
             raise ValueError(f"norm_eps={self.norm_eps} of the encoder must be above 0")
         if self.registers and not self.class_token:
             raise ValueError(f"registers={self.registers} need a class token before them, as in DINOv2")
+        if self.rope is not None and self.positions in ("relative", "rope"):
+            raise ValueError(f"rope cannot stand beside positions={self.positions}, which place each pair themselves")
 
     @property
     def prefix(self) -> int:
@@ -83,6 +125,26 @@ class Traits:
         """It is MAE's ViT, which everything here can use."""
         return self == Traits()
 
+    @property
+    def mae_like(self) -> bool:
+        """It is MAE's ViT, with or without a class token: detectron2's ViTDet can be it as well."""
+        return replace(self, class_token=True).plain
+
+    @property
+    def rotary(self) -> bool:
+        """Queries and keys are rotated by position."""
+        return self.rope is not None or self.positions == "rope"
+
+    @property
+    def separate_bias(self) -> bool:
+        """Queries and values have biases of their own, `q_bias` and `v_bias`, and keys have none."""
+        return self.qkv_bias and (not self.key_bias or self.positions in ("relative", "rope"))
+
+    @property
+    def gammas(self) -> bool:
+        """LayerScale is called `gamma_1` and `gamma_2`, as in BEiT's and EVA's blocks, not `ls1.gamma`."""
+        return self.rotary or self.positions == "relative"
+
 
 SIZES = {
     "S": ViT(384, 12, 6),
@@ -90,5 +152,26 @@ SIZES = {
     "L": ViT(1024, 24, 16),
     "H": ViT(1280, 32, 16, patch=14),
 }
+
+
+def global_blocks(depth: int) -> tuple[int, ...]:
+    """The blocks of ViTDet that attend to the whole image, of `depth`: the last of each quarter (ViTDet, section 3.2).
+
+    That is 2, 5, 8, 11 of ViT-B and 5, 11, 17, 23 of ViT-L.
+    """
+    return tuple(sorted({max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4)}))
+
+
+def vitdet_window(vit: ViT, traits: Traits, image: int) -> int:
+    """The side of ViTDet's windows, in patches, for an encoder of which nothing else is known to be better.
+
+    14 for MAE's relatives, as published. Others take their pretraining grid where it has 14 to 32 patches a side and
+    divides the grid of images of `image` pixels, so that a window is what they were pretrained on; else 16.
+    """
+    if traits.mae_like:
+        return 14
+    own = traits.rope.span if traits.rope is not None and traits.rope.span else vit.grid
+    return own if 14 <= own <= 32 and (image // vit.patch) % own == 0 else 16
+
 
 HANDWRITTEN = ViT(96, 4, 4, patch=8, image=64)  # the demo's: what a CPU core trains in minutes

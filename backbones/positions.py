@@ -54,18 +54,23 @@ def square_side(table: Tensor) -> int:
 
 
 def interpolate_rows(
-    rows: Tensor, side: int, grid: tuple[int, int], antialias: bool = False, offset: float = 0.0
+    rows: Tensor,
+    side: int,
+    grid: tuple[int, int],
+    antialias: bool = False,
+    offset: float = 0.0,
+    kernel: str = "bicubic",
 ) -> Tensor:
-    """The rows (1, side * side, D) of a square grid for another: (1, rows * columns, D); bicubic, corners not aligned.
+    """The rows (1, side * side, D) of a square grid for another: (1, rows * columns, D); corners not aligned.
 
     `offset` scales by (rows + offset) / side instead of to the size itself: DINO's way, with 0.1.
     """
     image = rows.unflatten(1, (side, side)).permute(0, 3, 1, 2)
     if offset:
         factors = [(new + offset) / side for new in grid]
-        resized = F.interpolate(image, scale_factor=factors, mode="bicubic", align_corners=False, antialias=antialias)
+        resized = F.interpolate(image, scale_factor=factors, mode=kernel, align_corners=False, antialias=antialias)
     else:
-        resized = F.interpolate(image, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
+        resized = F.interpolate(image, size=grid, mode=kernel, align_corners=False, antialias=antialias)
     assert resized.shape[2:] == grid
     return resized.flatten(2).transpose(1, 2)
 

@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mimbench.backbones.blocks import RotaryPositions, build_block
+from mimbench.backbones.blocks import build_block, norm_layer
 from mimbench.backbones.checkpoints.geometry import resize_table
 from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.contract import Features
 from mimbench.backbones.positions import sincos_2d
+from mimbench.backbones.rotary import rotary_positions
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 PLAIN = Traits()
@@ -56,13 +57,15 @@ def pick_patches(patches: Tensor, index_BV: Tensor | None) -> Tensor:
 class PatchEmbed(nn.Module):
     """A linear map of each patch, kept as the convolution that checkpoints hold."""
 
-    def __init__(self, patch: int, width: int, bias: bool = True) -> None:
+    def __init__(self, patch: int, width: int, traits: Traits = PLAIN) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch, bias=bias)
+        self.proj = nn.Conv2d(3, width, patch, patch, bias=traits.patch_bias)
+        self.norm = norm_layer(traits)(width) if traits.patch_norm else nn.Identity()
 
     def forward(self, patches_BV3pp: Tensor) -> Tensor:
         """Tokens (B, V, D)."""
-        return F.linear(patches_BV3pp.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
+        tokens: Tensor = self.norm(F.linear(patches_BV3pp.flatten(2), self.proj.weight.flatten(1), self.proj.bias))
+        return tokens
 
 
 class Trunk(nn.Module):
@@ -89,7 +92,7 @@ class Trunk(nn.Module):
         self.shape, self.traits, self.interpolation = shape, traits, interpolation
         self.patch, self.width = shape.patch, shape.width
         self.recompute = False  # trade time for memory: see `through`
-        self.patch_embed = PatchEmbed(shape.patch, shape.width, traits.patch_bias)
+        self.patch_embed = PatchEmbed(shape.patch, shape.width, traits)
         if traits.class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         if traits.registers:
@@ -97,8 +100,8 @@ class Trunk(nn.Module):
         if traits.positions == "absolute":
             table = sincos_2d(shape.width, (shape.grid, shape.grid), traits.class_token)
             self.pos_embed = nn.Parameter(table, requires_grad=False)  # a Parameter, so that files hold it as MAE's do
-        self.rope = RotaryPositions(shape.width // shape.heads) if traits.positions == "rope" else None
-        self.norm_pre = nn.LayerNorm(shape.width, traits.norm_eps) if traits.pre_norm else nn.Identity()
+        self.rope = rotary_positions(shape.width // shape.heads, traits)
+        self.norm_pre = norm_layer(traits)(shape.width) if traits.pre_norm else nn.Identity()
         rates = [drop_path * index / max(shape.depth - 1, 1) for index in range(shape.depth)]
         self.blocks = nn.ModuleList(build_block(shape, traits, rate) for rate in rates)
 
@@ -215,7 +218,7 @@ class VisionTransformer(Trunk):
         if pool == "cls" and not traits.class_token:
             raise ValueError("pool=cls asks for the class token, and this encoder has none; take pool=avg")
         self.pool = pool
-        self.norm = nn.LayerNorm(shape.width, traits.norm_eps) if final_norm else nn.Identity()
+        self.norm = norm_layer(traits)(shape.width) if final_norm else nn.Identity()
         self.initialise()
 
     def forward(self, images: Tensor) -> Features:

@@ -1,86 +1,144 @@
-"""ViTDet's encoder: a plain ViT whose blocks attend in windows, but for a few that attend to the whole image.
+"""ViTDet's encoder: a ViT whose blocks attend in windows, but for a few that attend to the whole image.
 
-Parameters are named as in detectron2's `ViT` (`pos_embed`, `patch_embed.proj.*`, `blocks.N.*`, and `rel_pos_h`,
-`rel_pos_w` in every `attn`), which are MAE's names for all that a pretrained encoder brings. There is no class token
-and no final norm; the position table keeps the class token's row, learns, and is resized to the grid of each image.
+Any encoder that `Traits` describe: its blocks' arithmetic is kept as it is, and what needs a definition in windows has
+one. Parameters are named as in the encoder, plus `rel_pos_h` and `rel_pos_w` in every `attn`; for MAE's ViT these are
+detectron2's names. The position table keeps the class token's row, learns, and is resized to the grid of each image.
+
+What becomes of class token and registers (`prefix`):
+
+    drop     they are left out, as in all published ViTDets (detectron2, EVA-02, Perception Encoder, ViT-Adapter)
+    global   windowed blocks neither see nor change them; they take part in global blocks (NVlabs/RADIO, vitdet.py)
+    copies   each window has a copy of its own; global blocks see all copies (RF-DETR)
+
+With all blocks global and the prefix kept, the map is the plain encoder's.
 """
 
-# B image, h and w grid of patches, D width
+# B image, h and w grid of patches, W window, P token of the prefix, D width
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, LayerScale, resample_patch_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mimbench.backbones.blocks import Mlp
-from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones import config
+from mimbench.backbones.blocks import LAYER_SCALE, build_mlp, norm_layer
+from mimbench.backbones.checkpoints.geometry import resize_table
+from mimbench.backbones.config import (
+    Interpolation,
+    Kernel,
+    PositionTable,
+    Prefix,
+    RelativeResize,
+    RopeWindows,
+    Traits,
+    ViT,
+)
 from mimbench.backbones.positions import resize_positions, square_side
-from mimbench.backbones.window_attention import RelativeAttention
+from mimbench.backbones.relative_table import resize_relative, table_side
+from mimbench.backbones.rotary import rotary_positions
+from mimbench.backbones.vitdet_traits import detectron2_reason, vitdet_reason
+from mimbench.backbones.window_attention import Side, WindowAttention, sides
+
+__all__ = ["NOT_IN_VITDET", "Block", "PatchEmbed", "ViTDet", "detectron2_reason", "vitdet_reason"]
 
 PLAIN = Traits()
-NOT_IN_VITDET = ("cls_token", "norm.weight", "norm.bias")  # what a plain encoder has beyond ViTDet's
-
-
-def vitdet_reason(traits: Traits) -> str | None:
-    """Why an encoder with `traits` cannot be ViTDet's, in one line; None if it can.
-
-    ViTDet has MAE's blocks and nothing else. Weights that have no place in it are often left out without a word
-    elsewhere, and what is left is another encoder, with a poor AP.
-    """
-    lacking = {
-        "registers": f"{traits.registers} registers",
-        "positions": f"{traits.positions} positions, where it has a table of absolute ones",
-        "pre_norm": "a norm before the first block",
-        "layer_scale": "LayerScale",
-        "activation": f"{traits.activation} as activation",
-        "mlp": "SwiGLU in place of the MLP",
-        "hidden": f"an MLP {traits.hidden} wide, where it has four times the encoder's width",
-        "patch_bias": "no bias in the patch embedding",
-        "qkv_bias": "no bias in query, key and value",
-        "norm_eps": f"norms with eps {traits.norm_eps:g}, where it has {PLAIN.norm_eps:g}",
-    }
-    found = [what for name, what in lacking.items() if getattr(traits, name) != getattr(PLAIN, name)]
-    if not found:
-        return None
-    return (
-        f"this encoder cannot be a ViTDet backbone, which has no place for what it has: {'; '.join(found)}. "
-        "Without it, it would be another encoder; k-NN, linear probe and fine-tuning take it as it is"
-    )
+NOT_IN_VITDET = ("cls_token", "norm.weight", "norm.bias")  # what MAE's encoder has beyond detectron2's ViTDet
+PREFIX = ("cls_token", "reg_token")
+RELATIVE = ".attn.relative_position_bias_table"
 
 
 class Block(nn.Module):
-    """A pre-norm block over a grid of tokens."""
+    """A pre-norm block over a grid of tokens, and over those before it."""
 
-    def __init__(self, width: int, heads: int, *, window: int, grid: int, rel_pos: bool, drop_path: float) -> None:
-        """`window` 0 attends globally; see `RelativeAttention`."""
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: Side,
+        grid: int,
+        rel_pos: bool,
+        drop_path: float,
+        traits: Traits = PLAIN,
+        prefix: Prefix = "drop",
+    ) -> None:
+        """`window` 0 attends globally; see `WindowAttention`, and the top of the file for `prefix`."""
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = RelativeAttention(width, heads, window=window, grid=grid, rel_pos=rel_pos)
+        seen = traits.class_token and (prefix == "copies" or (prefix == "global" and not window))
+        self.norm1 = norm_layer(traits)(width)
+        self.attn = WindowAttention(
+            width, heads, window=window, grid=grid, rel_pos=rel_pos, traits=traits, class_rows=seen
+        )
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, 4 * width)
+        self.norm2 = norm_layer(traits)(width)
+        self.mlp = build_mlp(width, traits)
+        self.sees_prefix = seen
+        if traits.layer_scale and traits.gammas:
+            self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((width,), LAYER_SCALE)) for _ in range(2))
+        elif traits.layer_scale:
+            self.ls1, self.ls2 = LayerScale(width, LAYER_SCALE), LayerScale(width, LAYER_SCALE)
 
-    def forward(self, tokens_BhwD: Tensor) -> Tensor:
-        """Tokens (B, h, w, D) to the same."""
-        tokens_BhwD = tokens_BhwD + self.drop_path(self.attn(self.norm1(tokens_BhwD)))
-        return tokens_BhwD + self.drop_path(self.mlp(self.norm2(tokens_BhwD)))
+    def forward(
+        self, tokens_BhwD: Tensor, prefix_BPD: Tensor | None = None, rope: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, h, w, D) and those before them to the same; `rope` as of `WindowAttention`."""
+        if prefix_BPD is None or not self.sees_prefix:
+            attended, _ = self.attn(self.norm1(tokens_BhwD), None, rope)
+            tokens_BhwD = tokens_BhwD + self.drop_path(self._scaled(1, attended))
+            return tokens_BhwD + self.drop_path(self._scaled(2, self.mlp(self.norm2(tokens_BhwD)))), prefix_BPD
+        windows = self._windows(tokens_BhwD)
+        normed_BWPD = self.norm1(prefix_BPD).unflatten(1, (windows, -1))
+        attended, first = self.attn(self.norm1(tokens_BhwD), normed_BWPD, rope)
+        tokens_BhwD, prefix_BPD = self._added(tokens_BhwD, prefix_BPD, 1, attended, first.flatten(1, 2))
+        made = (self.mlp(self.norm2(part)) for part in (tokens_BhwD, prefix_BPD))
+        return self._added(tokens_BhwD, prefix_BPD, 2, *made)
+
+    def _windows(self, tokens_BhwD: Tensor) -> int:
+        """Into how many windows the grid is cut; 1 in a global block."""
+        return count_windows(tokens_BhwD.shape[1:3], self.attn.window) if self.attn.window else 1
+
+    def _added(
+        self, tokens_BhwD: Tensor, prefix_BPD: Tensor, which: int, grid: Tensor, prefix: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens and what the block's attention (1) or MLP (2) adds to them, dropped for an image or for none."""
+        kept_B = self.drop_path(tokens_BhwD.new_ones(len(tokens_BhwD), 1, 1, 1))
+        tokens_BhwD = tokens_BhwD + kept_B * self._scaled(which, grid)
+        return tokens_BhwD, prefix_BPD + kept_B[:, 0] * self._scaled(which, prefix)
+
+    def _scaled(self, which: int, tokens: Tensor) -> Tensor:
+        """Times LayerScale, where there is one."""
+        if hasattr(self, f"gamma_{which}"):
+            return tokens * getattr(self, f"gamma_{which}")
+        if hasattr(self, f"ls{which}"):
+            scaled: Tensor = getattr(self, f"ls{which}")(tokens)
+            return scaled
+        return tokens
+
+
+def count_windows(grid: Sequence[int], window: Side) -> int:
+    """How many windows a grid of (rows, columns) is cut into, those that stick out among them."""
+    down, across = (-(-side // of) for side, of in zip(grid, sides(window), strict=True))
+    return down * across
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of each patch."""
+    """A linear map of each patch, and a norm where the encoder has one there."""
 
-    def __init__(self, patch: int, width: int) -> None:
+    def __init__(self, patch: int, width: int, traits: Traits = PLAIN) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch)
+        self.proj = nn.Conv2d(3, width, patch, patch, bias=traits.patch_bias)
+        self.norm = norm_layer(traits)(width) if traits.patch_norm else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to tokens (B, h, w, D)."""
-        return self.proj(images).permute(0, 2, 3, 1)
+        tokens_BhwD: Tensor = self.norm(self.proj(images).permute(0, 2, 3, 1))
+        return tokens_BhwD
 
 
 class ViTDet(nn.Module):
@@ -89,82 +147,160 @@ class ViTDet(nn.Module):
     def __init__(
         self,
         vit: ViT,
+        traits: Traits = PLAIN,
         *,
-        image: int,
-        window: int = 14,
-        global_blocks: Sequence[int] = (2, 5, 8, 11),
+        image: int = 1024,
+        window: Side | None = None,
+        global_blocks: Sequence[int] | None = None,
         rel_pos: bool = True,
         abs_pos: bool = True,
         drop_path: float = 0.0,
+        prefix: Prefix = "drop",
+        positions: PositionTable = "resize",
+        interpolation: Interpolation = "bicubic",
+        rope_windows: RopeWindows = "window",
+        relative_resize: RelativeResize = "cubic",
+        norm: bool = False,
     ) -> None:
         """Args:
-        vit: sizes; `vit.image` is the pretraining image, which the position table is made for.
-        image: side of the images to come, in pixels; relative positions of global blocks are made for it.
-        window: side of a window, in patches.
-        global_blocks: indices of the blocks that attend to the whole image.
-        rel_pos: decomposed relative positions in every block.
-        abs_pos: the position table; without it an encoder's is left out.
-        drop_path: stochastic depth of the last block; rises linearly from 0.
+        vit: sizes; `vit.image` is the pretraining image, which the position table is made for. traits: what the encoder
+        has beyond MAE's. image: side of the images to come, in pixels; relative positions of global blocks are made for
+        it. window: side of a window in patches, or its rows and columns; None takes `config.vitdet_window`.
+        global_blocks: indices of the blocks that attend to the whole image; None takes `config.global_blocks`. rel_pos:
+        decomposed relative positions in every block, of an encoder that brings no table nor rotary ones. abs_pos: the
+        position table; without it an encoder's is left out. drop_path: stochastic depth of the last block; rises
+        linearly from 0. prefix: what becomes of class token and registers, see the top of the file. positions: resize
+        the position table to the image's grid; or tile it, so that each window of the table's size sees
+            it whole, as in pretraining (Perception Encoder).
+        interpolation: how it is resized; detectron2's way is bicubic.
+        rope_windows: rotary positions count from each window's corner, in steps of a window of that many patches
+            (EVA-02, Perception Encoder), or from the image's.
+        relative_resize: how a table of relative positions is stretched to a larger grid, see `relative_table`.
+        norm: the encoder's final norm, on the map; its weights come with the encoder.
 
         Raises:
-            ValueError: if an index of `global_blocks` is not a block, or `image` is no multiple of the patch.
+            ValueError: if an index of `global_blocks` is not a block, `image` is no multiple of the patch, or `traits`
+                have no meaning in ViTDet.
         """
         super().__init__()
-        wrong = [index for index in global_blocks if not 0 <= index < vit.depth]
-        if wrong:
-            raise ValueError(f"global_blocks={tuple(global_blocks)}: the encoder's blocks are 0..{vit.depth - 1}")
-        if image % vit.patch:
-            raise ValueError(f"image={image} must be a multiple of the encoder's patch={vit.patch}")
-        self.vit = vit
+        chosen = config.global_blocks(vit.depth) if global_blocks is None else tuple(global_blocks)
+        _require_fit(vit, traits, chosen, image, prefix)
+        self.vit, self.traits = vit, traits
+        self.prefix: Prefix = prefix if traits.class_token else "drop"
+        self.window = config.vitdet_window(vit, traits, image) if window is None else window
+        self.positions, self.interpolation, self.rope_windows = positions, interpolation, rope_windows
+        self.relative_resize = relative_resize
         self.recompute = False  # trade time for memory: the backward pass computes each block again
-        self.patch_embed = PatchEmbed(vit.patch, vit.width)
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + vit.grid**2, vit.width)) if abs_pos else None
-        rates = [drop_path * index / max(vit.depth - 1, 1) for index in range(vit.depth)]
-        windows = [0 if index in global_blocks else window for index in range(vit.depth)]
-        grid = image // vit.patch
-        self.blocks = nn.ModuleList(
-            Block(vit.width, vit.heads, window=window_of, grid=grid, rel_pos=rel_pos, drop_path=rate)
-            for window_of, rate in zip(windows, rates, strict=True)
-        )
-        if self.pos_embed is not None:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.patch_embed = PatchEmbed(vit.patch, vit.width, traits)
+        absolute = abs_pos and traits.positions == "absolute"
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + vit.grid**2, vit.width)) if absolute else None
+        if self.prefix != "drop":
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, vit.width))
+            if traits.registers:
+                self.reg_token = nn.Parameter(torch.zeros(1, traits.registers, vit.width))
+        self.rope = rotary_positions(vit.width // vit.heads, traits)
+        self.norm_pre = norm_layer(traits)(vit.width) if traits.pre_norm else nn.Identity()
+        self.is_global = tuple(index in chosen for index in range(vit.depth))
+        self.blocks = nn.ModuleList()
+        for index in range(vit.depth):
+            windowed = 0 if self.is_global[index] else self.window
+            options: dict[str, Any] = {"window": windowed, "grid": image // vit.patch, "traits": traits}
+            options |= {"prefix": self.prefix, "drop_path": drop_path * index / max(vit.depth - 1, 1)}
+            options["rel_pos"] = rel_pos and traits.positions == "absolute" and not traits.rotary
+            self.blocks.append(Block(vit.width, vit.heads, **options))
+        self.norm = norm_layer(traits)(vit.width) if norm else nn.Identity()
+        for token in (self.pos_embed, *(getattr(self, name, None) for name in PREFIX)):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, D, h, w), the output of the last block."""
+        tokens_BhwD, _ = self.encode(images)
+        return tokens_BhwD.permute(0, 3, 1, 2)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens (B, h, w, D) of the patches and (B, P, D) of the prefix, where it is kept; with the final norm."""
         tokens_BhwD = self.patch_embed(images)
         grid = (tokens_BhwD.shape[1], tokens_BhwD.shape[2])
         if self.pos_embed is not None:
-            tokens_BhwD = tokens_BhwD + resize_positions(self.pos_embed, grid)[:, 1:].unflatten(1, grid)
-        for block in self.blocks:
+            tokens_BhwD = tokens_BhwD + self._positions(self.pos_embed, grid)
+        tokens_BhwD = self.norm_pre(tokens_BhwD)
+        prefix_BPD = self._prefix(tokens_BhwD)
+        whole, windowed = self._ropes(grid)
+        for block, is_global in zip(self.blocks, self.is_global, strict=True):
+            rope = whole if is_global else windowed
             if self.recompute and torch.is_grad_enabled():
-                tokens_BhwD = checkpoint(block, tokens_BhwD, use_reentrant=False)
+                tokens_BhwD, prefix_BPD = checkpoint(block, tokens_BhwD, prefix_BPD, rope, use_reentrant=False)
             else:
-                tokens_BhwD = block(tokens_BhwD)
-        return tokens_BhwD.permute(0, 3, 1, 2)
+                tokens_BhwD, prefix_BPD = block(tokens_BhwD, prefix_BPD, rope)
+        return self.norm(tokens_BhwD), None if prefix_BPD is None else self.norm(prefix_BPD)
 
-    def load_encoder(self, state: Mapping[str, Tensor], traits: Traits = PLAIN) -> None:
-        """Take the weights of a plain encoder (`backbones.checkpoint.load_encoder`); relative positions stay zero.
+    def _positions(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The rows of the patches, (1, h, w, D) or (h, w, D), of the table (1, 1 + n * n, D)."""
+        if self.positions == "resize" and self.interpolation == "bicubic":
+            return resize_positions(table, grid)[:, 1:].unflatten(1, grid)
+        if self.positions == "resize":
+            return resize_table(table, grid, self.interpolation)[:, 1:].unflatten(1, grid)
+        side = square_side(table)
+        times = [-(-new // side) for new in grid]
+        return table[0, 1:].unflatten(0, (side, side)).repeat(*times, 1)[: grid[0], : grid[1]]
 
-        A kernel for patches of another size is resampled, as ViTDet does for ViT-H (14 to 16 pixels), and so is a
-        position table for another grid: both bicubic. A table without a class token's row gets one of zeros.
+    def _prefix(self, tokens_BhwD: Tensor) -> Tensor | None:
+        """Class token and registers (B, P, D) before the first block, or a copy of them for each window."""
+        if self.prefix == "drop":
+            return None
+        token = self.cls_token if self.pos_embed is None else self.cls_token + self.pos_embed[:, :1]
+        first = torch.cat([token, self.reg_token], dim=1) if self.traits.registers else token
+        first = self.norm_pre(first.to(tokens_BhwD.dtype))
+        copied = self.prefix == "copies" and not all(self.is_global)
+        copies = count_windows(tokens_BhwD.shape[1:3], self.window) if copied else 1
+        return first.repeat(1, copies, 1).expand(len(tokens_BhwD), -1, -1)
+
+    def _ropes(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
+        """The rotary positions of global and of windowed blocks: (h w, 2 d), and (N, 2 d) or (W, N, 2 d)."""
+        if self.rope is None:
+            return None, None
+        whole, sides_of = self.rope(grid), sides(self.window)
+        if self.rope_windows == "window":
+            return whole, self.rope(sides_of)
+        filled = [-(-side // of) * of for side, of in zip(grid, sides_of, strict=True)]
+        if tuple(filled) != grid:
+            raise ValueError(
+                f"rope_windows=image needs windows that divide the grid; {sides_of} do not divide {grid}. Take "
+                "rope_windows=window, or another window"
+            )
+        cut = whole.unflatten(0, grid).unflatten(1, (-1, sides_of[1])).unflatten(0, (-1, sides_of[0]))
+        return whole, cut.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+    def load_encoder(self, state: Mapping[str, Tensor], traits: Traits = PLAIN, kernel: Kernel = "bicubic") -> None:
+        """Take the weights of an encoder (`backbones.checkpoint.load_encoder`); `rel_pos_h` and `rel_pos_w` stay zero.
+
+        A kernel for patches of another size is resampled (see `config.Kernel`), and so is a position table for another
+        grid, bicubic. A table without a class token's row gets one of zeros; a table of relative positions is stretched
+        to the windows and to the image, once, and learns there.
 
         Raises:
-            ValueError: if the encoder has `traits` that ViTDet has not, or its width or depth differs, naming the first
+            ValueError: if the encoder's `traits` are not this ViTDet's, or its width or depth differs, naming the first
                 weight that does not fit.
         """
-        if (reason := vitdet_reason(traits)) is not None:
-            raise ValueError(reason)
+        if not (traits == self.traits or (traits.mae_like and self.traits.mae_like)):
+            raise ValueError(f"the encoder has {traits}, and this ViTDet is made for {self.traits}")
         own = self.state_dict()
-        given = {key: value for key, value in state.items() if key not in NOT_IN_VITDET}
+        left_out = {"norm.weight", "norm.bias", *PREFIX} - set(own)
+        given = {key: value for key, value in state.items() if key not in left_out}
         if self.pos_embed is None:
             given.pop("pos_embed", None)
         elif not traits.class_token:
             table = given["pos_embed"]
             given["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
-        for key, resample in (("patch_embed.proj.weight", _resampled_kernel), ("pos_embed", _resampled_positions)):
-            if key in given and given[key].shape != own[key].shape:
-                given[key] = resample(given[key], own[key])
+        for key in [key for key in given if key in own and given[key].shape != own[key].shape]:
+            if key == "patch_embed.proj.weight":
+                given[key] = _resampled_kernel(given[key], own[key].shape[-1], kernel)
+            elif key == "pos_embed":
+                given[key] = _resampled_positions(given[key], own[key])
+            elif key.endswith(RELATIVE):
+                given[key] = self._resampled_relative(given[key], own[key])
         needed = {key for key in own if ".rel_pos_" not in key}
         wrong = sorted(needed ^ set(given)) or [key for key in given if given[key].shape != own[key].shape]
         if wrong:
@@ -174,17 +310,37 @@ class ViTDet(nn.Module):
             )
         self.load_state_dict(given, strict=False)
 
+    def _resampled_relative(self, table: Tensor, like: Tensor) -> Tensor:
+        """A table of relative positions for the grid of `like`, with the class token's rows where that has them."""
+        side, kept = table_side(len(like))
+        resized = resize_relative(table, (side, side), self.relative_resize)
+        return resized if kept else resized[: len(resized) - table_side(len(table))[1]]
+
+
+def _require_fit(vit: ViT, traits: Traits, global_blocks: Sequence[int], image: int, prefix: Prefix) -> None:
+    """Refuse what `ViTDet` says it refuses."""
+    if any(not 0 <= index < vit.depth for index in global_blocks):
+        raise ValueError(f"global_blocks={tuple(global_blocks)}: the encoder's blocks are 0..{vit.depth - 1}")
+    if image % vit.patch:
+        raise ValueError(f"image={image} must be a multiple of the encoder's patch={vit.patch}")
+    if (reason := vitdet_reason(traits, prefix)) is not None:
+        raise ValueError(reason)
+
 
 def _initialise(module: nn.Module) -> None:
     """detectron2's start: truncated normals for linear maps; convolutions and norms keep torch's own."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
-def _resampled_kernel(kernel: Tensor, like: Tensor) -> Tensor:
+def _resampled_kernel(kernel: Tensor, patch: int, how: Kernel) -> Tensor:
     """A patch embedding's kernel (D, 3, p, p) for patches of another side."""
-    return F.interpolate(kernel, size=like.shape[-2:], mode="bicubic", align_corners=False)
+    if how == "bicubic":
+        return F.interpolate(kernel, size=(patch, patch), mode="bicubic", align_corners=False)
+    resampled: Tensor = resample_patch_embed(kernel, [patch, patch])
+    return resampled
 
 
 def _resampled_positions(table: Tensor, like: Tensor) -> Tensor:

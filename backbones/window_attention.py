@@ -1,6 +1,7 @@
-"""Attention over a grid of tokens with decomposed relative positions, in windows or over the whole grid.
+"""Attention over a grid of tokens, in windows or over the whole grid, with the positions that the encoder has.
 
-What is computed (ViTDet; detectron2's `Attention`): with q, k, v of a head, query at (y, x), key at (i, j),
+Decomposed relative positions (ViTDet; detectron2's `Attention`): with q, k, v of a head, query at (y, x), key at (i,
+j),
 
     logit = q . k / sqrt(width of a head) + q . R_h[y - i] + q . R_w[x - j]
 
@@ -17,7 +18,8 @@ window is done by matrix products, whose backward reuses the probabilities inste
 tests/backbones/test_vitdet.py holds all of them equal to the plain form.
 """
 
-# B image or window, N token (h * w, row-major), n head, h and w grid, D width of all heads, d width of a head
+# B image or window, W window of an image, N token of a grid (h * w, row-major), P token before it (class token,
+# registers), n head, h and w grid, D width of all heads, d width of a head
 
 from __future__ import annotations
 
@@ -25,57 +27,138 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mimbench.backbones.blocks import norm_layer
+from mimbench.backbones.config import Traits
+from mimbench.backbones.relative_table import CLASS_ROWS, relative_bias, resize_relative
+from mimbench.backbones.rotary import rotated
+
+Side = int | tuple[int, int]  # of a window: rows and columns where they differ
+
+PLAIN = Traits()
 SMALL = 256  # tokens up to which matrix products beat the fused kernel in training on a CPU
 LARGE = 1024  # tokens from which a few rows at a time beat the fused kernel at inference on a CPU
 CACHED = 2**19  # logits that stay in the cache while a few rows are worked on
 
 
-class RelativeAttention(nn.Module):
-    """Multi-head self-attention over a grid; parameters `qkv`, `proj`, and `rel_pos_h` and `rel_pos_w` if asked for."""
+class WindowAttention(nn.Module):
+    """Multi-head self-attention over a grid, and over the tokens before it where there are any.
 
-    def __init__(self, width: int, heads: int, *, window: int, grid: int, rel_pos: bool) -> None:
+    Parameters are `qkv` and `proj`; `rel_pos_h` and `rel_pos_w` with `rel_pos`; and by the encoder's traits `q_bias`
+    and `v_bias`, `norm`, `relative_position_bias_table`, by timm's names.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: Side,
+        grid: int,
+        rel_pos: bool,
+        traits: Traits = PLAIN,
+        class_rows: bool = False,
+    ) -> None:
         """Args:
         width: of a token, over all heads.
         heads: number of heads.
-        window: side of a window in tokens; 0 attends over the whole grid.
+        window: side of a window in tokens, or its rows and columns; 0 attends over the whole grid.
         grid: side of the whole grid that the tables of a global block are made for.
-        rel_pos: have relative positions.
+        rel_pos: have decomposed relative positions.
+        traits: of the encoder.
+        class_rows: a table of relative positions has rows for the class token, which takes part.
         """
         super().__init__()
-        self.heads, self.window = heads, window
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.heads, self.window, self.rotates_halves = heads, window, traits.rope is None
+        self.qkv = nn.Linear(width, 3 * width, bias=traits.qkv_bias and not traits.separate_bias)
+        self.proj = nn.Linear(width, width, bias=traits.proj_bias)
         self.rel_pos_h: nn.Parameter | None = None
         self.rel_pos_w: nn.Parameter | None = None
-        if rel_pos:
-            rows = 2 * (window or grid) - 1
+        self.q_bias: nn.Parameter | None = None
+        self.v_bias: nn.Parameter | None = None
+        self.relative_position_bias_table: nn.Parameter | None = None
+        if traits.separate_bias:
+            self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(width)) for _ in range(2))
+        if traits.positions == "relative":
+            side = max(sides(window)) if window else grid
+            rows = (2 * side - 1) ** 2 + (CLASS_ROWS if class_rows else 0)
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
+        elif rel_pos:
+            rows = 2 * (max(sides(window)) if window else grid) - 1
             self.rel_pos_h = nn.Parameter(torch.zeros(rows, width // heads))
             self.rel_pos_w = nn.Parameter(torch.zeros(rows, width // heads))
+        self.norm = norm_layer(traits)(width) if traits.attention_norm else nn.Identity()
 
-    def forward(self, tokens_BhwD: Tensor) -> Tensor:
-        """Tokens (B, h, w, D) to the same."""
+    def forward(
+        self, tokens_BhwD: Tensor, prefix_BWPD: Tensor | None = None, rope: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, h, w, D) to the same, and those before them.
+
+        Args:
+            tokens_BhwD: of the grid.
+            prefix_BWPD: for each window W, or one for the whole grid, the tokens that take part beside its patches.
+            rope: sines and cosines (N, 2 d) of the N places of a window, or (W, N, 2 d) of each window's own.
+        """
         images, height, width, channels = tokens_BhwD.shape
-        side_h, side_w = (self.window, self.window) if self.window else (height, width)
+        side_h, side_w = sides(self.window) if self.window else (height, width)
         down, across = -(-height // side_h), -(-width // side_w)  # windows, rounded up
-        qkv = self._filled(self.qkv(tokens_BhwD), down * side_h, across * side_w)
+        qkv = self._filled(self._project(tokens_BhwD), down * side_h, across * side_w)
         qkv = qkv.view(images, down, side_h, across, side_w, 3, self.heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
         q, k, v = qkv.reshape(3, images * down * across, self.heads, side_h * side_w, -1).unbind(0)
-        if self.rel_pos_h is None or self.rel_pos_w is None:
-            mixed = F.scaled_dot_product_attention(q, k, v)
-        else:
-            mixed = attend(q, k, v, _relative(self.rel_pos_h, side_h), _relative(self.rel_pos_w, side_w))
-        mixed = mixed.view(images, down, across, self.heads, side_h, side_w, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        if rope is not None:
+            table = rope if rope.ndim == 2 else rope[:, None].repeat(images, 1, 1, 1)
+            q, k = (rotated(part, table, self.rotates_halves) for part in (q, k))
+        before = 0
+        if prefix_BWPD is not None:
+            before = prefix_BWPD.shape[2]
+            own = self._project(prefix_BWPD).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
+            q, k, v = (torch.cat([first, rest], dim=2) for first, rest in zip(own, (q, k, v), strict=True))
+        mixed = self._attend(q, k, v, (side_h, side_w), before)
+        first = None
+        if prefix_BWPD is not None:
+            first = mixed[:, :, :before].transpose(1, 2).flatten(2).view(*prefix_BWPD.shape)
+            first, mixed = self.proj(self.norm(first)), mixed[:, :, before:]
+        mixed = mixed.unflatten(2, (side_h, side_w)).unflatten(0, (images, down, across)).permute(0, 1, 4, 2, 5, 3, 6)
         mixed = mixed.reshape(images, down * side_h, across * side_w, channels)
-        return self.proj(mixed[:, :height, :width])
+        return self.proj(self.norm(mixed[:, :height, :width])), first
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], before: int) -> Tensor:
+        """(B, n, P + N, d) of queries, keys and values, the P tokens before the patches first."""
+        if self.relative_position_bias_table is not None:
+            rows = resize_relative(self.relative_position_bias_table, grid)
+            return F.scaled_dot_product_attention(q, k, v, relative_bias(rows, grid, before).to(q.dtype))
+        if self.rel_pos_h is None or self.rel_pos_w is None:
+            return F.scaled_dot_product_attention(q, k, v)
+        towards_h, towards_w = _relative(self.rel_pos_h, grid[0]), _relative(self.rel_pos_w, grid[1])
+        return attend(q, k, v, towards_h, towards_w, before)
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        """Queries, keys and values (..., 3 D)."""
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv(tokens)
+        return F.linear(tokens, self.qkv.weight, self._bias())
+
+    def _bias(self) -> Tensor | None:
+        """Of the projection: what queries, keys and values of a zero input are."""
+        if self.q_bias is None or self.v_bias is None:
+            bias: Tensor | None = self.qkv.bias
+            return bias
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def _filled(self, qkv_BhwD: Tensor, height: int, width: int) -> Tensor:
         """`qkv_BhwD` in a grid of (height, width) whose other tokens have zero input."""
         images, rows, columns, channels = qkv_BhwD.shape
         if (rows, columns) == (height, width):
             return qkv_BhwD
-        filled = self.qkv.bias.to(qkv_BhwD.dtype).expand(images, height, width, channels).clone()
+        bias = self._bias()
+        empty = qkv_BhwD.new_zeros(channels) if bias is None else bias.to(qkv_BhwD.dtype)
+        filled = empty.expand(images, height, width, channels).clone()
         filled[:, :rows, :columns] = qkv_BhwD
         return filled
+
+
+def sides(window: Side) -> tuple[int, int]:
+    """Rows and columns of a window."""
+    return window if isinstance(window, tuple) else (window, window)
 
 
 def _relative(table_Rd: Tensor, side: int) -> Tensor:
@@ -86,22 +169,28 @@ def _relative(table_Rd: Tensor, side: int) -> Tensor:
     return table_Rd[position[:, None] - position + side - 1]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, towards_h: Tensor, towards_w: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, towards_h: Tensor, towards_w: Tensor, before: int = 0) -> Tensor:
     """Attention with the bias q . towards_h[y, i] + q . towards_w[x, j]; the fastest of the forms below.
 
     Args:
-        q, k, v: (B, n, N, d), N = h * w.
+        q, k, v: (B, n, P + N, d), N = h * w.
         towards_h, towards_w: (h, h, d) and (w, w, d).
+        before: P, tokens before those of the grid, which have no bias.
 
     Returns:
-        (B, n, N, d), contiguous.
+        (B, n, P + N, d), contiguous.
     """
     tokens, on_cpu = q.shape[2], q.device.type == "cpu"
-    bias_h, bias_w = _biases(q, towards_h, towards_w)
+    bias_h, bias_w = (_after(before, bias) for bias in _biases(q[:, :, before:], towards_h, towards_w))
     q = q * q.shape[-1] ** -0.5
-    if on_cpu and tokens >= LARGE and not torch.is_grad_enabled():
+    if on_cpu and tokens >= LARGE and not before and not torch.is_grad_enabled():
         return attend_by_rows(q, k, v, bias_h, bias_w)
     return attend_folded(q, k, v, bias_h, bias_w, fused=not (on_cpu and tokens <= SMALL and torch.is_grad_enabled()))
+
+
+def _after(before: int, rows: Tensor) -> Tensor:
+    """`rows` (..., N, C) behind as many rows of zeros: the tokens before the grid have no relative positions."""
+    return F.pad(rows, (0, 0, before, 0)) if before else rows
 
 
 def _biases(q: Tensor, towards_h: Tensor, towards_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +206,7 @@ def attend_folded(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tenso
     rows, columns, width = bias_h.shape[-1], bias_w.shape[-1], v.shape[-1]
     row_code = torch.eye(rows, dtype=k.dtype, device=k.device).repeat_interleave(columns, 0)
     column_code = torch.eye(columns, dtype=k.dtype, device=k.device).repeat(rows, 1)
-    code = torch.cat([row_code, column_code], dim=1)
+    code = _after(k.shape[2] - rows * columns, torch.cat([row_code, column_code], dim=1))
     query = torch.cat([q, bias_h, bias_w], dim=-1)
     key = torch.cat([k, code.expand(*k.shape[:2], -1, -1)], dim=-1)
     if not fused:

@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.backbones.pyramid import SimpleFeaturePyramid
 from mimbench.backbones.vitdet import Block, ViTDet
-from mimbench.backbones.window_attention import RelativeAttention
+from mimbench.backbones.window_attention import WindowAttention
 from mimbench.engine.run.config import Compute
 from mimbench.engine.run.process import autocast_dtype, device_name
 
@@ -126,19 +126,19 @@ def detectron2_backbone(case: Case) -> nn.Module:
 class PlainAttention(nn.Module):
     """Attention in its plain form, with the weights of another."""
 
-    def __init__(self, of: RelativeAttention) -> None:
+    def __init__(self, of: WindowAttention) -> None:
         super().__init__()
         self.of = of
 
-    def forward(self, tokens_BhwD: Tensor) -> Tensor:
-        """Tokens (B, h, w, D) to the same."""
+    def forward(self, tokens_BhwD: Tensor, prefix: None = None, rope: None = None) -> tuple[Tensor, None]:
+        """Tokens (B, h, w, D) to the same; without any before them, and without rotary positions."""
         images, height, width, channels = tokens_BhwD.shape
         side_h, side_w = (self.of.window, self.of.window) if self.of.window else (height, width)
         padded = F.pad(tokens_BhwD, (0, 0, 0, -width % side_w, 0, -height % side_h))
         down, across = padded.shape[1] // side_h, padded.shape[2] // side_w
         windows = padded.view(images, down, side_h, across, side_w, channels).transpose(2, 3).flatten(0, 2)
         mixed = self._attended(windows.contiguous()).view(images, down, across, side_h, side_w, channels)
-        return mixed.transpose(2, 3).reshape(padded.shape)[:, :height, :width]
+        return mixed.transpose(2, 3).reshape(padded.shape)[:, :height, :width], None
 
     def _attended(self, windows_BhwD: Tensor) -> Tensor:
         count, rows, columns, _ = windows_BhwD.shape
@@ -218,10 +218,14 @@ def b15(case: Case, ours: nn.Module, peer: nn.Module) -> Measured | None:
 def b16(case: Case, ours: nn.Module, peer: nn.Module) -> Measured:
     """The attention of a block that attends to the whole image."""
     index, vit = GLOBAL[case.size][0], SHAPES[case.size]
-    one, other = (side.net.blocks[index].attn for side in (ours, peer))  # type: ignore[union-attr,index]
+    one, theirs = (side.net.blocks[index].attn for side in (ours, peer))  # type: ignore[union-attr,index]
     grid = case.image // vit.patch
     tokens = torch.randn(1, grid, grid, vit.width)
-    wrong = relative(one(tokens), other(tokens))
+
+    def other(tokens: Tensor) -> Tensor:
+        return theirs(tokens)[0] if isinstance(theirs, PlainAttention) else theirs(tokens)
+
+    wrong = relative(one(tokens)[0], other(tokens))
     assert wrong <= 5e-6, f"attention differs by {wrong:.1e}"
     times = take_turns(lambda: one(tokens), lambda: other(tokens), case.repeats)
     return Measured("B16", "s", *times, case.target("B16"), f"differs by {wrong:.0e}")

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
-from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.config import (
+    SIZES,
+    Kernel,
+    PositionTable,
+    Prefix,
+    RelativeResize,
+    RopeWindows,
+    ViT,
+    global_blocks,
+)
 from mimbench.engine.run.config import Compute, nested, plumbing, science, speed
 
 LossWeights = Literal["image", "batch"]  # see det/model/loss_weights.py
@@ -22,21 +31,39 @@ LossWeights = Literal["image", "batch"]  # see det/model/loss_weights.py
 
 @dataclass(frozen=True)
 class ViTDetConfig:
-    """What detection adds to a plain ViT: windows, relative positions, a simple feature pyramid (ViTDet, section 3)."""
+    """What detection adds to a ViT: windows, relative positions, a simple feature pyramid (ViTDet, section 3)."""
 
     patch: int | None = science(None, about="patch the encoder is resampled to; none keeps its own")
-    window: int = science(14, about="side of an attention window, in patches")
+    window: int | None = science(
+        14, about="side of an attention window, in patches; none takes the encoder's pretraining grid, or 16"
+    )
     global_blocks: tuple[int, ...] | None = science(
         None, about="blocks that attend to the whole image; none takes the last of each quarter of the depth"
     )
-    rel_pos: bool = science(True, about="decomposed relative positions in every block")
+    rel_pos: bool = science(
+        True, about="decomposed relative positions in every block, unless the encoder has a table or rotary ones"
+    )
     abs_pos: bool = science(True, about="the position table; without it a checkpoint's is left out")
     drop_path: float = science(0.1, about="rate of the last block; it rises linearly from 0")
     channels: int = science(256, about="channels of every pyramid map")
     scales: tuple[float, ...] = science((4.0, 2.0, 1.0, 0.5), about="pyramid maps relative to the encoder's grid")
+    prefix: Prefix = science(
+        "drop", later=True, about="class token and registers: left out, in global blocks alone, a copy in each window"
+    )
+    positions: PositionTable = science(
+        "resize", later=True, about="the position table: resized to the image, or tiled so that a window sees it whole"
+    )
+    rope_windows: RopeWindows = science(
+        "window", later=True, about="where rotary positions count from in windowed blocks, and in whose steps"
+    )
+    relative_resize: RelativeResize = science(
+        "cubic", later=True, about="how a table of relative positions is stretched to a larger grid; none refuses"
+    )
+    norm: Literal["off", "own"] = science("off", later=True, about="the encoder's final norm on its map")
+    kernel: Kernel = science("bicubic", later=True, about="how the patch kernel is resampled to `patch`")
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.channels < 1:
+        if (self.window is not None and self.window < 1) or self.channels < 1:
             raise ValueError(f"vitdet.window={self.window} and channels={self.channels} must be at least 1")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"vitdet.drop_path={self.drop_path} must lie in [0, 1)")
@@ -45,11 +72,15 @@ class ViTDetConfig:
         if any(finer != 2 * coarser for finer, coarser in pairwise(self.scales)):
             raise ValueError(f"vitdet.scales={list(self.scales)} must halve from each map to the next")
 
+    def beyond_detectron2(self) -> list[str]:
+        """The settings, as key=value, that detectron2's ViTDet has nothing like."""
+        names = ("prefix", "positions", "rope_windows", "relative_resize", "norm")
+        own = [name for name in names if getattr(self, name) != getattr(ViTDetConfig(), name)]
+        return [f"vitdet.{name}={getattr(self, name)}" for name in own] + ["vitdet.window=none"] * (self.window is None)
+
     def attend_globally(self, depth: int) -> tuple[int, ...]:
         """`global_blocks` in an encoder of `depth` blocks; by default the last of each quarter (ViTDet, 3.2)."""
-        if self.global_blocks is not None:
-            return self.global_blocks
-        return tuple(sorted({max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4)}))
+        return global_blocks(depth) if self.global_blocks is None else self.global_blocks
 
 
 @dataclass(frozen=True)
@@ -226,11 +257,16 @@ class MaskRCNNConfig:
     def shape_for(self, encoder: ViT) -> ViT:
         """The encoder inside the detector: `encoder`, or what is left of it at `vitdet.patch`.
 
+        A pretraining image that is no multiple of that patch keeps its number of patches: DINOv2's 518 pixels in
+        patches of 14 count as 592 in patches of 16, so that its position table stays what it is.
+
         Raises:
             ValueError: if this detector cannot stand on it, naming the field that does not fit and a value that would.
         """
         if self.vitdet.patch is not None:
-            encoder = replace(encoder, patch=self.vitdet.patch)
+            patch = self.vitdet.patch
+            image = encoder.image if encoder.image % patch == 0 else encoder.grid * patch
+            encoder = replace(encoder, patch=patch, image=image)
         blocks = self.vitdet.global_blocks or ()
         if any(not 0 <= block < encoder.depth for block in blocks):
             raise ValueError(

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import nn
 
 from mimbench.backbones.checkpoint import EncoderInfo
-from mimbench.det.config import MaskRCNNConfig
+from mimbench.backbones.config import Traits, vitdet_window
+from mimbench.det.config import MaskRCNNConfig, ViTDetConfig
 from mimbench.det.data.batches import TrainingImages, ValidationImages, training_batch, validation_batch
 from mimbench.det.data.categories import category_findings
 from mimbench.det.data.coco import CocoSplit, read_split
@@ -216,21 +217,39 @@ def _detect(model: MaskRCNN, evaluation: Evaluation) -> list[Result]:
     return results
 
 
+def _positions(traits: Traits, vitdet: ViTDetConfig, info: EncoderInfo | None) -> str:
+    """What became of the encoder's positions."""
+    if traits.positions == "relative":
+        return f"a table for each pair of patches, stretched ({vitdet.relative_resize})"
+    said = []
+    if traits.rotary:
+        said.append(f"rotary, counted from the {vitdet.rope_windows}")
+    if traits.positions == "absolute" and vitdet.positions == "tile":
+        said.append("learned further, tiled")
+    elif traits.positions == "absolute":
+        how = "bicubic" if traits.mae_like or info is None else info.interpolation
+        way = {"bicubic": "bicubically without antialiasing"}.get(how, f"by {how}")
+        said.append(f"learned further, resized {way}")
+    return "; ".join(said) or "none"
+
+
 def _facts(
     config: MaskRCNNConfig, info: EncoderInfo | None, images: TrainingImages, val_split: CocoSplit
 ) -> dict[str, Any]:
     """What changes these numbers, besides the weights."""
     shape = config.shape_for(info.vit if info else config.encoder)
+    traits, vitdet = info.traits if info else Traits(), config.vitdet
     return {
         "encoder": asdict(info.vit if info else config.encoder),
         "image": config.image,
         "rel_pos": config.vitdet.rel_pos,
-        "window": config.vitdet.window,
-        "positions": "learned further, resized bicubically without antialiasing",
+        "window": vitdet.window or vitdet_window(shape, traits, config.image),
+        "prefix": vitdet.prefix,
+        "positions": _positions(traits, vitdet, info),
         "patch": shape.patch,
         "patch_resampled": info is not None and info.vit.patch != shape.patch,
         "weights": f"{info.family} checkpoint" if info else "random",
-        "final_norm": False,  # ViTDet has none, whatever the encoder brings
+        "final_norm": vitdet.norm == "own",
         "partial": list(info.partial) if info else [],
         "copy": info.copy if info else None,
         "scales": list(config.vitdet.scales),

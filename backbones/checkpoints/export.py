@@ -35,7 +35,7 @@ from mimbench.backbones.checkpoints.location import parse_location
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.checkpoints.timm_model import timm_model
 from mimbench.backbones.config import SIZES, Traits, ViT
-from mimbench.backbones.vitdet import NOT_IN_VITDET, vitdet_reason
+from mimbench.backbones.vitdet import NOT_IN_VITDET, detectron2_reason
 from mimbench.backbones.weights import open_weights
 from mimbench.engine.run.atomic import write_with
 
@@ -193,7 +193,7 @@ def _departures(traits: Traits) -> str:
 
 def _detectron2(state: State, info: EncoderInfo) -> _Content:
     vit = info.vit
-    reason = vitdet_reason(info.traits)
+    reason = detectron2_reason(info.traits)
     if reason is not None:
         raise ValueError(reason)
     if vit.patch < LEAST_PATCH or vit.patch & (vit.patch - 1):

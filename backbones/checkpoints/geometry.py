@@ -5,6 +5,7 @@ side), so it is always said which way was taken:
 
     bicubic            corners not aligned, no antialiasing: MAE, CrossMAE, ViTDet
     bicubic-antialias  the same with antialiasing: timm; another kernel, so it differs in growing too
+    bilinear-antialias the same, bilinear: TIPS
     bicubic-offset     by the factor (rows + .1) / n instead of to a size: DINO, DINOv2 without registers
     regenerate         the fixed sine-cosine table of the new grid, in place of the old one's image
 
@@ -69,7 +70,8 @@ def resize_table(table: Tensor, grid: tuple[int, int], how: Interpolation = "bic
         resized = _regenerated(table, grid)
     else:
         offset = 0.1 if how == "bicubic-offset" else 0.0
-        resized = interpolate_rows(patches, side, grid, antialias=how == "bicubic-antialias", offset=offset)
+        kernel, antialias = how.split("-")[0], how.endswith("-antialias")
+        resized = interpolate_rows(patches, side, grid, antialias=antialias, offset=offset, kernel=kernel)
     return torch.cat([token, resized], dim=1)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from mimbench.backbones.checkpoints.info import differences
 from mimbench.backbones.checkpoints.match import Entry, Matched, Verdict, counts
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.backbones.vitdet import vitdet_reason
+from mimbench.backbones.vitdet import detectron2_reason, vitdet_reason
+from mimbench.backbones.vitdet_traits import vitdet_plan
 
 READ = 512 * 2**20  # bytes of weights that a look reads to see whether they are finite; loading always reads them
 
@@ -59,6 +60,8 @@ class Report:
     notes: tuple[str, ...]
     not_finite: tuple[str, ...] | None  # weights with NaN or infinity in them; None: too many bytes to read for a look
     vitdet: str | None  # why ViTDet does not take it; None if it does
+    vitdet_plan: tuple[str, ...]  # what ViTDet does with it by default, a phrase for each part
+    detectron2: str | None  # why detectron2's ViT cannot be it; None if it can
     refused: str | None  # why it does not load; None if it does
 
     @property
@@ -100,6 +103,8 @@ def report(matched: Matched) -> Report:
         notes=_notes(matched),
         not_finite=not_finite,
         vitdet=vitdet_reason(matched.traits),
+        vitdet_plan=vitdet_plan(matched.vit, matched.traits),
+        detectron2=detectron2_reason(matched.traits),
         refused=_refused(matched, not_finite),
     )
 

@@ -30,6 +30,7 @@ POSITIONS = {
 RESIZED = {
     "bicubic": "bicubic",
     "bicubic-antialias": "bicubic with antialiasing",
+    "bilinear-antialias": "bilinear with antialiasing",
     "bicubic-offset": "bicubic, by DINO's factor",
     "regenerate": "made anew",
 }
@@ -92,6 +93,8 @@ def _lines(told: Report) -> Iterator[tuple[str, str | Text]]:
     yield "final norm", "its own" if told.final_norm else "none: an evaluation says what it takes in its place"
     yield "images", f"mean {_triple(told.mean)}, deviation {_triple(told.std)}"
     yield "evaluates on", _uses(told)
+    if told.vitdet is None:
+        yield "on COCO", "; ".join(told.vitdet_plan)
     yield "file", f"{told.kind}, {size(told.size)}" + _where(told)
     yield from _origins(told)
     for note in told.notes:

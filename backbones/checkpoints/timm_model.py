@@ -36,6 +36,8 @@ def timm_model(state: Mapping[str, Tensor], info: EncoderInfo) -> tuple[str, dic
     """
     if info.traits.positions in ("relative", "rope"):
         raise ValueError(f"{CANNOT}: its positions are {info.traits.positions}, not a table")
+    if info.traits.rope is not None:
+        raise ValueError(f"{CANNOT}: it has rotary positions")
     name = _name(info)
     arguments = {"num_classes": 0, "global_pool": "avg", **_sizes(info.vit, name), **_traits(state, info)}
     with torch.device("meta"):

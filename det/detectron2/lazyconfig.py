@@ -52,7 +52,9 @@ def refusal(config: MaskRCNNConfig) -> str | None:
     """Why detectron2 cannot train this recipe as it is; None if it can."""
     views, clip = config.test_time_augmentation, config.grad_clip
     flip, parts = config.augment.flip, config.compute.accumulate
+    ours = config.vitdet.beyond_detectron2()
     lacking = {
+        f"{', '.join(ours)}: its ViT has nothing like it; leave it at its default": bool(ours),
         "steps=0: there is nothing to train; engine=mimbench evaluates": config.steps == 0,
         "proposals.norm=true: its proposal head has none; proposals.norm=false": config.proposals.norm,
         f"grad_clip={clip}: its lazy configs do not clip gradients; grad_clip=none": clip is not None,

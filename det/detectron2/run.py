@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mimbench.backbones.vitdet import detectron2_reason
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.coco import CocoSplit, of_one_category, read_annotations, read_split
 from mimbench.det.data.image_files import with_images
@@ -74,6 +75,7 @@ def write_lazyconfig(
         ValueError: if detectron2 cannot train this recipe as it is, or not on this data, saying why.
         OSError: if a file cannot be written.
     """
+    _require_plain(config, model)
     train = splits[0]
     if config.benchmark == "lvis" and train.category_ids != tuple(range(1, len(train.category_ids) + 1)):
         raise ValueError(
@@ -104,6 +106,12 @@ def write_lazyconfig(
     write_text(file, text)
 
 
+def _require_plain(config: MaskRCNNConfig, model: MaskRCNN) -> None:
+    """Stop if detectron2's ViT cannot be the model's encoder, saying why."""
+    if (reason := detectron2_reason(model.backbone.net.traits)) is not None:
+        raise ValueError(f"{config.checkpoint}: {reason}")
+
+
 def _files(split: CocoSplit, file: Path, single_class: bool) -> CocoFiles:
     """The split's files as detectron2 can read them: if need be with other annotations, written beside `file`.
 
@@ -132,6 +140,7 @@ def train_within(
         OSError: if a file cannot be written.
     """
     require(config.benchmark)
+    _require_plain(config, model)
     file = directory / "config.py"
     if rank_and_world()[0] == 0 and not file.exists():
         write_lazyconfig(config, model, splits, file, directory, device.type)

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoints.detector import named
 from mimbench.backbones.checkpoints.weight_sets import DETECTOR
-from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.config import SIZES, Interpolation, Traits, ViT
 from mimbench.backbones.weights import Weights
 from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.engine.run.config import from_text
 
+PLAIN = Traits()
 LVIS_CLASSES = 1203
 RGB = tuple[float, float, float]
 
@@ -40,6 +41,8 @@ class Described:
     categories: tuple[str, ...]  # their names; empty where the file does not say
     mean: RGB = IMAGENET_MEAN  # of the images, as fractions of 255
     std: RGB = IMAGENET_STD
+    traits: Traits = PLAIN  # of the encoder
+    interpolation: Interpolation = "bicubic"  # of its position table
 
 
 def described(found: Weights) -> Described | None:
@@ -53,7 +56,15 @@ def described(found: Weights) -> Described | None:
         return None
     about = json.loads(text)
     config = from_text(MaskRCNNConfig, about["config"], str(found.file))
-    return Described(config, tuple(about["ids"]), tuple(about["names"]), _rgb(about["mean"]), _rgb(about["std"]))
+    return Described(
+        config=config,
+        category_ids=tuple(about["ids"]),
+        categories=tuple(about["names"]),
+        mean=_rgb(about["mean"]),
+        std=_rgb(about["std"]),
+        traits=Traits(**about.get("traits", {})),
+        interpolation=about.get("interpolation", "bicubic"),
+    )
 
 
 def _rgb(values: Sequence[float]) -> RGB:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,7 +47,16 @@ def save_detector(
     """
     mean, std = ((value.flatten() / 255).tolist() for value in (model.pixel_mean, model.pixel_std))
     config = replace(config, checkpoint=None, encoder=model.backbone.net.vit, vitdet=replace(config.vitdet, patch=None))
-    about = {"config": to_text(config), "ids": list(category_ids), "names": list(categories), "mean": mean, "std": std}
+    about: dict[str, Any] = {
+        "config": to_text(config),
+        "ids": list(category_ids),
+        "names": list(categories),
+        "mean": mean,
+        "std": std,
+    }
+    net = model.backbone.net
+    if not net.traits.mae_like:
+        about |= {"traits": asdict(net.traits), "interpolation": net.interpolation}
     weights = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     tree = {"model": weights, DETECTOR: json.dumps(about)}
 
@@ -73,6 +83,14 @@ def open_detector(path: str | Path) -> Detector:
     weights, about = found.tensors, described(found)
     if about is None:
         about = Described(config_of(weights, str(path)), tuple(range(classes_of(weights))), ())
-    model = from_scratch(about.config, len(about.category_ids), about.config.encoder, mean=about.mean, std=about.std)
+    model = from_scratch(
+        about.config,
+        len(about.category_ids),
+        about.config.encoder,
+        mean=about.mean,
+        std=about.std,
+        traits=about.traits,
+        interpolation=about.interpolation,
+    )
     load_detector(model, weights, str(path))
     return Detector(model.eval(), about)

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mimbench.backbones.config import ViT
+from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.pyramid import SimpleFeaturePyramid
 from mimbench.backbones.vitdet import ViTDet
 from mimbench.det.config import MaskRCNNConfig
@@ -49,6 +49,8 @@ from mimbench.det.model.roi_heads import Detections, RoIHeads, StandardHeads
 from mimbench.det.model.rpn import RPN
 
 __all__ = ["Detections", "MaskRCNN", "build_mask_rcnn"]
+
+PLAIN = Traits()
 
 
 class MaskRCNN(nn.Module):
@@ -130,6 +132,8 @@ def build_mask_rcnn(
     mean: Sequence[float],
     std: Sequence[float],
     class_weights: Tensor | None = None,
+    traits: Traits = PLAIN,
+    interpolation: Interpolation = "bicubic",
 ) -> MaskRCNN:
     """The detector that `config` describes, on an encoder of the shape `vit`, weights drawn from torch's generator.
 
@@ -140,6 +144,8 @@ def build_mask_rcnn(
         classes: categories of the data.
         mean, std: of the pixels, as fractions of 255.
         class_weights: (K,) how likely each class is drawn, with heads.class_loss="federated".
+        traits: what the encoder has beyond MAE's.
+        interpolation: how its position table is resized.
 
     Raises:
         ValueError: if the detector cannot stand on such an encoder, naming the field that does not fit.
@@ -147,12 +153,19 @@ def build_mask_rcnn(
     vit, vitdet, heads = config.shape_for(vit), config.vitdet, config.heads
     net = ViTDet(
         vit,
+        traits,
         image=config.image,
         window=vitdet.window,
         global_blocks=vitdet.attend_globally(vit.depth),
         rel_pos=vitdet.rel_pos,
         abs_pos=vitdet.abs_pos,
         drop_path=vitdet.drop_path,
+        prefix=vitdet.prefix,
+        positions=vitdet.positions,
+        interpolation=interpolation,
+        rope_windows=vitdet.rope_windows,
+        relative_resize=vitdet.relative_resize,
+        norm=vitdet.norm == "own",
     )
     net.recompute = config.recompute
     backbone = SimpleFeaturePyramid(net, vitdet.channels, vitdet.scales)

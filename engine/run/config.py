@@ -41,13 +41,18 @@ Group = Literal["science", "speed", "plumbing"]
 C = TypeVar("C")
 
 
-def _field(group: Group, default: Any, about: str, formerly: str) -> Any:
-    return dataclasses.field(default=default, metadata={"group": group, "about": about, "formerly": formerly})
+def _field(group: Group, default: Any, about: str, formerly: str, later: bool = False) -> Any:
+    metadata = {"group": group, "about": about, "formerly": formerly, "later": later}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def science(default: Any = MISSING, *, about: str = "", formerly: str = "") -> Any:
-    """A field that may change the result: part of the run's identity, under its former name if it has one."""
-    return _field("science", default, about, formerly)
+def science(default: Any = MISSING, *, about: str = "", formerly: str = "", later: bool = False) -> Any:
+    """A field that may change the result: part of the run's identity, under its former name if it has one.
+
+    A field that came `later` than the first release is left out of the identity while it has its default, which must
+    be what runs did before, so that they stay the runs they were.
+    """
+    return _field("science", default, about, formerly, later)
 
 
 def speed(default: Any = MISSING, *, about: str = "", formerly: str = "") -> Any:
@@ -99,6 +104,7 @@ class Leaf:
     value: Any
     group: Group
     recorded: str  # the first name it had
+    unrecorded: bool = False  # it came with a later release and has its default, so that identities leave it out
 
 
 def leaves(config: Any, prefix: str = "", recorded_prefix: str = "") -> Iterator[Leaf]:
@@ -109,7 +115,8 @@ def leaves(config: Any, prefix: str = "", recorded_prefix: str = "") -> Iterator
         if dataclasses.is_dataclass(value):
             yield from leaves(value, f"{key}.", f"{recorded}.")
         else:
-            yield Leaf(key, value, field.metadata.get("group", "science"), recorded)
+            unrecorded = field.metadata.get("later", False) and value == field.default
+            yield Leaf(key, value, field.metadata.get("group", "science"), recorded, unrecorded)
 
 
 def keys(config: Any) -> set[str]:
@@ -123,7 +130,7 @@ def identity(config: Any, recipe_stage: str, checkpoint_hash: str | None) -> str
     The checkpoint's path is left out: the same weights from another place are the same run.
     """
     science_leaves = [leaf for leaf in leaves(config) if leaf.group == "science" and leaf.key != "checkpoint"]
-    values = {leaf.recorded: _canonical(leaf.value) for leaf in science_leaves}
+    values = {leaf.recorded: _canonical(leaf.value) for leaf in science_leaves if not leaf.unrecorded}
     kind = f"{recipe_stage}.{recorded_name(type(config))}"
     whole = {"schema": SCHEMA, "kind": kind, "science": values, "checkpoint": checkpoint_hash}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:10]

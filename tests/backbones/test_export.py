@@ -21,7 +21,7 @@ from torch import Tensor
 from mimbench.backbones.checkpoint import EncoderInfo, load_encoder, save_encoder
 from mimbench.backbones.checkpoints.export import SUFFIX, default_name, export_encoder, resampled
 from mimbench.backbones.checkpoints.timm_model import timm_model
-from mimbench.backbones.config import SIZES, Traits, ViT
+from mimbench.backbones.config import SIZES, Rope, Traits, ViT
 from mimbench.backbones.content import content_hash
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.vitdet import ViTDet
@@ -144,9 +144,10 @@ def test_another_patch_is_another_encoder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "traits", "why"),
-    [("detectron2", CLIP, "cannot be a ViTDet backbone.*a norm before the first block"),
+    [("detectron2", CLIP, "detectron2's ViT cannot be this encoder.*a norm before the first block"),
      ("mae", CLIP, "plain ViT alone, and this one has pre_norm=True, activation=quick_gelu"),
      ("timm", Traits(positions="rope"), "its positions are rope, not a table"),
+     ("timm", Traits(rope=Rope(4)), "it has rotary positions"),
      ("timm", Traits(registers=2), "pos_embed would have another shape")],
 )  # fmt: skip
 def test_what_the_other_cannot_be_is_said(tmp_path: Path, target: str, traits: Traits, why: str) -> None:

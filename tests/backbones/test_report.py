@@ -17,6 +17,8 @@ from mimbench.backbones.checkpoints.match import match
 from mimbench.backbones.checkpoints.opening import open_checkpoint
 from mimbench.backbones.checkpoints.report import Report, as_json, report
 from mimbench.backbones.checkpoints.report_text import render, size
+from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.vit import VisionTransformer
 from tests.backbones.test_match import CROSS_DECODER, TINY, encoder, learned
 
 
@@ -136,3 +138,19 @@ def test_sizes_for_people() -> None:
         "5.0 MiB",
         "3.00 GiB",
     ]
+
+
+def test_what_vitdet_will_do_with_it(tmp_path: Path) -> None:
+    traits = Traits(positions="rope", registers=4, layer_scale=True, norm_eps=1e-5)
+    vit = ViT(64, 12, 1, patch=16, image=256)
+    state = VisionTransformer(vit, True, traits=traits).state_dict()
+    save_encoder(tmp_path / "encoder.safetensors", state, EncoderInfo("dinov3", vit, True, traits=traits))
+    said = told(tmp_path / "encoder.safetensors")
+    assert said.vitdet is None
+    assert said.vitdet_plan == (
+        "windows of 16, blocks 2, 5, 8, 11 attend globally",
+        "the class token and 4 registers are dropped",
+        "rotary positions count from each window's corner",
+    )
+    assert said.detectron2 is not None
+    assert "windows of 16, blocks 2, 5, 8, 11 attend globally; the class token" in " ".join(shown(said).split())

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
 
-from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.checkpoints.info import EncoderInfo, from_json, to_json
+from mimbench.backbones.config import Rope, Traits, ViT
 from mimbench.backbones.vit import VisionTransformer
-from mimbench.backbones.vitdet import ViTDet, vitdet_reason
+from mimbench.backbones.vitdet import ViTDet, detectron2_reason, vitdet_reason
 
 TINY = ViT(width=64, depth=1, heads=1, patch=8, image=32)
 OTHER: dict[str, Any] = {  # a value of each trait that is not MAE's
     "class_token": False, "registers": 4, "positions": "rope", "pre_norm": True, "layer_scale": True,
     "activation": "quick_gelu", "mlp": "swiglu", "hidden": 96, "patch_bias": False, "qkv_bias": False, "norm_eps": 1e-5,
+    "rope": Rope(4), "key_bias": False, "proj_bias": False, "mlp_bias": False, "attention_norm": True, "mlp_norm": True,
+    "patch_norm": True, "norm": "rms",
 }  # fmt: skip
 SAID = {
     "registers": "4 registers", "positions": "rope positions", "pre_norm": "norm before the first block",
     "layer_scale": "LayerScale", "activation": "quick_gelu", "mlp": "SwiGLU", "hidden": "MLP 96 wide",
     "patch_bias": "no bias in the patch embedding", "qkv_bias": "no bias in query", "norm_eps": "eps 1e-05",
+    "rope": "rotary positions", "key_bias": "no bias in keys", "proj_bias": "no bias in attention's projection",
+    "mlp_bias": "no bias in the MLP", "attention_norm": "norm inside attention", "mlp_norm": "norm inside the MLP",
+    "patch_norm": "norm of embedded patches", "norm": "rms norms",
 }  # fmt: skip
 
 
@@ -42,6 +47,8 @@ def test_maes_are_the_defaults() -> None:
         ({"hidden": 0}, "hidden=0"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"registers": 2, "class_token": False}, "class token"),
+        ({"norm": "batch"}, "layer, rms"),
+        ({"rope": Rope(4), "positions": "relative"}, "cannot stand beside positions=relative"),
     ],
 )
 def test_what_makes_no_sense_is_refused(values: dict[str, Any], word: str) -> None:
@@ -50,24 +57,33 @@ def test_what_makes_no_sense_is_refused(values: dict[str, Any], word: str) -> No
 
 
 def test_they_survive_json() -> None:
-    traits = Traits(**{**OTHER, "registers": 0})
-    assert Traits(**json.loads(json.dumps(asdict(traits)))) == traits
+    for traits in (Traits(**{**OTHER, "registers": 0, "positions": "none"}), Traits(), Traits(positions="rope")):
+        about = EncoderInfo("ours", TINY, final_norm=False, traits=traits)
+        assert from_json(to_json(about)) == about
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_vitdet_refuses_each_by_its_name(name: str) -> None:
+def test_detectron2_lacks_each_by_its_name(name: str) -> None:
     traits = Traits(**{name: OTHER[name]})
-    reason = vitdet_reason(traits)
+    reason = detectron2_reason(traits)
     assert reason is not None
     assert SAID[name] in reason
     assert "\n" not in reason
-    with pytest.raises(ValueError, match="cannot be a ViTDet backbone"):
+    assert vitdet_reason(traits) is None
+    with pytest.raises(ValueError, match="this ViTDet is made for"):
         ViTDet(TINY, image=32, global_blocks=(0,)).load_encoder({}, traits)
+
+
+def test_what_has_no_meaning_in_vitdet_is_refused() -> None:
+    traits = Traits(positions="relative", registers=4)
+    assert vitdet_reason(traits) is None
+    with pytest.raises(ValueError, match="none for its 4 registers; prefix=drop"):
+        ViTDet(TINY, traits, image=32, prefix="global")
 
 
 def test_vitdet_takes_an_encoder_without_a_class_token() -> None:
     traits = Traits(class_token=False)
-    assert vitdet_reason(traits) is vitdet_reason(Traits()) is None
+    assert detectron2_reason(traits) is detectron2_reason(Traits()) is None
     encoder = VisionTransformer(TINY, traits=traits)
     model = ViTDet(TINY, image=32, global_blocks=(0,))
     model.load_encoder(encoder.state_dict(), traits)

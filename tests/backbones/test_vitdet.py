@@ -17,7 +17,7 @@ from mimbench.backbones.config import ViT
 from mimbench.backbones.pyramid import ChannelNorm, SimpleFeaturePyramid
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.vitdet import ViTDet
-from mimbench.backbones.window_attention import RelativeAttention, attend, attend_by_rows, attend_folded
+from mimbench.backbones.window_attention import WindowAttention, attend, attend_by_rows, attend_folded
 
 TINY = ViT(32, 4, 4, patch=16, image=64)
 LAST = {  # relative positions, height, width: sum, first three channels of the first patch
@@ -99,7 +99,7 @@ def test_names_are_those_of_detectron2() -> None:
     assert names == wanted
 
 
-def plain_attention(module: RelativeAttention, tokens: Tensor) -> Tensor:
+def plain_attention(module: WindowAttention, tokens: Tensor) -> Tensor:
     """The slow, obvious form: one window after another, padding tokens of zero input, the whole matrix of logits."""
     images, height, width, _ = tokens.shape
     side_h, side_w = (module.window, module.window) if module.window else (height, width)
@@ -113,7 +113,7 @@ def plain_attention(module: RelativeAttention, tokens: Tensor) -> Tensor:
     return out[:, :height, :width]
 
 
-def _one_window(module: RelativeAttention, tokens: Tensor) -> Tensor:
+def _one_window(module: WindowAttention, tokens: Tensor) -> Tensor:
     height, width, channels = tokens.shape
     per_head = channels // module.heads
     q, k, v = module.qkv(tokens).view(height * width, 3, module.heads, per_head).permute(1, 2, 0, 3)
@@ -134,16 +134,16 @@ def _one_window(module: RelativeAttention, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize(("window", "grid"), [(3, (6, 6)), (4, (6, 9)), (0, (7, 7))])
 def test_attention_is_the_plain_one(window: int, grid: tuple[int, int], rel_pos: bool) -> None:
     torch.manual_seed(0)
-    module = RelativeAttention(24, 3, window=window, grid=7, rel_pos=rel_pos).double()
+    module = WindowAttention(24, 3, window=window, grid=7, rel_pos=rel_pos).double()
     for weight in module.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     tokens = torch.randn(2, *grid, 24, dtype=torch.float64)
     plain, weight = plain_attention(module, tokens), torch.randn(2, *grid, 24, dtype=torch.float64)
-    assert torch.allclose(module(tokens), plain, rtol=0, atol=1e-12)
+    assert torch.allclose(module(tokens)[0], plain, rtol=0, atol=1e-12)
     with torch.no_grad():
-        assert torch.allclose(module(tokens), plain, rtol=0, atol=1e-12)
+        assert torch.allclose(module(tokens)[0], plain, rtol=0, atol=1e-12)
     ours, theirs = (
-        torch.autograd.grad((out * weight).sum(), list(module.parameters())) for out in (module(tokens), plain)
+        torch.autograd.grad((out * weight).sum(), list(module.parameters())) for out in (module(tokens)[0], plain)
     )
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in zip(ours, theirs, strict=True))
 

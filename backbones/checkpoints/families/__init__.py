@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from mimbench.backbones.checkpoints.families import (
+    aimv2,
     beit,
     clip,
     crossmae,
     detectron2,
     dinov2,
     dinov3,
+    eva02,
     mae,
     maskalign,
+    perception_encoder,
     plain,
+    siglip,
     simmim,
+    tips,
 )
 
 FAMILIES = (
@@ -26,11 +31,17 @@ FAMILIES = (
     beit.BEIT_V2,
     beit.BEIT,
     beit.BEIT_FINETUNED,
+    perception_encoder.PE_CORE,
+    perception_encoder.PE_OR_CLIP,
+    eva02.EVA02_TIMM,
+    aimv2.AIMV2_TIMM,
+    siglip.SIGLIP_TIMM,
     clip.CLIP_TIMM,
     clip.CLIP_OPENAI,
     clip.CLIP_HF,
     dinov3.DINOV3,
     dinov3.DINOV3_TIMM,
+    tips.TIPS,
     dinov2.DINOV2,
     dinov2.DINOV2_REGISTERS,
     dinov2.DINOV2_TIMM,
@@ -44,6 +55,7 @@ FAMILIES = (
     mae.MAE_ENCODER,
     plain.CLASSIFIER,
     plain.AUGREG,
+    siglip.SIGLIP_GAP,
     plain.VIT,
     plain.PLAIN,
 )

@@ -74,12 +74,13 @@ CLIP_TIMM = _clip(
     signature=Signature(
         has=(
             r"norm_pre\.weight",
+            r"norm\.weight",  # without it, it may be PE spatial, and is asked about in `perception_encoder`
             r"patch_embed\.proj\.weight",
             r"pos_embed",
             r"cls_token",
             r"blocks\.\d+\.attn\.qkv\.weight",
         ),
-        never=(BIAS, r"blocks\.\d+\.(ls1\.gamma|gamma_1)", r"reg_token", r".*\.inner_attn_ln\..*"),
+        never=(BIAS, r"attn_pool\..*", r"blocks\.\d+\.(ls1\.gamma|gamma_1)", r"reg_token", r".*\.inner_attn_ln\..*"),
     ),
     source="timm's vit_*_clip_*",
     dropped=(

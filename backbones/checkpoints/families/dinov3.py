@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mimbench.backbones.blocks import rotary_periods
 from mimbench.backbones.checkpoints.family import Converted, Family, Signature
 from mimbench.backbones.config import Traits
+from mimbench.backbones.rotary import rotary_periods
 
 PRETRAINED_ON = 256  # pixels
 NOTES = ("the file does not tell the size of its pretraining images: the paper's 256 pixels are taken",)

@@ -1,0 +1,80 @@
+"""EVA-02 and EVA02-CLIP by timm: rotary positions beside the table, SwiGLU with a norm inside, no bias in keys.
+
+Rotary positions are in no file. All sizes of both have those of 16 x 16 patches, whatever image they were tuned at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mimbench.backbones.checkpoints.families.clip import MEAN, STD
+from mimbench.backbones.checkpoints.family import Converted, Family, Signature
+from mimbench.backbones.config import Rope, Traits
+
+PRETRAINED_GRID = 16  # patches along a side
+PARTS = ("q", "k", "v")
+
+
+def eva02_heads(width: int) -> int:
+    """64 channels a head in all sizes."""
+    return max(width // 64, 1)
+
+
+def eva02_traits(weights: Mapping[str, Tensor]) -> Traits:
+    """An encoder's traits; EVA02-CLIP has a norm before attention's projection as well."""
+    last = weights.get("blocks.0.mlp.fc2.weight")
+    return Traits(
+        mlp="swiglu_split",
+        hidden=None if last is None else last.shape[1],
+        mlp_norm=True,
+        attention_norm="blocks.0.attn.norm.weight" in weights,
+        key_bias=False,
+        rope=Rope(PRETRAINED_GRID),
+    )
+
+
+def joined(weights: dict[str, Tensor]) -> Converted:
+    """Query, key and value as one matrix, and the biases of query and value by the names that go with it."""
+    made = dict(weights)
+    how: dict[str, str] = {}
+    for key in [key for key in weights if key.endswith(".attn.q_proj.weight")]:
+        at = key.removesuffix("q_proj.weight")
+        if all(f"{at}{part}_proj.weight" in made for part in PARTS):
+            made[f"{at}qkv.weight"] = torch.cat([made.pop(f"{at}{part}_proj.weight") for part in PARTS])
+            how[f"{at}qkv.weight"] = "query, key and value joined"
+        for part in ("q", "v"):
+            if f"{at}{part}_proj.bias" in made:
+                made[f"{at}{part}_bias"] = made.pop(f"{at}{part}_proj.bias")
+                how[f"{at}{part}_bias"] = "the bias of query or value"
+    return made, how
+
+
+EVA02_TIMM = Family(
+    name="eva02",
+    title="EVA-02 or EVA02-CLIP (Fang et al., 2023; Sun et al., 2023), by timm",
+    signature=Signature(
+        has=(
+            r"cls_token",
+            r"pos_embed",
+            r"blocks\.\d+\.attn\.q_proj\.weight",
+            r"blocks\.\d+\.mlp\.norm\.weight",
+            r"blocks\.\d+\.mlp\.fc1_g\.weight",
+        ),
+        never=(r"blocks\.\d+\.gamma_1", r"norm_pre\..*", r"reg_token", r"rope\..*", r"blocks\.\d+\.attn\.k_proj\.bias"),
+    ),
+    source="timm's eva02_*",
+    convert=joined,
+    dropped=(
+        (r"head\.(weight|bias)", "classification head"),
+        (r"fc_norm\.(weight|bias)", "norm of the classification head"),
+    ),
+    positions="learned",
+    interpolation="bicubic-antialias",
+    mean=MEAN,
+    std=STD,
+    heads=eva02_heads,
+    traits=eva02_traits,
+)

@@ -1,0 +1,41 @@
+"""TIPS and TIPS v2: DINOv2's names with one register, which is a second class token, for the text.
+
+Told from DINOv2 by that one register, where DINOv2 has four. Its images are in 0..1 as they are, and its positions are
+brought to another grid bilinearly, with antialiasing (google-deepmind/tips, its script for inference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from mimbench.backbones.checkpoints.families.dinov2 import DINOV2_REGISTERS
+from mimbench.backbones.checkpoints.family import Family
+
+NAMES = ("reg_token", "register_tokens")
+
+
+def one_register(weights: Mapping[str, Tensor]) -> bool:
+    """There is a register, and one alone."""
+    return any(name in weights and weights[name].shape[1] == 1 for name in NAMES)
+
+
+def tips_heads(width: int) -> int:
+    """72 channels a head in so400m (1152 wide), else 64."""
+    return 16 if width == 1152 else max(width // 64, 1)
+
+
+TIPS: Family = replace(
+    DINOV2_REGISTERS,
+    name="tips",
+    title="TIPS or TIPS v2 (Maninis et al., 2024)",
+    source="google-deepmind/tips",
+    interpolation="bilinear-antialias",
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    notes=("told from DINOv2 by its one register, which is a second class token",),
+    fits=one_register,
+    heads=tips_heads,
+)

@@ -1,0 +1,74 @@
+"""What ViTDet does with an encoder's traits, which it refuses, and which detectron2's ViT lacks."""
+
+from __future__ import annotations
+
+from mimbench.backbones.config import Prefix, Traits, ViT, global_blocks, vitdet_window
+
+PLAIN = Traits()
+
+
+def vitdet_reason(traits: Traits, prefix: Prefix = "drop") -> str | None:
+    """Why an encoder with `traits` cannot be ViTDet's, in one line; None if it can.
+
+    Refused is only what has no meaning in windows; every other trait is kept as the encoder has it.
+    """
+    if traits.positions == "relative" and traits.registers and prefix != "drop":
+        return (
+            f"this encoder's table of relative positions has rows for one class token and none for its "
+            f"{traits.registers} registers; prefix=drop leaves them out"
+        )
+    return None
+
+
+def detectron2_reason(traits: Traits) -> str | None:
+    """Why an encoder with `traits` cannot be detectron2's ViT, in one line; None if it can.
+
+    That has MAE's blocks and nothing else. Its matcher leaves out weights that have no place in it without a word, and
+    what is left is another encoder, with a poor AP.
+    """
+    lacking = {
+        "registers": f"{traits.registers} registers",
+        "positions": f"{traits.positions} positions, where it has a table of absolute ones",
+        "rope": "rotary positions",
+        "pre_norm": "a norm before the first block",
+        "layer_scale": "LayerScale",
+        "activation": f"{traits.activation} as activation",
+        "mlp": "SwiGLU in place of the MLP",
+        "hidden": f"an MLP {traits.hidden} wide, where it has four times the encoder's width",
+        "patch_bias": "no bias in the patch embedding",
+        "qkv_bias": "no bias in query, key and value",
+        "key_bias": "no bias in keys",
+        "proj_bias": "no bias in attention's projection",
+        "mlp_bias": "no bias in the MLP",
+        "attention_norm": "a norm inside attention",
+        "mlp_norm": "a norm inside the MLP",
+        "patch_norm": "a norm of embedded patches",
+        "norm": f"{traits.norm} norms",
+        "norm_eps": f"norms with eps {traits.norm_eps:g}, where it has {PLAIN.norm_eps:g}",
+    }
+    found = [what for name, what in lacking.items() if getattr(traits, name) != getattr(PLAIN, name)]
+    if not found:
+        return None
+    return (
+        f"detectron2's ViT cannot be this encoder, because it does not support {'; '.join(found)}; leaving that out "
+        "would change the encoder. engine=mimbench trains it as it is"
+    )
+
+
+def vitdet_plan(vit: ViT, traits: Traits, image: int = 1024) -> tuple[str, ...]:
+    """What ViTDet does with an encoder by default, at images of `image` pixels, a phrase for each part."""
+    blocks = ", ".join(map(str, global_blocks(vit.depth)))
+    said = [f"windows of {vitdet_window(vit, traits, image)}, blocks {blocks} attend globally"]
+    if traits.prefix > 1:
+        said.append(f"the class token and {traits.registers} registers are dropped")
+    elif traits.class_token:
+        said.append("the class token is dropped")
+    if traits.positions == "absolute":
+        said.append("positions are resized to the image's grid")
+    if traits.rotary:
+        said.append("rotary positions count from each window's corner")
+    if traits.positions == "relative":
+        said.append("the table of relative positions is exact in windows and stretched for global blocks")
+    if traits.positions == "absolute" and not traits.rotary:
+        said.append("decomposed relative positions are added, from zero")
+    return tuple(said)
