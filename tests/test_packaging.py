@@ -19,7 +19,7 @@ import pytest
 
 from mimbench.engine.data.handwritten import Sizes, make_handwritten
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parent.parent
 BACKEND = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 FIVE_STEPS = ("epochs=1", "warmup_epochs=0.5", "batch=20", "compute.workers=0", "compute.log_every=1")
