@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -51,8 +52,11 @@ def floor(wanted: Requirement) -> str:
 
 def make(environment: str) -> Path:
     """The Python of the environment, made anew."""
-    uv, python = Path(sys.executable).with_name("uv"), HOME / environment / "bin" / "python"
-    install = [uv, "pip", "install", "--quiet", "--python", python]
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        raise SystemExit("there is no uv, which makes the environments: `make soak` installs it")
+    python = HOME / environment / "bin" / "python"
+    install: list[Path | str] = [uv, "pip", "install", "--quiet", "--python", python]
     ranges = allowed()
     exact = [f"{name}=={floor(wanted)}" for name, wanted in ranges.items()] if environment == "lowest" else []
     _run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, HOME / environment])
@@ -70,7 +74,18 @@ def soak(environment: str, table: Table) -> bool:
     python, report = make(environment), HOME / f"{environment}.xml"
     versions = json.loads(subprocess.check_output([python, "-c", VERSIONS], text=True))
     began = time.monotonic()
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *TESTS]
+    tests = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "junit_family=legacy",
+        f"--junitxml={report}",
+        *TESTS,
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MIMBENCH_SOAK": "1"}
     passed = subprocess.run(list(map(str, tests)), cwd=ROOT, env=env, check=False).returncode == 0
     minutes = (time.monotonic() - began) / 60
