@@ -93,7 +93,10 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
     from mimbench.backbones.weights import open_weights
 
     if user_code(file) is not None:
-        return _shape_of_user_code(file, request)
+        from mimbench.backbones.user_encoder import load_user_encoder
+
+        ours = load_user_encoder(file).ours
+        return None if ours is None else ours.shape
     role: Role = "detector" if set(request.protocols) == {"coco"} else "encoder"
     found = open_weights(file, role, allow_partial="allow_partial=true" in request.overrides)
     if found.kind == "detector":
@@ -105,19 +108,6 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
     if "coco" in request.protocols and reason is not None:
         raise ValueError(f"{file}: {reason}")
     return found.vit
-
-
-def _shape_of_user_code(location: Path, request: Request) -> ViT | None:
-    from mimbench.backbones.user_encoder import load_user_encoder
-
-    user = load_user_encoder(location)
-    if user.ours is None and (request.scratch or {"finetune", "coco"} & set(request.protocols)):
-        if request.scratch:
-            raise ValueError(
-                f"--scratch: the random weights of {user.name} are not known; evaluate a function for them"
-            )
-        user.build()  # which says why it cannot be taken
-    return None if user.ours is None else user.ours.shape
 
 
 def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:
