@@ -65,12 +65,10 @@ TASK = Task(
     run=_run,
     recipes=_recipes,
     protocols=(
-        Protocol("knn", "cls/knn", "cls/knn_handwritten", example=True, any_encoder=True),
-        Protocol(
-            "linear", "cls/linear_vitb", "cls/linear_handwritten", example=True, any_encoder=True
-        ),  # one setting for all sizes
-        Protocol("linear_fast", "cls/linear_fast", "cls/linear_fast_handwritten", any_encoder=True),
-        Protocol("fewshot", "cls/fewshot", "cls/fewshot_handwritten", any_encoder=True),
+        Protocol("knn", "cls/knn", "cls/knn_handwritten", example=True),
+        Protocol("linear", "cls/linear_vitb", "cls/linear_handwritten", example=True),  # one setting for all sizes
+        Protocol("linear_fast", "cls/linear_fast", "cls/linear_fast_handwritten"),
+        Protocol("fewshot", "cls/fewshot", "cls/fewshot_handwritten"),
         Protocol("finetune", {size: f"cls/finetune_vit{size.lower()}" for size in SIZES}, "cls/finetune_handwritten"),
     ),
     data=("imagenet",),

@@ -115,7 +115,6 @@ class Protocol:
     recipes: str | Mapping[str, str]  # one recipe for every encoder, or one for each size that has one: {"B": ...}
     handwritten: str | None = None  # the same on the data set `handwritten`, and for the demo's encoder
     example: bool = False  # named in the example commands of a model card
-    any_encoder: bool = False  # takes every encoder that meets the encoder contract, a user's own included
 
 
 @dataclass(frozen=True)

@@ -85,19 +85,19 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
     A single task may also take a whole model of its own (`Task.input`). None of an encoder that a user's function
     returns, unless it is one of ours.
 
-    None of an encoder that a user's function returns and that is none of ours.
-
     Raises:
         ValueError: if it is no encoder, or not one for them.
     """
     from mimbench.backbones.weights import open_weights
     from mimbench.jobs.runs.tasks import protocols, role_of
 
-    known = protocols()
-    chosen = [known[name] for name in request.protocols if name in known]
     if user_code(file) is not None:
-        return _shape_of_user_code(file, request, all(protocol.any_encoder for _, protocol in chosen))
-    tasks = {task.name: task for task, _ in chosen}
+        from mimbench.backbones.user_encoder import load_user_encoder
+
+        ours = load_user_encoder(file).ours
+        return None if ours is None else ours.shape
+    known = protocols()
+    tasks = {known[name][0].name: known[name][0] for name in request.protocols if name in known}
     alone = next(iter(tasks.values())) if len(tasks) == 1 else None
     role = role_of(alone.name) if alone else "encoder"
     found = open_weights(file, role, allow_partial="allow_partial=true" in request.overrides)
@@ -108,18 +108,6 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
         if task.input is not None and task.input.refusal is not None and (reason := task.input.refusal(found.traits)):
             raise ValueError(f"{file}: {reason}")
     return found.vit
-
-
-def _shape_of_user_code(location: Path, request: Request, any_encoder: bool) -> ViT | None:
-    """The shape of an encoder that a user's function returns; None if it is none of ours and the protocols allow it."""
-    from mimbench.backbones.user_encoder import load_user_encoder
-
-    user = load_user_encoder(location)
-    if user.ours is None and request.scratch:
-        raise ValueError(f"--scratch: the random weights of {user.name} are not known; evaluate a function for them")
-    if user.ours is None and not any_encoder:
-        user.build()  # raises with the reason
-    return None if user.ours is None else user.ours.shape
 
 
 def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:

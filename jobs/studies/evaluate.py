@@ -57,13 +57,21 @@ def evaluation(checkpoint: Path, encoder: ViT | None, request: Request) -> Study
         on = data[protocol]
         overrides = (*([f"data={on}"] if on else []), *given[protocol])
         runs.append(Run(name, overrides, checkpoint, label=protocol))
-        if request.scratch and encoder is not None:
+        if request.scratch:
             runs.append(Run(name, (*overrides, *_random(name, encoder)), label=f"{protocol}, random weights"))
     return Study(f"evaluate {checkpoint.name}", runs)
 
 
-def _random(recipe: str, encoder: ViT) -> list[str]:
-    """The overrides that give a recipe without a checkpoint the shape of `encoder`."""
+def _random(recipe: str, encoder: ViT | None) -> list[str]:
+    """The overrides that give a recipe without a checkpoint the shape of `encoder`.
+
+    Raises:
+        ValueError: for a user's own encoder, of which there is no random one.
+    """
+    if encoder is None:
+        raise ValueError(
+            "--scratch: there are no random weights of a user's encoder; evaluate a function that makes it"
+        )
     usual = asdict(find(recipe).build().encoder)
     return [f"encoder.{name}={value}" for name, value in asdict(encoder).items() if value != usual[name]]
 
@@ -102,7 +110,11 @@ def _recipe(protocol: str, encoder: ViT | None, data: str | None) -> str:
         return twin
     if isinstance(known.recipes, str):
         return known.recipes
-    assert encoder is not None, "the command refuses protocols with a recipe per size for encoders of user code"
+    if encoder is None:
+        raise ValueError(
+            f"{protocol} needs the blocks and weights of an encoder by name, and this function returns one that is not "
+            f"a VisionTransformer of mimbench; evaluations of a frozen encoder take it as it is"
+        )
     size = next((letter for letter, vit in SIZES.items() if _shape(vit) == _shape(encoder)), None)
     if size is not None and size in known.recipes:
         return known.recipes[size]
