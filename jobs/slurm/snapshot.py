@@ -21,7 +21,7 @@ from typing import Any
 
 from mimbench.engine.run.atomic import write_json
 
-PARTS = ("mimbench", "backbones", "pretrain", "cls", "det", "engine", "jobs", "pyproject.toml")
+PARTS = ("mimbench", "backbones", "pretrain", "cls", "det", "seg", "engine", "jobs", "pyproject.toml")
 MARKER = "snapshot.json"
 TOP = Path(__file__).parents[3]
 
