@@ -103,12 +103,12 @@ def test_encoders_of_every_kind(traits: Traits, tmp_path) -> None:
 def test_a_beit_files_relative_positions_are_resized(tmp_path) -> None:
     torch.manual_seed(1)
     options = {"use_abs_pos_emb": False, "use_shared_rel_pos_bias": True, "init_values": 0.1, "num_classes": 0}
-    source = Beit(img_size=16, patch_size=4, embed_dim=16, depth=4, num_heads=2, **options)
-    state = {**source.state_dict(), "lm_head.weight": torch.zeros(8, 16), "lm_head.bias": torch.zeros(8)}
+    source = Beit(img_size=16, patch_size=4, embed_dim=128, depth=4, num_heads=2, **options)
+    state = {**source.state_dict(), "lm_head.weight": torch.zeros(8, 128), "lm_head.bias": torch.zeros(8)}
     table = torch.randn(52, 2)
     state["rel_pos_bias.relative_position_bias_table"] = table
-    state["norm.weight"], state["norm.bias"] = torch.ones(16), torch.zeros(16)
-    state["mask_token"] = torch.zeros(1, 1, 16)
+    state["norm.weight"], state["norm.bias"] = torch.ones(128), torch.zeros(128)
+    state["mask_token"] = torch.zeros(1, 1, 128)
     drop = ("fc_norm", "head", "blocks.0.attn.k_bias")
     state = {name: value for name, value in state.items() if not name.startswith(drop) and "k_bias" not in name}
     torch.save({"model": state}, tmp_path / "beit.pth")
