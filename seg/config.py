@@ -255,7 +255,6 @@ class PatchKnnConfig:
     ignore: tuple[int, ...] | None = science(
         None, about="raw ids not evaluated and not learned from; none: what the data set says, for ADE20K 0 and 255"
     )
-    shown: int = plumbing(6, about=_SHOWN)
     encode_batch: int = speed(64, about="images per batch when features are computed")
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)

@@ -36,7 +36,7 @@ from mimbench.engine.run.atomic import write_text
 log = logging.getLogger(__name__)
 
 HANDWRITTEN = "handwritten"
-HANDWRITTEN_VERSION = 2  # names the folder in the cache: raise it when the generator writes other files
+HANDWRITTEN_VERSION = 3  # names the folder in the cache: raise it when the generator writes other files
 VARIABLE = "MIMBENCH_DATA_"  # and the name: says where a data set is
 SHARD_LISTS = "::"  # between lists of shards, as WebDataset has it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

@@ -16,8 +16,10 @@ from mimbench.seg.config import Pixels, UPerNetConfig
 from mimbench.seg.model.load import TABLE, Loaded, load_encoder_into, segmenter_in
 from mimbench.seg.model.relative import rows_of
 from mimbench.seg.model.segmenter import Backbone, UPerNet
+from mimbench.seg.model.segmenter_file import Described, described
 from mimbench.seg.model.vit import OtherViT, QkvBias, SegmentationViT
 
+AS_IT_IS = BackboneConfig(rel_pos=False, layer_scale=None, drop_path=0.0)
 WHOLE = "mmsegmentation, the whole segmenter"  # the family of such a checkpoint, mmsegmentation's or ours
 
 
@@ -28,6 +30,22 @@ class Built:
     model: UPerNet
     info: EncoderInfo | None  # of the checkpoint; None if there is none
     loaded: Loaded | None  # how the encoder's weights met the segmenter; None unless they are a checkpoint's
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the encoder."""
+        backbone = self.model.backbone
+        return len(backbone.layers if isinstance(backbone, SegmentationViT) else backbone.blocks)
+
+    def description(self, config: UPerNetConfig, classes: tuple[str, ...]) -> Described:
+        """What is written beside the weights of the model, trained under `config`."""
+        vit, traits = (self.info.vit, self.info.traits) if self.info else (config.encoder, Traits())
+        if isinstance(self.model.backbone, SegmentationViT):
+            vit = replace(vit, image=config.image)
+        interpolation = self.info.interpolation if self.info else "bicubic"
+        return Described(
+            vit, traits, interpolation, self.model.backbone.outputs, self.model.mean, self.model.std, classes
+        )
 
 
 def build_segmenter(config: UPerNetConfig, classes: int) -> Built:
@@ -73,6 +91,7 @@ def build_backbone(
     *,
     image: int,
     allow_partial: bool,
+    frozen: bool = False,
 ) -> tuple[Backbone, EncoderInfo | None, Loaded | None]:
     """An encoder as a segmenter's backbone, with the weights of `checkpoint` or, without one, random ones.
 
@@ -83,6 +102,7 @@ def build_backbone(
         outputs: the blocks whose outputs are wanted, of an encoder of so many blocks.
         image: side of the images to come, in pixels.
         allow_partial: take a checkpoint whose keys are not all accounted for.
+        frozen: the encoder as it is: with its final norm if it has one, positions for whole patches around `image`.
 
     Raises:
         FileNotFoundError, ValueError: as `build_encoder`; also if `image` is no multiple of the encoder's patch.
@@ -90,6 +110,9 @@ def build_backbone(
     model, info = build_encoder(checkpoint, encoder, allow_partial=allow_partial)
     vit, traits = (info.vit, info.traits) if info else (encoder, Traits())
     interpolation = info.interpolation if info else "bicubic"
+    if frozen:
+        config = AS_IT_IS if info is None or not info.final_norm else replace(AS_IT_IS, final_norm=True)
+        image = -(-image // vit.patch) * vit.patch
     if config.final_norm and info is not None and not info.final_norm:
         raise ValueError(f"backbone.final_norm=true: {checkpoint} has no final norm; take backbone.final_norm=false")
     backbone: Backbone
@@ -133,25 +156,28 @@ def _qkv_bias(traits: Traits) -> QkvBias:
 
 
 def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -> Built:
-    """The segmenter whose `weights` the checkpoint holds; its shape is read from them."""
+    """The segmenter whose `weights` the checkpoint holds; its shape is read from them, or from what we wrote beside."""
     file, names = str(config.checkpoint), weights.keys()
-    if "backbone.layers.0.ln1.weight" not in names:
-        raise ValueError(f"{file}: a segmenter on an encoder that is no plain ViT cannot be told from its weights")
     if len(weights["decode_head.conv_seg.weight"]) != classes:
         known = len(weights["decode_head.conv_seg.weight"])
         raise ValueError(f"{file} knows {known} classes, and {config.data} has {classes}; evaluate it on its own data")
+    about = described(file)
+    vit = about.vit if about else _shape_of(weights, file)
+    if vit.image != config.image:
+        raise ValueError(f"image={config.image}: this segmenter was trained at {vit.image}; take image={vit.image}")
+    has_auxiliary = "auxiliary_head.conv_seg.weight" in names
     model = UPerNet(
-        _backbone_of(weights, config),
+        _backbone_of(weights, vit, about, config.backbone),
         classes,
         replace(
             config.heads,
             channels=len(weights["decode_head.fpn_bottleneck.bn.weight"]),
-            aux_channels=len(weights.get("auxiliary_head.conv_seg.weight", weights["decode_head.conv_seg.weight"])[0]),
-            aux_weight=config.heads.aux_weight if "auxiliary_head.conv_seg.weight" in names else 0.0,
+            aux_channels=weights["auxiliary_head.conv_seg.weight"].shape[1] if has_auxiliary else 1,
+            aux_weight=config.heads.aux_weight if has_auxiliary else 0.0,
         ),
         fused=config.fused_head,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=about.mean if about else IMAGENET_MEAN,
+        std=about.std if about else IMAGENET_STD,
     )
     own = model.state_dict()
     wrong = sorted(own.keys() ^ names) or [name for name in names if own[name].shape != weights[name].shape]
@@ -160,12 +186,15 @@ def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -
             f"{file} is not a UperNet of this kind: {', '.join(wrong[:3])} missing, left over or misshapen"
         )
     model.load_state_dict(dict(weights))
-    info = EncoderInfo(WHOLE, _shape_of(weights, config), final_norm=False)
-    return Built(model, info, None)
+    return Built(model, EncoderInfo(WHOLE, vit, final_norm=False), None)
 
 
-def _shape_of(weights: Mapping[str, Tensor], config: UPerNetConfig) -> ViT:
+def _shape_of(weights: Mapping[str, Tensor], file: str) -> ViT:
     """The encoder's sizes. Heads are told by the relative positions; without them 64 channels are a head."""
+    if "backbone.patch_embed.projection.weight" not in weights:
+        raise ValueError(
+            f"{file}: a segmenter on an encoder that is no plain ViT cannot be told from its weights alone"
+        )
     width, _, patch, _ = weights["backbone.patch_embed.projection.weight"].shape
     depth = len({name.split(".")[2] for name in weights if name.startswith("backbone.layers.")})
     table = weights.get(f"backbone.layers.0.{TABLE}")
@@ -177,10 +206,15 @@ def _shape_of(weights: Mapping[str, Tensor], config: UPerNetConfig) -> ViT:
     return ViT(width, depth, heads, patch=patch, image=grid * patch)
 
 
-def _backbone_of(weights: Mapping[str, Tensor], config: UPerNetConfig) -> SegmentationViT:
-    vit = _shape_of(weights, config)
-    if vit.image != config.image:
-        raise ValueError(f"image={config.image}: this segmenter was trained at {vit.image}; take image={vit.image}")
+def _backbone_of(weights: Mapping[str, Tensor], vit: ViT, about: Described | None, config: BackboneConfig) -> Backbone:
+    outputs = about.outputs if about else config.outputs(vit.depth)
+    interpolation = about.interpolation if about else "bicubic"
+    final_norm = "backbone.norm.weight" in weights
+    if about is not None and not fits_segmentation_vit(about.traits):
+        return OtherViT(
+            vit, about.traits, outputs=outputs, drop_path=config.drop_path, final_norm=final_norm,
+            interpolation=interpolation,
+        )  # fmt: skip
     bias: QkvBias = "none"
     if "backbone.layers.0.attn.qkv.bias" in weights:
         bias = "full"
@@ -189,11 +223,13 @@ def _backbone_of(weights: Mapping[str, Tensor], config: UPerNetConfig) -> Segmen
     return SegmentationViT(
         vit,
         image=vit.image,
-        outputs=config.backbone.outputs(vit.depth),
+        outputs=outputs,
         abs_pos="backbone.pos_embed" in weights,
         rel_pos=f"backbone.layers.0.{TABLE}" in weights,
         layer_scale="backbone.layers.0.gamma_1" in weights,
         qkv_bias=bias,
-        drop_path=config.backbone.drop_path,
-        final_norm="backbone.norm.weight" in weights,
+        drop_path=config.drop_path,
+        norm_eps=about.traits.norm_eps if about else Traits().norm_eps,
+        final_norm=final_norm,
+        interpolation=interpolation,
     )

@@ -21,13 +21,14 @@ from mimbench.seg.model.vit import OtherViT, SegmentationViT
 
 Backbone = SegmentationViT | OtherViT
 Size = tuple[int, int]  # height, width
+RGB = tuple[float, float, float]
 
 
 class Segmenter(Protocol):
     """What inference asks of a model: logits of normalised images, and which sizes it takes."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: RGB
+    std: RGB
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, h, w) of images (B, 3, H, W), h and w being fractions of H and W."""
@@ -61,8 +62,8 @@ class UPerNet(nn.Module):
         config: Heads,
         *,
         fused: bool,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: RGB,
+        std: RGB,
     ) -> None:
         super().__init__()
         width = backbone.width
@@ -71,7 +72,7 @@ class UPerNet(nn.Module):
                 f"UperNet takes the outputs of four blocks, not of {len(backbone.outputs)}, and its auxiliary head one "
                 f"of them, 0 to 3, not {config.aux_output}: see backbone.blocks and heads.aux_output"
             )
-        self.mean, self.std, self.config, self.classes = tuple(mean), tuple(std), config, classes
+        self.mean, self.std, self.config, self.classes = mean, std, config, classes
         self.backbone = backbone
         self.neck = Feature2Pyramid(width, backbone.patch)
         channels = config.channels or width
