@@ -188,6 +188,11 @@ class UPerNetConfig:
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
 
+    @property
+    def takes(self) -> str | None:
+        """What the checkpoint is to the run, where that is not an encoder: without training, all of its weights."""
+        return "teacher" if self.steps == 0 else None
+
     def __post_init__(self) -> None:
         _require_positive(self, "image", "batch")
         if self.steps < 0 or (self.steps == 0 and self.checkpoint is None):

@@ -108,16 +108,20 @@ def segmenter_in(path: str | Path) -> dict[str, Tensor] | None:
     named = {key.removeprefix("module."): value for key, value in opened.weights.items()}
     if not all(any(key.startswith(part) for key in named) for part in WHOLE):
         return None
+    of_beit = any(key.startswith("backbone.fpn") for key in named)
     weights = {}
     for key, value in named.items():
         if COMPUTED.fullmatch(key):
             continue
-        name = key
-        for pattern, replacement in OF_BEIT:
-            name = re.sub(pattern, replacement, name)
-        if name.startswith("backbone."):
-            name = "backbone." + renamed(name.removeprefix("backbone."))
+        name = _from_beit(key) if of_beit else key
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{opened.file}: {key} holds NaN or infinite weights; the training diverged")
         weights[name] = value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
     return weights
+
+
+def _from_beit(name: str) -> str:
+    for pattern, replacement in OF_BEIT:
+        name = re.sub(pattern, replacement, name)
+    beginning = "backbone."
+    return beginning + renamed(name.removeprefix(beginning)) if name.startswith(beginning) else name
