@@ -1,10 +1,10 @@
 """Twenty training steps of mmsegmentation 1.2.2 on a small model, written to golden/steps.json.
 
-    PYTHONPATH=DIR python tests/seg/golden_training.py     # DIR holds mmcv-lite 2.1.0, mmsegmentation 1.2.2, ftfy, regex
+    PYTHONPATH=DIR python tests/seg/golden_training.py
 
-Model, losses, optimiser groups and schedule are mmsegmentation's own (its MAE configuration, with batch norm for
+DIR holds mmcv-lite 2.1.0, mmsegmentation 1.2.2, ftfy and regex. Model, losses, optimiser groups and schedule are mmsegmentation's own (its MAE configuration, with batch norm for
 SyncBN and without dropout); weights, images and labels come from the formulas of rules.py. mmcv-lite has no compiled
-operators, and mmsegmentation wants the name `mmcv.ops.point_sample` to be there.
+operators, and mmsegmentation imports the names of some.
 """
 
 from __future__ import annotations
@@ -21,6 +21,15 @@ STEPS, WARMUP, LR = 20, 5, 1e-3
 HERE = Path(__file__).parent
 
 
+class _NoOperators(types.ModuleType):
+    """Has every name that is imported from it; none is used."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return object
+
+
 def config() -> dict:
     norm = {"type": "BN", "requires_grad": True}
     head = {"num_classes": 150, "norm_cfg": norm, "align_corners": False, "dropout_ratio": 0.0}
@@ -29,6 +38,7 @@ def config() -> dict:
         "backbone": {
             "type": "MAE", "img_size": (64, 64), "patch_size": 16, "embed_dims": 32, "num_layers": 4, "num_heads": 4,
             "mlp_ratio": 4, "init_values": 1.0, "drop_path_rate": 0.0, "out_indices": [0, 1, 2, 3],
+            "norm_cfg": {"type": "LN", "eps": 1e-6},
         },
         "neck": {"type": "Feature2Pyramid", "embed_dim": 32, "rescales": [4, 2, 1, 0.5], "norm_cfg": norm},
         "decode_head": {
@@ -44,9 +54,7 @@ def config() -> dict:
 
 
 def main() -> None:
-    operators = types.ModuleType("mmcv.ops")
-    operators.point_sample = None  # type: ignore[attr-defined]
-    sys.modules["mmcv.ops"] = operators
+    sys.modules["mmcv.ops"] = _NoOperators("mmcv.ops")
     sys.path.insert(0, str(HERE.parents[1]))
     from mmengine.optim import LinearLR, PolyLR, build_optim_wrapper
     from mmengine.structures import PixelData
@@ -64,8 +72,8 @@ def main() -> None:
         {
             "type": "OptimWrapper",
             "optimizer": {"type": "AdamW", "lr": LR, "betas": (0.9, 0.999), "weight_decay": 0.05},
-            "paramwise_cfg": {"num_layers": 4, "decay_rate": 0.65},
-            "constructor": "LayerDecayOptimizerConstructor",
+            "paramwise_cfg": {"num_layers": 4, "decay_rate": 0.65, "decay_type": "layer_wise_vit"},
+            "constructor": "LearningRateDecayOptimizerConstructor",
         },
     )
     schedulers = [
@@ -84,7 +92,11 @@ def main() -> None:
         for scheduler in schedulers:
             scheduler.step()
     norms = {name: parameter.norm().item() for name, parameter in model.named_parameters()}
-    content = {"steps": rows, "norms": norms, "running_var": model.decode_head.fpn_bottleneck.bn.running_var.norm().item()}
+    content = {
+        "steps": rows,
+        "norms": norms,
+        "running_var": model.decode_head.fpn_bottleneck.bn.running_var.norm().item(),
+    }
     (HERE / "golden" / "steps.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
     print(np.array([[row["decode"], row["aux"]] for row in rows]), torch.__version__)
 
