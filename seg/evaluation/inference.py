@@ -23,10 +23,11 @@ from torch import Tensor
 from mimbench.engine.data.images import normalise
 from mimbench.seg.config import Inference
 from mimbench.seg.data.batches import View
-from mimbench.seg.model.heads import enlarged
+from mimbench.seg.model.enlarge import Rows, enlarged
 from mimbench.seg.model.segmenter import Segmenter
 
 WINDOWS = 8  # that go through the model together
+PIXELS = 65_536  # whose logits are enlarged together
 
 
 @torch.no_grad()
@@ -37,14 +38,24 @@ def predict(model: Segmenter, views: Sequence[View], size: tuple[int, int], conf
     for view in views:
         image = normalise(view.image[None], model.mean, model.std)
         for mirrored in (False, True) if config.flip else (False,):
-            logits = enlarged(logits_of(model, image.flip(3) if mirrored else image, config, side), size)
-            logits = logits.flip(3) if mirrored else logits
+            logits = logits_of(model, image.flip(3) if mirrored else image, config, side)
             if single:
-                return logits[0].argmax(0)
+                return _most_likely(logits[0], size)
+            logits = enlarged(logits, size)
+            logits = logits.flip(3) if mirrored else logits
             scores = view.weight * logits.softmax(1)
             summed = scores if summed is None else summed + scores
     assert summed is not None
     return summed[0].argmax(0)
+
+
+def _most_likely(logits_Khw: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class of each pixel at `size`, some rows at a time."""
+    if tuple(logits_Khw.shape[1:]) == size:
+        return logits_Khw.argmax(0)
+    with torch.autocast(logits_Khw.device.type, enabled=False):
+        rows = Rows(logits_Khw.shape[1:], size, max(PIXELS // size[1], 1), logits_Khw)
+        return torch.cat([part.argmax(0) for _, part in rows.each(logits_Khw)])
 
 
 def logits_of(model: Segmenter, image: Tensor, config: Inference, side: int) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Distance = Literal["cosine", "L2"]
-QUERIES, TRAINING = 4096, 65_536  # patches compared at a time
+QUERIES, TRAINING = 1024, 65_536  # patches compared at a time
 
 
 def learnable(labels_NP: Tensor, ignore: Sequence[int]) -> Tensor:

@@ -6,7 +6,7 @@
 
 UPerHead's last 3 x 3 convolution sees four maps of `channels`, three of them enlarged from coarser ones: 57 % of the
 arithmetic of a whole ViT-B segmenter. Enlarging and mixing channels commute, so with `fused` each coarse map's channels
-are mixed for the nine taps at its own size and then enlarged and shifted in one go (`Enlarge`): a third of the
+are mixed for the nine taps at its own size and then enlarged and shifted in one go: a third of the
 multiplications, equal to rounding.
 
 Shapes: B image, C channels, h x w of a map, K class.
@@ -20,14 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mimbench.seg.model.enlarge import enlarged, shifted
 from mimbench.seg.model.norm import SyncBatchNorm
 
 Maps = Sequence[Tensor]  # (B, C, h, w), finest first
-
-
-def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (B, C, h, w) resized bilinearly to `size`, corners not aligned."""
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class ConvModule(nn.Module):
@@ -152,15 +148,7 @@ def mixed_then_enlarged(maps_BChw: Tensor, kernel_OC33: Tensor, size: tuple[int,
     out = len(kernel_OC33)
     weight = kernel_OC33.permute(2, 3, 0, 1).reshape(9 * out, -1, 1, 1)  # tap by tap: row, column, channel
     taps = F.conv2d(maps_BChw, weight).view(batch, 3, 3, out, height, width)
-    down_3Hh = shifted_enlargement(height, size[0]).to(taps)
-    across_3Ww = shifted_enlargement(width, size[1]).to(taps)
+    down_3Hh = shifted(height, size[0], taps.dtype, taps.device)
+    across_3Ww = shifted(width, size[1], taps.dtype, taps.device)
     columns = torch.einsum("bijohw,jWw->biohW", taps, across_3Ww)
     return torch.einsum("biohW,iHh->boHW", columns, down_3Hh)
-
-
-def shifted_enlargement(source: int, target: int) -> Tensor:
-    """Matrices (3, target, source) that enlarge an axis bilinearly and shift it by -1, 0 and 1 with zeros beyond."""
-    identity = torch.eye(source, dtype=torch.float64)[None]
-    enlarge = F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T  # (target, source)
-    padded = F.pad(enlarge, (0, 0, 1, 1))
-    return torch.stack([padded[shift : shift + target] for shift in range(3)])

@@ -2,7 +2,9 @@
 
     PYTHONPATH=DIR python tests/seg/golden_training.py
 
-DIR holds mmcv-lite 2.1.0, mmsegmentation 1.2.2, ftfy and regex. Model, losses, optimiser groups and schedule are mmsegmentation's own (its MAE configuration, with batch norm for
+DIR holds mmcv-lite 2.1.0, mmsegmentation 1.2.2, ftfy and regex.
+
+Model, losses, optimiser groups and schedule are mmsegmentation's own (its MAE configuration, with batch norm for
 SyncBN and without dropout); weights, images and labels come from the formulas of rules.py. mmcv-lite has no compiled
 operators, and mmsegmentation imports the names of some.
 """

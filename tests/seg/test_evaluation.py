@@ -13,7 +13,7 @@ from mimbench.seg.data.batches import View
 from mimbench.seg.evaluation.inference import logits_of, predict, slide, window_starts
 from mimbench.seg.evaluation.metric import Confusion
 from mimbench.seg.frozen.neighbours import capi_miou, learnable, nearest_patches, vote
-from mimbench.seg.model.heads import enlarged
+from mimbench.seg.model.enlarge import enlarged
 from mimbench.seg.model.linear import LinearHead, centre_padded
 from mimbench.seg.model.loss import pixel_loss
 from mimbench.seg.model.segmenter import UPerNet

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.seg.config import Heads
-from mimbench.seg.model.heads import FCNHead, Feature2Pyramid, UPerHead, enlarged, mixed_then_enlarged
+from mimbench.seg.model.enlarge import enlarged
+from mimbench.seg.model.heads import FCNHead, Feature2Pyramid, UPerHead, mixed_then_enlarged
 from mimbench.seg.model.load import renamed, resized
 from mimbench.seg.model.loss import pixel_loss
 from mimbench.seg.model.relative import relative_index, resize_relative
@@ -163,7 +165,7 @@ def test_channels_mixed_before_enlarging_are_the_same(size: tuple[int, int]) -> 
     torch.manual_seed(0)
     maps = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
     kernel = torch.randn(7, 5, 3, 3, dtype=torch.float64, requires_grad=True)
-    plain: Tensor = torch.nn.functional.conv2d(enlarged(maps, size), kernel, padding=1)
+    plain: Tensor = F.conv2d(enlarged(maps, size), kernel, padding=1)
     fast = mixed_then_enlarged(maps, kernel, size)
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
     weight = torch.randn_like(plain)
@@ -173,3 +175,25 @@ def test_channels_mixed_before_enlarging_are_the_same(size: tuple[int, int]) -> 
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("over", ["all", "valid"])
+@pytest.mark.parametrize("size", [(40, 56), (9, 130), (300, 301)])
+def test_the_loss_by_rows_is_the_plain_one(size: tuple[int, int], over: Literal["all", "valid"]) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 150, 10, 14, dtype=torch.float64, requires_grad=True)
+    target = labels(2, *size)
+    whole = F.cross_entropy(enlarged(logits, size), target, ignore_index=255, reduction="sum")
+    plain = whole / (target.numel() if over == "all" else (target != 255).sum())
+    made = pixel_loss(logits, target.to(torch.uint8), over)
+    assert made.item() == pytest.approx(plain.item(), rel=1e-9)
+    wanted, [gradient] = torch.autograd.grad(plain, logits)[0], torch.autograd.grad(3 * made, logits)
+    torch.testing.assert_close(gradient, 3 * wanted, rtol=1e-6, atol=1e-12)
+
+
+def test_a_loss_of_ignored_pixels_alone_is_zero() -> None:
+    logits = torch.randn(1, 5, 4, 4, requires_grad=True)
+    loss = pixel_loss(logits, torch.full((1, 16, 16), 255))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
