@@ -14,14 +14,15 @@ import pytest
 import mimbench
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("backbones", "pretrain", "cls", "det", "engine", "jobs")
+FOLDERS = ("backbones", "pretrain", "cls", "det", "seg", "engine", "jobs")
 MAY_IMPORT = {
     "engine": set(),
     "backbones": {"engine"},
     "pretrain": {"engine", "backbones"},
     "cls": {"engine", "backbones"},
     "det": {"engine", "backbones"},
-    "jobs": {"engine", "backbones", "pretrain", "cls", "det"},
+    "seg": {"engine", "backbones"},
+    "jobs": {"engine", "backbones", "pretrain", "cls", "det", "seg"},
 }
 LIGHT = (  # what must answer at once
     "jobs.cli.main", "jobs.runs.recipes", "jobs.runs.store", "jobs.studies.study", "jobs.demo", "jobs.tables.table",

@@ -5,6 +5,8 @@
     DIR/images/{train,val}/<digit>/*.png          one digit an image: pretraining and classification
     DIR/coco/{train2017,val2017}/*.jpg            several digits an image: detection (engine/data/handwritten_coco.py)
     DIR/coco/annotations/instances_{train,val}2017.json
+    DIR/coco/labels/{train2017,val2017}/*.png      which digit each pixel shows: segmentation
+    DIR/coco/labels/classes.txt                    names of its classes, by id
     DIR/about.json                                seed and sizes
 
 The digits are the 1,797 scans that come with scikit-learn (8 x 8 pixels, NIST forms), a fifth of each class kept for
@@ -46,8 +48,9 @@ def make_handwritten(directory: str | Path, seed: int = 0, sizes: Sizes | None =
     with _complete_or_absent(directory) as temporary:
         material = Material(seed)
         views = [classification_view(material, sizes, seed), coco_view(material, sizes, seed)]
-        images = sum(sizes.images(split) + sizes.coco(split) for split in SPLITS)
-        for name, content in track(chain(*views), "writing handwritten", images + len(SPLITS)):
+        coco = sum(sizes.coco(split) for split in SPLITS)
+        images = coco + sum(sizes.images(split) for split in SPLITS)
+        for name, content in track(chain(*views), "writing handwritten", images + coco + len(SPLITS) + 1):
             _write(temporary / name, content)
         about = {"generator": HANDWRITTEN_VERSION, "seed": seed, **asdict(sizes)}
         _write(temporary / "about.json", (json.dumps(about, indent=2) + "\n").encode())

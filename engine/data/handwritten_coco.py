@@ -1,4 +1,4 @@
-"""The COCO view of `handwritten`: digits on photographs, with boxes and outlines.
+"""The COCO view of `handwritten`: digits on photographs, with boxes and outlines, and with label maps.
 
 Laid out and written as COCO 2017 is: boxes [x, y, width, height] in pixels, polygons [x1, y1, x2, y2, ...], run lengths
 where a polygon cannot say it, ten categories with ids 1 to 10 named "0" to "9".
@@ -7,6 +7,8 @@ An image holds up to five digits, as many as find a place where strokes do not t
 has a crowd as well, a heap of small digits of one kind under one annotation with iscrowd=1. An object is a polygon on
 the outline of its strokes, to a fraction of a pixel; one with a hole worth showing (0, 6, 8, 9) is a run-length mask
 instead. `area` counts the pixels of that mask.
+
+A label map says of each pixel which digit's ink it is: 0 background, d + 1 digit d, 255 (ignored) within a crowd.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ Alpha = NDArray[np.uint8]  # (H, W), how much ink: 0..255
 INSIDE = 128  # from this much ink on, a pixel belongs to the digit
 HOLE = 0.04  # a hole of this share of the outline's area is worth a run-length mask
 SMALLEST, LARGEST = 0.4, 0.85  # of the side of the image: as large as in the images that an encoder is pretrained on
+IGNORED = 255  # in a label map
 TRIES = 20  # places tried for a digit before it is left out
 
 
@@ -47,7 +50,9 @@ def coco_view(material: Material, sizes: Sizes, seed: int) -> Iterator[Content]:
             images.append({"id": index + 1, "file_name": name, "width": sizes.coco_side, "height": sizes.coco_side})
             annotations += [{"image_id": index + 1, **annotation} for annotation in scene.annotations]
             yield f"coco/{split}2017/{name}", encode(scene.image, "JPEG", quality=95, subsampling=0)
+            yield f"coco/labels/{split}2017/{index + 1:012d}.png", encode(Image.fromarray(scene.labels), "PNG")
         yield f"coco/annotations/instances_{split}2017.json", _annotation_file(split, images, annotations)
+    yield "coco/labels/classes.txt", "".join(f"{name}\n" for name in ("background", *range(DIGITS))).encode()
 
 
 def _annotation_file(split: Split, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> bytes:
@@ -72,6 +77,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.taken: Mask = np.zeros((self.image.height, self.image.width), dtype=bool)
+        self.labels: Alpha = np.zeros(self.taken.shape, dtype=np.uint8)
 
     def fill(self, empty: bool, crowd: bool) -> None:
         """Draw and annotate what belongs here."""
@@ -84,7 +90,8 @@ class Scene:
             size = round(self.image.width * self.rng.uniform(SMALLEST, LARGEST))
             alpha = self._scan(digit, size)
             if (place := self._free_place(alpha >= INSIDE)) is not None:
-                self._draw(alpha, *place)
+                drawn = self._draw(alpha, *place)
+                self.labels[drawn] = digit + 1
                 self.annotations.append(_instance(digit, alpha, *place, self.taken.shape))
 
     def _scan(self, digit: int, size: int) -> Alpha:
@@ -104,9 +111,12 @@ class Scene:
         """Left and top of a random square of `size` pixels."""
         return self.rng.randrange(self.image.width - size + 1), self.rng.randrange(self.image.width - size + 1)
 
-    def _draw(self, alpha: Alpha, left: int, top: int) -> None:
+    def _draw(self, alpha: Alpha, left: int, top: int) -> Mask:
+        """Draw a digit and return the pixels that it covers."""
         self.image.paste(ink(self.rng), (left, top), Image.fromarray(alpha))
-        self.taken |= _on_canvas(alpha, left, top, self.taken.shape) >= INSIDE
+        drawn = _on_canvas(alpha, left, top, self.taken.shape) >= INSIDE
+        self.taken |= drawn
+        return drawn
 
     def _crowd(self, digit: int) -> None:
         """A heap of small digits; its region is their boxes together."""
@@ -121,6 +131,7 @@ class Scene:
                 self._draw(self._scan(digit, size), left, top)
                 region[top : top + size, left : left + size] = True
         self.taken |= region
+        self.labels[region] = IGNORED
         self.annotations.append(_annotation(digit, run_lengths(region), region, crowd=True))
 
 

@@ -7,4 +7,4 @@ from typing import Literal
 Split = Literal["train", "val"]
 
 SPLITS: tuple[Split, Split] = ("train", "val")
-HANDWRITTEN_VERSION = 2  # names the folder in the cache: raise it when the generator writes other files
+HANDWRITTEN_VERSION = 3  # names the folder in the cache: raise it when the generator writes other files

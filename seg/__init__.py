@@ -1,0 +1,1 @@
+"""Semantic segmentation with an encoder: UperNet end to end, and frozen linear and patch k-NN protocols."""

@@ -1,0 +1,112 @@
+"""What happens to a training image: scale jitter, crop, flip and photometric distortion, as mmsegmentation does it.
+
+Draws come from NumPy's generator in mmsegmentation's order, so that the same state gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimbench.seg.config import Augment
+from mimbench.seg.data.pixels import (
+    Image,
+    Labels,
+    Size,
+    from_hsv,
+    look_up,
+    rescaled_size,
+    resize_image,
+    resize_labels,
+    to_hsv,
+)
+
+IGNORED = 255
+TRIES = 10  # crops tested by `cat_max_ratio`; the one drawn after the last failure is taken as it is
+BRIGHTNESS = 32
+FACTOR = (0.5, 1.5)  # of contrast and saturation
+HUE = 18  # of 180; excluded at the upper end
+_LEVELS = np.arange(256, dtype=np.float32)
+
+
+def augmented(image: Image, labels: Labels, config: Augment, side: int) -> tuple[Image, Labels]:
+    """A random crop, at most `side` x `side`, of an image and its label map at a random scale.
+
+    The crop is chosen by the labels.
+    """
+    ratio = np.random.random_sample() * (config.largest - config.smallest) + config.smallest
+    size = jittered_size((labels.shape[0], labels.shape[1]), ratio, config, side)
+    resized = resize_labels(labels, size)
+    top, left = draw_crop(resized, side, config.cat_max_ratio)
+    labels = resized[top : top + side, left : left + side]
+    image = resize_image(image, size)[top : top + side, left : left + side]
+    if config.flip and np.random.random_sample() < config.flip:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    if config.photometric:
+        image = photometric_distortion(np.ascontiguousarray(image))
+    return image, labels
+
+
+def jittered_size(size: Size, ratio: float, config: Augment, side: int) -> Size:
+    """The size of an image at scale `ratio`."""
+    short = side if config.short is None else config.short
+    return rescaled_size(size, int(config.long * ratio), int(short * ratio))
+
+
+def draw_crop(labels: Labels, side: int, cat_max_ratio: float) -> tuple[int, int]:
+    """Top and left of a crop on which several classes lie, none on `cat_max_ratio` of it or more, if one is found."""
+    corner = _corner(labels.shape, side)
+    if cat_max_ratio < 1:
+        for _ in range(TRIES):
+            if varied(labels[corner[0] : corner[0] + side, corner[1] : corner[1] + side], cat_max_ratio):
+                break
+            corner = _corner(labels.shape, side)
+    return corner
+
+
+def _corner(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    top = np.random.randint(0, max(shape[0] - side, 0) + 1)
+    return top, np.random.randint(0, max(shape[1] - side, 0) + 1)
+
+
+def varied(labels: Labels, cat_max_ratio: float) -> bool:
+    """Whether more than one class is there, and none on `cat_max_ratio` or more of the pixels that are not ignored."""
+    counts = np.bincount(labels.ravel(), minlength=256)[:IGNORED]
+    return bool((counts > 0).sum() > 1 and counts.max() / counts.sum() < cat_max_ratio)
+
+
+def photometric_distortion(image: Image) -> Image:
+    """Brightness, contrast, saturation and hue, each with an even chance; every step rounds down to uint8."""
+    draw = np.random
+    if draw.randint(2):
+        image = look_up(image, linear(1.0, draw.uniform(-BRIGHTNESS, BRIGHTNESS)))
+    contrast_first = draw.randint(2) == 1
+    if contrast_first and draw.randint(2):
+        image = look_up(image, linear(draw.uniform(*FACTOR), 0.0))
+    if draw.randint(2):
+        image = saturated(image, draw.uniform(*FACTOR))
+    if draw.randint(2):
+        image = hue_turned(image, draw.randint(-HUE, HUE))
+    if not contrast_first and draw.randint(2):
+        image = look_up(image, linear(draw.uniform(*FACTOR), 0.0))
+    return image
+
+
+def linear(factor: float, offset: float) -> NDArray[np.uint8]:
+    """The table (256,) of `level * factor + offset` in single precision, clipped and cut off to whole numbers."""
+    return np.clip(_LEVELS * np.float32(factor) + np.float32(offset), 0, 255).astype(np.uint8)
+
+
+def saturated(image: Image, factor: float) -> Image:
+    """The image with its saturation times `factor`."""
+    hsv = to_hsv(image)
+    hsv[..., 1] = look_up(np.ascontiguousarray(hsv[..., 1]), linear(factor, 0.0))
+    return from_hsv(hsv)
+
+
+def hue_turned(image: Image, offset: int) -> Image:
+    """The image with `offset` added to its hue, modulo 180."""
+    hsv = to_hsv(image)
+    table = ((np.arange(256) + offset) % 180).astype(np.uint8)
+    hsv[..., 0] = look_up(np.ascontiguousarray(hsv[..., 0]), table)
+    return from_hsv(hsv)

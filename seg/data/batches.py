@@ -1,0 +1,111 @@
+"""A split as training and validation samples, and samples as batches of the form `seg.model.segmenter` describes.
+
+Images stay uint8; the model normalises them on the device. A crop smaller than the square is padded at the bottom and
+the right, labels with 255; the image's padding is the mean colour, which is zero after normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mimbench.seg.config import Augment, Inference
+from mimbench.seg.data.augment import IGNORED, augmented
+from mimbench.seg.data.pixels import Image, Labels, Size, rescaled_size, resize_image
+from mimbench.seg.data.split import LabelledSplit
+
+
+class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
+    """Random crops: (uint8 image (3, h, w), red first; uint8 labels (h, w)), h and w at most `side`.
+
+    Draws come from NumPy's generator, so each item wants seeding (`Batches` does it).
+    """
+
+    def __init__(self, split: LabelledSplit, config: Augment, side: int) -> None:
+        self.split, self.config, self.side = split, config, side
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = augmented(*self.split.pair(index), self.config, self.side)
+        return to_tensor(image), torch.from_numpy(np.ascontiguousarray(labels))
+
+
+class View(NamedTuple):
+    """A size at which an image is looked at, and how much that counts."""
+
+    image: Tensor  # uint8 (3, h, w)
+    weight: int
+
+
+class Looked(NamedTuple):
+    """A validation image: how it is looked at, and its labels."""
+
+    place: int  # in the split
+    views: list[View]
+    labels: Tensor  # uint8 (H, W), at the original size
+
+
+class ValidationViews(Dataset[Looked]):
+    """Images of a split (all, or those at `images`), resized for inference."""
+
+    def __init__(self, split: LabelledSplit, config: Inference, side: int, images: Sequence[int] | None = None) -> None:
+        self.split, self.config, self.side = split, config, side
+        self.images = range(len(split)) if images is None else images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> Looked:
+        index = self.images[number]
+        image, labels = self.split.pair(index)
+        return Looked(index, views_of(image, self.config, self.side), torch.from_numpy(labels))
+
+
+def views_of(image: Image, config: Inference, side: int) -> list[View]:
+    """An image at each size of `config.scales`; sizes that are the same are one view with more weight."""
+    sizes = [view_size((image.shape[0], image.shape[1]), scale, config, side) for scale in config.scales]
+    return [View(to_tensor(resize_image(image, size)), sizes.count(size)) for size in dict.fromkeys(sizes)]
+
+
+def view_size(size: Size, scale: float, config: Inference, side: int) -> Size:
+    """The size of an image at a scale; see `Inference.scaling`."""
+    short = side if config.short is None else config.short
+    if len(config.scales) > 1 and config.scaling == "beit":
+        at_least = max(int(short * scale), side)
+        factor = at_least / min(size)
+        return rescaled_size(size, max(size) * factor, at_least)
+    return rescaled_size(size, int(config.long * scale), int(short * scale))
+
+
+def to_tensor(image: Image) -> Tensor:
+    """An image (H, W, 3), blue first, as a tensor (3, H, W), red first, that lies in memory by pixel."""
+    return torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1)
+
+
+def training_batch(samples: Sequence[tuple[Tensor, Tensor]], side: int) -> dict[str, Any]:
+    """{"images", "sizes", "labels"}, as `seg.model.segmenter` takes it."""
+    images = torch.zeros(len(samples), side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels = torch.full((len(samples), side, side), IGNORED, dtype=torch.uint8)
+    sizes = []
+    for place, (image, label) in enumerate(samples):
+        height, width = label.shape
+        images[place, :, :height, :width] = image
+        labels[place, :height, :width] = label
+        sizes.append((height, width))
+    return {"images": images, "sizes": sizes, "labels": labels}
+
+
+def collate(side: int) -> partial[dict[str, Any]]:
+    """`training_batch` for crops of `side`, which loading processes can be given."""
+    return partial(training_batch, side=side)
+
+
+__all__ = ["IGNORED", "Labels", "Looked", "TrainingCrops", "ValidationViews", "View", "collate", "training_batch"]

@@ -1,0 +1,267 @@
+"""Where data sets of label maps keep their files, and what the ids in these mean.
+
+    images/{training,validation}/*.jpg   annotations/{training,validation}/*.png     ADEChallengeData2016
+    JPEGImages/  SegmentationClassAug/ or SegmentationClass/  ImageSets/Segmentation/  VOC2012 (or VOCdevkit/VOC2012)
+    leftImg8bit/{train,val}/CITY/*  gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png  Cityscapes
+    {train,val}2017/*.jpg   annotations/{train,val}2017/*_labelTrainIds.png          COCO-Stuff 164k
+    images/{train,val}/*   labels/{train,val}/*.png   classes.txt                     any other
+    coco/{train,val}2017/*   coco/labels/{train,val}2017/*.png   coco/labels/classes.txt   handwritten
+
+A label map has the name of its image, with another ending. `classes.txt` has one name a line; the first is of id 0.
+ADEChallengeData2016 is also read straight from its zip, if that lies in the directory and was not unpacked.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from mimbench.engine.data.datasets import Split, UnfitError, unfit
+from mimbench.engine.data.folders import SUFFIXES, read_bytes
+
+CLASSES_FILE = "classes.txt"
+ADE_ZIP = "ADEChallengeData2016.zip"
+MOST_CLASSES = 254  # 254 marks ids beyond the classes, 255 ignored pixels
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to keep images and label maps."""
+
+    name: str
+    images: dict[Split, str]  # folders below the root
+    labels: dict[Split, tuple[str, ...]]  # the first that is there
+    label_suffix: str = ".png"  # what follows the name of the image
+    image_suffix: str = ""  # what is cut off an image's name before its ending
+    lists: dict[Split, tuple[str, ...]] | None = None  # text files of names, one a line; the first that is there
+    classes: str = CLASSES_FILE  # the file of names, or the key of a known list
+    zero_is_ignored: bool = False  # id 0 is no class, and id k is class k - 1 (ADE20K)
+    root: str = ""  # below the directory
+
+
+ADE = Layout(
+    "ADE20K",
+    {"train": "images/training", "val": "images/validation"},
+    {"train": ("annotations/training",), "val": ("annotations/validation",)},
+    classes="ade20k",
+    zero_is_ignored=True,
+)
+CITYSCAPES = Layout(
+    "Cityscapes",
+    {"train": "leftImg8bit/train", "val": "leftImg8bit/val"},
+    {"train": ("gtFine/train",), "val": ("gtFine/val",)},
+    label_suffix="_gtFine_labelTrainIds.png",
+    image_suffix="_leftImg8bit",
+    classes="cityscapes",
+)
+STUFF = Layout(
+    "COCO-Stuff 164k",
+    {"train": "train2017", "val": "val2017"},
+    {"train": ("annotations/train2017",), "val": ("annotations/val2017",)},
+    label_suffix="_labelTrainIds.png",
+    classes="coco_stuff",
+)
+PAIR = Layout(
+    "images and labels",
+    {"train": "images/train", "val": "images/val"},
+    {"train": ("labels/train",), "val": ("labels/val",)},
+)
+HANDWRITTEN = Layout(
+    "handwritten",
+    {"train": "coco/train2017", "val": "coco/val2017"},
+    {"train": ("coco/labels/train2017",), "val": ("coco/labels/val2017",)},
+    classes=f"coco/labels/{CLASSES_FILE}",
+)
+
+
+def _voc(root: str) -> Layout:
+    masks = ("SegmentationClassAug", "SegmentationClass")
+    lists = "ImageSets/Segmentation"
+    return Layout(
+        "VOC2012",
+        {"train": "JPEGImages", "val": "JPEGImages"},
+        {"train": masks, "val": masks},
+        lists={
+            "train": (f"{lists}/trainaug.txt", f"{lists}/train_aug.txt", f"{lists}/train.txt"),
+            "val": (f"{lists}/val.txt",),
+        },
+        classes="voc",
+        root=root,
+    )
+
+
+LAYOUTS = (ADE, CITYSCAPES, _voc(""), _voc("VOC2012"), _voc("VOCdevkit/VOC2012"), STUFF, PAIR, HANDWRITTEN)
+
+
+class Store(Protocol):
+    """Files below a directory, or in a zip."""
+
+    path: Path
+
+    def names(self, folder: str) -> list[str]:
+        """The files in `folder` and its folders, sorted."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file or folder."""
+
+    def read(self, name: str) -> bytes | bytearray:
+        """What a file holds."""
+
+
+class Directory:
+    """Files on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self, folder: str) -> list[str]:
+        """The files in `folder` and its folders, sorted."""
+        top = self.path / folder
+        return sorted(file.relative_to(self.path).as_posix() for file in top.rglob("*") if file.is_file())
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file or folder."""
+        return (self.path / name).exists()
+
+    def read(self, name: str) -> bytearray:
+        """What a file holds."""
+        return read_bytes(f"{self.path}/{name}")
+
+
+class Zip:
+    """Files in a zip, below its one folder at the top; opened anew in each process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as file:
+                found = [name for name in file.namelist() if not name.endswith("/")]
+        except zipfile.BadZipFile:
+            raise unfit(path, "is not a complete zip file", "download it again") from None
+        self.top = f"{PurePosixPath(found[0]).parts[0]}/" if found else ""
+        self._names = sorted(name.removeprefix(self.top) for name in found)
+        self._folders = {str(parent) for name in self._names for parent in PurePosixPath(name).parents}
+
+    def names(self, folder: str) -> list[str]:
+        """The files in `folder` and its folders, sorted."""
+        return [name for name in self._names if name.startswith(f"{folder}/")]
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file or folder."""
+        return name in self._folders or name in self._names
+
+    def read(self, name: str) -> bytes:
+        """What a file holds."""
+        return _opened(str(self.path)).read(self.top + name)
+
+    def __reduce__(self) -> tuple[type[Zip], tuple[Path]]:
+        return Zip, (self.path,)
+
+
+@cache
+def _opened(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def store_of(directory: Path) -> Store:
+    """What the files of the data set in `directory` are read from: the directory, or the zip of ADE20K in it."""
+    if directory.is_file() or (not (directory / "images").exists() and (directory / ADE_ZIP).is_file()):
+        return Zip(directory if directory.is_file() else directory / ADE_ZIP)
+    if not (directory / "images").exists() and (directory / "ADEChallengeData2016" / "annotations").is_dir():
+        return Directory(directory / "ADEChallengeData2016")
+    return Directory(directory)
+
+
+def recognise(store: Store) -> Layout:
+    """How the data set is laid out.
+
+    Raises:
+        UnfitError: (a ValueError) if it is in no known way, with what it probably is.
+    """
+    for layout in LAYOUTS:
+        below = f"{layout.root}/" if layout.root else ""
+        wanted = [layout.images.values(), (folders[0] for folders in layout.labels.values())]
+        if layout.lists:
+            wanted = [layout.images.values(), ("ImageSets/Segmentation",)]
+        if any(all(store.has(below + folder) for folder in pair) for pair in zip(*wanted, strict=False)):
+            return layout
+    raise unfit(store.path, *_unknown(store))
+
+
+def _unknown(store: Store) -> tuple[str, str]:
+    if store.has("index_ade20k.pkl") or store.has("images/ADE/training") or store.has("ADE20K_2021_17_01"):
+        return (
+            "is the full ADE20K (ADE20K_2021), with 3,000 classes coded in colours",
+            "take ADEChallengeData2016.zip, the 150-class set that papers report",
+        )
+    if store.has("images/training"):
+        return "has images/training but no annotations/training", "unpack ADEChallengeData2016.zip again"
+    names = sorted({layout.name for layout in LAYOUTS})
+    return (
+        "is laid out in no known way",
+        f"known are {', '.join(names)}; simplest is images/{{train,val}}, labels/{{train,val}} and {CLASSES_FILE}",
+    )
+
+
+def pairs_of(store: Store, layout: Layout, split: Split) -> list[tuple[str, str]]:
+    """The names of all images of a split, sorted, each with that of its label map, which need not be there.
+
+    Raises:
+        UnfitError: (a ValueError) if there are no images, or a list of names is missing.
+    """
+    below = f"{layout.root}/" if layout.root else ""
+    folder = below + layout.images[split]
+    labels = next(
+        (below + name for name in layout.labels[split] if store.has(below + name)), below + layout.labels[split][0]
+    )
+    images = [name for name in store.names(folder) if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    if layout.lists is not None:
+        wanted = set(_listed(store, [below + name for name in layout.lists[split]]))
+        images = [name for name in images if PurePosixPath(name).stem in wanted]
+    if not images:
+        raise unfit(store.path / folder, "holds no images", "the split needs at least one")
+    return [(name, f"{labels}/{_stem(name, folder, layout)}{layout.label_suffix}") for name in images]
+
+
+def _stem(name: str, folder: str, layout: Layout) -> str:
+    inside = PurePosixPath(name).relative_to(folder)
+    return str(inside.with_suffix("")).removesuffix(layout.image_suffix)
+
+
+def _listed(store: Store, names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        if store.has(name):
+            yield from (line.split()[0] for line in bytes(store.read(name)).decode().splitlines() if line.strip())
+            return
+    raise unfit(store.path / names[0], "is not there", "it lists the images of the split, one name a line")
+
+
+def classes_of(store: Store, layout: Layout) -> tuple[str, ...]:
+    """The names of the classes, by id.
+
+    Raises:
+        UnfitError: (a ValueError) if the file of names is missing, empty, or has more than can be told apart.
+    """
+    from mimbench.seg.data.class_names import KNOWN
+
+    if layout.classes in KNOWN:
+        return KNOWN[layout.classes]
+    file = store.path / layout.classes
+    if not store.has(layout.classes):
+        raise unfit(file, "is not there", "it names the classes, one a line; the first is of id 0")
+    lines = bytes(store.read(layout.classes)).decode(errors="replace").splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise unfit(file, "names no classes", "write one name a line; the first is of id 0")
+    if len(names) > MOST_CLASSES:
+        raise unfit(file, f"names {len(names)} classes", f"8-bit label maps hold {MOST_CLASSES} at the most")
+    if len(names) == 1:
+        raise unfit(file, "names one class, which every pixel would be", "add the background as a class")
+    return names
+
+
+__all__ = ["LAYOUTS", "Layout", "Store", "UnfitError", "classes_of", "pairs_of", "recognise", "store_of"]

@@ -1,0 +1,137 @@
+"""A split of a data set with label maps: `open_split(directory, "train")`.
+
+split.image(i)     uint8 (H, W, 3), blue first
+split.labels(i)    uint8 (H, W), classes from 0, 255 ignored
+split.pair(i)      both, of one size
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimbench.engine.data.datasets import Split, unfit
+from mimbench.seg.data.augment import IGNORED
+from mimbench.seg.data.layouts import Layout, Store, classes_of, pairs_of, recognise, store_of
+from mimbench.seg.data.pixels import Image, Labels, decode_image, decode_labels, exif_turns, look_up
+
+BEYOND = 254  # marks an id that is no class
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """The images of a split, sorted by name, with their label maps."""
+
+    store: Store
+    layout: Layout
+    split: Split
+    classes: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]  # names of image and label map
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        """The path of an image below the data set's directory."""
+        return self.pairs[index][0]
+
+    def image(self, index: int) -> Image:
+        """An image, turned as its EXIF data say.
+
+        Raises:
+            UnfitError: (a ValueError) naming the file, if it cannot be read.
+        """
+        name = self.pairs[index][0]
+        return decode_image(self._read(name), self._path(name))
+
+    def raw_labels(self, index: int) -> Labels:
+        """A label map with the ids that the file has.
+
+        Raises:
+            UnfitError: (a ValueError) naming the file, if it is missing, damaged or no label map.
+        """
+        name = self.pairs[index][1]
+        return decode_labels(self._read(name), self._path(name))
+
+    def labels(self, index: int) -> Labels:
+        """A label map with classes from 0 on, and 255 where pixels are ignored.
+
+        Raises:
+            UnfitError: (a ValueError) as `raw_labels`; also for an id that is no class.
+        """
+        raw = self.raw_labels(index)
+        mapped = look_up(raw, self.table())
+        if (mapped == BEYOND).any():
+            raise unfit(Path(self._path(self.pairs[index][1])), *beyond_reason(self, raw))
+        return mapped
+
+    def pair(self, index: int) -> tuple[Image, Labels]:
+        """An image and its label map.
+
+        Raises:
+            UnfitError: (a ValueError) as `image` and `labels`; also if they differ in size.
+        """
+        image, labels = self.image(index), self.labels(index)
+        if image.shape[:2] != labels.shape:
+            raise unfit(Path(self._path(self.pairs[index][1])), *self.size_reason(index, image, labels))
+        return image, labels
+
+    def size_reason(self, index: int, image: Image, labels: Labels) -> tuple[str, str]:
+        """Why a label map of another size than its image is refused, and what to do."""
+        (h, w), (height, width) = labels.shape, image.shape[:2]
+        what = f"is {w} x {h} pixels, and its image {width} x {height}"
+        if (h, w) == (width, height) and exif_turns(self._read(self.pairs[index][0])):
+            return what, "the image is turned by its EXIF orientation and the labels are not; save it upright without"
+        return what, "make the label map from this very image, or resize it by nearest neighbour"
+
+    def table(self) -> NDArray[np.uint8]:
+        """What each id in a file means: (256,)."""
+        return label_table(len(self.classes), self.layout.zero_is_ignored)
+
+    def _read(self, name: str) -> bytes | bytearray:
+        try:
+            return self.store.read(name)
+        except (FileNotFoundError, KeyError):
+            raise unfit(Path(self._path(name)), "is not there", "every image of a split needs its label map") from None
+
+    def _path(self, name: str) -> str:
+        return f"{self.store.path}/{name}"
+
+
+def label_table(classes: int, zero_is_ignored: bool) -> NDArray[np.uint8]:
+    """What each id means: its class, 255 if it is ignored, `BEYOND` if it is none; (256,)."""
+    first = int(zero_is_ignored)
+    table = np.full(256, BEYOND, dtype=np.uint8)
+    table[first : first + classes] = np.arange(classes)
+    table[IGNORED] = IGNORED
+    if zero_is_ignored:
+        table[0] = IGNORED
+    return table
+
+
+def beyond_reason(split: LabelledSplit, raw: Labels) -> tuple[str, str]:
+    """Why ids beyond the classes are refused, and what to do."""
+    ids = np.unique(raw)
+    wrong = ids[split.table()[ids] == BEYOND].tolist()
+    first = int(split.layout.zero_is_ignored)
+    what = f"holds id {wrong[0]}, and the {len(split.classes)} classes are {first} to {first + len(split.classes) - 1}"
+    if split.layout.name == "Cityscapes":
+        return what, "these are labelIds; make labelTrainIds with cityscapesScripts' createTrainIdLabelImgs"
+    if not first and wrong == [len(split.classes)]:
+        return what, "ids count from 0 here; subtract 1, with 255 for what is to be ignored"
+    return what, "write 255 for pixels to ignore, and name every class"
+
+
+def open_split(directory: str | Path, split: Split) -> LabelledSplit:
+    """The split of the data set in `directory`; no image is opened.
+
+    Raises:
+        UnfitError: (a ValueError) if it is laid out in no known way, or lacks images, label maps or names of classes.
+    """
+    store = store_of(Path(directory))
+    layout = recognise(store)
+    classes = classes_of(store, layout)
+    return LabelledSplit(store, layout, split, classes, tuple(pairs_of(store, layout, split)))

@@ -1,0 +1,1 @@
+"""Inference by sliding windows, mIoU by mmsegmentation's rule, and pictures of the results."""

@@ -1,0 +1,123 @@
+"""Label maps from a model: sliding windows or the whole image, several sizes and mirror images.
+
+    predicted = predict(model, views, size, config, side)      # uint8 (H, W), at the size of the label map
+
+Windows are mmsegmentation's: `stride` apart, the last flush with the edge, logits enlarged to the window, added up and
+divided by how many windows saw each pixel. Logits are then resized to the label map's size. Of several views the
+softmax is averaged. Windows of an image go through the model together.
+
+An image smaller than the window is padded with the mean colour at the bottom and the right for a model that takes one
+size alone (relative positions), as in training; the originals end in an error there.
+
+Shapes: K class, H x W image, h x w a size at which it is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mimbench.engine.data.images import normalise
+from mimbench.seg.config import Inference
+from mimbench.seg.data.batches import View
+from mimbench.seg.model.enlarge import Rows, enlarged
+from mimbench.seg.model.segmenter import Segmenter
+
+WINDOWS = 8  # that go through the model together
+PIXELS = 65_536  # whose logits are enlarged together
+
+
+@torch.no_grad()
+def predict(model: Segmenter, views: Sequence[View], size: tuple[int, int], config: Inference, side: int) -> Tensor:
+    """The class of each pixel, int64 (H, W), of an image that is looked at in `views`, on the model's device."""
+    single = len(views) == 1 and not config.flip
+    summed: Tensor | None = None
+    for view in views:
+        image = normalise(view.image[None], model.mean, model.std)
+        for mirrored in (False, True) if config.flip else (False,):
+            logits = logits_of(model, image.flip(3) if mirrored else image, config, side)
+            if single:
+                return _most_likely(logits[0], size)
+            logits = enlarged(logits, size)
+            logits = logits.flip(3) if mirrored else logits
+            scores = view.weight * logits.softmax(1)
+            summed = scores if summed is None else summed + scores
+    assert summed is not None
+    return summed[0].argmax(0)
+
+
+def _most_likely(logits_Khw: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class of each pixel at `size`, some rows at a time."""
+    if tuple(logits_Khw.shape[1:]) == size:
+        return logits_Khw.argmax(0)
+    with torch.autocast(logits_Khw.device.type, enabled=False):
+        rows = Rows(logits_Khw.shape[1:], size, max(PIXELS // size[1], 1), logits_Khw)
+        return torch.cat([part.argmax(0) for _, part in rows.each(logits_Khw)])
+
+
+def logits_of(model: Segmenter, image: Tensor, config: Inference, side: int) -> Tensor:
+    """Logits (1, K, h, w) of a normalised image (1, 3, h, w), at its size.
+
+    Raises:
+        ValueError: if the whole image is wanted at once, and the model takes another size alone.
+    """
+    height, width = image.shape[2:]
+    multiple, fixed = model.patch_side(), model.fixed_side()
+    if config.mode == "whole":
+        if fixed is not None and (height, width) != (fixed, fixed):
+            raise ValueError(
+                f"inference.mode=whole: this model's relative positions are for {fixed} x {fixed} pixels alone, and an "
+                f"image is {width} x {height}; use inference.mode=slide"
+            )
+        padded = _padded(image, _up(height, multiple), _up(width, multiple))
+        return enlarged(model.logits(padded).to(image.dtype), padded.shape[2:])[:, :, :height, :width]
+    window = [fixed or _up(min(side, length), multiple) for length in (height, width)]
+    padded = _padded(image, max(height, window[0]), max(width, window[1]))
+    stride = config.stride or round_down(side * 2 / 3)
+    return slide(model, padded, (window[0], window[1]), stride)[:, :, :height, :width]
+
+
+def round_down(stride: float) -> int:
+    """The whole number of pixels below; at least one. 341 of 512 x 2 / 3, 426 of 640's."""
+    return max(int(stride), 1)
+
+
+def slide(model: Segmenter, image: Tensor, window: tuple[int, int], stride: int) -> Tensor:
+    """Logits (1, K, h, w) of an image (1, 3, h, w) at least as large as the window, averaged over windows."""
+    places = [
+        (top, left)
+        for top in window_starts(image.shape[2], window[0], stride)
+        for left in window_starts(image.shape[3], window[1], stride)
+    ]
+    total: Tensor | None = None
+    count = image.new_zeros(1, 1, *image.shape[2:])
+    for start in range(0, len(places), WINDOWS):
+        chosen = places[start : start + WINDOWS]
+        crops = torch.cat([image[:, :, top : top + window[0], left : left + window[1]] for top, left in chosen])
+        logits = model.logits(crops)
+        for (top, left), one in zip(chosen, logits.split(1), strict=True):
+            if total is None:
+                total = image.new_zeros(1, one.shape[1], *image.shape[2:])
+            rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
+            total[:, :, rows, columns] += enlarged(one.to(total.dtype), window)
+            count[:, :, rows, columns] += 1
+    assert total is not None
+    return total.div_(count)
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along an axis of `length` pixels, at least as long as the window."""
+    steps = max(length - window + stride - 1, 0) // stride + 1
+    return [min(step * stride, length - window) for step in range(steps)]
+
+
+def _up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _padded(image: Tensor, height: int, width: int) -> Tensor:
+    """With zeros, the mean colour, at the bottom and the right."""
+    return F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))

@@ -1,0 +1,23 @@
+"""What a segmentation run does: the protocol is told by the type of its config."""
+
+from __future__ import annotations
+
+from mimbench.engine.run.result import Outcome
+from mimbench.engine.run.rundir import RunDir
+from mimbench.seg import upernet
+from mimbench.seg.config import LinearSegmentationConfig, Segmentation, UPerNetConfig
+from mimbench.seg.frozen import knn, linear
+
+
+def run(config: Segmentation, run: RunDir) -> Outcome:
+    """Run `config` in the directory `run`.
+
+    Raises:
+        OSError: if the data set, the checkpoint or the run directory cannot be read or written.
+        ValueError: if data or checkpoint are not what they should be, or the loss becomes NaN.
+    """
+    if isinstance(config, UPerNetConfig):
+        return upernet.run(config, run)
+    if isinstance(config, LinearSegmentationConfig):
+        return linear.run(config, run)
+    return knn.run(config, run)

@@ -1,0 +1,109 @@
+"""Segmentation as a task: what `mimbench` must know of this folder (engine/run/task.py). Starts without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mimbench.engine.run.task import CardEntry, Categories, DataKind, Metric, Picture, Protocol, Quantity, Task
+
+if TYPE_CHECKING:
+    from mimbench.engine.data.datasets import Report
+    from mimbench.engine.run.cost import Cost
+    from mimbench.engine.run.result import Outcome
+    from mimbench.engine.run.rundir import RunDir
+
+MIOU = Quantity("mean IoU")
+ACCURACY = Quantity("pixel accuracy")
+
+
+def _configs() -> Mapping[str, type[Any]]:
+    from mimbench.seg.config import LinearSegmentationConfig, PatchKnnConfig, UPerNetConfig
+
+    return {kind.__name__: kind for kind in (UPerNetConfig, LinearSegmentationConfig, PatchKnnConfig)}
+
+
+def _run(config: Any, run: RunDir) -> Outcome:
+    from mimbench.seg.run import run as segment
+
+    return segment(config, run)
+
+
+def _recipes() -> Iterable[ModuleType]:
+    from mimbench.seg.recipes import frozen, upernet
+
+    return upernet, frozen
+
+
+def _cost(config: Any) -> Cost | None:
+    from mimbench.seg.cost import cost
+
+    return cost(config)
+
+
+def _check(directory: Path, kind: str) -> Report:
+    from mimbench.seg.data.check import check_segmentation
+
+    return check_segmentation(directory)
+
+
+TASK = Task(
+    name="seg",
+    title="segmentation",
+    order=40,
+    configs=_configs,
+    run=_run,
+    recipes=_recipes,
+    protocols=(
+        Protocol("ade20k", {"B": "seg/upernet_vitb", "L": "seg/upernet_vitl"}, "seg/upernet_handwritten"),
+        Protocol("seg_linear", "seg/linear_dinov2", "seg/linear_handwritten"),
+        Protocol("seg_knn", "seg/knn_capi", "seg/knn_handwritten"),
+    ),
+    data=("ade", "ade20k"),
+    metrics=(
+        Metric("miou", "mIoU", MIOU, column="measured", curve="mIoU (%)", by_cost=True),
+        Metric("macc", "mAcc", ACCURACY, column="never", headline=False),
+        Metric("aacc", "aAcc", ACCURACY, column="never", headline=False),
+        Metric("seg_linear_miou", "linear mIoU", MIOU, column="measured", curve="linear mIoU (%)"),
+        Metric("seg_knn_miou", "patch k-NN mIoU", MIOU, column="measured"),
+    ),
+    measures=("miou", "macc", "aacc", "seg_linear_", "seg_knn_"),
+    counts="steps",
+    glossary=(
+        (
+            "mIoU",
+            "Intersection over union of predicted and annotated pixels, averaged over classes: UperNet on the encoder, "
+            "both trained together, by mmsegmentation's rule at the images' own size.",
+        ),
+        ("linear mIoU", "The same of one linear layer on the patch features of the frozen encoder."),
+        (
+            "patch k-NN mIoU",
+            "Pixels labelled by the most similar training patches, nothing trained; by CAPI's own rule, so it compares "
+            "with no other mIoU.",
+        ),
+    ),
+    pictures=(
+        Picture("segmentations", "Segmentations", "Validation images beside ground truth and prediction."),
+        Picture(
+            "worst_segmentations",
+            "Worst segmentations",
+            "Validation images with the smallest share of right pixels, beside ground truth and prediction.",
+        ),
+        Picture(
+            "confusion",
+            "Classes taken for others",
+            "Which share of each class's pixels was predicted to be of which class; the most frequent classes.",
+        ),
+    ),
+    categories=Categories("classes.json", "iou", "IoU"),
+    card=(
+        CardEntry("miou", "image-segmentation", "UperNet, mIoU"),
+        CardEntry("seg_linear_miou", "image-segmentation", "Linear segmentation, mIoU"),
+        CardEntry("seg_knn_miou", "image-segmentation", "Patch k-NN, mIoU (CAPI's rule)"),
+    ),
+    settings=("data", "steps", "batch", "image", "lr", "layer_decay", "backbone.rel_pos"),
+    kinds=(DataKind("seg", _check),),
+    cost=_cost,
+)

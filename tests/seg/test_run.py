@@ -1,0 +1,221 @@
+"""Whole segmentation runs, small: from label maps and an encoder to metrics, pictures and a file that runs again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
+from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.run.config import Compute, from_text, to_text
+from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.state import load_state, newest_valid
+from mimbench.seg.config import (
+    Augment,
+    Backbone,
+    Heads,
+    Inference,
+    LinearSegmentationConfig,
+    PatchKnnConfig,
+    Segmentation,
+    UPerNetConfig,
+)
+from mimbench.seg.data.split import open_split
+from mimbench.seg.run import run
+from mimbench.seg.upernet import SEGMENTER
+from tests.kills import die, forked, killed
+from tests.ranks import as_ranks
+
+ENCODER = ViT(32, 4, 2, patch=8, image=32)
+SMALL = Compute(precision="fp32", workers=0, threads=1, device="cpu", log_every=1, save_every=2)
+AUGMENT = Augment(long=256, short=48, smallest=0.75, largest=1.5)
+UPERNET = UPerNetConfig(
+    data="x",
+    encoder=ENCODER,
+    backbone=Backbone(drop_path=0.1),
+    heads=Heads(channels=16, aux_channels=16),
+    augment=AUGMENT,
+    inference=Inference(long=256, short=48),
+    image=32,
+    steps=4,
+    batch=4,
+    lr=1e-3,
+    warmup=2,
+    shown=2,
+    compute=SMALL,
+)
+LINEAR = LinearSegmentationConfig(
+    data="x", encoder=ENCODER, augment=AUGMENT, inference=UPERNET.inference, image=32, steps=4, batch=4, warmup=2,
+    shown=2, compute=SMALL,
+)  # fmt: skip
+KNN = PatchKnnConfig(data="x", encoder=ENCODER, image=32, neighbours=(1, 3), eval_batch=4, compute=SMALL)
+
+
+def _run_dir(path: Path, config: Segmentation) -> RunDir:
+    return RunDir.create(path, to_text(config), {"recipe": "seg/test", "stage": "seg", "identity": "0"})
+
+
+def test_from_label_maps_to_numbers(make_pairs, tmp_path) -> None:
+    config = replace(UPERNET, data=str(make_pairs(6)), evaluate_every=2, save_predictions=True)
+    directory = _run_dir(tmp_path / "run", config)
+    outcome = run(config, directory)
+    assert set(outcome.metrics) == {"miou", "macc", "aacc"}
+    assert all(0 <= value <= 100 for value in outcome.metrics.values())
+    assert outcome.facts["data_layout"] == "images and labels"
+    assert outcome.facts["stride"] == 21
+    assert outcome.facts["blocks"] == [0, 1, 2, 3]
+    assert from_text(UPerNetConfig, directory.config.read_text()) == config
+    lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "miou" in line] == [2, 4]
+    assert {"loss", "loss_decode", "loss_aux"} <= set(lines[0])
+    assert lines[0]["loss"] == pytest.approx(lines[0]["loss_decode"] + lines[0]["loss_aux"], rel=1e-6)
+    classes = json.loads((directory.path / "classes.json").read_text())
+    assert [one["name"] for one in classes] == ["ground", "disc", "bar"]
+    known = [one["iou"] for one in classes if one["iou"] is not None]
+    assert sum(known) / len(known) == pytest.approx(outcome.metrics["miou"])
+    for name in ("segmentations", "worst_segmentations", "confusion"):
+        assert (directory.plots / f"{name}.png").stat().st_size > 5_000
+    written = sorted((directory.path / "predictions").iterdir())
+    assert [file.name for file in written] == [f"{number:03d}.png" for number in range(6)]
+    val = open_split(config.data, "val")
+    right = total = 0
+    for index, file in enumerate(written):
+        labels = val.labels(index)
+        known_pixels = labels != 255
+        right += (np.asarray(Image.open(file))[known_pixels] == labels[known_pixels]).sum()
+        total += known_pixels.sum()
+    assert 100 * right / total == pytest.approx(outcome.metrics["aacc"])
+
+
+def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path) -> None:
+    """On an ADE-shaped tree, from an encoder whose images have a mean of their own, and that is no plain ViT."""
+    traits = Traits(registers=2, layer_scale=True)
+    file, half = tmp_path / "encoder.safetensors", (0.5, 0.5, 0.5)
+    torch.manual_seed(0)
+    encoder = VisionTransformer(ENCODER, final_norm=True, traits=traits)
+    save_encoder(file, encoder.state_dict(), EncoderInfo("mimbench", ENCODER, True, mean=half, std=half, traits=traits))
+    config = replace(UPERNET, data=str(make_ade(4)), checkpoint=str(file), pixels="checkpoint", save_predictions=True)
+    trained = _run_dir(tmp_path / "trained", config)
+    outcome = run(config, trained)
+    assert outcome.family == "mimbench"
+    assert outcome.facts["unexpected"] == ["norm.bias", "norm.weight"]
+    again = replace(config, checkpoint=str(trained.path / SEGMENTER), steps=0)
+    alone = run(again, _run_dir(tmp_path / "alone", again))
+    assert alone.metrics == pytest.approx(outcome.metrics)
+    ids = np.asarray(Image.open(next((tmp_path / "alone" / "predictions").iterdir())))
+    assert 1 <= ids.min() <= ids.max() <= 150  # the data set's own
+    other = replace(again, checkpoint=str(file))
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is none"):
+        run(other, _run_dir(tmp_path / "other", other))
+
+
+@pytest.mark.parametrize("config", [LINEAR, replace(LINEAR, layers=2, norm="none", dropout=0.1, decay_all=False), KNN])
+def test_frozen_protocols(config: Any, make_ade, tmp_path) -> None:
+    torch.manual_seed(0)
+    encoder, file = VisionTransformer(ENCODER, final_norm=True), tmp_path / "encoder.safetensors"
+    save_encoder(file, encoder.state_dict(), EncoderInfo("mimbench", ENCODER, final_norm=True))
+    config = replace(config, data=str(make_ade(6)), checkpoint=str(file))
+    outcome = run(config, _run_dir(tmp_path / "run", config))
+    key = "seg_knn_miou" if isinstance(config, PatchKnnConfig) else "seg_linear_miou"
+    assert 0 <= outcome.metrics[key] <= 100
+    assert outcome.facts["final_norm"] is True
+    if isinstance(config, PatchKnnConfig):
+        assert set(outcome.facts["held_out_miou"]) == {"k=1 cosine", "k=3 cosine", "k=1 L2", "k=3 L2"}
+        assert outcome.facts["ignore"] == [0, 255]
+        assert outcome.metrics[key] > 25  # colours alone tell these classes
+    else:
+        weights = load_state(newest_valid(tmp_path / "run" / "checkpoints"))["stepper"]["model"]
+        assert not any("backbone" in name for name in weights)  # the encoder is not saved
+
+
+@pytest.mark.parametrize("config", [UPERNET, LINEAR], ids=["upernet", "linear"])
+def test_a_killed_run_ends_with_the_same_weights(config: Any, make_pairs, tmp_path) -> None:
+    config = replace(config, data=str(make_pairs(6)), steps=5, shown=0)
+    whole = run(config, _run_dir(tmp_path / "whole", config))
+    directory = _run_dir(tmp_path / "killed", config)
+    assert killed(forked(lambda: _killed_at(3, config, directory)))
+    again = run(config, directory)
+    states = [load_state(newest_valid(tmp_path / name / "checkpoints")) for name in ("whole", "killed")]
+    ours, theirs = (state["stepper"]["model"] for state in states)
+    assert states[1]["step"] == 5
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert again.metrics == whole.metrics
+
+
+def _killed_at(step: int, config: Any, directory: RunDir) -> None:
+    from unittest.mock import patch
+
+    from mimbench.engine.training import step as stepping
+
+    plain = stepping.Stepper.step
+
+    def dying(stepper: Any, index: int, batches: Any) -> Any:
+        if index == step:
+            die()
+        return plain(stepper, index, batches)
+
+    with patch.object(stepping.Stepper, "step", dying):
+        run(config, directory)
+
+
+def test_two_processes_are_one_with_the_whole_batch(make_pairs, tmp_path) -> None:
+    """Batch norm sees the whole batch, the loss is its mean, and no validation image is counted twice."""
+    heads, backbone = replace(UPERNET.heads, dropout=0.0), replace(UPERNET.backbone, drop_path=0.0)
+    config = replace(UPERNET, data=str(make_pairs(5)), heads=heads, backbone=backbone, steps=3, grad_clip=None)
+    one = run(config, _run_dir(tmp_path / "one", config))
+    two = tmp_path / "two"
+    _run_dir(two, config)
+    as_ranks(2, lambda: _kept(run(config, RunDir(two)), two))
+    states = [load_state(newest_valid(tmp_path / name / "checkpoints"))["stepper"]["model"] for name in ("one", "two")]
+    for name, value in states[0].items():
+        torch.testing.assert_close(
+            value, states[1][name], rtol=2e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for mine, theirs in zip(*lines, strict=True):
+        if "loss" in mine:
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    classes = [json.loads((tmp_path / name / "classes.json").read_text()) for name in ("one", "two")]
+    assert [one["pixels"] for one in classes[0]] == [two["pixels"] for two in classes[1]]
+    assert json.loads((two / "metrics").read_text())["aacc"] == pytest.approx(one.metrics["aacc"], abs=1.0)
+
+
+def _kept(outcome: Any, path: Path) -> None:
+    if __import__("os").environ["RANK"] == "0":
+        (path / "metrics").write_text(json.dumps(outcome.metrics))
+
+
+def test_settings_that_cannot_be(make_pairs, tmp_path) -> None:
+    config = replace(UPERNET, data=str(make_pairs(4)))
+    for changes, match in (
+        ({"compute": replace(SMALL, accumulate=4)}, "batch norm one image at a time"),
+        ({"batch": 8}, "lower the batch"),
+        ({"image": 36}, "multiple of the encoder's patch=8; take 32 or 40"),
+        ({"inference": Inference(mode="whole")}, r"inference\.mode=whole"),
+    ):
+        wrong = replace(config, **changes)
+        with pytest.raises(ValueError, match=match):
+            run(wrong, _run_dir(tmp_path / str(len(match)), wrong))
+    with pytest.raises(ValueError, match="whole segmenter"):
+        replace(UPERNET, steps=0)
+
+
+@pytest.mark.slow
+def test_it_learns(make_pairs: Callable[..., Path], tmp_path) -> None:
+    """Discs, bars and the ground told apart, from a random encoder."""
+    config = replace(UPERNET, data=str(make_pairs(24)), steps=120, batch=8, lr=2e-3, warmup=10, layer_decay=0.9)
+    config = replace(config, compute=replace(SMALL, save_every=1000, log_every=20))
+    outcome = run(config, _run_dir(tmp_path / "run", config))
+    assert outcome.metrics["miou"] > 80
