@@ -112,6 +112,14 @@ def _open(file: Path, options: Mapping[str, str], copy: str | None) -> Opened:
     return replace(opened, file=file)
 
 
+def mapped_anew(opened: Opened) -> Opened:
+    """The same file in a mapping of its own: what is read of it leaves memory with what this returns.
+
+    For a look at a whole file; everything else shares the one that stays open.
+    """
+    return _read(opened.file, opened.found_under or None)
+
+
 Version = tuple[tuple[int, int, int, int], ...]
 _kept: OrderedDict[tuple[Path, str | None], tuple[Version, Opened]] = OrderedDict()  # the last used is the last
 

@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mimbench.backbones.checkpoints.info import differences
 from mimbench.backbones.checkpoints.match import Entry, Matched, Verdict, counts
+from mimbench.backbones.checkpoints.opening import Opened, mapped_anew
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.backbones.vitdet import detectron2_reason, vitdet_reason
 from mimbench.backbones.vitdet_traits import vitdet_plan
 
 READ = 512 * 2**20  # bytes of weights that a look reads to see whether they are finite; loading always reads them
+
+AT_ONCE = 96 * 2**20  # bytes of them that are in memory at a time: a mapped file's pages go when its mapping does
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,29 @@ def _not_finite(matched: Matched) -> tuple[str, ...] | None:
     used = [entry for entry in matched.entries if entry.verdict in ("loaded", "converted")]
     if sum(entry.bytes for entry in used) > READ:
         return None
-    weights = matched.opened.weights
-    return tuple(entry.key for entry in used if not weights[entry.key].isfinite().all())
+    opened = matched.opened
+    if opened.kind not in ("torch", "safetensors"):  # it is in memory as it is
+        return _broken(opened, used)
+    found: list[str] = []
+    for group in _groups(used):
+        found += _broken(mapped_anew(opened), group)
+    return tuple(found)
+
+
+def _broken(opened: Opened, entries: Iterable[Entry]) -> tuple[str, ...]:
+    return tuple(entry.key for entry in entries if not opened.weights[entry.key].isfinite().all())
+
+
+def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Entries of about `AT_ONCE` bytes together; at least one of them."""
+    group: list[Entry] = []
+    for entry in entries:
+        if group and sum(other.bytes for other in group) + entry.bytes > AT_ONCE:
+            yield group
+            group = []
+        group.append(entry)
+    if group:
+        yield group
 
 
 def _refused(matched: Matched, broken: tuple[str, ...] | None) -> str | None:
