@@ -33,7 +33,17 @@ from mimbench.engine.run.rundir import RunDir
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-PACKAGES = ("mimbench", "torch", "torchvision", "timm", "mmengine", "numpy", "pycocotools", "faster-coco-eval")
+PACKAGES = (
+    "mimbench",
+    "torch",
+    "torchvision",
+    "timm",
+    "pillow",
+    "mmengine",
+    "numpy",
+    "pycocotools",
+    "faster-coco-eval",
+)
 
 
 @dataclass
