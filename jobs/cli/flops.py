@@ -50,4 +50,5 @@ def show_modules(stage: str, recipe: str, depth: int, as_json: bool) -> None:
     if as_json:
         print_json(by_module)
     else:
+        print(f"{recipe}: forward pass, one image; fvcore counts a multiply-add as one flop")
         print(table)

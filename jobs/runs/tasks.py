@@ -16,10 +16,10 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mimbench
 from mimbench.engine.run.task import CardEntry, DataKind, Metric, Protocol, Quantity, Task
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def _tasks(folders: tuple[Path, ...]) -> Mapping[str, Task]:
 
 def _shipped() -> Iterator[tuple[str, Task]]:
     """The folders of the distribution, which are subpackages of `mimbench`."""
-    for folder in sorted(Path(place) for place in mimbench.__path__):
+    package = find_spec("mimbench")  # its folders alone; the public API in it imports from here
+    assert package is not None and package.submodule_search_locations is not None
+    for folder in sorted(Path(place) for place in package.submodule_search_locations):
         for file in sorted(folder.glob("*/task.py")):
             yield str(file), _in_module(f"mimbench.{file.parent.name}.task", str(file))
 

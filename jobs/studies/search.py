@@ -19,8 +19,6 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.tasks import metric_of
 from mimbench.jobs.studies.sweep import Axis, Sweep
 
-ROUND = 5  # proposals at a time, where nothing else is asked for
-
 
 class Search:
     """Proposals for the next runs of a sweep.
