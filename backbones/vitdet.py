@@ -190,6 +190,7 @@ class ViTDet(nn.Module):
         self.window = config.vitdet_window(vit, traits, image) if window is None else window
         self.positions, self.interpolation, self.rope_windows = positions, interpolation, rope_windows
         self.relative_resize = relative_resize
+        self.frozen = False  # see `freeze`
         self.recompute = False  # trade time for memory: the backward pass computes each block again
         self.patch_embed = PatchEmbed(vit.patch, vit.width, traits)
         absolute = abs_pos and traits.positions == "absolute"
@@ -214,9 +215,19 @@ class ViTDet(nn.Module):
                 nn.init.trunc_normal_(token, std=0.02)
         self.apply(_initialise)
 
+    def freeze(self) -> None:
+        """Keep every weight as it is from now on, in eval mode whatever the detector's, and save nothing of a pass."""
+        self.frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> ViTDet:
+        """As of every module, but that a frozen one stays in eval mode."""
+        return super().train(mode and not self.frozen)
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, D, h, w), the output of the last block."""
-        tokens_BhwD, _ = self.encode(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens_BhwD, _ = self.encode(images)
         return tokens_BhwD.permute(0, 3, 1, 2)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -61,6 +61,9 @@ class ViTDetConfig:
     )
     norm: Literal["off", "own"] = science("off", later=True, about="the encoder's final norm on its map")
     kernel: Kernel = science("bicubic", later=True, about="how the patch kernel is resampled to `patch`")
+    frozen: bool = science(
+        False, later=True, about="train pyramid and heads alone, the encoder as it came; it gets no `rel_pos` then"
+    )
 
     def __post_init__(self) -> None:
         if (self.window is not None and self.window < 1) or self.channels < 1:
@@ -74,7 +77,7 @@ class ViTDetConfig:
 
     def beyond_detectron2(self) -> list[str]:
         """The settings, as key=value, that detectron2's ViTDet has nothing like."""
-        names = ("prefix", "positions", "rope_windows", "relative_resize", "norm")
+        names = ("prefix", "positions", "rope_windows", "relative_resize", "norm", "frozen")
         own = [name for name in names if getattr(self, name) != getattr(ViTDetConfig(), name)]
         return [f"vitdet.{name}={getattr(self, name)}" for name in own] + ["vitdet.window=none"] * (self.window is None)
 

@@ -104,11 +104,12 @@ def estimate(config: MaskRCNNConfig, world: int = 1, classes: int = COCO_CLASSES
         with saved.counting(), _autocast(dtype):
             passed_forward(model.train(), images)
         weights = sum(4 * parameter.numel() for parameter in model.parameters())
+        learned = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         return Estimate(
             images=images,
             parameters=weights,
-            gradients=weights * (2 if world > 1 else 1),
-            optimizer=2 * weights,
+            gradients=learned * (2 if world > 1 else 1),
+            optimizer=2 * learned,
             activations=saved.bytes,
             recompute=config.recompute,
         )

@@ -242,7 +242,8 @@ def _facts(
     return {
         "encoder": asdict(info.vit if info else config.encoder),
         "image": config.image,
-        "rel_pos": config.vitdet.rel_pos,
+        "rel_pos": config.vitdet.rel_pos and not config.vitdet.frozen,
+        "frozen": config.vitdet.frozen,
         "window": vitdet.window or vitdet_window(shape, traits, config.image),
         "prefix": vitdet.prefix,
         "positions": _positions(traits, vitdet, info),

@@ -157,7 +157,7 @@ def build_mask_rcnn(
         image=config.image,
         window=vitdet.window,
         global_blocks=vitdet.attend_globally(vit.depth),
-        rel_pos=vitdet.rel_pos,
+        rel_pos=vitdet.rel_pos and not vitdet.frozen,  # they start from zero, and would stay there
         abs_pos=vitdet.abs_pos,
         drop_path=vitdet.drop_path,
         prefix=vitdet.prefix,
@@ -168,6 +168,8 @@ def build_mask_rcnn(
         norm=vitdet.norm == "own",
     )
     net.recompute = config.recompute
+    if vitdet.frozen:
+        net.freeze()
     backbone = SimpleFeaturePyramid(net, vitdet.channels, vitdet.scales)
     anchors = Anchors(config.proposals.anchor_sizes, config.proposals.anchor_ratios, backbone.strides)
     stages = STAGES if heads.cascade else STAGES[:1]

@@ -16,9 +16,11 @@ import timm
 import torch
 
 from mimbench.backbones.config import ViT
+from mimbench.backbones.vitdet import ViTDet
 from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.detectron2.lazyconfig import refusal
 from mimbench.det.detectron2.run import write_lazyconfig
+from mimbench.det.memory import estimate
 from mimbench.det.model.build import build_detector
 from mimbench.det.model.detector_file import open_detector
 from mimbench.det.optim import groups, layer_of
@@ -178,7 +180,7 @@ def test_an_encoder_without_a_final_norm_cannot_give_its_own(tmp_path: Path) -> 
 def test_later_settings_leave_old_runs_what_they_were() -> None:
     plain = MaskRCNNConfig(data="coco", encoder=ViT(64, 2, 1, 16, 64), image=128)
     changed = {"prefix": "global", "positions": "tile", "rope_windows": "image", "relative_resize": "none",
-               "norm": "own", "kernel": "pseudo-inverse"}  # fmt: skip
+               "norm": "own", "kernel": "pseudo-inverse", "frozen": True}  # fmt: skip
     names = {identity(replace(plain, vitdet=replace(plain.vitdet, **{key: value})), "det", None)
              for key, value in changed.items()}  # fmt: skip
     assert len(names | {identity(plain, "det", None)}) == len(changed) + 1
@@ -188,3 +190,37 @@ def test_a_pretraining_image_that_is_no_multiple_of_the_patch_keeps_its_grid() -
     config = MaskRCNNConfig(data="coco", vitdet=ViTDetConfig(patch=16))
     assert config.shape_for(ViT(384, 12, 6, patch=14, image=518)) == ViT(384, 12, 6, patch=16, image=592)
     assert config.shape_for(ViT(1280, 32, 16, patch=14, image=224)) == ViT(1280, 32, 16, patch=16, image=224)
+
+
+def test_a_frozen_encoder_stays_as_it_came(make_coco, tmp_path: Path) -> None:
+    torch.save(FILES["dinov2"][1](), tmp_path / "encoder.pth")
+    config = config_for(make_coco(4), tmp_path / "encoder.pth", frozen=True, norm="own", prefix="global", drop_path=0.5)
+    before, _ = build_detector(config, 2)
+    learned = {name for name, parameter in before.named_parameters() if parameter.requires_grad}
+    assert learned
+    assert not any(name.startswith("backbone.net.") for name in learned)
+    assert sum(len(group["params"]) for group in groups(before, config, depth=2)) == len(learned)
+    net = before.train().backbone.net
+    images = torch.randn(2, 3, 128, 128)
+    assert not net.training
+    assert not net(images).requires_grad
+    assert torch.equal(net(images), net(images))  # nothing is dropped
+    directory = RunDir.create(
+        tmp_path / "run", to_text(config), {"recipe": "det/test", "stage": "det", "identity": "0"}
+    )
+    outcome = run(config, directory)
+    assert outcome.facts["frozen"] is True
+    started = before.state_dict()
+    trained = open_detector(directory.detector).model.state_dict()
+    assert {key for key in trained if not torch.equal(trained[key], started[key])} <= learned
+    assert all(torch.equal(trained[key], started[key]) for key in trained if key.startswith("backbone.net."))
+
+
+def test_a_frozen_encoder_needs_less_memory() -> None:
+    config = MaskRCNNConfig(data="coco", encoder=ViT(64, 4, 2, 16, 64), image=128, batch=2,
+                            vitdet=ViTDetConfig(window=4, channels=16, scales=(1.0,)),
+                            proposals=Proposals(anchor_sizes=(32.0, 64.0)))  # fmt: skip
+    tuned, frozen = estimate(config), estimate(replace(config, vitdet=replace(config.vitdet, frozen=True)))
+    encoder = 4 * sum(weight.numel() for weight in ViTDet(config.encoder, image=128, rel_pos=False).parameters())
+    assert tuned.optimizer - frozen.optimizer >= 2 * encoder
+    assert frozen.activations < tuned.activations
