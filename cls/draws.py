@@ -68,14 +68,14 @@ class DropPathByImage(nn.Module):
 
     def __init__(self, rate: float, draws: StepDraws) -> None:
         super().__init__()
-        self.rate, self.draws, self.number = rate, draws, draws.modules
+        self.drop_prob, self.draws, self.number = rate, draws, draws.modules
         draws.modules += 1
 
     def forward(self, tokens_B: Tensor) -> Tensor:
         """Tokens (B, ...), those of some images set to 0 and the others scaled up."""
-        if not self.training or not self.rate:
+        if not self.training or not self.drop_prob:
             return tokens_B
-        keep = 1 - self.rate
+        keep = 1 - self.drop_prob
         kept_B = (self.draws.uniform(self.number, tokens_B.device) < keep).to(tokens_B.dtype).div_(keep)
         return tokens_B * kept_B.view(-1, *[1] * (tokens_B.ndim - 1))
 

@@ -179,19 +179,28 @@ def _kinds(content: Entry, boxes: _Boxes) -> Iterator[_Found]:
     ignored_A = np.array([bool(one.get("ignore", 0)) for one in annotations]) & ~boxes.crowd
     remedy = "ignore is not looked at, as in pycocotools: they are learned and measured; iscrowd: 1 leaves objects out"
     yield ignored_A, "{count} annotations have ignore: 1 ({first})", remedy, "warning"
-    seen: set[tuple[Any, ...]] = set()
-    twice = []
-    for one, span in zip(annotations, np.nan_to_num(boxes.spans).tolist(), strict=True):
-        key = (one["image_id"], one["category_id"], *one["bbox"], *span)
-        counts = not one.get("iscrowd", 0)
-        twice.append(counts and key in seen)
-        if counts:
-            seen.add(key)
+    twice_A = _repeated(content, boxes) & ~boxes.crowd
     what = "{count} objects are there twice, with the same category and box on the same image ({first})"
-    yield np.array(twice), what, "a detector that finds them once misses the others: remove them", "warning"
+    yield twice_A, what, "a detector that finds them once misses the others: remove them", "warning"
     zero_A = np.array([identity == 0 for identity in boxes.ids])
     what = "an annotation has id 0, which pycocotools takes for no match ({first})"
     yield zero_A, what, "annotations are numbered anew for the evaluators", "note"
+
+
+def _repeated(content: Entry, boxes: _Boxes) -> Chosen:
+    """Annotations like an earlier one: of the same image, category, box and extent of the mask, and no crowd either."""
+    identities = [(one["image_id"], one["category_id"]) for one in content["annotations"]]
+    numbers = {identity: number for number, identity in enumerate(dict.fromkeys(identities))}
+    rows = np.column_stack([[numbers[one] for one in identities], boxes.crowd, boxes.xywh, np.nan_to_num(boxes.spans)])
+    weights = np.sqrt(np.arange(2, 2 + rows.shape[1]))  # rows that are equal have equal sums; sorting sums is fast
+    _, place_A, count_A = np.unique(rows @ weights, return_inverse=True, return_counts=True)
+    seen: set[bytes] = set()
+    repeated_A = np.zeros(len(rows), dtype=np.bool_)
+    for place in np.flatnonzero(count_A[place_A] > 1).tolist():
+        key = rows[place].tobytes()
+        repeated_A[place] = key in seen
+        seen.add(key)
+    return repeated_A
 
 
 def _lists(content: Entry, file: str) -> Iterator[Finding]:
