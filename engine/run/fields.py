@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import types
 import typing
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -90,6 +91,24 @@ def under_current_names(kind: Any, values: dict[str, Any], prefix: str = "") -> 
             for member in config_members(field_types(kind).get(name)):
                 renamed[name] = under_current_names(member, renamed[name], f"{prefix}{name}.")
     return renamed
+
+
+def with_later_fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested values of a config of type `kind` with the `later` fields that its text does not have.
+
+    Such a field has its default: that is what runs did before there was the field.
+    """
+    missing = {
+        field.name: field.default
+        for field in dataclasses.fields(kind)
+        if field.metadata.get("later") and field.name not in values
+    }
+    filled = {**values, **missing}
+    for name, value in values.items():
+        members = config_members(field_types(kind).get(name))
+        if isinstance(value, dict) and len(members) == 1:
+            filled[name] = with_later_fields(members[0], value)
+    return filled
 
 
 def current_name(kind: Any, key: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.engine.run.config import leaves
-from mimbench.engine.run.fields import under_current_names
+from mimbench.engine.run.fields import under_current_names, with_later_fields
 from mimbench.engine.run.result import SCHEMA
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.recipes import config_type
@@ -135,7 +135,9 @@ def science_of(text: str, about: Mapping[str, Any]) -> dict[str, Any]:
     left_out = {key for keys in groups.values() for key in keys}
     science = {key: value for key, value in settings if key not in left_out}
     kind = _kind_of(about)
-    return science if kind is None else dict(_flat(under_current_names(kind, _nested(science))))
+    if kind is None:
+        return science
+    return dict(_flat(with_later_fields(kind, under_current_names(kind, _nested(science)))))
 
 
 def _kind_of(about: Mapping[str, Any]) -> type[Any] | None:

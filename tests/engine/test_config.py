@@ -281,3 +281,23 @@ def test_both_names_of_a_field_are_one_too_many() -> None:
     both = 'decoder = "pil"\njpeg_decoder = "pil"\n'
     with pytest.raises(ValueError, match="config: decoder is now jpeg_decoder, and both are given: leave out decoder"):
         from_text(Now, both)
+
+
+@dataclass(frozen=True)
+class Since(Shape):
+    """`Shape` with a field that came with a later release."""
+
+    rounded: bool = science(False, later=True)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A config whose group of fields has grown."""
+
+    shape: Since = field(default_factory=Since)
+
+
+def test_fields_of_a_later_release_have_their_defaults_in_older_files() -> None:
+    assert fields.with_later_fields(Holder, {"shape": {"width": 3}}) == {"shape": {"width": 3, "rounded": False}}
+    assert fields.with_later_fields(Holder, {"shape": {"rounded": True}}) == {"shape": {"rounded": True}}
+    assert identity(Since(), "cls", None) != identity(Since(rounded=True), "cls", None)
