@@ -29,7 +29,7 @@ def _trained(folder: Path, accumulate: int, **changes) -> tuple[list[float], lis
     compute = Compute(precision="fp32", workers=0, threads=1, device="cpu", log_every=1, accumulate=accumulate)
     config = Finetune(
         data=str(folder), encoder=TINY, image=16, epochs=30, warmup_epochs=1, batch=16, base_lr=5e-2, layer_decay=0.9,
-        drop_path=0.4, erasing=0.6, clip=1e9, evaluate_every=None, compute=compute,
+        drop_path=0.4, erasing=0.6, grad_clip=1e9, evaluate_every=None, compute=compute,
     )  # fmt: skip
     seed_all(0)
     training = prepare(replace(config, **changes), CPU).training

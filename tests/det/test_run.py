@@ -159,7 +159,7 @@ def test_a_whole_detector_is_what_its_file_says_not_the_recipe(make_coco, edit, 
     expected = run(config, trained).metrics
     base = mask_rcnn_handwritten()
     recipe = replace(base, data=str(root), single_class=False, checkpoint=str(trained.detector), steps=0, shown=0)
-    recipe = replace(recipe, compute=config.compute, evaluate_batch=2)
+    recipe = replace(recipe, compute=config.compute, eval_batch=2)
     about = {"recipe": "det/mask_rcnn_handwritten", "stage": "det", "identity": "0"}
     caplog.set_level("INFO")
     outcome = run(recipe, RunDir.create(tmp_path / "recipe", to_text(recipe), about))
