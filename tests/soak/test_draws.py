@@ -16,7 +16,7 @@ import torch
 
 from mimbench.cls.config import Finetune, Linear
 from mimbench.cls.data.crops import BatchAugmentation, finetune_crops, open_splits, probe_crops
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.batches import TrainingImages, training_batch
 from mimbench.det.data.coco import read_split
 from mimbench.engine.data.batches import Batches
@@ -26,7 +26,7 @@ from mimbench.pretrain.run import training_batches
 from tests.soak.twins import twins
 
 pytestmark = pytest.mark.slow
-DRAWS = {Finetune: 10_000, Pretrain: 4_000, Linear: 4_000, MaskRCNN: 2_000}
+DRAWS = {Finetune: 10_000, Pretrain: 4_000, Linear: 4_000, MaskRCNNConfig: 2_000}
 WORKERS = 2
 
 
@@ -43,13 +43,13 @@ class Pipeline:
         config = self.config
         if isinstance(config, Finetune):
             mixing = (config.mixup, config.cutmix, config.mixup_probability, config.switch_probability)
-            crops = (config.randaugment, config.smallest_crop, config.flip, config.decoder)
+            crops = (config.randaugment, config.smallest_crop, config.flip, config.jpeg_decoder)
             return (*crops, *mixing, config.erasing, config.label_smoothing)
         if isinstance(config, Pretrain):
-            return config.smallest_crop, config.flip, config.resizing, config.decoder
+            return config.smallest_crop, config.flip, config.resizing, config.jpeg_decoder
         if isinstance(config, Linear):
-            return config.views, config.crop, config.smallest_crop, config.flip, config.decoder
-        assert isinstance(config, MaskRCNN)
+            return config.views, config.crop, config.smallest_crop, config.flip, config.jpeg_decoder
+        assert isinstance(config, MaskRCNNConfig)
         return config.augment, config.benchmark, config.image, config.heads.masks
 
 
@@ -78,7 +78,7 @@ def test_thousands_of_draws(
 
 def _finetune(config: Finetune, request: pytest.FixtureRequest) -> Iterator[torch.Tensor]:
     """Mixed and erased batches; targets are shares that sum to one."""
-    splits = open_splits(str(request.getfixturevalue("many_images")), config.decoder)
+    splits = open_splits(str(request.getfixturevalue("many_images")), config.jpeg_decoder)
     augment = BatchAugmentation(config, splits.classes, IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
     batches = Batches(finetune_crops(config, splits.train), config.batch, 0, workers=WORKERS)
     for images, labels in batches.starting_at(0):
@@ -90,19 +90,19 @@ def _finetune(config: Finetune, request: pytest.FixtureRequest) -> Iterator[torc
 
 def _pretrain(config: Pretrain, request: pytest.FixtureRequest) -> Iterator[torch.Tensor]:
     """Crops, and the numbers that masks are drawn from."""
-    folder = open_splits(str(request.getfixturevalue("many_images")), config.decoder).train
+    folder = open_splits(str(request.getfixturevalue("many_images")), config.jpeg_decoder).train
     for sample in training_batches(config, folder).starting_at(0):
         assert ((sample.noise >= 0) & (sample.noise < 1)).all()
         yield sample.image
 
 
 def _linear(config: Linear, request: pytest.FixtureRequest) -> Iterator[torch.Tensor]:
-    folder = open_splits(str(request.getfixturevalue("many_images")), config.decoder).train
+    folder = open_splits(str(request.getfixturevalue("many_images")), config.jpeg_decoder).train
     for images, _ in Batches(probe_crops(config, folder), config.batch, 0, workers=WORKERS).starting_at(0):
         yield images
 
 
-def _detection(config: MaskRCNN, request: pytest.FixtureRequest) -> Iterator[torch.Tensor]:
+def _detection(config: MaskRCNNConfig, request: pytest.FixtureRequest) -> Iterator[torch.Tensor]:
     """Jittered images whose objects lie inside them."""
     directory: Path = request.getfixturevalue("lvis" if config.benchmark == "lvis" else "coco")
     split = read_split(directory, "train", masks=config.heads.masks, benchmark=config.benchmark)
@@ -120,5 +120,5 @@ MAKE: dict[type, Callable[[Any, pytest.FixtureRequest], Iterator[torch.Tensor]]]
     Finetune: _finetune,
     Pretrain: _pretrain,
     Linear: _linear,
-    MaskRCNN: _detection,
+    MaskRCNNConfig: _detection,
 }

@@ -16,10 +16,10 @@ from typing import Any
 
 from mimbench.backbones.config import ViT
 from mimbench.cls.config import Classify, FastLinear, Finetune, Frozen, Linear
-from mimbench.det.config import MaskRCNN
+from mimbench.det.config import MaskRCNNConfig
 from mimbench.engine.run.config import Compute, leaves
 from mimbench.jobs.runs.recipes import recipes
-from mimbench.pretrain.config import AttentionMasking, Health, MaskAlign, Pretrain
+from mimbench.pretrain.config import AttentionMasking, MaskAlignConfig, MonitorConfig, Pretrain
 
 NOT_PUBLISHED = "_handwritten"  # the demo's recipes, which tests/jobs and `mimbench demo` run as they are
 GRID = 4  # patches along a side of a tiny image, where 14 are published
@@ -74,7 +74,7 @@ def tiny(config: Any) -> Any:
     for kind, shrink in SHRINK.items():
         if isinstance(config, kind):
             compute = _compute(config.compute)
-            if not isinstance(config, MaskRCNN):  # what "auto" is on GPUs; on a CPU it takes detectors 20 s
+            if not isinstance(config, MaskRCNNConfig):  # what "auto" is on GPUs; on a CPU it takes detectors 20 s
                 compute = replace(compute, precision="bf16")
             return replace(shrink(config), compute=compute)
     raise TypeError(f"say in tests/soak/twins.py how a {type(config).__name__} is made tiny")
@@ -94,7 +94,7 @@ def _compute(compute: Compute) -> Compute:
 def _pretrain(config: Pretrain) -> Pretrain:
     short = EPOCHS / config.epochs
     method = config.method
-    if isinstance(method, MaskAlign):  # its teacher is a tiny encoder in a file, given as checkpoint
+    if isinstance(method, MaskAlignConfig):  # its teacher is a tiny encoder in a file, given as checkpoint
         method = replace(method, teacher=None, teacher_image=None)
     elif hasattr(method, "width"):
         method = replace(method, width=32, heads=2)  # type: ignore[call-arg]
@@ -114,7 +114,7 @@ def _pretrain(config: Pretrain) -> Pretrain:
         drops=tuple(drop * short for drop in config.drops),
         batch=BATCH,
         base_lr=config.base_lr * config.batch / BATCH,
-        health=Health(every=float(EPOCHS), images=32),
+        monitor=MonitorConfig(every=float(EPOCHS), images=32),
     )
 
 
@@ -140,7 +140,7 @@ def _frozen(config: Frozen) -> Frozen:
     return replace(config, encoder=tiny_vit(config.encoder), image=tiny_vit(config.encoder).image)
 
 
-def _detector(config: MaskRCNN) -> MaskRCNN:
+def _detector(config: MaskRCNNConfig) -> MaskRCNNConfig:
     vitdet = replace(config.vitdet, patch=config.vitdet.patch and config.vitdet.patch // 2, channels=16)
     parts = min(config.compute.accumulate, 2)
     encoder = tiny_vit(config.encoder, depth=4)
@@ -168,5 +168,5 @@ SHRINK = {
     FastLinear: _fast_linear,
     Frozen: _frozen,
     Classify: lambda config: config,  # its sizes are the classifier's
-    MaskRCNN: _detector,
+    MaskRCNNConfig: _detector,
 }
