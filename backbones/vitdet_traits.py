@@ -56,9 +56,11 @@ def detectron2_reason(traits: Traits) -> str | None:
 
 
 def vitdet_plan(vit: ViT, traits: Traits, image: int = 1024) -> tuple[str, ...]:
-    """What ViTDet does with an encoder by default, at images of `image` pixels, a phrase for each part."""
+    """What the COCO recipes do with an encoder by default, at images of `image` pixels, a phrase for each part."""
     blocks = ", ".join(map(str, global_blocks(vit.depth)))
-    said = [f"windows of {vitdet_window(vit, traits, image)}, blocks {blocks} attend globally"]
+    fitted = vitdet_window(vit, traits, image)
+    window = "14" if fitted == 14 else f"14 ({fitted} with vitdet.window=none)"
+    said = [f"windows of {window}, blocks {blocks} attend globally"]
     if traits.prefix > 1:
         said.append(f"the class token and {traits.registers} registers are dropped")
     elif traits.class_token:

@@ -119,6 +119,10 @@ DEIT3 = Family(
     dropped=HEAD,
     positions="learned",
     traits=shown,
+    notes=(
+        "timm's vit_*_rope_ape_* have the same keys and shapes, and rotary positions that no file holds: if this is "
+        "one, the features are not its own; timm's deit3_* files are told from it by ls1.gamma",
+    ),
 )
 CLASSIFIER = Family(
     name="finetuned",
