@@ -16,8 +16,8 @@ import timm.layers
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mimbench.backbones.checkpoints.geometry import resize_table
 from mimbench.backbones.config import Interpolation, Traits, ViT
+from mimbench.backbones.positions import resize_positions
 from mimbench.backbones.vit import PLAIN, LayerNorm, Trunk
 
 Pool = Literal["avg", "cls"]
@@ -114,7 +114,7 @@ def load_encoder_into(model: Classifier, state: dict[str, Tensor], interpolation
     loaded = {key: value for key, value in state.items() if not (averaging and key in NORM)}
     if "pos_embed" in state:
         side = model.shape.grid if isinstance(model, Trunk) else model.patch_embed.grid_size[0]
-        loaded["pos_embed"] = resize_table(state["pos_embed"], (side, side), interpolation)
+        loaded["pos_embed"] = resize_positions(state["pos_embed"], (side, side), interpolation)
     allowed = HEAD | FC_NORM if averaging else HEAD | NORM
     try:
         missing, unexpected = model.load_state_dict(loaded, strict=False)

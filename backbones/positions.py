@@ -1,4 +1,4 @@
-"""Fixed two-dimensional sine-cosine positions, and their change of size.
+"""Position tables: the fixed two-dimensional sine-cosine one, and any table for another grid; patch kernels likewise.
 
 A position is (row y, column x) of a patch. Its vector of length D is [e(x), e(y)], the column first, where
 e(t) = [sin(t w), cos(t w)] and w_i = 10000^(-i / (D/4)), i = 0 .. D/4 - 1. The class token's vector is zero.
@@ -6,6 +6,17 @@ Indices are not rescaled with the resolution: a 28 x 28 grid uses 0 .. 27.
 
 MAE computes w in double precision, as here; CrossMAE's own table uses single precision for w and so differs
 by at most 3e-6. A checkpoint brings its own table along, which is then used as it is.
+
+How a position table is brought to another grid changes results (by up to .17 on values in -1..1, from 14 to 7 patches a
+side), so it is always said which way was taken:
+
+    bicubic            corners not aligned, no antialiasing: MAE, CrossMAE, ViTDet
+    bicubic-antialias  the same with antialiasing: timm; another kernel, so it differs in growing too
+    bilinear-antialias the same, bilinear: TIPS
+    bicubic-offset     by the factor (rows + .1) / n instead of to a size: DINO, DINOv2 without registers
+    regenerate         the fixed sine-cosine table of the new grid, in place of the old one's image
+
+Shapes: n and m patches of a grid, D width, p patch side.
 """
 
 from __future__ import annotations
@@ -15,6 +26,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mimbench.backbones.config import Interpolation
+
+TOLERANCE = 2e-3  # a table stored in half precision is off by 5e-4, CrossMAE's own by 3e-6; a learned one by far more
 
 
 def sincos_2d(width: int, grid: tuple[int, int], class_token: bool = True) -> Tensor:
@@ -75,13 +90,67 @@ def interpolate_rows(
     return resized.flatten(2).transpose(1, 2)
 
 
-def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`table` (1, 1 + n * n, D) for another grid: (1, 1 + rows * columns, D); the class token's row is kept.
+def fixed_table(width: int, grid: tuple[int, int], rows_first: bool = False) -> Tensor:
+    """The sine-cosine table (1, rows * columns, D) of MAE; with `rows_first` MoCo v3's, which begins with the row."""
+    table = sincos_2d(width, grid, class_token=False)
+    return table.roll(width // 2, dims=2) if rows_first else table
 
-    Bicubic, corners not aligned, no antialiasing: what MAE, CrossMAE and ViTDet do. (timm's resampler antialiases,
-    which gives other values when the grid shrinks.) The same grid gives the same tensor back.
+
+def rows_first(table: Tensor) -> bool | None:
+    """Which fixed table `table` (1, [1 +] n * n, D) is: MAE's (False), MoCo v3's (True), or none (None)."""
+    if table.ndim != 3 or table.shape[2] % 4 or not table.is_floating_point():
+        return None
+    patches, _ = split_table(table)
+    side = math.isqrt(patches.shape[1])
+    if side * side != patches.shape[1]:
+        return None
+    for first in (False, True):
+        if torch.allclose(patches.float(), fixed_table(table.shape[2], (side, side), first), rtol=0, atol=TOLERANCE):
+            return first
+    return None
+
+
+def split_table(table: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of the patches, and those of the class token: none where the table is of a square grid alone."""
+    extra = 0 if math.isqrt(table.shape[1]) ** 2 == table.shape[1] else 1
+    return table[:, extra:], table[:, :extra]
+
+
+def resize_positions(table: Tensor, grid: tuple[int, int], how: Interpolation = "bicubic") -> Tensor:
+    """`table` (1, [1 +] n * n, D) for `grid`, (1, [1 +] rows * columns, D); the class token's row is kept as it is.
+
+    The same grid gives the same tensor back.
+
+    Raises:
+        ValueError: if `table` is of no square grid, or is to be regenerated and is not a fixed table.
     """
-    side = square_side(table)
+    patches, token = split_table(table)
+    side = math.isqrt(patches.shape[1])
+    if side * side != patches.shape[1] or not side:
+        raise ValueError(f"a position table of {table.shape[1]} rows is of no square grid, class token or not")
     if grid == (side, side):
         return table
-    return torch.cat([table[:, :1], interpolate_rows(table[:, 1:], side, grid)], dim=1)
+    if how == "regenerate":
+        resized = _regenerated(table, grid)
+    else:
+        offset = 0.1 if how == "bicubic-offset" else 0.0
+        kernel, antialias = how.split("-")[0], how.endswith("-antialias")
+        resized = interpolate_rows(patches, side, grid, antialias=antialias, offset=offset, kernel=kernel)
+    return torch.cat([token, resized], dim=1)
+
+
+def _regenerated(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    first = rows_first(table)
+    if first is None:
+        raise ValueError(
+            "positions=regenerate is for fixed sine-cosine tables, and this encoder learned its own; "
+            "take bicubic or bicubic-antialias"
+        )
+    return fixed_table(table.shape[2], grid, first).to(table)
+
+
+def resize_kernel(kernel: Tensor, patch: int) -> Tensor:
+    """A kernel (D, 3, p, p) for patches of side `patch`: bicubic, as ViTDet brings ViT-H from 14 to 16."""
+    if kernel.shape[-2:] == (patch, patch):
+        return kernel
+    return F.interpolate(kernel, size=(patch, patch), mode="bicubic", align_corners=False)

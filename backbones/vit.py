@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mimbench.backbones.blocks import build_block, norm_layer
-from mimbench.backbones.checkpoints.geometry import resize_table
 from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.contract import Features
-from mimbench.backbones.positions import sincos_2d
+from mimbench.backbones.positions import resize_positions, sincos_2d
 from mimbench.backbones.rotary import rotary_positions
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -128,7 +127,7 @@ class Trunk(nn.Module):
         tokens = self.patch_embed(pick_patches(patches, keep))
         first = [getattr(self, name) for name in FIRST_TOKENS if hasattr(self, name)]
         if self.traits.positions == "absolute":
-            table = resize_table(self.pos_embed, (patches.shape[1], patches.shape[2]), self.interpolation)
+            table = resize_positions(self.pos_embed, (patches.shape[1], patches.shape[2]), self.interpolation)
             head = int(self.traits.class_token)
             first[:head] = [token + table[:, :1] for token in first[:head]]
             positions = table[0, head:]

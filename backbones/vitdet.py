@@ -23,12 +23,10 @@ from typing import Any
 import torch
 from timm.layers import DropPath, LayerScale, resample_patch_embed
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mimbench.backbones import config
 from mimbench.backbones.blocks import LAYER_SCALE, build_mlp, norm_layer
-from mimbench.backbones.checkpoints.geometry import resize_table
 from mimbench.backbones.config import (
     Interpolation,
     Kernel,
@@ -39,7 +37,7 @@ from mimbench.backbones.config import (
     Traits,
     ViT,
 )
-from mimbench.backbones.positions import resize_positions, square_side
+from mimbench.backbones.positions import resize_kernel, resize_positions, square_side
 from mimbench.backbones.relative_table import resize_relative, table_side
 from mimbench.backbones.rotary import rotary_positions
 from mimbench.backbones.vitdet_traits import detectron2_reason, vitdet_reason
@@ -249,10 +247,8 @@ class ViTDet(nn.Module):
 
     def _positions(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
         """The rows of the patches, (1, h, w, D) or (h, w, D), of the table (1, 1 + n * n, D)."""
-        if self.positions == "resize" and self.interpolation == "bicubic":
-            return resize_positions(table, grid)[:, 1:].unflatten(1, grid)
         if self.positions == "resize":
-            return resize_table(table, grid, self.interpolation)[:, 1:].unflatten(1, grid)
+            return resize_positions(table, grid, self.interpolation)[:, 1:].unflatten(1, grid)
         side = square_side(table)
         times = [-(-new // side) for new in grid]
         return table[0, 1:].unflatten(0, (side, side)).repeat(*times, 1)[: grid[0], : grid[1]]
@@ -349,7 +345,7 @@ def _initialise(module: nn.Module) -> None:
 def _resampled_kernel(kernel: Tensor, patch: int, how: Kernel) -> Tensor:
     """A patch embedding's kernel (D, 3, p, p) for patches of another side."""
     if how == "bicubic":
-        return F.interpolate(kernel, size=(patch, patch), mode="bicubic", align_corners=False)
+        return resize_kernel(kernel, patch)
     resampled: Tensor = resample_patch_embed(kernel, [patch, patch])
     return resampled
 

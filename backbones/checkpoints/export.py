@@ -29,12 +29,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.digest import tensors_hash
-from mimbench.backbones.checkpoints.geometry import resize_kernel, resize_table
 from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
 from mimbench.backbones.checkpoints.location import parse_location
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.checkpoints.timm_model import timm_model
 from mimbench.backbones.config import SIZES, Traits, ViT
+from mimbench.backbones.positions import resize_kernel, resize_positions
 from mimbench.backbones.vitdet import NOT_IN_VITDET, detectron2_reason
 from mimbench.backbones.weights import open_weights
 from mimbench.engine.run.atomic import write_with
@@ -237,7 +237,7 @@ def resampled(state: State, info: EncoderInfo, patch: int) -> tuple[dict[str, Te
     resized = dict(state)
     resized["patch_embed.proj.weight"] = resize_kernel(state["patch_embed.proj.weight"], patch)
     if "pos_embed" in state:
-        resized["pos_embed"] = resize_table(state["pos_embed"], (vit.grid, vit.grid), "bicubic")
+        resized["pos_embed"] = resize_positions(state["pos_embed"], (vit.grid, vit.grid), "bicubic")
     return resized, replace(info, vit=vit)
 
 

@@ -20,7 +20,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mimbench.backbones.checkpoints import geometry
 from mimbench.backbones.checkpoints.families import FAMILIES
 from mimbench.backbones.checkpoints.families.ours import ours
 from mimbench.backbones.checkpoints.family import Family, Positions, compiled, matches
@@ -29,7 +28,7 @@ from mimbench.backbones.checkpoints.keys import other_network, unwrap
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.config import Traits, ViT
-from mimbench.backbones.positions import sincos_2d
+from mimbench.backbones.positions import rows_first, sincos_2d, split_table
 from mimbench.backbones.vit import VisionTransformer
 
 Verdict = Literal["loaded", "converted", "expected missing", "expected dropped", "suspicious"]
@@ -221,7 +220,7 @@ class _Sorting:
         table, shape = self.tensors.get("pos_embed"), wanted.get("pos_embed")
         if table is None or shape is None or table.ndim != 3:
             return
-        patches, token = geometry.split_table(table)
+        patches, token = split_table(table)
         if len(shape) != 3 or patches.shape[1] + 1 - token.shape[1] != shape[1]:
             return
         if token.shape[1]:
@@ -274,7 +273,7 @@ def _positions(tensors: Mapping[str, Tensor], traits: Traits) -> Positions:
     """What its positions are; a fixed table is told by its values."""
     if traits.positions != "absolute":
         return traits.positions
-    return "learned" if geometry.rows_first(tensors["pos_embed"]) is None else "sincos"
+    return "learned" if rows_first(tensors["pos_embed"]) is None else "sincos"
 
 
 def _stand_in(name: str, shape: torch.Size) -> tuple[Tensor, str]:

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimbench.backbones.checkpoint import EncoderInfo, build_encoder
-from mimbench.backbones.checkpoints.geometry import resize_table
 from mimbench.backbones.checkpoints.info import differences
 from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.config import Interpolation, ViT
 from mimbench.backbones.content import content_hash, tensors_hash
+from mimbench.backbones.positions import resize_positions
 from mimbench.backbones.user_encoder import FAMILY, UserEncoder, load_user_encoder
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.cls.config import Evaluation, FastLinear, FewShot, FrozenPool, Knn, Linear, Norm, Pool
@@ -263,7 +263,7 @@ def _bring_positions(model: VisionTransformer, image: int) -> None:
     """Resize the position table once, to the grid of all images to come."""
     if model.traits.positions == "absolute":
         grid = image // model.patch
-        table = resize_table(model.pos_embed.data, (grid, grid), model.interpolation)
+        table = resize_positions(model.pos_embed.data, (grid, grid), model.interpolation)
         model.pos_embed = torch.nn.Parameter(table, requires_grad=False)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.geometry import resize_table
 from mimbench.backbones.checkpoints.opening import open_checkpoint
 from mimbench.backbones.config import Interpolation
+from mimbench.backbones.positions import resize_positions
 from mimbench.seg.model.relative import resize_relative
 from mimbench.seg.model.vit import OtherViT, SegmentationViT
 
@@ -75,7 +75,7 @@ def resized(
     for name, value in given.items():
         if name == "pos_embed" and name in own and own[name].shape != value.shape:
             side = int((own[name].shape[1] - 1) ** 0.5)
-            made[name] = resize_table(value, (side, side), interpolation)
+            made[name] = resize_positions(value, (side, side), interpolation)
         elif name.endswith(TABLE) and name in own and own[name].shape != value.shape:
             grid = (int((len(own[name]) - 3) ** 0.5) + 1) // 2
             made[name] = resize_relative(value, grid)

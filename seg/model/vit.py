@@ -21,8 +21,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mimbench.backbones.checkpoints.geometry import resize_table
 from mimbench.backbones.config import Interpolation, Traits, ViT
+from mimbench.backbones.positions import resize_positions
 from mimbench.backbones.vit import Trunk
 from mimbench.seg.model.relative import relative_index, rows_of
 
@@ -167,7 +167,7 @@ class SegmentationViT(nn.Module):
         tokens = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
-            tokens = tokens + resize_table(self.pos_embed, grid, self.interpolation)
+            tokens = tokens + resize_positions(self.pos_embed, grid, self.interpolation)
         maps = []
         for number, block in enumerate(self.layers):
             if self.recompute and torch.is_grad_enabled():

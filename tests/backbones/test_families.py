@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mimbench.backbones.checkpoint import load_encoder
-from mimbench.backbones.checkpoints.geometry import fixed_table
 from mimbench.backbones.checkpoints.match import match
 from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.positions import fixed_table
 from mimbench.backbones.vit import VisionTransformer
 from tests.backbones.golden.sine import filled, image, summary
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoint import load_encoder
 from mimbench.backbones.checkpoints.families import FAMILIES
-from mimbench.backbones.checkpoints.geometry import fixed_table
 from mimbench.backbones.checkpoints.keys import unwrap
 from mimbench.backbones.checkpoints.match import Matched, match
 from mimbench.backbones.checkpoints.opening import open_checkpoint
 from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.positions import fixed_table
 from mimbench.backbones.vit import VisionTransformer
 
 TINY = ViT(width=64, depth=2, heads=1, patch=8, image=32)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from mimbench.backbones.checkpoint import EncoderInfo, load_encoder, save_encoder
-from mimbench.backbones.checkpoints.geometry import resize_table
 from mimbench.backbones.config import ViT
+from mimbench.backbones.positions import resize_positions
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.cls.config import Knn
 from mimbench.cls.data.crops import open_splits
@@ -94,7 +94,7 @@ def test_positions_are_brought_to_the_grid_in_the_way_that_is_asked_for(tmp_path
     ]:
         config = replace(base, positions=positions)
         encoder = frozen_vit(config, CPU)
-        assert torch.equal(encoder.model.pos_embed, resize_table(state["pos_embed"], (2, 2), said))
+        assert torch.equal(encoder.model.pos_embed, resize_positions(state["pos_embed"], (2, 2), said))
         assert encoder_facts(config, encoder.model, encoder.info)["positions"] == said
     config = replace(base, image=32)
     encoder = frozen_vit(config, CPU)

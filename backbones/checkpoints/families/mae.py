@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mimbench.backbones.checkpoints.family import Family, Signature
-from mimbench.backbones.checkpoints.geometry import rows_first
+from mimbench.backbones.positions import rows_first
 
 DECODER = (
     (r"decoder_(embed|norm|pred)\.(weight|bias)", "decoder"),

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.family import HALF, Converted, Family, Signature, papers_heads, table_grid
-from mimbench.backbones.checkpoints.geometry import rows_first
 from mimbench.backbones.config import Traits
+from mimbench.backbones.positions import rows_first
 
 EMBEDDING = (r"patch_embed\.proj\.weight", r"blocks\.\d+\.norm1\.weight")
 NOT_PLAIN = (

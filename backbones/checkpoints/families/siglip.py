@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoints.families.plain import EMBEDDING, NOT_PLAIN, shown
 from mimbench.backbones.checkpoints.family import HALF, Family, Signature, table_grid
-from mimbench.backbones.checkpoints.geometry import rows_first
 from mimbench.backbones.config import Traits
+from mimbench.backbones.positions import rows_first
 
 HEADS = {1152: 16, 1536: 16}  # so400m and giant-opt; else 64 channels each
 TANH_GRID = 32  # patches along a side of large/16 at 512 pixels

@@ -7,8 +7,14 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 
-from mimbench.backbones.checkpoints.geometry import fixed_table, resize_kernel, resize_table, rows_first, split_table
-from mimbench.backbones.positions import resize_positions, sincos_2d
+from mimbench.backbones.positions import (
+    fixed_table,
+    resize_kernel,
+    resize_positions,
+    rows_first,
+    sincos_2d,
+    split_table,
+)
 from mimbench.backbones.vitdet import ViTDet
 from tests.backbones.test_match import TINY, encoder
 
@@ -21,20 +27,22 @@ def table() -> torch.Tensor:
 
 @pytest.mark.parametrize("grid", [(6, 6), (3, 3), (2, 7)])
 def test_bicubic_is_what_mae_and_vitdet_do(table: torch.Tensor, grid: tuple[int, int]) -> None:
-    assert torch.equal(resize_table(table, grid), resize_positions(table, grid))
+    patches = table[:, 1:].view(1, 4, 4, 8).permute(0, 3, 1, 2)
+    expected = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    assert torch.equal(resize_positions(table, grid)[:, 1:], expected)
 
 
 @pytest.mark.parametrize("grid", [(6, 6), (3, 3), (2, 7)])
 def test_antialiased_is_what_timm_does(table: torch.Tensor, grid: tuple[int, int]) -> None:
     expected = timm.layers.resample_abs_pos_embed(table, list(grid), num_prefix_tokens=1)
-    torch.testing.assert_close(resize_table(table, grid, "bicubic-antialias"), expected)
-    assert not torch.allclose(expected, resize_table(table, grid), atol=1e-2)
+    torch.testing.assert_close(resize_positions(table, grid, "bicubic-antialias"), expected)
+    assert not torch.allclose(expected, resize_positions(table, grid), atol=1e-2)
 
 
 def test_the_offset_is_dinos(table: torch.Tensor) -> None:
     patches = table[:, 1:].view(1, 4, 4, 8).permute(0, 3, 1, 2)
     expected = F.interpolate(patches, scale_factor=(5.1 / 4, 3.1 / 4), mode="bicubic").flatten(2).transpose(1, 2)
-    torch.testing.assert_close(resize_table(table, (5, 3), "bicubic-offset")[:, 1:], expected)
+    torch.testing.assert_close(resize_positions(table, (5, 3), "bicubic-offset")[:, 1:], expected)
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -44,7 +52,7 @@ def test_a_fixed_table_is_made_anew_of_its_own_kind(first: bool, token: bool) ->
     if token:
         old, new = (torch.cat([torch.zeros(1, 1, 16), part], dim=1) for part in (old, new))
     assert rows_first(old) is first
-    assert torch.equal(resize_table(old, (3, 5), "regenerate"), new)
+    assert torch.equal(resize_positions(old, (3, 5), "regenerate"), new)
 
 
 def test_mocos_table_is_maes_transposed() -> None:
@@ -55,17 +63,17 @@ def test_mocos_table_is_maes_transposed() -> None:
 def test_a_learned_table_cannot_be_made_anew(table: torch.Tensor) -> None:
     assert rows_first(table) is None
     with pytest.raises(ValueError, match="learned its own"):
-        resize_table(table, (6, 6), "regenerate")
+        resize_positions(table, (6, 6), "regenerate")
 
 
 def test_the_class_token_is_told_by_the_number_of_rows(table: torch.Tensor) -> None:
     assert [part.shape[1] for part in split_table(table)] == [16, 1]
     assert [part.shape[1] for part in split_table(torch.zeros(1, 196, 8))] == [196, 0]
     assert [part.shape[1] for part in split_table(torch.zeros(1, 785, 8))] == [784, 1]
-    assert resize_table(table, (4, 4)) is table
-    assert torch.equal(resize_table(table, (6, 6))[:, :1], table[:, :1])
+    assert resize_positions(table, (4, 4)) is table
+    assert torch.equal(resize_positions(table, (6, 6))[:, :1], table[:, :1])
     with pytest.raises(ValueError, match="no square grid"):
-        resize_table(torch.zeros(1, 12, 8), (2, 2))
+        resize_positions(torch.zeros(1, 12, 8), (2, 2))
 
 
 def test_a_kernel_for_patches_of_16_is_vitdets() -> None:
