@@ -124,7 +124,7 @@ def flops(
     depth: Annotated[int, typer.Option(min=0, help="With --modules: how many levels of modules.")] = 2,
     json: Json = False,
 ) -> None:
-    """Count the operations of decoders, or of a model's modules."""
+    """Count operations: decoders, or a recipe's modules."""
     from mimbench.jobs.cli import flops as counted
 
     if modules is None:
