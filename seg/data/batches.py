@@ -33,6 +33,10 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.split)
 
+    def image_name(self, index: int) -> str:
+        """The file of item `index`."""
+        return self.split.image_name(index)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = augmented(*self.split.pair(index), self.config, self.side)
         return to_tensor(image), torch.from_numpy(np.ascontiguousarray(labels))
@@ -62,6 +66,10 @@ class ValidationViews(Dataset[Looked]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def image_name(self, number: int) -> str:
+        """The file of item `number`."""
+        return self.split.image_name(self.images[number])
 
     def __getitem__(self, number: int) -> Looked:
         index = self.images[number]

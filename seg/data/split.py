@@ -38,6 +38,10 @@ class LabelledSplit:
         """The path of an image below the data set's directory."""
         return self.pairs[index][0]
 
+    def image_name(self, index: int) -> str:
+        """The file of an image."""
+        return self._path(self.pairs[index][0])
+
     def image(self, index: int) -> Image:
         """An image, turned as its EXIF data say.
 

@@ -139,7 +139,10 @@ def build_backbone(
         for name, parameter in backbone.named_parameters():
             if name.endswith((".gamma_1", ".gamma_2")):
                 nn.init.constant_(parameter, config.layer_scale)
-    loaded = load_encoder_into(backbone, model.state_dict(), interpolation)
+    state = model.state_dict()
+    if config.final_norm and info is None:  # a random encoder has no final norm; the backbone's begins as it is
+        state |= {name: value for name, value in backbone.state_dict().items() if name in ("norm.weight", "norm.bias")}
+    loaded = load_encoder_into(backbone, state, interpolation)
     return backbone, info, loaded if info else None
 
 

@@ -168,3 +168,12 @@ def test_what_cannot_be(tmp_path) -> None:
         build_segmenter(replace(CONFIG, backbone=Backbone(blocks=(3, 5, 7, 11))), 5)
     with pytest.raises(ValueError, match="outputs of four blocks"):
         build_segmenter(replace(CONFIG, backbone=Backbone(blocks=(3,))), 5)
+
+
+def test_a_random_encoder_under_a_recipe_with_a_final_norm() -> None:
+    encoder = ViT(width=32, depth=4, heads=2, patch=8, image=32)
+    backbone = Backbone(rel_pos=False, layer_scale=None, final_norm=True)  # iBOT's
+    config = UPerNetConfig(data="", encoder=encoder, backbone=backbone, heads=Heads(channels=16, aux_channels=16))
+    norm = build_segmenter(config, 3).model.backbone.norm
+    assert torch.equal(norm.weight, torch.ones(32))
+    assert torch.equal(norm.bias, torch.zeros(32))

@@ -17,6 +17,7 @@ from mimbench.backbones.vit import VisionTransformer
 from mimbench.cls.data.imagenet import imagenet_a_wnids
 from tests.det.conftest import write_coco
 from tests.det.lvis_data import write_lvis
+from tests.seg.conftest import write_ade
 
 CLASSES = 4  # of ImageNet-A, which cls/robustness knows
 KINDS = (  # of files, and how Pillow calls their colours
@@ -68,6 +69,12 @@ def lvis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["annotations"] = [one for one in content["annotations"] if one["image_id"] in kept]
     file.write_text(json.dumps(content))
     return root
+
+
+@pytest.fixture(scope="session")
+def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images of each split with label maps, laid out as ADE20K."""
+    return write_ade(tmp_path_factory.mktemp("ade"), 8)
 
 
 @pytest.fixture(scope="session")

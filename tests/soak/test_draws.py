@@ -23,10 +23,21 @@ from mimbench.engine.data.batches import Batches
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.pretrain.config import Pretrain
 from mimbench.pretrain.run import training_batches
+from mimbench.seg.config import LinearSegmentationConfig, UPerNetConfig
+from mimbench.seg.data.batches import IGNORED
+from mimbench.seg.data.split import open_split
+from mimbench.seg.upernet import training_batches as segmentation_batches
 from tests.soak.twins import twins
 
 pytestmark = pytest.mark.slow
-DRAWS = {Finetune: 10_000, Pretrain: 4_000, Linear: 4_000, MaskRCNNConfig: 2_000}
+DRAWS = {
+    Finetune: 10_000,
+    Pretrain: 4_000,
+    Linear: 4_000,
+    MaskRCNNConfig: 2_000,
+    UPerNetConfig: 2_000,
+    LinearSegmentationConfig: 2_000,
+}
 WORKERS = 2
 
 
@@ -49,6 +60,8 @@ class Pipeline:
             return config.smallest_crop, config.flip, config.resizing, config.jpeg_decoder
         if isinstance(config, Linear):
             return config.views, config.crop, config.smallest_crop, config.flip, config.jpeg_decoder
+        if isinstance(config, UPerNetConfig | LinearSegmentationConfig):
+            return config.augment, config.image
         assert isinstance(config, MaskRCNNConfig)
         return config.augment, config.benchmark, config.image, config.heads.masks
 
@@ -116,9 +129,21 @@ def _detection(config: MaskRCNNConfig, request: pytest.FixtureRequest) -> Iterat
         yield batch["images"]
 
 
+def _segmentation(
+    config: UPerNetConfig | LinearSegmentationConfig, request: pytest.FixtureRequest
+) -> Iterator[torch.Tensor]:
+    """Crops whose labels are classes, or ignored."""
+    split = open_split(request.getfixturevalue("ade"), "train")
+    for batch in segmentation_batches(config, split).starting_at(0):
+        assert ((batch["labels"] < len(split.classes)) | (batch["labels"] == IGNORED)).all()
+        yield batch["images"]
+
+
 MAKE: dict[type, Callable[[Any, pytest.FixtureRequest], Iterator[torch.Tensor]]] = {
     Finetune: _finetune,
     Pretrain: _pretrain,
     Linear: _linear,
     MaskRCNNConfig: _detection,
+    UPerNetConfig: _segmentation,
+    LinearSegmentationConfig: _segmentation,
 }

@@ -20,6 +20,7 @@ from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import create_or_find, runs_root
 from mimbench.jobs.tables.table import rows
 from mimbench.pretrain.config import MaskAlignConfig
+from mimbench.seg.config import Segmentation
 from tests.soak.twins import Twin, published, tiny, twins
 
 pytestmark = pytest.mark.slow
@@ -59,6 +60,8 @@ def _done(recipe: str, config: Any, request: pytest.FixtureRequest) -> RunDir:
     """The run of a twin, after it has run; with the data and the checkpoint that it wants."""
     if isinstance(config, MaskRCNNConfig):
         config = replace(config, data=str(request.getfixturevalue("lvis" if config.benchmark == "lvis" else "coco")))
+    elif isinstance(config, Segmentation):
+        config = replace(config, data=str(request.getfixturevalue("ade")))
     else:
         images = "many_images" if isinstance(config, Knn) else "images"
         config = replace(config, data=str(request.getfixturevalue(images)))

@@ -20,11 +20,20 @@ from mimbench.det.config import MaskRCNNConfig
 from mimbench.engine.run.config import Compute, leaves
 from mimbench.jobs.runs.recipes import recipes
 from mimbench.pretrain.config import AttentionMasking, MaskAlignConfig, MonitorConfig, Pretrain
+from mimbench.seg.config import LinearSegmentationConfig, PatchKnnConfig, UPerNetConfig
 
 NOT_PUBLISHED = "_handwritten"  # the demo's recipes, which tests/jobs and `mimbench demo` run as they are
 GRID = 4  # patches along a side of a tiny image, where 14 are published
 EPOCHS, BATCH = 2, 16
-RATES = {"drop_path", "layer_decay", "base_lr", "lr", "min_lr", "start_lr"}  # numbers that change no code's path
+RATES = {
+    "drop_path",
+    "layer_decay",
+    "base_lr",
+    "lr",
+    "min_lr",
+    "start_lr",
+    "weight_decay",
+}  # numbers that change no code's path
 DETECTOR_SIDE = 128  # pixels, where 1024 are published
 
 
@@ -161,6 +170,30 @@ def _detector(config: MaskRCNNConfig) -> MaskRCNNConfig:
     )
 
 
+def _segmenter(config: UPerNetConfig | LinearSegmentationConfig) -> Any:
+    """An eighth of all pixels, and 12 blocks, which iBOT's head names."""
+    augment = replace(config.augment, long=config.augment.long // 8)
+    small = replace(
+        config,
+        encoder=tiny_vit(config.encoder, depth=12),
+        image=config.image // 8,
+        augment=augment,
+        inference=replace(config.inference, long=config.inference.long // 8),
+        steps=3,
+        batch=4,
+        warmup=1,
+        shown=1,
+    )
+    if isinstance(small, UPerNetConfig):
+        return replace(small, heads=replace(small.heads, channels=16, aux_channels=16))
+    return small
+
+
+def _patch_knn(config: PatchKnnConfig) -> PatchKnnConfig:
+    vit = tiny_vit(config.encoder)
+    return replace(config, encoder=vit, image=vit.image)
+
+
 SHRINK = {
     Pretrain: _pretrain,
     Finetune: _trained,
@@ -169,4 +202,7 @@ SHRINK = {
     Frozen: _frozen,
     Classify: lambda config: config,  # its sizes are the classifier's
     MaskRCNNConfig: _detector,
+    UPerNetConfig: _segmenter,
+    LinearSegmentationConfig: _segmenter,
+    PatchKnnConfig: _patch_knn,
 }
