@@ -1,7 +1,7 @@
-"""Files that are either the old one or the new one, never half of one.
+"""Write files atomically: a file is either the old or the new one, never a part.
 
 Everything a run leaves behind is written here: to a temporary name in the same directory, flushed to disk,
-then renamed. A full disk or a kill leaves the previous file as it was.
+then renamed. A full disk or a kill leaves the previous file unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-NEARLY_FULL = 1 << 20  # bytes: a writer that failed with less than this free failed for want of it
+NEARLY_FULL = 1 << 20  # bytes: if a writer fails with less than this free, the disk is full
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on a clean exit it is flushed and renamed over `path`.
 
     Raises:
-        OSError: with `path` as the file name; also in place of whatever a library raised because the disk was full.
+        OSError: with `path` as the file name; also if a library raised another error because the disk was full.
     """
     with _temporary(path) as temporary:
         yield temporary
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Replace `path` with what `write(temporary_path)` writes."""
+    """Replace `path` with the file that `write(temporary_path)` writes."""
     with replacing(path) as temporary:
         write(temporary)
 
@@ -44,15 +44,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` with `value` as indented JSON; NaN and infinities are refused, for JSON has none."""
+    """Replace `path` with `value` as indented JSON; NaN and infinities are refused, because JSON lacks them."""
     write_text(path, _json(value))
 
 
 def claim_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` if nobody has: of several processes that try at once, here or over NFS, one succeeds.
+    """Write `value` to `path` unless it exists: if several processes try at once, locally or over NFS, one succeeds.
 
     Raises:
-        FileExistsError: for all the others.
+        FileExistsError: in all other processes.
     """
     with _temporary(path) as temporary:
         temporary.write_text(_json(value), encoding="utf-8")
@@ -62,7 +62,7 @@ def claim_json(path: Path, value: Any) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what writers that were killed left under `directory`; for the one process that may write there."""
+    """Remove the temporary files of killed writers under `directory`; only its one writing process may call this."""
     for leftover in directory.rglob(".*.tmp"):
         with suppress(OSError):
             leftover.unlink()
@@ -79,10 +79,10 @@ def _temporary(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        if error.errno is None:  # some libraries raise OSError("in words")
+        if error.errno is None:  # some libraries raise OSError("text")
             raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
-    except Exception as error:  # torch says RuntimeError, safetensors an error of its own
+    except Exception as error:  # torch raises RuntimeError, safetensors its own error
         if isinstance(error, ValueError) or shutil.disk_usage(path.parent).free > NEARLY_FULL:
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
@@ -96,10 +96,10 @@ def _flush(file: Path) -> None:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Make a rename survive a power cut, where the file system can promise that for directories."""
+    """Make a rename survive a power cut, if the file system supports that for directories."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        with suppress(OSError):  # SMB and some FUSE mounts refuse; the file itself is safe by then
+        with suppress(OSError):  # SMB and some FUSE mounts refuse; the file itself is already safe
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
-"""A progress bar for work that may take long: `for file in track(files, "checking", len(files)): ...`.
+"""A progress bar for long work: `for file in track(files, "checking", len(files)): ...`.
 
-It appears on stderr once the work has lasted a second, so that quick work stays quiet. Where stderr is not a
-terminal there is one line in the log when the work is done.
+It appears on stderr after one second, so quick work shows none. If stderr is not a terminal, one line in the log
+reports the end of the work.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1.0  # seconds of silence
+PATIENCE = 1.0  # seconds before the bar appears
 T = TypeVar("T")
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Yield `items` (`total` of them), saying how far `what` has come."""
+    """Yield `items` (`total` of them) and show the progress of `what`."""
     started, bar, done = time.perf_counter(), None, 0
     try:
         for done, item in enumerate(items, start=1):

@@ -1,12 +1,12 @@
-"""Configs: typed, frozen dataclasses that become text, come back from text, take overrides and have an identity.
+"""Configs: typed, frozen dataclasses that are written to and read from text, take overrides and have an identity.
 
-A recipe is a function that returns one. Each field says what it may change:
+A recipe is a function that returns one. Each field belongs to a group that says what it may change:
 
     science    the result (part of the run's identity)
     speed      nothing beyond rounding
     plumbing   nothing but what is logged, where, and how often
 
-The text form is TOML with dotted keys, one line per leaf, so that it reads well, compares well and runs again.
+The text form is TOML with dotted keys, one line per value, so that it can be read, compared and run again.
 A field that is `None` is written as the string "none".
 """
 
@@ -35,7 +35,7 @@ from mimbench.engine.run.fields import (
     union_members,
 )
 
-SCHEMA = 1  # part of every identity: raise it when the same config starts to mean another result
+SCHEMA = 1  # part of every identity: raise it when the same config produces another result
 
 Group = Literal["science", "speed", "plumbing"]
 C = TypeVar("C")
@@ -47,44 +47,44 @@ def _field(group: Group, default: Any, about: str, formerly: str, later: bool = 
 
 
 def science(default: Any = MISSING, *, about: str = "", formerly: str = "", later: bool = False) -> Any:
-    """A field that may change the result: part of the run's identity, under its former name if it has one.
+    """Return a field that may change the result: part of the run's identity, under its former name if it has one.
 
-    A field that came `later` than the first release is left out of the identity while it has its default, which must
-    be what runs did before, so that they stay the runs they were.
+    A field added `later` than the first release is left out of the identity while it has its default. The default must
+    equal the earlier behaviour, so that existing runs keep their identity.
     """
     return _field("science", default, about, formerly, later)
 
 
 def speed(default: Any = MISSING, *, about: str = "", formerly: str = "") -> Any:
-    """A field that changes how fast, and the result by no more than rounding."""
+    """Return a field that changes the speed, and the result by no more than rounding."""
     return _field("speed", default, about, formerly)
 
 
 def plumbing(default: Any = MISSING, *, about: str = "", formerly: str = "") -> Any:
-    """A field that changes what is logged, saved or where, never the result."""
+    """Return a field that changes what is logged or saved and where, never the result."""
     return _field("plumbing", default, about, formerly)
 
 
 def nested(default_factory: Any, *, formerly: str = "") -> Any:
-    """A field that is a config itself, whose own fields say what they may change."""
+    """Return a field that holds another config, whose fields have their own groups."""
     return dataclasses.field(default_factory=default_factory, metadata={"formerly": formerly})
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How a run uses the machine it is on. None of it is part of the run's identity."""
+    """How a run uses its machine. No field is part of the run's identity."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = speed(
-        "auto", about="auto: bf16 where the hardware multiplies in it, else fp32"
+        "auto", about="auto: bf16 if the hardware computes in it, else fp32"
     )
     accumulate: int = speed(1, about="micro-batches per optimiser step")
     workers: int = speed(2, about="data loading processes; 0 loads in the training process")
-    threads: int | None = speed(None, about="CPU threads; none takes one for each core this process may use")
-    device: Literal["auto", "cpu", "cuda"] = speed("auto", about="auto: the GPU when there is one")
+    threads: int | None = speed(None, about="CPU threads; none: one for each core this process may use")
+    device: Literal["auto", "cpu", "cuda"] = speed("auto", about="auto: the GPU if there is one")
     log_every: int = plumbing(20, about="optimiser steps between two lines of metrics")
     save_every: int = plumbing(500, about="optimiser steps between two checkpoints")
-    keep: int = plumbing(2, about="checkpoints kept")
-    wandb: bool = plumbing(False, about="log to Weights & Biases as well")
+    keep: int = plumbing(2, about="how many checkpoints to keep")
+    wandb: bool = plumbing(False, about="also log to Weights & Biases")
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "log_every", "save_every", "keep"):
@@ -98,17 +98,17 @@ class Compute:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One value of a config: its dotted key, its value, what it may change, and the key identities know it by."""
+    """One value of a config: its dotted key, its value, its group, and its key in identities."""
 
     key: str
     value: Any
     group: Group
-    recorded: str  # the first name it had
-    unrecorded: bool = False  # it came with a later release and has its default, so that identities leave it out
+    recorded: str  # its first name
+    unrecorded: bool = False  # added in a later release and at its default, so identities leave it out
 
 
 def leaves(config: Any, prefix: str = "", recorded_prefix: str = "") -> Iterator[Leaf]:
-    """Every value of `config`, depth first, in the order of its fields."""
+    """Yield every value of `config`, depth first, in the order of its fields."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         key, recorded = prefix + field.name, recorded_prefix + recorded_field(field)
@@ -120,14 +120,14 @@ def leaves(config: Any, prefix: str = "", recorded_prefix: str = "") -> Iterator
 
 
 def keys(config: Any) -> set[str]:
-    """Every dotted key that an override of `config` may name, former names among them."""
+    """Return every dotted key that an override of `config` may name, including former names."""
     return {name for leaf in leaves(config) for name in (leaf.key, leaf.recorded)}
 
 
 def identity(config: Any, recipe_stage: str, checkpoint_hash: str | None) -> str:
-    """Ten hex digits that name a run: its science, the schema, and the content of its input checkpoint.
+    """Return ten hex digits that identify a run: a hash of its science, the schema, and its input checkpoint's content.
 
-    The checkpoint's path is left out: the same weights from another place are the same run.
+    The checkpoint's path is left out: the same weights at another path are the same run.
     """
     science_leaves = [leaf for leaf in leaves(config) if leaf.group == "science" and leaf.key != "checkpoint"]
     values = {leaf.recorded: _canonical(leaf.value) for leaf in science_leaves if not leaf.unrecorded}
@@ -137,14 +137,14 @@ def identity(config: Any, recipe_stage: str, checkpoint_hash: str | None) -> str
 
 
 def _canonical(value: Any) -> Any:
-    """A recipe may say 5 where 5.0 is meant; both are one number, and one run."""
+    """Return `value` with whole floats as integers: 5 and 5.0 are the same number, and the same run."""
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _toml(value: Any) -> str:
-    """One TOML value. JSON's strings, numbers, booleans and lists are TOML's, but for infinities."""
+    """Return one TOML value. JSON's strings, numbers, booleans and lists are valid TOML, except infinities."""
     if value is None:
         return '"none"'
     if isinstance(value, float) and not math.isfinite(value):
@@ -155,7 +155,7 @@ def _toml(value: Any) -> str:
 
 
 def to_text(config: Any) -> str:
-    """`config` as TOML lines `key = value`, with what a field may change where it is not science."""
+    """Return `config` as TOML lines `key = value`, with the group as a comment unless it is science."""
     lines = []
     for leaf in leaves(config):
         line = f"{leaf.key} = {_toml(leaf.value)}"
@@ -164,7 +164,7 @@ def to_text(config: Any) -> str:
 
 
 def from_text(kind: type[C], text: str, source: str = "config") -> C:
-    """The config of type `kind` that `to_text` wrote, in this release or an earlier one.
+    """Return the config of type `kind` from text that `to_text` wrote, in this release or an earlier one.
 
     Raises:
         ValueError: naming `source` and the first key that is unknown, missing or of the wrong type.
@@ -179,13 +179,15 @@ def from_text(kind: type[C], text: str, source: str = "config") -> C:
 
 
 def with_overrides(config: C, overrides: Sequence[str]) -> C:
-    """`config` with `key=value` texts applied, checked against the types of its fields.
+    """Return `config` with `key=value` overrides applied, checked against the types of its fields.
 
-    A `kind` that chooses another member of a union starts from that member's defaults, wherever it stands in the list;
-    `method=mae` is short for `method.kind=mae`. Former names of keys are taken, and a line says the new one.
+    A `kind` that selects another member of a union starts from that member's defaults, regardless of its position in
+    the list; `method=mae` is short for `method.kind=mae`. Former names of keys are accepted, and logged with the new
+    name.
 
     Raises:
-        ValueError: for a text without `=`, an unknown key (the nearest is offered) or a value of the wrong type.
+        ValueError: for an override without `=`, an unknown key (the message suggests the nearest) or a value of the
+            wrong type.
     """
     if not overrides:
         return config
@@ -214,7 +216,7 @@ def _pair(override: str) -> tuple[str, str]:
 
 
 def _spelt_out(key: str, text: str, kind: Any) -> tuple[str, str]:
-    """`masking=attention` as `masking.kind=attention`, where `masking` is a choice among dataclasses."""
+    """Return `masking=attention` as `masking.kind=attention` if `masking` is a union of dataclasses."""
     key = told_current_name(kind, key)
     hint = field_types(kind).get(key)
     return (f"{key}.kind", text) if len(config_members(hint)) > 1 else (key, text)
@@ -228,7 +230,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 
 def _types(kind: Any, values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted key of every leaf and its type; `values` tell which member of a union is meant."""
+    """Yield the dotted key and type of every value; `values` determine the member of each union."""
     for name, hint in field_types(kind).items():
         value = values.get(name, {})
         branch = chosen_member(hint, value, prefix + name)
@@ -239,7 +241,7 @@ def _types(kind: Any, values: dict[str, Any], prefix: str = "") -> Iterator[tupl
 
 
 def _from_command_line(text: str, hint: Any) -> Any:
-    """What `text` means where a value of type `hint` is wanted: a string needs no quotes, a list no brackets."""
+    """Return `text` as a value of type `hint`: a string needs no quotes, a list no brackets."""
     wanted = [typing.get_origin(option) or option for option in union_members(hint)]
     if text == "none" or (wanted[0] in (str, Literal) and text[:1] not in ("'", '"')):
         return text
@@ -254,9 +256,9 @@ def _build(kind: Any, values: dict[str, Any], prefix: str = "") -> Any:
     """Build `kind` from nested dictionaries, its inner dataclasses first, each checked by pydantic.
 
     Raises:
-        ValueError: the first fault, in one line that begins with the dotted key.
+        ValueError: for the first fault, in one line that begins with the dotted key.
     """
-    import pydantic  # 0.15 s, which `mimbench --help` need not pay
+    import pydantic  # 0.15 s, which `mimbench --help` avoids
 
     hints = field_types(kind)
     if unknown := [prefix + key for key in values if key not in hints]:
@@ -270,7 +272,7 @@ def _build(kind: Any, values: dict[str, Any], prefix: str = "") -> Any:
 
 @lru_cache
 def _adapter(kind: Any) -> Any:
-    """What checks the values of a dataclass: 5 ms to make, 1,000 times over for a study of 1,000 runs."""
+    """Return the validator of a dataclass, cached: it takes 5 ms to build, and a study may have 1,000 runs."""
     import pydantic
 
     return pydantic.TypeAdapter(kind)
@@ -282,13 +284,13 @@ def _argument(hint: Any, value: Any, key: str) -> Any:
         return None
     if (branch := chosen_member(hint, value, key)) is not None:
         return _build(branch, value, key + ".")
-    if isinstance(value, bool) and bool not in options:  # Python and pydantic would take it for the number 1
-        raise ValueError(f"{key}={str(value).lower()}: a number or text is wanted, not true or false")
+    if isinstance(value, bool) and bool not in options:  # Python and pydantic would read it as the number 1
+        raise ValueError(f"{key}={str(value).lower()} must be a number or text, not true or false")
     return value
 
 
 def _complaint(fault: Any, arguments: dict[str, Any], prefix: str) -> str:
-    """One line for the first fault pydantic found; of its location only the field, not the branches it tried."""
+    """Return one line for pydantic's first fault, located by its field without the union members that were tried."""
     name = str(fault["loc"][0]) if fault["loc"] else ""
     key = prefix + name if name else prefix.rstrip(".")
     message = fault["msg"].removeprefix("Value error, ")
@@ -296,5 +298,5 @@ def _complaint(fault: Any, arguments: dict[str, Any], prefix: str) -> str:
         return f"{key}: {message}" if key else message
     if name not in arguments:
         return f"{key} is missing"
-    message = "more values are wanted" if fault["type"] == "missing" else message[0].lower() + message[1:]
+    message = "more values are needed" if fault["type"] == "missing" else message[0].lower() + message[1:]
     return f"{key}={arguments[name]!r}: {message}"

@@ -1,12 +1,12 @@
-"""What a run costs in hours of one A100: `Cost`, how a recipe states it, and what arithmetic makes of operations.
+"""The cost of a run in hours of one A100: `Cost`, how a recipe states it, and an estimate from operations.
 
-    @costs(hours=45, gpus=4)                  # on a recipe: what its source says it took
+    @costs(hours=45, gpus=4)                  # on a recipe: the time its source reports
     def crossmae_vitb_800ep() -> Pretrain: ...
 
     stated(crossmae_vitb_800ep)               # Cost(180, "the recipe")
     of_operations(1.3e21)                     # Cost(5.6, "arithmetic at 65 TFLOP/s")
 
-A task's own estimate (`Task.cost`) is asked where a recipe states nothing. Starts without torch.
+If a recipe states no cost, the task's estimate (`Task.cost`) is used. Does not import torch.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-RATE = 65e12  # operations a second on one A100, two to a multiply-add: CrossMAE's Tables 4 and 18 come to 60 to 73
-IMAGENET, IMAGENET_VAL = 1_281_167, 50_000  # images that an estimate counts with
-RECIPE = "the recipe"  # the source of what a recipe states
+RATE = 65e12  # operations per second on one A100, two per multiply-add: CrossMAE's Tables 4 and 18 give 60 to 73e12
+IMAGENET, IMAGENET_VAL = 1_281_167, 50_000  # image counts that estimates use
+RECIPE = "the recipe"  # `source` of a cost that a recipe states
 
 R = TypeVar("R", bound=Callable[[], Any])
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Hours of one A100."""
+    """A number of hours of one A100, and its source."""
 
     hours: float
     source: str
@@ -34,14 +34,14 @@ class Cost:
 
     @property
     def text(self) -> str:
-        """The hours with two digits; more would claim a precision that an estimate has not."""
+        """The hours with two digits; an estimate has no higher precision."""
         rounded = float(f"{self.hours:.2g}")
         return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a recipe states of its cost: a number of hours or days, on so many A100."""
+    """The cost that a recipe states: a number of hours or days on a number of A100."""
 
     number: float
     unit: str  # "h" or "days"
@@ -49,24 +49,24 @@ class Stated:
 
     @property
     def cost(self) -> Cost:
-        """In hours of one A100."""
+        """The cost in hours of one A100."""
         return Cost(self.number * (24 if self.unit == "days" else 1) * self.gpus, RECIPE)
 
     @property
     def text(self) -> str:
-        """`About 45 h on 4 A100.`, as the description of the recipe ends."""
+        """`About 45 h on 4 A100.`, the last sentence of the recipe's description."""
         return f"About {self.number:g} {self.unit} on {self.gpus} A100."
 
 
 def costs(*, gpus: int, hours: float | None = None, days: float | None = None) -> Callable[[R], R]:
-    """Return a decorator that records on a recipe what it costs: `hours` or `days` of wall time on `gpus` A100.
+    """Return a decorator that records a recipe's cost: `hours` or `days` of wall time on `gpus` A100.
 
     Raises:
-        ValueError: unless one of `hours` and `days` is given and everything is positive.
+        ValueError: unless exactly one of `hours` and `days` is given and all values are positive.
     """
     number = hours if days is None else days
     if number is None or (hours is not None and days is not None) or number <= 0 or gpus < 1:
-        raise ValueError(f"hours={hours}, days={days}, gpus={gpus}: give hours or days, and all of it positive")
+        raise ValueError(f"hours={hours}, days={days}, gpus={gpus}: give hours or days, not both, all positive")
     said = Stated(number, "h" if days is None else "days", gpus)
 
     def record(recipe: R) -> R:
@@ -77,11 +77,11 @@ def costs(*, gpus: int, hours: float | None = None, days: float | None = None) -
 
 
 def stated(recipe: Callable[[], Any]) -> Stated | None:
-    """Return what `costs` recorded on `recipe`; None where it states nothing."""
+    """Return the cost that `costs` recorded on `recipe`; None if there is none."""
     said = getattr(recipe, "cost", None)
     return said if isinstance(said, Stated) else None
 
 
 def of_operations(operations: float) -> Cost:
-    """Return the cost of so many operations (two to a multiply-add) at 65 TFLOP/s."""
+    """Return the cost of `operations` (two per multiply-add) at 65 TFLOP/s."""
     return Cost(operations / RATE / 3600, "arithmetic at 65 TFLOP/s")

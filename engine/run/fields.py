@@ -1,8 +1,8 @@
-"""The fields of config classes: their types, the members of unions, and the names that fields had in earlier releases.
+"""The fields of config classes: their types, the members of unions, and their names in earlier releases.
 
-A field says its former name where it is declared, `grad_clip: float = science(1.0, formerly="clip")`. Overrides and
-config files under former names keep working; identities are computed under the first name a field had, so that a
-renamed field leaves every run the run it was.
+A field declares its former name, `grad_clip: float = science(1.0, formerly="clip")`. Overrides and config files with
+former names keep working; identities use the first name of a field, so renaming a field does not change the identity
+of any run.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ log = logging.getLogger(__name__)
 
 @lru_cache
 def field_types(kind: Any) -> dict[str, Any]:
-    """The type of each field of dataclass `kind`; 0.7 ms to find out, many times over for every config."""
+    """Return the type of each field of dataclass `kind`; cached, because it takes 0.7 ms and is asked often."""
     found = typing.get_type_hints(kind)
     return {field.name: found[field.name] for field in dataclasses.fields(kind)}
 
 
 @lru_cache
 def union_members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; of any other type that type alone."""
+    """Return the members of a union; for any other type, only that type."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 @lru_cache
 def config_members(hint: Any) -> tuple[Any, ...]:
-    """The dataclasses among them."""
+    """Return the members of a union that are dataclasses."""
     return tuple(member for member in union_members(hint) if dataclasses.is_dataclass(member))
 
 
 def chosen_member(hint: Any, value: Any, key: str) -> Any:
-    """The dataclass that `value`, a dictionary, is for; None where no dataclass is wanted or none is given.
+    """Return the dataclass that the dictionary `value` describes; None if `hint` has no dataclass or `value` is no
+    dictionary.
 
-    Members of a union are told apart by the one value of their field `kind: Literal["..."]`.
+    The field `kind: Literal["..."]` identifies the member of a union.
 
     Raises:
-        ValueError: if `kind` is none of them, naming `key`.
+        ValueError: naming `key`, if `kind` matches no member.
     """
     found = config_members(hint)
     if not found or not isinstance(value, dict):
@@ -57,35 +58,35 @@ def chosen_member(hint: Any, value: Any, key: str) -> Any:
 
 
 def recorded_name(kind: type[Any]) -> str:
-    """The name under which identities and `run.json` know a config class: its `formerly`, where it was renamed."""
+    """Return a config class's name in identities and `run.json`: its `formerly` if it was renamed."""
     name: str = kind.__dict__.get("formerly", kind.__name__)
     return name
 
 
 def recorded_field(field: dataclasses.Field[Any]) -> str:
-    """The same of a field."""
+    """Return a field's name in identities and `run.json`."""
     name: str = field.metadata.get("formerly") or field.name
     return name
 
 
 @lru_cache
 def _former(kind: Any) -> dict[str, str]:
-    """Former name to name, of the fields of `kind` that were renamed."""
+    """Return the current name by former name, for the renamed fields of `kind`."""
     fields = {recorded_field(field): field.name for field in dataclasses.fields(kind)}
     return {former: name for former, name in fields.items() if former != name}
 
 
 def under_current_names(kind: Any, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The nested dictionary of a config of type `kind`, its keys under today's names.
+    """Return the nested dictionary of a config of type `kind` with its keys under their current names.
 
     Raises:
-        ValueError: if a field is given under both its names.
+        ValueError: if a field is given under both names.
     """
     renamed = {}
     for key, value in values.items():
         name = _former(kind).get(key, key)
         if name != key and name in values:
-            raise ValueError(f"{prefix}{key} is now {prefix}{name}, and both are given: leave out {prefix}{key}")
+            raise ValueError(f"{prefix}{key} was renamed to {prefix}{name}, but both are given: remove {prefix}{key}")
         renamed[name] = value
         if isinstance(value, dict):
             for member in config_members(field_types(kind).get(name)):
@@ -112,7 +113,7 @@ def with_later_fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_name(kind: Any, key: str) -> str:
-    """A dotted key of a config of type `kind` under today's name."""
+    """Return a dotted key of a config of type `kind` under its current name."""
     first, dot, rest = key.partition(".")
     name = _former(kind).get(first, first)
     for member in config_members(field_types(kind).get(name)):
@@ -121,7 +122,7 @@ def current_name(kind: Any, key: str) -> str:
 
 
 def told_current_name(kind: Any, key: str) -> str:
-    """The same; a line is logged where it is another than `key`."""
+    """Return a dotted key under its current name, and log a line if that differs from `key`."""
     name = current_name(kind, key)
     if name != key:
         _tell(key, name)
@@ -130,5 +131,5 @@ def told_current_name(kind: Any, key: str) -> str:
 
 @lru_cache
 def _tell(former: str, name: str) -> None:
-    """Once in a process."""
-    log.warning("%s is now %s; the old name works for this release only", former, name)
+    """Log the current name, once per process."""
+    log.warning("%s was renamed to %s; the old name works in this release only", former, name)

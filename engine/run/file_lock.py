@@ -1,7 +1,7 @@
-"""A lock for processes of one machine that would do the same work at once; for several machines: jobs/runs/lock.py.
+"""A lock between processes of one machine that may do the same work; for several machines: jobs/runs/lock.py.
 
-The kernel releases it when its holder ends, however that ends, so no lock is ever stale. filelock is not used: where a
-file system knows no flock it turns to a marker file, which a killed process leaves behind for all that come after.
+The kernel releases the lock when its holder ends, even if killed, so no lock is ever stale. filelock is not used: on a
+file system without flock it falls back to a marker file, which a killed process leaves behind.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def file_lock(path: Path, doing: str) -> Iterator[None]:
-    """Hold the lock at `path` within, after waiting for another process that has it.
+    """Hold the lock at `path` inside the `with` block, after waiting for the process that holds it.
 
-    Where locks are not supported (some network file systems) a line says so, and nobody waits: what is done within must
-    be sound, if wasteful, when two do it.
+    If locks are not supported (some network file systems), a log line says so and nobody waits: the work in the block
+    must then stay correct, if wasteful, when two processes do it.
 
     Args:
-        path: of the lock's file, which stays; its folder is made.
-        doing: what a holder does, for the line that says what is waited for, as in "writing the data set".
+        path: the lock's file, which is kept; its folder is created.
+        doing: the holder's work, for the log line of a waiting process: "writing the data set".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
@@ -35,5 +35,5 @@ def file_lock(path: Path, doing: str) -> Iterator[None]:
             log.info("waiting for another process that is %s", doing)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            log.info("%s cannot be locked (%s)", path.parent, os.strerror(error.errno or 0))
+            log.info("%s does not support locks (%s); continuing without", path.parent, os.strerror(error.errno or 0))
         yield

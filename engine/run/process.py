@@ -1,6 +1,6 @@
-"""What a process is before it computes: its device, threads, precision, ranks and random state.
+"""The setup of a process: its device, threads, precision, rank and random state.
 
-`setup_process` is the one place that seeds and sets threads; nothing happens when a module is imported.
+Only `setup_process` seeds and sets threads; importing a module does nothing.
 
     device = setup_process(config.compute, config.seed)
     dtype = autocast_dtype(config.compute, device)     # None: plain float32
@@ -33,7 +33,7 @@ def setup_process(compute: Compute, seed: int) -> torch.device:
     """Choose the device, set CPU threads, join torchrun's process group if there is one, and seed everything.
 
     Raises:
-        ValueError: when a GPU is asked for and torch sees none.
+        ValueError: if a GPU is requested but torch sees none.
     """
     device = _device(compute)
     if device.type == "cuda":
@@ -54,36 +54,36 @@ def _device(compute: Compute) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("compute.device=cuda, but torch sees no GPU: use compute.device=auto or cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))  # where SLURM shows each process its own GPU alone, that is number 0
+    local = int(os.environ.get("LOCAL_RANK", "0"))  # if SLURM shows each process only its own GPU, that is number 0
     return torch.device("cuda", local % torch.cuda.device_count())
 
 
 def available_cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many work together: (0, 1) unless torchrun started several."""
+    """Return this process's rank and the number of processes: (0, 1) unless torchrun started several."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def part_of_rank(count: int) -> range:
-    """Which of `count` things this process does: a contiguous part, as equal as can be."""
+    """Return this process's contiguous share of `count` items; shares differ by at most one."""
     rank, world = rank_and_world()
     return range(count * rank // world, count * (rank + 1) // world)
 
 
 def meet() -> None:
-    """Wait for all processes that work together."""
+    """Wait for all processes of the run."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def announced(value: T) -> T:
-    """What the first process has as `value`, in every process; small things that can be pickled."""
+    """Return the first process's `value` in every process; for small objects that can be pickled."""
     if not dist.is_initialized():
         return value
     said = [value]
@@ -92,7 +92,7 @@ def announced(value: T) -> T:
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes, in every process."""
+    """Return the sum of a tensor over all processes, in every process."""
     if dist.is_initialized():
         values = values.clone()
         dist.all_reduce(values)
@@ -100,13 +100,13 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 
 
 def derived_seed(*parts: int) -> int:
-    """A 63-bit seed that depends on every part; neighbouring parts give unrelated seeds."""
+    """Return a 63-bit seed that depends on all parts; neighbouring parts produce unrelated seeds."""
     digest = hashlib.blake2b(struct.pack(f"<{len(parts)}q", *parts), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators, the GPU's too where this process uses one."""
+    """Seed Python's, NumPy's and torch's generators, and the GPU's if this process uses one."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
@@ -115,10 +115,10 @@ def seed_all(seed: int) -> None:
 
 
 def autocast_dtype(compute: Compute, device: torch.device) -> torch.dtype | None:
-    """The type matrix products run in, None for plain float32.
+    """Return the type of matrix products; None for plain float32.
 
-    `auto` takes bfloat16 where the hardware multiplies in it: NVIDIA from compute capability 8.0, CPUs with
-    AVX512-BF16 or AMX. Elsewhere bfloat16 is emulated and slower than float32.
+    `auto` selects bfloat16 if the hardware computes in it: NVIDIA from compute capability 8.0, CPUs with
+    AVX512-BF16 or AMX. On other hardware bfloat16 is emulated and slower than float32.
     """
     if compute.precision != "auto":
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[compute.precision]
@@ -133,7 +133,7 @@ def _multiplies_in_bf16(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most this process has held, on the GPU if that is the device, else resident."""
+    """Return the peak memory of this process in bytes: on the GPU if that is the device, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
@@ -141,7 +141,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The device for people: the GPU's name, or the processor's and how many threads are used."""
+    """Return the device's name for people: the GPU's, or the processor's with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"

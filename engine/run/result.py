@@ -1,16 +1,16 @@
-"""`result.json`: what came out of a run, and everything about how that was measured that can change a number.
+"""`result.json`: the metrics of a run, and everything about the measurement that can change a number.
 
-A stage returns an `Outcome`; the runner of jobs calls `write_result`, after which the run is done.
+A stage returns an `Outcome`; the job runner calls `write_result`, which marks the run as done.
 
     {"schema": 1, "recipe": ..., "stage": ..., "identity": ..., "checkpoint": {"path", "hash", "family"} | null,
      "metrics": {"box_ap": 12.345...}, "facts": {"pool": "avg", ...}, "seconds": ..., "images_per_second": ...,
      "device": ..., "peak_memory": bytes, "versions": {...}, "commit": "..." | null, "finished": unix time}
 
-Metrics have these names: knn_top1, linear_top1, finetune_top1, box_ap, mask_ap (with box_ap50, box_ap75, box_ap_small
-and so on), all in percent, and loss for pretraining. Beside them: knn_top1_k10 and so on for other k, and
-knn_top1_cls_block11 for other features; linear_fast_top1, linear_fast_held_out_top1 (on the training images that chose
-among heads) and linear_fast_val_best_top1 (of the better head on the validation split, as papers choose);
-fewshot5_ridge_top1 and fewshot5_ridge_std, mean and deviation over draws of 5 images a class; the same with logistic.
+The metrics are named knn_top1, linear_top1, finetune_top1, box_ap, mask_ap (with box_ap50, box_ap75, box_ap_small
+and so on), all in percent, and loss for pretraining. There are also knn_top1_k10 and so on for other k,
+knn_top1_cls_block11 for other features; linear_fast_top1, linear_fast_held_out_top1 (on the training images used to
+select the head) and linear_fast_val_best_top1 (of the better head on the validation split, as papers select it);
+fewshot5_ridge_top1 and fewshot5_ridge_std, mean and deviation over draws of 5 images per class; the same with logistic.
 """
 
 from __future__ import annotations
@@ -48,38 +48,38 @@ PACKAGES = (
 
 @dataclass
 class Outcome:
-    """What a stage's `run` returns."""
+    """The return value of a stage's `run`."""
 
     metrics: dict[str, float]  # full precision, named as above
     facts: dict[str, Any] = field(default_factory=dict)  # protocol that changes numbers: crop, pooling, epochs, ...
     images_per_second: float | None = None
     peak_memory: int | None = None  # bytes
-    device: str | None = None  # as engine.run.process.device_name says it
+    device: str | None = None  # as engine.run.process.device_name returns it
     family: str | None = None  # of the input checkpoint
-    pictures: Callable[[], None] | None = None  # draws them, once the result is written
+    pictures: Callable[[], None] | None = None  # draws the run's pictures, after the result is written
 
     def draw(self) -> None:
-        """Draw the run's pictures, if it has any. What goes wrong is logged: the result is there without them."""
+        """Draw the run's pictures, if any. Errors are only logged: the result is already written."""
         if self.pictures is None:
             return
         try:
             self.pictures()
-        except Exception as error:  # whatever drawing raises, out of memory among it: no number depends on it
-            log.warning("the run is done, but not all of its pictures could be drawn: %r", error)
+        except Exception as error:  # anything, even out of memory: no number depends on the pictures
+            log.warning("the run is done, but drawing its pictures failed: %r", error)
 
 
 def write_result(run: RunDir, outcome: Outcome, seconds: float, checkpoint_hash: str | None = None) -> dict[str, Any]:
-    """Write `result.json` and return what is in it. `seconds` is the run's wall time, over all its attempts.
+    """Write `result.json` and return its content. `seconds` is the run's wall time over all attempts.
 
-    Recipe, stage, identity and the input checkpoint (`checkpoint`: {"path", "hash"} or None) come from `run.json`; an
-    encoder that was yet to be made when the run was has its hash in `checkpoint_hash`.
+    Recipe, stage, identity and the input checkpoint (`checkpoint`: {"path", "hash"} or None) come from `run.json`;
+    `checkpoint_hash` is the hash of an encoder that did not exist yet when the run was created.
 
     Raises:
         ValueError: naming a metric that is not a finite number.
     """
     for name, value in outcome.metrics.items():
         if not math.isfinite(value):
-            raise ValueError(f"{run.path}: {name} came out as {value}, so the run has no result")
+            raise ValueError(f"{run.path}: metric {name} is {value}, so no result is written")
     about = run.read_about()
     checkpoint = about.get("checkpoint")
     if checkpoint and checkpoint_hash:
@@ -105,7 +105,7 @@ def write_result(run: RunDir, outcome: Outcome, seconds: float, checkpoint_hash:
 
 
 def versions() -> dict[str, str]:
-    """Python's version, and those of the packages that make the numbers."""
+    """Return the versions of Python and of the packages that affect the numbers."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -116,9 +116,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit this code is at, with "+changes" if files differ from it; None outside a git checkout.
+    """Return the commit of this code, with "+changes" if files differ from it; None outside a git checkout.
 
-    The code of a SLURM job is a copy without git, with a file beside it that says what it was copied from.
+    The code of a SLURM job is a copy without git; `snapshot.json` beside it records the commit.
     """
     here = Path(__file__).parent
     try:

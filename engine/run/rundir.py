@@ -1,12 +1,12 @@
-"""A run directory: one directory made from one resolved config, holding everything that is known of the run.
+"""A run directory: one directory for one resolved config, with all files of the run.
 
     config.txt  run.json  attempts/1.json ...  log.txt  metrics.jsonl  tensorboard/
     checkpoints/  encoder.safetensors  result.json  plots/
 
-`run.json` says what the run is and never changes; `attempts/N.json` says when it was started, on what, and how
-that ended; `result.json` appears when it is done. State lives in these files alone: a start is a claim on the next
-attempt's file, which one process wins, and a start on another machine is believed to be running for as long as its
-heartbeat (the file's time) is fresh.
+`run.json` describes the run and never changes; `attempts/N.json` records when and where attempt N started and how
+it ended; `result.json` appears when the run is done. The state is stored only in these files: a process starts an
+attempt by creating the next attempt's file, which only one process can do. An attempt on another machine counts as
+running while its heartbeat (the file's modification time) is fresh.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 from mimbench.engine.run.atomic import claim_json, write_json, write_text
 
-HEARTBEAT = 30.0  # seconds between two signs of life of a run
-SILENCE = 300.0  # seconds without one after which a run on another machine is taken for lost
-ABOUT = ("recipe", "stage", "identity")  # what run.json holds at least
-ATTEMPT = ("state", "started", "host", "pid", "process_started")  # and the file of each start
+HEARTBEAT = 30.0  # seconds between two heartbeats of a run
+SILENCE = 300.0  # seconds without a heartbeat after which a run on another machine counts as lost
+ABOUT = ("recipe", "stage", "identity")  # required keys of run.json
+ATTEMPT = ("state", "started", "host", "pid", "process_started")  # required keys of each attempt's file
 
 State = Literal["new", "running", "done", "failed", "interrupted", "lost"]
 
@@ -47,31 +47,31 @@ class RunDir:
 
     @property
     def log(self) -> Path:
-        """What the run said."""
+        """The run's log."""
         return self.path / "log.txt"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line: `step`, `epoch`, and whatever was measured then."""
+        """One JSON object per line: `step`, `epoch` and the metrics at that step."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """Training states; the newest valid one is resumed from."""
+        """Training states; a restart resumes from the newest valid one."""
         return self.path / "checkpoints"
 
     @property
     def encoder(self) -> Path:
-        """What pretraining hands on."""
+        """The encoder that a pretraining writes."""
         return self.path / "encoder.safetensors"
 
     def encoder_at(self, epoch: int) -> Path:
-        """What pretraining left of itself after `epoch` epochs, with `keep_encoder_every`."""
+        """Return the file of the encoder after `epoch` epochs, with `keep_encoder_every`."""
         return self.path / "encoders" / f"epoch-{epoch:04d}.safetensors"
 
     @property
     def classifier(self) -> Path:
-        """What fine-tuning leaves: the last weights, head and all."""
+        """The last weights of a fine-tuning, including the head."""
         return self.path / "classifier.safetensors"
 
     @property
@@ -81,17 +81,17 @@ class RunDir:
 
     @property
     def predictions(self) -> Path:
-        """What was predicted for each validation image, with `save_predictions`."""
+        """The predictions for each validation image, with `save_predictions`."""
         return self.path / "predictions.safetensors"
 
     @property
     def detector(self) -> Path:
-        """What detection leaves: the whole detector, as detectron2 reads it too."""
+        """The whole detector of a detection run; detectron2 can read it too."""
         return self.path / "detector.pth"
 
     @property
     def result(self) -> Path:
-        """Final metrics and the facts they depend on; there only when the run is done."""
+        """Final metrics and the facts they depend on; exists only when the run is done."""
         return self.path / "result.json"
 
     @property
@@ -101,9 +101,9 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path, config_text: str, about: dict[str, Any]) -> RunDir:
-        """The run directory at `path`; one that is there already is returned as it is.
+        """Create the run directory at `path` and return it; an existing one is returned unchanged.
 
-        `about` holds at least `recipe`, `stage` and `identity`.
+        `about` must contain `recipe`, `stage` and `identity`.
         """
         run = cls(path)
         if not run.about.exists():
@@ -118,42 +118,42 @@ class RunDir:
         return run
 
     def read_about(self) -> dict[str, Any]:
-        """`run.json` as a dictionary.
+        """Return `run.json` as a dictionary.
 
         Raises:
             ValueError: if this is not a run directory.
         """
-        return _read(self.about, "is not a run directory: it has no readable run.json", self.path, ABOUT)
+        return _read(self.about, "is not a run directory: run.json is missing or unreadable", self.path, ABOUT)
 
     def read_result(self) -> dict[str, Any] | None:
-        """`result.json`, or None while the run is not done.
+        """Return `result.json`; None while the run is not done.
 
         Raises:
             ValueError: if it is damaged.
         """
         if not self.result.exists():
             return None
-        complaint = "has a damaged result.json: remove it and run it again"
+        complaint = "has a damaged result.json: remove it and repeat the run"
         result = _read(self.result, complaint, self.path, ("metrics",))
         metrics = result["metrics"]
         if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
-            raise ValueError(f"{self.path} {complaint} (its metrics are no numbers)")
+            raise ValueError(f"{self.path} {complaint} (its metrics are not numbers)")
         return result
 
     def attempts(self) -> list[dict[str, Any]]:
-        """What is known of every start of this run, oldest first."""
+        """Return the record of every attempt of this run, oldest first."""
         return [self._read_attempt(number) for number in self._numbers()]
 
     def begin_attempt(self, **facts: Any) -> int:
-        """Record a new start, with more `facts` about it, and return its number (1, 2, ...).
+        """Record a new attempt, with further `facts` about it, and return its number (1, 2, ...).
 
         Raises:
-            ValueError: if the run is done or running, or another process started it in this very moment.
+            ValueError: if the run is done or running, or another process starts it at the same moment.
         """
-        number = max(self._numbers(), default=0) + 1  # before the look: who starts it after that wants the same number
+        number = max(self._numbers(), default=0) + 1  # before the state is read: later starts claim the same number
         state = self.state()
         if state == "done":
-            raise ValueError(f"{self.path} is done; it is not repeated")
+            raise ValueError(f"{self.path} is already done")
         if state == "running":
             raise ValueError(self._is_running())
         pid = os.getpid()
@@ -165,21 +165,21 @@ class RunDir:
         return number
 
     def beat(self, number: int) -> None:
-        """Show that start `number` is alive; to be called every `HEARTBEAT` seconds."""
+        """Renew the heartbeat of attempt `number`; call this every `HEARTBEAT` seconds."""
         os.utime(self._attempt(number))
 
     def end_attempt(self, number: int, state: State, why: str = "") -> None:
-        """Record how start `number` ended."""
+        """Record how attempt `number` ended."""
         begun = self._read_attempt(number)
         write_json(self._attempt(number), {**begun, "state": state, "ended": time.time(), "why": why})
 
     def amend_attempt(self, number: int, facts: dict[str, Any]) -> None:
-        """Record more about start `number`."""
+        """Record further facts about attempt `number`."""
         begun = self._read_attempt(number)
         write_json(self._attempt(number), {**begun, **facts})
 
     def state(self) -> State:
-        """What the files say: done, how the last attempt ended, or lost when its process or its result is gone."""
+        """Return the state: done, how the last attempt ended, or lost if its process or its result is gone."""
         if self.result.exists():
             return "done"
         numbers = self._numbers()
@@ -188,7 +188,7 @@ class RunDir:
         file = self._attempt(numbers[-1])
         last = self._read_attempt(numbers[-1])
         state: State = last["state"]
-        gone = state == "done" or (state == "running" and not _lives(last, file))  # done: its result was removed since
+        gone = state == "done" or (state == "running" and not _lives(last, file))  # done: its result was removed later
         return "lost" if gone else state
 
     def _attempt(self, number: int) -> Path:
@@ -204,11 +204,11 @@ class RunDir:
 
     def _is_running(self) -> str:
         last = self.attempts()[-1]
-        return f"{self.path} is being run by process {last['pid']} on {last['host']}: stop that first, or wait for it"
+        return f"{self.path} is already running as process {last['pid']} on {last['host']}: stop that first, or wait"
 
 
 def _lives(attempt: dict[str, Any], file: Path) -> bool:
-    """Whether the process that began `attempt` is still there: the same one, not another with its number."""
+    """Return whether the process of `attempt` still runs, and is not another process with the same number."""
     if attempt["host"] != socket.gethostname():
         return time.time() - file.stat().st_mtime < SILENCE
     started = process_started(attempt["pid"])
@@ -216,8 +216,8 @@ def _lives(attempt: dict[str, Any], file: Path) -> bool:
 
 
 def process_started(pid: int) -> float | None:
-    """When process `pid` began, in seconds after the machine did, for its clock may be set; None if it is over."""
-    import psutil  # only runs that say they are running need it
+    """Return when process `pid` started, in seconds since boot (the clock may be set); None if it has ended."""
+    import psutil  # needed only for runs recorded as running
 
     try:
         process = psutil.Process(pid)
@@ -234,5 +234,5 @@ def _read(file: Path, complaint: str, run: Path, keys: tuple[str, ...]) -> dict[
         raise ValueError(f"{run} {complaint} ({error})") from error
     lacking = [key for key in keys if not isinstance(value, dict) or key not in value]
     if lacking:
-        raise ValueError(f"{run} {complaint} (it holds no {lacking[0]!r})")
+        raise ValueError(f"{run} {complaint} (it lacks {lacking[0]!r})")
     return dict(value)

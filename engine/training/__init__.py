@@ -1,1 +1,1 @@
-"""The one training loop and its parts: steps, schedules, optimisers, states, metrics."""
+"""The training loop and its parts: steps, schedules, optimisers, states, metrics."""

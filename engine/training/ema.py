@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Ema:
-    """The average of `model`'s parameters; buffers are taken as the model has them."""
+    """The moving average of `model`'s parameters; buffers are not averaged."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
@@ -23,7 +23,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after an optimiser step."""
+        """Add the weights after an optimiser step to the average."""
         torch._foreach_lerp_(self.average, self.weights, 1 - self.decay)
 
     @torch.no_grad()
@@ -35,7 +35,7 @@ class Ema:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within, the model has the averaged weights."""
+        """Give the model the averaged weights inside the `with` block."""
         self.swap()
         try:
             yield
@@ -43,9 +43,9 @@ class Ema:
             self.swap()
 
     def state_dict(self) -> dict[str, Any]:
-        """The average by parameter name."""
+        """Return the average of each parameter by name."""
         return dict(zip(self.names, self.average, strict=True))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         torch._foreach_copy_(self.average, [state[name] for name in self.names])

@@ -1,13 +1,13 @@
-"""Operations of a forward pass, module by module, counted by fvcore with fused attention counted as well.
+"""Operations of a forward pass, for each module, counted by fvcore; fused attention is included.
 
     found = operations(model, images)          # {"": all, "blocks": ..., "blocks.0": ..., "blocks.0.attn.qkv": ...}
     print(module_table(model, images))         # fvcore's table, a row for each module
 
-Two operations to a multiply-add. Counted are products: linear layers, convolutions, matrix products and attention.
-fvcore passes over `scaled_dot_product_attention`, which gets a handle here: of a ViT-B/16 at 1024 pixels it alone sees
-350.8 of 659.8 billion multiply-adds. It counts norms, by a convention of its own; they are left out, as papers do.
+A multiply-add is two operations. Only products count: linear layers, convolutions, matrix products and attention.
+fvcore ignores `scaled_dot_product_attention`, so this file registers a handle for it: without the handle, fvcore counts
+350.8 of the 659.8 billion multiply-adds of a ViT-B/16 at 1024 pixels. Norms are left out, as in papers.
 
-Models without numbers (torch's `meta` device) are counted like any other.
+Models on torch's `meta` device are counted like any other.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ NORMS = ("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm")
 
 
 def operations(model: nn.Module, *inputs: Any) -> dict[str, float]:
-    """Return the operations of each module of `model` in a forward pass of `inputs`; those of all under "".
+    """Return the operations of each module of `model` in a forward pass on `inputs`; the total has the key "".
 
-    A module is a key by its name in `model`; one that holds others counts them too.
+    Keys are module names in `model`; a module's count includes its submodules.
     """
     with _quiet():
         return {_inner(name): 2.0 * count for name, count in _analysis(model, inputs).by_module().items() if name}
 
 
 def total_operations(model: nn.Module, *inputs: Any) -> float:
-    """Return the operations of a forward pass of `inputs`."""
+    """Return the operations of a forward pass on `inputs`."""
     return operations(model, *inputs)[""]
 
 
@@ -52,14 +52,14 @@ def _inner(name: str) -> str:
 
 
 class _Call(nn.Module):
-    """A call of `model` on fixed inputs, for tracing takes tensors alone, and methods take more."""
+    """A call of `model` on fixed inputs: tracing accepts only tensors, but methods take other arguments too."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         super().__init__()
         self.model, self.inputs = model, inputs
 
     def forward(self, _: Tensor) -> Any:
-        """What the model gives."""
+        """Return the model's output."""
         return self.model(*self.inputs)
 
 
@@ -84,7 +84,7 @@ def _none(inputs: list[Any], outputs: list[Any]) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.jit is deprecated, and fvcore all it has; what a trace fixes (shapes) is fixed here anyway."""
+    """Hide warnings: fvcore needs the deprecated torch.jit, and the shapes that a trace fixes are fixed here anyway."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         yield

@@ -1,7 +1,7 @@
-"""Our loop and hooks, in place of mmengine's own. Import this only when a run starts: mmengine takes seconds.
+"""The training loop and hooks that replace mmengine's. Import this only when a run starts: mmengine takes seconds.
 
-mmengine's Runner calls the hooks in the order of their priority. Order within a step: take in what the model reported,
-write a line of metrics, save a checkpoint, evaluate. An evaluation that a kill cut short is done again on restart.
+mmengine's Runner calls the hooks in the order of their priority. Order within a step: collect the model's scalars,
+write a line of metrics, save a checkpoint, evaluate. An evaluation interrupted by a kill is repeated on restart.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mimbench.engine.training.state import prune, save_state, state_path, steps_
 
 
 class Handle(nn.Module):
-    """What Runner takes for the model. Runner moves, wraps, re-initialises and counts whatever model it is given, and
-    all that is settled already; so it is given something that can only step.
+    """The model that Runner sees. Runner moves, wraps, re-initialises and counts its model, which is already done
+    here; so it gets an object that can only step.
     """
 
     session: Session
@@ -30,50 +30,50 @@ class Handle(nn.Module):
         self.session = session
 
     def train_step(self, data: Any, optim_wrapper: Any) -> list[dict[str, Tensor]]:
-        """One optimiser step on the next micro-batches of the iterator `data`."""
+        """Do one optimiser step on the next micro-batches of the iterator `data`."""
         return self.session.stepper.step(self.session.step, data)
 
 
 class NoVisualizer(Visualizer):
-    """Runner insists on a visualizer, and making mmengine's own opens figures in matplotlib."""
+    """An empty visualizer: Runner requires one, and mmengine's own opens matplotlib figures."""
 
     def __init__(self, name: str) -> None:
         ManagerMixin.__init__(self, name)
 
 
 class StepLoop(BaseLoop):
-    """Optimiser steps from where the session is to its end, over batches that can be entered anywhere."""
+    """Optimiser steps from the session's current step to the last, over batches that can start anywhere."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(None, session.training.batches)
         self.session = session
 
     def attach(self, runner: Runner) -> None:
-        """Runner and loop want each other when built; the loop gives way."""
+        """Set the Runner: Runner and loop need each other when built, so the loop gets it afterwards."""
         self._runner = runner
 
     @property
     def max_epochs(self) -> int:
-        """Runner wants to know; nothing of ours does."""
+        """Return 1; only Runner asks for it."""
         return 1
 
     @property
     def max_iters(self) -> int:
-        """Optimiser steps in all."""
+        """The total number of optimiser steps."""
         return self.session.training.steps
 
     @property
     def epoch(self) -> int:
-        """Whole epochs done."""
+        """The number of completed epochs."""
         return int(self.session.epoch)
 
     @property
     def iter(self) -> int:
-        """Optimiser steps done."""
+        """The number of completed optimiser steps."""
         return self.session.step
 
     def run(self) -> None:
-        """Train to the last step."""
+        """Train until the last step."""
         session, runner = self.session, self.runner
         session.training.model.train()
         runner.call_hook("before_train")
@@ -88,18 +88,18 @@ class StepLoop(BaseLoop):
 
 
 class SessionHook(Hook):
-    """A hook that works on the session; `every` is how often it is due, in steps (always at the end)."""
+    """A hook that works on the session every `every` steps, and after the last step."""
 
     def __init__(self, session: Session, every: int) -> None:
         self.session, self.every = session, every
 
     def due(self) -> bool:
-        """Whether it is this hook's turn after the step just done."""
+        """Return whether this hook runs after the current step."""
         return self.session.step % self.every == 0 or self.session.step == self.session.training.steps
 
 
 class Record(SessionHook):
-    """Keeps what the model reports, on the device, and writes a line of metrics when due."""
+    """Collects the model's scalars on the device and writes a line of metrics when due."""
 
     priority = 10
 
@@ -113,12 +113,12 @@ class Record(SessionHook):
 
 
 class Save(SessionHook):
-    """Saves a checkpoint when due, after making sure that it is a good one."""
+    """Saves a checkpoint when due, after checking that loss and weights are finite."""
 
     priority = 20
 
     def before_train(self, runner: Runner) -> None:
-        """Called by Runner. An attempt that was killed between saving and removing has left one checkpoint too many."""
+        """Called by Runner. Remove the extra checkpoint of an attempt that was killed between saving and pruning."""
         directory = self.session.run.checkpoints
         if self.session.rank == 0 and steps_saved(directory)[:1] == [self.session.step]:
             prune(directory, self.session.training.compute.keep)

@@ -1,7 +1,7 @@
-"""What is measured while training: means of what the model reports, and where they are written.
+"""The metrics of a training: means of the model's scalars, and the files and services they are written to.
 
 `Means` keeps scalars on the device and reads them all at once when asked. Sinks write a line of numbers for a step:
-`metrics.jsonl`, TensorBoard, and Weights & Biases when asked.
+`metrics.jsonl`, TensorBoard and, with `compute.wandb=true`, Weights & Biases.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class NonFiniteLoss(ValueError):  # noqa: N818
 
 
 class Means:
-    """Means of scalars since the last line of metrics; the device is read in `read`, never in `add`."""
+    """Means of scalars since the last line of metrics; only `read` reads from the device, never `add`."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, str, Tensor]] = []
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, step: int, scalars: Iterable[dict[str, Tensor]]) -> None:
-        """Take in the scalars of the micro-batches of optimiser step `step` (1-based)."""
+        """Add the scalars of the micro-batches of optimiser step `step` (1-based)."""
         for named in scalars:
             self._pending += [(step, name, value) for name, value in named.items()]
 
     def read(self) -> None:
-        """Fetch everything from the device, in one go.
+        """Fetch all scalars from the device at once.
 
         Raises:
             NonFiniteLoss: naming the first step whose loss is NaN or infinite.
@@ -60,43 +60,43 @@ class Means:
         self._pending.clear()
 
     def take(self) -> dict[str, float]:
-        """The means since the last call, which start anew."""
+        """Return the means since the last call, and reset them."""
         self.read()
         means = {name: total / count for name, (total, count) in self._sums.items()}
         self._sums = {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been read but not taken."""
+        """Return the sums and counts that `take` has not returned yet."""
         self.read()
         return {name: list(pair) for name, pair in self._sums.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self._sums = {name: (total, count) for name, (total, count) in state.items()}
 
 
 class Sink(Protocol):
-    """Something that keeps the numbers of a step."""
+    """The interface of everything that stores the numbers of a step."""
 
     def write(self, step: int, line: Line) -> None:
-        """Keep `line`, measured after `step` optimiser steps."""
+        """Store `line`, measured after `step` optimiser steps."""
 
     def picture(self, step: int, name: str, png: Path) -> None:
-        """Keep what the file `png` shows after `step` optimiser steps."""
+        """Store the picture in the file `png`, drawn after `step` optimiser steps."""
 
     def flush(self) -> None:
-        """Bring what was written to where a kill cannot take it."""
+        """Write out all buffers, so that a kill loses nothing."""
 
     def close(self) -> None:
-        """Finish; what was written stays."""
+        """Close the sink; written data stays."""
 
 
 class JsonLines:
-    """`metrics.jsonl`: one JSON object a line, there as soon as it is written.
+    """`metrics.jsonl`: one JSON object per line, flushed after each line.
 
-    On a restart the lines of steps past the checkpoint are cut, for they will be written again, and so is what was
-    evaluated at that very step (lines without "lr"), for it will be evaluated again.
+    On a restart, lines of steps after the checkpoint are removed, because they will be written again. The evaluation at
+    the checkpoint's own step (lines without "lr") is removed too, because it will be repeated.
     """
 
     def __init__(self, path: Path, resumed_at: int) -> None:
@@ -119,10 +119,10 @@ class JsonLines:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def picture(self, step: int, name: str, png: Path) -> None:
-        """Nothing: these are lines of numbers."""
+        """Do nothing: this file holds only numbers."""
 
     def flush(self) -> None:
-        """Each line is there already."""
+        """Do nothing: `write` flushes each line."""
 
     def close(self) -> None:
         """Close the file."""
@@ -139,13 +139,13 @@ def _cut(path: Path, resumed_at: int) -> None:
 def _stays(line: str, resumed_at: int) -> bool:
     try:
         values = json.loads(line)
-    except json.JSONDecodeError:  # the kill came in the middle of it
+    except json.JSONDecodeError:  # a kill interrupted the write
         return False
     return bool(values["step"] < resumed_at or (values["step"] == resumed_at and "lr" in values))
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`; what an interrupted attempt wrote past the checkpoint is marked as void."""
+    """Event files in `tensorboard/`; events that an interrupted attempt wrote after the checkpoint are purged."""
 
     def __init__(self, directory: Path, resumed_at: int) -> None:
         self._directory, self._resumed_at = directory, resumed_at
@@ -178,7 +178,7 @@ class TensorBoard:
             raise OSError(error.errno, error.strerror, str(self._directory)) from error
 
     def flush(self) -> None:
-        """Write out what is buffered.
+        """Write out the buffer.
 
         Raises:
             OSError: naming the directory.
@@ -190,13 +190,13 @@ class TensorBoard:
             raise OSError(error.errno, error.strerror, str(self._directory)) from error
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Write out the buffer and close the files."""
         if self._writer is not None:
             self._writer.close()
 
 
 def _summary(line: Line) -> Any:
-    """All numbers in one event: a fifth of the time that one event for each takes."""
+    """Return all numbers as one event, which takes a fifth of the time of one event per number."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     values = [Summary.Value(tag=name, simple_value=value) for name, value in line.items() if value is not None]
@@ -212,7 +212,7 @@ def _image(name: str, png: bytes) -> Any:
 
 
 class WandB:
-    """Weights & Biases, under the run's identity: a restarted run carries on in the same place.
+    """Weights & Biases, under the run's identity: a restarted run continues the same W&B run.
 
     Raises:
         ValueError: if the package is not installed.
@@ -222,7 +222,7 @@ class WandB:
         try:
             wandb: Any = importlib.import_module("wandb")
         except ImportError as error:
-            raise ValueError("compute.wandb=true needs a package that is not here: pip install wandb") from error
+            raise ValueError("compute.wandb=true needs the package wandb: pip install wandb") from error
         about = run.read_about()
         self._wandb = wandb
         self._run = wandb.init(
@@ -238,7 +238,7 @@ class WandB:
         self._run.log({name: self._wandb.Image(str(png))}, step=step)
 
     def flush(self) -> None:
-        """wandb writes by itself."""
+        """Do nothing: wandb uploads by itself."""
 
     def close(self) -> None:
         """Finish the upload."""
@@ -246,6 +246,6 @@ class WandB:
 
 
 def sinks(run: RunDir, resumed_at: int, wandb: bool) -> list[Sink]:
-    """The sinks of a run; what may be missing is looked for first."""
+    """Return the sinks of a run; W&B comes first because its package may be missing."""
     extra: list[Sink] = [WandB(run)] if wandb else []
     return [JsonLines(run.metrics, resumed_at), TensorBoard(run.path / "tensorboard", resumed_at), *extra]

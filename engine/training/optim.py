@@ -3,7 +3,7 @@
     groups = parameter_groups(model.named_parameters(), 0.05, no_decay=lambda name, p: p.ndim <= 1)
     optimizer = adamw(groups, lr=1e-3, betas=(0.9, 0.95))
 
-A group's `lr_scale` multiplies the schedule's rate (engine/training/train.py does it each step).
+A group's `lr_scale` multiplies the schedule's rate at each step (engine/training/step.py).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def parameter_groups(
     layers: int = 0,
     decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups of trainable parameters that share weight decay and learning-rate scale, by first appearance.
+    """Return groups of trainable parameters that share weight decay and learning-rate scale, by first appearance.
 
     Args:
-        no_decay: whether a parameter is spared weight decay.
-        layer_of: the layer of a parameter, 0 (patch embedding) to `layers` (head). None: one layer.
+        no_decay: returns whether a parameter gets no weight decay.
+        layer_of: returns the layer of a parameter, 0 (patch embedding) to `layers` (head). None: one layer.
         layers: number of the last layer, depth + 1 for a ViT.
         decay: `lr_scale` of layer l is decay^(layers - l), so the head's is 1.
     """
@@ -50,12 +50,12 @@ def parameter_groups(
 
 
 def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW in torch's fused form: one pass over memory, several times faster than the default (benchmarks/)."""
+    """Return torch's fused AdamW: one pass over memory, several times faster than the default (benchmarks/)."""
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def with_momentum(state: dict[str, Any], parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
-    """m = `momentum` m + g, kept in an optimiser's `state` of the parameter; zero at first."""
+    """Return m = `momentum` m + g, stored in the optimiser's `state` of the parameter; m starts at zero."""
     if not state:
         state["momentum"] = torch.zeros_like(parameter)
     kept: Tensor = state["momentum"]
@@ -81,7 +81,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the gradients that are there."""
+        """Update the parameters that have gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

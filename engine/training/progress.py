@@ -1,4 +1,4 @@
-"""Training progress for people: a live bar on a terminal, now and then a plain line in the log elsewhere.
+"""Training progress for people: a live bar on a terminal, otherwise a plain log line every 10 seconds.
 
 crossmae  ━━━━━━━━━━━━╸      1200/2000  loss 0.5123  1,210 img/s  0:01:24 left  412 MiB
 """
@@ -18,7 +18,7 @@ SPEAK = 10.0  # seconds between two plain lines
 
 
 class Display:
-    """The bar, or the lines, of one run."""
+    """The progress bar, or the progress lines, of one run."""
 
     def __init__(self, title: str, steps: int, done: int, console: Console | None = None) -> None:
         self.title, self.steps = title, steps
@@ -34,14 +34,14 @@ class Display:
             self._bar.start()
 
     def advance(self, done: int) -> None:
-        """Draw the bar anew if it is time to; called after each step."""
+        """Redraw the bar if `REDRAW` seconds have passed; called after each step."""
         now = time.monotonic()
         if self._bar is not None and now - self._drawn >= REDRAW:
             self._bar.update(self._task, completed=done, refresh=True)
             self._drawn = now
 
     def report(self, done: int, loss: float, rate: float, left: float, memory: int) -> None:
-        """New figures: mean loss, images per second, seconds left, peak bytes of memory."""
+        """Show new figures: mean loss, images per second, seconds left, peak bytes of memory."""
         text = f"loss {loss:.4f}  {rate:,.0f} img/s  {duration(left)} left  {memory / 2**20:,.0f} MiB"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text, refresh=True)
@@ -50,18 +50,18 @@ class Display:
             self._spoken = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar if there is one."""
+        """Show a separate line, above the bar if there is one."""
         log.info("%s  %s", self.title, text)
         if self._bar is not None:
             self._bar.console.print(f"{self.title}  {text}", highlight=False)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the bar and restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
 
 
 def duration(seconds: float) -> str:
-    """`h:mm:ss`."""
+    """Return `seconds` as `h:mm:ss`."""
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"

@@ -1,4 +1,4 @@
-"""A training under way: where it is, what it has measured, and all of it as one state for a checkpoint."""
+"""The state of a training in progress: its step, its metrics, and everything that a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mimbench.engine.training.training import Training
 
 
 class Clock:
-    """Seconds spent on steps, without saving and evaluating, over all attempts."""
+    """The seconds spent on steps, without saving and evaluating, over all attempts."""
 
     def __init__(self) -> None:
         self._before = 0.0
@@ -32,28 +32,28 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """The seconds so far."""
         return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def start(self, at: float | None = None) -> None:
-        """Run on from where it stands, or from `at` seconds."""
+        """Start the clock at its current time, or at `at` seconds."""
         self._before = self.seconds if at is None else at
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Stand still."""
+        """Stop the clock."""
         self._before, self._since = self.seconds, None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, the clock stands still."""
+        """Stop the clock inside the `with` block."""
         self.stop()
         yield
         self.start()
 
 
 class Session:
-    """What the loop and its hooks share. Making one resumes from the newest valid checkpoint of the run."""
+    """What the loop and its hooks share. Construction resumes from the newest valid checkpoint of the run."""
 
     def __init__(self, run: RunDir, training: Training, device: torch.device) -> None:
         self.run, self.training, self.device = run, training, device
@@ -75,7 +75,7 @@ class Session:
         quiet = None if self.rank == 0 else Console(file=io.StringIO())
         self.display = Display(title, training.steps, self.step, quiet)
         if newest:
-            self.display.say(f"carries on after step {self.step} of {training.steps}, from {newest}")
+            self.display.say(f"resumes after step {self.step} of {training.steps}, from {newest}")
 
     def _resume(self, state: dict[str, Any], path: Path | None) -> None:
         try:
@@ -83,16 +83,16 @@ class Session:
         except (RuntimeError, KeyError, ValueError) as error:
             why = str(error).partition("\n")[0]
             anew = f"remove {self.run.checkpoints} to start from the beginning"
-            raise ValueError(f"{path} was written for another model or optimiser ({why}): {anew}") from error
+            raise ValueError(f"{path} belongs to another model or optimiser ({why}): {anew}") from error
         self._load_extra(state)
 
     @property
     def epoch(self) -> float:
-        """Epochs done, with their fraction."""
+        """The epochs done, as a fraction."""
         return self.training.epoch(self.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a restart needs."""
+        """Return everything that a restart needs."""
         return {
             "step": self.step,
             "seconds": self.clock.seconds,
@@ -103,13 +103,13 @@ class Session:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self._load_training(state)
         self._load_extra(state)
 
     def _load_training(self, state: dict[str, Any]) -> None:
         if lacking := self.training.extra_state.keys() - state["extra"].keys():
-            raise KeyError(f"it has no {', '.join(sorted(lacking))}")
+            raise KeyError(f"it lacks {', '.join(sorted(lacking))}")
         self.step = state["step"]
         self.clock.start(at=state["seconds"])
         self.clock.stop()
@@ -118,12 +118,12 @@ class Session:
         self.training.batches.skipped.load_state_dict(state["skipped"])
 
     def _load_extra(self, state: dict[str, Any]) -> None:
-        """What is wrong here (other images than weight maps are of) is said by what finds it."""
+        """Load the extra states; errors (such as weight maps of other images) come from the object that finds them."""
         for name, item in self.training.extra_state.items():
             item.load_state_dict(state["extra"][name])
 
     def write_line(self) -> None:
-        """A line of metrics for the steps since the last one; this is where the device is read."""
+        """Write a line of metrics for the steps since the last line; this reads from the device."""
         means = self.means.take()
         step_before, seconds_before = self._line_at
         steps, seconds = self.step - step_before, self.clock.seconds - seconds_before
@@ -148,17 +148,17 @@ class Session:
             sink.write(self.step, {"epoch": self.epoch, **finite})
 
     def must_be_finite(self) -> None:
-        """Nothing so far, loss or weight, is NaN or infinite.
+        """Check that no loss and no weight is NaN or infinite.
 
         Raises:
-            NonFiniteLoss: if something is.
+            NonFiniteLoss: if one is.
         """
         self.means.read()
         if not self.stepper.weights_are_finite():
             raise NonFiniteLoss(f"a weight became NaN or infinite by iteration {self.step}")
 
     def evaluate(self) -> None:
-        """Evaluate the (averaged) weights and write the metrics; the training goes on as if nothing had been."""
+        """Evaluate the (averaged) weights and write the metrics; this does not affect the training."""
         if self.training.evaluate is None:
             return
         model = self.training.model
@@ -181,12 +181,12 @@ class Session:
                 sink.picture(self.step, name, file)
 
     def flush(self) -> None:
-        """Bring all lines to disk."""
+        """Flush all sinks to disk."""
         for sink in self.sinks:
             sink.flush()
 
     def close(self) -> None:
-        """Let go of files and the terminal."""
+        """Close the files and the progress display."""
         self.display.close()
         for sink in self.sinks:
             sink.close()

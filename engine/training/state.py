@@ -1,8 +1,8 @@
 """Training states on disk: written whole or not at all, checked before use, opened without running code.
 
-    checkpoints/step-00000500.pt    a zip file in torch's format; the checksums in it tell a damaged one
+    checkpoints/step-00000500.pt    a zip file in torch's format; its checksums reveal damage
 
-A state is nested dictionaries and lists of tensors, numbers and texts; it is read with torch's safe loader.
+A state is nested dictionaries and lists of tensors, numbers and strings; it is read with torch's safe loader.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ WAIT = 90.0  # seconds; NFS shows a new file after 60 at the latest, as it is us
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` so that `path` is either what it was before or all of it.
+    """Write `state` to `path` atomically: on failure, `path` keeps its previous content.
 
     Raises:
-        OSError: naming `path`; what was there before is untouched and nothing else is left behind.
+        OSError: naming `path`; the previous file is untouched and no other file is left behind.
     """
     with replacing(path) as temporary, temporary.open("wb") as handle:
         sink = _Sink(handle)
@@ -41,7 +41,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 class _Sink:
-    """Remembers the first error of writing. torch turns one raised under it into an unreadable abort."""
+    """Stores the first write error. torch would turn an error raised inside it into an unreadable abort."""
 
     def __init__(self, handle: BinaryIO) -> None:
         self.handle = handle
@@ -56,46 +56,46 @@ class _Sink:
         return len(data)
 
     def flush(self) -> None:
-        """Left to the closing of the file."""
+        """Do nothing; closing the file flushes it."""
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The state in `path`, on the CPU.
+    """Return the state in `path`, on the CPU.
 
     Raises:
-        ValueError: if it is damaged, or holds anything but tensors and plain values.
+        ValueError: if the file is damaged, or holds anything but tensors and plain values.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        why = str(error).partition("\n")[0] or "it ends too soon"
+        why = str(error).partition("\n")[0] or "the file is truncated"
         raise ValueError(f"{path} is not a training state: {why}") from error
     return state
 
 
 def state_path(directory: Path, step: int) -> Path:
-    """Where the state after `step` optimiser steps goes."""
+    """Return the path of the state after `step` optimiser steps."""
     return directory / f"step-{step:08d}.pt"
 
 
 def newest_valid(directory: Path) -> Path | None:
-    """The newest state that is whole; damaged ones are passed over, with a line in the log."""
+    """Return the newest undamaged state; damaged ones are skipped with a log line. None if there is none."""
     for path in _states(directory):
         fault = _fault(path)
         if fault is None:
             return path
-        log.warning("passing over the checkpoint %s: %s", path, fault)
+        log.warning("skipping the damaged checkpoint %s: %s", path, fault)
     return None
 
 
 def load_newest(directory: Path, wait: float = WAIT) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole state and its file, the same in every process that works together; None if there is none.
+    """Return the newest undamaged state and its file, the same in all processes of a run; None if there is none.
 
-    The first process chooses, and the others take what it has chosen: each by itself might see an older file, on a
-    file system that keeps listings for a while or a disk of its own. They look for the very bytes for `wait` seconds.
+    The first process chooses, and the others use its choice: each alone might see an older file, on a file system that
+    caches listings or on a local disk. They wait up to `wait` seconds for a file with the same bytes.
 
     Raises:
-        ValueError: in all of them, if one cannot read what the first has chosen.
+        ValueError: in all processes, if one cannot read the file that the first has chosen.
     """
     rank, world = rank_and_world()
     newest = newest_valid(directory) if rank == 0 else None
@@ -110,22 +110,22 @@ def load_newest(directory: Path, wait: float = WAIT) -> tuple[Path, dict[str, An
     dist.all_gather_object(faults, _other(path, digest, wait))
     if (failed := next((rank for rank, fault in enumerate(faults) if fault), None)) is not None:
         raise ValueError(
-            f"process {failed} {faults[failed]} {path}, from which process 0 goes on: run directories must be on a "
-            "file system that all nodes share; start again once it shows the same everywhere"
+            f"process {failed} {faults[failed]} {path}, from which process 0 resumes: run directories must be on a "
+            "file system that all nodes share; start again once all nodes see the same file"
         )
     return path, load_state(path)
 
 
 def _other(path: Path, digest: str, wait: float) -> str | None:
-    """What is wrong if `path` does not become the file with this digest within `wait` seconds; None if it does."""
+    """Return the fault if `path` does not have this digest within `wait` seconds; None if it does."""
     end = time.monotonic() + wait
     while True:
-        _states(path.parent)  # has a network file system look again
+        _states(path.parent)  # makes a network file system refresh its listing
         found = _digest(path) if path.is_file() else None
         if found == digest:
             return None
         if time.monotonic() >= end:
-            return "does not see" if found is None else "reads other bytes in"
+            return "does not see" if found is None else "reads different bytes in"
         time.sleep(min(1.0, wait))
 
 
@@ -135,13 +135,13 @@ def _digest(path: Path) -> str:
 
 
 def _fault(path: Path) -> str | None:
-    """What is wrong with the file, None if all its checksums hold."""
+    """Return what is wrong with the file; None if all its checksums match."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         return str(error)
-    return None if bad is None else f"the checksum of {bad} does not hold"
+    return None if bad is None else f"the checksum of {bad} does not match"
 
 
 def prune(directory: Path, keep: int) -> None:
@@ -151,10 +151,10 @@ def prune(directory: Path, keep: int) -> None:
 
 
 def steps_saved(directory: Path) -> list[int]:
-    """The optimiser steps after which the states in `directory` were saved, newest first."""
+    """Return the optimiser steps of the states saved in `directory`, newest first."""
     return [int(path.stem.removeprefix("step-")) for path in _states(directory)]
 
 
 def _states(directory: Path) -> list[Path]:
-    """All states, newest first."""
+    """Return all states, newest first."""
     return sorted(directory.glob("step-*.pt"), reverse=True)

@@ -1,8 +1,8 @@
-"""One optimiser step: micro-batches, mixed precision, clipping, the update and the average of the weights.
+"""One optimiser step: micro-batches, mixed precision, clipping, the update and the moving average of the weights.
 
-Nothing here reads from the device, so a GPU is never waited for. Every micro-batch starts from a random state made
-of (seed, rank, step, micro-batch): dropout after a restart is what it would have been without one, and evaluating in
-between changes nothing.
+Nothing here reads from the device, so the step never waits for a GPU. Every micro-batch seeds the generators from
+(seed, rank, step, micro-batch): dropout is the same with and without a restart, and evaluations in between change
+nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mimbench.engine.training.training import Training
 
 
 class Stepper:
-    """The model, the optimiser and all that is between them; `state_dict` is what a checkpoint keeps of it."""
+    """The model, the optimiser and what connects them; `state_dict` is what a checkpoint stores."""
 
     def __init__(self, training: Training, device: torch.device) -> None:
         self.training, self.device = training, device
@@ -36,7 +36,7 @@ class Stepper:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def step(self, index: int, batches: Iterator[Any]) -> list[dict[str, Tensor]]:
-        """Optimiser step `index` (0-based) on the next micro-batches; the scalars of each, still on the device."""
+        """Do optimiser step `index` (0-based) on the next micro-batches; return the scalars of each, on the device."""
         training = self.training
         if training.before_step is not None:
             training.before_step(index)
@@ -71,7 +71,7 @@ class Stepper:
         return {name: value.detach() for name, value in outputs.items() if value.numel() == 1}
 
     def _gradients_stay_here(self, last_is_to_come: bool) -> AbstractContextManager[None]:
-        """Processes exchange gradients once an optimiser step, with its last micro-batch."""
+        """Delay the gradient exchange between processes to the last micro-batch of a step."""
         if last_is_to_come and isinstance(self.forward, DistributedDataParallel):
             return self.forward.no_sync()
         return nullcontext()
@@ -80,16 +80,16 @@ class Stepper:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def weights_are_finite(self) -> bool:
-        """Whether every weight is a finite number. Reads from the device."""
+        """Return whether every weight is finite. Reads from the device."""
         norms = torch._foreach_norm([p.detach() for p in self.parameters])
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within, the model has its averaged weights, if an average is kept."""
+        """Give the model its averaged weights, if there are any, inside the `with` block."""
         return nullcontext() if self.ema is None else self.ema.swapped()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on, but for the batches."""
+        """Return everything the next step depends on, except the batches."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -98,10 +98,10 @@ class Stepper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty where the attempt before did not run in fp16
+        if state["scaler"]:  # empty if the previous attempt did not run in fp16
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])

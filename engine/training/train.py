@@ -1,18 +1,18 @@
-"""The one training loop: `train(run, Training(...))` for pretraining, classification and detection alike.
+"""The training loop of all tasks: `train(run, Training(...))`.
 
-A stage builds ordinary objects and hands them over. The loop writes metrics, TensorBoard and checkpoints into the run
-directory, and starts from the newest valid checkpoint it finds there: a run that was killed at any moment and is
-started again ends with the same weights, bit for bit on a CPU, as one that never stopped.
+A stage builds ordinary objects and passes them in. The loop writes metrics, TensorBoard files and checkpoints to the
+run directory, and resumes from the newest valid checkpoint there: a run that was killed at any moment and restarted
+ends with the same weights, bit for bit on a CPU, as one that never stopped.
 
     device = setup_process(config.compute, config.seed)
     training = Training(model=..., optimizer=adamw(...), batches=Batches(...), steps=1000,
                         learning_rate=lambda step: ..., compute=config.compute, seed=config.seed)
     trained = train(run, training)
 
-What runs the loop is mmengine's Runner. Its arrangements for devices, data, precision, checkpoints and logs do not
-hold what is promised here (it cannot resume its own files on torch >= 2.6, refuses mixed precision on a CPU, and reads
-every loss from the device at every step), so `to_runner` hands it a loop and hooks of ours in their place. All that
-is known of mmengine's ways is in that function and in engine/training/loop.py.
+mmengine's Runner runs the loop. Its own handling of devices, data, precision, checkpoints and logs cannot keep these
+promises (it cannot resume its own files on torch >= 2.6, refuses mixed precision on a CPU, and reads every loss from
+the device at every step), so `to_runner` gives it our loop and hooks instead. Only that function and
+engine/training/loop.py depend on mmengine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["NonFiniteLoss", "Trained", "Training", "train"]
 
 @dataclass
 class Trained:
-    """What training leaves behind."""
+    """The result of a training."""
 
     model: nn.Module  # in eval mode, with averaged weights if an average was kept
     metrics: dict[str, float]  # of the last evaluation
@@ -50,22 +50,22 @@ class Trained:
 
 
 def train(run: RunDir, training: Training) -> Trained:
-    """Train to the last step, from the newest valid checkpoint in `run` if there is one.
+    """Train until the last step, from the newest valid checkpoint in `run` if there is one.
 
     Raises:
-        NonFiniteLoss: naming the iteration; the last good checkpoint stays.
-        OSError: naming the file that could not be written; the checkpoints before it stay.
-        ValueError: if W&B is asked for and not installed.
+        NonFiniteLoss: naming the iteration; the last good checkpoint is kept.
+        OSError: naming the file that could not be written; earlier checkpoints are kept.
+        ValueError: if W&B is requested but not installed.
     """
     device = setup_process(training.compute, training.seed)
     session = Session(run, training, device)
     try:
         to_runner(session).train()
     except BaseException as error:
-        with suppress(OSError):  # what stopped the training is what matters
+        with suppress(OSError):  # report the error that stopped the training, not this one
             session.close()
         if isinstance(error, NonFiniteLoss):
-            good = newest_valid(run.checkpoints) or "none was saved before it"
+            good = newest_valid(run.checkpoints) or "none"
             advice = "lower the learning rate, or use compute.precision=fp32"
             raise NonFiniteLoss(f"{error}: {advice} (last good checkpoint: {good})") from None
         raise
@@ -78,7 +78,7 @@ def train(run: RunDir, training: Training) -> Trained:
 
 
 def to_runner(session: Session) -> Runner:
-    """mmengine's Runner around our loop and hooks, with its own noise, files and defaults left out."""
+    """Return mmengine's Runner around our loop and hooks, without its own logs, files and defaults."""
     from mmengine.optim import OptimWrapper  # mmengine takes seconds to import
     from mmengine.runner import Runner
     from torch import multiprocessing
@@ -88,7 +88,7 @@ def to_runner(session: Session) -> Runner:
     training, compute = session.training, session.training.compute
     name = f"mimbench-{uuid.uuid4().hex}"  # Runner keeps named objects for the life of the process
     loop = StepLoop(session)
-    with tempfile.TemporaryDirectory(prefix="mimbench-runner-") as directory:  # it insists on files of its own
+    with tempfile.TemporaryDirectory(prefix="mimbench-runner-") as directory:  # Runner always writes files
         runner = Runner(
             model=Handle(session),
             work_dir=directory,

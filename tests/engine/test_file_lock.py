@@ -65,4 +65,4 @@ def test_a_file_system_without_locks_is_let_pass(
     monkeypatch.setattr(fcntl, "flock", refused)
     with file_lock(tmp_path / "lock", "writing"):
         pass
-    assert f"{tmp_path} cannot be locked (No locks available)" in caplog.text
+    assert f"{tmp_path} does not support locks (No locks available)" in caplog.text

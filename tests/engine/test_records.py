@@ -102,7 +102,7 @@ def test_a_result_says_everything(tmp_path: Path) -> None:
 
 def test_a_result_is_a_number(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", "", {**ABOUT, "checkpoint": None})
-    with pytest.raises(ValueError, match="box_ap came out as nan"):
+    with pytest.raises(ValueError, match="box_ap is nan"):
         write_result(run, Outcome({"box_ap": float("nan")}), 1.0)
     assert not run.result.exists()
     assert write_result(run, Outcome({"box_ap": 0.0}), 1.0)["checkpoint"] is None

@@ -74,7 +74,7 @@ def test_attempts_are_in_the_order_of_their_numbers(run: RunDir) -> None:
 
 def test_a_running_run_is_not_started_again(run: RunDir) -> None:
     run.begin_attempt()
-    with pytest.raises(ValueError, match=f"is being run by process {os.getpid()} on {socket.gethostname()}"):
+    with pytest.raises(ValueError, match=f"process {os.getpid()} on {socket.gethostname()}"):
         run.begin_attempt()
 
 

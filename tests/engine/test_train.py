@@ -86,7 +86,7 @@ def test_started_again_it_carries_on(make_training: Make, run_dir: RunDir, caplo
     (run_dir.checkpoints / ".step-00000020.pt.99.tmp").write_bytes(b"half")
     with caplog.at_level(logging.INFO):
         carried_on = train(run_dir, make_training(steps=30, dropout=0.2))
-    assert "carries on after step 10 of 30" in caplog.text
+    assert "after step 10 of 30" in caplog.text
     other = RunDir.create(run_dir.path.parent / "other", "", run_dir.read_about())
     whole = train(other, make_training(steps=30, dropout=0.2))
     assert torch.equal(_weights(carried_on.model), _weights(whole.model))
@@ -209,7 +209,7 @@ def test_nan_right_before_a_checkpoint_is_not_saved(make_training: Make, run_dir
 
 def test_a_nan_weight_is_not_saved(make_training: Make, run_dir: RunDir) -> None:
     training = make_training(steps=20, learning_rate=lambda step: float("inf") if step == 9 else 1e-3)
-    with pytest.raises(NonFiniteLoss, match=r"a weight became NaN or infinite by iteration 10.*none was saved"):
+    with pytest.raises(NonFiniteLoss, match=r"a weight became NaN or infinite by iteration 10.*last good checkpoint: none"):
         train(run_dir, training)
     assert newest_valid(run_dir.checkpoints) is None
 
@@ -267,7 +267,7 @@ def test_wandb_gets_the_same_lines(
 
 def test_a_checkpoint_of_another_model_is_refused(make_training: Make, run_dir: RunDir) -> None:
     train(run_dir, make_training(steps=2))
-    with pytest.raises(ValueError, match=r"step-00000002\.pt was written for another model .*: remove") as caught:
+    with pytest.raises(ValueError, match=r"step-00000002\.pt .*another model .*: remove") as caught:
         train(run_dir, make_training(steps=4, model=_Exploding(0)))
     assert "\n" not in str(caught.value)
 
