@@ -1,1 +1,1 @@
-"""What pretraining, classification and detection share about training, data on disk and run directories."""
+"""The parts that all tasks share: the training loop, data on disk and run directories."""

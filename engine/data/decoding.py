@@ -1,18 +1,18 @@
-"""Images decoded by Pillow into 8-bit RGB, where Pillow's own conversion would not show what is in the file.
+"""Decode images with Pillow to 8-bit RGB, also those that Pillow's own conversion would distort.
 
     pixels = decode_with_pillow(encoded, upright=True)     # uint8 (H, W, 3)
 
-Greyscale of more than 8 bits is scaled, where Pillow cuts off at 255:
+Greyscale of more than 8 bits is scaled; Pillow would clip it at 255:
 
-| file | white is |
+| file | value of white |
 |---|---|
-| 16 bits (TIFF, PNG, PGM) | 65535; as torchvision reads PNG, the higher byte of each value is taken |
+| 16 bits (TIFF, PNG, PGM) | 65535; only the higher byte of each value is used, as torchvision reads PNG |
 | 12 bits (TIFF) | 4095 |
-| 16 bits with sign (TIFF) | 32767; what is below 0 is black |
-| floats (TIFF) | 1, 255 or 65535, the first that holds all values |
-| 32 bits (TIFF) | 255, 65535 or the type's largest, the first that holds all values |
+| 16 bits with sign (TIFF) | 32767; values below 0 are black |
+| floats (TIFF) | 1, 255 or 65535, the first that is no less than all values |
+| 32 bits (TIFF) | 255, 65535 or the type's largest, the first that is no less than all values |
 
-Floats that fit none of these have no known white, and are refused. A TIFF whose 0 is white is inverted.
+Floats outside these ranges are refused, because their white is unknown. A TIFF whose 0 is white is inverted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Pixels = NDArray[np.uint8]
 LARGEST = 2**30  # pixels; their RGB takes 3 GiB, and Pillow another 4 while it decodes
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of the last two
-KINDS = {  # how files begin that are often met among images and are none, or none that is read
+KINDS = {  # first bytes of files often found among images that are no images or not supported
     b"II*\0": "a TIFF of a kind", b"MM\0*": "a TIFF of a kind", b"II+\0": "a BigTIFF of a kind",
     b"MM\0+": "a BigTIFF of a kind", b"\xff\x0a": "a JPEG XL", b"\0\0\0\x0cJXL ": "a JPEG XL",
     b"%PDF": "a PDF", b"8BPS": "a Photoshop file", b"v/1\x01": "an OpenEXR file", b"<svg": "an SVG",
@@ -44,14 +44,14 @@ STEPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1)
 
 
 class _Limit:
-    """Pillow's limit of pixels, which belongs to the process: lifted while any thread decodes."""
+    """Pillow's limit of pixels, a global of the process: lifted while any thread decodes."""
 
     def __init__(self) -> None:
         self._lock, self._users, self._before = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """Within the block Pillow opens and decodes images of any size."""
+        """Let Pillow open and decode images of any size inside the `with` block."""
         with self._lock:
             if not self._users:
                 self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -69,7 +69,7 @@ _LIMIT = _Limit()
 
 
 class UnreadableError(ValueError):
-    """What is wrong with the contents of an image file, and what to do about it."""
+    """An unusable image file: `what` is wrong with its content, and the `remedy`."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(f"{what}; {remedy}")
@@ -78,11 +78,11 @@ class UnreadableError(ValueError):
 
 @contextmanager
 def opened(encoded: bytes | bytearray) -> Iterator[Image.Image]:
-    """The image in a file's bytes, not yet decoded, whatever its size up to `LARGEST` pixels.
+    """Yield the image in a file's bytes, not yet decoded, of up to `LARGEST` pixels.
 
     Raises:
-        UnreadableError: (a ValueError) if it is larger, or is of a format that is not read.
-        OSError: if it is no image.
+        UnreadableError: (a ValueError) if it is larger, or its format is not supported.
+        OSError: if it is not an image.
     """
     with _LIMIT.lifted():
         try:
@@ -90,21 +90,21 @@ def opened(encoded: bytes | bytearray) -> Iterator[Image.Image]:
         except Image.UnidentifiedImageError:
             if (kind := _kind(encoded)) is None:
                 raise
-            raise UnreadableError(f"is {kind} that is not read", "convert it to PNG or JPEG") from None
+            raise UnreadableError(f"is {kind}, which is not supported", "convert it to PNG or JPEG") from None
         with image:
             width, height = image.size
             if width * height > LARGEST:
-                what = f"has {width} x {height} pixels, and {LARGEST:,} are the most that are read"
+                what = f"has {width} x {height} pixels; the limit is {LARGEST:,}"
                 raise UnreadableError(what, "shrink it, or cut it into tiles")
             yield image
 
 
 def decode_with_pillow(encoded: bytes | bytearray, *, upright: bool = False) -> Pixels:
-    """The first image in a file's bytes as uint8 (H, W, 3), RGB; `upright` turns it as its EXIF data say.
+    """Return the first image in a file's bytes as uint8 (H, W, 3), RGB; `upright` applies its EXIF orientation.
 
     Raises:
-        UnreadableError: (a ValueError) if there is no right way to show it in 8 bits, or it is too large.
-        OSError, SyntaxError, ValueError: if it is damaged or no image.
+        UnreadableError: (a ValueError) if it has no correct conversion to 8 bits, or is too large.
+        OSError, SyntaxError, ValueError: if it is damaged or not an image.
     """
     with opened(encoded) as image:
         turn = orientation_of(image) if upright and image.format != "TIFF" else 1  # Pillow turns a TIFF by itself
@@ -112,7 +112,7 @@ def decode_with_pillow(encoded: bytes | bytearray, *, upright: bool = False) -> 
 
 
 def orientation(encoded: bytes | bytearray) -> int:
-    """How an image is to be turned, 1 (not at all) to 8, by its EXIF data, or XMP where these are silent."""
+    """Return an image's orientation, 1 (upright) to 8, from its EXIF data, or from XMP without EXIF."""
     try:
         with opened(encoded) as image:
             return orientation_of(image)
@@ -121,16 +121,16 @@ def orientation(encoded: bytes | bytearray) -> int:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The same of an opened image. EXIF data that cannot be read say nothing."""
+    """Return the orientation of an opened image; 1 if its EXIF data cannot be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # whatever damaged EXIF data make Pillow's parser raise
+    except Exception:  # damaged EXIF data can make Pillow's parser raise anything
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Pixels (H, W, C) turned as an EXIF orientation says: 6 is a quarter clockwise."""
+    """Return pixels (H, W, C) rotated and mirrored for an EXIF orientation: 6 is a quarter turn clockwise."""
     if orientation == 1:
         return pixels
     if orientation >= 5:
@@ -146,12 +146,12 @@ def _rgb(image: Image.Image) -> Pixels:
         return np.array(_from_lab(image))
     try:
         return np.array(image.convert("RGB"))
-    except ValueError:  # no direct way from a few rare modes
+    except ValueError:  # a few rare modes have no direct conversion
         return np.array(image.convert("RGBA").convert("RGB"))
 
 
 def _scaled(image: Image.Image) -> Pixels:
-    """Greyscale of more than 8 bits as 8 bits (H, W)."""
+    """Return greyscale of more than 8 bits as 8 bits (H, W)."""
     tags: Any = getattr(image, "tag_v2", {})
     bits = tags.get(BITS, (16 if image.mode != "I" or image.format != "TIFF" else 32,))[0]
     inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
@@ -175,12 +175,12 @@ def _of_floats(values: NDArray[np.float32]) -> Pixels:
     for white in (1.0, 255.0, 65535.0):
         if low >= 0 and high <= white:
             return np.rint(values * (255.0 / white)).astype(np.uint8)
-    what = f"holds floats from {low:g} to {high:g}, which do not say what is black and what is white"
-    raise UnreadableError(what, "scale them to 0 .. 1, or save it with 8 or 16 bits")
+    what = f"holds floats from {low:g} to {high:g}, so the values of black and white are unknown"
+    raise UnreadableError(what, "scale them to 0 .. 1, or save the image with 8 or 16 bits")
 
 
 def _of_long(values: NDArray[Any]) -> Pixels:
-    """32-bit values, most often of fewer bits in truth."""
+    """Return 32-bit values as 8 bits; most such files use fewer than 32 bits."""
     largest = int(values.max())
     signed = values.dtype == np.int32
     bits = next((bits for bits in (8, 16) if largest < 2**bits), 32 - signed)
@@ -198,12 +198,12 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def _kind(encoded: bytes | bytearray) -> str | None:
-    """What a file that Pillow does not know seems to be."""
+    """Return the apparent type of a file that Pillow does not recognise; None if unknown."""
     head = bytes(encoded[:64])
     if head[4:8] == b"ftyp" and head[8:12] in HEIF:
         return "a HEIC image"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page, not an image,"
+        return "a web page"
     if head.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, not an image,"
+        return "a Git LFS pointer"
     return next((kind for begin, kind in KINDS.items() if head.startswith(begin)), None)

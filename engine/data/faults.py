@@ -1,12 +1,12 @@
-"""Errors while images are loaded: which image it was and what was being done to it, in one line.
+"""Errors while loading images, as one line that names the image and the failed step.
 
-A DataLoader passes an error of its processes on as the text of a traceback, from which nobody can tell the image. So a
-loading process returns a `Fault` in place of its batch, and the training process raises what the fault describes:
+A DataLoader forwards an error of its processes as a traceback that does not name the image. So a loading process
+returns a `Fault` instead of its batch, and the training process raises the error that the fault describes:
 
-    DataError       the data set is at fault: an image is missing, damaged or not of the size that was said
-    LoadingError    our code, or a library, is: an augmentation failed, or something that is not foreseen
+    DataError       the data set is at fault: an image is missing, damaged or of another size than declared
+    LoadingError    our code or a library is at fault: an augmentation failed, or something unexpected
 
-Both say which image it was in `image`, by which a run that fails twice at one image knows it (jobs/runs/execute.py).
+Both name the image in `image`, so that a run can tell that it fails twice at the same image (jobs/runs/execute.py).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class AugmentationError(Exception):
-    """A step of an augmentation failed; the message names the step, its magnitude and the reason."""
+    """A failed step of an augmentation; the message names the step, its magnitude and the reason."""
 
 
 class DataError(ValueError):
-    """A fault in the data, in one line. `image` is the file it is about, if it is about one."""
+    """A fault in the data, in one line. `image` is the file concerned, if any."""
 
     def __init__(self, message: str, image: str | None = None) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class DataError(ValueError):
 
 
 class LoadingError(RuntimeError):
-    """An error that is not the data's, met while `image` was loaded, in one line."""
+    """An error while loading `image` that is not a fault in the data, in one line."""
 
     def __init__(self, message: str, image: str | None = None) -> None:
         super().__init__(message)
@@ -41,13 +41,13 @@ class LoadingError(RuntimeError):
 
 @runtime_checkable
 class Named(Protocol):
-    """A data set that knows which file each of its items is made from."""
+    """A data set that knows the file of each item."""
 
     def image_name(self, index: int) -> str | None: ...
 
 
 def image_of(dataset: Any, index: int) -> str | None:
-    """The file that item `index` of `dataset` is made from, of a torch `Subset` too; None if it does not say."""
+    """Return the file of item `index` of `dataset`, also of a torch `Subset`; None if unknown."""
     if isinstance(dataset, Named):
         return dataset.image_name(index)
     if hasattr(dataset, "dataset") and hasattr(dataset, "indices"):
@@ -57,16 +57,16 @@ def image_of(dataset: Any, index: int) -> str | None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What stands in the place of a batch that could not be loaded."""
+    """The replacement of a batch that could not be loaded."""
 
     why: str  # one line
     image: str | None
-    of_data: bool  # else of our code, or of a library
+    of_data: bool  # else our code or a library is at fault
     traceback: str
 
     @classmethod
     def of(cls, error: Exception, image: str | None) -> Fault:
-        """The fault that `error` is, met while `image` was loaded."""
+        """Return the fault for `error`, raised while `image` was loaded."""
         of_data = isinstance(error, ValueError | OSError)
         line = " ".join(str(error).split())
         if not of_data and not isinstance(error, AugmentationError):
@@ -75,6 +75,6 @@ class Fault:
         return cls(why, image, of_data, "".join(traceback.format_exception(error)))
 
     def error(self) -> DataError | LoadingError:
-        """The error to raise; where it came from goes to the log."""
-        log.debug("while an image was loaded:\n%s", self.traceback)
+        """Return the error to raise, and log its traceback."""
+        log.debug("while loading an image:\n%s", self.traceback)
         return DataError(self.why, self.image) if self.of_data else LoadingError(self.why, self.image)

@@ -1,20 +1,20 @@
-"""`handwritten`: a data set for machines without one, made of real handwriting on real photographs.
+"""`handwritten`: a data set for machines without one, generated from real handwriting on real photographs.
 
-    mimbench data make handwritten DIR            # or say data=handwritten, which writes it to the cache
+    mimbench data make handwritten DIR            # or use data=handwritten, which writes it to the cache
 
-    DIR/images/{train,val}/<digit>/*.png          one digit an image: pretraining and classification
-    DIR/coco/{train2017,val2017}/*.jpg            several digits an image: detection (engine/data/handwritten_coco.py)
+    DIR/images/{train,val}/<digit>/*.png          one digit per image: pretraining and classification
+    DIR/coco/{train2017,val2017}/*.jpg            several digits per image: detection (engine/data/handwritten_coco.py)
     DIR/coco/annotations/instances_{train,val}2017.json
-    DIR/coco/labels/{train2017,val2017}/*.png      which digit each pixel shows: segmentation
+    DIR/coco/labels/{train2017,val2017}/*.png      the digit at each pixel: segmentation
     DIR/coco/labels/classes.txt                    names of its classes, by id
     DIR/about.json                                seed and sizes
 
-The digits are the 1,797 scans that come with scikit-learn (8 x 8 pixels, NIST forms), a fifth of each class kept for
-validation, so that no scan is in both splits; the backgrounds are dimmed crops of its two photographs. Two thirds to
-nearly all of an image is digit, and the background dim: what a tiny CrossMAE can learn in minutes.
+The digits are the 1,797 scans in scikit-learn (8 x 8 pixels, NIST forms); a fifth of each class is reserved for
+validation, so no scan is in both splits. The backgrounds are dimmed crops of scikit-learn's two photographs. The digit
+fills two thirds to nearly all of an image, so that a tiny CrossMAE can learn in minutes.
 
-The same seed gives the same bytes, and image i is the same however many there are: each has its own random numbers,
-and pixels are made by Pillow's integer arithmetic. It takes some seconds; the directory appears when it is complete.
+The same seed produces the same bytes, and image i does not depend on the number of images: each has its own random
+numbers, and Pillow computes pixels in integer arithmetic. It takes some seconds; the directory appears when complete.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def make_handwritten(directory: str | Path, seed: int = 0, sizes: Sizes | None =
     """Write the data set to `directory`, which must be new or empty, and return its path.
 
     Raises:
-        FileExistsError: if there is something in `directory`.
+        FileExistsError: if `directory` is not empty.
         OSError: naming `directory`, if it cannot be written (nothing is left behind).
     """
     sizes, directory = sizes or Sizes(), Path(directory).expanduser().absolute()
@@ -67,7 +67,7 @@ def _write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _complete_or_absent(directory: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `directory` on a clean exit and is removed otherwise."""
+    """Yield a temporary directory that is renamed to `directory` on a clean exit and removed otherwise."""
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise FileExistsError(f"{directory} exists already; name a new directory, or remove it first")
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
@@ -82,7 +82,7 @@ def _complete_or_absent(directory: Path) -> Iterator[Path]:
 
 
 def classification_view(material: Material, sizes: Sizes, seed: int) -> Iterator[Content]:
-    """One digit an image, classes in turn, every scan equally often, 60 to 95 % of the side, anywhere it fits."""
+    """Yield the images: one digit each, classes in turn, scans equally often, 60 to 95 % of the side, at random."""
     backgrounds = Backgrounds(material.photographs, sizes.side)
     for split in SPLITS:
         for index in range(sizes.images(split)):

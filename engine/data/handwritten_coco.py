@@ -1,14 +1,14 @@
 """The COCO view of `handwritten`: digits on photographs, with boxes and outlines, and with label maps.
 
-Laid out and written as COCO 2017 is: boxes [x, y, width, height] in pixels, polygons [x1, y1, x2, y2, ...], run lengths
-where a polygon cannot say it, ten categories with ids 1 to 10 named "0" to "9".
+The layout and format are COCO 2017's: boxes [x, y, width, height] in pixels, polygons [x1, y1, x2, y2, ...], run lengths
+for masks with holes, ten categories with ids 1 to 10 named "0" to "9".
 
-An image holds up to five digits, as many as find a place where strokes do not touch; every 32nd holds none; every 20th
-has a crowd as well, a heap of small digits of one kind under one annotation with iscrowd=1. An object is a polygon on
-the outline of its strokes, to a fraction of a pixel; one with a hole worth showing (0, 6, 8, 9) is a run-length mask
-instead. `area` counts the pixels of that mask.
+An image holds up to five digits, placed so that strokes do not touch; every 32nd image is empty; every 20th also has a
+crowd, a heap of small copies of one digit under one annotation with iscrowd=1. An object is a polygon on the outline of
+its strokes, to a fraction of a pixel; an object with a large hole (0, 6, 8, 9) is a run-length mask instead. `area`
+counts the pixels of that mask.
 
-A label map says of each pixel which digit's ink it is: 0 background, d + 1 digit d, 255 (ignored) within a crowd.
+A label map holds for each pixel: 0 for background, d + 1 for the ink of digit d, 255 (ignored) inside a crowd.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from mimbench.engine.data.handwritten_material import DIGITS, Backgrounds, Conte
 from mimbench.engine.data.splits import SPLITS, Split
 
 Mask = NDArray[np.bool_]  # (H, W)
-Alpha = NDArray[np.uint8]  # (H, W), how much ink: 0..255
+Alpha = NDArray[np.uint8]  # (H, W), amount of ink: 0..255
 
-INSIDE = 128  # from this much ink on, a pixel belongs to the digit
-HOLE = 0.04  # a hole of this share of the outline's area is worth a run-length mask
-SMALLEST, LARGEST = 0.4, 0.85  # of the side of the image: as large as in the images that an encoder is pretrained on
+INSIDE = 128  # a pixel with at least this much ink belongs to the digit
+HOLE = 0.04  # an object with a larger hole, as a share of the outline's area, becomes a run-length mask
+SMALLEST, LARGEST = 0.4, 0.85  # share of the image's side: as large as in the pretraining images
 IGNORED = 255  # in a label map
-TRIES = 20  # places tried for a digit before it is left out
+TRIES = 20  # positions tried for a digit before it is omitted
 
 
 def coco_view(material: Material, sizes: Sizes, seed: int) -> Iterator[Content]:
-    """The images of both splits and, after the images of each, its annotation file."""
+    """Yield the images of both splits and, after each split's images, its annotation file."""
     backgrounds = Backgrounds(material.photographs, sizes.coco_side)
     for split in SPLITS:
         images, annotations = [], []
@@ -68,7 +68,7 @@ def _annotation_file(split: Split, images: list[dict[str, Any]], annotations: li
 
 @dataclass
 class Scene:
-    """An image being filled."""
+    """An image to which digits are added."""
 
     image: Image.Image
     rng: Random
@@ -80,7 +80,7 @@ class Scene:
         self.labels: Alpha = np.zeros(self.taken.shape, dtype=np.uint8)
 
     def fill(self, empty: bool, crowd: bool) -> None:
-        """Draw and annotate what belongs here."""
+        """Draw and annotate the digits of this image."""
         if empty:
             return
         if crowd:
@@ -95,11 +95,11 @@ class Scene:
                 self.annotations.append(_instance(digit, alpha, *place, self.taken.shape))
 
     def _scan(self, digit: int, size: int) -> Alpha:
-        """A scan of `digit`, resized."""
+        """Return a random scan of `digit`, resized."""
         return np.asarray(self.rng.choice(self.scans[digit]).resize((size, size), Image.Resampling.BICUBIC))
 
     def _free_place(self, mask: Mask) -> tuple[int, int] | None:
-        """Left and top of a place where `mask` touches nothing."""
+        """Return left and top of a position where `mask` touches no other digit; None if none was found."""
         size = mask.shape[0]
         for _ in range(TRIES):
             left, top = self._corner(size)
@@ -108,18 +108,18 @@ class Scene:
         return None
 
     def _corner(self, size: int) -> tuple[int, int]:
-        """Left and top of a random square of `size` pixels."""
+        """Return left and top of a random square of `size` pixels."""
         return self.rng.randrange(self.image.width - size + 1), self.rng.randrange(self.image.width - size + 1)
 
     def _draw(self, alpha: Alpha, left: int, top: int) -> Mask:
-        """Draw a digit and return the pixels that it covers."""
+        """Draw a digit and return the pixels it covers."""
         self.image.paste(ink(self.rng), (left, top), Image.fromarray(alpha))
         drawn = _on_canvas(alpha, left, top, self.taken.shape) >= INSIDE
         self.taken |= drawn
         return drawn
 
     def _crowd(self, digit: int) -> None:
-        """A heap of small digits; its region is their boxes together."""
+        """Draw and annotate a heap of small digits; its region is the union of their boxes."""
         side = self.image.width
         size = side // 10
         corner = self._corner(4 * size)
@@ -142,7 +142,7 @@ def _on_canvas(alpha: Alpha, left: int, top: int, shape: tuple[int, ...]) -> Alp
 
 
 def _instance(digit: int, alpha: Alpha, left: int, top: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The annotation of a digit drawn at (left, top)."""
+    """Return the annotation of a digit drawn at (left, top)."""
     polygons, hole = outlines(alpha)
     if hole > HOLE:
         mask = _on_canvas(alpha, left, top, shape) >= INSIDE
@@ -169,9 +169,9 @@ def _annotation(digit: int, segmentation: Any, mask: Mask, crowd: bool = False) 
 
 
 def outlines(alpha: Alpha) -> tuple[list[NDArray[np.float64]], float]:
-    """Polygons (points, 2) around the ink, x and y in pixels from the corner, and the share of holes in their area.
+    """Return polygons (points, 2) around the ink, x and y in pixels from the corner, and the holes' share of the area.
 
-    Specks under four pixels are left out.
+    Specks smaller than four pixels are left out.
     """
     from contourpy import FillType, contour_generator
 
@@ -179,7 +179,7 @@ def outlines(alpha: Alpha) -> tuple[list[NDArray[np.float64]], float]:
     found = contour_generator(z=samples, fill_type=FillType.OuterOffset).filled(INSIDE - 0.5, np.inf)
     polygons, area, holes = [], 0.0, 0.0
     for points, offsets in zip(*found, strict=True):
-        # The first sample is the border's, at -0.5. A point every two pixels is within a fifth of one from the curve.
+        # The first sample is the border's, at -0.5. With every third point the outline stays within 0.2 pixels of the curve.
         outer, *inner = [points[start : end - 1 : 3] - 0.5 for start, end in pairwise(offsets)]
         if len(outer) > 2 and _area(outer) >= 4:
             polygons.append(outer)
@@ -194,7 +194,7 @@ def _area(points: NDArray[np.float64]) -> float:
 
 
 def rasterise(polygons: list[list[float]], shape: tuple[int, ...]) -> Mask:
-    """The pixels inside polygons, as pycocotools has it: (H, W)."""
+    """Return the pixels inside polygons, rasterised by pycocotools: (H, W)."""
     from pycocotools import mask as coco_mask
 
     whole: Mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *shape))).astype(bool)
@@ -202,7 +202,7 @@ def rasterise(polygons: list[list[float]], shape: tuple[int, ...]) -> Mask:
 
 
 def run_lengths(mask: Mask) -> dict[str, list[int]]:
-    """COCO's uncompressed run lengths: down the columns, zeros first."""
+    """Return COCO's uncompressed run lengths: column by column, zeros first."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges = [0, *changes.tolist(), flat.size]

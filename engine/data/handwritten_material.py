@@ -1,7 +1,7 @@
-"""What both views of `handwritten` are made of: scans of digits, crops of photographs, and how much of each is written.
+"""The material of both views of `handwritten`: scans of digits, crops of photographs, and the numbers of images.
 
-The digits are the 1,797 scans that come with scikit-learn (8 x 8 pixels, NIST forms), a fifth of each class kept for
-validation, so that no scan is in both splits; the backgrounds are dimmed crops of its two photographs.
+The digits are the 1,797 scans in scikit-learn (8 x 8 pixels, NIST forms); a fifth of each class is reserved for
+validation, so no scan is in both splits. The backgrounds are dimmed crops of scikit-learn's two photographs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from PIL import Image
 from mimbench.engine.data.splits import Split
 
 DIGITS = 10
-BACKGROUND = 0.3  # brightness kept of a photograph; at .6 a CrossMAE of this size needs twice the steps
-Content = tuple[str, bytes]  # a file: its path inside the data set, what is in it
+BACKGROUND = 0.3  # brightness factor of photographs; with .6 a CrossMAE of this size needs twice the steps
+Content = tuple[str, bytes]  # a file: its path inside the data set, its bytes
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much to write. The defaults are those of `data=handwritten`."""
+    """The numbers and sizes of images. The defaults are those of `data=handwritten`."""
 
     train: int = 7_000  # images, ten classes in turn
     val: int = 1_400
@@ -47,18 +47,18 @@ class Sizes:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
 
     def images(self, split: Split) -> int:
-        """Images of the classification view."""
+        """Return the number of images of the classification view."""
         return self.train if split == "train" else self.val
 
     def coco(self, split: Split) -> int:
-        """Images of the COCO view."""
+        """Return the number of images of the COCO view."""
         return self.coco_train if split == "train" else self.coco_val
 
 
 def bundled() -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Image.Image]]:
-    """What scikit-learn brings along: scans (1797, 8, 8) with bright ink, their digits (1797,), two photographs.
+    """Return scikit-learn's data: scans (1797, 8, 8) with bright ink, their digits (1797,), two photographs.
 
-    Read from its files, as `load_digits` and `load_sample_images` do: importing it takes longer than the rest of this.
+    Reads its files as `load_digits` and `load_sample_images` do: importing scikit-learn would take longer than all else.
     """
     package = find_spec("sklearn")
     assert package is not None and package.submodule_search_locations is not None
@@ -66,12 +66,12 @@ def bundled() -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Image.Image]]:
     table = np.loadtxt(folder / "data" / "digits.csv.gz", delimiter=",")
     scans = (table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     photographs = [np.asarray(Image.open(folder / "images" / name)) for name in ("china.jpg", "flower.jpg")]
-    # by way of arrays, which leave behind the colour profile that would be written into every image
+    # via arrays, which drop the colour profile that would otherwise be written into every image
     return scans, table[:, 64].astype(np.int64), [Image.fromarray(photograph) for photograph in photographs]
 
 
 class Material:
-    """The scans, apart by split and digit, and the photographs."""
+    """The scans, grouped by split and digit, and the photographs."""
 
     def __init__(self, seed: int) -> None:
         scans, targets, self.photographs = bundled()
@@ -99,11 +99,11 @@ class Backgrounds:
                 )
         if min(min(image.size) for image in self.scaled) < side:
             raise ValueError(
-                f"side={side} is more than the photographs have; choose at most {min(photographs[0].size)}"
+                f"side={side} exceeds the photographs; choose at most {min(photographs[0].size)}"
             )
 
     def draw(self, rng: Random) -> Image.Image:
-        """A random crop (side, side), RGB."""
+        """Return a random crop (side, side), RGB."""
         image = rng.choice(self.scaled)
         left, top = (rng.randrange(size - self.side + 1) for size in image.size)
         crop = image.crop((left, top, left + self.side, top + self.side))
@@ -111,12 +111,12 @@ class Backgrounds:
 
 
 def ink(rng: Random) -> tuple[int, int, int]:
-    """A light colour."""
+    """Return a random light colour."""
     return rng.randrange(170, 256), rng.randrange(170, 256), rng.randrange(170, 256)
 
 
 def encode(image: Image.Image, kind: str, **settings: int) -> bytes:
-    """The bytes of an image file."""
+    """Return the bytes of an image file."""
     stream = io.BytesIO()
     image.save(stream, kind, **settings)
     return stream.getvalue()

@@ -1,6 +1,6 @@
-"""Every image of a data set decoded once, to find those that a run would stop at.
+"""Decode every image of a data set once, to find those that would stop a run.
 
-On more than a few thousand images one process for each core does it; ImageNet takes about half an hour on two.
+More than a few thousand images are decoded by one process per core; ImageNet takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ MODES = {
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image: what is wrong with it, or what it is."""
+    """The check of one image: a finding, or its mode, size and digest."""
 
     path: Path
     finding: Finding | None = None
-    mode: str = ""  # as Pillow calls it: RGB, L, CMYK, ...
+    mode: str = ""  # Pillow's name: RGB, L, CMYK, ...
     height: int = 0
     width: int = 0
     digest: bytes = b""  # of the file's bytes
@@ -67,17 +67,17 @@ def _mode(encoded: bytearray) -> str:
 
 
 def decoded(paths: Files, what: str, *, upright: bool = False) -> Iterator[Decoded]:
-    """Decode `paths`, in order, with a progress bar named `what`. `upright`: sizes are those after EXIF rotation."""
+    """Decode `paths` in order, with a progress bar named `what`. `upright`: sizes are those after EXIF rotation."""
     workers = (os.cpu_count() or 1) if len(paths) > FEW else 0
     loader = DataLoader(_Images(paths, upright), batch_size=16, num_workers=workers, collate_fn=list)
     yield from track((image for batch in loader for image in batch), what, len(paths))
 
 
 def not_rgb(modes: Mapping[str, int], directory: Path) -> Iterator[Finding]:
-    """A note that some images are not RGB, if any are not; `modes` counts images by Pillow's mode."""
+    """Yield a note if some images are not RGB; `modes` counts images by Pillow's mode."""
     total = sum(modes.values())
     others = {mode: count for mode, count in sorted(modes.items()) if mode != "RGB"}
     if others:
         counted = ", ".join(f"{count:,} {MODES.get(mode, mode)}" for mode, count in others.items())
         what = f"{sum(others.values()):,} of {total:,} images are not RGB: {counted}"
-        yield Finding("note", str(directory), what, "read as RGB")
+        yield Finding("note", str(directory), what, "they are converted to RGB")

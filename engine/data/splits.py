@@ -1,4 +1,4 @@
-"""The splits of data sets, and which version of `handwritten` is written; nothing heavy is imported here."""
+"""The splits of data sets, and the version of `handwritten`; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import Literal
 Split = Literal["train", "val"]
 
 SPLITS: tuple[Split, Split] = ("train", "val")
-HANDWRITTEN_VERSION = 3  # names the folder in the cache: raise it when the generator writes other files
+HANDWRITTEN_VERSION = 3  # part of the folder's name in the cache: raise it when the generator's files change

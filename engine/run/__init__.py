@@ -1,1 +1,1 @@
-"""Configs, run directories, results, and what a process is before it computes."""
+"""Configs, run directories, results, and the setup of a process."""

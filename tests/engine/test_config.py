@@ -279,7 +279,7 @@ def test_former_names_are_taken_as_overrides_and_the_new_one_is_told(caplog: pyt
 
 def test_both_names_of_a_field_are_one_too_many() -> None:
     both = 'decoder = "pil"\njpeg_decoder = "pil"\n'
-    with pytest.raises(ValueError, match="config: decoder .* jpeg_decoder, .*remove decoder"):
+    with pytest.raises(ValueError, match=r"config: decoder .* jpeg_decoder, .*remove decoder"):
         from_text(Now, both)
 
 

@@ -129,14 +129,14 @@ def test_a_start_while_another_looks_is_noticed(run: RunDir, monkeypatch: pytest
         return found
 
     monkeypatch.setattr(RunDir, "state", look_and_let_another_begin)
-    with pytest.raises(ValueError, match="is being run by process 1 on elsewhere"):
+    with pytest.raises(ValueError, match="process 1 on elsewhere"):
         run.begin_attempt()
     assert len(run.attempts()) == 1
 
 
 def test_a_run_that_is_done_is_not_begun_again(run: RunDir) -> None:
     write_json(run.result, {"metrics": {}})
-    with pytest.raises(ValueError, match="is done; it is not repeated"):
+    with pytest.raises(ValueError, match="is already done"):
         run.begin_attempt()
 
 
@@ -187,7 +187,7 @@ def test_what_is_not_a_run_directory_says_so(tmp_path: Path, run: RunDir) -> Non
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"metrics": null}', '{"metrics": {"knn_top1": "41"}}'])
 def test_a_damaged_result_is_named_with_what_to_do(run: RunDir, text: str) -> None:
     run.result.write_text(text)
-    with pytest.raises(ValueError, match=r"knn-0123456789 has a damaged result\.json: remove it and run it again \("):
+    with pytest.raises(ValueError, match=r"knn-0123456789 has a damaged result\.json: remove it and repeat the run \("):
         run.read_result()
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_start_is_named_with_what_to_do(run: RunDir, text: str) -> Non
 
 def test_a_file_without_what_a_run_is_makes_no_run_directory(run: RunDir) -> None:
     run.about.write_text('{"recipe": "cls/knn"}')
-    with pytest.raises(ValueError, match=r"no readable run\.json \(it holds no 'stage'\)"):
+    with pytest.raises(ValueError, match=r"run\.json .*stage"):
         run.read_about()
 
 

@@ -75,7 +75,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on() -> None:
     _when(lambda: run.state() == "running")
     again = mimbench(*PRETRAIN, *OFTEN)
     assert again.returncode == 1
-    assert "is being run by process" in again.stderr
+    assert "is already running as process" in again.stderr
     refused.communicate(timeout=200)
     assert refused.returncode == 0
     assert _steps(run) == list(range(1, 41))

@@ -175,7 +175,7 @@ def test_an_interruption_that_surfaces_as_another_error(knn: RunDir, stage: Inst
 def test_one_that_is_running_is_refused(knn: RunDir, stage: Install) -> None:
     stage(lambda config, run: GOOD)
     knn.begin_attempt()
-    with pytest.raises(ValueError, match="is being run by process"):
+    with pytest.raises(ValueError, match="is already running as process"):
         execute(knn)
     assert len(knn.attempts()) == 1
 
