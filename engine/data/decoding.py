@@ -33,8 +33,8 @@ LARGEST = 2**30  # pixels; their RGB takes 3 GiB, and Pillow another 4 while it 
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of the last two
 KINDS = {  # first bytes of files often found among images that are no images or not supported
-    b"II*\0": "a TIFF of a kind", b"MM\0*": "a TIFF of a kind", b"II+\0": "a BigTIFF of a kind",
-    b"MM\0+": "a BigTIFF of a kind", b"\xff\x0a": "a JPEG XL", b"\0\0\0\x0cJXL ": "a JPEG XL",
+    b"II*\0": "a TIFF variant", b"MM\0*": "a TIFF variant", b"II+\0": "a BigTIFF variant",
+    b"MM\0+": "a BigTIFF variant", b"\xff\x0a": "a JPEG XL", b"\0\0\0\x0cJXL ": "a JPEG XL",
     b"%PDF": "a PDF", b"8BPS": "a Photoshop file", b"v/1\x01": "an OpenEXR file", b"<svg": "an SVG",
 }  # fmt: skip
 HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -90,7 +90,7 @@ def opened(encoded: bytes | bytearray) -> Iterator[Image.Image]:
         except Image.UnidentifiedImageError:
             if (kind := _kind(encoded)) is None:
                 raise
-            raise UnreadableError(f"is {kind}, which is not supported", "convert it to PNG or JPEG") from None
+            raise UnreadableError(f"is {kind}: this format is not supported", "convert it to PNG or JPEG") from None
         with image:
             width, height = image.size
             if width * height > LARGEST:
@@ -203,7 +203,7 @@ def _kind(encoded: bytes | bytearray) -> str | None:
     if head[4:8] == b"ftyp" and head[8:12] in HEIF:
         return "a HEIC image"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page"
+        return "a web page, not an image"
     if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer"
+        return "a Git LFS pointer, not an image"
     return next((kind for begin, kind in KINDS.items() if head.startswith(begin)), None)

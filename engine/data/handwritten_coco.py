@@ -1,6 +1,6 @@
 """The COCO view of `handwritten`: digits on photographs, with boxes and outlines, and with label maps.
 
-The layout and format are COCO 2017's: boxes [x, y, width, height] in pixels, polygons [x1, y1, x2, y2, ...], run lengths
+Layout and format are COCO 2017's: boxes [x, y, width, height] in pixels, polygons [x1, y1, x2, y2, ...], run lengths
 for masks with holes, ten categories with ids 1 to 10 named "0" to "9".
 
 An image holds up to five digits, placed so that strokes do not touch; every 32nd image is empty; every 20th also has a
@@ -179,7 +179,7 @@ def outlines(alpha: Alpha) -> tuple[list[NDArray[np.float64]], float]:
     found = contour_generator(z=samples, fill_type=FillType.OuterOffset).filled(INSIDE - 0.5, np.inf)
     polygons, area, holes = [], 0.0, 0.0
     for points, offsets in zip(*found, strict=True):
-        # The first sample is the border's, at -0.5. With every third point the outline stays within 0.2 pixels of the curve.
+        # The first sample is the border's, at -0.5. Every third point keeps the outline within 0.2 pixels.
         outer, *inner = [points[start : end - 1 : 3] - 0.5 for start, end in pairwise(offsets)]
         if len(outer) > 2 and _area(outer) >= 4:
             polygons.append(outer)

@@ -58,7 +58,7 @@ class Sizes:
 def bundled() -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Image.Image]]:
     """Return scikit-learn's data: scans (1797, 8, 8) with bright ink, their digits (1797,), two photographs.
 
-    Reads its files as `load_digits` and `load_sample_images` do: importing scikit-learn would take longer than all else.
+    Reads its files as `load_digits` and `load_sample_images` do: importing scikit-learn takes longer than all else.
     """
     package = find_spec("sklearn")
     assert package is not None and package.submodule_search_locations is not None
@@ -98,9 +98,7 @@ class Backgrounds:
                     dim.resize((round(dim.width / shrink), round(dim.height / shrink)), Image.Resampling.BICUBIC)
                 )
         if min(min(image.size) for image in self.scaled) < side:
-            raise ValueError(
-                f"side={side} exceeds the photographs; choose at most {min(photographs[0].size)}"
-            )
+            raise ValueError(f"side={side} exceeds the photographs; choose at most {min(photographs[0].size)}")
 
     def draw(self, rng: Random) -> Image.Image:
         """Return a random crop (side, side), RGB."""
