@@ -1,10 +1,10 @@
-"""Where the annotation file and the images of a split lie in a COCO-style data set, as programs write them.
+"""Find the annotation file and the images of a split in a COCO-style data set, in the layouts that programs write.
 
-    annotations, folders = find(root, "val") or ...     # the file, and the folders its images may be in
-    others(root)                                        # annotation files that no layout knows, for a message
+    annotations, folders = find(root, "val") or ...     # the file, and the folders that may hold its images
+    others(root)                                        # annotation files that match no layout, for a message
 
-Names are compared without regard to case. What none of `LAYOUTS` describes is found if one JSON file alone, in the
-directory or in annotations/, has the split in its name, or lies alone in the folder of the split. Nothing is opened.
+Names are compared without regard to case. A file that matches none of `LAYOUTS` is found if it is the only JSON file in
+the directory or in annotations/ with the split in its name, or the only one in the split's folder. No file is opened.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-# the annotation file of a split, and the folders its images may be in; the first that is there is taken
+# the annotation file of a split, and the folders that may hold its images; the first that exists is used
 LAYOUTS = {
     "annotations/instances_{split}2017.json": ("{split}2017", "images/{split}2017"),  # COCO itself
     "annotations/instances_{split}2014.json": ("{split}2014", "images/{split}2014"),
@@ -39,7 +39,7 @@ WORD = re.compile(r"[a-z]+")
 
 
 def find(root: Path, split: str) -> tuple[Path, list[Path]] | None:
-    """The annotation file of `split` in `root` and the folders its images may be in; None if there is no such file."""
+    """Return the annotation file of `split` in `root` and the folders that may hold its images; None without a file."""
     for pattern, folders in LAYOUTS.items():
         for name in COCO_SPLITS[split]:
             file = _regardless_of_case(root, pattern.format(split=name))
@@ -58,21 +58,21 @@ def find(root: Path, split: str) -> tuple[Path, list[Path]] | None:
 
 
 def others(root: Path) -> list[str]:
-    """JSON files in `root`, its annotations/ and its folders that may hold annotations, relative to it."""
+    """Return the JSON files that may hold annotations in `root`, its annotations/ and its folders, relative to `root`."""
     folders = [root, *(folder for folder in _entries(root) if folder.is_dir() and folder.name.lower() != "annotations")]
     files = {file for folder in folders for file in _json_files(folder)}
     return sorted(str(file.relative_to(root)) for file in files)
 
 
 def split_words(name: str) -> str | None:
-    """The split that a name speaks of, by a word in it: "train", "val"; None if it is neither or both."""
+    """Return the split that a word of `name` indicates, "train" or "val"; None if neither or both."""
     words = set(WORD.findall(re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()))
     named = [split for split, known in COCO_SPLITS.items() if words & set(known)]
     return named[0] if len(named) == 1 else None
 
 
 def _json_files(folder: Path) -> Iterator[Path]:
-    """JSON files that may hold instances, in `folder` and in its annotations/."""
+    """Yield the JSON files that may hold instances, in `folder` and in its annotations/."""
     inner = _regardless_of_case(folder, "annotations")
     for place in (folder, inner):
         if place is not None and place.is_dir():
@@ -89,13 +89,13 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _places(root: Path, folders: list[str]) -> list[Path]:
-    """Those of `folders` that are there; the first as it is named if none is."""
+    """Return those of `folders` that exist; if none does, the first."""
     found = [place for folder in folders if (place := _regardless_of_case(root, folder)) is not None and place.is_dir()]
     return found or [root / folders[0]]
 
 
 def _regardless_of_case(root: Path, relative: str) -> Path | None:
-    """`root / relative`, or the one path that differs from it in case alone; None if there is none."""
+    """Return `root / relative`, or the only path that differs from it just in case; None if there is none."""
     if (root / relative).exists():
         return root / relative
     place = root

@@ -1,19 +1,18 @@
-"""Data sets by name, and what a check of one has to say.
+"""Data sets by name, and the report of a data set's check.
 
     mimbench data add imagenet /data/imagenet     # a line in datasets.toml
-    MIMBENCH_DATA_IMAGENET=/scratch/imagenet      # for one shell or one job; goes before the file
+    MIMBENCH_DATA_IMAGENET=/scratch/imagenet      # for one shell or one job; overrides the file
     data=imagenet   data=/data/imagenet           # in a recipe or on the command line
 
-A name is looked for in the environment, then in `$MIMBENCH_HOME/datasets.toml` (default `~/.config/mimbench`), then
-among the data sets the project brings along; what is none of these is a path. There is one of the last kind,
-`handwritten`, written to the cache (`$MIMBENCH_HOME`, or `$XDG_CACHE_HOME/mimbench`, default `~/.cache/mimbench`) when
-it is first asked for.
+A name is looked up in the environment, then in `$MIMBENCH_HOME/datasets.toml` (default `~/.config/mimbench`), then
+among the built-in data sets; any other text is a path. The only built-in data set is `handwritten`, which is written
+to the cache (`$MIMBENCH_HOME`, or `$XDG_CACHE_HOME/mimbench`, default `~/.cache/mimbench`) on its first use.
 
-Directories hold a data set as ImageNet and COCO lay theirs out (`image_root`, `coco_root`), or another of the layouts
-of engine/data/layouts/. One that has both views keeps them in its subfolders `images/` and `coco/`, as `handwritten`
-does. Shards may be named one by one: `data='/data/in-{train,val}-{000..099}.tar'`, or several of these joined by `::`.
+A directory holds a data set in ImageNet's or COCO's layout (`image_root`, `coco_root`), or in another layout of
+engine/data/layouts/. A data set with both views, such as `handwritten`, keeps them in `images/` and `coco/`. Shards are
+named by a pattern: `data='/data/in-{train,val}-{000..099}.tar'`, or several patterns joined by `::`.
 
-Nothing heavy is imported here: the command line reads this file before it knows whether it will do any work.
+Imports nothing heavy: every command of the command line imports this file.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.file_lock import file_lock
 
 HANDWRITTEN = "handwritten"
-VARIABLE = "MIMBENCH_DATA_"  # and the name: says where a data set is
-SHARD_LISTS = "::"  # between lists of shards, as WebDataset has it
+VARIABLE = "MIMBENCH_DATA_"  # followed by the name of a data set: its path
+SHARD_LISTS = "::"  # separates lists of shards, as in WebDataset
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Severity = Literal["error", "warning", "note"]
@@ -46,34 +45,34 @@ Severity = Literal["error", "warning", "note"]
 
 
 def settings_file() -> Path:
-    """Where names of data sets are kept."""
+    """Return the file that stores the names of data sets."""
     return Path(os.environ.get("MIMBENCH_HOME") or "~/.config/mimbench").expanduser() / "datasets.toml"
 
 
 def cache_directory() -> Path:
-    """Where generated data sets are kept."""
+    """Return the directory of generated data sets."""
     if home := os.environ.get("MIMBENCH_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mimbench"
 
 
 def environment_variable(name: str) -> str:
-    """The environment variable that says where data set `name` is."""
+    """Return the environment variable for the path of data set `name`."""
     return VARIABLE + name.upper().replace("-", "_")
 
 
 def is_named(text: str) -> bool:
-    """Whether a data set goes by this name; else it is a path."""
+    """Return whether `text` is the name of a data set; otherwise it is a path."""
     return text in listing() or bool(os.environ.get(environment_variable(text)))
 
 
 def listing() -> dict[str, Path]:
-    """Every name and its path, alphabetically; `handwritten` is listed whether or not it has been written yet.
+    """Return every name and its path, alphabetically; `handwritten` is included even before it is written.
 
-    A name that the environment alone gives is listed in lower case.
+    A name that only the environment defines is listed in lower case.
 
     Raises:
-        ValueError: if the file of names is not TOML of the form `name = "path"`.
+        ValueError: if the file of names is not TOML with lines `name = "path"`.
     """
     named = {HANDWRITTEN: _handwritten_directory(), **_read_names()}
     known = {environment_variable(name): name for name in named}
@@ -84,38 +83,38 @@ def listing() -> dict[str, Path]:
 
 
 def add(name: str, path: str | Path) -> Path:
-    """Remember `path` as data set `name` (an earlier path is replaced) and return it made absolute.
+    """Store `path` as data set `name` (replacing an earlier path) and return the absolute path.
 
     Raises:
-        ValueError: for a name that cannot be one, or that the project keeps for itself.
+        ValueError: for an invalid or reserved name.
         FileNotFoundError: if `path` is not a directory.
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} cannot name a data set: use letters, digits, - and _")
     if name == HANDWRITTEN:
-        raise ValueError(f"{HANDWRITTEN!r} is the data set mimbench brings along; choose another name")
+        raise ValueError(f"{HANDWRITTEN!r} is reserved for mimbench's built-in data set; choose another name")
     directory = Path(path).expanduser().resolve()
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is not a directory, so it cannot be data set {name!r}")
+        raise FileNotFoundError(f"{directory} is not a directory; data set {name!r} must be one")
     names = dict(sorted({**_read_names(), name: directory}.items()))
     write_text(settings_file(), "".join(f"{key} = {json.dumps(str(value))}\n" for key, value in names.items()))
     return directory
 
 
 def locate(name_or_path: str | Path) -> Path:
-    """The directory of a data set given by name or path; `handwritten` is written first if need be.
+    """Return the directory of a data set given by name or path; `handwritten` is written first if it is missing.
 
     Raises:
-        FileNotFoundError: for a name or path that leads nowhere; the nearest name is offered.
+        FileNotFoundError: for an unknown name or missing path; the message suggests the nearest name.
         ValueError: if the file of names cannot be read.
     """
     name = str(name_or_path)
     variable = environment_variable(name)
     if NAME.fullmatch(name) and os.environ.get(variable):
-        return _existing(Path(os.environ[variable]).expanduser(), f"{variable} says data set {name!r} is there")
+        return _existing(Path(os.environ[variable]).expanduser(), f"{variable} names it as data set {name!r}")
     names = _read_names()
     if name in names:
-        return _existing(names[name], f"{settings_file()} says data set {name!r} is there")
+        return _existing(names[name], f"{settings_file()} names it as data set {name!r}")
     if name == HANDWRITTEN:
         return _handwritten()
     if is_pattern(name):
@@ -128,7 +127,7 @@ def locate(name_or_path: str | Path) -> Path:
 
 
 def is_there(name_or_path: str | Path) -> bool:
-    """Whether a data set is there, or will be written when it is first used; nothing is written."""
+    """Return whether a data set exists, or will be written on its first use; writes nothing."""
     if str(name_or_path) == HANDWRITTEN:
         return True
     try:
@@ -139,26 +138,26 @@ def is_there(name_or_path: str | Path) -> bool:
 
 
 def is_pattern(name: str | Path) -> bool:
-    """Whether this stands for shards: tars with {000..099} or {train,val} in their names, or joined by `::`."""
+    """Return whether `name` is a pattern of shards: tars with {000..099} or {train,val}, or joined by `::`."""
     return str(name).endswith(".tar") and ("{" in str(name) or SHARD_LISTS in str(name))
 
 
 def shards_of(pattern: str | Path) -> list[Path]:
-    """The tars that a pattern stands for, in its order.
+    """Return the tars of a pattern, in its order.
 
     Raises:
-        FileNotFoundError: naming the first that is not there.
+        FileNotFoundError: naming the first missing tar.
         ValueError: if a brace holds neither a range nor a choice.
     """
     tars = [Path(name) for part in str(pattern).split(SHARD_LISTS) for name in _expanded(part)]
     for tar in tars:
         if not tar.is_file():
-            raise FileNotFoundError(f"{tar}, the {tars.index(tar) + 1}. of the {len(tars)} shards named, is not there")
+            raise FileNotFoundError(f"{tar} does not exist (shard {tars.index(tar) + 1} of {len(tars)} in the pattern)")
     return tars
 
 
 def _expanded(text: str) -> list[str]:
-    """What a shell makes of braces: {08..11} counts, with as many digits; {train,val} chooses."""
+    """Return the shell's expansion of braces: {08..11} counts with as many digits; {train,val} is a choice."""
     before, brace, rest = text.partition("{")
     if not brace:
         return [text]
@@ -169,7 +168,7 @@ def _expanded(text: str) -> list[str]:
     else:
         choices = inside.split(",")
     if not close or not choices or (len(choices) == 1 and not found):
-        raise ValueError(f"{text}: braces hold a range of numbers, as {{000..099}}, or a choice, as {{train,val}}")
+        raise ValueError(f"{text}: braces must hold a range like {{000..099}} or a choice like {{train,val}}")
     return [before + choice + end for choice in choices for end in _expanded(after)]
 
 
@@ -181,7 +180,7 @@ def _existing(path: Path, who: str) -> Path:
 
 def _nowhere(name: str, path: Path) -> str:
     if path.is_file():
-        return f"data={name} is a file; name the directory of the data set"
+        return f"data={name} is a file; give the directory of the data set"
     known = listing()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(known)}"
@@ -224,29 +223,29 @@ def _handwritten() -> Path:
 
 
 def image_root(directory: Path) -> Path:
-    """The ImageFolder inside a data set: its subfolder `images/` if that is split, else the directory itself."""
+    """Return the root of a data set's ImageFolder: `images/` if that has splits, else the directory itself."""
     inner = directory / "images"
     return inner if any((inner / split).is_dir() for split in ("train", "val")) else directory
 
 
 def coco_root(directory: Path) -> Path:
-    """The COCO data set inside a data set: its subfolder `coco/` if that has annotations, else the directory itself."""
+    """Return the root of a data set's COCO view: `coco/` if that has annotations, else the directory itself."""
     inner = directory / "coco"
     return inner if (inner / "annotations").is_dir() else directory
 
 
 @dataclass(frozen=True)
 class CocoFiles:
-    """Where one split of a COCO data set is."""
+    """The paths of one split of a COCO data set."""
 
     annotations: Path
-    images: Path  # the folder that the annotations' file names are in
+    images: Path  # the folder of the annotations' file names
 
 
 def coco_files(directory: Path, split: Split) -> CocoFiles:
-    """The annotation file and image folder of a split, in the first layout of `coco_layouts` that is there.
+    """Return the annotation file and image folder of a split, in the first layout of `coco_layouts` that matches.
 
-    As COCO 2017 has them if none is; the files are not opened.
+    If none matches, the paths are COCO 2017's. The files are not opened.
     """
     root = coco_root(directory)
     if (found := coco_layouts.find(root, split)) is not None:
@@ -259,7 +258,7 @@ def coco_files(directory: Path, split: Split) -> CocoFiles:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong with a data set (`error`), likely wrong (`warning`), or good to know (`note`)."""
+    """One finding about a data set: a fault (`error`), a likely fault (`warning`), or information (`note`)."""
 
     severity: Severity
     file: str
@@ -271,7 +270,7 @@ class Finding:
 
 
 class UnfitError(ValueError):
-    """A data set that no run can use: an error among the findings, in one line."""
+    """A data set that no run can use: a finding of severity `error`, in one line."""
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(str(finding))
@@ -282,13 +281,13 @@ class UnfitError(ValueError):
 
 
 def unfit(file: Path, what: str, remedy: str) -> UnfitError:
-    """The exception for what is wrong with `file`, a file or a directory."""
+    """Return the exception for a fault of `file`, a file or a directory."""
     return UnfitError(Finding("error", str(file), what, remedy))
 
 
 @dataclass
 class Report:
-    """What a check of a data set found. `facts` counts what is there, e.g. {"train images": 80}."""
+    """The result of a data set's check. `facts` holds counts, e.g. {"train images": 80}."""
 
     path: Path
     findings: list[Finding] = field(default_factory=list)
@@ -296,19 +295,19 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether a run on this data would stop, or be wrong."""
+        """Whether a run on this data would stop or be wrong."""
         return any(finding.severity == "error" for finding in self.findings)
 
     def extend(self, findings: Iterable[Finding]) -> None:
-        """Add findings in the order they come."""
+        """Append `findings`."""
         self.findings.extend(findings)
 
 
 def require(findings: Iterable[Finding]) -> None:
-    """Stop at the first error among `findings`; what comes after it is not computed.
+    """Raise the first error among `findings`; later findings are not computed.
 
     Raises:
-        UnfitError: (a ValueError) the first error, in one line.
+        UnfitError: (a ValueError) for the first error, in one line.
     """
     for finding in findings:
         if finding.severity == "error":

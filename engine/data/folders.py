@@ -1,8 +1,8 @@
-"""Which files a folder of images holds, and of which class each is. Nothing is decoded here.
+"""The image files in a folder and their classes. Nothing is decoded here.
 
-    ROOT/<class>/...         classes are numbered in the order of their names; images may lie deeper in their folder
+    ROOT/<class>/...         classes are numbered in the order of their names; images may be in subfolders
 
-Images are told by their names' endings; names that begin with a dot are left alone.
+Files are images by the ending of their name; names that begin with a dot are ignored.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from mimbench.engine.data.datasets import unfit
 
 log = logging.getLogger(__name__)
 
-KINDS_NAMED = 8  # endings in a message
+KINDS_NAMED = 8  # most endings listed in a message
 PILLOW_SUFFIXES = frozenset({".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2"})
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}) | PILLOW_SUFFIXES  # torchvision's first
-# folders that programs leave among images: of NAS boxes, archives, file systems, notebooks
+# folders created by programs among images: NAS boxes, archives, file systems, notebooks
 NO_DATA = frozenset({"@eadir", "#recycle", "#snapshot", "__macosx", "lost+found", "$recycle.bin", "__pycache__",
                      "system volume information"})  # fmt: skip
-NO_IMAGES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})  # nothing is said of these
+NO_IMAGES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})  # ignored without a warning
 
 
 class Files(Protocol):
-    """Encoded images under a root, wherever they are kept."""
+    """The interface of encoded images under a root: files on disk or in an archive."""
 
     root: Path
 
@@ -40,7 +40,7 @@ class Files(Protocol):
     def __getitem__(self, index: int) -> Path: ...
 
     def name(self, index: int) -> str:
-        """The path below the root, as it would be in a folder of files."""
+        """Return the path below the root, as in a folder of files."""
 
     def text(self, index: int) -> str:
         """The path as a string."""
@@ -50,15 +50,15 @@ class Files(Protocol):
 
 
 class Names:
-    """Many names in one block of memory: a list of a million strings would be copied by every loading process."""
+    """Many names in one block of memory: each loading process would copy a list of a million strings."""
 
     def __init__(self, block: bytes | NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
-        """`block`: the encoded names, one after another; `ends`: where each ends."""
+        """`block`: the encoded names, one after another; `ends`: the end of each."""
         self._block, self._ends = block, ends
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Names:
-        """The same as the list `names`."""
+        """Return the `Names` of a list."""
         encoded = [os.fsencode(name) for name in names]
         return cls(b"".join(encoded), np.cumsum([len(name) for name in encoded], dtype=np.int64))
 
@@ -88,7 +88,7 @@ class Paths:
         return self._names[index]
 
     def text(self, index: int) -> str:
-        """The path as a string, which is made and opened faster."""
+        """Return the path as a string, which is faster to create and open than a `Path`."""
         return f"{self.root}/{self._names[index]}"
 
     def encoded(self, index: int) -> bytearray:
@@ -101,7 +101,7 @@ class Paths:
 
 
 class Selected:
-    """Some of `files`, or all of them in another order: image `i` is number `places[i]` of them."""
+    """A selection or reordering of `files`: image `i` is `files[places[i]]`."""
 
     def __init__(self, files: Files, places: NDArray[np.int64]) -> None:
         self.files, self.places, self.root = files, places, files.root
@@ -130,10 +130,10 @@ class Selected:
 
 
 def read_bytes(name: str) -> bytearray:
-    """All of a file, where it can be changed and handed to torch without another copy.
+    """Return a file's bytes in a writable buffer that torch can use without a copy.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if the file cannot be read.
     """
     with open(name, "rb") as file:  # noqa: PTH123 (pathlib takes as long as decoding a small image)
         content = bytearray(os.fstat(file.fileno()).st_size)
@@ -143,15 +143,15 @@ def read_bytes(name: str) -> bytearray:
 
 
 def suffix(name: str) -> str:
-    """The ending of a file's name, in small letters."""
+    """Return the ending of a file's name, in lower case."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 (as above)
 
 
 def class_names(directory: Path) -> list[str]:
-    """The class folders in `directory`, sorted.
+    """Return the names of the class folders in `directory`, sorted.
 
     Raises:
-        UnfitError: (a ValueError) if there are none.
+        UnfitError: (a ValueError) if it has none.
     """
     with os.scandir(directory) as entries:
         found = list(entries)
@@ -159,15 +159,15 @@ def class_names(directory: Path) -> list[str]:
     if not names:
         loose = sum(is_image(entry.name) for entry in found)
         what = f"has {loose} images but no class folders" if loose else "holds no images"
-        raise unfit(directory, what, f"put the images of each class into a folder of their own, {directory}/<class>/")
+        raise unfit(directory, what, f"put the images of each class into a separate folder, {directory}/<class>/")
     return names
 
 
 def labelled_files(directory: Path, classes: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Paths under `directory` of its images, and their labels as places in `classes`.
+    """Return the paths of the images under `directory`, and their labels as indices into `classes`.
 
     Raises:
-        UnfitError: (a ValueError) if there are no images, or a class that is not one of `classes`.
+        UnfitError: (a ValueError) if there are no images, or a class is not in `classes`.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     names: list[str] = []
@@ -178,14 +178,14 @@ def labelled_files(directory: Path, classes: Sequence[str]) -> tuple[list[str], 
         if name not in numbers:
             if not files:
                 continue
-            raise unfit(directory / name, "is a class the training split does not have", "add it there, or remove it")
+            raise unfit(directory / name, "is a class that the training split lacks", "add it there, or remove it")
         names += files
         labels += [numbers[name]] * len(files)
     if others:
         counted = ", ".join(f"{count:,} {ending}" for ending, count in sorted(others.items())[:KINDS_NAMED])
-        log.warning("%s: %s: these files are left out; images end in %s", directory, counted, _endings())
+        log.warning("%s: %s files are ignored; the names of images end in %s", directory, counted, _endings())
     if not names:
-        raise unfit(directory, "holds no images", f"they end in {_endings()}")
+        raise unfit(directory, "holds no images", f"their names must end in {_endings()}")
     return names, labels
 
 
@@ -194,17 +194,17 @@ def _endings() -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
+    """Return whether a file of this name counts as an image."""
     return suffix(name) in SUFFIXES and not name.startswith(".")
 
 
 def is_data(folder: str) -> bool:
-    """Whether a folder of this name may hold images: not hidden, and not one that programs make for themselves."""
+    """Return whether a folder of this name may hold images: it is not hidden and not created by a program."""
     return not folder.startswith(".") and folder.lower() not in NO_DATA
 
 
 def image_files(root: Path, inner: str, others: Counter[str] | None = None) -> Iterator[str]:
-    """Paths of images below `root/inner`, relative to `root`; `others` counts other files by their names' ending."""
+    """Yield paths of images below `root/inner`, relative to `root`; `others` counts other files by ending."""
     prefix = f"{inner}/" if inner else ""
     with os.scandir(root / inner) as entries:
         for entry in entries:

@@ -1,9 +1,9 @@
-"""Images packed into a few large files by `mimbench data shrink` (engine/data/shrink.py), read in any order.
+"""Read images packed into a few large files by `mimbench data shrink` (engine/data/shrink.py), in any order.
 
-ROOT/shrink.json                      what they were shrunk to
+ROOT/shrink.json                      the size and quality of the images
 ROOT/train/00000.tar 00001.tar ...    ordinary tar files, <class>/<name>.jpg, in the order of class and name
-ROOT/train/index.safetensors          where each image is, and its class; written last
-ROOT/val/...                          (a data set without splits has its files in ROOT itself)
+ROOT/train/index.safetensors          the position and class of each image; written last
+ROOT/val/...                          (a data set without splits has these files in ROOT itself)
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ INDEX, ABOUT = "index.safetensors", "shrink.json"
 
 
 def packed(directory: Path) -> bool:
-    """Whether `directory` holds packed images.
+    """Return whether `directory` holds packed images.
 
     Raises:
-        UnfitError: (a ValueError) if their packing was stopped and not taken up again.
+        UnfitError: (a ValueError) if the packing was interrupted and not resumed.
     """
     if (directory / INDEX).is_file():
         return True
     if (directory / "00000.tar").is_file() and any((at / ABOUT).is_file() for at in (directory, directory.parent)):
-        raise unfit(directory, "was not packed to its end", "repeat the same `mimbench data shrink`; it goes on")
+        raise unfit(directory, "is only partly packed", "repeat the same `mimbench data shrink`, which resumes")
     return False
 
 
 class Shards:
-    """The packed images of one split, to be read in any order; item `i` is the path that image i would have unpacked.
+    """The packed images of one split, readable in any order; item `i` is the path that image i would have unpacked.
 
     Attributes:
         root: the folder of the split.
         classes: names of the classes.
-        labels: int64 (N,), places in `classes`.
-        description: what was done to the images, in words.
+        labels: int64 (N,), indices into `classes`.
+        description: the shrinking, in words.
     """
 
     def __init__(self, root: Path) -> None:
         """Open the packed split in the folder `root`.
 
         Raises:
-            UnfitError: (a ValueError) if the index cannot be read, or a tar is missing or cut short.
+            UnfitError: (a ValueError) if the index cannot be read, or a tar is missing or truncated.
         """
         self.root = root
         tensors, about = _read_index(root / INDEX)
@@ -82,22 +82,22 @@ class Shards:
         return self._paths.text(index)
 
     def encoded(self, index: int) -> bytearray:
-        """The JPEG.
+        """Return the image file's bytes.
 
         Raises:
             OSError: if the tar cannot be read.
-            UnfitError: (a ValueError) if it has become shorter.
+            UnfitError: (a ValueError) if the tar was truncated since it was opened.
         """
         shard, size = int(self._shard_N[index]), int(self._size_N[index])
         if shard not in self._open:
             self._open[shard] = os.open(tar_path(self.root, shard), os.O_RDONLY)
         content = bytearray(os.pread(self._open[shard], size, int(self._start_N[index])))
         if len(content) < size:
-            raise unfit(tar_path(self.root, shard), "is cut short", "remove it and repeat `mimbench data shrink`")
+            raise unfit(tar_path(self.root, shard), "is truncated", "remove it and repeat `mimbench data shrink`")
         return content
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # descriptors mean nothing in another process
+        return {**self.__dict__, "_open": {}}  # descriptors are not valid in another process
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_open", {}).values():
@@ -105,13 +105,13 @@ class Shards:
 
 
 def tar_path(root: Path, shard: int) -> Path:
-    """Where shard number `shard` of the packed split in `root` is."""
+    """Return the path of shard number `shard` of the packed split in `root`."""
     return root / f"{shard:05}.tar"
 
 
 def _must_hold(tar: Path, size: int) -> None:
     if not tar.is_file() or tar.stat().st_size < size:
-        what = "is cut short" if tar.is_file() else "is missing"
+        what = "is truncated" if tar.is_file() else "is missing"
         raise unfit(tar, what, f"remove it and {INDEX}, and repeat `mimbench data shrink`")
 
 
@@ -122,7 +122,7 @@ def _read_index(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about = json.loads((file.metadata() or {})["mimbench"])
         about["names"] = bytes(tensors["names"].numpy()).decode("utf-8", "surrogateescape").split("\0")
         if about["schema"] != SCHEMA:
-            raise ValueError(f"schema {about['schema']}, where {SCHEMA} is known")
+            raise ValueError(f"schema {about['schema']}, but only {SCHEMA} is supported")
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise unfit(path, f"cannot be read ({error})", "remove it and repeat `mimbench data shrink`") from None
     return tensors, about

@@ -1,13 +1,13 @@
-"""Images shrunk once and packed into a few large files, where originals cannot be decoded as fast as a GPU trains.
+"""Shrink images and pack them into a few large files, for GPUs that train faster than the originals can be decoded.
 
     mimbench data shrink imagenet /data/imagenet-256 --short 256
     mimbench run pretrain/crossmae_vitb_800ep data=/data/imagenet-256
 
-What is written is described in engine/data/shards.py, which reads it. An image is resized (bicubic, antialiased) so
-that its short side has `short` pixels, and written as JPEG; one that is no larger is kept byte for byte. Of ImageNet at
-256 px, quality 90, 31 KB an image are left of 110, and loading is four to five times as quick. Crops then come from
-fewer pixels than the papers had: results say so. A shrinking that was stopped goes on with the first tar that is
-missing. Images that cannot be decoded are left out and named.
+engine/data/shards.py describes and reads the files. An image is resized (bicubic, antialiased) so that its short side
+has `short` pixels, and written as JPEG; an image that is no larger is kept byte for byte. ImageNet at 256 px, quality
+90, shrinks from 110 to 31 KB per image, and loading is four to five times faster. Crops then come from fewer pixels
+than in the papers, which results record. An interrupted shrinking resumes with the first missing tar. Images that
+cannot be decoded are left out and reported.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from mimbench.engine.data.shards import ABOUT, INDEX, SCHEMA, Shards, tar_path
 from mimbench.engine.run.atomic import replacing, write_json, write_with
 from mimbench.engine.run.bar import track
 
-IMAGES = 8192  # in one tar: a quarter of a gigabyte at 256 px
-AT_ONCE = 16  # images that a process shrinks before it hands them over
+IMAGES = 8192  # per tar: a quarter of a gigabyte at 256 px
+AT_ONCE = 16  # images that a process shrinks before it returns them
 
 # N images of a split
 
 
 @dataclass(frozen=True)
 class Shrinking:
-    """What images are shrunk to."""
+    """The size and quality that images are shrunk to."""
 
     short: int  # pixels of the short side
     quality: int = 90  # of the JPEG, 1 to 100
@@ -56,40 +56,40 @@ class Shrinking:
 
 @dataclass
 class Shrunk:
-    """What became of one split."""
+    """The result of shrinking one split."""
 
     split: str
     images: int
     bytes: int
-    left_out: list[str] = field(default_factory=list)  # images that cannot be decoded, and why
+    left_out: list[str] = field(default_factory=list)  # one line for each image that cannot be decoded
 
 
 def shrink(source: Path, out: Path, shrinking: Shrinking, workers: int) -> Iterator[Shrunk]:
-    """Pack every split of the data set at `source` into `out`, or go on with it, by `workers` processes.
+    """Pack every split of the data set at `source` into `out`, or resume that, with `workers` processes.
 
     Raises:
         FileNotFoundError: if there is no data set at `source`.
-        ValueError: if `out` holds something else, or `source` is packed already.
+        ValueError: if `out` holds other files, or `source` is already packed.
     """
     found: list[Split] = splits_of(source) or ["train"]
     folders = [ImageFolder(source, split, cache=False) for split in found]
     if any(isinstance(folder.paths, Shards) for folder in folders):
-        raise ValueError(f"{source} is packed already; shrink the original images")
+        raise ValueError(f"{source} is already packed; shrink the original images")
     _begin(source, out, shrinking)
     for folder in folders:
         yield _shrink_split(folder, out if folder.splitless else out / folder.split, shrinking, workers)
 
 
 def _begin(source: Path, out: Path, shrinking: Shrinking) -> None:
-    """Say in `out` what it is going to hold, or find that it says so."""
+    """Record in `out` what it will hold, or check that its record agrees."""
     about = {"source": str(source.resolve()), **asdict(shrinking), "images_per_tar": IMAGES}
     if (out / ABOUT).is_file():
         before = json.loads((out / ABOUT).read_text(encoding="utf-8"))
         if different := [name for name, value in about.items() if before.get(name) != value]:
             said = ", ".join(f"{name}={before.get(name)}" for name in different)
-            raise ValueError(f"{out} was begun with {said}: name another directory, or remove it")
+            raise ValueError(f"{out} was started with {said}: use another directory, or remove it")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and holds something else: name a new directory")
+        raise ValueError(f"{out} already exists and holds other files: use a new directory")
     else:
         write_json(out / ABOUT, about)
 
@@ -117,7 +117,7 @@ def _places(shard: int, folder: ImageFolder) -> range:
 
 @dataclass(frozen=True)
 class _Image:
-    """A packed image: its name in the tar and its bytes, or what is wrong with it."""
+    """A packed image: its name in the tar and its bytes, or its fault."""
 
     name: str
     content: bytes = b""
@@ -125,7 +125,7 @@ class _Image:
 
 
 class _Shrinker(Dataset[_Image]):
-    """The images of a folder at `places`, shrunk."""
+    """The shrunk images of a folder at the indices `places`."""
 
     def __init__(self, folder: ImageFolder, places: Sequence[int], shrinking: Shrinking) -> None:
         self.folder, self.places, self.shrinking = folder, places, shrinking
@@ -147,13 +147,13 @@ class _Shrinker(Dataset[_Image]):
 
 
 def _with_class(name: str, label: str) -> str:
-    """A path below the class's folder, also of an image that has no such folder where it comes from."""
+    """Return a path in the class's folder, also for an image whose source has no class folders."""
     folder = _folder(label)
     return name if name.startswith(f"{folder}/") else f"{folder}/{name.replace('/', '_')}"
 
 
 def _folder(label: str) -> str:
-    """A class's name as that of one folder; those of Places365 have slashes."""
+    """Return a class's name as a folder name; Places365's class names contain slashes."""
     return label.strip("/").replace("/", "-")
 
 
@@ -169,7 +169,7 @@ def _images(folder: ImageFolder, places: Sequence[int], shrinking: Shrinking, wo
 
 
 def _write_tar(path: Path, images: Iterator[_Image], number: int) -> list[str]:
-    """Write the next `number` of `images` to a tar; what was left out, and why."""
+    """Write the next `number` of `images` to a tar; return the faults of those left out."""
     left_out = []
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for _ in range(number):
@@ -184,7 +184,7 @@ def _write_tar(path: Path, images: Iterator[_Image], number: int) -> list[str]:
 
 
 def _write_index(directory: Path, shards: Sequence[int], classes: Sequence[str], shrinking: Shrinking) -> None:
-    """Find every image in the tars and write down where it is."""
+    """Write the index: the position and class of every image in the tars."""
     numbers = {_folder(name): number for number, name in enumerate(classes)}
     names: list[str] = []
     rows: list[tuple[int, int, int, int]] = []
@@ -194,7 +194,7 @@ def _write_index(directory: Path, shards: Sequence[int], classes: Sequence[str],
                 names.append(entry.name)
                 rows.append((shard, entry.offset_data, entry.size, numbers[entry.name.partition("/")[0]]))
     if not rows:
-        raise unfit(directory, "got no image that can be decoded", "look at the source with `mimbench data check`")
+        raise unfit(directory, "has no image that can be decoded", "check the source with `mimbench data check`")
     shard_N, start_N, size_N, label_N = torch.tensor(rows, dtype=torch.int64).unbind(1)
     text = bytearray("\0".join(names).encode("utf-8", "surrogateescape"))
     tensors = {"shard": shard_N, "start": start_N, "size": size_N, "labels": label_N}

@@ -83,7 +83,7 @@ def test_a_place_that_has_gone_is_named_with_who_sent_us_there(folder: Path, mon
 def test_names_that_cannot_be(folder: Path) -> None:
     with pytest.raises(ValueError, match="cannot name"):
         add("a/b", folder)
-    with pytest.raises(ValueError, match="brings along"):
+    with pytest.raises(ValueError, match="'handwritten' is reserved"):
         add("handwritten", folder)
     with pytest.raises(FileNotFoundError, match="not a directory"):
         add("imagenet", folder / "nothing")
@@ -177,7 +177,7 @@ def test_shards_named_by_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [tar.name for tar in shards_of(pattern)] == [*names, "more.tar"]
     assert all(tar.is_absolute() for tar in shards_of(pattern))
     assert locate(str(pattern)) == pattern
-    with pytest.raises(FileNotFoundError, match=r"in-val-011\.tar, the 3\. of the 3 shards named, is not there"):
+    with pytest.raises(FileNotFoundError, match=r"in-val-011\.tar .*shard 3 of 3"):
         shards_of(locate("in-val-{009..011}.tar"))
     with pytest.raises(FileNotFoundError, match="is a file"):
         locate("more.tar")
@@ -185,5 +185,5 @@ def test_shards_named_by_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("pattern", ["a-{000..}.tar", "a-{1}.tar", "a-{1..2.tar"])
 def test_braces_that_say_nothing(pattern: str) -> None:
-    with pytest.raises(ValueError, match="braces hold a range of numbers"):
+    with pytest.raises(ValueError, match="braces must hold a range"):
         shards_of(pattern)

@@ -127,7 +127,7 @@ def test_layouts_that_cannot_be_read(folder: Path, tmp_path_factory: pytest.Temp
     with pytest.raises(UnfitError, match="has 1 images but no class folders"):
         ImageFolder(other, "val")
     _write(folder / "val" / "dog" / "1.png", _picture())
-    with pytest.raises(UnfitError, match="dog: is a class the training split does not have"):
+    with pytest.raises(UnfitError, match="dog: is a class that the training split lacks"):
         ImageFolder(folder, "val")
 
 

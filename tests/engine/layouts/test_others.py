@@ -210,9 +210,9 @@ def test_webdataset_that_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(UnfitError, match=r"in-train-0\.tar: cannot be read: empty file"):
         open_listing(tmp_path, "train")
     (tmp_path / "in-train-1.tar").unlink()
-    with pytest.raises(FileNotFoundError, match=r"in-train-1\.tar, the 2\. of the 2 shards named, is not there"):
+    with pytest.raises(FileNotFoundError, match=r"in-train-1\.tar .*shard 2 of 2"):
         open_listing(locate(f"{tmp_path}/in-train-{{0..1}}.tar"), "train")
-    with pytest.raises(ValueError, match="braces hold a range"):
+    with pytest.raises(ValueError, match="braces must hold a range"):
         open_listing(locate(f"{tmp_path}/in-train-{{0}}.tar"), "train")
     with pytest.raises(FileNotFoundError, match="'val'"):
         open_listing(locate(f"{tmp_path}/in-{{train,train}}-0.tar"), "val")
