@@ -1,18 +1,18 @@
-"""Batches that depend on nothing but the seed and their number, so that a run can be continued at any of them.
+"""Batches that depend only on the seed and their number, so that a run can resume at any of them.
 
-The order of an epoch comes from (seed, epoch), the augmentation of a sample from (seed, epoch, index). How many
-processes load, where a run was resumed and what else drew random numbers make no difference.
+The order of an epoch depends on (seed, epoch), the augmentation of a sample on (seed, epoch, index). The number of
+loading processes, the step of a resume and other random draws make no difference.
 
     batches = Batches(dataset, batch=64, seed=0, workers=2)
-    for batch in batches.starting_at(1200): ...     # for ever; batch 1200 at once, nothing before it is loaded
+    for batch in batches.starting_at(1200): ...     # endless; starts at batch 1200 without loading earlier ones
     for batch in evaluation_loader(dataset, 64, workers=2): ...    # in order, every sample exactly once
 
-Under torchrun each process gets its own part of the same global batches. An error of a data set arrives as one line
-that names the image, whichever process it was raised in (engine/data/faults.py); an `UnfitError` may be skipped
+Under torchrun each process gets its part of the same global batches. A data set's error is reported as one line that
+names the image, also from a loading process (engine/data/faults.py); an `UnfitError` may be skipped
 (engine/data/skipped_images.py).
 
-Loading processes live as long as the iterator does, through all epochs: the order of an epoch is made from its number
-where the keys are handed out, so there is nothing that a process which lives on could have of the epoch before.
+Loading processes live as long as the iterator, through all epochs. The order of an epoch is computed from its number in
+the training process, which sends them the keys, so they keep no state from an earlier epoch.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ T = TypeVar("T")
 
 
 class MapStyle(Protocol):
-    """A data set that knows its length and gives item `index`."""
+    """The interface of a map-style data set: a length, and items by index."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
 
 
 class SeededDataset(Dataset[Any]):
-    """`base` with each item's randomness drawn from (seed, epoch, index) alone.
+    """`base` with each item's randomness derived only from (seed, epoch, index).
 
-    Python's, NumPy's and torch's generators are seeded for the item. In the training process their states are put
-    back afterwards; a loading process has no other use for them.
+    Python's, NumPy's and torch's generators are seeded for each item. In the training process their states are
+    restored afterwards; a loading process does not use them otherwise.
 
     With `skipped`, an item that raises `UnfitError` is replaced by another item of `base`, drawn from
-    (seed, epoch, index) and given the randomness that the first would have had.
+    (seed, epoch, index), with the randomness of the original item.
     """
 
     def __init__(self, base: MapStyle, seed: int, skipped: Skipped | None = None) -> None:
@@ -63,7 +63,7 @@ class SeededDataset(Dataset[Any]):
         return len(self.base)
 
     def __getitem__(self, key: Key) -> Any:
-        """An item.
+        """Return an item.
 
         Raises:
             DataError, LoadingError: if it cannot be loaded.
@@ -71,9 +71,9 @@ class SeededDataset(Dataset[Any]):
         return unless_fault(self.__getitems__([key])[0])
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
-        """The items of one batch, or the `Fault` of the first that cannot be loaded, alone.
+        """Return the items of one batch, or only the `Fault` of the first that cannot be loaded.
 
-        States are kept and put back once for all of them.
+        Random states are saved and restored once for the whole batch.
         """
         items = []
         with _states_kept():
@@ -84,16 +84,16 @@ class SeededDataset(Dataset[Any]):
         return items
 
     def fault_of(self, index: int) -> str:
-        """What is wrong with item `index` of `base`, which could not be read before."""
+        """Return the fault of item `index` of `base`, which could not be read before."""
         with _states_kept():
             try:
                 self.base[index]
             except (ValueError, OSError) as error:
                 return str(error)
-        return f"item {index}, which could be read the second time"
+        return f"item {index}, which was readable on the second try"
 
     def _item(self, epoch: int, index: int) -> Any:
-        """Item `index`, or the first of its replacements that can be read; a `Fault` if it cannot be loaded."""
+        """Return item `index`, or its first readable replacement; a `Fault` if it cannot be loaded."""
         seed, place = derived_seed(self.seed, epoch, index), index
         for attempt in range(IN_A_ROW):
             _seed(seed)
@@ -119,7 +119,7 @@ def _seed(seed: int) -> None:
 
 
 class _Plain(Dataset[Any]):
-    """`base` as it is, with a `Fault` in place of an item that cannot be loaded."""
+    """`base` unchanged, except that an item that cannot be loaded becomes a `Fault`."""
 
     def __init__(self, base: MapStyle) -> None:
         self.base = base
@@ -138,7 +138,7 @@ class _Plain(Dataset[Any]):
 
 @contextmanager
 def _states_kept() -> Iterator[None]:
-    """Afterwards the training process's generators are where they were."""
+    """Restore the training process's random states after the `with` block."""
     if get_worker_info():
         yield
         return
@@ -152,15 +152,15 @@ def _states_kept() -> Iterator[None]:
 
 
 def batched(samples: list[Any]) -> Any:
-    """Samples as a batch, as torch's default does it; images that lie in memory by pixel stay so, in a batch too.
+    """Collate samples as torch does by default, but keep the memory order of images stored by pixel.
 
-    Such images (3, H, W) are stacked as they lie, in a sixth of the time that turning each around would take.
+    Stacking such images (3, H, W) in their order takes a sixth of the time of reordering each.
     """
     return torch_collate.collate(samples, collate_fn_map=_COLLATE)
 
 
 def _stacked(images: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
-    """Tensors of one shape, stacked."""
+    """Return tensors of one shape, stacked."""
     if images[0].ndim == 3 and not images[0].is_contiguous() and images[0].permute(1, 2, 0).is_contiguous():
         by_pixel = torch_collate.collate_tensor_fn([image.permute(1, 2, 0) for image in images])
         return by_pixel.permute(0, 3, 1, 2)
@@ -168,7 +168,7 @@ def _stacked(images: Sequence[torch.Tensor], *, collate_fn_map: Any = None) -> t
 
 
 def unless_fault(batch: Any) -> Any:
-    """`batch` itself.
+    """Return `batch`.
 
     Raises:
         DataError, LoadingError: if it is a `Fault`.
@@ -179,7 +179,7 @@ def unless_fault(batch: Any) -> Any:
 
 
 class _Collate:
-    """Collates samples by `collate`; with a `Fault` among them, that is the batch."""
+    """Collates samples with `collate`; if one of them is a `Fault`, the batch is that fault."""
 
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
@@ -192,7 +192,7 @@ class _Collate:
 
 
 class _Loader(DataLoader[Any]):
-    """A DataLoader that raises what its processes returned as a `Fault`."""
+    """A DataLoader that raises the error of a `Fault` from its processes."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return map(unless_fault, super().__iter__())
@@ -202,29 +202,29 @@ _COLLATE = {**torch_collate.default_collate_fn_map, torch.Tensor: _stacked}
 
 
 class Batches:
-    """An endless sequence of training batches, to be entered anywhere.
+    """An endless sequence of training batches that can start anywhere.
 
     Args:
         dataset: map-style; its items may be random (see `SeededDataset`).
         batch: samples in one micro-batch of this process.
-        seed: of the order and of every item's randomness.
+        seed: seed of the order and of every item's randomness.
         accumulate: micro-batches in an optimiser step. An epoch is a whole number of optimiser steps, so the
-            samples of a step do not depend on how it is cut into micro-batches and processes.
-        collate: list of samples to batch; `batched` when None.
+            samples of a step do not depend on its division into micro-batches and processes.
+        collate: function from a list of samples to a batch; None: `batched`.
         workers: loading processes; 0 loads in this one.
-        shuffle: a new order each epoch, else the data set's own.
-        drop_last: leave out the samples that do not fill the last optimiser step of an epoch. Without it the last
-            batch is smaller, which only a single process without accumulation can do.
-        paired: cut a step so that its i-th sample from the front and from the back are in the same micro-batch, at
-            places of it that mirror each other.
-        prepare: what is done to each batch in the training process at the moment it is taken, long after it was loaded.
+        shuffle: use a new order each epoch, else the data set's order.
+        drop_last: leave out the samples that do not fill the last optimiser step of an epoch. Otherwise the last
+            batch is smaller, which requires a single process without accumulation.
+        paired: divide a step so that its i-th sample from the front and from the back are in the same micro-batch, at
+            mirrored positions.
+        prepare: function applied to each batch in the training process when it is used, possibly long after loading.
         skip: share of the samples that may be skipped because they cannot be decoded.
 
     Attributes:
-        skipped: what has been.
+        skipped: the skipped samples.
 
     Raises:
-        ValueError: if an epoch would have no batch.
+        ValueError: if an epoch has no batch.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class Batches:
         self.rank, self.world = rank_and_world()
         samples, step = len(dataset), batch * self.world * accumulate
         if not drop_last and step != batch:
-            raise ValueError("drop_last=False needs a single process and accumulate=1")
+            raise ValueError("drop_last=False requires a single process and accumulate=1")
         whole = samples // step if drop_last else -(-samples // step)
         if not whole:
             raise ValueError(
@@ -259,35 +259,35 @@ class Batches:
         self._length = whole * accumulate
 
     def __len__(self) -> int:
-        """Micro-batches in an epoch."""
+        """Return the number of micro-batches in an epoch."""
         return self._length
 
     @property
     def images_per_step(self) -> int:
-        """Samples in one optimiser step, over all processes."""
+        """The number of samples in one optimiser step, over all processes."""
         return self.batch * self.world * self.accumulate
 
     def starting_at(self, position: int) -> Iterator[Any]:
-        """Batches for ever, from micro-batch `position` (0-based, counted over all epochs)."""
+        """Yield batches endlessly, from micro-batch `position` (0-based, counted over all epochs)."""
         loader = _Loader(
             self.dataset,
             batch_sampler=_Keys(self, position),
             num_workers=self.workers,
             collate_fn=_Collate(self.collate or batched),
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or it would draw from the training's own
+            generator=torch.Generator(),  # otherwise it would use the training's generator
         )
         for batch in loader:
             self.skipped.tell(self.dataset.fault_of)
             yield batch if self.prepare is None else self.prepare(batch)
 
     def facts(self) -> dict[str, object]:
-        """For `result.json`: what was skipped, if that was allowed."""
+        """Return the skipped samples for `result.json`; empty if skipping is off."""
         self.skipped.tell(self.dataset.fault_of)
         return self.skipped.facts()
 
     def order(self, epoch: int) -> torch.Tensor:
-        """Indices of all samples in the order of `epoch`, (samples,) int64."""
+        """Return the indices of all samples in the order of `epoch`, (samples,) int64."""
         samples = len(self.dataset)
         if not self.shuffle:
             return torch.arange(samples)
@@ -296,7 +296,7 @@ class Batches:
 
 
 class _Keys(Sampler[list[Key]]):
-    """The (epoch, index) keys of this process's batches, for ever from a position."""
+    """The endless (epoch, index) keys of this process's batches, from a position."""
 
     def __init__(self, batches: Batches, position: int) -> None:
         self.batches = batches
@@ -315,10 +315,10 @@ class _Keys(Sampler[list[Key]]):
 
 
 def step_places(part: int, parts: int, batch: int, paired: bool = False) -> torch.Tensor:
-    """Places in an optimiser step of the samples of micro-batch `part`, one of `parts` of `batch` samples: (batch,).
+    """Return the positions in an optimiser step of the samples of micro-batch `part` of `parts`: (batch,).
 
-    They follow each other, or, `paired`, come half from the front and half from the back: samples i and
-    parts * batch - 1 - i of the step are i' and batch - 1 - i' of a micro-batch.
+    They are consecutive or, if `paired`, half from the front and half from the back: samples i and
+    parts * batch - 1 - i of the step become i' and batch - 1 - i' of a micro-batch.
     """
     if not paired:
         return torch.arange(part * batch, (part + 1) * batch)
@@ -328,7 +328,7 @@ def step_places(part: int, parts: int, batch: int, paired: bool = False) -> torc
 
 
 def evaluation_loader(dataset: MapStyle, batch: int, workers: int, collate: Collate | None = None) -> DataLoader[Any]:
-    """Every sample exactly once, in order; the last batch may be smaller."""
+    """Return a loader of every sample exactly once, in order; the last batch may be smaller."""
     return _Loader(
         _Plain(dataset),
         batch_size=batch,
@@ -344,7 +344,7 @@ def _length(dataset: Sized) -> int:
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """`batch` with every tensor in its tuples, lists and dictionaries on `device`; other things as they are."""
+    """Return `batch` with every tensor in its tuples, lists and dictionaries moved to `device`."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):

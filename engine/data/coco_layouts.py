@@ -58,7 +58,7 @@ def find(root: Path, split: str) -> tuple[Path, list[Path]] | None:
 
 
 def others(root: Path) -> list[str]:
-    """Return the JSON files that may hold annotations in `root`, its annotations/ and its folders, relative to `root`."""
+    """Return JSON files that may hold annotations in `root`, its annotations/ and its folders, relative to `root`."""
     folders = [root, *(folder for folder in _entries(root) if folder.is_dir() and folder.name.lower() != "annotations")]
     files = {file for folder in folders for file in _json_files(folder)}
     return sorted(str(file.relative_to(root)) for file in files)

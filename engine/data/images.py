@@ -1,21 +1,21 @@
-"""Photographs in folders of classes, as ImageNet is laid out, and the crops that pretraining takes from them.
+"""Images in class folders, as in ImageNet, and the random crops for pretraining.
 
     ROOT/train/<class>/...  ROOT/val/<class>/...     ImageNet; classes are numbered by ROOT/train, sorted by name
-    ROOT/<class>/...                                 no splits: both splits are all images, and a warning says so
+    ROOT/<class>/...                                 no splits: both splits are all images, with a warning
     ROOT/train/00000.tar ...                         either of these, packed by `mimbench data shrink` (shards.py)
     ...                                              ImageNet's tars, CIFAR, WebDataset: layouts/recognise.py
 
-Images are uint8 tensors (3, H, W), RGB, values 0..255, all the way to the device, where `normalise` makes them the
-floats an encoder wants: a quarter of the bytes to move, and twice the speed of the usual PIL and float pipeline. They
-lie in memory by pixel (channels last), as decoders write them and torch's uint8 kernels read them.
+Images stay uint8 tensors (3, H, W), RGB, values 0..255, until they are on the device, where `normalise` converts them to
+floats: this moves a quarter of the bytes and is twice as fast as the usual pipeline of PIL and floats. They are stored
+by pixel (channels last), as decoders write them and torch's uint8 kernels read them.
 
-JPEG and WebP are decoded by torchvision, other formats by Pillow (PNG, too: a damaged one would end the process in
-torchvision 0.29, and neither pixels nor speed differ to speak of); greyscale, palette and CMYK become RGB, and values
-of more than 8 bits become 8 (decoding.py says how). EXIF orientation is ignored, as in torchvision's ImageFolder,
-unless asked for. `decoder="pil"` has Pillow decode and crop, for pixels equal to those of the papers' code to the last
-bit; torchvision's differ by .05 of 255 on average.
+torchvision decodes JPEG and WebP, Pillow all other formats. Pillow also decodes PNG: a damaged file crashes the process
+in torchvision 0.29, and pixels and speed hardly differ. Greyscale, palette and CMYK become RGB, and values of more than
+8 bits become 8 bits (see decoding.py). EXIF orientation is ignored by default, as in torchvision's ImageFolder. With
+`decoder="pil"` Pillow decodes and crops, so that pixels equal those of the papers' code exactly; torchvision's differ
+by .05 of 255 on average.
 
-Small images that are all of one size (the whole folder in at most `CACHE_BYTES`) are decoded once and kept in memory.
+Images of equal size are decoded once and kept in memory if the whole folder fits into `CACHE_BYTES`.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ log = logging.getLogger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CACHE_BYTES = 512 * 2**20
-PNG = b"\x89PNG\r\n\x1a\n"  # how the format begins
+PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of the format
 
 Decoder = Literal["torchvision", "pil"]
 Resizing = Literal["bicubic", "bilinear"]  # of a crop; always antialiased
 
 
 def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """uint8 images (B, 3, H, W) as floats, `(image / 255 - mean) / std`, on the device they are on."""
+    """Return uint8 images (B, 3, H, W) as floats, `(image / 255 - mean) / std`, on the same device."""
     mean_C11 = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
     std_C11 = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
     return images.float().sub_(mean_C11).div_(std_C11)
@@ -65,21 +65,21 @@ def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
 
 
 def read_image(path: str | Path, *, upright: bool = False) -> Tensor:
-    """The image at `path` as a uint8 tensor (3, H, W), RGB; `upright` turns it as its EXIF data say.
+    """Return the image at `path` as a uint8 tensor (3, H, W), RGB; `upright` applies its EXIF orientation.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UnfitError: (a ValueError) naming the file, if it is cut short or not an image.
+        FileNotFoundError: if the file does not exist.
+        UnfitError: (a ValueError) naming the file, if it is truncated or not an image.
     """
     name = str(path)
     return decode(read_bytes(name), name, upright=upright)
 
 
 def decode(encoded: bytearray, name: str, *, upright: bool = False, decoder: Decoder = "torchvision") -> Tensor:
-    """The image that the file `name` holds, as `read_image` gives it.
+    """Return the image in the bytes of the file `name`, as `read_image` does.
 
     Raises:
-        UnfitError: (a ValueError) naming the file, if it is cut short or not an image.
+        UnfitError: (a ValueError) naming the file, if it is truncated or not an image.
     """
     try:
         if not encoded or decoder == "pil" or suffix(name) in PILLOW_SUFFIXES or encoded.startswith(PNG):
@@ -87,14 +87,14 @@ def decode(encoded: bytearray, name: str, *, upright: bool = False, decoder: Dec
         return _decode_with_torchvision(encoded, upright)
     except UnreadableError as error:
         raise unfit(Path(name), error.what, error.remedy) from None
-    except (RuntimeError, OSError, ValueError, SyntaxError) as error:  # Pillow says SyntaxError of a broken PNG
+    except (RuntimeError, OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         raise unfit(Path(name), _fault(error), "replace or delete this file") from None
 
 
 def _decode_with_torchvision(encoded: bytearray, upright: bool) -> Tensor:
-    """What torchvision does not read may be a BMP, TIFF or AVIF that is named otherwise; Pillow may.
+    """Decode with torchvision, or with Pillow if that fails: the file may be a BMP, TIFF or AVIF with another ending.
 
-    torchvision turns JPEG alone, and only if its EXIF data come before others: so Pillow reads how to turn it.
+    torchvision rotates only JPEG, and only if EXIF is the first metadata, so Pillow reads the orientation.
     """
     from torchvision.io import ImageReadMode, decode_image
 
@@ -105,7 +105,7 @@ def _decode_with_torchvision(encoded: bytearray, upright: bool) -> Tensor:
         if _is_cut_short(error):
             raise
         return _by_pixel(decode_with_pillow(encoded, upright=upright))
-    first = image if image.ndim == 3 else image[0]  # of a moving image
+    first = image if image.ndim == 3 else image[0]  # of an animation
     turn = orientation(encoded) if upright else 1
     return first if turn == 1 else _by_pixel(turned(first.permute(1, 2, 0).numpy(), turn))
 
@@ -128,18 +128,18 @@ def _is_cut_short(error: Exception) -> bool:
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
-    """The images of one split and the numbers of their classes, in the order of class and file name.
+    """The images of one split and their class numbers, in the order of class and file name.
 
     Item `i` is (uint8 image (3, H, W), label).
 
     Attributes:
-        classes: names of the classes; a label is a place in this list.
+        classes: names of the classes; a label is an index into this list.
         labels: int64 (N,).
         paths: the files.
-        pixels: uint8 (N, 3, H, W) when the images are kept in memory, else None.
-        splitless: the directory has no train/ and val/, so that both splits are all of it.
-        layout: what the data set was recognised as.
-        decoder: what decodes and crops the images.
+        pixels: uint8 (N, 3, H, W) if the images are kept in memory, else None.
+        splitless: whether the directory has no train/ and val/, so that both splits are all images.
+        layout: the recognised layout of the data set.
+        decoder: the library that decodes and crops the images.
     """
 
     def __init__(
@@ -153,17 +153,17 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     ) -> None:
         """Open `split` of the data set at `root`.
 
-        `cache`: keep decoded images in memory; None does so when they are all of one size and fit in `CACHE_BYTES`.
-        `subset`: a text file that names the images to take, of all (engine/data/layouts/subset.py).
+        `cache`: keep decoded images in memory; None: if they have one size and fit in `CACHE_BYTES`.
+        `subset`: a text file that names the images to use (engine/data/layouts/subset.py).
 
         Raises:
-            FileNotFoundError: if `root` or the split is not there.
+            FileNotFoundError: if `root` or the split does not exist.
             UnfitError: (a ValueError) if it holds no images or no classes, or is damaged.
         """
         self.root, self.split, self.decoder = Path(root), split, decoder
         listing = open_listing(self.root, split, subset)
         if listing.splitless and split == "val":
-            log.warning("%s has no train/ and val/: accuracy is measured on the images it is trained on", root)
+            log.warning("%s has no train/ and val/: accuracy is measured on the training images", root)
         self.paths, self.labels, self.classes = listing.files, listing.labels, listing.classes
         self.splitless, self.layout, self._made = listing.splitless, listing.layout, listing.facts
         self._faults: dict[int, UnfitError] = {}
@@ -185,16 +185,16 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return self.paths.text(index)
 
     def facts(self) -> dict[str, object]:
-        """What of the images' making changes the numbers, where it is not the usual: for `result.json`."""
+        """Return unusual image processing that changes the numbers, for `result.json`."""
         return self._made if self.decoder == "torchvision" else {**self._made, "decoder": self.decoder}
 
     def _decode(self, index: int) -> Tensor:
         return decode(self.paths.encoded(index), self.paths.text(index), decoder=self.decoder)
 
     def _decode_all(self, insist: bool) -> Tensor | None:
-        """Every image in one tensor; None if they differ in size or (unless `insist`) would fill too much memory.
+        """Return all images in one tensor; None if they differ in size or (unless `insist`) need too much memory.
 
-        Those that cannot be decoded are left for the moment at which they are asked for.
+        An image that cannot be decoded raises its error when the item is read.
         """
         pixels: Tensor | None = None
         for index in track(range(len(self)), f"reading {self.split} images of {self.root.name}", len(self)):
@@ -209,7 +209,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
                 pixels = torch.zeros(len(self), *image.shape[1:], 3, dtype=torch.uint8).permute(0, 3, 1, 2)
             if image.shape != pixels.shape[1:]:
                 if insist:
-                    raise unfit(self.paths[index], "has another size than the first image", "leave out cache=True")
+                    raise unfit(self.paths[index], "differs in size from the first image", "remove cache=True")
                 return None
             pixels[index] = image
         return pixels
@@ -219,7 +219,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
 
 class Box(NamedTuple):
-    """Where a crop is cut from its image, in pixels, and whether it is mirrored afterwards."""
+    """The position and size of a crop in its image, in pixels, and whether it is mirrored afterwards."""
 
     top: int
     left: int
@@ -229,7 +229,7 @@ class Box(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """The `Box` of an item and the size of the image it was cut from; in a batch each is a tensor (B,)."""
+    """The `Box` of an item and the size of its image; in a batch each is a tensor (B,)."""
 
     top: int
     left: int
@@ -243,22 +243,22 @@ class Crop(NamedTuple):
 class Sample(NamedTuple):
     """An item of `RandomCrops`; in a batch each is a tensor with B in front, `crop` a `Crop` of tensors (B,).
 
-    `noise` is drawn with the crop, so that neither depends on which process loads or trains on the item.
+    `noise` is drawn with the crop, so neither depends on the process that loads the item or trains on it.
     """
 
     image: Tensor  # uint8 (3, side, side)
     label: int
-    place: int  # in the folder; of a replaced item, that of the image it shows
+    place: int  # index in the folder; of a replaced item, the index of its replacement
     crop: Crop
-    noise: Tensor  # float32 (N,), uniform in [0, 1); N is 0 unless asked for
+    noise: Tensor  # float32 (N,), uniform in [0, 1); N is 0 by default
 
 
 def draw_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], flip: bool = True) -> Box:
-    """A random crop of an image, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip have it.
+    """Return a random crop of an image, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip.
 
-    Up to ten times an area (a uniform share of the image in `scale`) and an aspect (log-uniform in `ratio`) are drawn
-    until they fit; otherwise it is the largest central crop within `ratio`. Drawn from Python's `random`, which
-    `SeededDataset` seeds for each item (and which is ten times as quick here as torch's).
+    An area (a uniform share of the image in `scale`) and an aspect (log-uniform in `ratio`) are drawn up to ten times
+    until they fit; if none fits, the crop is the largest central one within `ratio`. Uses Python's `random`, which
+    `SeededDataset` seeds for each item (and which is ten times faster here than torch's).
     """
     for _ in range(10):
         area = height * width * random.uniform(*scale)
@@ -273,10 +273,10 @@ def draw_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[f
 
 
 def cut(image: Tensor, box: Box, side: int, decoder: Decoder = "torchvision", resizing: Resizing = "bicubic") -> Tensor:
-    """The crop `box` of a uint8 image (3, H, W), resized (antialiased) to (3, side, side).
+    """Return the crop `box` of a uint8 image (3, H, W), resized (antialiased) to (3, side, side).
 
-    Bit for bit what torchvision's `resized_crop` makes of the tensor, less its dispatch, which takes as long as the
-    work for a 32-pixel crop; with `decoder="pil"`, what it makes of a PIL image.
+    Equals torchvision's `resized_crop` of the tensor bit for bit, but without its dispatch, which takes as long as the
+    work for a 32-pixel crop; with `decoder="pil"`, equals `resized_crop` of a PIL image.
     """
     inner = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     crop = (_resize_with_pillow if decoder == "pil" else resize)(inner, side, side, resizing)
@@ -292,10 +292,10 @@ def _resize_with_pillow(image: Tensor, height: int, width: int, resizing: Resizi
 
 
 def centre_crop(image: Tensor, side: int, short: int, decoder: Decoder = "torchvision") -> Tensor:
-    """The middle (3, side, side) of a uint8 image (3, H, W) after its short side is resized to `short` >= side pixels.
+    """Return the centre (3, side, side) of a uint8 image (3, H, W) whose short side is resized to `short` >= side.
 
-    The evaluation crop, as torchvision's Resize (bicubic, antialiased) and CenterCrop make it of a tensor, or with
-    `decoder="pil"` of a PIL image; 256 and 224 as a rule.
+    This is the evaluation crop of torchvision's Resize (bicubic, antialiased) and CenterCrop for a tensor, or with
+    `decoder="pil"` for a PIL image; usually 256 and 224.
     """
     image = shortened(image, short, decoder)
     height, width = image.shape[-2:]
@@ -304,7 +304,7 @@ def centre_crop(image: Tensor, side: int, short: int, decoder: Decoder = "torchv
 
 
 def shortened(image: Tensor, short: int, decoder: Decoder = "torchvision") -> Tensor:
-    """A uint8 image (3, H, W) resized so that its short side has `short` pixels, as torchvision's Resize does it."""
+    """Return a uint8 image (3, H, W) resized so that its short side has `short` pixels, as by torchvision's Resize."""
     height, width = image.shape[-2:]
     small = min(height, width)
     if small == short:
@@ -316,15 +316,15 @@ def shortened(image: Tensor, short: int, decoder: Decoder = "torchvision") -> Te
 
 
 def resize(image: Tensor, height: int, width: int, resizing: Resizing = "bicubic") -> Tensor:
-    """A uint8 image (3, H, W), or a window of one, as (3, height, width), antialiased: torchvision's pixels, sooner."""
-    by_pixel = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # a third off the time and more
+    """Return a uint8 image (3, H, W), or a window of one, resized to (3, height, width) with torchvision's pixels."""
+    by_pixel = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # saves a third of the time or more
     return F.interpolate(by_pixel, (height, width), mode=resizing, antialias=True, align_corners=False)[0]
 
 
 class RandomCrops(Dataset[Sample]):
     """Random crops of a folder's images, for pretraining: item `i` is a `Sample`.
 
-    Crops are drawn from Python's `random` and noise from torch's generator, so that each item wants seeding:
+    Crops use Python's `random` and noise uses torch's generator, so each item needs seeding:
     `SeededDataset(RandomCrops(...), seed)`.
     """
 
@@ -339,8 +339,8 @@ class RandomCrops(Dataset[Sample]):
         noise: int = 0,
         resizing: Resizing = "bicubic",
     ) -> None:
-        """`scale`, `ratio`: as in `draw_box`; MAE and CrossMAE pretrain with the defaults. `noise`: how many numbers
-        each item is given, one for each patch that may be masked.
+        """`scale`, `ratio`: as in `draw_box`; MAE and CrossMAE use the defaults. `noise`: random numbers per item, one
+        for each patch that may be masked.
         """
         self.folder, self.side, self.scale, self.ratio, self.flip, self.noise = folder, side, scale, ratio, flip, noise
         self.resizing = resizing

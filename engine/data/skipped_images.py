@@ -1,8 +1,8 @@
-"""Images that cannot be decoded, met in the middle of a training: skipped, counted and named.
+"""Images that cannot be decoded during a training: skipped, counted and reported.
 
-Another image takes the place of one that cannot be decoded. Which one comes from (seed, epoch, index), so that every
-process, and a run that was resumed, puts the same one there. More than a set share of the images stops the run, for
-then something is wrong with the data set, or with the disk. Errors other than `UnfitError` are not skipped.
+Another image replaces one that cannot be decoded. It is drawn from (seed, epoch, index), so every process, and a
+resumed run, uses the same replacement. If more than a set share of the images is skipped, the run stops, because then
+the data set or the disk is at fault. Only `UnfitError` is skipped, no other error.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from mimbench.engine.run.process import rank_and_world
 
 log = logging.getLogger(__name__)
 
-IN_A_ROW = 20  # where so many images cannot be decoded one after another, it is no matter of single files
-NAMED = 20  # images in the result
-SLOTS = 256  # of loading processes that may say at the same time that they found something
+IN_A_ROW = 20  # if so many images in a row cannot be decoded, the fault is not in single files
+NAMED = 20  # most images named in the result
+SLOTS = 256  # loading processes that may report at the same time
 
 
 class Skipped:
-    """Which samples of a data set could not be read, known to the process that trains and to all that load for it.
+    """The unreadable samples of a data set, shared between the training process and its loading processes.
 
     Args:
-        samples: in the data set.
-        share: of the samples that may be skipped; 0 skips none.
+        samples: number of samples in the data set.
+        share: share of the samples that may be skipped; 0 skips none.
     """
 
     def __init__(self, samples: int, share: float) -> None:
         self.samples, self.share = samples, share
         self._found_N = torch.zeros(samples if share else 0, dtype=torch.bool).share_memory_()
-        self._finds = torch.zeros(SLOTS, dtype=torch.int64).share_memory_()  # by loading process; others only read it
+        self._finds = torch.zeros(SLOTS, dtype=torch.int64).share_memory_()  # one slot per loading process, which alone writes it
         self._finds_known = 0
         self._faults: dict[int, str] = {}  # of the samples that have been logged
 
     def add(self, index: int, fault: UnfitError) -> None:
-        """Sample `index` cannot be read; called where it was to be loaded.
+        """Record that sample `index` cannot be read; called in the process that loads it.
 
         Raises:
-            UnfitError: `fault` itself if none is to be skipped.
-            ValueError: if by now there are too many.
+            UnfitError: `fault` itself if `share` is 0.
+            ValueError: if too many have been skipped.
         """
         if not self.share:
             raise fault
@@ -60,11 +60,11 @@ class Skipped:
 
     @property
     def count(self) -> int:
-        """Samples that could not be read."""
+        """The number of samples that could not be read."""
         return int(self._found_N.sum())
 
     def tell(self, fault_of: Callable[[int], str]) -> None:
-        """Log what the loading processes found since the last call; `fault_of(index)` says what is wrong with one."""
+        """Log the samples skipped since the last call; `fault_of(index)` returns the fault of one."""
         finds = int(self._finds.sum())
         if finds != self._finds_known:
             self._finds_known = finds
@@ -72,10 +72,10 @@ class Skipped:
                 if index not in self._faults:
                     self._faults[index] = fault_of(index)
                     if rank_and_world()[0] == 0:
-                        log.warning("skipped, another image in its place: %s", self._faults[index])
+                        log.warning("skipped and replaced by another image: %s", self._faults[index])
 
     def gather(self) -> None:
-        """Let every rank know what the others found; to be called by all of them."""
+        """Share the skipped samples between all ranks; all of them must call this."""
         if dist.is_initialized() and self.share:
             found: list[Any] = [None] * rank_and_world()[1]
             dist.all_gather_object(found, self._indices())
@@ -83,18 +83,18 @@ class Skipped:
                 self._mark(indices)
 
     def facts(self) -> dict[str, object]:
-        """For `result.json`: how many, and what was wrong with the first of them."""
+        """Return the number of skipped images and the faults of the first, for `result.json`."""
         if not self.share:
             return {}
         named = [self._faults[index] for index in sorted(self._faults)[:NAMED]]
         return {"skipped_images": self.count, **({"skipped": named} if named else {})}
 
     def state_dict(self) -> dict[str, list[int]]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"found": self._indices()}
 
     def load_state_dict(self, state: dict[str, list[int]]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self._mark(state["found"])
 
     def _indices(self) -> list[int]:

@@ -179,7 +179,7 @@ def test_what_cannot_be_decoded_is_replaced_and_named(caplog: pytest.LogCaptureF
     assert sorted(want for want, _ in changed) == [5, 11]
     assert not {have for _, have in changed} & {5, 11}
     assert [record.message for record in caplog.records] == [
-        f"skipped, another image in its place: {index}.jpg: the image is cut short; copy it again"
+        f"skipped and replaced by another image: {index}.jpg: the image is cut short; copy it again"
         for index in sorted((5, 11), key=asked.index)
     ]
     assert batches.facts() == {

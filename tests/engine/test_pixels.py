@@ -183,7 +183,7 @@ def test_an_image_beyond_pillows_own_limit_is_read(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"\0\0\0\x18ftypheic" + b"\0" * 60, "is a HEIC image: this format is not supported; convert it to PNG or JPEG"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 60, "is a HEIC image: this format is not supported; convert it to PNG"),
         (b"\xff\x0a" + b"\0" * 60, "is a JPEG XL: "),
         (b"<!DOCTYPE html><html><body>404</body></html>" * 3, "is a web page, not an image: "),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer, not an image: "),
@@ -229,5 +229,5 @@ def test_formats_that_are_read_and_those_left_out_with_a_word(tmp_path: Path, ca
     assert len(names) == 5
     for name in names:
         assert (read_image(tmp_path / name)[:, 8, 8] - torch.tensor([200, 100, 50])).abs().max() < 6
-    assert f"{tmp_path}: 2 .heic, 1 .txt, 1 README: these files are left out; images end in .avif" in caplog.text
+    assert f"{tmp_path}: 2 .heic, 1 .txt, 1 README files are ignored; the names of images end in .avif" in caplog.text
     assert "Thumbs" not in caplog.text

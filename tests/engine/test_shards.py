@@ -105,10 +105,10 @@ def test_it_goes_on_where_it_was_stopped(source: Path, tmp_path: Path, monkeypat
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(packing, "_write_tar", stopped)
         _shrunk(source, out)
-    with pytest.raises(UnfitError, match="was not packed to its end; repeat the same"):
+    with pytest.raises(UnfitError, match="is only partly packed; repeat the same"):
         ImageFolder(out, "train")
     first = (out / "train" / "00000.tar").stat().st_mtime_ns
-    with pytest.raises(ValueError, match="was begun with short=32: name another directory"):
+    with pytest.raises(ValueError, match="started with short=32: use another directory"):
         _shrunk(source, out, Shrinking(48))
     assert _shrunk(source, out) == whole
     assert (out / "train" / "00000.tar").stat().st_mtime_ns == first
@@ -136,7 +136,7 @@ def test_a_data_set_without_splits(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "said"), [
     (lambda tar, index: tar.unlink(), r"00001\.tar: is missing; remove it and index"),
-    (lambda tar, index: tar.write_bytes(tar.read_bytes()[:900]), r"00001\.tar: is cut short; remove it and index"),
+    (lambda tar, index: tar.write_bytes(tar.read_bytes()[:900]), r"00001\.tar: is truncated; remove it and index"),
     (lambda tar, index: index.write_bytes(index.read_bytes()[:99]), r"index\.safetensors: cannot be read"),
 ])  # fmt: skip
 def test_damage_is_named(source: Path, tmp_path: Path, damage: object, said: str) -> None:
@@ -153,7 +153,7 @@ def test_a_tar_cut_while_it_is_read(source: Path, tmp_path: Path) -> None:
     tar = tmp_path / "out" / "train" / "00000.tar"
     opened = Shards(tar.parent)
     tar.write_bytes(tar.read_bytes()[:600])
-    with pytest.raises(UnfitError, match=r"00000\.tar: is cut short"):
+    with pytest.raises(UnfitError, match=r"00000\.tar: is truncated"):
         opened.encoded(0)
 
 
@@ -169,11 +169,11 @@ def test_what_is_refused(source: Path, tmp_path: Path) -> None:
         _shrunk(tmp_path / "nowhere", tmp_path / "out")
     _shrunk(source, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "shrink.json").read_text())["short"] == 32
-    with pytest.raises(ValueError, match="is packed already; shrink the original images"):
+    with pytest.raises(ValueError, match="is already packed; shrink the original images"):
         _shrunk(tmp_path / "out", tmp_path / "again")
     for file in (source / "train").rglob("*.*"):
         file.write_bytes(b"")
-    with pytest.raises(UnfitError, match="got no image that can be decoded"):
+    with pytest.raises(UnfitError, match="has no image that can be decoded"):
         _shrunk(source, tmp_path / "none")
 
 

@@ -39,7 +39,7 @@ def test_faults_are_one_line(source: Path, tmp_path: Path) -> None:
         (["nowhere", str(tmp_path / "out")], "error: data=nowhere is neither a directory nor a known data set"),
         (
             [str(source), str(source)],
-            f"error: {source} is there already and holds something else",
+            f"error: {source} already exists and holds other files",
         ),
     ):
         done = CliRunner().invoke(app, ["data", "shrink", *arguments])
