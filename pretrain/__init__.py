@@ -1,1 +1,1 @@
-"""Pretraining: one file per method, what they share about masking, and the recipes."""
+"""Pretraining: one file per method, the maskings they share, and the recipes."""

@@ -1,7 +1,7 @@
-"""What a pretraining costs, by arithmetic: the operations of every image seen, three times a forward pass.
+"""Estimate the cost of a pretraining: three forward passes' operations for every image seen.
 
-Encoder and decoder are counted for the patches that they see; a frozen teacher's pass counts a third, for it is not
-trained. Input, norms and the optimiser are left out. Starts without torch.
+Encoder and decoder are counted for the patches they see; a frozen teacher's pass counts a third, because it has no
+backward pass. Input, norms and the optimiser are left out. Does not import torch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mimbench.pretrain.config import CrossMAEConfig, MAEConfig, MaskAlignConfig,
 
 
 def cost(config: Pretrain) -> Cost | None:
-    """Return the cost of all epochs over ImageNet; None of a method whose operations are not known."""
+    """Return the cost of all epochs on ImageNet; None for a method whose operations are unknown."""
     forward = operations(config)
     return None if forward is None else of_operations(3 * forward * config.epochs * IMAGENET)
 
 
 def operations(config: Pretrain) -> float | None:
-    """Return those of a forward pass of one image, encoder and decoder; None of a method that is not known here."""
+    """Return the operations of a forward pass of one image, encoder and decoder; None for an unknown method."""
     count = _OPERATIONS.get(type(config.method))
     if count is None:
         return None
@@ -47,7 +47,7 @@ def _mae(config: Pretrain, visible: int, predicted: int) -> float:
 
 
 def _simmim(config: Pretrain, visible: int, predicted: int) -> float:
-    return encoder_operations(config.encoder)  # which sees mask tokens in the place of hidden patches
+    return encoder_operations(config.encoder)  # the encoder sees mask tokens instead of hidden patches
 
 
 def _maskalign(config: Pretrain, visible: int, predicted: int) -> float:

@@ -1,11 +1,11 @@
-"""What pretraining computes, counted by fvcore in live models that hold no numbers (engine/training/flops.py).
+"""The operations of pretraining, counted by fvcore in models without weights (engine/training/flops.py).
 
     mimbench flops pretrain                                          # the decoders of MAE and CrossMAE
-    mimbench flops pretrain --modules pretrain/crossmae_vitb_800ep   # fvcore's table of one recipe, module by module
+    mimbench flops pretrain --modules pretrain/crossmae_vitb_800ep   # fvcore's table of one recipe's modules
 
-Forward pass, one image of the pretraining size, two operations for each multiply-add. Counted are the decoder's blocks
-and, in MAE, the layer that brings tokens to the decoder's width; norms, positions and the last layer are not, as in
-CrossMAE's own figure. CrossMAE's mixing of feature maps is counted apart.
+The counts are for a forward pass of one image of the pretraining size, with two operations per multiply-add. The
+decoder's count includes its blocks and, for MAE, the layer that projects tokens to the decoder's width, but not norms,
+positions and the last layer, as in CrossMAE's figure. CrossMAE's mixing of feature maps is counted separately.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mimbench.pretrain.methods.method import Context, Method
 from mimbench.pretrain.methods.table import build_masking, build_method
 from mimbench.pretrain.methods.teachers import Teacher
 
-SMALL: dict[str, Any] = {"width": 256, "heads": 8}  # the decoder of ViT-S; the others have 512 and 16
-ROWS: tuple[tuple[str, CrossMAEConfig | MAEConfig, float], ...] = (  # what to call it, the method, the share predicted
+SMALL: dict[str, Any] = {"width": 256, "heads": 8}  # the decoder for ViT-S; for other sizes 512 and 16
+ROWS: tuple[tuple[str, CrossMAEConfig | MAEConfig, float], ...] = (  # title, method, share predicted
     ("MAE, 8 blocks", MAEConfig(), 0.75),
     ("CrossMAE .25, 12 blocks", CrossMAEConfig(), 0.25),
     ("CrossMAE .75, 12 blocks", CrossMAEConfig(), 0.75),
@@ -48,14 +48,14 @@ class Flops:
 
 
 def decoder_table() -> Iterator[Flops]:
-    """Every size of encoder with every decoder of `ROWS`."""
+    """Yield the operations of every encoder size with every decoder of `ROWS`."""
     for size, shape in SIZES.items():
         for name, config, predict in ROWS:
             yield flops(size, name, replace(config, **SMALL) if size == "S" else config, shape, predict)
 
 
 def flops(size: str, name: str, config: MethodConfig, shape: ViT, predict: float, mask: float = 0.75) -> Flops:
-    """What one method computes for one image."""
+    """Return the operations of one method for one image."""
     masking = Random(RandomMasking(mask=mask, predict=predict))
     with torch.device("meta"):
         method = build_method(config, shape)
@@ -71,7 +71,7 @@ def flops(size: str, name: str, config: MethodConfig, shape: ViT, predict: float
 
 
 def without_numbers(config: Pretrain) -> tuple[Method, Tensor, Masked]:
-    """Return a method on torch's `meta` device, an image, and its patches: as many of each kind as in its training."""
+    """Return a method on torch's `meta` device, an image, and its patches, with the counts used in training."""
     shape = config.encoder
     shown, dropped, predicted = build_masking(config.masking, shape, config.epochs).counts(
         shape.grid**2, float(config.epochs)
@@ -83,27 +83,27 @@ def without_numbers(config: Pretrain) -> tuple[Method, Tensor, Masked]:
 
 
 def _method(config: Pretrain) -> Method:
-    """A teacher is built by its name, so that its weights need not be here."""
+    """Build the method; a teacher is built from its name, so that its weights are not needed."""
     if not isinstance(config.method, MaskAlignConfig):
         return build_method(config.method, config.encoder)
     import timm
 
     if config.method.teacher is None:
-        raise ValueError("method.teacher=none: the teacher is in a file, and what it computes is counted by its name")
+        raise ValueError("method.teacher=none: operations are counted from the teacher's name; set method.teacher")
     network: Any = timm.create_model(config.method.teacher, num_classes=0)
-    mean = std = (0.5, 0.5, 0.5)  # of no consequence here
+    mean = std = (0.5, 0.5, 0.5)  # arbitrary: only operations are counted
     teacher = Teacher(network, config.encoder.grid**2, config.method.teacher_image or 224, mean, std)
     return MaskAlign(config.encoder, config.method, teacher)
 
 
 def context_of(method: Method, images: Tensor) -> Context:
-    """Return what `method` needs of whole images, for it to be called on them; nothing of most."""
+    """Return the context that `method` needs to be called; empty for most methods."""
     with torch.no_grad():
         return method.compute_context(images) or Context(None, ())
 
 
 def method_operations(method: Method, images: Tensor, masked: Masked) -> tuple[dict[str, float], float]:
-    """Return the operations of each of a method's modules ("" is all), and those of its teacher, 0 without one."""
+    """Return the operations of each module of a method ("" is the total), and of its teacher (0 without one)."""
     by_module = operations(method, images, masked, context_of(method, images))
     teacher = 0.0
     if isinstance(method, MaskAlign):
@@ -112,6 +112,6 @@ def method_operations(method: Method, images: Tensor, masked: Masked) -> tuple[d
 
 
 def recipe_table(config: Pretrain, depth: int) -> str:
-    """Return fvcore's table of a pretraining's method, a row for each module down to `depth` levels, as Markdown."""
+    """Return fvcore's table of a method as Markdown, with a row for each module down to `depth` levels."""
     method, images, masked = without_numbers(config)
     return module_table(method, images, masked, context_of(method, images), depth=depth)

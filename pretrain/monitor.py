@@ -1,14 +1,14 @@
-"""How a pretraining is doing while it goes on: is the encoder learning something, and is it still using all of itself?
+"""Measure the encoder during a pretraining: does it learn, and do its features keep their rank?
 
     monitor = Monitor(config, step, train, val)
     monitor.measure()     -> {"probe_knn": 41.2, "feature_rank": 213.5}
 
-    probe_knn       top-1 (%) of a vote of 20 nearest neighbours: some validation images among some training images
-    feature_rank    RankMe (arXiv 2210.02885): how many directions the features of those training images really use
+    probe_knn       top-1 (%) of 20-nearest-neighbour votes, for some validation images among some training images
+    feature_rank    RankMe (arXiv 2210.02885): the effective rank of the features of those training images
 
-Features are what an evaluation of this moment's `encoder.safetensors` would see: the mean of the patch tokens. The
-numbers tell a run that learns from one that does not, and two runs with the same settings from each other; they are not
-the k-NN of the evaluations, which compares with all training images. They change nothing of the training.
+Features are the mean of the patch tokens, as in an evaluation of an `encoder.safetensors` written at this moment. The
+numbers show whether a run learns, and compare runs of the same settings. They differ from the evaluations' k-NN, which
+uses all training images. Measuring does not change the training.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from mimbench.pretrain.step import Step
 
 # M training images, Q validation images, D width, S side of an image
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # as DINO has them
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO's values
 SMALLEST = 1e-7  # RankMe's epsilon
 AT_ONCE = 64  # images encoded at a time
 
 
 class Monitor:
-    """Measures the encoder of a training, on images spread over the classes.
+    """Measures the encoder of a training on images spread over the classes.
 
     Args:
-        config: of the run: `monitor.images` training images are looked at, and a quarter as many validation images.
-        step: has the method that is being trained.
-        train, val: where the images are taken from.
+        config: of the run; `monitor.images` training images are used, and a quarter as many validation images.
+        step: holds the method in training.
+        train, val: the sources of the images.
     """
 
     def __init__(self, config: Pretrain, step: Step, train: ImageFolder, val: ImageFolder) -> None:
@@ -49,7 +49,7 @@ class Monitor:
         self.classes = len(train.classes)
 
     def measure(self) -> dict[str, float]:
-        """`feature_rank`, and `probe_knn` where there are classes to tell apart; nothing if no images are wanted."""
+        """Return `feature_rank`, and `probe_knn` if there are several classes; empty if `monitor.images` is 0."""
         if not len(self.train):
             return {}
         encoder = encoder_of(self.step)
@@ -62,7 +62,7 @@ class Monitor:
 
     @torch.no_grad()
     def _features(self, encoder: VisionTransformer, images: Squares) -> tuple[Tensor, Tensor]:
-        """Features (M, D), float32, and labels (M,), on the device."""
+        """Return features (M, D), float32, and labels (M,), on the device."""
         device, compute = self.step.mean.device, self.config.compute
         dtype = autocast_dtype(compute, device)
         features, labels = [], []
@@ -76,7 +76,7 @@ class Monitor:
 class Squares(Dataset[tuple[Tensor, int]]):
     """Up to `number` images evenly spread over a folder's classes: (uint8 central square (3, side, side), label).
 
-    In place of one that cannot be decoded comes the next that can.
+    An image that cannot be decoded is replaced by the next readable one.
     """
 
     def __init__(self, folder: ImageFolder, number: int, side: int) -> None:
@@ -88,7 +88,7 @@ class Squares(Dataset[tuple[Tensor, int]]):
         return len(self.places)
 
     def image_name(self, number: int) -> str:
-        """The file of item `number`, or the one before those that come in its place."""
+        """Return the file of item `number`, before any replacement."""
         return self.folder.image_name(self.places[number])
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
@@ -102,7 +102,7 @@ class Squares(Dataset[tuple[Tensor, int]]):
 
 
 def encoder_of(step: Step) -> VisionTransformer:
-    """The encoder that a file written now would hold, in eval mode. Its weights are the method's own, not copies."""
+    """Return the encoder that would be written now, in eval mode. It shares the method's weights."""
     method = step.method
     encoder = VisionTransformer(method.shape, method.final_norm, traits=method.traits)
     state = method.encoder_state()
@@ -111,14 +111,14 @@ def encoder_of(step: Step) -> VisionTransformer:
 
 
 def feature_rank(features_MD: Tensor) -> float:
-    """RankMe: exp of the entropy of the singular values, from 1 to min(M, D)."""
+    """Return RankMe: exp of the entropy of the singular values, from 1 to min(M, D)."""
     values = torch.linalg.svdvals(features_MD.double())
     share = values / values.sum().clamp_min(SMALLEST) + SMALLEST
     return float((-(share * share.log()).sum()).exp())
 
 
 def neighbours_top1(query_QD: Tensor, answer_Q: Tensor, train_MD: Tensor, label_M: Tensor, classes: int) -> float:
-    """Percent of the queries whose nearest training features (cosine) vote for the right class."""
+    """Return the percentage of queries whose nearest training features (cosine) vote for the right class."""
     similarity_QM = F.normalize(query_QD, dim=1) @ F.normalize(train_MD, dim=1).T
     similarity_QK, index_QK = similarity_QM.topk(min(NEIGHBOURS, len(train_MD)))
     votes_QC = similarity_QK.new_zeros(len(query_QD), classes)

@@ -1,7 +1,7 @@
-"""How a method does on validation images: a loss that can be compared, and a picture.
+"""Evaluate a method on validation images: a comparable loss, and a picture.
 
-The picture has a column for each image: the image, what the encoder was shown of it, the reconstruction if the method
-paints one, and the weights of patches if the method has some. All hidden patches are painted, also when training
+The picture has a column for each image: the image, the part shown to the encoder, the reconstruction if the method
+predicts pixels, and the weights of patches if there are any. All hidden patches are reconstructed, even if training
 predicts only some of them.
 """
 
@@ -20,29 +20,29 @@ from mimbench.pretrain.methods.pixels import pixels
 from mimbench.pretrain.monitor import Squares
 from mimbench.pretrain.step import Step
 
-HIDDEN = 205  # grey level of what the encoder was not shown
+HIDDEN = 205  # grey level of hidden patches
 CELL, GAP, MARGIN = 1.25, 0.06, 0.35  # of the picture, in inches
 
 # M images, N patches, Q hidden patches, P values of a patch
 
-Rows = dict[str, Tensor]  # of a picture, from above: name -> uint8 images (M, 3, H, W)
+Rows = dict[str, Tensor]  # rows of a picture from the top: name -> uint8 images (M, 3, H, W)
 
 
 def spread(folder: ImageFolder, number: int, side: int) -> Tensor:
-    """`number` images (or all) evenly spread over the folder's classes: central squares, uint8 (M, 3, side, side)."""
+    """Return `number` images (or all), evenly spread over the classes: central squares, uint8 (M, 3, side, side)."""
     squares = Squares(folder, number, side)
     return torch.stack([squares[place][0] for place in range(len(squares))])
 
 
 def fixed_noise(images: Tensor, patches: int, seed: int) -> Tensor:
-    """Noise (M, N) for `images` that depends on the seed alone, so that losses can be compared."""
+    """Return noise (M, N) for `images` that depends only on the seed, so that losses can be compared."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(len(images), patches, generator=generator).to(images.device)
 
 
 @torch.no_grad()
 def validation_loss(step: Step, images: Tensor, seed: int, batch: int) -> float:
-    """The mean loss on uint8 `images` (M, 3, H, W) with fixed masks: as of the first epoch, all the training long."""
+    """Return the mean loss on uint8 `images` (M, 3, H, W) with fixed masks, always those of the first epoch."""
     noise_MN = fixed_noise(images, step.grid[0] * step.grid[1], seed)
     total = torch.zeros((), dtype=torch.float64, device=images.device)
     for part, noise in zip(images.split(batch), noise_MN.split(batch), strict=True):
@@ -53,7 +53,7 @@ def validation_loss(step: Step, images: Tensor, seed: int, batch: int) -> float:
 
 @torch.no_grad()
 def picture_rows(step: Step, images: Tensor, noise_MN: Tensor, weights_MN: Tensor | None = None) -> Rows:
-    """The rows of a picture of uint8 `images` (M, 3, H, W): "original", "shown", and "rebuilt" and "weights" if any."""
+    """Return a picture's rows for uint8 `images` (M, 3, H, W): "original", "shown", "rebuilt" and "weights" if any."""
     inputs, patch = step.normalised(images), step.method.shape.patch
     masked, context = step.choose(inputs, noise_MN, weights_MN, step.epoch)
     hidden_MQ = torch.cat([masked.predicted, masked.dropped], dim=1).sort(dim=1).values
@@ -71,7 +71,7 @@ def picture_rows(step: Step, images: Tensor, noise_MN: Tensor, weights_MN: Tenso
 
 
 def heat(weights_Mhw: Tensor, patch: int) -> Tensor:
-    """Weights of patches as colours, the largest of each image brightest: uint8 (M, 3, h * patch, w * patch)."""
+    """Return weights of patches as colours, brightest for each image's largest: uint8 (M, 3, h * patch, w * patch)."""
     from matplotlib import colormaps
 
     weights_Mhw = weights_Mhw.detach().float().cpu()
@@ -81,13 +81,13 @@ def heat(weights_Mhw: Tensor, patch: int) -> Tensor:
 
 
 def _to_uint8(colours: Tensor) -> Tensor:
-    """Normalised colours (..., 3) as grey levels 0..255."""
+    """Return normalised colours (..., 3) as levels 0..255."""
     mean, std = colours.new_tensor(IMAGENET_MEAN), colours.new_tensor(IMAGENET_STD)
     return ((colours * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _pasted(images: Tensor, patches_MQP: Tensor, index_MQ: Tensor, patch: int) -> Tensor:
-    """`images` with patches at `index_MQ` replaced."""
+    """Return `images` with the patches at `index_MQ` replaced."""
     every_MN = torch.arange(images.shape[2] * images.shape[3] // patch**2, device=images.device).expand(len(images), -1)
     all_MNP = pixels(images, every_MN, patch).scatter(1, index_MQ[..., None].expand_as(patches_MQP), patches_MQP)
     rows = images.shape[2] // patch
@@ -96,10 +96,10 @@ def _pasted(images: Tensor, patches_MQP: Tensor, index_MQ: Tensor, patch: int) -
 
 
 def save_picture(path: Path, rows: Mapping[str, Tensor], caption: str) -> None:
-    """Write `rows` of images as a PNG: a column for each image, the rows' names at the left, `caption` below.
+    """Write `rows` of images as a PNG: a column per image, the rows' names on the left, `caption` at the bottom.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -2,10 +2,10 @@
 
     run(config, RunDir(path))       # or, on the command line: mimbench run pretrain/crossmae_handwritten
 
-Any method with any masking (pretrain/methods/table.py). Reads the training images of `config.data` and, for the loss
-and the picture at the end, some validation images. Writes what every training writes (engine/training/train.py), the
-encoder alone with what it is (`encoder.safetensors`, the same bytes for the same weights), `plots/reconstructions.png`
-and, when asked, all weights under the authors' names (`full_export`: `model.pth`) and the encoder on the way
+Runs any method with any masking (pretrain/methods/table.py). Reads the training images of `config.data` and, for the
+loss and the picture, some validation images. Writes the files of every training (engine/training/train.py), the encoder
+with its description (`encoder.safetensors`, the same bytes for the same weights), `plots/reconstructions.png` and, if
+requested, all weights under the authors' names (`full_export`: `model.pth`) and encoders of intermediate epochs
 (`keep_encoder_every`: `encoders/epoch-0100.safetensors`, ...).
 """
 
@@ -41,15 +41,15 @@ from mimbench.pretrain.step import Step
 
 log = logging.getLogger(__name__)
 
-VALIDATION = 1024  # images the final loss is measured on
+VALIDATION = 1024  # images for the final loss
 SHOWN = 10  # of them in the picture
 
 
 def run(config: Pretrain, run: RunDir) -> Outcome:
-    """Pretrain as `config` says, or carry on with it; what is left is described above.
+    """Run or resume the pretraining `config`, and write the files listed above.
 
     Raises:
-        ValueError: if the data, the masking or the batch cannot be used, or the loss is not a number.
+        ValueError: if the data, the masking or the batch cannot be used, or the loss is not finite.
         OSError: if a file cannot be read or written.
     """
     device = setup_process(config.compute, config.seed)
@@ -75,30 +75,30 @@ def run(config: Pretrain, run: RunDir) -> Outcome:
 
 
 def build_step(config: Pretrain) -> Step:
-    """The method and the masking of `config`, weights drawn from torch's generator.
+    """Return the method and the masking of `config`, with weights drawn from torch's generator.
 
     Raises:
-        ValueError: if the masking leaves nothing to see, or nothing to predict, of the encoder's patches.
+        ValueError: if the masking leaves no patch to see, or none to predict.
     """
     masking = build_masking(config.masking, config.encoder, config.epochs)
     method = build_method(config.method, config.encoder, config.checkpoint)
     for module in method.modules():
         if hasattr(module, "recompute"):
-            setattr(module, "recompute", config.recompute)  # noqa: B010 (mypy takes it for a tensor)
+            setattr(module, "recompute", config.recompute)  # noqa: B010 (mypy infers a tensor)
     if config.compile:
         method.compile(dynamic=False)
     return Step(method, masking)
 
 
 def training_batches(config: Pretrain, folder: ImageFolder, guide: AttentionGuide | None = None) -> Batches:
-    """Random crops of `folder` in micro-batches for this process; with a guide they come with weights of patches.
+    """Return random crops of `folder` in micro-batches for this process; with a guide they include patch weights.
 
     Raises:
-        ValueError: if the batch cannot be shared out, or there are too few images for it.
+        ValueError: if the batch cannot be divided among the processes, or there are too few images.
     """
     share = rank_and_world()[1] * config.compute.accumulate
     if config.batch % share:
-        raise ValueError(f"batch={config.batch} is not a multiple of {share}, processes times compute.accumulate")
+        raise ValueError(f"batch={config.batch} must be a multiple of {share}: processes x compute.accumulate")
     side, noise = config.encoder.image, config.encoder.grid**2
     scale = (config.smallest_crop, 1.0)
     crops = RandomCrops(folder, side, scale=scale, flip=config.flip, noise=noise, resizing=config.resizing)
@@ -121,7 +121,7 @@ def training(
     guide: AttentionGuide | None = None,
     monitor: Monitor | None = None,
 ) -> Training:
-    """The training that `config` describes, looked at every so often and at its end, on uint8 images `validation`."""
+    """Return the training of `config`, evaluated regularly and at the end on uint8 images `validation`."""
     groups = decay_groups(step.method, config)
     steps_per_epoch = len(batches) // batches.accumulate
 
@@ -152,9 +152,9 @@ def training(
 
 
 def schedule(config: Pretrain, steps_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate of each optimiser step (0-based): warm-up from `start_lr`, then as `config.schedule` says.
+    """Return the learning rate by optimiser step (0-based): warm-up from `start_lr`, then `config.schedule`.
 
-    SimMIM's are those of its code, which sets the rate after each step to what was meant for it.
+    SimMIM's schedules follow its code, which sets each step's rate only after that step.
     """
     peak, warmup, start, late = config.learning_rate, config.warmup_epochs, config.start_lr, config.schedule != "cosine"
 
@@ -169,25 +169,25 @@ def schedule(config: Pretrain, steps_per_epoch: int) -> Callable[[int], float]:
 
 
 def decay_groups(method: Method, config: Pretrain) -> list[dict[str, Any]]:
-    """Parameters in groups by weight decay, which spares what the method says: biases and norms at least."""
+    """Return parameter groups by weight decay; the method selects those without, at least biases and norms."""
     return parameter_groups(method.named_parameters(), config.weight_decay, method.no_decay)
 
 
 def _unseen(root: Path) -> ImageFolder:
-    """Validation images; training images where there are no others."""
+    """Return the validation images, or the training images if there are none."""
     try:
         return ImageFolder(root, "val")
     except FileNotFoundError:
-        log.warning("%s has no validation images: the final loss and the picture are of training images", root)
+        log.warning("%s has no validation images: the final loss and the picture use training images", root)
         return ImageFolder(root, "train")
 
 
 def _keeping(
     config: Pretrain, run: RunDir, step: Step, batches: Batches, before: Callable[[int], None] | None
 ) -> Callable[[int], None]:
-    """What is called before each step: `before`, after keeping the encoder where an epoch that is to be kept ends.
+    """Return a function to call before each step: it saves the encoder if a kept epoch has ended, then calls `before`.
 
-    A restart passes the same steps again; an encoder that is there stays.
+    A restart repeats these steps; an encoder that already exists is kept.
     """
     every = config.keep_encoder_every or config.epochs
     ends = {epoch * len(batches) // batches.accumulate: epoch for epoch in range(every, config.epochs, every)}
@@ -220,7 +220,7 @@ def _save(config: Pretrain, run: RunDir, step: Step, file: Path) -> None:
 def _draw(
     config: Pretrain, run: RunDir, step: Step, images: Tensor, guide: AttentionGuide | None, split: str
 ) -> dict[str, Path]:
-    """Write what the method makes of uint8 images of `split`; the files by name."""
+    """Write the picture of uint8 images of `split`; return its file by name."""
     images = images.to(step.mean.device)
     weights = guide.weights(images) if guide else None
     rows = picture_rows(step, images, fixed_noise(images, step.grid[0] * step.grid[1], config.seed), weights)

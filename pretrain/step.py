@@ -1,9 +1,9 @@
-"""What the training loop calls: a batch of uint8 crops to the loss.
+"""The training step: from a batch of uint8 crops to the loss.
 
     normalise on the device -> method.compute_context -> masking -> method
 
-The noise of the masking comes with each sample (engine/data/images.py draws it with the crop), so that which process
-trains on a sample, and in which micro-batch, makes no difference.
+The masking's noise comes with each sample (engine/data/images.py draws it with the crop), so the process and the
+micro-batch that use a sample make no difference.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from mimbench.pretrain.methods.method import Context, Method
 
 
 class Weighed(NamedTuple):
-    """A batch, and weights of its patches from a map kept for each training image."""
+    """A batch, and the weights of its patches from the maps of the training images."""
 
     sample: Sample
     weights: Tensor  # (B, N), not negative, of any scale
 
 
 class Step(nn.Module):
-    """A method and the masking that it is trained with.
+    """A method and its masking.
 
     Args:
-        method: what has the weights and the loss.
-        masking: what chooses the patches; if by weights, by those that came with the batch (`Weighed`), or else by what
-            the method looks at.
+        method: holds the weights and computes the loss.
+        masking: chooses the patches; if it needs weights, it uses those of the batch (`Weighed`), or else the method's
+            attention.
 
     Attributes:
-        epoch: epochs done, which the training keeps up to date.
+        epoch: epochs done; the training updates it.
     """
 
     def __init__(self, method: Method, masking: Masking) -> None:
@@ -46,33 +46,33 @@ class Step(nn.Module):
         self.grid = (method.shape.grid, method.shape.grid)
         self.mean: Tensor
         self.std: Tensor
-        # kept on the device: a tensor made from numbers would have to wait for it at every step
+        # buffers on the device: a tensor created from numbers would synchronise with it at every step
         self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, batch: Sample | Weighed) -> dict[str, Tensor]:
-        """The loss of a batch of uint8 crops (B, 3, H, W); their labels are not looked at."""
+        """Return the loss of a batch of uint8 crops (B, 3, H, W); labels are ignored."""
         sample, weights_BN = batch if isinstance(batch, Weighed) else (batch, None)
         images = self.normalised(sample.image)
         masked, context = self.choose(images, sample.noise, weights_BN, self.epoch)
         return {"loss": self.method(images, masked, context)}
 
     def get_extra_state(self) -> dict[str, float]:
-        """For checkpoints: an evaluation that a restart begins with is of the epoch that it would have been of."""
+        """Return the epoch, for checkpoints: an evaluation at the start of a resumed run needs the same epoch."""
         return {"epoch": self.epoch}
 
     def set_extra_state(self, state: dict[str, float]) -> None:
-        """The inverse of `get_extra_state`."""
+        """Restore what `get_extra_state` returned."""
         self.epoch = state["epoch"]
 
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 images (B, 3, H, W) as floats, by ImageNet's statistics."""
+        """Return uint8 images (B, 3, H, W) as floats, normalised by ImageNet's statistics."""
         return images.float().sub_(self.mean).div_(self.std)
 
     def choose(
         self, images: Tensor, noise_BN: Tensor, weights_BN: Tensor | None, epoch: float
     ) -> tuple[Masked, Context | None]:
-        """Patches of normalised images, and what the method saw of them; `weights_BN` go before what it looked at."""
+        """Return the patches of normalised images and the method's context; `weights_BN` override its attention."""
         with torch.no_grad():
             context = self.method.compute_context(images)
             if weights_BN is None and self.masking.needs_weights and context is not None:

@@ -1,4 +1,4 @@
-"""Pretraining as a task: what `mimbench` must know of this folder (engine/run/task.py). Starts without torch."""
+"""The pretraining task: what `mimbench` must know about this folder (engine/run/task.py). Does not import torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which side of a pretraining waits for the other: what the loading processes deliver alone, and what the step takes.
+"""Measure whether a pretraining waits for its data: the throughput of loading, and of the step, separately.
 
-pace = measure(config, seconds=3)      # config: any pretraining recipe, its data set being there
-pace.loader, pace.step                 # images a second, each without the other
+pace = measure(config, seconds=3)      # config: any pretraining recipe whose data set exists
+pace.loader, pace.step                 # images per second, each measured without the other
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mimbench.pretrain.run import build_step, decay_groups, training_batches
 from mimbench.pretrain.step import Step
 
 SECONDS = 3.0
-AT_ONCE = {"cuda": 256, "cpu": 16}  # images of a step, at most: enough for a GPU to be busy
+AT_ONCE = {"cuda": 256, "cpu": 16}  # most images in a step: enough to keep a GPU busy
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Images a second of one process."""
+    """Images per second of one process."""
 
     loader: float
     step: float
@@ -38,18 +38,18 @@ class Pace:
 
     @property
     def starved(self) -> bool:
-        """Whether the step would wait for images; within a tenth it may."""
+        """Whether the step would wait for images: loading is less than 10 % faster."""
         return self.loader < 1.1 * self.step
 
 
 def measure(config: Pretrain, seconds: float) -> Pace:
-    """Time loading, then the step (forward, backward and optimiser) on one batch over and over, `seconds` each.
+    """Measure loading, then the step (forward, backward and optimiser) repeated on one batch, for `seconds` each.
 
-    Weight maps of training images, which a run would make first, are left out: the masking is then random.
+    Weight maps of training images are left out: a masking that needs them is replaced by a random one.
 
     Raises:
-        FileNotFoundError: if the data set is not there.
-        ValueError: if it holds too few images, or the recipe wants a checkpoint and has none.
+        FileNotFoundError: if the data set does not exist.
+        ValueError: if it holds too few images, or the recipe lacks a required checkpoint.
     """
     device = setup_process(config.compute, config.seed)
     folder = ImageFolder(locate(config.data), "train", decoder=config.jpeg_decoder)
@@ -62,7 +62,7 @@ def measure(config: Pretrain, seconds: float) -> Pace:
 
 
 def _loading(config: Pretrain, folder: ImageFolder, seconds: float) -> tuple[Any, float]:
-    """A batch, and images a second. The loading processes end with this function, and do not disturb the step."""
+    """Return a batch, and images per second. Loading processes end here, so they do not slow the step."""
     batches = training_batches(config, folder).starting_at(0)
     return next(batches), _rate(lambda: next(batches), config.batch, seconds)
 
@@ -82,7 +82,7 @@ def _stepping(config: Pretrain, step: Step, sample: Any) -> Callable[[], object]
 
 
 def _rate(work: Callable[[], object], images: int, seconds: float, device: torch.device | None = None) -> float:
-    """Images a second of `work`, which takes `images` of them, after one call that does not count."""
+    """Return images per second of `work`, which processes `images` per call, after one untimed call."""
     work()
     done, begun = 0, _now(device)
     while _now(device) - begun < seconds:

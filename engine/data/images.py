@@ -5,7 +5,7 @@
     ROOT/train/00000.tar ...                         either of these, packed by `mimbench data shrink` (shards.py)
     ...                                              ImageNet's tars, CIFAR, WebDataset: layouts/recognise.py
 
-Images stay uint8 tensors (3, H, W), RGB, values 0..255, until they are on the device, where `normalise` converts them to
+Images stay uint8 tensors (3, H, W), RGB, values 0..255, until they are on the device, where `normalise` turns them into
 floats: this moves a quarter of the bytes and is twice as fast as the usual pipeline of PIL and floats. They are stored
 by pixel (channels last), as decoders write them and torch's uint8 kernels read them.
 
@@ -181,7 +181,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return image, int(self.labels[index])
 
     def image_name(self, index: int) -> str:
-        """The file of item `index`."""
+        """Return the file of item `index`."""
         return self.paths.text(index)
 
     def facts(self) -> dict[str, object]:
@@ -349,7 +349,7 @@ class RandomCrops(Dataset[Sample]):
         return len(self.folder)
 
     def image_name(self, index: int) -> str:
-        """The file of item `index`."""
+        """Return the file of item `index`."""
         return self.folder.image_name(index)
 
     def __getitem__(self, index: int) -> Sample:

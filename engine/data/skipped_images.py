@@ -36,7 +36,7 @@ class Skipped:
     def __init__(self, samples: int, share: float) -> None:
         self.samples, self.share = samples, share
         self._found_N = torch.zeros(samples if share else 0, dtype=torch.bool).share_memory_()
-        self._finds = torch.zeros(SLOTS, dtype=torch.int64).share_memory_()  # one slot per loading process, which alone writes it
+        self._finds = torch.zeros(SLOTS, dtype=torch.int64).share_memory_()  # each loading process writes its slot
         self._finds_known = 0
         self._faults: dict[int, str] = {}  # of the samples that have been logged
 

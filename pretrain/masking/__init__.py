@@ -1,1 +1,1 @@
-"""Which patches are shown, predicted and dropped: random, grid, attention-driven, teacher-driven."""
+"""Maskings, which choose the patches to show, predict and drop: random, grid, attention-driven, teacher-driven."""

@@ -1,7 +1,7 @@
-"""Pretraining methods, as configs (without torch). Which patches they are shown is the masking's: masking/configs.py.
+"""The configs of pretraining methods (without torch). The masking selects their patches: masking/configs.py.
 
-Two things are asked of each: whether it `reconstructs` patches, so that the masking must leave some to predict, and
-whether it `gives_attention`, a teacher's, by which a masking can draw them.
+Each states whether it `reconstructs` patches, so that the masking must leave some to predict, and whether it
+`gives_attention` of a teacher, which a masking can use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mimbench.engine.run.config import science
 
 
 def check_decoder(depth: int, width: int, heads: int) -> None:
-    """Refuse sizes that no decoder has.
+    """Check the sizes of a decoder.
 
     Raises:
         ValueError: naming the field.
@@ -28,10 +28,10 @@ def check_decoder(depth: int, width: int, heads: int) -> None:
 
 @dataclass(frozen=True)
 class CrossMAEConfig:
-    """CrossMAE (arXiv 2401.14391): mask tokens read hidden patches out of the visible ones by cross-attention.
+    """CrossMAE (arXiv 2401.14391): mask tokens predict hidden patches from the visible ones by cross-attention.
 
-    What the masking hides but does not predict is never computed. Depth 12 with a quarter of the patches predicted
-    costs 2.6 times less in the decoder than MAE.
+    Patches that are hidden but not predicted are never computed. With depth 12 and a quarter of the patches predicted,
+    the decoder costs 2.6 times less than MAE's.
     """
 
     reconstructs: ClassVar[bool] = True
@@ -42,29 +42,29 @@ class CrossMAEConfig:
     width: int = science(512, about="width of the decoder")
     heads: int = science(16, about="heads of the decoder's attention")
     mixing: Literal["linear", "softmax", "none"] = science(
-        "linear", about="of feature maps; softmax: weights sum to 1; none: all blocks read the last block's output"
+        "linear", about="mixing of feature maps; softmax: weights sum to 1; none: all blocks read the last block's output"
     )
     feature_maps: tuple[int, ...] | None = science(
-        None, about="encoder blocks whose outputs the decoder blocks mix; none takes all"
+        None, about="encoder blocks whose outputs the decoder blocks mix; none: all"
     )
-    use_input: bool = science(True, about="mix the encoder's input tokens in as well")
+    use_input: bool = science(True, about="also mix in the encoder's input tokens")
     norm_pix: bool = science(True, about="predict pixels standardised within each patch")
-    self_attention: bool = science(False, about="let mask tokens attend to each other (the paper's ablation)")
+    self_attention: bool = science(False, about="mask tokens also attend to each other (the paper's ablation)")
     mixing_init: Literal["xavier", "normal"] = science(
-        "xavier", about="first weights of the mixing: xavier as released models had it, normal N(0, 1/maps) as printed"
+        "xavier", about="initial mixing weights: xavier as in the released models, or normal N(0, 1/maps) as in the paper"
     )
 
     def __post_init__(self) -> None:
         check_decoder(self.depth, self.width, self.heads)
         if self.mixing == "none" and self.feature_maps is not None:
             raise ValueError(
-                f"feature_maps={list(self.feature_maps)} with mixing=none, where all blocks of the decoder read the "
-                "encoder's last: leave feature_maps out, or mix them by mixing=linear or softmax"
+                f"feature_maps={list(self.feature_maps)} has no effect with mixing=none, where all decoder blocks read "
+                "the encoder's last block: remove feature_maps, or use mixing=linear or softmax"
             )
         if self.mixing != "none" and self.feature_maps is not None and not (self.feature_maps or self.use_input):
             raise ValueError(
                 "feature_maps=[] with use_input=false leaves the decoder nothing to mix: "
-                "mixing=none lets it read the encoder's output"
+                "use mixing=none to read the encoder's output"
             )
 
 
@@ -90,10 +90,10 @@ LAYERS = re.compile(r"mean|out|linear_decay|top[1-9]\d*|mid\d+")
 
 @dataclass(frozen=True)
 class MaskAlignConfig:
-    """MaskAlign (arXiv 2211.08887): features of visible patches are aligned with those of a frozen teacher.
+    """MaskAlign (arXiv 2211.08887): align the features of visible patches with those of a frozen teacher.
 
-    The teacher sees whole images. For each of its layers that counts, the student's blocks are mixed with weights that
-    are learned and brought to the teacher's width. Nothing is predicted for hidden patches.
+    The teacher sees whole images. For each teacher layer in the loss, the student's blocks are mixed with learned
+    weights and projected to the teacher's width. Nothing is predicted for hidden patches.
     """
 
     reconstructs: ClassVar[bool] = False
@@ -102,31 +102,31 @@ class MaskAlignConfig:
     kind: Literal["maskalign"] = science("maskalign")
     teacher: str | None = science(
         "vit_base_patch16_clip_quickgelu_224.openai",
-        about="timm's name of the teacher, weights from timm's cache or the file checkpoint; none: checkpoint alone",
+        about="timm's name of the teacher; its weights are in timm's cache or in checkpoint; none: use checkpoint",
     )
     teacher_image: int | None = science(
-        None, about="side in pixels of the images that the teacher sees; none: of those it was trained with"
+        None, about="side in pixels of the teacher's images; none: its training size"
     )
     layers: str = science(
         "top5",
-        about="the teacher's layers in the loss: topK the last K, out the last, midK layer K (from 0), mean all alike, "
-        "linear_decay all by their number (from 0)",
+        about="the teacher's layers in the loss: topK the last K, out the last, midK layer K (from 0), mean all "
+        "equally, linear_decay all, weighted by their number (from 0)",
     )
     target_norm: Literal["whiten", "l2", "bn", "none"] = science(
-        "whiten", about="of the teacher's features: whiten standardises each token, bn all of a layer together"
+        "whiten", about="norm of the teacher's features: whiten standardises each token, bn a whole layer"
     )
-    loss: Literal["smoothl1", "l1", "l2"] = science("smoothl1", about="between features; smoothl1 counts twice")
+    loss: Literal["smoothl1", "l1", "l2"] = science("smoothl1", about="distance between features; smoothl1 is doubled")
     fusion: Literal["linear", "sum", "simple"] = science(
         "linear",
-        about="what each layer of the teacher is compared with: linear and sum mix the student's blocks, starting from "
-        "the block at its height and from their mean; simple takes that block",
+        about="the student's side of each teacher layer: linear and sum mix its blocks, starting from the block of the "
+        "same relative depth (linear) or their mean (sum); simple uses that block",
     )
     order: Literal["mix_adapt", "adapt_mix"] = science(
         "mix_adapt",
-        about="mix_adapt: a head for each layer of the teacher, after mixing (the released code); "
-        "adapt_mix: one for each block of the student, before mixing (the paper's figure)",
+        about="mix_adapt: a head for each teacher layer, after mixing (the released code); "
+        "adapt_mix: a head for each student block, before mixing (the paper's figure)",
     )
-    head: Literal["linear", "norm_linear", "mlp", "mlp2"] = science("linear", about="what leads to the teacher's width")
+    head: Literal["linear", "norm_linear", "mlp", "mlp2"] = science("linear", about="projection to the teacher's width")
     drop_path: float = science(0.1, about="share of images that skip the last block's branches; less in earlier blocks")
 
     def __post_init__(self) -> None:
@@ -143,10 +143,10 @@ class MaskAlignConfig:
 
 @dataclass(frozen=True)
 class SimMIMConfig:
-    """SimMIM (arXiv 2111.09886): mask tokens among the encoder's own, and one linear layer that predicts pixels.
+    """SimMIM (arXiv 2111.09886): the encoder also gets mask tokens, and one linear layer predicts pixels.
 
-    The encoder is BEiT's: a bias for queries and values, a factor for each channel after attention and MLP, and
-    positions as one table of relative biases that all blocks share, or (AMT's SimMIM) learned absolute ones.
+    The encoder is BEiT's: biases for queries and values, a factor per channel after attention and MLP, and one table of
+    relative biases that all blocks share, or (AMT's SimMIM) learned absolute positions.
     """
 
     reconstructs: ClassVar[bool] = True
@@ -156,7 +156,7 @@ class SimMIMConfig:
     positions: Literal["relative", "absolute"] = science(
         "relative", about="a shared table of relative biases (the released models), or learned positions (AMT)"
     )
-    layer_scale: float | None = science(0.1, about="first value of the factors after attention and MLP; none has none")
+    layer_scale: float | None = science(0.1, about="initial value of the factors after attention and MLP; none: no factors")
     drop_path: float = science(0.1, about="share of images that skip the last block's branches; less in earlier blocks")
 
     def __post_init__(self) -> None:

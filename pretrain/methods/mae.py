@@ -1,13 +1,13 @@
 """MAE (He et al., arXiv 2111.06377): the model and its loss.
 
-The encoder sees the shown patches only and ends in a norm. The decoder attends among the encoder's tokens, brought to
-its width, and mask tokens at the predicted positions. What a masking drops takes part in neither (AMT's throwing).
+The encoder sees only the shown patches and ends in a norm. The decoder uses self-attention over the encoder's tokens,
+projected to its width, and mask tokens at the predicted positions. Dropped patches (thrown away by AMT) are in neither.
 
     loss = model(images, masked)      # pure: the mask comes from outside
 
-Numbers are those of the authors' code, and so are parameter names: their full checkpoints load. What differs is work
-that need not be done: patches that are not shown are not embedded, only predicted patches are read out, and tokens
-stay in the order they come in, since each carries its position.
+Numbers and parameter names equal those of the authors' code, so their full checkpoints load. Only unnecessary work is
+left out: patches that are not shown are not embedded, only predicted patches are decoded, and tokens are not reordered,
+since each carries its position.
 
 Shapes: B image, V patch shown, T token of the decoder (class token, shown and predicted patches), Q patch predicted,
 D encoder width, E decoder width, P value of a patch (rows, columns, colours).
@@ -31,7 +31,7 @@ from mimbench.pretrain.methods.pixels import painted, pixel_loss
 class MAE(Method, Trunk):
     """The model: an encoder (`Trunk`) with a final norm, and a decoder of self-attention.
 
-    Weights are drawn as by the authors' code: the same seed gives the same weights.
+    Weights are drawn as in the authors' code: the same seed produces the same weights.
 
     Args:
         shape: sizes of the encoder.
@@ -57,12 +57,12 @@ class MAE(Method, Trunk):
         self.initialise(self.mask_token)
 
     def forward(self, images: Tensor, masked: Masked, context: Context | None = None) -> Tensor:
-        """The loss: mean squared error over all values of the predicted patches of normalised images (B, 3, H, W)."""
+        """Return the loss: the mean squared error over the predicted patches of normalised images (B, 3, H, W)."""
         prediction_BQP = self.predict(images, masked.shown, masked.predicted)
         return pixel_loss(prediction_BQP, images, masked.predicted, self.patch, self.config.norm_pix)
 
     def predict(self, images: Tensor, shown_BV: Tensor, predicted_BQ: Tensor) -> Tensor:
-        """The decoder's values (B, Q, P) of patches `predicted_BQ`, given those in `shown_BV`."""
+        """Return the decoder's values (B, Q, P) of patches `predicted_BQ`, given the patches `shown_BV`."""
         tokens_BTE = self.decoder_embed(self.norm(self.forward_tokens(images, shown_BV)[-1]))
         positions_NE = self.decoder_pos_embed[0, 1:]  # the class token's is zero
         class_B1E, seen_BVE = tokens_BTE[:, :1], tokens_BTE[:, 1:] + positions_NE[shown_BV]

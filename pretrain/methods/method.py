@@ -1,13 +1,13 @@
-"""What pretraining asks of a method. A method is an `nn.Module` that is this and (as a rule) a `Trunk`:
+"""The interface of pretraining methods. A method is an `nn.Module` that is a `Method` and usually a `Trunk`:
 
     class CrossMAE(Method, Trunk): ...
 
-    context = method.compute_context(images)         # what masking and loss need from elsewhere; None for most
-    masked = masking(noise, weights, grid, epoch)    # pretrain/masking; the method does not know which one it is
-    loss = method(images, masked, context)           # pure: the same arguments, the same loss; can be compiled
+    context = method.compute_context(images)         # inputs for masking and loss from whole images; often None
+    masked = masking(noise, weights, grid, epoch)    # pretrain/masking; the method does not know the masking
+    loss = method(images, masked, context)           # pure: equal arguments give an equal loss; can be compiled
 
-Its trainable parameters are those of `parameters()`. What it uses and never trains (a teacher) it keeps in a `Frozen`,
-which is no part of the module: neither in checkpoints nor in the optimiser, and `train()` does not reach it.
+Its trainable parameters are those of `parameters()`. A network that it never trains (a teacher) is stored in a `Frozen`,
+which is not part of the module: it is not in checkpoints or the optimiser, and `train()` does not affect it.
 
 Shapes: B image, N patch (row-major), V patch shown, Q patch predicted, P value of a patch (rows, columns, colours).
 """
@@ -28,10 +28,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Context(NamedTuple):
-    """What a method saw of whole images before any patch was hidden, computed without gradients."""
+    """The method's view of whole images before patches are hidden, computed without gradients."""
 
-    importance: Tensor | None = None  # weights of patches (B, N), for a masking that draws by what the method looks at
-    targets: tuple[Tensor, ...] = ()  # whatever the loss needs, with B in front
+    importance: Tensor | None = None  # weights of patches (B, N), for a masking that uses the method's attention
+    targets: tuple[Tensor, ...] = ()  # inputs of the loss, with B as the first dimension
 
 
 class Method(nn.Module, ABC):
@@ -39,9 +39,9 @@ class Method(nn.Module, ABC):
 
     Attributes:
         shape: sizes of the encoder.
-        final_norm: the encoder has a final norm with learned scale, `norm.*`.
-        traits: what the encoder has beyond MAE's ViT.
-        positions: what kind of positions it has, as the metadata of its file say it.
+        final_norm: whether the encoder has a final norm with learned scale, `norm.*`.
+        traits: the encoder's features beyond MAE's ViT.
+        positions: the kind of its positions, as in the metadata of its file.
     """
 
     shape: ViT
@@ -50,26 +50,26 @@ class Method(nn.Module, ABC):
     positions: str = "sincos"
 
     def compute_context(self, images: Tensor) -> Context | None:
-        """Return what loss and masking need of whole images (B, 3, H, W), normalised by ImageNet's statistics.
+        """Return inputs of loss and masking from whole images (B, 3, H, W), normalised by ImageNet's statistics.
 
-        Called once for each batch, under `torch.no_grad`.
+        Called once per batch, under `torch.no_grad`.
         """
         return None
 
     @abstractmethod
     def forward(self, images: Tensor, masked: Masked, context: Context | None = None) -> Tensor:
-        """The loss, a scalar, of normalised images (B, 3, H, W)."""
+        """Return the loss, a scalar, of normalised images (B, 3, H, W)."""
 
     def no_decay(self, name: str, parameter: Parameter) -> bool:
-        """Whether a parameter is spared weight decay: biases and norms are; tokens do decay, as in MAE and CrossMAE."""
+        """Return whether a parameter gets no weight decay: biases and norms; tokens decay, as in MAE and CrossMAE."""
         return parameter.ndim <= 1 or name.endswith(".bias")
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """Weights for `encoder.safetensors`, under a plain ViT's names; others may be among them, and are left out."""
+        """Return the weights for `encoder.safetensors` under a plain ViT's names; other names are ignored."""
         return self.state_dict()
 
     def rebuild(self, images: Tensor, masked: Masked) -> Tensor | None:
-        """The patches `masked.predicted` of normalised images as the method would paint them, for a picture.
+        """Return the method's reconstruction of the patches `masked.predicted` of normalised images, for a picture.
 
         Returns:
             (B, Q, P) in the units of `images`; None if the method predicts no pixels.
@@ -78,11 +78,11 @@ class Method(nn.Module, ABC):
 
 
 class Frozen(Generic[M]):
-    """A network in eval mode that is used and never trained, and is no part of the module that holds this."""
+    """A network in eval mode that is never trained and is not part of the module that holds it."""
 
     def __init__(self, network: M) -> None:
         self.network = network.eval().requires_grad_(False)
 
     def on(self, device: torch.device) -> M:
-        """The network, on `device`, where it stays."""
+        """Move the network to `device` and return it."""
         return self.network.to(device)

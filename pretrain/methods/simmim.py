@@ -1,15 +1,15 @@
 """SimMIM (Xie et al., arXiv 2111.09886) on a ViT: the model and its loss.
 
-The encoder gets all patches, mask tokens in the place of hidden ones, and one linear layer turns the encoder's output
-at a hidden patch into its pixels. The loss is their mean absolute error. What a masking drops the encoder does not
-get at all (AMT's throwing): tokens and targets of dropped patches are left out.
+The encoder gets all patches, with mask tokens instead of hidden ones, and one linear layer predicts the pixels of a
+hidden patch from the encoder's output. The loss is their mean absolute error. Patches that the masking drops (thrown
+away by AMT) have no tokens and no targets.
 
-    loss = model(images, masked)      # pure but for stochastic depth
+    loss = model(images, masked)      # pure except for stochastic depth
 
-Numbers are those of the authors' code, and so are parameter names: their checkpoints load. Less is computed: patches
-that are hidden are not embedded, and only predicted ones are decoded. AMT's SimMIM could not be run (after its 40th
-epoch the authors' code stops with an error of shapes): this is what it describes, with one thing put right, that the
-factors of attention are applied as those of the MLP are.
+Numbers and parameter names equal those of the authors' code, so their checkpoints load. Less is computed: hidden patches
+are not embedded, and only predicted ones are decoded. AMT's SimMIM could not be run, because the authors' code stops
+with a shape error after its 40th epoch. This file implements its description with one correction: the factors after
+attention are applied like those after the MLP.
 
 Shapes: B image, N patch (row-major), K patch kept (shown or predicted), V shown, Q predicted, T token (class token,
 kept patches), D width, H head, P value of a patch (colour, row, column: the decoder's order).
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """BEiT's: normal with deviation .02, and what ends a branch divided by the square root of twice its depth."""
+        """Initialise as BEiT: normal with deviation .02; the last layer of each branch is divided by sqrt(2 * depth)."""
         for parameter in (self.cls_token, self.pos_embed):
             if parameter is not None:
                 trunc_normal_(parameter, std=0.02)
@@ -76,10 +76,10 @@ class Encoder(nn.Module):
         trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
     def forward(self, images: Tensor, shown_BV: Tensor | None, kept_BK: Tensor | None) -> Tensor:
-        """The normalised output (B, T, D): class token, then the patches at `kept_BK` (all, row-major, when None).
+        """Return the normalised output (B, T, D): class token, then patches `kept_BK` (None: all, row-major).
 
         Args:
-            shown_BV: patches that are embedded; all others are mask tokens. None embeds all.
+            shown_BV: patches to embed; all others are mask tokens. None embeds all.
         """
         tokens_BTD = self.embed(images, shown_BV, kept_BK)
         bias_BHTT = self.bias(kept_BK)
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         return normalised
 
     def embed(self, images: Tensor, shown_BV: Tensor | None, kept_BK: Tensor | None) -> Tensor:
-        """What the first block gets; see `forward`."""
+        """Return the first block's input; see `forward`."""
         embedded_BVD = self.patch_embed(pick_patches(patch_view(images, self.patch), shown_BV))
         batch, width = len(images), embedded_BVD.shape[2]
         tokens_BND = embedded_BVD
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         return torch.cat([class_B1D, tokens_BND], dim=1)
 
     def bias(self, kept_BK: Tensor | None) -> Tensor | None:
-        """Relative biases of the scores (1 or B, H, T, T); None with absolute positions."""
+        """Return relative biases of the scores (1 or B, H, T, T); None with absolute positions."""
         if self.rel_pos_bias is None:
             return None
         index_TT: Any = self.rel_pos_bias.relative_position_index
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
         return bias.permute(0, 3, 1, 2) if bias.ndim == 4 else bias.permute(2, 0, 1)[None]
 
     def class_attention(self, images: Tensor) -> Tensor:
-        """How the class token attends to whole images' patches in the last block: (B, H, N)."""
+        """Return the class token's attention to the patches of whole images in the last block: (B, H, N)."""
         tokens_BTD, bias_1HTT = self.embed(images, None, None), self.bias(None)
         for block in self.blocks[:-1]:
             tokens_BTD = block(tokens_BTD, bias_1HTT)
@@ -150,17 +150,17 @@ class SimMIM(Method):
         self.decoder = nn.Sequential(nn.Conv2d(shape.width, 3 * shape.patch**2, 1))  # as checkpoints hold it
 
     def no_decay(self, name: str, parameter: Parameter) -> bool:
-        """See `Method`: the class token and learned positions are spared as well."""
+        """See `Method`: the class token and learned positions get no weight decay either."""
         return super().no_decay(name, parameter) or name.endswith(("cls_token", "pos_embed"))
 
     def forward(self, images: Tensor, masked: Masked, context: Context | None = None) -> Tensor:
-        """The loss: the mean absolute error over all values of the predicted patches."""
+        """Return the loss: the mean absolute error over all values of the predicted patches."""
         prediction_BQP = self.predict(images, masked)
         target_BQP = pick_patches(patch_view(images, self.shape.patch), masked.predicted).flatten(2)
         return F.l1_loss(prediction_BQP, target_BQP)
 
     def predict(self, images: Tensor, masked: Masked) -> Tensor:
-        """The values (B, Q, P) of the predicted patches."""
+        """Return the values (B, Q, P) of the predicted patches."""
         kept_BK = None
         place_BQ = masked.predicted
         if masked.dropped.shape[1]:
@@ -177,11 +177,11 @@ class SimMIM(Method):
         return prediction_BQP.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)  # rows, columns, colours
 
     def class_attention(self, images: Tensor) -> Tensor:
-        """How the class token attends to the patches of whole images (B, 3, H, W), last block: (B, heads, patches)."""
+        """Return the class token's attention to patches of whole images (B, 3, H, W), last block: (B, heads, patches)."""
         return self.encoder.class_attention(images)
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """See `Method`. The shared table of biases goes into each block, which is how evaluations' encoders have it."""
+        """See `Method`. The shared table of biases is copied into each block, as evaluations' encoders expect."""
         state = self.encoder.state_dict()
         shared = state.pop("rel_pos_bias.relative_position_bias_table", None)
         for number in range(self.shape.depth):

@@ -1,1 +1,1 @@
-"""Pretraining recipes: every public function of a module here is one."""
+"""Pretraining recipes: every public function of a module here is a recipe."""

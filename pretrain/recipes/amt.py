@@ -2,9 +2,9 @@
 
     mimbench run pretrain/mae_amt_vitb_400ep data=imagenet
 
-AMT (arXiv 2211.15362v1): of its paper no table could be had, so no numbers stand here; its authors' code is followed.
-FAMT (v3 of the same): how it brings in frequencies is not public. Recipes named famt are a reconstruction, unverified;
-so are their results, which say it wherever they are shown.
+AMT (arXiv 2211.15362v1): the recipes follow the authors' code and state no numbers, because the paper's tables were not
+available. FAMT (v3 of the same paper): its use of frequencies is not public. Recipes named famt are an unverified
+reconstruction, and their results are labelled so wherever they are shown.
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ def simmim_vitb_800ep() -> Pretrain:
         epochs=800,
         warmup_epochs=10.0,
         batch=2048,
-        base_lr=5e-5,  # 1e-4 for each 512 images
+        base_lr=5e-5,  # 1e-4 per 512 images
         lr_factor="none",
         schedule="simmim_steps",
         drops=(700.0,),
-        start_lr=2e-6,  # 5e-7 for each 512 images
+        start_lr=2e-6,  # 5e-7 per 512 images
         betas=(0.9, 0.999),
         grad_clip=5.0,
         smallest_crop=0.67,
-        resizing="bilinear",  # what torchvision's crop does unless told
+        resizing="bilinear",  # torchvision's default
     )
 
 
 def simmim_amt_vitb_200ep() -> Pretrain:
     """AMT on SimMIM ViT-B/16, 44 % of units masked and 26 % thrown away, 200 epochs.
 
-    As described: the authors' code stops with an error after its 40th epoch.
+    Follows the description: the authors' code stops with an error after its 40th epoch.
     """
     return replace(
         simmim_vitb_800ep(),
@@ -87,7 +87,7 @@ def simmim_amt_vitb_200ep() -> Pretrain:
         epochs=200,
         schedule="simmim_cosine",
         drops=(),
-        min_lr=2e-5,  # 5e-6 for each 512 images
+        min_lr=2e-5,  # 5e-6 per 512 images
     )
 
 

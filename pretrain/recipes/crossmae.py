@@ -1,11 +1,11 @@
 """Pretraining recipes: CrossMAE as published, its ablations, and its small twin on `handwritten`.
 
-The other methods' are in `recipes_*.py`.
+The other methods' recipes are in the other files of this folder.
 
     mimbench run pretrain/crossmae_vitb_800ep data=imagenet
 
 Each function returns a complete config. A variant calls another recipe and replaces fields. The numbers after
-"fine-tuned" are ImageNet top-1 as the paper and its repository print them.
+"fine-tuned" are ImageNet top-1 from the paper and its repository.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def crossmae_vitb_448px_400ep() -> Pretrain:
     return replace(crossmae_vitb_400ep(), encoder=replace(SIZES["B"], image=448))
 
 
-# The ablations, table 3 where no other is named: ViT-B/16, 400 epochs, every hidden patch predicted.
+# The ablations of table 3, unless another table is named: ViT-B/16, 400 epochs, every hidden patch predicted.
 
 
 def crossmae_vitb_400ep_predict75() -> Pretrain:
@@ -100,7 +100,7 @@ def crossmae_vitb_400ep_mask85() -> Pretrain:
 def crossmae_vitb_400ep_grid() -> Pretrain:
     """CrossMAE ViT-B/16, 400 epochs, one patch of every four seen (table 15). Fine-tuned 83.2.
 
-    The authors' code has no such masking: that its place is drawn for each image is our reading.
+    The authors' code lacks this masking; drawing the position for each image is our interpretation.
     """
     return replace(crossmae_vitb_400ep(), masking=GridMasking())
 
@@ -126,9 +126,9 @@ def crossmae_vitb_400ep_self_attention() -> Pretrain:
 
 
 def crossmae_vitb_400ep_one_map() -> Pretrain:
-    """CrossMAE ViT-B/16, 400 epochs, the decoder reads the encoder's last block alone. Fine-tuned 82.9.
+    """CrossMAE ViT-B/16, 400 epochs, the decoder reads only the encoder's last block. Fine-tuned 82.9.
 
-    The authors' code crashes in this mode, for want of the encoder's final norm, which is there here.
+    The authors' code crashes in this mode because it lacks the encoder's final norm, which is present here.
     """
     return replace(crossmae_vitb_400ep_predict75(), method=CrossMAEConfig(mixing="none"))
 
@@ -141,8 +141,8 @@ def crossmae_vitb_400ep_softmax() -> Pretrain:
 def crossmae_handwritten() -> Pretrain:
     """CrossMAE on handwritten, 96 wide and 4 deep: the demo's encoder, in minutes on two cores.
 
-    The number of optimiser steps decides here, so: a small model, small batches, fp32 (autocast costs more than it
-    saves at this width) and one decoder block.
+    The number of optimiser steps matters most, so the model and batches are small, precision is fp32 (autocast costs
+    more than it saves at this width) and the decoder has one block.
     """
     return Pretrain(
         data="handwritten",

@@ -1,9 +1,9 @@
-"""MAE as published, and its small twin on `handwritten`: the baseline that CrossMAE is compared with.
+"""MAE as published, the baseline of CrossMAE, and its small twin on `handwritten`.
 
     mimbench run pretrain/mae_vitb_800ep data=imagenet
 
-The numbers after "fine-tuned" are ImageNet top-1: of 1600 epochs as MAE's repository prints them, of 800 and 400 as
-CrossMAE's paper does for its own MAE runs.
+The numbers after "fine-tuned" are ImageNet top-1: for 1600 epochs from MAE's repository, for 800 and 400 epochs from
+CrossMAE's paper, for its own MAE runs.
 """
 
 from __future__ import annotations

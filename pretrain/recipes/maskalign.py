@@ -3,7 +3,7 @@
     mimbench run pretrain/maskalign_vitb data=imagenet
 
 The teacher's weights must be in timm's cache, or in a file given with checkpoint=FILE: a run downloads nothing. The
-numbers after "fine-tuned" are ImageNet top-1 as the authors' model card prints them.
+numbers after "fine-tuned" are ImageNet top-1 from the authors' model card.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def maskalign_vitb_random() -> Pretrain:
 def maskalign_vitl() -> Pretrain:
     """MaskAlign ViT-L/16, teacher CLIP-B/16, 200 epochs. Fine-tuned 86.5.
 
-    Student and teacher are of unequal depth, where the authors' code runs with fusion=sum alone; here linear does, too.
+    Student and teacher differ in depth; the authors' code then runs only with fusion=sum, this code also with linear.
     """
     return replace(maskalign_vitb(), encoder=SIZES["L"], method=MaskAlignConfig(fusion="sum", drop_path=0.2))
 

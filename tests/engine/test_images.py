@@ -102,7 +102,7 @@ def test_a_folder_without_splits_serves_as_both_and_says_so(folder: Path, caplog
         train, val = ImageFolder(folder / "train", "train"), ImageFolder(folder / "train", "val")
     assert train.splitless and val.splitless
     assert len(train) == len(val) == 4
-    assert "accuracy is measured on the images it is trained on" in caplog.text
+    assert "accuracy is measured on the training images" in caplog.text
     assert not ImageFolder(folder, "val").splitless
 
 

@@ -41,7 +41,7 @@ def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -
         (lambda: GridMasking(cell=1), "cell=1 must be at least 2"),
         (lambda: GridMasking(predict=0.8), r"predict=0.8 must lie in \(0, 0.75\]: cell=2 hides no more"),
         (lambda: KeepMasking(mask=1.0), "mask=1.0 must lie"),
-        (lambda: Pretrain(masking=KeepMasking(), lr_factor="none"), "method.kind=crossmae learns by predicting"),
+        (lambda: Pretrain(masking=KeepMasking(), lr_factor="none"), "masking.kind=keep predicts no patches, but method.kind=crossmae"),
         (lambda: CrossMAEConfig(depth=0), "depth=0"),
         (lambda: CrossMAEConfig(width=50, heads=5), "width=50"),
         (lambda: CrossMAEConfig(feature_maps=(), use_input=False), "nothing to mix"),
@@ -66,7 +66,7 @@ def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -
         ),
         (
             lambda: Pretrain(encoder=ViT(image=144), masking=AttentionMasking(crop_mode="original")),
-            "crop_mode=original knows grids that divide 224, not the encoder's 9 x 9: use crop_mode=correct",
+            "crop_mode=original needs a grid that divides 224, not the encoder's 9 x 9: use crop_mode=correct",
         ),
     ],
 )
