@@ -1,16 +1,16 @@
-"""AMT's masking: what the encoder attends to is masked, what comes next is thrown away, the rest is what it sees.
+"""AMT's masking: patches with high encoder attention are masked, the next are thrown away, the rest are shown.
 
-(Liu et al., AAAI 2023; with a frequency branch, frequency.py, it is FAMT: Gui et al., TIP 2025; arXiv 2211.15362.)
+(Liu et al., AAAI 2023. With a frequency branch, frequency.py, it is FAMT: Gui et al., TIP 2025; arXiv 2211.15362.)
 
-Each training image has a map of weights, one for each patch of the whole image, made by the encoder under training
-(`weight_map`) and kept in a file (weight_maps.py). A batch's crops cut their part out of the maps (`follow_crops`), and
-patches are drawn without replacement in proportion to the weights: the first drawn are predicted, the next dropped.
+Each training image has a map of weights, one for each patch of the whole image, computed by the encoder in training
+(`weight_map`) and stored in a file (weight_maps.py). A batch's maps are cropped like its images (`follow_crops`), and
+patches are drawn without replacement in proportion to the weights: the first are predicted, the next dropped.
 
     masking = MaskAndThrow(config, epochs)
     masked = masking(noise, weights, (14, 14), epoch)
 
-The authors' code cuts the map wrongly: whatever the crop, two or three of the map's first rows and columns. That is
-`as_published`, and not the default. They keep the map's scale; here, as there, scale is of no consequence.
+The authors' code crops the map incorrectly: for every crop it uses the first two or three rows and columns. This is
+`as_published`, which is not the default. The maps' scale has no effect.
 
 Shapes: B image, H head, N patch (row-major), T token (class token first), D width, h x w the grid of patches.
 """
@@ -30,17 +30,17 @@ from mimbench.engine.data.images import Crop
 from mimbench.pretrain.masking.configs import PUBLISHED_SIDE, AttentionMasking, RandomMasking
 from mimbench.pretrain.masking.strategies import Counts, Masked, Random, split_order, weighted_order
 
-LEAST = 1e-6  # weight of a patch: a place that no head looks at may be drawn too
-SAMPLES = 4  # of a map along each side of a patch, where its mean over the patch is taken
-TINY = 1e-12  # below the difference of any two attentions: a head that attends alike everywhere has weight 0
+LEAST = 1e-6  # smallest weight of a patch: a patch without attention can be drawn too
+SAMPLES = 4  # sampling points per side of a patch, to average a map over the patch
+TINY = 1e-12  # less than any difference of attention: a head with uniform attention gets weight 0
 
 
 class MaskAndThrow:
-    """Patches drawn by weight, the first predicted and the next dropped; drawn alike before the first maps are made.
+    """Patches drawn by weight: the first are predicted, the next dropped; uniform before the first maps exist.
 
     Args:
         config: shares and schedule.
-        epochs: of the whole training, of which the schedule may be a part.
+        epochs: of the whole training, which the schedule may depend on.
     """
 
     needs_weights = True
@@ -57,16 +57,16 @@ class MaskAndThrow:
             return self.before.counts(patches, epoch)
         mask, throw = self.config.mask, self.config.throw
         if self.config.unit == 1:
-            predicted = int(patches * mask)  # rounded as AMT's MAE does it
+            predicted = int(patches * mask)  # rounded as in AMT's MAE
             dropped = int(patches * (mask + throw)) - predicted
         else:
-            predicted, dropped = math.ceil(patches * mask), math.ceil(patches * throw)  # as AMT's SimMIM
+            predicted, dropped = math.ceil(patches * mask), math.ceil(patches * throw)  # as in AMT's SimMIM
         if predicted + dropped >= patches:
-            raise ValueError(f"mask={mask} and throw={throw} leave none of {patches} patches for the encoder to see")
+            raise ValueError(f"mask={mask} and throw={throw} leave none of {patches} patches to see; lower one")
         return Counts(patches - predicted - dropped, dropped, predicted)
 
     def __call__(self, noise_BN: Tensor, weights_BN: Tensor | None, grid: tuple[int, int], epoch: float) -> Masked:
-        """See `Masking`; before the first maps are made weights are not looked at. Validation images have none."""
+        """See `Masking`; weights are ignored before `start_epoch`. Validation images have none."""
         if epoch < self.schedule.start:
             return self.before(noise_BN, None, grid, epoch)
         order_BN = weighted_order(noise_BN, weights_BN).flip(1)
@@ -77,13 +77,13 @@ class MaskAndThrow:
 
 
 def class_attention(method: nn.Module, images: Tensor) -> Tensor:
-    """How the class token attends to the patches in the encoder's last block: (B, H, N), softmax over all tokens.
+    """Return the class token's attention to patches in the encoder's last block: (B, H, N), softmax over all tokens.
 
-    Nothing but that one row is computed of the last block, and no other block's attention is kept. Blocks that a method
-    does not train (CrossMAE's after the last map it reads) are no part of the encoder.
+    Only that row of the last block is computed, and no other block's attention is stored. Blocks that a method does not
+    train (CrossMAE's after the last map it reads) do not count as part of the encoder.
 
     Args:
-        method: a method whose encoder is a `Trunk`, or one that has a `class_attention` of its own.
+        method: a method whose encoder is a `Trunk`, or that has its own `class_attention`.
         images: (B, 3, H, W), normalised, of the pretraining size.
     """
     if not isinstance(method, Trunk):
@@ -101,10 +101,10 @@ def class_attention(method: nn.Module, images: Tensor) -> Tensor:
 def first_row(
     tokens_BTD: Tensor, qkv: Tensor, q_bias: Tensor, k_bias: Tensor, heads: int, bias_HT: Tensor | None = None
 ) -> Tensor:
-    """The first token's attention to all tokens, (B, H, T), in single precision at least.
+    """Return the first token's attention to all tokens, (B, H, T), at least in single precision.
 
     Args:
-        tokens_BTD: what queries and keys are made of.
+        tokens_BTD: the source of queries and keys.
         qkv: the weight (3 D, D) of queries, keys and values.
         bias_HT: added to the scores.
     """
@@ -118,12 +118,12 @@ def first_row(
 
 
 def weight_map(attention_BHN: Tensor) -> Tensor:
-    """Weights (B, N) in [0, 1]: the mean over heads of their attention, each stretched to [0, 1] within the image."""
+    """Return weights (B, N) in [0, 1]: the mean over heads of attention, each head scaled to [0, 1] per image."""
     return stretched(attention_BHN).mean(dim=1)
 
 
 def stretched(values: Tensor) -> Tensor:
-    """`values` moved and scaled along the last axis, the least to 0 and the greatest to 1; all 0 if all are alike."""
+    """Return `values` scaled along the last axis, minimum to 0 and maximum to 1; all 0 if all are equal."""
     above = values - values.amin(dim=-1, keepdim=True)
     return above / above.amax(dim=-1, keepdim=True).clamp_min(TINY)
 
@@ -132,13 +132,13 @@ def stretched(values: Tensor) -> Tensor:
 
 
 def follow_crops(maps_Bhw: Tensor, crop: Crop) -> Tensor:
-    """Weights (B, N) of the patches of crops, cut out of the maps of their whole images; at least `LEAST`.
+    """Return weights (B, N) of the patches of crops, cropped from the maps of whole images; at least `LEAST`.
 
-    A patch's weight is the mean over it of the map between whose values one interpolates linearly.
+    A patch's weight is the mean of the linearly interpolated map over the patch.
 
     Args:
         maps_Bhw: maps, of any scale; row 0 is the top of the whole image.
-        crop: of tensors (B,), where each image was cut, and whether it was mirrored then.
+        crop: of tensors (B,), each image's crop box, and whether it was mirrored afterwards.
     """
     rows, columns = maps_Bhw.shape[1:]
     top, left, height, width, flip, image_height, image_width = (torch.as_tensor(value) for value in crop)
@@ -152,15 +152,15 @@ def follow_crops(maps_Bhw: Tensor, crop: Crop) -> Tensor:
 
 
 def as_published(maps_Bhw: Tensor, crop: Crop) -> Tensor:
-    """Weights (B, N) as the authors' code has them (`crop_mode=original`), bit for bit on a CPU.
+    """Return weights (B, N) as in the authors' code (`crop_mode=original`), bit for bit on a CPU.
 
-    Of a map it takes the rows from top // H up to (top + height) // H + 2, which are the first two, or three where the
-    crop reaches the image's lower edge; columns alike. They are enlarged to 224 pixels and summed within each patch.
+    It uses a map's rows from top // H to (top + height) // H + 2: the first two, or three if the crop reaches the lower
+    edge; likewise for columns. They are enlarged to 224 pixels and summed within each patch.
     """
     rows, columns = maps_Bhw.shape[1:]
     if PUBLISHED_SIDE % rows or rows != columns:
         raise ValueError(
-            f"masking.crop_mode=original knows square grids that divide {PUBLISHED_SIDE}, not {rows} x {columns}: "
+            f"masking.crop_mode=original needs a square grid that divides {PUBLISHED_SIDE}, not {rows} x {columns}: "
             "use crop_mode=correct"
         )
     where_B7 = torch.stack([torch.as_tensor(value) for value in crop], dim=1).tolist()

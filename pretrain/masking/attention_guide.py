@@ -1,13 +1,13 @@
-"""What keeps AMT's weight maps up to date in a training, and gives every batch its weights.
+"""Renew AMT's weight maps during a training, and add weights to every batch.
 
     guide = AttentionGuide(config, run, step, folder)
     batches = Batches(..., prepare=guide.weigh)
-    guide.before_step(index, batches)        # makes the maps anew at the start of the epochs that the config names
-    extra_state={"weight_maps": guide.maps}  # which maps are in force is part of a checkpoint
+    guide.before_step(index, batches)        # renews the maps at the start of the epochs that the config names
+    extra_state={"weight_maps": guide.maps}  # checkpoints store which maps are current
 
-A map is made by the encoder as it is, in eval mode, from the whole image, squashed to the pretraining size. Each
-process makes those of its share of the images, in order. Weights are looked up when the training takes a batch, not
-when it was loaded: batches that were loaded ahead of a renewal get the new ones.
+The current encoder, in eval mode, computes a map from the whole image, resized to the pretraining size without keeping
+its aspect. Each process computes the maps of its share of the images, in order. Weights are looked up when the training
+uses a batch, not when it is loaded: batches loaded before a renewal get the new weights.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 
 class AttentionGuide:
-    """The maps of one training, when they are made, and the weights of its batches.
+    """The maps of one training, their renewal, and the weights of its batches.
 
     Args:
         config: of the run; its masking is an `AttentionMasking`.
-        run: where the maps are kept, in `weight_maps/`.
-        step: has the method whose attention makes the maps.
+        run: stores the maps in `weight_maps/`.
+        step: holds the method whose attention defines the maps.
         folder: the training images.
     """
 
@@ -56,14 +56,14 @@ class AttentionGuide:
         self.maps = WeightMaps(run.path / "weight_maps", Subject.of(folder, step.grid), label)
         if config.masking.freq_mode != "none":
             log.warning(
-                "masking.freq_mode=%s is our reconstruction of FAMT's frequency branch, unverified: results are to be "
-                "called %s, not FAMT",
+                "masking.freq_mode=%s is our unverified reconstruction of FAMT's frequency branch: call the results "
+                "%s, not FAMT",
                 config.masking.freq_mode,
                 label,
             )
 
     def before_step(self, index: int, batches: Batches) -> None:
-        """Make the maps if optimiser step `index` (0-based) begins an epoch of `batches` that wants new ones."""
+        """Renew the maps if optimiser step `index` (0-based) starts an epoch of `batches` that needs new ones."""
         epoch, within = divmod(index * batches.accumulate, len(batches))
         wanted = self.schedule.in_force(epoch)
         if wanted is None:
@@ -73,13 +73,13 @@ class AttentionGuide:
 
     def _renew(self, epoch: int, batches: Batches) -> None:
         started = time.perf_counter()
-        log.info("making the weight maps of %d images for epoch %d (%s)", len(self.folder), epoch, self.masking.label)
+        log.info("computing weight maps of %d images for epoch %d (%s)", len(self.folder), epoch, self.masking.label)
         self.maps.write(epoch, self._made(batches.batch))
         self.maps.prune(self._oldest_needed(batches))
-        log.info("made the weight maps in %.1f s", time.perf_counter() - started)
+        log.info("computed weight maps in %.1f s", time.perf_counter() - started)
 
     def _oldest_needed(self, batches: Batches) -> int | None:
-        """The epoch whose maps a restart from the oldest checkpoint that is left would ask for."""
+        """Return the epoch of the maps that a restart from the oldest remaining checkpoint needs."""
         steps = steps_saved(self.run.checkpoints)
         if not steps:
             return self.maps.epoch
@@ -88,7 +88,7 @@ class AttentionGuide:
 
     @torch.no_grad()
     def _made(self, batch: int) -> Iterator[Tensor]:
-        """The maps (B, h, w) of this process's share of the images, in order."""
+        """Yield the maps (B, h, w) of this process's share of the images, in order."""
         training, device = self.step.method.training, self.step.mean.device
         whole = WholeImages(self.folder, self.maps.share(), self.config.encoder.image)
         self.step.method.eval()
@@ -99,7 +99,7 @@ class AttentionGuide:
             self.step.method.train(training)
 
     def weights(self, images: Tensor) -> Tensor:
-        """Weights (B, N) of the patches of uint8 images (B, 3, H, W) of the pretraining size, by today's encoder."""
+        """Return weights (B, N) of the patches of uint8 images (B, 3, H, W) of the pretraining size, by the encoder."""
         dtype = autocast_dtype(self.config.compute, images.device)
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             return with_frequencies(
@@ -110,7 +110,7 @@ class AttentionGuide:
         return weight_map(class_attention(self.step.method, images))
 
     def weigh(self, sample: Sample) -> Weighed | Sample:
-        """A batch on the CPU with the weights (B, N) of its patches; as it is while there are no maps."""
+        """Return a batch on the CPU with the weights (B, N) of its patches; unchanged while there are no maps."""
         if self.maps.epoch is None:
             return sample
         follow = as_published if self.masking.crop_mode == "original" else follow_crops
@@ -119,10 +119,10 @@ class AttentionGuide:
 
 
 class WholeImages(Dataset[Tensor]):
-    """Some images of a folder, each squashed to a square of `side` pixels (bilinear): uint8 (3, side, side).
+    """Some images of a folder, each resized to a square of `side` pixels (bilinear): uint8 (3, side, side).
 
-    With the folder's `decoder="pil"` that is Pillow's work, as in the authors' code. An image that cannot be decoded is
-    black: no training ever asks for its map.
+    With the folder's `decoder="pil"` Pillow resizes, as in the authors' code. An image that cannot be decoded becomes
+    black; no training uses its map.
     """
 
     def __init__(self, folder: ImageFolder, places: range, side: int) -> None:
@@ -132,7 +132,7 @@ class WholeImages(Dataset[Tensor]):
         return len(self.places)
 
     def image_name(self, index: int) -> str:
-        """The file of item `index`."""
+        """Return the file of item `index`."""
         return self.folder.image_name(self.places[index])
 
     def __getitem__(self, index: int) -> Tensor:

@@ -1,10 +1,10 @@
-"""How patches are chosen, as configs (without torch); strategies.py and its neighbours do the work.
+"""The configs of maskings (without torch); strategies.py and its neighbours implement them.
 
-Shares are of all patches of an image. Two are asked of every one of them, because CrossMAE's learning rate follows
-them: `hidden_share`, what the encoder does not see, and `predicted_share`, what is reconstructed.
+Shares refer to all patches of an image. Every config has two, because CrossMAE's learning rate depends on them:
+`hidden_share`, which the encoder does not see, and `predicted_share`, which is reconstructed.
 
-`needs` says where weights for the draw come from: from nowhere, from the method (a teacher's attention:
-"attention"), or from a map kept for each training image ("maps").
+`needs` is the source of the weights for the draw: "nothing", the method ("attention", of a teacher), or a stored map
+for each training image ("maps").
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, NamedTuple
 from mimbench.engine.run.config import science
 
 Needs = Literal["nothing", "attention", "maps"]
-PUBLISHED_SIDE = 224  # pixels that AMT's authors' code enlarges its piece of a map to (`crop_mode="original"`)
+PUBLISHED_SIDE = 224  # pixels to which the code of AMT's authors enlarges a part of a map (`crop_mode="original"`)
 
 
 def _between(name: str, value: float, about: str) -> None:
@@ -25,12 +25,12 @@ def _between(name: str, value: float, about: str) -> None:
 
 def _unit(side: int) -> None:
     if side < 1:
-        raise ValueError(f"unit={side} must be at least 1: that many patches make a side of what is drawn as one")
+        raise ValueError(f"unit={side} must be at least 1: the side, in patches, of the squares that are drawn as one")
 
 
 @dataclass(frozen=True)
 class RandomMasking:
-    """Patches drawn alike: MAE's masking, and CrossMAE's, which predicts only some of what is hidden."""
+    """Uniform random masking: MAE's, and CrossMAE's, which predicts only some of the hidden patches."""
 
     needs: ClassVar[Needs] = "nothing"
 
@@ -40,7 +40,7 @@ class RandomMasking:
     unit: int = science(1, about="side, in patches, of the squares that are drawn as one (SimMIM: 2)")
 
     def __post_init__(self) -> None:
-        _between("mask", self.mask, "some patches are hidden and some are seen")
+        _between("mask", self.mask, "some patches must be hidden and some seen")
         if not 0 < self.predict <= self.mask:
             raise ValueError(
                 f"predict={self.predict} must lie in (0, mask={self.mask}]: only hidden patches can be reconstructed. "
@@ -61,29 +61,29 @@ class RandomMasking:
 
 @dataclass(frozen=True)
 class GridMasking:
-    """One patch of every square of `cell` by `cell` is seen, at the same place in each square of an image.
+    """Grid masking: the encoder sees one patch of every `cell` by `cell` square, at the same position in each square.
 
-    The place is drawn for each image, and so are the patches predicted where not all hidden ones are.
+    The position is drawn for each image, and so are the predicted patches if only some hidden ones are predicted.
     """
 
     needs: ClassVar[Needs] = "nothing"
 
     kind: Literal["grid"] = science("grid")
-    cell: int = science(2, about="side of the squares in patches; 2 hides three quarters")
-    predict: float = science(0.75, about="share of all patches that are reconstructed, at most what is hidden")
+    cell: int = science(2, about="side of the squares, in patches; 2 hides three quarters")
+    predict: float = science(0.75, about="share of all patches that are reconstructed, at most the hidden share")
 
     def __post_init__(self) -> None:
         if self.cell < 2:
-            raise ValueError(f"cell={self.cell} must be at least 2, which hides three patches of four")
+            raise ValueError(f"cell={self.cell} must be at least 2, which hides three of four patches")
         if not 0 < self.predict <= self.hidden_share:
             raise ValueError(
                 f"predict={self.predict} must lie in (0, {self.hidden_share:.4g}]: "
-                f"cell={self.cell} hides no more than that"
+                f"cell={self.cell} hides only that share"
             )
 
     @property
     def hidden_share(self) -> float:
-        """Of all patches."""
+        """The share hidden of all patches."""
         return 1 - 1 / self.cell**2
 
     @property
@@ -94,7 +94,7 @@ class GridMasking:
 
 @dataclass(frozen=True)
 class KeepMasking:
-    """MaskAlign's attentive masking: what the teacher attends to is likely to be seen; nothing is predicted."""
+    """MaskAlign's attentive masking: patches with high teacher attention are more likely shown; none is predicted."""
 
     needs: ClassVar[Needs] = "attention"
     predicted_share: ClassVar[float] = 0.0
@@ -104,7 +104,7 @@ class KeepMasking:
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask < 1:
-            raise ValueError(f"mask={self.mask} must lie in [0, 1): some patches are seen. The paper uses mask=0.7")
+            raise ValueError(f"mask={self.mask} must lie in [0, 1): some patches must be seen. The paper uses mask=0.7")
 
     @property
     def hidden_share(self) -> float:
@@ -117,15 +117,14 @@ FreqMode = Literal["none", "lowpass_energy", "attn_of_lowpass", "attn_map_lowpas
 
 @dataclass(frozen=True)
 class AttentionMasking:
-    """AMT and FAMT (arXiv 2211.15362): what the encoder itself attends to is likely to be masked, the next is thrown
-    away, and the rest is seen.
+    """AMT and FAMT (arXiv 2211.15362): patches with high encoder attention are likely masked, the next are thrown away,
+    and the rest is seen.
 
-    Before `start_epoch` patches are drawn alike. Then each training image has a map of weights, made by the encoder
-    at the start of that epoch and made again every `interval` epochs.
+    Before `start_epoch` all patches are equally likely. Then each training image has a map of weights: the encoder
+    computes it at the start of that epoch and again every `interval` epochs.
 
-    AMT is `freq_mode="none"`, and equal to its authors' code where that does what they describe. How FAMT brings in
-    frequencies could not be established: the other modes are reconstructions of ours, unverified, and runs with them
-    say so wherever they are named.
+    AMT is `freq_mode="none"`, and equals its authors' code where that follows their description. How FAMT uses
+    frequencies is not known: the other modes are our unverified reconstructions, and runs with them are labelled so.
     """
 
     needs: ClassVar[Needs] = "maps"
@@ -137,31 +136,31 @@ class AttentionMasking:
     random_mask: float = science(0.75, about="share hidden before start_epoch")
     random_predict: float = science(0.75, about="share reconstructed before start_epoch, at most random_mask")
     start_epoch: int | None = science(
-        None, about="first epoch (from 0) masked by attention; none: after a tenth of them (41 of 400, as published)"
+        None, about="first epoch (from 0) masked by attention; none: after a tenth of all (41 of 400, as published)"
     )
     interval: int | None = science(
-        None, about="epochs between two renewals of the maps; none: a tenth of them (40 of 400, as published)"
+        None, about="epochs between two renewals of the maps; none: a tenth of all (40 of 400, as published)"
     )
     crop_mode: Literal["correct", "original"] = science(
-        "correct", about="how a map follows its image's crop; original: as the authors' code does, which is a fault"
+        "correct", about="how a map is cropped with its image; original: as in the authors' code, which has a bug"
     )
-    freq_mode: FreqMode = science("none", about="none: AMT; all others: FAMT-style, our reconstruction, unverified")
+    freq_mode: FreqMode = science("none", about="none: AMT; others: FAMT-style, our unverified reconstruction")
     freq_radius: float | None = science(
         None, about="frequencies kept, in cycles per image; none: 16, or 3 with attn_map_lowpass"
     )
     freq_share: float | None = science(
-        None, about="weight of the frequency map in a sum with attention's; none: their product"
+        None, about="weight of the frequency map in its sum with attention; none: their product"
     )
 
     def __post_init__(self) -> None:
-        _between("mask", self.mask, "some patches are masked and some are seen")
-        _between("random_mask", self.random_mask, "some patches are hidden and some are seen")
+        _between("mask", self.mask, "some patches must be masked and some seen")
+        _between("random_mask", self.random_mask, "some patches must be hidden and some seen")
         _unit(self.unit)
         if not 0 < self.random_predict <= self.random_mask:
             raise ValueError(f"random_predict={self.random_predict} must lie in (0, random_mask={self.random_mask}]")
         if not 0 <= self.throw < 1 - self.mask:
             raise ValueError(
-                f"throw={self.throw} must lie in [0, {1 - self.mask:.4g}): mask={self.mask} must leave some to see"
+                f"throw={self.throw} must lie in [0, {1 - self.mask:.4g}), so that with mask={self.mask} some are seen"
             )
         if (self.start_epoch or 0) < 0:
             raise ValueError(f"start_epoch={self.start_epoch} must not be negative")
@@ -171,59 +170,59 @@ class AttentionMasking:
 
     def _check_frequencies(self) -> None:
         if self.freq_mode == "none" and (self.freq_radius is not None or self.freq_share is not None):
-            raise ValueError("freq_radius and freq_share mean nothing with freq_mode=none: choose a freq_mode")
+            raise ValueError("freq_radius and freq_share have no effect with freq_mode=none: choose a freq_mode")
         if self.freq_radius is not None and not self.freq_radius > 0:
-            raise ValueError(f"freq_radius={self.freq_radius} must be positive: cycles per image that are kept")
+            raise ValueError(f"freq_radius={self.freq_radius} must be positive: the cycles per image that are kept")
         if self.freq_share is not None:
-            _between("freq_share", self.freq_share, "both maps have a part in the sum")
+            _between("freq_share", self.freq_share, "it weights both maps in their sum")
 
     @property
     def hidden_share(self) -> float:
-        """Of all patches, once attention masks them."""
+        """The share hidden of all patches, from `start_epoch` on."""
         return round(self.mask + self.throw, 9)
 
     @property
     def predicted_share(self) -> float:
-        """Of all patches, once attention masks them."""
+        """The share predicted of all patches, from `start_epoch` on."""
         return self.mask
 
     @property
     def label(self) -> str:
-        """What a run with it may be called."""
+        """The name for runs with this masking."""
         return "AMT" if self.freq_mode == "none" else f"FAMT-style ({self.freq_mode}, unverified)"
 
     def facts(self) -> dict[str, str]:
-        """For `result.json`: what masked the patches, and what tables have to say about it."""
+        """Return the facts for `result.json`: the masking's label, and the caveat that tables must show."""
         facts = {"masked_by": self.label, "crop_mode": self.crop_mode}
         return facts if self.freq_mode == "none" else {**facts, "caveat": "FAMT-style, frequencies unverified"}
 
     def schedule(self, epochs: int) -> Schedule:
-        """When the maps are made in a training of so many epochs.
+        """Return when maps are computed in a training of `epochs`.
 
         Raises:
-            ValueError: if it would be over before attention masks anything.
+            ValueError: if the training ends before attention masks anything.
         """
         tenth = epochs // 10
         start = self.start_epoch if self.start_epoch is not None else min(tenth + 1, epochs - 1)
         if start >= epochs:
             raise ValueError(
-                f"masking.start_epoch={start} is not before the end of epochs={epochs}: attention would mask nothing"
+                f"masking.start_epoch={start} must be less than epochs={epochs}, or attention masks nothing"
             )
         return Schedule(start, self.interval or max(tenth, 1))
 
 
 class Schedule(NamedTuple):
-    """Epochs, from 0, at whose start the maps of weights are made: `start`, and every `interval` after it."""
+    """The epochs (from 0) at whose start maps are computed: `start`, and every `interval` epochs after it."""
 
     start: int
     interval: int
 
     def begins(self, epoch: int) -> bool:
-        """Whether maps are made at the start of `epoch`."""
+        """Return whether maps are computed at the start of `epoch`."""
         return epoch >= self.start and (epoch - self.start) % self.interval == 0
 
     def in_force(self, epoch: float) -> int | None:
-        """The epoch whose maps are used at `epoch`; None before the first."""
+        """Return the epoch whose maps are used at `epoch`; None before the first."""
         if epoch < self.start:
             return None
         return self.start + int(epoch - self.start) // self.interval * self.interval

@@ -1,15 +1,15 @@
 """Weights of patches from low spatial frequencies: a reconstruction of FAMT's frequency branch, UNVERIFIED.
 
 FAMT (Gui et al., TIP 2025, arXiv 2211.15362v3) merges frequency information with AMT's attention. Its code is not
-public, and of the text this much is known: the guidance is low-pass, made by a Fourier transform, and merged with the
-attention into the weights that patches are drawn by. Which filter, which score and which merging are not known. What
-stands here is one way to do it, to be chosen by `masking.freq_mode`:
+public. Its text states that the guidance is low-pass, computed by a Fourier transform, and merged with the attention
+into the weights of patches. The filter, the score and the merging are not known. This file implements possible
+versions, selected by `masking.freq_mode`:
 
-    lowpass_energy     how much of an image's contrast is at low frequencies, patch by patch
-    attn_of_lowpass    the encoder's attention when it is shown the image without its high frequencies
-    attn_map_lowpass   the map of attention itself, without its high frequencies
+    lowpass_energy     the contrast of each patch at low frequencies
+    attn_of_lowpass    the encoder's attention for the image without high frequencies
+    attn_map_lowpass   the attention map without its high frequencies
 
-Numbers made with any of them are ours, not FAMT's, and every place that names such a run says so.
+Numbers from any of them are ours, not FAMT's, and such runs are labelled so everywhere.
 
 Shapes: B image, C colour, H x W its size, h x w the grid of patches, N = h w patches.
 """
@@ -25,14 +25,14 @@ from torch import Tensor
 from mimbench.pretrain.masking.attention import LEAST, stretched
 from mimbench.pretrain.masking.configs import AttentionMasking
 
-IMAGE_RADIUS = 16.0  # cycles per image: structures of a patch (of 14) and larger; our choice
-MAP_RADIUS = 3.0  # of the 7 cycles that a map of 14 by 14 can hold; our choice
+IMAGE_RADIUS = 16.0  # cycles per image: keeps structures of one patch (of 14) and larger; our choice
+MAP_RADIUS = 3.0  # of the 7 cycles that a 14 x 14 map can represent; our choice
 
 Attend = Callable[[Tensor], Tensor]  # normalised images -> maps of attention (B, N) in [0, 1]
 
 
 def lowpass(images: Tensor, radius: float) -> Tensor:
-    """`images` (..., H, W) without what repeats more than `radius` times across them: an ideal filter, a disc."""
+    """Return `images` (..., H, W) without frequencies above `radius` cycles per image: an ideal low-pass, a disc."""
     down = torch.fft.fftfreq(images.shape[-2], 1 / images.shape[-2], device=images.device)
     across = torch.fft.rfftfreq(images.shape[-1], 1 / images.shape[-1], device=images.device)
     kept = down[:, None].square() + across.square() <= radius**2
@@ -41,9 +41,9 @@ def lowpass(images: Tensor, radius: float) -> Tensor:
 
 
 def lowpass_energy(images: Tensor, patch: int, radius: float) -> Tensor:
-    """The mean square, over pixels and colours, of each patch at low frequencies: (B, N), stretched to [0, 1].
+    """Return each patch's mean square over pixels and colours at low frequencies: (B, N), scaled to [0, 1].
 
-    Each colour's mean over the image is left out, so that brightness does not count.
+    Each colour's mean over the image is subtracted, so that brightness has no effect.
     """
     low = lowpass(images, radius)
     contrast = low - low.mean(dim=(-2, -1), keepdim=True)
@@ -52,10 +52,10 @@ def lowpass_energy(images: Tensor, patch: int, radius: float) -> Tensor:
 
 
 def with_frequencies(images: Tensor, attend: Attend, patch: int, config: AttentionMasking) -> Tensor:
-    """Weights (B, N) in [0, 1] of the patches of normalised images (B, 3, H, W), as `config.freq_mode` has them.
+    """Return weights (B, N) in [0, 1] of the patches of normalised images (B, 3, H, W), by `config.freq_mode`.
 
-    A product, or with `freq_share` a sum, of the attention's map and the frequencies'; `attn_map_lowpass` replaces the
-    former by the latter. With `none` it is attention alone.
+    They are the product, or with `freq_share` the sum, of the attention map and the frequency map; `attn_map_lowpass`
+    uses only the frequency map, `none` only the attention map.
     """
     attention_BN = attend(images)
     match config.freq_mode:
@@ -72,7 +72,7 @@ def with_frequencies(images: Tensor, attend: Attend, patch: int, config: Attenti
 
 
 def merged(attention_BN: Tensor, frequency_BN: Tensor, share: float | None) -> Tensor:
-    """The sum with `share` for the frequencies, or the product; no weight below `LEAST`."""
+    """Return the sum with weight `share` for the frequencies, or the product; at least `LEAST`."""
     if share is None:
         return (attention_BN * frequency_BN).clamp_min(LEAST)
     return ((1 - share) * attention_BN + share * frequency_BN).clamp_min(LEAST)

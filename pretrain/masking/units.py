@@ -1,6 +1,6 @@
 """Masking in squares of patches that are drawn as one: SimMIM's units of 32 pixels, two patches wide.
 
-`InUnits` makes any masking do it. A square's noise is that of its first patch, and its weight the sum of its patches'.
+`InUnits` wraps any masking. A square uses the noise of its first patch, and the sum of its patches' weights.
 
 Shapes: B image, N patch (row-major), U unit (row-major).
 """
@@ -14,21 +14,21 @@ from mimbench.pretrain.masking.strategies import Counts, Masked, Masking
 
 
 class InUnits:
-    """`masking` on a grid of units of `unit` by `unit` patches."""
+    """`masking` applied to units of `unit` by `unit` patches."""
 
     def __init__(self, masking: Masking, unit: int) -> None:
         self.masking, self.unit = masking, unit
         self.needs_weights = masking.needs_weights
 
     def counts(self, patches: int, epoch: float) -> Counts:
-        """See `Masking`; the counts are those of units, and then of their patches.
+        """See `Masking`; units are counted first, then their patches.
 
         Raises:
-            ValueError: also if the patches do not make up whole units.
+            ValueError: also if the patches do not form whole units.
         """
         area = self.unit**2
         if patches % area:
-            raise ValueError(f"{patches} patches cannot be cut into squares of unit={self.unit} by {self.unit}")
+            raise ValueError(f"{patches} patches cannot be divided into squares of unit={self.unit} by {self.unit}")
         return Counts(*(area * count for count in self.masking.counts(patches // area, epoch)))
 
     def __call__(self, noise_BN: Tensor, weights_BN: Tensor | None, grid: tuple[int, int], epoch: float) -> Masked:
@@ -39,7 +39,7 @@ class InUnits:
         """
         unit = self.unit
         if grid[0] % unit or grid[1] % unit:
-            raise ValueError(f"a grid of {grid[0]} x {grid[1]} patches cannot be cut into squares of unit={unit}")
+            raise ValueError(f"a grid of {grid[0]} x {grid[1]} patches cannot be divided into squares of unit={unit}")
         noise_BU = noise_BN.unflatten(1, grid)[:, ::unit, ::unit].flatten(1)
         weights_BU = None if weights_BN is None else unit_sums(weights_BN, grid, unit)
         masked = self.masking(noise_BU, weights_BU, (grid[0] // unit, grid[1] // unit), epoch)
@@ -48,12 +48,12 @@ class InUnits:
 
 
 def unit_sums(weights_BN: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
-    """The sum of the weights in each unit, (B, U)."""
+    """Return the sum of the weights in each unit, (B, U)."""
     return weights_BN.unflatten(1, (grid[0] // unit, unit, grid[1] // unit, unit)).sum(dim=(2, 4)).flatten(1)
 
 
 def unit_patches(index_BU: Tensor, columns: int, unit: int) -> Tensor:
-    """The patches of the units at `index_BU`, unit by unit; `columns` is how many patches are in a row of the grid."""
+    """Return the patches of the units at `index_BU`, unit by unit; `columns` is the grid's patches per row."""
     across = columns // unit
     first_BU = (index_BU // across * columns + index_BU % across) * unit
     side = torch.arange(unit, device=index_BU.device)

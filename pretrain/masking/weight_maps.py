@@ -1,21 +1,21 @@
-"""A map of weights for each training image, kept in a file that all processes map into their memory.
+"""A map of weights for each training image, in a file that all processes map into memory.
 
-    RUN/weight_maps/epoch-00041.safetensors      made at the start of epoch 41 (from 0), in force until the next
+    RUN/weight_maps/epoch-00041.safetensors      computed at the start of epoch 41 (from 0), used until the next
 
     maps = WeightMaps(run.path / "weight_maps", Subject.of(folder, grid), label="AMT")
-    maps.write(41, batches_of_maps)              # every process its share, in the order of the images
+    maps.write(41, batches_of_maps)              # each process writes its share, in the order of the images
     maps[index_B]                                # (B, h, w) float32
 
-One file for each renewal, written whole or not at all. The number of the one in force is in the run's checkpoints; a
-file goes once no checkpoint can ask for it any more (`prune`). So a run that is killed at any moment and started again
-draws by the same weights as one that never stopped.
+Each renewal writes one file, atomically. Checkpoints store the epoch of the current file; a file is deleted when no
+checkpoint needs it any more (`prune`). So a run that is killed at any moment and restarted uses the same weights as one
+that never stopped.
 
-Maps are float16: 0.5 GB for ImageNet's 1.28 million images of 14 x 14, half of what the authors' code keeps in the
-memory of every process. A weight is off by 1/2048 of itself at the most, and so is the chance of its patch to be drawn;
-a map made by an encoder changes by far more from one renewal to the next.
+Maps are float16: 0.5 GB for ImageNet's 1.28 million images of 14 x 14, half of what the authors' code holds in the
+memory of every process. The relative error of a weight, and of its patch's probability, is at most 1/2048; maps change
+by far more from one renewal to the next.
 
-The file is in safetensors' format, one tensor `maps` (N, h, w), and says in its metadata which images it is of. A map
-of other images, or for another grid, is refused.
+The file is in safetensors' format, with one tensor `maps` (N, h, w); its metadata identify the images. Maps of other
+images, or for another grid, are refused.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ALIGNMENT = 4096  # of the first map in its file
 
 @dataclass(frozen=True)
 class Subject:
-    """What maps are of: which images, in which order, and how many patches each."""
+    """The subject of maps: the images, their order, and the grid of patches."""
 
     images: int
     rows: int
@@ -62,7 +62,7 @@ class Subject:
 
     @classmethod
     def of(cls, folder: ImageFolder, grid: tuple[int, int]) -> Subject:
-        """The images of `folder`; that it lies elsewhere does not make it another one."""
+        """Return the subject of `folder`'s images; it does not depend on the folder's location."""
         digest = hashlib.sha256()
         root = f"{folder.paths.root}/"
         for index in range(len(folder)):
@@ -71,40 +71,40 @@ class Subject:
 
     @property
     def bytes_each(self) -> int:
-        """Of one map."""
+        """The size of one map in bytes."""
         return 2 * self.rows * self.columns
 
 
 class WeightMaps:
-    """The maps in force, of `subject`, in `directory`; none until they are written or a checkpoint names them.
+    """The current maps of `subject`, in `directory`; none until they are written or a checkpoint names them.
 
     Its `state_dict` and `load_state_dict` are for checkpoints (`Training.extra_state`).
     """
 
     def __init__(self, directory: Path, subject: Subject, label: str) -> None:
-        """`label`: what made the maps, for people who look into a file."""
+        """`label`: the method that computed the maps, for readers of a file."""
         self.directory, self.subject, self.label = directory, subject, label
-        self.epoch: int | None = None  # whose start the maps in force were made at
+        self.epoch: int | None = None  # the epoch at whose start the current maps were computed
         self._maps: Any = None
 
     def path(self, epoch: int) -> Path:
-        """The file of the maps made at the start of `epoch`."""
+        """Return the file of the maps computed at the start of `epoch`."""
         return self.directory / f"epoch-{epoch:05d}.safetensors"
 
     def __getitem__(self, index_B: Tensor) -> Tensor:
-        """The maps of the images at `index_B`, (B, h, w) float32 in [0, 1]."""
-        assert self._maps is not None, "no maps are in force"
+        """Return the maps of the images at `index_B`, (B, h, w) float32 in [0, 1]."""
+        assert self._maps is not None, "there are no current maps"
         return torch.from_numpy(self._maps[index_B.cpu().numpy()]).float()
 
     def write(self, epoch: int, maps: Iterable[Tensor]) -> None:
-        """Write the maps made at the start of `epoch` and put them in force; all processes call this together.
+        """Write the maps computed at the start of `epoch` and use them; all processes call this together.
 
         Args:
             epoch: from 0.
-            maps: (any number, h, w) each; in all, those of the images in `share()`, in order.
+            maps: tensors (any number, h, w); together, the maps of the images in `share()`, in order.
 
         Raises:
-            OSError: if the file cannot be written; maps written before stay.
+            OSError: if the file cannot be written; earlier maps are kept.
         """
         with self._shared_file(epoch) as (path, offset), path.open("r+b") as file:
             file.seek(offset + self.share().start * self.subject.bytes_each)
@@ -113,14 +113,14 @@ class WeightMaps:
         self.use(epoch)
 
     def share(self) -> range:
-        """The images this process makes maps of: a contiguous part, as equal as can be."""
+        """Return the images whose maps this process computes: a contiguous share; shares differ by at most one."""
         return part_of_rank(self.subject.images)
 
     @contextmanager
     def _shared_file(self, epoch: int) -> Iterator[tuple[Path, int]]:
-        """A file of the right size for all processes to write into, and where in it the maps begin.
+        """Yield a file of the right size for all processes to write into, and the offset of the maps in it.
 
-        The first process makes it and, when all are done, puts it in place.
+        The first process creates it and, when all are done, renames it.
         """
         header = self._header(epoch)
         if rank_and_world()[0] == 0:
@@ -149,15 +149,15 @@ class WeightMaps:
         return struct.pack("<Q", len(text)) + text
 
     def use(self, epoch: int) -> None:
-        """Put the maps made at the start of `epoch` in force.
+        """Use the maps computed at the start of `epoch`.
 
         Raises:
             FileNotFoundError: if there are none.
-            ValueError: if the file is damaged, or of other images or another grid.
+            ValueError: if the file is damaged, or belongs to other images or another grid.
         """
         path = self.path(epoch)
         if not path.is_file():
-            raise FileNotFoundError(f"the weight maps {path} are gone")
+            raise FileNotFoundError(f"the weight maps {path} do not exist")
         _must_be_of(self.subject, path)
         shape = (self.subject.images, self.subject.rows, self.subject.columns)
         with path.open("rb") as file:
@@ -165,7 +165,7 @@ class WeightMaps:
         self._maps, self.epoch = np.memmap(path, np.float16, "r", offset, shape), epoch
 
     def prune(self, oldest: int | None) -> None:
-        """Delete the files of maps older than those made at the start of epoch `oldest`; None keeps all."""
+        """Delete the files of maps older than those of epoch `oldest`; None keeps all."""
         if oldest is None or rank_and_world()[0] != 0:
             return
         for path in self.directory.glob("epoch-*.safetensors"):
@@ -173,42 +173,42 @@ class WeightMaps:
                 path.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: which maps are in force. The maps themselves stay where they are."""
+        """Return the epoch of the current maps, for a checkpoint; the maps stay in their file."""
         return {"epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the maps in force that were so when the checkpoint was written.
+        """Use the maps that were current when the checkpoint was written.
 
-        If their file is gone none are, and it is for the run to make them again.
+        If their file does not exist, there are no current maps, and the run must compute them again.
 
         Raises:
-            ValueError: if the file is damaged, or of other images or another grid.
+            ValueError: if the file is damaged, or belongs to other images or another grid.
         """
         self.epoch = self._maps = None
         if state["epoch"] is not None:
             try:
                 self.use(state["epoch"])
             except FileNotFoundError as error:
-                log.warning("%s: they are made again, by the encoder as it is now, which is not quite the same", error)
+                log.warning("%s: the current encoder computes them again, so they differ slightly", error)
 
 
 def _must_be_of(subject: Subject, path: Path) -> None:
-    """Refuse a file that does not hold maps of `subject`.
+    """Check that a file holds maps of `subject`.
 
     Raises:
-        ValueError: naming it.
+        ValueError: naming the file, if it does not.
     """
     try:
         with safe_open(path, framework="np") as handle:
             about = json.loads((handle.metadata() or {})[METADATA])
             found = Subject(**{name: about[name] for name in asdict(subject)})
     except (SafetensorError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged, or holds no weight maps: delete it") from None
+        raise ValueError(f"{path} is damaged or holds no weight maps: delete it") from None
     if found != subject:
         raise ValueError(
-            f"{path} holds weight maps of {found.images} images on a grid of {found.rows} x {found.columns}, and this "
-            f"run has {_other(subject, found)}: delete {path.parent} and they are made again, or start a run of its "
-            "own for these data"
+            f"{path} holds weight maps of {found.images} images on a grid of {found.rows} x {found.columns}, but this "
+            f"run has {_other(subject, found)}: delete {path.parent} to compute them again, or start a new run for "
+            "these data"
         )
 
 

@@ -42,7 +42,8 @@ class CrossMAEConfig:
     width: int = science(512, about="width of the decoder")
     heads: int = science(16, about="heads of the decoder's attention")
     mixing: Literal["linear", "softmax", "none"] = science(
-        "linear", about="mixing of feature maps; softmax: weights sum to 1; none: all blocks read the last block's output"
+        "linear",
+        about="mixing of feature maps; softmax: weights sum to 1; none: all blocks read the last block's output",
     )
     feature_maps: tuple[int, ...] | None = science(
         None, about="encoder blocks whose outputs the decoder blocks mix; none: all"
@@ -51,7 +52,8 @@ class CrossMAEConfig:
     norm_pix: bool = science(True, about="predict pixels standardised within each patch")
     self_attention: bool = science(False, about="mask tokens also attend to each other (the paper's ablation)")
     mixing_init: Literal["xavier", "normal"] = science(
-        "xavier", about="initial mixing weights: xavier as in the released models, or normal N(0, 1/maps) as in the paper"
+        "xavier",
+        about="initial mixing weights: xavier as in the released models, or normal N(0, 1/maps) as in the paper",
     )
 
     def __post_init__(self) -> None:
@@ -104,9 +106,7 @@ class MaskAlignConfig:
         "vit_base_patch16_clip_quickgelu_224.openai",
         about="timm's name of the teacher; its weights are in timm's cache or in checkpoint; none: use checkpoint",
     )
-    teacher_image: int | None = science(
-        None, about="side in pixels of the teacher's images; none: its training size"
-    )
+    teacher_image: int | None = science(None, about="side in pixels of the teacher's images; none: its training size")
     layers: str = science(
         "top5",
         about="the teacher's layers in the loss: topK the last K, out the last, midK layer K (from 0), mean all "
@@ -156,7 +156,9 @@ class SimMIMConfig:
     positions: Literal["relative", "absolute"] = science(
         "relative", about="a shared table of relative biases (the released models), or learned positions (AMT)"
     )
-    layer_scale: float | None = science(0.1, about="initial value of the factors after attention and MLP; none: no factors")
+    layer_scale: float | None = science(
+        0.1, about="initial value of the factors after attention and MLP; none: no factors"
+    )
     drop_path: float = science(0.1, about="share of images that skip the last block's branches; less in earlier blocks")
 
     def __post_init__(self) -> None:

@@ -1,14 +1,14 @@
 """CrossMAE (Fu et al., arXiv 2401.14391): the model and its loss.
 
-The encoder sees the shown patches only. Each decoder block mixes the maps of the encoder (its input and every
-block's output) with weights of its own, and its queries, mask tokens at the predicted positions, attend to that
-mixture. Queries do not attend to each other, so only as many are computed as are predicted.
+The encoder sees only the shown patches. Each decoder block mixes the encoder's maps (its input and every block's
+output) with its own weights, and its queries, mask tokens at the predicted positions, attend to that mixture. Queries
+do not attend to each other, so only the predicted patches are computed.
 
     loss = model(images, masked)      # pure: the mask comes from outside
 
-Numbers are those of the authors' code, and so are parameter names: their checkpoints load. What differs is work that
-need not be done: patches that are not shown are not embedded, targets are cut out before they are standardised, no
-shape depends on data, and maps are stacked on the first axis, so that each block's mixture lies in one piece.
+Numbers and parameter names equal those of the authors' code, so their checkpoints load. Only unnecessary work is left
+out: patches that are not shown are not embedded, targets are extracted before they are standardised, no shape depends
+on data, and maps are stacked on the first axis, so that each block's mixture is contiguous.
 
 Shapes: B image, N patch, V patch shown, T token of the encoder (class token, shown patches), Q patch predicted,
 D encoder width, E decoder width, H head, K map, L decoder block, P value of a patch (rows, columns, colours).
@@ -34,7 +34,7 @@ from mimbench.pretrain.methods.pixels import painted, pixel_loss
 
 
 class FeatureMixing(nn.Module):
-    """For each decoder block a weighted sum of the encoder's maps: one scalar for each pair, nothing else."""
+    """A weighted sum of the encoder's maps for each decoder block: one scalar weight per block and map."""
 
     def __init__(self, maps: int, blocks: int, softmax: bool = False) -> None:
         super().__init__()
@@ -43,18 +43,18 @@ class FeatureMixing(nn.Module):
         self.draw()
 
     def draw(self) -> None:
-        """Weights from N(0, 1 / maps), as the paper has it."""
+        """Draw the weights from N(0, 1 / maps), as in the paper."""
         nn.init.normal_(self.linear.weight, std=1 / math.sqrt(self.linear.in_features))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps (B, T, D) to mixtures (L, B, T, D)."""
+        """Return the mixtures (L, B, T, D) of maps (B, T, D)."""
         weight_LK = self.linear.weight.softmax(dim=1) if self.softmax else self.linear.weight
         stacked_KBTD = torch.stack(maps)
         return (weight_LK @ stacked_KBTD.flatten(1)).unflatten(1, stacked_KBTD.shape[1:])
 
 
 class CrossAttention(nn.Module):
-    """Attention of queries on the encoder's tokens; keys and values come from the encoder's width to the decoder's."""
+    """Attention of queries to the encoder's tokens; keys and values are projected to the decoder's width."""
 
     def __init__(self, width: int, memory_width: int, heads: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, queries_BQE: Tensor, memory_BTD: Tensor) -> Tensor:
-        """What each query reads (B, Q, E)."""
+        """Return the output of each query (B, Q, E)."""
         q_BHQe = self.q(queries_BQE).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k_BHTe, v_BHTe = self.kv(memory_BTD).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         read_BHQe = F.scaled_dot_product_attention(q_BHQe, k_BHTe, v_BHTe)
@@ -73,7 +73,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """A pre-norm decoder block: cross-attention, then an MLP; self-attention among the queries before, if asked."""
+    """A pre-norm decoder block: optional self-attention among the queries, then cross-attention and an MLP."""
 
     def __init__(self, width: int, memory_width: int, heads: int, self_attention: bool) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, queries_BQE: Tensor, memory_BTD: Tensor) -> Tensor:
-        """Queries (B, Q, E) after reading `memory_BTD`, which is normalised already."""
+        """Return the queries (B, Q, E) after attending to `memory_BTD`, which is already normalised."""
         if self.self_attention:
             queries_BQE = queries_BQE + self.self_attn(self.norm0(queries_BQE))
         queries_BQE = queries_BQE + self.cross_attn(self.norm1(queries_BQE), memory_BTD)
@@ -97,8 +97,8 @@ class CrossBlock(nn.Module):
 class CrossMAE(Method, Trunk):
     """The model: an encoder (`Trunk`) and a cross-attention decoder.
 
-    Weights are drawn as by the authors' code: the same seed gives the same weights. Blocks of the encoder after the
-    last one that is read (`feature_maps`) are neither computed nor trained.
+    Weights are drawn as in the authors' code: the same seed produces the same weights. Encoder blocks after the last
+    one in `feature_maps` are neither computed nor trained.
 
     Args:
         shape: sizes of the encoder.
@@ -120,10 +120,10 @@ class CrossMAE(Method, Trunk):
         self.decoder_pos_embed = nn.Parameter(table, requires_grad=False)
         self.initialise(self.mask_token)
         if config.mixing != "none" and config.mixing_init == "normal":
-            self.wfm.draw()  # the sweep of `initialise` has put Xavier's weights there
+            self.wfm.draw()  # `initialise` has drawn Xavier's weights
 
     def _add_reading(self, shape: ViT, config: CrossMAEConfig) -> None:
-        """What decoder blocks read: mixtures of maps, or (`mixing=none`) the encoder's last, after a norm."""
+        """Build the decoder blocks' input: mixtures of maps, or (`mixing=none`) the encoder's last map, normalised."""
         if config.mixing == "none":
             self.maps = [shape.depth]
             self.norm = LayerNorm(shape.width)
@@ -135,14 +135,14 @@ class CrossMAE(Method, Trunk):
         self.blocks[self.maps[-1] :].requires_grad_(False)
 
     def forward(self, images: Tensor, masked: Masked, context: Context | None = None) -> Tensor:
-        """The loss: mean squared error over all values of the predicted patches of normalised images (B, 3, H, W)."""
+        """Return the loss: the mean squared error over the predicted patches of normalised images (B, 3, H, W)."""
         prediction_BQP = self.predict(images, masked.shown, masked.predicted)
         return pixel_loss(prediction_BQP, images, masked.predicted, self.patch, self.config.norm_pix)
 
     def predict(self, images: Tensor, shown_BV: Tensor, predicted_BQ: Tensor) -> Tensor:
-        """The decoder's values (B, Q, P) of patches `predicted_BQ`, given those in `shown_BV`.
+        """Return the decoder's values (B, Q, P) of patches `predicted_BQ`, given the patches `shown_BV`.
 
-        Any number of patches can be predicted, each independently of the others (but with self-attention).
+        Any number of patches can be predicted, each independently of the others (except with self-attention).
         """
         memories = self._memories(self.forward_tokens(images, shown_BV, blocks=self.maps[-1]))
         queries_BQE = self.mask_token + self.decoder_pos_embed[0, 1:][predicted_BQ]
@@ -152,7 +152,7 @@ class CrossMAE(Method, Trunk):
         return prediction_BQP
 
     def _memories(self, tokens: list[Tensor]) -> list[Tensor]:
-        """What each decoder block attends to (B, T, D), normalised."""
+        """Return the normalised tokens (B, T, D) that each decoder block attends to."""
         if self.config.mixing == "none":
             return [self.norm(tokens[-1])] * self.config.depth
         mixtures_LBTD = self.wfm([tokens[index] for index in self.maps])

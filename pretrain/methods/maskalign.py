@@ -1,19 +1,19 @@
 """MaskAlign (Xue et al., arXiv 2211.08887): the model and its loss.
 
-A frozen teacher sees the whole image, the student (the encoder) only some of its patches. For each of the teacher's
-layers that counts, the student's blocks are mixed by learned weights and brought to the teacher's width by a head; at
-the patches that the student saw, and at the class token, that must be what the teacher has there. There is no decoder.
+A frozen teacher sees the whole image, the student (the encoder) only some of its patches. For each teacher layer in the
+loss, the student's blocks are mixed with learned weights and projected to the teacher's width by a head. This must
+match the teacher's features at the patches shown to the student and at the class token. There is no decoder.
 
-    context = method.compute_context(images)     # the teacher: targets, and which patches it attends to
+    context = method.compute_context(images)     # the teacher's targets, and its attention to patches
     loss = method(images, masked, context)       # pure
 
-Numbers are those of the authors' code, and so are parameter names. What differs is work that need not be done: heads
-and mixtures of layers that do not count are not there, nor is the final norm, whose output nobody reads; the teacher
-keeps no map of attention (pretrain/methods/teachers.py). Student and teacher may be of unequal depth: then "the block
-at the height" of layer i of T is block ceil((i + 1) S / T) of the student's S (counted from 1).
+Numbers and parameter names equal those of the authors' code. Only unnecessary work is left out: heads and mixtures of
+layers outside the loss, the final norm, whose output is unused, and the teacher's attention maps
+(pretrain/methods/teachers.py). Student and teacher may differ in depth: the student's block "at the height" of teacher
+layer i of T is block ceil((i + 1) S / T) of S (counted from 1).
 
 Shapes: B image, N patch, V patch shown, T token of the student (class token, patches shown), D width of the student,
-C width of the teacher, X either width, S block of the student, L layer of the teacher, K layer of it that counts.
+C width of the teacher, X either width, S block of the student, L layer of the teacher, K teacher layer in the loss.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from mimbench.pretrain.methods.teachers import Teacher
 
 
 class MaskAlign(Method, Trunk):
-    """The student (`Trunk`), its mixing weights and its heads; the teacher is held, and no part of the module.
+    """The student (`Trunk`), its mixing weights and its heads; the teacher is not part of the module.
 
-    Weights are drawn as by the authors' code: the same seed gives the same weights.
+    Weights are drawn as in the authors' code: the same seed produces the same weights.
 
     Args:
         shape: sizes of the student.
-        config: teacher's layers, target, loss and alignment.
+        config: the teacher's layers, the target, the loss and the alignment.
         teacher: a network with the student's grid of patches.
 
     Raises:
-        ValueError: if the teacher has not the layers that the config names.
+        ValueError: if the teacher lacks the layers that the config names.
     """
 
     def __init__(self, shape: ViT, config: MaskAlignConfig, teacher: Teacher) -> None:
@@ -59,18 +59,18 @@ class MaskAlign(Method, Trunk):
             self.distill_weights = nn.Parameter(self._first_weights())
         self.initialise()
         self._leave_out_what_nobody_reads()
-        self.rows: Tensor  # on the device: a list as an index would have to be copied there at every step
+        self.rows: Tensor  # on the device: a list used as an index would be copied there at every step
         self.register_buffer("rows", torch.tensor(self.layers), persistent=False)
 
     def _first_weights(self) -> Tensor:
-        """The mixing (L, S) that training starts from."""
+        """Return the initial mixing weights (L, S)."""
         layers, blocks = len(self.heights), self.shape.depth
         if self.config.fusion == "sum":
             return torch.ones(layers, blocks) / blocks
         return F.one_hot(torch.tensor(self.heights), blocks) + 0.01
 
     def _leave_out_what_nobody_reads(self) -> None:
-        """Only now, for all were drawn, as the authors' code draws them; blocks stay, since they are the encoder's."""
+        """Remove unused heads, after all were drawn as in the authors' code; blocks stay: they are the encoder's."""
         simple = self.config.fusion == "simple"
         self.read = sorted({self.heights[layer] for layer in self.layers}) if simple else [*range(self.shape.depth)]
         heads = self.layers if self.config.order == "mix_adapt" else self.read
@@ -80,19 +80,19 @@ class MaskAlign(Method, Trunk):
 
     @torch.no_grad()
     def compute_context(self, images: Tensor) -> Context:
-        """What the teacher makes of whole images (B, 3, H, W); `targets` are before_BRC, patches_BNC of each K."""
+        """Return the teacher's view of whole images (B, 3, H, W); `targets` are before_BRC, patches_BNC of each K."""
         layers, importance_BN = self.teacher.on(images.device)(images, self.layers)
         return Context(importance_BN, tuple(part for layer in layers for part in layer))
 
     def forward(self, images: Tensor, masked: Masked, context: Context | None = None) -> Tensor:
-        """The loss: the distance from the teacher at the class token and the patches shown, weighted over layers.
+        """Return the loss: the distance to the teacher at the class token and the patches shown, weighted by layer.
 
         Args:
             images: (B, 3, H, W), normalised.
-            masked: only `shown` counts.
-            context: what `compute_context` returned.
+            masked: only `shown` is used.
+            context: returned by `compute_context`.
         """
-        assert context is not None, "MaskAlign's loss needs what the teacher saw"
+        assert context is not None, "MaskAlign's loss needs the teacher's context"
         maps = self.forward_tokens(images, masked.shown, self.read[-1] + 1)
         aligned = self.align(dict(enumerate(maps[1:])))
         pairs = zip(context.targets[::2], context.targets[1::2], strict=True)
@@ -104,13 +104,13 @@ class MaskAlign(Method, Trunk):
         return torch.stack(parts).sum()
 
     def align(self, maps: dict[int, Tensor]) -> list[Tensor]:
-        """The outputs (B, T, D) of blocks, as far as they are read, to what is compared with each K: (B, T, C)."""
+        """Return the aligned features (B, T, C) for each K from the blocks' outputs (B, T, D)."""
         if self.config.order == "mix_adapt":
             return [self.distill_heads[str(layer)](z) for layer, z in zip(self.layers, self._mix(maps), strict=True)]
         return self._mix({block: self.distill_heads[str(block)](maps[block]) for block in self.read})
 
     def _mix(self, maps: dict[int, Tensor]) -> list[Tensor]:
-        """For each K a mixture of all maps, or the map of the block at its height."""
+        """Return for each K a mixture of all maps, or the map of the block at its height."""
         if self.config.fusion == "simple":
             return [maps[self.heights[layer]] for layer in self.layers]
         stacked_SBTX = torch.stack(list(maps.values()))
@@ -118,17 +118,17 @@ class MaskAlign(Method, Trunk):
         return list(mixed.unflatten(1, stacked_SBTX.shape[1:]).unbind(0))
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """Biases, norms and the mixing weights."""
+        """See `Method`: the mixing weights get no weight decay either."""
         return super().no_decay(name, parameter) or name.endswith("distill_weights")
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the loss, and the teacher by itself."""
+        """Compile the loss, and the teacher separately."""
         super().compile(*args, **kwargs)
         self.teacher.network.compile(*args, **kwargs)
 
 
 def build_head(kind: str, width: int, teacher_width: int) -> nn.Module:
-    """What brings a student's tokens to the teacher's width: one of `MaskAlign.head`."""
+    """Return the projection from the student's width to the teacher's: one of `MaskAlignConfig.head`."""
     last = nn.Linear(width, teacher_width)
     if kind == "linear":
         return last
@@ -139,16 +139,16 @@ def build_head(kind: str, width: int, teacher_width: int) -> nn.Module:
 
 
 def counting_layers(layers: str, depth: int) -> tuple[list[int], list[float]]:
-    """The numbers (from 0) of a teacher's layers that count in the loss, and their weights, which add up to 1.
+    """Return the numbers (from 0) of the teacher's layers in the loss, and their weights, which sum to 1.
 
-    Of a teacher 12 deep, top5 are 7, 8, 9, 10, 11 with .2 each, and linear_decay is 1 to 11 with 1/66 to 11/66.
+    For a teacher of depth 12, top5 is 7, 8, 9, 10, 11 with .2 each, and linear_decay is 1 to 11 with 1/66 to 11/66.
 
     Raises:
-        ValueError: if the teacher has not so many.
+        ValueError: if the teacher has fewer layers.
     """
     number = int(layers[3:]) if layers[:3] in ("top", "mid") else 0
     if number > depth - (layers[:3] == "mid"):
-        raise ValueError(f"method.layers={layers}, and the teacher has {depth} layers, 0 to {depth - 1}")
+        raise ValueError(f"method.layers={layers} exceeds the teacher's {depth} layers, 0 to {depth - 1}")
     shares = {
         "mean": [1] * depth,
         "out": [0] * (depth - 1) + [1],
@@ -161,9 +161,9 @@ def counting_layers(layers: str, depth: int) -> tuple[list[int], list[float]]:
 
 
 def pick_target(before_BRC: Tensor, patches_BNC: Tensor, shown_BV: Tensor, norm: str) -> Tensor:
-    """A layer of the teacher at the class token and the patches shown: (B, T, C), in single precision at least.
+    """Return a teacher layer at the class token and the patches shown: (B, T, C), at least in single precision.
 
-    `norm` is one of `MaskAlign.target_norm`; bn takes one mean and one variance of all that the layer made of a batch.
+    `norm` is one of `MaskAlignConfig.target_norm`; bn uses one mean and one variance over the layer's whole batch.
     """
     index_BVC = shown_BV[..., None].expand(-1, -1, patches_BNC.shape[2])
     target_BTC = torch.cat([before_BRC[:, :1], patches_BNC.gather(1, index_BVC)], dim=1)
@@ -179,7 +179,7 @@ def pick_target(before_BRC: Tensor, patches_BNC: Tensor, shown_BV: Tensor, norm:
 
 
 def distance(ours_BTC: Tensor, theirs_BTC: Tensor, kind: str) -> Tensor:
-    """The mean over all values of one of `MaskAlign.loss`, in the targets' precision."""
+    """Return the mean of one of `MaskAlignConfig.loss` over all values, in the targets' precision."""
     ours_BTC = ours_BTC.to(theirs_BTC.dtype)
     if kind == "smoothl1":
         return 2 * F.smooth_l1_loss(ours_BTC, theirs_BTC)

@@ -6,7 +6,7 @@
     masked = masking(noise, weights, grid, epoch)    # pretrain/masking; the method does not know the masking
     loss = method(images, masked, context)           # pure: equal arguments give an equal loss; can be compiled
 
-Its trainable parameters are those of `parameters()`. A network that it never trains (a teacher) is stored in a `Frozen`,
+Its trainable parameters are those of `parameters()`. A network that it never trains (a teacher) is kept in a `Frozen`,
 which is not part of the module: it is not in checkpoints or the optimiser, and `train()` does not affect it.
 
 Shapes: B image, N patch (row-major), V patch shown, Q patch predicted, P value of a patch (rows, columns, colours).

@@ -1,6 +1,6 @@
-"""Patches of images as values to predict: cut out, standardised, and compared.
+"""Patches of images as prediction targets: extract, standardise and compare them.
 
-Targets are cut out before they are standardised, so that nothing is computed for a patch that is not predicted.
+Targets are extracted before they are standardised, so nothing is computed for patches that are not predicted.
 
 Shapes: B image, Q patch predicted, P value of a patch in the order row, column, colour; p side of a patch.
 """
@@ -15,33 +15,33 @@ from mimbench.backbones.vit import patch_view, pick_patches
 
 
 def pixels(images: Tensor, index_BQ: Tensor, patch: int) -> Tensor:
-    """The values of patches at `index_BQ` as targets hold them: (B, Q, P), P in the order row, column, colour."""
+    """Return the values of the patches at `index_BQ` as targets: (B, Q, P), P in the order row, column, colour."""
     return pick_patches(patch_view(images, patch).permute(0, 1, 2, 4, 5, 3), index_BQ).flatten(2)
 
 
 def moments(patches_BQP: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (B, Q, 1) of each patch as the target is standardised by: unbiased, plus 1e-6."""
+    """Return mean and standard deviation (B, Q, 1) of each patch: unbiased variance, plus 1e-6."""
     variance, mean = torch.var_mean(patches_BQP, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
 
 def standardised(patches_BQP: Tensor) -> Tensor:
-    """Patches with mean 0 and variance 1 each."""
+    """Return patches standardised to mean 0 and variance 1 each."""
     mean, deviation = moments(patches_BQP)
     return (patches_BQP - mean) / deviation
 
 
 def pixel_loss(prediction_BQP: Tensor, images: Tensor, index_BQ: Tensor, patch: int, norm_pix: bool) -> Tensor:
-    """Mean squared error over all values of the patches at `index_BQ`, which `norm_pix` standardises first."""
+    """Return the mean squared error over the patches at `index_BQ`; `norm_pix` standardises the targets first."""
     target_BQP = pixels(images, index_BQ, patch)
     return F.mse_loss(prediction_BQP, standardised(target_BQP) if norm_pix else target_BQP)
 
 
 def painted(prediction_BQP: Tensor, images: Tensor, index_BQ: Tensor, patch: int, norm_pix: bool) -> Tensor:
-    """A prediction in the units of `images`.
+    """Return a prediction in the units of `images`.
 
-    A model that predicts standardised pixels leaves each patch's mean and contrast open: they are taken from the
-    image, as the papers' figures do.
+    A model of standardised pixels does not predict each patch's mean and contrast: they are taken from the image, as in
+    the papers' figures.
     """
     if not norm_pix:
         return prediction_BQP

@@ -6,10 +6,10 @@ away by AMT) have no tokens and no targets.
 
     loss = model(images, masked)      # pure except for stochastic depth
 
-Numbers and parameter names equal those of the authors' code, so their checkpoints load. Less is computed: hidden patches
-are not embedded, and only predicted ones are decoded. AMT's SimMIM could not be run, because the authors' code stops
-with a shape error after its 40th epoch. This file implements its description with one correction: the factors after
-attention are applied like those after the MLP.
+Numbers and parameter names equal those of the authors' code, so their checkpoints load. Less is computed: hidden
+patches are not embedded, and only predicted ones are decoded. AMT's SimMIM could not be run, because the authors' code
+stops with a shape error after its 40th epoch. This file implements its description with one correction: the factors
+after attention are applied like those after the MLP.
 
 Shapes: B image, N patch (row-major), K patch kept (shown or predicted), V shown, Q predicted, T token (class token,
 kept patches), D width, H head, P value of a patch (colour, row, column: the decoder's order).
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Initialise as BEiT: normal with deviation .02; the last layer of each branch is divided by sqrt(2 * depth)."""
+        """Initialise as BEiT: normal, deviation .02; the last layer of each branch is divided by sqrt(2 * depth)."""
         for parameter in (self.cls_token, self.pos_embed):
             if parameter is not None:
                 trunc_normal_(parameter, std=0.02)
@@ -177,7 +177,7 @@ class SimMIM(Method):
         return prediction_BQP.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)  # rows, columns, colours
 
     def class_attention(self, images: Tensor) -> Tensor:
-        """Return the class token's attention to patches of whole images (B, 3, H, W), last block: (B, heads, patches)."""
+        """Return the last block's class-token attention for whole images (B, 3, H, W): (B, heads, patches)."""
         return self.encoder.class_attention(images)
 
     def encoder_state(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The tables of methods and maskings: a new one is a file, a config, and a line here.
+"""The tables of methods and maskings: a new one needs a file, a config, and a line here.
 
 method = build_method(config.method, config.encoder)
 masking = build_masking(config.masking, config.encoder, config.epochs)
@@ -28,7 +28,7 @@ METHODS: dict[type[Any], Callable[[ViT, Any], Method]] = {  # by their config
     method_configs.SimMIMConfig: SimMIM,
 }
 
-MASKINGS: dict[type[Any], Callable[[Any, int], Masking]] = {  # by their config; the number is that of all epochs
+MASKINGS: dict[type[Any], Callable[[Any, int], Masking]] = {  # by their config; the integer is the number of epochs
     masking_configs.RandomMasking: lambda config, _: Random(config),
     masking_configs.GridMasking: lambda config, _: Grid(config),
     masking_configs.KeepMasking: lambda config, _: Keep(config),
@@ -37,12 +37,12 @@ MASKINGS: dict[type[Any], Callable[[Any, int], Masking]] = {  # by their config;
 
 
 def build_method(config: method_configs.MethodConfig, encoder: ViT, checkpoint: str | None = None) -> Method:
-    """The method of `config` for an encoder of these sizes, its weights drawn from torch's generator.
+    """Return the method of `config` for an encoder of these sizes, with weights drawn from torch's generator.
 
-    `checkpoint` is the file of MaskAlign's teacher, where timm's cache is not to be looked in.
+    `checkpoint` is the file of MaskAlign's teacher; without it, timm's cache is used.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such teacher, or none with the encoder's patches.
+        FileNotFoundError, ValueError: if the teacher is missing, or its patches differ from the encoder's.
     """
     if isinstance(config, method_configs.MaskAlignConfig):
         teacher = load_teacher(config.teacher, checkpoint, encoder.grid, config.teacher_image)
@@ -51,10 +51,10 @@ def build_method(config: method_configs.MethodConfig, encoder: ViT, checkpoint: 
 
 
 def build_masking(config: masking_configs.MaskingConfig, encoder: ViT, epochs: int) -> Masking:
-    """The masking of `config`, once it is sure that it works on the grid of `encoder` from the first epoch to the last.
+    """Return the masking of `config`, after checking it on the grid of `encoder` for the first and the last epoch.
 
     Raises:
-        ValueError: if in some epoch no patch would be shown, or none predicted where the config wants some.
+        ValueError: if no patch would be shown, or none predicted although the config requires some.
     """
     masking = MASKINGS[type(config)](config, epochs)
     if (unit := getattr(config, "unit", 1)) > 1:
@@ -63,7 +63,7 @@ def build_masking(config: masking_configs.MaskingConfig, encoder: ViT, epochs: i
         counts = masking.counts(encoder.grid**2, epoch)
         if config.predicted_share and not counts.predicted:
             raise ValueError(
-                f"masking.kind={config.kind} predicts {config.predicted_share:.4g} of {encoder.grid**2} patches, which "
-                "is not one: raise the share or take smaller patches"
+                f"masking.kind={config.kind} predicts {config.predicted_share:.4g} of {encoder.grid**2} patches, less "
+                "than one: raise the share or use smaller patches"
             )
     return masking

@@ -81,7 +81,7 @@ def test_a_run_with_frequencies_is_called_unverified() -> None:
 
 @pytest.mark.parametrize("options", [{"freq_radius": 8.0}, {"freq_share": 0.5}])
 def test_options_of_frequencies_need_a_mode(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="mean nothing with freq_mode=none"):
+    with pytest.raises(ValueError, match="freq_share have no effect with freq_mode=none"):
         AttentionMasking(**options)  # type: ignore[arg-type]
 
 

@@ -181,7 +181,7 @@ def test_layers_have_their_weights(layers: str, found: dict[int, float]) -> None
 
 def test_layers_that_the_teacher_has_not_are_said() -> None:
     for layers in ("top13", "mid12"):
-        with pytest.raises(ValueError, match=f"layers={layers}, and the teacher has 12 layers, 0 to 11"):
+        with pytest.raises(ValueError, match=f"layers={layers} exceeds the teacher's 12 layers, 0 to 11"):
             counting_layers(layers, 12)
     with pytest.raises(ValueError, match="layers='top' must be mean, out"):
         MaskAlignConfig(layers="top")

@@ -84,7 +84,7 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     ("subject", "message"),
     [
         (replace(SUBJECT, names="other"), "as many, but other images"),
-        (replace(SUBJECT, images=9), "holds weight maps of 10 images on a grid of 4 x 4, and this run has 9 on 4 x 4"),
+        (replace(SUBJECT, images=9), "holds weight maps of 10 images on a grid of 4 x 4, but this run has 9 on 4 x 4"),
         (replace(SUBJECT, rows=5, columns=5), "this run has 10 on 5 x 5"),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, left: int) -> None:
     made(tmp_path)
     path = tmp_path / "epoch-00041.safetensors"
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(ValueError, match=r"epoch-00041.safetensors is damaged, or holds no weight maps: delete it"):
+    with pytest.raises(ValueError, match=r"epoch-00041.safetensors is damaged or holds no weight maps: delete it"):
         WeightMaps(tmp_path, SUBJECT, "AMT").use(41)
 
 
@@ -107,7 +107,7 @@ def test_a_file_that_is_gone_is_said_and_none_are_in_force(tmp_path: Path, caplo
     maps = WeightMaps(tmp_path, SUBJECT, "AMT")
     maps.load_state_dict({"epoch": 81})
     assert maps.epoch is None
-    assert "epoch-00081.safetensors are gone: they are made again" in caplog.text
+    assert "epoch-00081.safetensors do not exist: the current encoder computes them again" in caplog.text
 
 
 def test_making_maps_that_stops_leaves_the_ones_before(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_run_whose_images_are_others_by_now_says_so_and_nothing_else(tmp_path:
     image = Path(config.data) / "train" / "cat" / "3.png"
     image.rename(image.with_name("33.png"))
     expected = (
-        r"^\S*epoch-00001.safetensors holds .* as many, but other images: delete \S*weight_maps and they are made"
+        r"^\S*epoch-00001.safetensors holds .* as many, but other images: delete \S*weight_maps to compute them again"
     )
     with pytest.raises(ValueError, match=expected):
         run(replace(config, epochs=3), where)
