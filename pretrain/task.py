@@ -77,14 +77,14 @@ TASK = Task(
         Picture(
             "reconstructions",
             "What the encoder was shown",
-            "Validation images: the original, what the encoder was given, and the weights it was drawn by.",
+            "Validation images: the original, the patches shown to the encoder, and the weights they were drawn by.",
             when=("method.kind", "maskalign"),
         ),
         Picture(
             "reconstructions",
             "Reconstructions",
-            "Validation images: the original, what the encoder was given, and what the decoder made of the hidden "
-            "patches.",
+            "Validation images: the original, the patches shown to the encoder, and the decoder's prediction of the "
+            "hidden patches.",
         ),
     ),
     settings=(

@@ -24,7 +24,7 @@ from mimbench.engine.run.process import announced, rank_and_world
 
 log = logging.getLogger(__name__)
 
-WAIT = 90.0  # seconds; NFS shows a new file after 60 at the latest, as it is usually mounted
+WAIT = 90.0  # seconds; with usual mount options NFS shows a new file after at most 60
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ class MaskAndThrow:
         return split_order(order_BN, self.counts(noise_BN.shape[1], epoch))
 
 
-# ------------------------------------------------------------------------------------------------- what is attended to
+# ------------------------------------------------------------------------------------------------------------ attention
 
 
 def class_attention(method: nn.Module, images: Tensor) -> Tensor:

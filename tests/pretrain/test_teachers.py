@@ -145,14 +145,12 @@ def test_colours_are_the_teachers_and_images_are_resized(tmp_path: Path) -> None
 
 def test_grids_that_differ_are_refused_with_the_way_out(tmp_path: Path) -> None:
     write_encoder(tmp_path / "encoder.safetensors", ViT(32, 2, 2, patch=8, image=32))
-    with pytest.raises(
-        ValueError, match=r"4 x 4 patches of 8 pixels in images of 32.*14 x 14.*teacher_image=112 would"
-    ):
+    with pytest.raises(ValueError, match=r"4 x 4 patches of 8 pixels in images of 32.*14 x 14.*teacher_image=112"):
         load_teacher(None, tmp_path / "encoder.safetensors", grid=14, image=None)
     with pytest.raises(ValueError, match="no whole number of patches of 8 pixels in images of 30"):
         load_teacher(None, tmp_path / "encoder.safetensors", grid=4, image=30)
     assert load_teacher(None, tmp_path / "encoder.safetensors", grid=6, image=48).image == 48
-    with pytest.raises(ValueError, match=r"vit_large_patch14\S* has 16 x 16 patches .*teacher_image=196 would make"):
+    with pytest.raises(ValueError, match=r"vit_large_patch14\S* has 16 x 16 patches .*teacher_image=196"):
         load_teacher("vit_large_patch14_clip_quickgelu_224.openai", None, grid=14, image=None)
 
 
