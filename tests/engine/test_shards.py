@@ -163,7 +163,7 @@ def test_what_is_refused(source: Path, tmp_path: Path) -> None:
             Shrinking(**bad)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="holds something else: name a new directory"):
+    with pytest.raises(ValueError, match="holds other files: use a new directory"):
         _shrunk(source, tmp_path / "full")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         _shrunk(tmp_path / "nowhere", tmp_path / "out")

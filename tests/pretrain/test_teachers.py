@@ -164,7 +164,7 @@ def test_what_cannot_teach_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"resnet18\.a1_in1k must be a plain ViT"):
         load_teacher("resnet18.a1_in1k", None, grid=7, image=None)
     write_encoder(tmp_path / "e.safetensors", ViT(32, 1, 2, patch=8, image=32))
-    with pytest.raises(ValueError, match="no plain ViT of two blocks or more"):
+    with pytest.raises(ValueError, match="must be a plain ViT with a class token and at least two blocks"):
         load_teacher(None, tmp_path / "e.safetensors", grid=4, image=None)
 
 

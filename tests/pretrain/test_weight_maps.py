@@ -262,7 +262,7 @@ def test_a_run_with_frequencies_says_that_it_is_unverified(
     config = replace(config, epochs=2, masking=AttentionMasking(freq_mode="lowpass_energy", start_epoch=1))
     with caplog.at_level(logging.WARNING):
         outcome = run(config, directory(tmp_path / "run", config))
-    assert "freq_mode=lowpass_energy is our reconstruction of FAMT's frequency branch, unverified" in caplog.text
+    assert "freq_mode=lowpass_energy is our unverified reconstruction" in caplog.text
     assert outcome.facts["masked_by"] == "FAMT-style (lowpass_energy, unverified)"
     assert outcome.facts["caveat"] == "FAMT-style, frequencies unverified"
     with safe_open(tmp_path / "run" / "weight_maps" / "epoch-00001.safetensors", framework="pt") as file:
