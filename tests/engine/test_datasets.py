@@ -73,7 +73,7 @@ def test_what_leads_nowhere_says_where_to_go(folder: Path, name: str, expected: 
 def test_a_place_that_has_gone_is_named_with_who_sent_us_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add("imagenet", folder)
     folder.rmdir()
-    with pytest.raises(FileNotFoundError, match=r"not a directory, but .*datasets\.toml says"):
+    with pytest.raises(FileNotFoundError, match=r"not a directory, but .*datasets\.toml"):
         locate("imagenet")
     monkeypatch.setenv("MIMBENCH_DATA_COCO", "/no/such/place")
     with pytest.raises(FileNotFoundError, match="MIMBENCH_DATA_COCO says"):

@@ -59,7 +59,7 @@ def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -
         (lambda: Pretrain(base_lr=math.nan), "base_lr=nan must be positive"),
         (lambda: Pretrain(weight_decay=math.inf), "weight_decay=inf must be 0 or more"),
         (lambda: Pretrain(betas=(0.9, 1.5)), r"betas=\[0.9, 1.5\] must lie in \[0, 1\)"),
-        (lambda: CrossMAEConfig(mixing="none", feature_maps=(0, 1)), r"feature_maps=\[0, 1\] with mixing=none"),
+        (lambda: CrossMAEConfig(mixing="none", feature_maps=(0, 1)), r"feature_maps=\[0, 1\] .*mixing=none"),
         (
             lambda: Pretrain(method=CrossMAEConfig(feature_maps=()), masking=AttentionMasking()),
             r"feature_maps=\[\] trains no block of the encoder",
