@@ -93,7 +93,7 @@ def test_images_of_one_size_are_kept_in_memory(folder: Path, monkeypatch: pytest
 def test_images_of_several_sizes_are_not(folder: Path) -> None:
     _write(folder / "train" / "bee" / "wide.png", _picture(40, 53))
     assert ImageFolder(folder, "train").pixels is None
-    with pytest.raises(UnfitError, match=r"wide\.png: has another size"):
+    with pytest.raises(UnfitError, match=r"wide\.png: differs in size"):
         ImageFolder(folder, "train", cache=True)
 
 
@@ -175,7 +175,7 @@ def test_an_image_beyond_all_bounds_is_named(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[18:26] = (100_000).to_bytes(4, "little") * 2
     path.write_bytes(content)
-    with pytest.raises(UnfitError, match=r"a\.bmp: has 100000 x 100000 pixels, .* shrink it"):
+    with pytest.raises(UnfitError, match=r"a\.bmp: has 100000 x 100000 pixels; .* shrink it"):
         read_image(path)
 
 
