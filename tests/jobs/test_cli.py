@@ -179,7 +179,7 @@ def test_data_check(tmp_path: Path) -> None:
 def test_table_and_report(images: Path, stage: Install, tmp_path: Path) -> None:
     empty = mimbench("table")
     assert (empty.exit_code, empty.stdout) == (0, "")
-    assert "no finished run under" in empty.stderr
+    assert "no finished runs under" in empty.stderr
     assert json.loads(mimbench("table", "--json").stdout) == []
     stage(lambda config, run: Outcome({"knn_top1": 12.3}))
     mimbench("run", "cls/knn", f"data={images}")
