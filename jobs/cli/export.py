@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def export(checkpoint: Path, target: str, out: Path | None, patch: int | None, as_json: bool) -> None:
-    """Write the encoder in `checkpoint` (a file or a pretraining run's directory); print how to load it in that library.
+    """Write the encoder in `checkpoint` (a file or a pretraining run's directory); print how to load it there.
 
     Raises:
         FileNotFoundError: if the checkpoint does not exist.

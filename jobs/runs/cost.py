@@ -1,6 +1,6 @@
 """What a run would cost, in hours of one A100, before it is run.
 
-The cost stated by the recipe (`engine.run.cost.costs`) is used if there is one, else the estimate of its task. Each cost
+The cost stated by the recipe (`engine.run.cost.costs`) is used if present, else the estimate of its task. Each cost
 names its source. For planning only: another GPU, slow input or a small batch changes it by a factor. Does not import
 torch.
 """
@@ -18,7 +18,7 @@ def cost_of(config: Any, recipe: Any = None) -> Cost | None:
 
     Args:
         config: resolved.
-        recipe: the recipe's function, if `config` is its unchanged result; the cost that the recipe states is then used.
+        recipe: the recipe's function, if `config` is its unchanged result; its stated cost is then used.
     """
     said = stated(recipe) if recipe is not None else None
     if said is not None:

@@ -74,7 +74,7 @@ def _encoder(record: Record, made_by: Mapping[str, Record], bases: Mapping[str, 
 
 
 def _settings(record: Record, made_by: Mapping[str, Record]) -> dict[str, Any]:
-    """Return a pretraining's settings without the seed; a teacher counts by its own settings, as each seed may have one."""
+    """Return a pretraining's settings without the seed; a teacher counts by its own settings."""
     settings = without(record.science, {"seed"})
     if record.checkpoint:
         teacher = _maker(record.checkpoint, made_by)

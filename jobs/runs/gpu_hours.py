@@ -1,9 +1,9 @@
 """GPU hours that runs have used and will still need: `mimbench cost`.
 
-Used: the time of all starts, until the end or the last sign of life, times the GPUs of the run (those of its cluster; one
-on this machine). To come: for a running run, from its speed so far; for a run that has not begun, the mean of finished
-runs of the same recipe, else the cost stated by its recipe or estimated by its task (jobs/runs/cost.py), in hours of an
-A100. On a machine without a GPU, these are hours of the machine.
+Used: the time of all starts, until the end or the last sign of life, times the GPUs of the run (those of its cluster;
+one on this machine). To come: for a running run, from its speed so far; for a run that has not begun, the mean of
+finished runs of the same recipe, else the cost stated by its recipe or estimated by its task (jobs/runs/cost.py), in
+hours of an A100. On a machine without a GPU, these are hours of the machine.
 """
 
 from __future__ import annotations

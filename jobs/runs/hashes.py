@@ -2,7 +2,7 @@
 
     <root>/.mimbench/hashes.json      {"<path>|<role>|<partial>": [size, time in ns, hash]}
 
-A large checkpoint takes seconds to hash, and a foreign one needs torch to open; `mimbench plan` does each only once. The
+A large checkpoint takes seconds to hash, and a foreign one needs torch to open; `mimbench plan` does each once. The
 file is only a cache: a lost entry is computed again.
 """
 
