@@ -35,7 +35,7 @@ KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_CONF_SERVER"
 
 
 class Executor(submitit.SlurmExecutor):
-    """submitit's executor, with the command of a batch (`module` with a run directory) in place of a pickled function."""
+    """submitit's executor with the command of a batch (`module` and a run directory) in place of a pickled function."""
 
     def __init__(self, batch: Batch, cluster: Cluster, dependency: str | None, module: str = "mimbench run") -> None:
         super().__init__(batch.folder)

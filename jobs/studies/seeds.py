@@ -3,8 +3,8 @@
     mimbench evaluate encoder.safetensors --on linear,linear_fast --data imagenet --seeds 3
     mimbench run cls/linear_vitb checkpoint=encoder.safetensors --seeds 3
 
-`seeds=3` as a setting means the same. Each seed is an ordinary run: finished seeds are not repeated, and `mimbench
-table` shows all seeds in one cell. A recipe without a seed or without use for it (k-NN of a given encoder) runs once.
+`seeds=3` as a setting means the same. Each seed is an ordinary run: finished seeds are not repeated, and
+`mimbench table` shows all seeds in one cell. A recipe that has or uses no seed (k-NN of a given encoder) runs once.
 """
 
 from __future__ import annotations
