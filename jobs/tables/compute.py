@@ -30,7 +30,7 @@ NOTES = (
     "keeps about a third less. Optimiser and weights need additional memory.",
     "Printed by CrossMAE for ViT-B: minutes an epoch and MB on each GPU, on 2 A100-80GB (Table 4) or 4 (Table 18); by "
     "detectron2: seconds and GB for an image on an A100.",
-    "AMT is counted with its attention maps (after epoch 40); MaskAlign in all includes its teacher on the whole image.",
+    "AMT: in epochs after its attention maps are made (40). MaskAlign, all: includes its teacher on the whole image.",
     "With all hidden patches predicted, 12 decoder blocks save no operations against MAE; predicting 25 % does.",
 )
 NOTHING = "Nothing measured yet; finished pretrainings and detections appear here by method and size."

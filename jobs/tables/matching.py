@@ -365,7 +365,7 @@ def _needless(key: str, facts: Mapping[str, Any]) -> bool:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Return whether values are equal: numbers to five digits, because papers round; lists by element; True is not 1."""
+    """Return whether values are equal: numbers to five digits, as papers round; lists by element; True is not 1."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, int | float) and isinstance(other, int | float):
