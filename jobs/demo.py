@@ -1,10 +1,10 @@
-"""The demo: one encoder pretrained on this machine and evaluated in four ways, beside the same encoder from scratch.
+"""The demo: pretrain one encoder here and evaluate it in four ways, beside the same encoder from scratch.
 
-    mimbench demo                 minutes on two cores; asked again, nothing that is done is repeated
-    mimbench demo --method mae    the same with another way of pretraining
-    mimbench demo --seeds 3       the same three times over, for the spread
+    mimbench demo                 minutes on two cores; finished runs are not repeated
+    mimbench demo --method mae    the same with another pretraining method
+    mimbench demo --seeds 3       the same with three seeds, for the standard deviation
 
-Ends with the table and the report of everything under the runs root.
+Ends with the table and the report of all runs under the runs root.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Literal
 from mimbench.jobs.studies.study import Run, Study
 
 Method = Literal["crossmae", "mae", "maskalign", "famt"]
-EVALUATIONS = (  # recipe, what to call it, minutes on one core
+EVALUATIONS = (  # recipe, label, minutes on one core
     ("det/mask_rcnn_handwritten", "COCO", 2.5),
     ("cls/finetune_handwritten", "fine-tune", 1.3),
     ("cls/linear_handwritten", "linear", 0.3),
     ("cls/knn_handwritten", "k-NN", 0.2),
 )
 NOTES: dict[Method, str] = {
-    "maskalign": "MaskAlign's teacher is not CLIP here: it is the CrossMAE encoder that this demo pretrains first",
-    "famt": "FAMT's frequency branch is a reconstruction, unverified: its authors published no code for it",
+    "maskalign": "in this demo, MaskAlign's teacher is not CLIP but a CrossMAE encoder, pretrained first",
+    "famt": "the frequency branch of FAMT is an unverified reconstruction: its authors published no code for it",
 }
 
 
 def demo(seeds: int = 1, method: Method = "crossmae") -> Study:
-    """The study of the demo."""
+    """Return the study of the demo."""
     return Study(f"demo-{method}", [run for seed in range(seeds) for run in _chain(seed, seeds, method)])
 
 

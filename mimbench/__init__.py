@@ -6,7 +6,7 @@
     pooled, grid = encoder.features(photographs, size=224)
 
 The names in `__all__` are the public Python API; docs/python.md shows each in use. Everything else may change from one
-version to the next. Names are imported when they are first used, so that `import mimbench` is quick and loads no torch.
+version to the next. Names are imported at first use, so that `import mimbench` is fast and does not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Detection for notebooks and scripts: backbones as modules, and COCO's metrics of anybody's predictions.
+"""Detection for notebooks and scripts: backbones as modules, and COCO's metrics for any predictions.
 
     backbone = load_backbone("mae_vitb.pth", image=1024)
     maps = backbone(images)                              # {"p2": (B, 256, 256, 256), ..., "p6": (B, 256, 16, 16)}
@@ -28,7 +28,7 @@ from mimbench.encoders import load_encoder
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.jobs.runs.store import encoder_file
 
-CLASSES = 80  # of the heads that are built with a backbone and left behind; any number will do
+CLASSES = 80  # of heads that are built with a backbone and discarded; the number does not matter
 
 
 class Backbone(nn.Module):
@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         body: the module that makes the maps.
         strides: stride of each map in pixels, by name.
         channels: channels of each map, by name.
-        out_channels: the same number, where all maps have as many; torchvision's detectors read it.
+        out_channels: the common number of channels, if all maps have the same; torchvision's detectors read it.
         mean, std: statistics of the images, as fractions of 255.
     """
 
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps by name, finest first.
+        """Return the maps by name, finest first.
 
         Raises:
             ValueError: if a side of the images is not a multiple of the stride of p5 (of last_feat, if kind="plain").
@@ -64,12 +64,14 @@ class Backbone(nn.Module):
         unit = self._unit()
         height, width = images.shape[-2:]
         if height % unit or width % unit:
-            raise ValueError(f"images of {height} x {width} pixels: pad both sides to multiples of {unit}")
+            raise ValueError(
+                f"images of {height} x {width} pixels do not fit the strides; pad both sides to multiples of {unit}"
+            )
         maps = self._maps(images)
         return dict(zip(self.strides, maps, strict=True))
 
     def _unit(self) -> int:
-        """What the sides of images must be multiples of: the coarsest stride, but for the map that is subsampled."""
+        """Return the divisor of image sides: the coarsest stride, not counting the subsampled map."""
         strides = list(self.strides.values())
         return strides[-2] if len(strides) > 1 else strides[-1]
 
@@ -96,8 +98,8 @@ def load_backbone(
     random weights and must be trained, unless the checkpoint is a whole detector: then pyramid and relative positions
     are taken too, and the detector decides the options below.
 
-    kind="plain" is the encoder as it was pretrained, with global attention: one map, last_feat, at the stride of its
-    patch (16), with as many channels as it is wide; of the options only `allow_partial` applies.
+    kind="plain" is the encoder as pretrained, with global attention: one map, last_feat, at the stride of its patch
+    (16), with its width as channels; of the options only `allow_partial` applies.
 
     Args:
         checkpoint: as in `load_encoder`; also a whole ViTDet detector, detectron2's or ours.
@@ -111,15 +113,15 @@ def load_backbone(
         allow_partial: as in `load_encoder`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: in one line, if it is no checkpoint, if ViTDet cannot take its encoder, or an option does not fit.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a checkpoint, ViTDet does not support its encoder, or an option does not fit.
     """
     if kind == "plain":
         encoder = load_encoder(checkpoint, allow_partial=allow_partial)
         body, info = encoder.model.train(), encoder.info
         return Backbone(body, {"last_feat": encoder.patch}, encoder.width, info.mean, info.std)
     if kind != "vitdet":
-        raise ValueError(f"kind={kind!r} must be 'vitdet' or 'plain'")
+        raise ValueError(f"kind={kind!r} is unknown; it must be 'vitdet' or 'plain'")
     file = encoder_file(Path(checkpoint))
     if open_weights(file, "detector").kind == "detector":
         detector = open_detector(file)
@@ -144,7 +146,7 @@ def evaluate_coco(
     """Return the metrics of predictions in COCO's format, in percent.
 
     The keys are box_ap, box_ap50, box_ap75, box_ap_small, box_ap_medium, box_ap_large, box_ar1, box_ar10, box_ar100,
-    box_ar_small, box_ar_medium, box_ar_large, and the same for mask. A metric of which the annotations hold no object
+    box_ar_small, box_ar_medium, box_ar_large, and the same for mask. A metric without objects in the annotations
     is left out.
 
     Args:
@@ -152,14 +154,14 @@ def evaluate_coco(
             annotation file), score, bbox (x, y, width, height in pixels) and, for masks, segmentation (RLE).
         annotations: the annotation file (JSON).
         fast: use faster-coco-eval in place of pycocotools: the same values in a fraction of the time, without the ar
-            metrics. Numbers to publish are those of pycocotools.
+            metrics. For published numbers, use pycocotools.
         masks: whether to measure masks; None measures them if there are predictions and each has a segmentation.
         benchmark: "lvis" follows the rules of LVIS, and has box_ap_rare, box_ap_common, box_ap_frequent and box_ar300.
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        ValueError: in one line, for a file that is not of its format, and for a prediction that lacks a key, or names
-            an image or a category that the annotation file does not list.
+        ValueError: if a file has the wrong format, or a prediction lacks a key or names an image or a category that the
+            annotation file does not list.
     """
     found = _predictions(predictions)
     with_masks = bool(found) and all("segmentation" in one for one in found) if masks is None else masks

@@ -1,4 +1,4 @@
-"""Encoders for notebooks and scripts: any checkpoint to features of images, and what a checkpoint file holds.
+"""Encoders for notebooks and scripts: compute features of images from any checkpoint, and inspect checkpoint files.
 
     encoder = load_encoder("crossmae_vitb.pth")
     pooled, grid = encoder.features(["cat.jpg", "dog.jpg"], size=224)      # (2, 768) and (2, 14, 14, 768)
@@ -6,7 +6,7 @@
     report = inspect("crossmae_vitb.pth")
     print(report.family, report.architecture, report.refused)
 
-Every known family of checkpoints is read (`mimbench.backbones.checkpoints.families`).
+Every known family of checkpoints is supported (`mimbench.backbones.checkpoints.families`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mimbench.pixels import Pictures, normalised, to_batch
 if TYPE_CHECKING:
     from mimbench.backbones.checkpoints.report import Report
 
-BATCH = 64  # images in one pass; another number changes memory and time, and no feature
+BATCH = 64  # images in one pass; it changes memory and time, not the features
 
 
 class ImageEncoder:
@@ -50,22 +50,22 @@ class ImageEncoder:
 
     @property
     def patch(self) -> int:
-        """Side of a patch in pixels."""
+        """Return the side of a patch in pixels."""
         return self.model.patch
 
     @property
     def width(self) -> int:
-        """Length of a feature."""
+        """Return the length of a feature."""
         return self.model.width
 
     @property
     def image(self) -> int:
-        """Side in pixels of the images it was pretrained on."""
+        """Return the side in pixels of the pretraining images."""
         return self.info.vit.image
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return next(self.model.parameters()).device
 
     def to(self, device: str | torch.device) -> ImageEncoder:
@@ -74,7 +74,7 @@ class ImageEncoder:
         return self
 
     def prepare(self, images: Pictures, size: int | None = None) -> Tensor:
-        """Return `images` as `model` wants them: (B, 3, H, W), float32, normalised, on the CPU.
+        """Return `images` in the form that `model` takes: (B, 3, H, W), float32, normalised, on the CPU.
 
         Args:
             images, size: as in `features`.
@@ -89,20 +89,20 @@ class ImageEncoder:
     def features(self, images: Pictures, size: int | None = None, batch: int = BATCH) -> Features:
         """Return the features of `images`: pooled (B, D) and grid (B, h, w, D), float32, on the encoder's device.
 
-        They are what the last block gives, after the final norm where the checkpoint has one (MAE trains one, CrossMAE
+        They are the output of the last block, after the final norm if the checkpoint has one (MAE trains one, CrossMAE
         does not). k-NN and probes of `mimbench evaluate` standardise features of an encoder without one.
 
         Args:
             images: one image or several: file paths, PIL images, arrays (H, W, 3) or (B, H, W, 3), tensors (3, H, W)
                 or (B, 3, H, W); uint8 in 0..255 or floats in 0..1, not normalised. One image is a batch of one.
             size: resize the short side and crop the centre to `size` pixels, as evaluations do (224: resize to 256,
-                crop 224). None takes the images as they are; both sides must then be multiples of `patch`.
+                crop 224). None keeps the images unchanged; both sides must then be multiples of `patch`.
             batch: images encoded at a time.
 
         Raises:
-            TypeError: for something that is no image.
-            ValueError: for wrong shapes, values or sizes, saying which.
-            FileNotFoundError: for a file that does not exist.
+            TypeError: if an argument is not an image.
+            ValueError: if shapes, values or sizes are wrong.
+            FileNotFoundError: if a file does not exist.
         """
         if batch < 1:
             raise ValueError(f"batch={batch} must be at least 1")
@@ -114,7 +114,7 @@ class ImageEncoder:
     __call__ = features
 
     def _fitting(self, batch: Tensor) -> Tensor:
-        """`batch`, if its images can be cut into patches.
+        """Return `batch` if its images can be cut into patches.
 
         Raises:
             ValueError: if they cannot.
@@ -142,14 +142,14 @@ def load_encoder(
         checkpoint: a file of any known family (`mimbench.inspect` names it), a `file://` URL, or the directory of a
             pretraining run.
         pool: the pooled feature: "avg" is the mean of the patch tokens, "cls" the class token.
-        copy: which weights to take from a file that holds several ("ema", "teacher" ...).
-        allow_partial: load a file whose keys are not all accounted for; `encoder.info.partial` names them.
+        copy: which weights to load if the file has several ("ema", "teacher" ...).
+        allow_partial: load a file with unexplained keys; `encoder.info.partial` lists them.
         device: where to put the weights.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: in one line, if it is no checkpoint of a known family, is damaged, or has unexplained keys; if
-            pool="cls" and the encoder has no class token.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a checkpoint of a known family, is damaged, or has unexplained keys; or if pool="cls"
+            and the encoder has no class token.
     """
     state, info = load_weights(encoder_file(Path(checkpoint)), allow_partial=allow_partial, copy=copy)
     model = VisionTransformer(info.vit, info.final_norm, pool, info.traits, info.interpolation)
@@ -158,17 +158,18 @@ def load_encoder(
 
 
 def inspect(checkpoint: str | Path, copy: str | None = None) -> Report:
-    """Return what a checkpoint is and what becomes of every key in it, as `mimbench inspect` prints it.
+    """Return a report of a checkpoint and of the use of every key in it, as printed by `mimbench inspect`.
 
-    `family` and `architecture` name it, `refused` says in one line why it would not load (None: it loads), `vitdet` why
-    ViTDet does not take it, `counts` and `keys` what becomes of its keys. Large weights are not read.
+    `family` and `architecture` describe it; `refused` is the reason why it would not load (None: it loads); `vitdet`
+    is the reason why ViTDet does not support it; `counts` and `keys` tell how its keys are used. Large weights are not
+    read.
 
     Args:
         checkpoint: as in `load_encoder`.
-        copy: which weights, of a file that holds several.
+        copy: which weights to use if the file has several.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: in one line, if it is no checkpoint of a known family.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a checkpoint of a known family.
     """
     return report(match(open_checkpoint(encoder_file(Path(checkpoint)), copy)))

@@ -1,8 +1,8 @@
-"""Images in any of the usual forms as one batch: files, PIL images, NumPy arrays and tensors.
+"""Convert images in any usual form to one batch: files, PIL images, NumPy arrays and tensors.
 
     batch = to_batch([photograph, "cat.jpg", array_HW3], size=224)     # (3, 3, 224, 224), uint8
 
-Shapes: B image, H x W its size.
+Shapes: B images, H x W pixels.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 Picture: TypeAlias = "str | PathLike[str] | Image | NDArray[Any] | Tensor"
 Pictures: TypeAlias = "Picture | Iterable[Picture]"
-MARGIN = 0.1  # how far float images may leave 0..1: bicubic resizing overshoots at sharp edges
+MARGIN = 0.1  # tolerance of float images outside 0..1: bicubic resizing overshoots at sharp edges
 
 
 def to_batch(images: Pictures, size: int | None = None) -> Tensor:
-    """`images` as one tensor (B, 3, H, W): uint8 in 0..255, or float32 in 0..1 if any of them are floats.
+    """Return `images` as one tensor (B, 3, H, W): uint8 in 0..255, or float32 in 0..1 if any image is float.
 
     Args:
         images: one image or several. A file's path; a PIL image of any mode; an array (H, W, 3) or (H, W), or
             (B, H, W, 3); a tensor (3, H, W) or (B, 3, H, W). Numbers are uint8 in 0..255 or floats in 0..1.
-        size: the side to which each image is brought as evaluations do it: the short side is resized (bicubic,
-            antialiased) to size * 256 / 224, or to size if that is above 224, and the centre is cropped. None takes the
-            images as they are.
+        size: the side of the images, resized as in evaluations: the short side is resized (bicubic, antialiased) to
+            size * 256 / 224, or to size if size is above 224, and the centre is cropped. None keeps the images
+            unchanged.
 
     Raises:
-        TypeError: for something that is no image.
-        ValueError: for another shape, for values outside those ranges, and for images of several sizes without `size`.
-        FileNotFoundError: for a file that does not exist.
+        TypeError: if an argument is not an image.
+        ValueError: if a shape or a value is wrong, or the images have several sizes and `size` is None.
+        FileNotFoundError: if a file does not exist.
     """
     if size is not None and size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")
@@ -55,7 +55,7 @@ def to_batch(images: Pictures, size: int | None = None) -> Tensor:
         (height, width), (other_height, other_width) = sorted(sizes)[:2]
         raise ValueError(
             f"the images have several sizes ({height} x {width}, {other_height} x {other_width} ...); "
-            "size=224 brings each to a crop of 224 pixels"
+            "use size=224 to resize and crop each to 224 pixels"
         )
     if len({part.dtype for part in parts}) > 1:
         parts = [part / 255 if part.dtype == torch.uint8 else part for part in parts]
@@ -63,17 +63,17 @@ def to_batch(images: Pictures, size: int | None = None) -> Tensor:
 
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """A batch of `to_batch` as floats `(value - mean) / std`, with values in 0..1."""
+    """Return a batch of `to_batch` as floats `(value - mean) / std`, where values are in 0..1."""
     return normalise(images if images.dtype == torch.uint8 else images * 255, mean, std)
 
 
 def _is_one(images: Any) -> bool:
-    """Whether this is one image or one batch, and not a list of them."""
+    """Return whether `images` is one image or one batch, not a list of them."""
     return isinstance(images, str | PathLike | np.ndarray | Tensor) or hasattr(images, "convert")
 
 
 def _pictures(image: Any) -> list[Tensor]:
-    """The images in one argument, each uint8 or float32 (3, H, W)."""
+    """Return the images in one argument, each uint8 or float32 (3, H, W)."""
     if isinstance(image, str | PathLike):
         return [read_image(str(image))]
     if isinstance(image, Tensor):
@@ -86,7 +86,7 @@ def _pictures(image: Any) -> list[Tensor]:
         raise TypeError(
             f"an image must be a file's path, a PIL image, an array or a tensor, not {type(image).__name__}"
         )
-    tensor = torch.from_numpy(np.array(array))  # a copy: others may be read-only
+    tensor = torch.from_numpy(np.array(array))  # a copy, because some arrays are read-only
     return [_checked(part.permute(2, 0, 1)) for part in _split(tensor, channels=-1)]
 
 
@@ -99,7 +99,7 @@ def _split(images: Tensor, channels: int) -> list[Tensor]:
 
 
 def _checked(image: Tensor) -> Tensor:
-    """`image` as uint8, or as float32 in 0..1."""
+    """Return `image` as uint8, or as float32 in 0..1."""
     if image.dtype == torch.uint8:
         return image
     if not image.is_floating_point():
@@ -108,7 +108,7 @@ def _checked(image: Tensor) -> Tensor:
     low, high = float(image.min()), float(image.max())
     if not (low >= -MARGIN and high <= 1 + MARGIN):
         raise ValueError(
-            f"float images must have values in 0..1, and these reach from {low:.3g} to {high:.3g}; give uint8 images "
+            f"float images must have values in 0..1, but these have {low:.3g} to {high:.3g}; give uint8 images "
             "in 0..255, or pass images that are already normalised to `encoder.model`"
         )
     return image

@@ -5,7 +5,7 @@
 
     results().to_dataframe().groupby("recipe")["metrics.knn_top1"].max()
 
-What a run is, and where it is kept, is described in docs/runs.md.
+docs/runs.md describes runs and their directories.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mimbench.jobs.runs.store import runs_root
 if TYPE_CHECKING:
     import pandas
 
-INTERRUPTED = 128  # exit codes above it are 128 and the number of a signal
+INTERRUPTED = 128  # higher exit codes are 128 plus the number of a signal
 
 
 class Results(Sequence[Record]):
@@ -50,8 +50,8 @@ class Results(Sequence[Record]):
         """Return one flat dictionary for each run.
 
         Keys: run (its directory), stage, recipe, state, data, checkpoint, started (seconds since 1970, None if never),
-        seconds, device; `config.KEY` for each setting that changes results, and `metrics.NAME` for each metric. What a
-        run does not have is None; settings and metrics that it does not have are absent.
+        seconds, device; `config.KEY` for each setting that changes results, and `metrics.NAME` for each metric. Missing
+        values are None; settings and metrics that a run does not have are absent.
         """
         return [_flat(record) for record in self._records]
 
@@ -67,7 +67,7 @@ class Results(Sequence[Record]):
 def run(target: str | Path, overrides: Sequence[str] = (), /, **values: Any) -> Record:
     """Run a recipe or a run directory in this process, and return its record once it is done.
 
-    The same as `mimbench run`: a run that is done is not repeated, and one that was interrupted continues from its last
+    The same as `mimbench run`: a finished run is not repeated, and an interrupted run resumes from its last
     checkpoint. Runs are kept under $MIMBENCH_RUNS, by default ./runs. Call it from the main thread.
 
         run("cls/knn", data="imagenet", checkpoint="encoder.pth", k=10)
@@ -76,10 +76,10 @@ def run(target: str | Path, overrides: Sequence[str] = (), /, **values: Any) -> 
     Args:
         target: a recipe's name (`mimbench recipes` lists them), or a run directory.
         overrides: settings to change, each as the text key=value.
-        values: the same by keyword. Keys with a dot go through `overrides`, or `**{"compute.workers": 0}`.
+        values: settings as keyword arguments. Keys with a dot go through `overrides`, or `**{"compute.workers": 0}`.
 
     Raises:
-        ValueError: for an unknown recipe or key, or a value of the wrong type; if the run is already running elsewhere.
+        ValueError: if the recipe or a key is unknown, a value has the wrong type, or another process runs it.
         FileNotFoundError: if the data set or the checkpoint does not exist.
         RuntimeError: if the run fails, with the reason in one line; the run's directory keeps the log.
         KeyboardInterrupt: if it is interrupted.
@@ -87,15 +87,15 @@ def run(target: str | Path, overrides: Sequence[str] = (), /, **values: Any) -> 
     directory = run_of(str(target), [*overrides, *(f"{key}={_text(value)}" for key, value in values.items())])
     code = execute(directory)
     if code > INTERRUPTED:
-        raise KeyboardInterrupt(f"{directory.path} was interrupted; the same call continues it")
+        raise KeyboardInterrupt(f"{directory.path} was interrupted; the same call resumes it")
     if code:
-        why = directory.attempts()[-1].get("why") or "its log says why"
+        why = directory.attempts()[-1].get("why") or "see its log"
         raise RuntimeError(f"{directory.path} failed: {why}")
     return records.record_of(directory)
 
 
 def results(root: str | Path | None = None) -> Results:
-    """Return the records of all runs under `root`, by default $MIMBENCH_RUNS or ./runs; none where there are no runs.
+    """Return the records of all runs under `root`, by default $MIMBENCH_RUNS or ./runs; empty if there are none.
 
     A record has `metrics` (percent; a dictionary), `recipe`, `stage`, `state`, `science` (its settings), `result` (all
     of result.json; None before the run is done) and `run.path`. A run whose files are damaged has the state "damaged".
@@ -136,7 +136,7 @@ def _flat(record: Record) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A value as the command line takes it."""
+    """Return a value in the form of the command line."""
     value = value.item() if hasattr(value, "item") else value  # a number of NumPy or torch
     if value is None:
         return "none"

@@ -30,26 +30,28 @@ COMPUTE = ("compute", "crossmae/compute")
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a table. Numbers have the column's unit, per cent as a rule; None where there is none."""
+    """One cell of a table. Numbers are in the column's unit, usually percent; None if missing."""
 
-    published: float | None = None  # as the paper prints it
+    published: float | None = None  # printed by the paper
     measured: float | None = None  # ours: the mean over seeds
-    deviation: float | None = None  # of ours: the sample standard deviation over seeds
+    deviation: float | None = None  # ours: the sample standard deviation over seeds
     values: tuple[float, ...] = ()  # ours, one for each seed
-    difference: float | None = None  # measured - published; of a row "gain over scratch" see `Row.kind`
-    comparable: bool | None = None  # whether ours was measured under the published protocol; None: nothing to compare
+    difference: float | None = None  # measured - published; for a row "gain over scratch" see `Row.kind`
+    comparable: bool | None = None  # whether the protocols are the same; None: nothing to compare
     runs: tuple[str, ...] = ()  # directories of our runs, below the runs root
-    notes: tuple[str, ...] = ()  # what is known of the difference, and why numbers are not comparable
+    notes: tuple[str, ...] = ()  # notes on the difference, and why numbers are not comparable
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row; `cells` by the keys of the table's columns, without those in which nothing stands."""
+    """One row; `cells` by the keys of the table's columns, without empty cells."""
 
     label: str
     cells: Mapping[str, Cell]
-    kind: str = "paper"  # of our own table: scratch, pretrained, or gain (pretrained minus scratch, as `measured`)
-    note: str = ""  # how its protocol differs from that of the rows before
+    kind: str = (
+        "paper"  # in the table of all runs: scratch, pretrained, or gain (pretrained minus scratch, in `measured`)
+    )
+    note: str = ""  # how its protocol differs from the rows above
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class Table:
 
     name: str
     title: str
-    source: str  # where it is printed; empty for the table of our own runs
+    source: str  # where it is printed; empty for the table of all runs
     columns: Mapping[str, str]  # key -> title
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
-    commands: tuple[str, ...] = field(default=(), repr=False)  # what would measure the cells that are still empty
+    commands: tuple[str, ...] = field(default=(), repr=False)  # commands that fill the empty cells
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return one flat dictionary for each cell: table, row, kind, column, and the fields of `Cell`."""
@@ -102,7 +104,7 @@ def table(name: str | None = None, root: str | Path | None = None) -> Table:
         root: where the runs are; by default $MIMBENCH_RUNS or ./runs.
 
     Raises:
-        ValueError: for an unknown name (the nearest are offered), and for one that stands for several tables.
+        ValueError: if the name is unknown (the message offers the nearest) or stands for several tables.
     """
     found = records.read(runs_root() if root is None else Path(root).expanduser())
     if name is None:

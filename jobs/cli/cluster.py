@@ -50,7 +50,9 @@ def add(
 
 @clusters.command("show", cls=Command, epilog="mimbench cluster show a100")
 def show(
-    name: Annotated[str | None, typer.Argument(autocompletion=_names, help="Without it, all names.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(autocompletion=_names, help="The cluster's name. Default: list all.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show a cluster's profile, or list the clusters."""
@@ -67,7 +69,7 @@ def show(
 
 @clusters.command("check", cls=Command, epilog="mimbench cluster check a100")
 def check(name: Name, as_json: Json = False) -> None:
-    """Ask SLURM whether it would accept a job; submit none."""
+    """Ask SLURM whether it would accept a job; submits nothing."""
     from mimbench.jobs.local.doctor import show_checks
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.slurm.cluster import load
@@ -75,13 +77,13 @@ def check(name: Name, as_json: Json = False) -> None:
 
     cluster = load(name)
     if cluster.kind == "local":
-        print(f"{name} is this machine: see `mimbench doctor`", file=sys.stderr)
+        print(f"{name} is this machine; `mimbench doctor` checks it", file=sys.stderr)
         return
     raise typer.Exit(show_checks(list(examine(cluster, runs_root())), as_json))
 
 
 def probe(name: str, as_json: bool) -> int:
-    """`mimbench doctor --cluster NAME`; the exit code."""
+    """Do `mimbench doctor --cluster NAME`; return the exit code."""
     from mimbench.jobs.local.doctor import show_checks
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.slurm.cluster import load
@@ -89,7 +91,7 @@ def probe(name: str, as_json: bool) -> int:
 
     cluster = load(name)
     if cluster.kind == "local":
-        raise ValueError(f"{name} is this machine: `mimbench doctor` looks at it")
+        raise ValueError(f"--cluster {name} is this machine; `mimbench doctor` without --cluster checks it")
     asked = list(examine(cluster, runs_root()))
     if any(check.verdict == "problem" for check in asked):
         return show_checks(asked, as_json)

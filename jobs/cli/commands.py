@@ -1,4 +1,4 @@
-"""What the commands of `mimbench` do; `jobs/cli/main.py` says how they are called."""
+"""The work behind the commands of `mimbench`; `jobs/cli/main.py` declares the commands."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from mimbench.jobs.studies.evaluate import Request
     from mimbench.jobs.studies.study import Study
 
-IN_A_FILE = 120  # characters of a table that no terminal shows
+IN_A_FILE = 120  # width in characters of a table that does not go to a terminal
 
 
 def print_json(value: Any) -> None:
-    """On stdout, for programs."""
+    """Print `value` as JSON on stdout, for programs."""
     print(json.dumps(value, indent=2))
 
 
@@ -34,12 +34,12 @@ def print_json(value: Any) -> None:
 
 
 def run_of(target: str, overrides: Sequence[str]) -> RunDir:
-    """The run directory that `mimbench run TARGET [KEY=VALUE]...` means; made if there is none.
+    """Return the run directory of `mimbench run TARGET [KEY=VALUE]...`; create it if it does not exist.
 
-    Overrides of a run directory make another run, from its config.
+    With overrides, a run directory stands for another run: its config with the overrides.
 
     Raises:
-        ValueError: for what is neither a recipe nor a run directory, and for bad overrides.
+        ValueError: if `target` is neither a recipe nor a run directory, or an override is bad.
     """
     path = Path(target).expanduser()
     if not path.exists() and (runs_root() / target / "run.json").is_file():  # as `mimbench status` names it
@@ -56,7 +56,7 @@ def run_of(target: str, overrides: Sequence[str]) -> RunDir:
 
 
 def show_result(run: RunDir, as_json: bool) -> None:
-    """Print what came out of a finished run."""
+    """Print the metrics and the directory of a finished run."""
     result = run.read_result() or {}
     if as_json:
         print_json({"run": str(run.path), **result})
@@ -69,7 +69,7 @@ def show_result(run: RunDir, as_json: bool) -> None:
 
 
 def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_json: bool, seeds: int = 1) -> int:
-    """`mimbench evaluate`; the exit code."""
+    """Do `mimbench evaluate`; return the exit code."""
     from mimbench.jobs.studies.evaluate import evaluation
     from mimbench.jobs.studies.seeds import asked_for, seeded
 
@@ -80,13 +80,13 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
 
 
 def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
-    """Return the shape of the encoder in `file`, which the protocols asked for can take.
+    """Return the shape of the encoder in `file`, after checking that the requested protocols accept it.
 
-    A single task may also take a whole model of its own (`Task.input`). None of an encoder that a user's function
-    returns, unless it is one of ours.
+    If all protocols belong to one task, `file` may also be a whole model of that task (`Task.input`). Returns None for
+    an encoder built by a user's function, unless it is one of mimbench's encoders.
 
     Raises:
-        ValueError: if it is no encoder, or not one for them.
+        ValueError: if `file` holds no encoder, or the protocols do not accept the encoder.
     """
     from mimbench.backbones.weights import open_weights
     from mimbench.jobs.runs.tasks import protocols, role_of
@@ -111,19 +111,19 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
 
 
 def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:
-    """`mimbench run RECIPE --seeds N`; the exit code."""
+    """Do `mimbench run RECIPE --seeds N`; return the exit code."""
     from mimbench.jobs.studies.seeds import study_of
 
     return _run_study(study_of(target, overrides, seeds), None, as_json, seeds)
 
 
 def _run_study(study: Study, slots: int | None, as_json: bool, seeds: int) -> int:
-    """Run it here and print every result; of several seeds, their mean and deviation as well."""
+    """Run a study here and print every result; with several seeds, also the mean and standard deviation."""
     from mimbench.jobs.local.processes import visible_devices
     from mimbench.jobs.local.scheduler import Local
     from mimbench.jobs.studies import seeds as spread
 
-    tasks = Local(study, runs_root(), slots or len(visible_devices()) or 1).run()  # full-size models share no CPU
+    tasks = Local(study, runs_root(), slots or len(visible_devices()) or 1).run()  # full-size models do not share a CPU
     each, over_seeds = [_as_json(task) for task in tasks], spread.spreads(tasks) if seeds > 1 else []
     if as_json:
         print_json({"runs": each, "over_seeds": spread.to_json(over_seeds)} if seeds > 1 else each)
@@ -154,27 +154,27 @@ def _code(tasks: Sequence[Task]) -> int:
 
 
 def run_demo(study: Study, slots: int | None) -> int:
-    """`mimbench demo`; the exit code."""
+    """Do `mimbench demo`; return the exit code."""
     from mimbench.engine.data.datasets import HANDWRITTEN, locate
     from mimbench.jobs.local.processes import cores
     from mimbench.jobs.local.scheduler import Local
 
     began, root = time.monotonic(), runs_root()
     print(f"data: {locate(HANDWRITTEN)}", file=sys.stderr)
-    local = Local(study, root, slots or min(4, cores()))  # small models: several share a GPU, too
+    local = Local(study, root, slots or min(4, cores()))  # the models are small: several runs can also share a GPU
     tasks = local.run()
     show_table(root, as_json=False)
     write_report(root, None)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    print(f"{minutes} min {seconds} s; at most {local.peak_memory / 2**30:.2f} GiB of memory, all processes together")
+    print(f"{minutes} min {seconds} s; peak memory of all processes: {local.peak_memory / 2**30:.2f} GiB")
     return _code(tasks)
 
 
 def explain_run(name: str, overrides: Sequence[str], as_json: bool) -> None:
-    """Print which settings distinguish a run from others: one that exists, or what a recipe with `overrides` would run.
+    """Print which settings distinguish a run, existing or planned (a recipe with `overrides`), from other runs.
 
     Raises:
-        ValueError: for what is neither a run nor a recipe, and for bad overrides.
+        ValueError: if `name` is neither a run nor a recipe, or an override is bad.
     """
     from mimbench.jobs.runs import control, explain
     from mimbench.jobs.runs.store import place
@@ -202,7 +202,7 @@ def show_table(root: Path, as_json: bool) -> None:
     if as_json:
         print_json(table.to_json(rows))
     elif not rows:
-        print(f"no finished run under {root.absolute()}; `mimbench demo` makes some", file=sys.stderr)
+        print(f"no finished runs under {root.absolute()}; `mimbench demo` makes some", file=sys.stderr)
     else:
         from rich.console import Console
 
@@ -210,7 +210,7 @@ def show_table(root: Path, as_json: bool) -> None:
 
 
 def write_report(root: Path, path: Path | None, study: str | None = None) -> None:
-    """Write the report of everything under `root`, or of a study, and say where."""
+    """Write the report of all runs under `root`, or of one study, and print its path."""
     from mimbench.jobs.tables import report
 
     print(f"report: {report.write_report(root, path or root / 'report.html', study).absolute()}")
@@ -220,7 +220,7 @@ def write_report(root: Path, path: Path | None, study: str | None = None) -> Non
 
 
 def show_recipes(name: str | None, as_json: bool) -> None:
-    """List recipes; of one, everything it sets."""
+    """List recipes, or print all settings of one."""
     chosen = [find(name)] if name else list(recipes())
     if as_json:
         print_json(
@@ -241,7 +241,7 @@ def _show_recipe(name: str) -> None:
 
 
 def keys_of(name: str) -> list[str]:
-    """The keys of a recipe's config, for completion; none of what is not a recipe."""
+    """Return the keys of a recipe's config, for completion; an empty list if `name` is not a recipe."""
     known = {recipe.name: recipe for recipe in recipes()}
     return [leaf.key for leaf in leaves(known[name].build())] if name in known else []
 
@@ -250,7 +250,7 @@ def keys_of(name: str) -> list[str]:
 
 
 def show_data(as_json: bool) -> None:
-    """List the data sets that have a name."""
+    """List the data sets with a name."""
     from mimbench.engine.data.datasets import listing
 
     known = {name: (path, path.is_dir()) for name, path in listing().items()}
@@ -258,16 +258,16 @@ def show_data(as_json: bool) -> None:
         print_json({name: {"path": str(path), "exists": there} for name, (path, there) in known.items()})
         return
     for name, (path, there) in known.items():
-        note = "" if there else "  (written when first used)" if name == "handwritten" else "  (not there)"
+        note = "" if there else "  (written when first used)" if name == "handwritten" else "  (does not exist)"
         print(f"{name:<16} {path}{note}")
 
 
 def shrink_data(source: str, out: Path, short: int, quality: int, workers: int | None, as_json: bool) -> None:
-    """Shrink and pack every split of a data set, and say what came of it.
+    """Shrink and pack every split of a data set; print the images and bytes of each split.
 
     Raises:
-        FileNotFoundError: if there is no such data set.
-        ValueError: if `out` holds something else.
+        FileNotFoundError: if the data set does not exist.
+        ValueError: if `out` holds other files.
     """
     from dataclasses import asdict
 
@@ -287,7 +287,7 @@ def shrink_data(source: str, out: Path, short: int, quality: int, workers: int |
 
 
 def check_data(kind: str, path: str, as_json: bool) -> int:
-    """Check a data set of one of `kinds_of_data`, print what was found; 1 if a run on it would stop or be wrong."""
+    """Check a data set of one of `kinds_of_data` and print the findings; return 1 if it is unfit for runs."""
     from mimbench.engine.data.datasets import locate
     from mimbench.jobs.runs.tasks import kinds_of_data
 
@@ -301,5 +301,5 @@ def check_data(kind: str, path: str, as_json: bool) -> int:
             print(f"{finding.severity}: {finding}")
         for name, count in report.facts.items():
             print(f"{count:>12,} {name}")
-        print("not fit for a run" if report.failed else "ok")
+        print("failed: fix the errors above before running on this data set" if report.failed else "ok")
     return 1 if report.failed else 0

@@ -1,6 +1,6 @@
 """The panel "Data": `mimbench data add|list|make|shrink|check`.
 
-Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
+Each command imports what it needs when it is called, so that `mimbench --help` is fast.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def data_list(json: Json = False) -> None:
 def data_make(
     name: Annotated[Literal["handwritten"], typer.Argument(help="The data set to generate.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that does not exist yet.")],
-    seed: Annotated[int, typer.Option(help="Another seed gives another data set.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed generates different images.")] = 0,
 ) -> None:
     """Generate a data set."""
     from mimbench.engine.data.handwritten import make_handwritten
@@ -70,7 +70,7 @@ def data_check(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="KIND", autocompletion=kinds_of_data, callback=one_of("kinds"), help="What it should be: {kinds}."
+            metavar="KIND", autocompletion=kinds_of_data, callback=one_of("kinds"), help="The expected kind: {kinds}."
         ),
     ],
     path: Annotated[str, typer.Argument(metavar="NAME|PATH", help="The data set.")],

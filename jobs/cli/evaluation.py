@@ -1,6 +1,6 @@
-"""The panel "Evaluate": what a checkpoint is, what it is worth, and the checkpoint for other libraries.
+"""The panel "Evaluate": inspect a checkpoint, evaluate it, and export it to other libraries.
 
-Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
+Each command imports what it needs when it is called, so that `mimbench --help` is fast.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ CHECKPOINT = "A checkpoint's file, or the directory of a pretraining run."
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
     on: Annotated[
-        str, typer.Option(metavar="LIST", autocompletion=protocol_lists, help="Some of {protocols}; with commas.")
+        str,
+        typer.Option(
+            metavar="LIST", autocompletion=protocol_lists, help="One or more of {protocols}; separated by commas."
+        ),
     ],
     overrides: Overrides = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|PATH", help="Data set; TASK=NAME where tasks differ: cls=imagenet."),
+        typer.Option(metavar="NAME|PATH", help="Data set. TASK=NAME sets that of one task: cls=imagenet."),
     ] = None,
     recipe: Annotated[
         list[str] | None,
-        typer.Option(metavar="PROTOCOL=RECIPE", help="Another recipe than the paper's for this size of encoder."),
+        typer.Option(
+            metavar="PROTOCOL=RECIPE", help="Use this recipe in place of the paper's for this size of encoder."
+        ),
     ] = None,
     scratch: Annotated[bool, typer.Option("--scratch", help="Also run each protocol from random weights.")] = False,
     seeds: Seeds = 1,
@@ -51,12 +56,12 @@ def inspect(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
     copy: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Which weights, of a file with several (ema, teacher ...)."),
+        typer.Option(metavar="NAME", help="Which weights to use if the file has several (ema, teacher ...)."),
     ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Show every key.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what a checkpoint is, and which keys are used."""
+    """Show a checkpoint's family, encoder and used keys."""
     from mimbench.jobs.cli import inspect as inspection
 
     inspection.show(checkpoint, copy, json, keys)
@@ -118,7 +123,7 @@ def compare_predictions(
     before: Annotated[
         str, typer.Argument(metavar="RUN", help="A run with save_predictions=true, or its predictions.safetensors.")
     ],
-    after: Annotated[str, typer.Argument(metavar="RUN", help="Another one, of the same images.")],
+    after: Annotated[str, typer.Argument(metavar="RUN", help="Another run, on the same images.")],
     json: Json = False,
 ) -> None:
     """Compare two runs' predictions image by image."""

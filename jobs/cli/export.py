@@ -1,4 +1,4 @@
-"""`mimbench export FILE --to safetensors|timm|detectron2|mae`: an encoder as another library takes it."""
+"""`mimbench export FILE --to safetensors|timm|detectron2|mae`: an encoder in the form another library reads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def export(checkpoint: Path, target: str, out: Path | None, patch: int | None, as_json: bool) -> None:
-    """Write the encoder in `checkpoint` (a file, or a pretraining's run directory), and say how it is loaded there.
+    """Write the encoder in `checkpoint` (a file or a pretraining run's directory); print how to load it there.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if it is no encoder, or one that the other library cannot represent, saying why.
+        FileNotFoundError: if the checkpoint does not exist.
+        ValueError: if the checkpoint holds no encoder, or the library cannot represent it; the message says why.
         OSError: if the file exists or cannot be written.
     """
     from mimbench.backbones.checkpoints.export import export_encoder

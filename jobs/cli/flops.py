@@ -1,4 +1,4 @@
-"""`mimbench flops TASK`: what a task's models compute for one image, counted in the live models (`Task.flops`)."""
+"""`mimbench flops TASK`: the operations of a task's models for one image, counted in built models (`Task.flops`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mimbench.jobs.runs.tasks import task_of
 
 
 def show(stage: str, as_json: bool) -> None:
-    """Print the table of decoders of a task that counts them: GFLOP of a forward pass on one image."""
+    """Print the table of a task's decoders: GFLOP of a forward pass on one image."""
     count = task_of(stage).flops
     assert count is not None
     rows: list[Any] = list(count())
@@ -21,7 +21,7 @@ def show(stage: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="forward pass, one image, GFLOP (two operations a multiply-add)")
+    table = Table(title="forward pass, one image, GFLOP (a multiply-add is two operations)")
     for name in ("size", "method"):
         table.add_column(name, no_wrap=True)
     for name in ("decoder", "MAE's", "mixing", "encoder", "all"):

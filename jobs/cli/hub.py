@@ -1,7 +1,7 @@
-"""`mimbench card RUN --push OWNER/NAME`: an encoder and its card to a model hub, after a yes and never by itself.
+"""`mimbench card RUN --push OWNER/NAME`: upload an encoder and its card to a model hub, only after a confirmation.
 
-Both go up in one commit, into a repository that is private if it is new; to show it to others is its owner's to do. Who
-you are the hub's own client knows: `hf auth login`, or HF_TOKEN. HF_ENDPOINT names another hub than huggingface.co.
+Both are uploaded in one commit. A new repository is private; its owner can publish it. The hub's own client handles the
+login: `hf auth login`, or HF_TOKEN. HF_ENDPOINT sets another hub than huggingface.co.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def push(card: str, encoder: Path, repository: str) -> str:
-    """Upload both; the address of the commit.
+    """Upload the card and the encoder; return the address of the commit.
 
     Raises:
         ValueError: if `repository` is not OWNER/NAME.
@@ -20,11 +20,11 @@ def push(card: str, encoder: Path, repository: str) -> str:
     """
     owner, _, name = repository.partition("/")
     if not owner or not name or "/" in name:
-        raise ValueError(f"--push {repository}: name it OWNER/NAME, as the hub does")
+        raise ValueError(f"--push {repository} is not OWNER/NAME; give the repository's owner and name")
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    refusals: Any = HfHubHTTPError.__bases__  # OSError, and the errors of whatever HTTP library the client has
+    refusals: Any = HfHubHTTPError.__bases__  # OSError, and the errors of the HTTP library that the client uses
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="mimbench")
     files = [
         CommitOperationAdd("README.md", card.encode()),

@@ -1,7 +1,7 @@
-"""`mimbench inspect FILE`: what a checkpoint is and what becomes of every key in it, without loading it.
+"""`mimbench inspect FILE`: what a checkpoint holds and how each key is used, without loading it.
 
 Reads the names and shapes in the file, and the encoder's weights if they are at most 512 MiB (to see that they are
-finite); an optimizer of gigabytes is not read. Exits with 1, after the report, where the file would not load.
+finite); an optimizer of gigabytes is not read. Exits with 1, after the report, if the file would not load.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from mimbench.backbones.checkpoints.location import user_code
 def show(checkpoint: str, copy: str | None, as_json: bool, every_key: bool) -> None:
     """Print the report of `checkpoint`: a file, a `file://` URL, a pretraining's run directory, or FILE.py:FUNCTION.
 
-    The user's function is called, and what it returns is tried out.
+    A user's function is called and the encoder it returns is run on two images.
 
     Raises:
         FileNotFoundError: if it does not exist.
-        ValueError: in one line, if it is not a checkpoint of a known family, or would not load.
+        ValueError: if it is not a checkpoint of a known family or would not load.
     """
     from mimbench.backbones.checkpoints.report import as_json as plain
     from mimbench.backbones.weights import open_weights
@@ -50,7 +50,9 @@ def _show_user_code(location: Path, as_json: bool) -> None:
         print_json(told)
         return
     weights = "" if told["weights"] is None else f", {told['weights']:,} weights"
-    takers = "everything: it is one of mimbench's" if told["ours"] else "k-NN, linear, fast linear and few-shot"
+    takers = (
+        "all protocols: it is one of mimbench's encoders" if told["ours"] else "k-NN, linear, fast linear and few-shot"
+    )
     print(f"{told['code']}: user code, a {told['type']}")
     print(f"  file      {told['file']}")
     print(f"  hash      {told['hash'][:16]} (of this file and the function, not of what it imports or reads)")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def write(recipe: str, overrides: Sequence[str], out: Path) -> None:
-    """Write the LazyConfig and the weights it starts from, and say how they are run.
+    """Write the LazyConfig and the weights it starts from, and print the command that runs it.
 
     Raises:
-        ValueError: if the recipe is not a detection's, or detectron2 cannot train it as it is, or FILE is not a .py.
+        ValueError: if the recipe is not a detection recipe, detectron2 cannot train it, or FILE does not end in .py.
         OSError: if a file exists or cannot be written.
     """
     from mimbench.jobs.runs.store import encoder_file, resolve
@@ -22,14 +22,16 @@ def write(recipe: str, overrides: Sequence[str], out: Path) -> None:
     from mimbench.det.detectron2.run import lazyconfig_of
 
     if not isinstance(config, MaskRCNNConfig):
-        raise ValueError(f"{recipe} does not train a detector; name a recipe of `mimbench recipes` that begins det/")
+        raise ValueError(
+            f"{recipe} does not train a detector; choose a recipe that begins with det/ (`mimbench recipes`)"
+        )
     if out.suffix != ".py":
-        raise ValueError(f"-o {out}: a LazyConfig is a Python file, and must end in .py")
+        raise ValueError(f"-o {out} does not end in .py; a LazyConfig is a Python file, so end its name in .py")
     for file in (out, out.with_suffix(".pth")):
         if file.exists():
-            raise FileExistsError(f"{file} exists; remove it, or name another file with -o")
+            raise FileExistsError(f"{file} already exists; remove it, or choose another file with -o")
     if config.checkpoint is not None:
         config = replace(config, checkpoint=str(encoder_file(Path(config.checkpoint))))
     lazyconfig_of(config, out)
-    print(f"{out}, and the weights it starts from, {out.with_suffix('.pth')}")
+    print(f"wrote {out} and the weights it starts from, {out.with_suffix('.pth')}")
     print(f"  python tools/lazyconfig_train_net.py --config-file {out} --num-gpus N   # in detectron2's checkout")

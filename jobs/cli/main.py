@@ -2,10 +2,10 @@
 
     mimbench demo                                  pretrain, evaluate and report on this machine, in minutes
     mimbench evaluate vit.pth --on linear          a checkpoint under the papers' protocols
-    mimbench run cls/linear_vitb base_lr=0.2       a recipe, or RUN_DIR: what a job runs, again and again until done
+    mimbench run cls/linear_vitb base_lr=0.2       a recipe; RUN_DIR resumes a run, as cluster jobs do
     mimbench submit crossmae/table2 --cluster a100
 
-The commands stand in one file for each panel of the help. Exit codes: 0 done, 1 failed or wrong input, 2 wrong usage,
+Each panel of the help has its own file of commands. Exit codes: 0 done, 1 failed or wrong input, 2 wrong usage,
 130 and 143 interrupted by Ctrl-C and SIGTERM. With --json, stdout holds JSON alone and the rest goes to stderr.
 """
 
@@ -44,7 +44,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command: the console script, and `python -m mimbench`."""
+    """Run the command line, for the console script and `python -m mimbench`."""
     app(prog_name="mimbench")
 
 
@@ -64,7 +64,7 @@ def _options(
 ) -> None:
     """Pretrain masked-image-modelling encoders, evaluate them under the papers' protocols, compare the numbers.
 
-    Runs are kept in ./runs; MIMBENCH_RUNS names another place. `mimbench COMMAND --help` shows an example.
+    Runs are kept in ./runs; set MIMBENCH_RUNS to use another directory. `mimbench COMMAND --help` shows an example.
     """
 
 

@@ -1,6 +1,6 @@
-"""Names for the command line that the installed tasks give: in help texts, and for completion in the shell.
+"""Names defined by the installed tasks, for help texts and for completion in the shell.
 
-They are looked up when they are wanted, so that no other command waits for it.
+They are looked up only when needed, so that other commands start fast.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from mimbench.jobs.cli.panels import Command
 
 
 class NamesInHelp(Command):
-    """A command in whose help `{protocols}`, `{kinds}` and `{counted}` stand for the names that there are."""
+    """A command whose help replaces `{protocols}`, `{kinds}` and `{counted}` by the available names."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help with the names in it."""
+        """Write the help, with the names filled in."""
         for parameter in self.params:
             text = getattr(parameter, "help", None)
             if text and "{" in text:
@@ -26,7 +26,7 @@ class NamesInHelp(Command):
 
 
 class _Names(dict[str, str]):
-    """What stands for each word in braces."""
+    """The replacement for each word in braces."""
 
     def __missing__(self, what: str) -> str:
         return ", ".join(_names(what))
@@ -43,7 +43,7 @@ def _names(what: str) -> list[str]:
 
 
 def one_of(what: str) -> Callable[[str], str]:
-    """Return a callback of an argument that refuses, as wrong usage, what is none of the names of this sort."""
+    """Return a callback that rejects an argument, as wrong usage, unless it is one of the names of sort `what`."""
 
     def check(value: str) -> str:
         if value not in (names := _names(what)):
@@ -54,23 +54,23 @@ def one_of(what: str) -> Callable[[str], str]:
 
 
 def recipe_names(incomplete: str) -> list[str]:
-    """Return the recipes that begin so."""
+    """Return the recipes that begin with `incomplete`."""
     from mimbench.jobs.runs.recipes import recipes
 
     return [recipe.name for recipe in recipes() if recipe.name.startswith(incomplete)]
 
 
 def protocol_lists(incomplete: str) -> list[str]:
-    """Return what may be typed for `--on`: of a list with commas, the last name is completed."""
+    """Return completions for `--on`: in a list with commas, the last name is completed."""
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in _names("protocols") if name.startswith(last)]
 
 
 def kinds_of_data(incomplete: str) -> list[str]:
-    """Return the kinds of data sets that begin so."""
+    """Return the kinds of data sets that begin with `incomplete`."""
     return [name for name in _names("kinds") if name.startswith(incomplete)]
 
 
 def counted_tasks(incomplete: str) -> list[str]:
-    """Return the tasks whose operations are counted that begin so."""
+    """Return the tasks that count operations and begin with `incomplete`."""
     return [name for name in _names("counted") if name.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have: one spelling and one meaning for one thing."""
+"""Options and arguments shared by several commands, so that each has one spelling and one meaning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mimbench.jobs.cli.names import recipe_names
 
 
 def run_names(incomplete: str) -> list[str]:
-    """Return the runs that begin so."""
+    """Return the names of runs that begin with `incomplete`."""
     from mimbench.jobs.runs.store import runs_root
 
     folders = (file.parent.name for file in runs_root().glob("*/*/run.json"))
@@ -20,7 +20,7 @@ def run_names(incomplete: str) -> list[str]:
 
 
 def keys_of_recipe(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return `KEY=` for the keys, of the recipe named before, that begin so."""
+    """Return `KEY=` for each key that begins with `incomplete`, of the recipe named earlier on the line."""
     from mimbench.jobs.cli.commands import keys_of
 
     name = next((ctx.params[one] for one in ("target", "recipe", "run") if ctx.params.get(one)), "")
@@ -38,7 +38,7 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Settings to change."),
 ]
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", autocompletion=recipe_names, help="A name of `mimbench recipes`.")
+    str, typer.Argument(metavar="RECIPE", autocompletion=recipe_names, help="A recipe; `mimbench recipes` lists them.")
 ]
 RunNames = Annotated[
     list[str] | None,
@@ -55,21 +55,21 @@ OneRun = Annotated[
 
 
 def slots_here() -> int:
-    """Return the number of runs at a time where none is given: one for each GPU, at least one."""
+    """Return the default number of runs at a time on this machine: one for each GPU, at least one."""
     from mimbench.jobs.local.processes import visible_devices
 
     return len(visible_devices()) or 1
 
 
 def agreed(question: str, yes: bool) -> None:
-    """Continue only after a yes: typed now, or given by --yes.
+    """Return if the user agrees, by --yes or by typing yes; otherwise exit.
 
     Raises:
-        ValueError: if nobody can be asked.
+        ValueError: if stdin is not a terminal, so that nobody can be asked.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise ValueError(f"{question} Say so with --yes")
+        raise ValueError(f"{question} Confirm with --yes: stdin is not a terminal")
     if not typer.confirm(question):
         raise typer.Exit(1)

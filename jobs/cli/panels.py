@@ -1,4 +1,4 @@
-"""How the commands of `mimbench` are declared: a panel of the help lists some, and each has an example.
+"""Declare the commands of `mimbench`: each belongs to a panel of the help and has an example.
 
     RUNS = Panel("Pretrain and run")
 
@@ -7,7 +7,7 @@
 
     RUNS.add_to(app)
 
-Help is plain text: typer's rich one takes longer to import than everything else together.
+Help is plain text: typer's rich help takes longer to import than everything else together.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from typer.core import TyperCommand, TyperGroup
 
 HELP = {"help_option_names": ["-h", "--help"]}
 OUTPUT = "--output"
-FORMER = ("--out", "--html")  # what some commands called it
+FORMER = ("--out", "--html")  # former names of --output in some commands
 
 
 class Command(TyperCommand):
-    """A command whose help ends in an example, and which takes the former names of its options."""
+    """A command whose help ends with an example and which still accepts the former names of its options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words of the command line."""
+        """Parse the words of the command line."""
         names = {name for parameter in self.params for name in parameter.opts}
         return super().parse_args(ctx, list(_current(args, names)))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the example, as it is to be typed."""
+        """Write the example."""
         _write_example(self.epilog, formatter)
 
 
 class Commands(TyperGroup):
-    """Commands, listed by panel. What people did wrong ends in one line.
+    """Commands, listed by panel. Errors of the user are printed as one line.
 
     Attributes:
-        titles: of the panels, in their order.
+        titles: titles of the panels, in order.
     """
 
     titles: ClassVar[tuple[str, ...]] = ()
@@ -63,7 +63,7 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands, a line each."""
+        """Write one line for each command."""
         panels: dict[str, list[tuple[str, str]]] = {title: [] for title in self.titles}
         width = max(map(len, self.commands))
         for name in self.list_commands(ctx):
@@ -76,12 +76,12 @@ class Commands(TyperGroup):
                 formatter.write_dl(rows)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the example, as it is to be typed."""
+        """Write the example."""
         _write_example(self.epilog, formatter)
 
 
 class Panel:
-    """Commands that stand together in the help of `mimbench`."""
+    """A panel of the help of `mimbench`, with its commands."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -90,7 +90,7 @@ class Panel:
     def command(
         self, example: str, name: str | None = None, cls: type[Command] = Command
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Declare a function as a command; its name is the function's unless `name` is given."""
+        """Return a decorator that declares a function as a command, called `name` or by default as the function."""
 
         def declare(function: Callable[..., None]) -> Callable[..., None]:
             def add(app: typer.Typer) -> None:
@@ -106,13 +106,13 @@ class Panel:
         self._adding.append(lambda app: app.add_typer(commands, name=name, rich_help_panel=self.title))
 
     def add_to(self, app: typer.Typer) -> None:
-        """Add all of them to `app`, in the order in which they were declared."""
+        """Add all commands to `app`, in the order of their declaration."""
         for add in self._adding:
             add(app)
 
 
 def group(about: str, example: str) -> typer.Typer:
-    """A group of commands with this help."""
+    """Return a group of commands with the help text `about` and an example."""
     return typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None, help=about, epilog=example)
 
 
@@ -123,7 +123,7 @@ def _write_example(epilog: str | None, formatter: Any) -> None:
 
 
 def _current(words: list[str], names: set[str]) -> Iterator[str]:
-    """The words of a command line, former names of options replaced where the command has the present one."""
+    """Yield the words of a command line, with former names of options replaced by the present ones."""
     literal = False
     for word in words:
         option, equals, value = word.partition("=")

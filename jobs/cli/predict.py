@@ -1,10 +1,10 @@
-"""`mimbench predict RUN|CKPT IMAGES...`: what a detector finds, drawn into each image and written in COCO's form.
+"""`mimbench predict RUN|CKPT IMAGES...`: draw a detector's detections into each image and write them in COCO's form.
 
-Writes NAME.png for each image and results.json, a list of COCO results whose `image_id` is the image's place among the
-files named, from 0, to the output directory. Pictures are drawn where there is nothing to be found, too.
+Writes NAME.png for each image and results.json, a list of COCO results whose `image_id` is the image's index among
+the named files, from 0, to the output directory. An image without detections gets a picture too.
 
-Only what an earlier `mimbench predict` wrote is replaced: a picture whose name is taken by any other file, such as an
-image that is being looked at, is numbered.
+Only files of an earlier `mimbench predict` are replaced. If any other file, such as an input image, already has the
+name of a picture, the picture gets a number.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ RESULTS = "results.json"
 
 
 def predict(source: str, images: Sequence[Path], out: Path, score: float, as_json: bool) -> int:
-    """Detect, draw and say what was found; the exit code, 1 if a file is no image, which keeps no other from its turn.
+    """Detect, draw and print the detections; return the exit code: 1 if a file is not an image (the others still run).
 
     Raises:
-        FileNotFoundError: for a detector or an image that is not there.
-        ValueError: for what is no detector, and where nothing is named as an image.
+        FileNotFoundError: if the detector or an image does not exist.
+        ValueError: if `source` is not a detector, or `images` contains no images.
     """
     from mimbench.engine.data.datasets import UnfitError
     from mimbench.engine.run.config import Compute
@@ -75,7 +75,7 @@ def _detector(source: str) -> Detector:
 
 
 def _files(given: Sequence[Path]) -> list[Path]:
-    """The images among `given`, and in directories among them."""
+    """Return the image files in `given` and in its directories."""
     from mimbench.engine.data.folders import SUFFIXES
 
     inside = (
@@ -84,14 +84,12 @@ def _files(given: Sequence[Path]) -> list[Path]:
     )  # fmt: skip
     files = [file for some in inside for file in some]
     if not files:
-        raise ValueError(
-            f"there are no images in {', '.join(map(str, given))}; they end in {', '.join(sorted(SUFFIXES))}"
-        )
+        raise ValueError(f"no images in {', '.join(map(str, given))}; image files end in {', '.join(sorted(SUFFIXES))}")
     return files
 
 
 def _names(files: Sequence[Path], out: Path) -> list[str]:
-    """A name for the picture of each: its own, numbered where it is taken, by another picture or a file in `out`."""
+    """Return a picture's name for each file, numbered if another picture or a file in `out` has that name."""
     names: dict[str, None] = {}
     for file in files:
         numbered = (f"{file.stem}-{number}.png" for number in itertools.count(2))
@@ -101,7 +99,7 @@ def _names(files: Sequence[Path], out: Path) -> list[str]:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether there is nothing at `path`, or a picture that this command has written."""
+    """Return whether `path` does not exist or is a picture written by this command."""
     if not path.is_file():
         return not path.exists()
     from PIL import Image
@@ -116,10 +114,10 @@ def _is_free(path: Path) -> bool:
 
 
 def _require_free(path: Path) -> None:
-    """There is no file at `path`, or results that this command may have written.
+    """Check that `path` does not exist or holds results in the form that this command writes.
 
     Raises:
-        FileExistsError: if it is something else.
+        FileExistsError: if it holds anything else.
     """
     if not path.exists():
         return
@@ -129,5 +127,5 @@ def _require_free(path: Path) -> None:
         content = None
     if not isinstance(content, list) or not all(isinstance(one, dict) and "image_id" in one for one in content):
         raise FileExistsError(
-            f"{path} exists and was not written by `mimbench predict`; name another folder with --out"
+            f"{path} exists and was not written by `mimbench predict`; choose another directory with --output"
         )

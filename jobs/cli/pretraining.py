@@ -1,6 +1,6 @@
 """The first half of the panel "Pretrain and run": recipes, and running them; the second half is runs.py.
 
-Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
+Each command imports what it needs when it is called, so that `mimbench --help` is fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def demo(
         Literal["crossmae", "mae", "maskalign", "famt"], typer.Option(help="The pretraining method.")
     ] = "crossmae",
     seeds: Annotated[int, typer.Option(min=1, help="Run this many seeds.")] = 1,
-    slots: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: 4, or one for each core.")] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time. Default: 4, or fewer on fewer cores.")
+    ] = None,
 ) -> None:
     """Pretrain, evaluate and report here, in minutes."""
     from mimbench.jobs.cli import commands
@@ -81,9 +83,7 @@ def recipes(
 def explain(
     run: Annotated[
         str,
-        typer.Argument(
-            metavar="RUN|RECIPE", autocompletion=run_names, help="A run, or a recipe with the settings to run it with."
-        ),
+        typer.Argument(metavar="RUN|RECIPE", autocompletion=run_names, help="A run, or a recipe followed by settings."),
     ],
     overrides: Overrides = None,
     json: Json = False,
@@ -115,13 +115,15 @@ def memory(
 def flops(
     stage: Annotated[
         str,
-        typer.Argument(metavar="TASK", autocompletion=counted_tasks, callback=one_of("counted"), help="Of {counted}."),
+        typer.Argument(
+            metavar="TASK", autocompletion=counted_tasks, callback=one_of("counted"), help="One of {counted}."
+        ),
     ],
     modules: Annotated[
         str | None,
         typer.Option(metavar="RECIPE", autocompletion=recipe_names, help="Print fvcore's table of a recipe's modules."),
     ] = None,
-    depth: Annotated[int, typer.Option(min=0, help="With --modules: how many levels of modules.")] = 2,
+    depth: Annotated[int, typer.Option(min=0, help="With --modules: levels of nested modules to show.")] = 2,
     json: Json = False,
 ) -> None:
     """Count operations: decoders, or a recipe's modules."""

@@ -1,6 +1,6 @@
-"""The panel "Tables and reports": what came out of runs, beside the papers' numbers and for model hubs.
+"""The panel "Tables and reports": results of runs, beside the papers' numbers and for model hubs.
 
-Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
+Each command imports what it needs when it is called, so that `mimbench --help` is fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ papers = group("List and check the papers' numbers.", "mimbench papers list")
 
 
 def _table_names(incomplete: str) -> list[str]:
-    """Return the tables that begin so."""
+    """Return the tables that begin with `incomplete`."""
     from mimbench.jobs.tables.paper import tables
 
     return [name for name in [*tables(), "crossmae/compute"] if name.startswith(incomplete)]
@@ -29,7 +29,7 @@ def _table_names(incomplete: str) -> list[str]:
 def table(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="PAPER/TABLE", autocompletion=_table_names, help="A paper's table, with our runs."),
+        typer.Argument(metavar="PAPER/TABLE", autocompletion=_table_names, help="A paper's table, beside your runs."),
     ] = None,
     written: Annotated[
         Literal["terminal", "markdown", "latex", "csv", "json", "html"],
@@ -49,7 +49,7 @@ def table(
     if name is not None:
         cli_tables.show_table(runs_root(), name, "json" if json else written, output)
     elif written not in ("terminal", "json") or output is not None:
-        raise ValueError("--format and --output need the name of a paper's table; `mimbench papers list` shows them")
+        raise ValueError("--format and --output need the name of a paper's table; `mimbench papers list` lists them")
     else:
         commands.show_table(runs_root(), json or written == "json")
 
@@ -60,7 +60,8 @@ TABLES.add(papers, "papers")
 @TABLES.command("mimbench compare mask_rcnn_vitdet_b_100ep-1a2b mask_rcnn_vitdet_b_100ep-3c4d --output compare.html")
 def compare(
     first: Annotated[
-        str, typer.Argument(metavar="RUN", autocompletion=run_names, help="A directory, or the beginning of its name.")
+        str,
+        typer.Argument(metavar="RUN", autocompletion=run_names, help="A run directory, or the beginning of its name."),
     ],
     second: Annotated[str, typer.Argument(metavar="RUN", autocompletion=run_names, help="The run to compare it with.")],
     output: Annotated[
@@ -109,7 +110,7 @@ def card(
 
 @TABLES.command("mimbench cost --study crossmae/table1")
 def cost(study: OfStudy = None, json: Json = False) -> None:
-    """Count GPU hours: used so far, and still to come."""
+    """Count GPU hours: used so far and remaining."""
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.runs import gpu_hours
     from mimbench.jobs.runs.store import runs_root
@@ -137,7 +138,7 @@ def papers_list(json: Json = False) -> None:
     width = max(map(len, known))
     for name, one in known.items():
         print(f"{name:<{width}}  {one.title}")
-    print(f"{'crossmae/compute':<{width}}  What the methods compute and cost, beside Tables 4, 5 and 18")
+    print(f"{'crossmae/compute':<{width}}  Computation and cost of the methods, beside Tables 4, 5 and 18")
 
 
 @papers.command("check", cls=Command, epilog="mimbench papers check")

@@ -1,6 +1,6 @@
 """The second half of the panel "Pretrain and run": watching runs and controlling them.
 
-Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
+Each command imports what it needs when it is called, so that `mimbench --help` is fast.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def status(
     if json:
         print_json([row.as_json() for row in found])
     elif not found:
-        print(f"no {'such ' if study or state else ''}run under {runs_root().absolute()}", file=sys.stderr)
+        print(f"no {'such ' if study or state else ''}runs under {runs_root().absolute()}", file=sys.stderr)
     elif not sys.stdout.isatty():
         print(looking.plain(found))
     else:
@@ -46,7 +46,7 @@ def _known_state(state: str | None) -> None:
     from mimbench.jobs.runs.status import ORDER
 
     if state is not None and state not in ORDER:
-        raise ValueError(f"--state {state}: the states are {', '.join(ORDER)}")
+        raise ValueError(f"--state {state} is unknown; choose one of {', '.join(ORDER)}")
 
 
 @RUNS.command("mimbench watch --study crossmae/table1")
@@ -86,7 +86,7 @@ def cancel(runs: RunNames = None, study: OfStudy = None, yes: Yes = False) -> No
     states = States(root)
     found = [run for run in steer.find_all(runs or [], study, root) if states.look(run)[0] in ("running", "queued")]
     if not found:
-        print("none of them is running or queued", file=sys.stderr)
+        print("nothing to cancel: none of these runs is running or queued", file=sys.stderr)
         return
     if len(found) > 1:
         agreed(f"cancel {len(found)} runs?", yes)
@@ -99,7 +99,7 @@ def retry(
     runs: RunNames = None,
     study: OfStudy = None,
     anew: Annotated[
-        bool, typer.Option("--anew", help="From the beginning, finished runs too; old files are set aside.")
+        bool, typer.Option("--anew", help="Start from the beginning, finished runs too; old files are moved to old-N/.")
     ] = False,
     slots: Slots = None,
 ) -> None:
@@ -118,13 +118,13 @@ def retry(
     known = {run: states.look(run) for run in steer.find_all(runs or [], study, root)}
     for run, (state, reason) in known.items():
         if state == "damaged":
-            print(f"left alone: {reason}", file=sys.stderr)
+            print(f"not started: {reason}", file=sys.stderr)
         elif state not in wanted and study is None:
-            print(f"left alone: {run.path} is {state}", file=sys.stderr)
+            print(f"not started: {run.path} is {state}", file=sys.stderr)
     found = [run for run, (state, _) in known.items() if state in wanted]
     if not found:
-        print("none of them failed, was lost or interrupted", file=sys.stderr)
+        print("nothing to retry: none of these runs failed, was lost or was interrupted", file=sys.stderr)
     if anew:
         for run in found:
-            print(f"laid aside: {steer.renew(run)}", file=sys.stderr)
+            print(f"moved old files to {steer.renew(run)}", file=sys.stderr)
     raise typer.Exit(submitting.start_again(found, root, slots or slots_here()))

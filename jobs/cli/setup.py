@@ -1,6 +1,6 @@
-"""The panel "Setup": this machine.
+"""The panel "Setup": check this machine and free disk space.
 
-Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
+Each command imports what it needs when it is called, so that `mimbench --help` is fast.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ SETUP = Panel("Setup")
 @SETUP.command("mimbench doctor --data imagenet")
 def doctor(
     data: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="Time whether its images load as fast as a model trains.")
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH", help="Also time whether the images of this data set load as fast as a model trains."
+        ),
     ] = None,
     recipe: Annotated[
         str, typer.Option(autocompletion=recipe_names, help="The pretraining recipe to time it with.")
@@ -31,7 +34,7 @@ def doctor(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check this machine: what is there, what is missing."""
+    """Check this machine and report what is missing."""
     if cluster is not None:
         from mimbench.jobs.cli.cluster import probe
 
@@ -44,7 +47,7 @@ def doctor(
 
 @SETUP.command("mimbench gc --yes")
 def gc(yes: Yes = False, json: Json = False) -> None:
-    """Free disk space: remove what no result needs.
+    """Free disk space: remove files that no result needs.
 
     Removes checkpoints of finished runs, feature caches and old code. Results, logs and encoders are kept.
     """

@@ -1,6 +1,6 @@
 """The panel "Studies": plan, submit, sweep and prune.
 
-Each command imports what it needs when it is called, so that `mimbench --help` answers at once.
+Each command imports what it needs when it is called, so that `mimbench --help` is fast.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ StudyName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings of all runs with the key; TASK.KEY=VALUE: of one task."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings for all runs that have the key; TASK.KEY=VALUE: for one task."),
 ]
 At = Annotated[str | None, typer.Option(metavar="every=N", help="Also evaluate pretrainings after every N epochs.")]
 From = Annotated[
@@ -60,7 +60,7 @@ def _load(name: str, overrides: list[str] | None, at: str | None, given: list[st
 def _every(at: str) -> int:
     key, _, number = at.partition("=")
     if key != "every" or not number.isdigit():
-        raise ValueError(f"--at {at}: it must be every=N, a number of epochs")
+        raise ValueError(f"--at {at} is not every=N with a number of epochs N; for example --at every=100")
     return int(number)
 
 
@@ -79,7 +79,8 @@ def _show_plan(found: Any, as_json: bool) -> None:
 
     for name in found.missing_data:
         print(
-            f"note: data={name} is not known here; `mimbench data add {name} PATH` before submitting", file=sys.stderr
+            f"note: data={name} is unknown on this machine; run `mimbench data add {name} PATH` before submitting",
+            file=sys.stderr,
         )
     if as_json:
         lines = [line.as_json() for line in found.lines]
@@ -92,9 +93,9 @@ def _show_plan(found: Any, as_json: bool) -> None:
 def submit(
     study: StudyName,
     overrides: Overrides = None,
-    cluster: Annotated[str, typer.Option(help="A name of `mimbench cluster show`; or local.")] = "local",
+    cluster: Annotated[str, typer.Option(help="A cluster that `mimbench cluster show` lists, or local.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch files and submit nothing.")] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Cancel runs that have left the study.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Cancel runs that are no longer in the study.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also start failed runs again.")] = False,
     slots: Slots = None,
     at: At = None,
@@ -143,7 +144,7 @@ def _show_submitted(found: Any, submissions: Any, as_json: bool) -> None:
     if as_json:
         print_json({"study": found.study.name, "before": found.counts, "submitted": len(submissions), "jobs": jobs})
     else:
-        print(f"{found.study.name}: there were {counts}; {len(submissions)} submitted", file=sys.stderr)
+        print(f"{found.study.name}: before: {counts}; {len(submissions)} submitted", file=sys.stderr)
         print(f"jobs {', '.join(jobs)}" if jobs else "nothing to submit", file=sys.stderr)
 
 
@@ -171,19 +172,22 @@ def studies(json: Json = False) -> None:
 def sweep(
     recipe: RecipeName,
     values: Annotated[
-        list[str], typer.Argument(metavar="KEY=VALUES", help="A,B,C; A..B; A..B:N; A..B:logN; drawn also A..B:log.")
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUES", help="A,B,C; A..B; A..B:N; A..B:logN; with --random or --optuna also A..B:log."
+        ),
     ],
     random: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Draw N runs in place of all combinations.")
+        int | None, typer.Option(min=1, metavar="N", help="Run N random combinations instead of all.")
     ] = None,
     optuna: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Let Optuna propose N runs, in rounds.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="What Optuna raises, or lowers where less is better. Default: by the task.")
+        str | None, typer.Option(help="The metric that Optuna optimises. Default: the task's main metric.")
     ] = None,
     at_a_time: Annotated[
-        int, typer.Option("--round", min=1, metavar="K", help="Runs that Optuna proposes at a time.")
+        int, typer.Option("--round", min=1, metavar="K", help="Runs that Optuna proposes in each round.")
     ] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the random draws.")] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the study. Default: recipe and keys.")] = None,
@@ -191,7 +195,7 @@ def sweep(
 ) -> None:
     """Make a study of one recipe with several settings.
 
-    The study is kept and its plan is printed; `mimbench submit NAME` starts it.
+    The study is saved and its plan printed; `mimbench submit NAME` starts it.
     """
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.studies import plan as planning
@@ -199,10 +203,10 @@ def sweep(
     from mimbench.jobs.studies.study_files import ready_studies
 
     if name is not None and (name.endswith(".py") or name in ready_studies()):
-        raise ValueError(f"--name {name} is what a file or a ready study goes by; choose another")
+        raise ValueError(f"--name {name} is the name of a file or a ready study; choose another name")
     root, axes = runs_root(), [sweeping.axis(text) for text in values]
     if random is not None and optuna is not None:
-        raise ValueError("--random or --optuna, not both")
+        raise ValueError("--random and --optuna exclude each other; give one of them")
     if optuna is not None:
         made = _searched(recipe, axes, (optuna, at_a_time, metric, seed), name, root)
     else:
@@ -213,11 +217,11 @@ def sweep(
     found = planning.plan(study, root)
     made.keep(root)
     _show_plan(found, json)
-    print(f"`mimbench submit {shlex.quote(made.name)}` starts it", file=sys.stderr)
+    print(f"`mimbench submit {shlex.quote(made.name)}` starts this study", file=sys.stderr)
 
 
 def _searched(recipe: str, axes: Any, how: tuple[int, int, str | None, int], name: str | None, root: Path) -> Any:
-    """The sweep with the next round that Optuna proposes."""
+    """Return the sweep extended by the next round of runs that Optuna proposes."""
     from mimbench.jobs.runs.recipes import find
     from mimbench.jobs.runs.tasks import task_of
     from mimbench.jobs.studies import search as searching
@@ -231,7 +235,7 @@ def _searched(recipe: str, axes: Any, how: tuple[int, int, str | None, int], nam
     before = sweeping.saved_sweep(empty.name, root) or empty
     if (before.recipe, before.fixed) != (empty.recipe, empty.fixed):
         raise ValueError(
-            f"sweep {before.name} is another: of {before.recipe} {' '.join(before.fixed)}; choose a --name"
+            f"sweep {before.name} exists for {before.recipe} {' '.join(before.fixed)}; choose another --name"
         )
     made = searching.next_round(before, search, root, total, count)
     if search.best is not None:
@@ -242,7 +246,7 @@ def _searched(recipe: str, axes: Any, how: tuple[int, int, str | None, int], nam
 
 @STUDIES.command("mimbench prune linear-lr")
 def prune(study: StudyName, overrides: Overrides = None, at: At = None, given: From = None, yes: Yes = False) -> None:
-    """Cancel and forget runs that have left a study.
+    """Cancel and forget runs that are no longer in a study.
 
     Their files are kept.
     """
@@ -257,4 +261,4 @@ def prune(study: StudyName, overrides: Overrides = None, at: At = None, given: F
         agreed(f"prune {len(found.of('orphaned'))} runs?", yes)
         submitting.prune_orphans(found)
     else:
-        print("no run is orphaned", file=sys.stderr)
+        print("nothing to prune: all submitted runs are still in the study", file=sys.stderr)

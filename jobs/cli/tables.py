@@ -1,4 +1,4 @@
-"""What the commands of the panel "Tables and reports" do; jobs/cli/reports.py declares them."""
+"""The work behind the commands of the panel "Tables and reports"; jobs/cli/reports.py declares them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def show_table(root: Path, name: str, written: str, output: Path | None) -> None
     """Print a paper's table beside the runs under `root`, or write it to a file.
 
     Raises:
-        ValueError: for a name that no table has, or a format that there is not.
+        ValueError: if the table or the format is unknown.
         OSError: if the file cannot be written.
     """
     from mimbench.jobs.runs import records
@@ -29,7 +29,7 @@ def compare_runs(names: tuple[str, str], root: Path, page: Path | None, as_json:
     """Print two runs side by side, or write them as an HTML page to `page`.
 
     Raises:
-        ValueError: for runs that are not there, not finished, or of different stages.
+        ValueError: if a run does not exist or is not finished, or the runs belong to different stages.
         OSError: if the file cannot be written.
     """
     from mimbench.jobs.cli.commands import print_json
@@ -47,10 +47,10 @@ def compare_runs(names: tuple[str, str], root: Path, page: Path | None, as_json:
 
 
 def write_card(target: str, root: Path, output: Path | None, repository: str | None, yes: bool) -> None:
-    """Print a model card, or write it to a file; upload it with its encoder to `repository`, if that is wanted.
+    """Print a model card or write it to a file; with `repository`, upload it with its encoder.
 
     Raises:
-        ValueError: for what is no encoder, and no run that has one; if nobody says yes to an upload.
+        ValueError: if `target` is neither an encoder nor a run with one, or nobody confirms the upload.
         OSError: if the file cannot be written, or the hub refuses.
     """
     from mimbench.jobs.tables.card import card, encoder_of
@@ -68,7 +68,7 @@ def write_card(target: str, root: Path, output: Path | None, repository: str | N
 
 
 def put(text: str, output: Path | None) -> None:
-    """On stdout, or into a file, whole or not at all."""
+    """Write `text` to stdout, or atomically to a file."""
     if output is None:
         sys.stdout.write(text)
         return

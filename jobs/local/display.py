@@ -1,4 +1,4 @@
-"""What a person sees of a study that runs: a bar for every run on a terminal, plain lines now and then elsewhere."""
+"""Show the progress of a running study: a bar for every run on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 SPEAK = 30.0  # seconds between two plain lines of a run
-LOG_LINES = 12  # of a failed run that are shown
+LOG_LINES = 12  # lines of a failed run's log to show
 STYLES = {
     "running": "cyan",
     "elsewhere": "cyan",
@@ -41,7 +41,7 @@ class Display:
 
     @contextmanager
     def showing(self, tasks: Sequence[Task]) -> Iterator[None]:
-        """Within, the tasks are on the screen."""
+        """Show the tasks on the screen within the block."""
         self._began = self._spoken = time.monotonic()
         self._tasks = tasks
         if not self.console.is_terminal:
@@ -59,7 +59,7 @@ class Display:
                 self.draw()
 
     def draw(self) -> None:
-        """Look at the tasks and show how far they are."""
+        """Update the shown progress of the tasks."""
         if self._progress is not None:
             from rich.markup import escape
 
@@ -77,7 +77,7 @@ class Display:
     def _state(self, task: Task) -> tuple[float, str]:
         if task.fate == "done" and task.directory is not None:
             return 1.0, summary(task.directory) + (
-                "  (done before)" if task.done_before else f"  in {clock(task.seconds)}"
+                "  (already done)" if task.done_before else f"  in {clock(task.seconds)}"
             )
         if task.fate in ("running", "elsewhere") and task.directory is not None:
             path = task.directory.path
@@ -90,12 +90,12 @@ class Display:
         return 0.0, task.fate + (f": {task.why}" if task.why else "")
 
     def say(self, text: str, style: str = "") -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         stamp = clock(time.monotonic() - self._began)
         self.console.print(f"{stamp}  {text}", style=style, markup=False, highlight=False, soft_wrap=True)
 
     def settled(self, task: Task) -> None:
-        """Say how a task ended; of one that cannot say itself why it failed, also the last lines of its log."""
+        """Print how a task ended; if it failed without a reason, also the last lines of its log."""
         if task.fate == "done":
             if self._progress is None:
                 self.say(f"{task.name}: done, {self._state(task)[1]}")
@@ -105,7 +105,7 @@ class Display:
             if task.directory.state() != "failed":
                 for line in last_lines(task.directory.log, LOG_LINES):
                     self.say(f"    {line}", style="dim")
-            self.say(f"    the whole log: {task.directory.log}")
+            self.say(f"    full log: {task.directory.log}")
 
 
 def clock(seconds: float) -> str:

@@ -1,8 +1,9 @@
-"""`mimbench doctor`: what this machine has, what is missing for what, and what to do about it.
+"""`mimbench doctor`: check this machine, report what is missing and how to fix it.
 
-With `--data NAME` it also times loading and a training step for some seconds, and says which waits for the other.
+With `--data NAME` it also times loading and a training step for some seconds, and reports which of them is the
+bottleneck.
 
-Each check gives findings: `ok`, `note` (something is slower or absent, and only some commands want it) or `problem`
+Each finding is `ok`, `note` (slow, or missing and needed by some commands only) or `problem`
 (runs will fail). The exit code is 1 when there is a problem.
 """
 
@@ -33,7 +34,7 @@ LITTLE_SHARED = 1 * GIB
 
 
 def examine() -> Iterator[Check]:
-    """Everything, in the order in which people care."""
+    """Yield all checks, the most important first."""
     yield Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
     yield from _packages()
     yield from _device()
@@ -45,11 +46,11 @@ def examine() -> Iterator[Check]:
 
 
 def pace(data: str, recipe: str, overrides: Sequence[str]) -> Check:
-    """Whether loading the images of `data` keeps up with the step of the pretraining `recipe`, each timed alone.
+    """Return whether loading the images of `data` is as fast as the pretraining step of `recipe`, each timed alone.
 
     Raises:
-        FileNotFoundError: if there is no such data set.
-        ValueError: if there is no such recipe, or it pretrains nothing.
+        FileNotFoundError: if the data set does not exist.
+        ValueError: if the recipe does not exist, or is not a pretraining.
     """
     from mimbench.jobs.runs.store import resolve
 
@@ -57,17 +58,21 @@ def pace(data: str, recipe: str, overrides: Sequence[str]) -> Check:
     measure = task_of(chosen.stage).throughput
     if measure is None:
         timed = " or ".join(f"{task.name}/" for task in tasks().values() if task.throughput)
-        raise ValueError(f"{recipe} cannot be timed; name a recipe of `mimbench recipes` that begins with {timed}")
+        raise ValueError(
+            f"--recipe {recipe} cannot be timed; choose a recipe that begins with {timed} (`mimbench recipes`)"
+        )
     found = measure(config)
     sides = (
-        f"{found.workers} loading processes bring {_rate(found.loader)} img/s, a step of {recipe} "
-        f"takes {_rate(found.step)} img/s on {found.device} (batch {found.batch})"
+        f"{found.workers} loading processes load {_rate(found.loader)} img/s; a step of {recipe} "
+        f"processes {_rate(found.step)} img/s on {found.device} (batch {found.batch})"
     )
     if not found.starved:
         ahead = found.loader / found.step
-        return Check(f"input {data}", "ok", f"{sides}: the model is the bottleneck, loading {ahead:.1f} times as fast")
-    more = "more compute.workers, or " if found.workers < cores() else ""
-    remedy = f"{more}`mimbench data shrink {data} DIR` for images that load four times as fast"
+        return Check(
+            f"input {data}", "ok", f"{sides}: the model is the bottleneck, loading is {ahead:.1f} times as fast"
+        )
+    more = "increase compute.workers, or run " if found.workers < cores() else ""
+    remedy = f"{more}`mimbench data shrink {data} DIR`, whose images load four times as fast"
     return Check(f"input {data}", "note", f"{sides}: loading is the bottleneck", remedy)
 
 
@@ -76,12 +81,12 @@ def _rate(images: float) -> str:
 
 
 def show(as_json: bool, timed: Check | None = None) -> int:
-    """Print what was found, and what was timed; 1 if there is a problem."""
+    """Print all findings, including `timed`; return 1 if there is a problem."""
     return show_checks([*examine(), *([timed] if timed else [])], as_json)
 
 
 def show_checks(checks: Sequence[Check], as_json: bool) -> int:
-    """Print findings; 1 if there is a problem."""
+    """Print findings; return 1 if there is a problem."""
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:
@@ -95,11 +100,11 @@ def show_checks(checks: Sequence[Check], as_json: bool) -> int:
 
 
 def _packages() -> Iterator[Check]:
-    """Whether the packages mimbench asks for are there, in versions it can use."""
+    """Check that the packages mimbench requires are installed in supported versions."""
     try:
         required = importlib.metadata.requires("mimbench") or []
     except importlib.metadata.PackageNotFoundError:
-        yield Check("packages", "note", "mimbench is not installed, only run from its folder", "pip install -e .")
+        yield Check("packages", "note", "mimbench is not installed, only imported from its folder", "pip install -e .")
         return
     found, wrong = [], []
     for text in required:
@@ -109,18 +114,18 @@ def _packages() -> Iterator[Check]:
         try:
             version = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{wanted.name} is missing")
+            wrong.append(f"{wanted.name} is not installed")
             continue
         found.append(f"{wanted.name} {version}")
         if not wanted.specifier.contains(version, prereleases=True):
-            wrong.append(f"{wanted.name} {version} is not {wanted.specifier}")
+            wrong.append(f"{wanted.name} is {version}, but must be {wanted.specifier}")
     yield Check("packages", "ok", ", ".join(found))
     if wrong:
         yield Check("packages", "problem", "; ".join(wrong), "pip install -r requirements.txt")
 
 
 def _device() -> Iterator[Check]:
-    """What torch computes on, and in which precision."""
+    """Check the device and the precision that torch uses."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -140,7 +145,7 @@ def _device() -> Iterator[Check]:
     if not gpus:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         driver = shutil.which("nvidia-smi") is not None
-        remedy = "the driver is there but torch cannot use it: compare their CUDA versions" if driver else ""
+        remedy = "a driver is installed but torch cannot use it: compare their CUDA versions" if driver else ""
         yield Check("gpu", "note", f"none; {built}, cpu capability {torch.backends.cpu.get_cpu_capability()}", remedy)
 
 
@@ -150,15 +155,17 @@ def _threads() -> Check:
 
 
 def _disks() -> Iterator[Check]:
-    """Room where runs and generated data go, and whether it can be written to."""
+    """Check free space and write access where runs and generated data go."""
     for what, path in (("runs", runs_root()), ("cache", cache_directory())):
         there = _existing(path.absolute())
         if not os.access(there, os.W_OK):
-            yield Check(what, "problem", f"{there} cannot be written to", "set MIMBENCH_RUNS or MIMBENCH_HOME")
+            yield Check(what, "problem", f"{there} is not writable", "set MIMBENCH_RUNS or MIMBENCH_HOME")
             continue
         free = shutil.disk_usage(there).free
         little = free < LITTLE_DISK
-        remedy = "checkpoints of ViT-B take 1 GiB each, of ViT-H 8: free some, or set MIMBENCH_RUNS" if little else ""
+        remedy = (
+            "a checkpoint of ViT-B takes 1 GiB, of ViT-H 8 GiB: free disk space, or set MIMBENCH_RUNS" if little else ""
+        )
         yield Check(what, "note" if little else "ok", f"{path.absolute()}: {free / GIB:.1f} GiB free", remedy)
 
 
@@ -169,10 +176,10 @@ def _existing(path: Path) -> Path:
 def _shared_memory() -> Check:
     shm = Path("/dev/shm")
     if not shm.is_dir():
-        return Check("shared memory", "ok", "not a file system here")
+        return Check("shared memory", "ok", "not a separate file system on this machine")
     size = shutil.disk_usage(shm).total
     if size < LITTLE_SHARED:
-        remedy = "data loading processes will fail: docker run --shm-size=8g, or compute.workers=0"
+        remedy = "data loading processes will fail: use docker run --shm-size=8g, or compute.workers=0"
         return Check("shared memory", "note", f"{size / GIB:.2f} GiB", remedy)
     return Check("shared memory", "ok", f"{size / GIB:.1f} GiB")
 
@@ -184,13 +191,15 @@ def _data_sets() -> Iterator[Check]:
         elif name == HANDWRITTEN:
             yield Check(f"data {name}", "ok", f"{path} (written when first used)")
         else:
-            yield Check(f"data {name}", "note", f"{path} is not there", f"mimbench data add {name} PATH")
+            yield Check(f"data {name}", "note", f"{path} does not exist", f"mimbench data add {name} PATH")
 
 
 def _programs() -> Iterator[Check]:
-    """What only some commands want."""
+    """Check programs that only some commands need."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    yield Check("browser", "ok" if browser else "note", browser or "no chromium: one test of the report is left out")
+    yield Check(
+        "browser", "ok" if browser else "note", browser or "no chromium found: one test of the report will be skipped"
+    )
     yield _slurm()
     for task in tasks().values():
         yield from task.doctor() if task.doctor else ()
@@ -202,5 +211,7 @@ def _slurm() -> Check:
     done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False)
     said = (done.stdout or done.stderr).strip().partition("\n")[0]
     if done.returncode:
-        return Check("slurm", "note", f"there, but it says: {said}", "set SLURM_CONF, or run this on a login node")
+        return Check(
+            "slurm", "note", f"installed, but it reports: {said}", "set SLURM_CONF, or run this on a login node"
+        )
     return Check("slurm", "ok", said)

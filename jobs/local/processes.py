@@ -1,6 +1,6 @@
-"""Processes on this machine: one for a run, the GPUs and cores it may use, and the memory of all of them.
+"""Processes on this machine: one for each run, with its GPUs and cores, and the memory of all of them.
 
-What is submitted is tiny, an entry point and the path of a run directory: what `mimbench run RUN_DIR` does.
+A process gets only an entry point and the path of a run directory, and does the same as `mimbench run RUN_DIR`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mimbench.jobs.runs.execute import execute
 if TYPE_CHECKING:
     from submitit import Job
 
-FOR_EVER = 60 * 24 * 365  # minutes; submitit wants a limit
+FOR_EVER = 60 * 24 * 365  # minutes; submitit requires a limit
 
 
 def entry(run_dir: str, visible: str | None) -> int:
-    """What a submitted process does: run a directory on the GPUs it is given (None: whatever there is)."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would only log it
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # submitit hides all GPUs from a job that did not ask for any
+    """Execute a run directory on the GPUs `visible` (None: all), as the entry point of a submitted process."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would only log the signal
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # submitit hides all GPUs from a job that did not request any
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
     return execute(RunDir(Path(run_dir)))
@@ -45,9 +45,9 @@ def submit(run: RunDir, visible: str | None, threads: int) -> Job[int]:
 
 @contextmanager
 def _for_children(threads: int) -> Iterator[None]:
-    """Within, what is started inherits its share of threads, and leaves Ctrl-C to us.
+    """Give processes started within the block their share of threads, and let this process handle Ctrl-C.
 
-    submitit's controller would kill its process one second after Ctrl-C, too soon for a run to end in order.
+    submitit's controller would kill its process one second after Ctrl-C, too soon for a run to end cleanly.
     """
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     given = os.environ.get("OMP_NUM_THREADS")
@@ -61,7 +61,7 @@ def _for_children(threads: int) -> Iterator[None]:
 
 
 def kill(pid: int) -> None:
-    """End a process and all below it at once."""
+    """Kill a process and all its descendants at once."""
     import psutil
 
     with suppress(psutil.NoSuchProcess):
@@ -72,12 +72,12 @@ def kill(pid: int) -> None:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_devices() -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them. Asks the driver: torch would take seconds."""
+    """Return the GPUs this process may use, as in CUDA_VISIBLE_DEVICES. Asks the driver: torch takes seconds."""
     if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name.strip() for name in listed.split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
@@ -87,7 +87,7 @@ def visible_devices() -> list[str]:
 
 
 class Memory:
-    """The most memory that this process and all below it held at one time, shared pages counted once."""
+    """The peak memory of this process and all its descendants together; shared pages count once."""
 
     EVERY = 2.0  # seconds
 
@@ -96,7 +96,7 @@ class Memory:
         self._looked = 0.0
 
     def look(self) -> None:
-        """Measure, if it is time to."""
+        """Measure if `EVERY` seconds have passed."""
         if time.monotonic() - self._looked < self.EVERY:
             return
         self._looked = time.monotonic()

@@ -1,4 +1,4 @@
-"""A run of a study as the local scheduler sees it: what it waits for, where it runs, and how it ended."""
+"""A run of a study in the local scheduler: the runs it waits for, its process, and how it ended."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Fate = Literal["waiting", "running", "elsewhere", "done", "failed", "left out", 
 
 @dataclass
 class Task:
-    """A run of the study, and what has become of it."""
+    """A run of the study and its progress."""
 
     run: Run
-    name: str  # what people see
+    name: str  # shown to people
     needs: Sequence[Task] = ()
     fate: Fate = "waiting"
     why: str = ""
@@ -30,10 +30,10 @@ class Task:
     started: float = 0.0
     seconds: float = 0.0
     done_before: bool = False
-    at: str = ""  # how far it was when it was started, and how often it was started there
+    at: str = ""  # progress at the last start, and the number of starts from there
     starts: int = 0
 
     @property
     def over(self) -> bool:
-        """Nothing more will come of it."""
+        """Return whether the task has ended."""
         return self.fate in ("done", "failed", "left out", "stopped")

@@ -1,11 +1,11 @@
-"""Run a study on this machine: each run a process of submitit's local executor, several at a time.
+"""Run a study on this machine: each run is a process of submitit's local executor, several at a time.
 
     finished = Local(study, root).run()        # one `Task` per run, with how it ended
 
-A run starts when what it needs is done, or has left the encoder that it starts from; of those that may start, the one
-with the longest chain behind it goes first. When one fails, what needs it is left out and everything else carries on;
-one whose process is killed starts again, until three starts came no further. Ctrl-C stops them all and leaves runs that
-can be continued; asked again, finished runs are not repeated, and one that another process is running is waited for.
+A run starts when the runs it needs are done or have written the encoder it starts from; of those that can start, the
+one with the longest chain of dependent runs goes first. If a run fails, the runs that need it are left out and all
+others continue. A run whose process is killed starts again, until three starts make no progress. Ctrl-C stops all runs
+so that they can be resumed. Finished runs are not repeated; a run in another process is waited for.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from mimbench.jobs.studies.study_registry import add_members
 if TYPE_CHECKING:
     from mimbench.jobs.local.display import Display
 
-POLL = 0.5  # seconds between two looks at the processes
-PATIENCE = 20.0  # seconds that a run has to end after SIGTERM
-STARTS = 3  # of a run whose process is killed, without getting any further
+POLL = 0.5  # seconds between two checks of the processes
+PATIENCE = 20.0  # seconds for a run to end after SIGTERM
+STARTS = 3  # starts of a run whose process is killed without progress
 
 
 class Local:
@@ -60,7 +60,7 @@ class Local:
         self.display = display
 
     def run(self) -> list[Task]:
-        """Run everything that can be run; how each ended.
+        """Run everything that can run; return one task per run, with how it ended.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, SIGTERM or a closed terminal, once every process has ended.
@@ -82,7 +82,7 @@ class Local:
         return self.tasks
 
     def _look(self) -> None:
-        """Notice what has ended, and what will never start."""
+        """Settle tasks that have ended or can never start."""
         for task in self.tasks:
             if task.fate == "running" and task.job is not None and task.job.done():
                 self._ended(task)
@@ -119,10 +119,12 @@ class Local:
             task.done_before = True
             self._settle(task, "done")
         elif state == "failed" and not self.retry and not task.starts:
-            self._settle(task, "failed", f"{why(task.directory)} (before; `mimbench retry` starts it again)")
+            self._settle(
+                task, "failed", f"{why(task.directory)} (in an earlier attempt; `mimbench retry` starts it again)"
+            )
         elif state == "running":
             task.fate = "elsewhere"
-            self.display.say(f"{task.name}: another process is running it; waiting for that")
+            self.display.say(f"{task.name}: another process is running it; waiting for that process")
         else:
             at = _reached(task.directory)
             task.at, task.starts = at, task.starts + 1 if task.at == at else 1
@@ -132,16 +134,16 @@ class Local:
             self.display.say(f"{task.name}: started in {task.directory.path}")
 
     def _ended(self, task: Task) -> None:
-        """Believe the run's files, not its process."""
+        """Settle a task whose process has ended, by the run's files, not by the process."""
         assert task.directory is not None
         state = task.directory.state()
         if state == "done":
             self._settle(task, "done")
-        elif state == "running":  # it lost a race for its directory
+        elif state == "running":  # another process took its directory first
             task.fate = "elsewhere"
             return
         elif state == "lost" and (task.starts < STARTS or _reached(task.directory) != task.at):
-            self.display.say(f"{task.name}: {self._reason(task, state)}; it starts again")
+            self.display.say(f"{task.name}: {self._reason(task, state)}; starting it again")
             task.fate = "waiting"
             return
         else:
@@ -154,12 +156,12 @@ class Local:
         if state == "failed":
             return str(task.directory.attempts()[-1]["why"])
         if state == "interrupted":
-            return "stopped from outside"
+            return "stopped by a signal from another process"
         if state == "lost":
-            often = f" {task.starts} times without getting any further" if task.starts > 1 else ""
-            return f"its process was killed{often}, perhaps for want of memory"
+            often = f" {task.starts} times without progress" if task.starts > 1 else ""
+            return f"its process was killed{often}, perhaps because memory ran out"
         said = last_lines(task.job.paths.stdout, 1) if task.job is not None else []
-        return "its process ended before it began" + "".join(f": {line}" for line in said)
+        return "its process ended before the run began" + "".join(f": {line}" for line in said)
 
     def _settle(self, task: Task, fate: Fate, why: str = "") -> None:
         task.fate, task.why = fate, why
@@ -167,7 +169,7 @@ class Local:
         self.display.settled(task)
 
     def _stop(self) -> None:
-        """Ask every process to end, insist, and give up on those that will not."""
+        """Send SIGTERM to every process, then kill those that do not end in time."""
         running = [task for task in self.tasks if task.fate == "running" and task.job is not None]
         if running:
             self.display.say("stopping " + ", ".join(task.name for task in running))
@@ -184,11 +186,11 @@ class Local:
         for task in self.tasks:
             if not task.over:
                 task.fate = "stopped"
-        self.display.say("stopped; the same command goes on from the last checkpoints")
+        self.display.say("stopped; the same command resumes from the last checkpoints")
 
 
 def _weights(study: Study) -> dict[Run, float]:
-    """Minutes from the start of each run to the end of the longest chain that waits for it."""
+    """Return, for each run, the minutes from its start to the end of the longest chain of runs that need it."""
     weights = {run: run.minutes for run in study.runs}
     for run in reversed(list(study.ordered())):
         for need in study.needs(run):
@@ -197,20 +199,20 @@ def _weights(study: Study) -> dict[Run, float]:
 
 
 def _has_left(need: Task, run: Run) -> bool:
-    """Whether `need` has left the encoder of an epoch on its way, which is all that `run` needs of it."""
+    """Return whether `need` has written the intermediate encoder from which `run` starts."""
     if run.epoch is None or run.need != need.run or need.directory is None:
         return False
     return need.directory.encoder_at(run.epoch).exists()
 
 
 def _reached(run: RunDir) -> str:
-    """How far a run is, by its newest checkpoint; "" at the beginning."""
+    """Return the progress of a run by its newest checkpoint; "" at the beginning."""
     return max((file.name for file in run.checkpoints.glob("step-*.pt")), default="")
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within, SIGTERM and a closed terminal are Ctrl-C; what nohup had ignored stays ignored."""
+    """Treat SIGTERM and a closed terminal as Ctrl-C within the block; signals ignored by nohup stay ignored."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""Runs by name, and stopping, renewing and clearing away: `find`, `cancel`, `renew`.
+"""Find runs by name, cancel them, and start them anew: `find`, `cancel`, `renew`.
 
-A run is named by its directory, by the beginning of its directory's name where that is enough (`linear-3f`), by
-`stage/` and that, or by the label that a study gave it.
+A run is named by its directory, by the beginning of its directory's name if that is unique (`linear-3f`), by the same
+after `stage/`, or by its label in a study.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from mimbench.engine.run.rundir import RunDir, process_started
 from mimbench.jobs.studies.study_registry import directory_name, members, must_be_known, studies
 
-STAYS = ("config.txt", "run.json", "log.txt", "submission.json", "submitit")  # of a run that begins anew
+STAYS = ("config.txt", "run.json", "log.txt", "submission.json", "submitit")  # files kept when a run begins anew
 
 
 def find(name: str, root: Path) -> RunDir:
-    """The one run that `name` stands for.
+    """Return the run called `name`.
 
     Raises:
-        ValueError: if there is none, or more than one.
+        ValueError: if no run or several runs match.
     """
     path = Path(name).expanduser()
     if (path / "run.json").is_file():
@@ -39,15 +39,15 @@ def find(name: str, root: Path) -> RunDir:
         return known[found[0]]
     if found:
         shown = ", ".join(sorted(found)[:5]) + (", ..." if len(found) > 5 else "")
-        raise ValueError(f"{name!r} may be any of {len(found)} runs: {shown}")
+        raise ValueError(f"{name!r} matches {len(found)} runs: {shown}")
     raise ValueError(f"no run under {root.absolute()} is called {name!r}; `mimbench status` lists them")
 
 
 def path_of(name: str, root: Path) -> Path:
-    """The file or directory that `name` is, or that of the run which `name` stands for.
+    """Return `name` as a path if it exists, else the directory of the run called `name`.
 
     Raises:
-        ValueError: if there is neither, or more than one run.
+        ValueError: if neither exists, or several runs match.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -59,25 +59,25 @@ def path_of(name: str, root: Path) -> Path:
 
 
 def find_all(names: Sequence[str], study: str | None, root: Path) -> list[RunDir]:
-    """The runs called so, or all those of a study.
+    """Return the runs called `names`, or all runs of a study.
 
     Raises:
-        ValueError: if one is not there, nobody asked for the study, or nothing is named at all.
+        ValueError: if a run or the study does not exist, or neither is given.
     """
     if study is not None:
         must_be_known(root, study)
         listed = [RunDir(root / name) for name in members(root, study)]
         return [run for run in listed if run.about.exists()]
     if not names:
-        raise ValueError("name runs, or a study with --study NAME")
+        raise ValueError("no run is named; name runs, or a study with --study NAME")
     return [find(name, root) for name in names]
 
 
 def cancel(runs: Sequence[RunDir], root: Path) -> list[RunDir]:
-    """Take runs out of their cluster's queue, and stop those that run here; those that were stopped.
+    """Remove runs from their cluster's queue and stop those running here; return the cancelled runs.
 
     Raises:
-        ValueError: for one that runs on another machine and was not submitted to a cluster.
+        ValueError: if a run is running on another machine and was not submitted to a cluster.
         OSError: if the scheduler does not answer.
     """
     here, by_cluster = [], dict[str, list[RunDir]]()
@@ -104,10 +104,10 @@ def cancel(runs: Sequence[RunDir], root: Path) -> list[RunDir]:
 
 
 def _stop(run: RunDir) -> None:
-    """SIGTERM to the process that runs it, which ends in order and can be gone on with."""
+    """Send SIGTERM to the process of the run, which ends cleanly and can be resumed."""
     last = run.attempts()[-1]
     if last["host"] != socket.gethostname():
-        raise ValueError(f"{run.path} is run by process {last['pid']} on {last['host']}: stop it there")
+        raise ValueError(f"{run.path} is running as process {last['pid']} on {last['host']}; cancel it on that machine")
     started = process_started(last["pid"])
     if started is not None and abs(started - last["process_started"]) < 0.05:
         with suppress(ProcessLookupError):
@@ -115,14 +115,14 @@ def _stop(run: RunDir) -> None:
 
 
 def renew(run: RunDir) -> Path:
-    """Lay aside what a run has made, in `old-1/` and so on, so that it can be run from the beginning; the new place.
+    """Move the files of a run to `old-1/` and so on, so that it starts from the beginning; return that directory.
 
     Raises:
         ValueError: if it is running.
         OSError: if it cannot be moved.
     """
     if run.state() == "running":
-        raise ValueError(f"{run.path} is running: `mimbench cancel {run.path.name}` first")
+        raise ValueError(f"{run.path} is running: cancel it first with `mimbench cancel {run.path.name}`")
     number = 1
     while (aside := run.path / f"old-{number}").exists():
         number += 1
@@ -130,7 +130,7 @@ def renew(run: RunDir) -> Path:
     made = sorted(
         path.name for path in run.path.iterdir() if path.name not in STAYS and not path.name.startswith("old-")
     )
-    for name in sorted(made, key=lambda name: name != run.result.name):  # first: without it the run is not done
+    for name in sorted(made, key=lambda name: name != run.result.name):  # result first: without it the run is not done
         with suppress(FileNotFoundError):
             (run.path / name).rename(aside / name)
     return aside

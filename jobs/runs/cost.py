@@ -1,7 +1,7 @@
 """What a run would cost, in hours of one A100, before it is run.
 
-What the recipe states (`engine.run.cost.costs`) goes first; else the estimate of the recipe's task. An answer says
-where it comes from. For planning: another GPU, slow input or a small batch changes it by a factor. Starts without
+The cost stated by the recipe (`engine.run.cost.costs`) is used if present, else the estimate of its task. Each cost
+names its source. For planning only: another GPU, slow input or a small batch changes it by a factor. Does not import
 torch.
 """
 
@@ -14,11 +14,11 @@ from mimbench.jobs.runs.tasks import task_of_config
 
 
 def cost_of(config: Any, recipe: Any = None) -> Cost | None:
-    """Return what a run of `config` costs; None where nothing is known to go by.
+    """Return the cost of a run of `config`; None if neither the recipe nor the task knows it.
 
     Args:
         config: resolved.
-        recipe: the recipe's function, where `config` is what it returns; what it states of its cost then counts.
+        recipe: the recipe's function, if `config` is its unchanged result; its stated cost is then used.
     """
     said = stated(recipe) if recipe is not None else None
     if said is not None:

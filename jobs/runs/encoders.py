@@ -1,7 +1,7 @@
-"""Which encoder each run is about, what to call it, and where it came from.
+"""The encoder of each run: its name and its origin.
 
 A result carries the content hash of the checkpoint it started from; the pretraining run whose `encoder.safetensors`
-has that hash made it. Pretrainings that differ in nothing but the seed are one encoder with several seeds. Without a
+has that hash made it. Pretrainings that differ only in the seed are one encoder with several seeds. Without a
 checkpoint the encoder is the architecture itself, from scratch.
 """
 
@@ -27,32 +27,32 @@ SHAPE = ("width", "depth", "heads", "patch")  # the facts of a result hold `enco
 
 
 class Encoder(NamedTuple):
-    """What a row of a table is about."""
+    """The encoder of a row of a table."""
 
     architecture: str  # "ViT-B/16", or "ViT 96x4/8" (width, depth, patch) where the size has no letter
-    name: str  # the pretraining recipe, what was changed of it and its caveat; a checkpoint's file; or "from scratch"
+    name: str  # the pretraining recipe, its changed settings and its caveat; a checkpoint's file; or "from scratch"
     origin: str  # digest of the pretraining's settings, or the hash of a checkpoint made elsewhere; "" from scratch
 
 
 def encoders_of(found: Sequence[Record]) -> dict[Path, Encoder]:
-    """The encoder that each run, by its directory, makes or evaluates."""
+    """Return, by run directory, the encoder that each run makes or evaluates."""
     pretrained = [record for record in found if makes_encoders(record.stage)]
     made_by = makers(found)
-    bases: dict[str, dict[str, Any]] = {}  # recipe -> the settings that its bare name stands for
+    bases: dict[str, dict[str, Any]] = {}  # recipe -> the settings of its bare name
     for record in pretrained:
         bases.setdefault(record.recipe, _settings(record, made_by))
     return {record.run.path: _encoder(record, made_by, bases) for record in found}
 
 
 def makers(found: Sequence[Record]) -> dict[str, Record]:
-    """Every pretraining, by the content of the encoder it made and by its own identity."""
+    """Return every pretraining, by the content hash of its encoder and by its identity."""
     pretrained = [record for record in found if makes_encoders(record.stage)]
     made_by = {content: record for record in pretrained if (content := encoder_hash(record))}
     return made_by | {str(record.about["identity"]): record for record in pretrained if "identity" in record.about}
 
 
 def maker_of(record: Record, made_by: Mapping[str, Record]) -> tuple[Record | None, int | None]:
-    """The pretraining that made the encoder a run starts from, and the epoch of it if that was on the way."""
+    """Return the pretraining that made a run's encoder, and the epoch if the encoder is an intermediate one."""
     checkpoint = record.checkpoint
     return (_maker(checkpoint, made_by) if checkpoint else None), _epoch(checkpoint)
 
@@ -74,7 +74,7 @@ def _encoder(record: Record, made_by: Mapping[str, Record], bases: Mapping[str, 
 
 
 def _settings(record: Record, made_by: Mapping[str, Record]) -> dict[str, Any]:
-    """A pretraining's settings less its seed; a teacher goes by how it was made, for each seed may have its own."""
+    """Return a pretraining's settings without the seed; a teacher counts by its own settings."""
     settings = without(record.science, {"seed"})
     if record.checkpoint:
         teacher = _maker(record.checkpoint, made_by)
@@ -84,9 +84,9 @@ def _settings(record: Record, made_by: Mapping[str, Record]) -> dict[str, Any]:
 
 
 def _maker(checkpoint: Mapping[str, Any], made_by: Mapping[str, Record]) -> Record | None:
-    """The pretraining whose encoder a checkpoint is: by its content; by lineage one not yet made, or of an epoch.
+    """Return the pretraining that made a checkpoint: by content, or by lineage if not yet made or of an epoch.
 
-    A last encoder that has been made again since is none of these: content is what was evaluated.
+    A final encoder that was made again since then does not match: the evaluated content counts.
     """
     run, _, epoch = str(checkpoint.get("run") or "").partition("@")
     content = checkpoint["hash"]
@@ -94,13 +94,13 @@ def _maker(checkpoint: Mapping[str, Any], made_by: Mapping[str, Record]) -> Reco
 
 
 def _epoch(checkpoint: Mapping[str, Any] | None) -> int | None:
-    """The epoch of an encoder from the middle of a pretraining."""
+    """Return the epoch of an intermediate encoder."""
     epoch = str((checkpoint or {}).get("run") or "").partition("@")[2]
     return int(epoch) if epoch else None
 
 
 def encoder_hash(record: Record) -> str | None:
-    """The content hash of the encoder that a finished pretraining made; None of any other run, or if it is damaged."""
+    """Return the content hash of a finished pretraining's encoder; None for other runs and damaged files."""
     file = record.run.encoder
     if not makes_encoders(record.stage) or record.result is None or not file.exists():
         return None
@@ -112,12 +112,12 @@ def encoder_hash(record: Record) -> str | None:
 
 
 def _architecture(record: Record) -> str:
-    """By the facts of the result; the config's `encoder` counts only where there is no checkpoint."""
+    """Return the architecture from the facts of the result; from the config's `encoder` if there is no checkpoint."""
     shape = (record.result or {}).get("facts", {}).get("encoder")
     if not isinstance(shape, dict):
         of_its_own = makes_encoders(record.stage) or not record.checkpoint  # a pretraining's checkpoint is its teacher
         shape = {key: record.science.get(f"encoder.{key}") for key in SHAPE} if of_its_own else {}
-    if "type" in shape:  # of user code: its class, and what it says of itself
+    if "type" in shape:  # user code: its class and its own description
         return f"{shape['type']} {shape.get('width')}/{shape.get('patch')}"
     width, depth, heads, patch = (shape.get(key, "?") for key in SHAPE)
     for letter, size in SIZES.items():
@@ -127,16 +127,16 @@ def _architecture(record: Record) -> str:
 
 
 def without(science: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
-    """`science` less the fields and the groups of fields (`encoder` for `encoder.width`, ...) that are named."""
+    """Return `science` without the named fields and groups of fields (`encoder` for `encoder.width`, ...)."""
     return {key: value for key, value in science.items() if key.partition(".")[0] not in keys}
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """The same for the same settings in any order."""
+    """Return a digest of `settings` that does not depend on their order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def difference(settings: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """`key=value` of every field in which `settings` departs from `base`."""
+    """Return `key=value` for every field in which `settings` differs from `base`."""
     keys = [key for key in {**base, **settings} if settings.get(key) != base.get(key)]
     return ", ".join(f"{key}={settings.get(key, 'none')}" for key in keys)

@@ -1,12 +1,12 @@
-"""Do what a run directory says, in this process: `execute(run)` returns the exit code.
+"""Execute a run directory in this process: `execute(run)` returns the exit code.
 
     0 done (now or before)   1 failed   130 interrupted by Ctrl-C   143 stopped by SIGTERM
 
-Reads config.txt and run.json; writes attempts/, log.txt and, when the stage is done, result.json. Whatever stops it,
-the same call goes on from the newest checkpoint. Bad input ends in one clear line; the traceback is in the log.
+Reads config.txt and run.json; writes attempts/, log.txt and, when the stage is done, result.json. After any
+interruption, the same call resumes from the newest checkpoint. Bad input ends in one line; the traceback is in the log.
 
-Under torchrun and in a SLURM job of several processes every rank does the stage's work, and rank 0 alone keeps the
-books. SLURM's warning of a preemption or the time limit ends the run as SIGTERM does (140 or 138).
+Under torchrun and in a SLURM job of several processes every rank does the stage's work, and only rank 0 writes
+records. SLURM's warning of a preemption or the time limit ends the run like SIGTERM (140 or 138).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from mimbench.jobs.slurm import job as slurm_job
 log = logging.getLogger(__name__)
 
 OURS = "mimbench"
-PEER_GONE = 5.0  # seconds within which SLURM signals the others when one process of a run is gone
+PEER_GONE = 5.0  # seconds within which SLURM signals the other processes after one has ended
 FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 IN_FILE_ONLY = {"in_file_only": True}
 
 
 def execute(run: RunDir) -> int:
-    """Run what `run` describes, or go on with it; the exit code (see above).
+    """Start or resume `run`; return the exit code (see above).
 
     Raises:
         ValueError: if it is not a run directory, or is being run by another process.
@@ -61,7 +61,7 @@ def execute(run: RunDir) -> int:
         try:
             number = run.begin_attempt(step=slurm_job.steps_done(run), job=slurm_job.current())
         except ValueError:
-            if _is_done(run):  # by another process, in this very moment
+            if _is_done(run):  # another process has just finished it
                 return 0
             raise
         with _logging(run.log), _heartbeat(run, number), slurm_job.releasing(run):
@@ -69,15 +69,15 @@ def execute(run: RunDir) -> int:
 
 
 def _is_done(run: RunDir) -> bool:
-    """Whether it is, which is said."""
+    """Return whether the run is done, and say so on stderr."""
     done = run.state() == "done"
     if done:
-        print(f"{run.path} is done; asked again, it is not repeated", file=sys.stderr)
+        print(f"{run.path} is already done and is not repeated", file=sys.stderr)
     return done
 
 
 def _follow(run: RunDir, config: Any, signals: Signals) -> int:
-    """Do the work of a rank that is not the first."""
+    """Do the work of a rank other than 0."""
     signals.listen()
     try:
         slurm_job.meet(run)
@@ -105,7 +105,7 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
     except BaseException as error:
         signals.deaf = True
         if slurm_job.is_loss_of_peer(error):
-            signals.wait(PEER_GONE)  # SLURM ends what is left of a run that lost a process
+            signals.wait(PEER_GONE)  # SLURM ends the remaining processes of the run
         state, code, why = _ending(error, signals.received, run)
         image = getattr(error, "image", None) if state == "failed" else None
         why += failed_before(run, number, image)
@@ -116,7 +116,7 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
 
 
 def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
-    """Let the run's stage do its work, and write the result."""
+    """Run the stage and write its result."""
     outcome = task_of(run.read_about()["stage"]).run(config, run)
     from mimbench.engine.run.result import write_result
 
@@ -128,7 +128,7 @@ def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
 
 
 def _seconds(run: RunDir) -> float:
-    """Wall time of all attempts, less those that were lost, of which nobody knows when they ended."""
+    """Return the wall time of all attempts except lost ones, whose end is unknown."""
     *before, now = run.attempts()
     ended = [attempt for attempt in before if "ended" in attempt]
     return sum(attempt["ended"] - attempt["started"] for attempt in ended) + time.time() - now["started"]
@@ -138,37 +138,37 @@ def _seconds(run: RunDir) -> float:
 
 
 def _ending(error: BaseException, received: list[int], run: RunDir) -> tuple[State, int, str]:
-    """State, exit code and the line for people.
+    """Return the state, the exit code and the message for people.
 
-    A signal may surface as another error (of a data loader whose workers it stopped), so what was received counts.
+    A signal may appear as another error (for example of a data loader whose workers it stopped), so `received` decides.
     """
-    go_on = f"`mimbench run {shlex.quote(str(run.path))}` goes on from the last checkpoint"
+    go_on = f"`mimbench run {shlex.quote(str(run.path))}` resumes from the last checkpoint"
     if received or isinstance(error, KeyboardInterrupt):
         number = received[0] if received else signal.SIGINT
         log.info("stopped by %s", signal.Signals(number).name, exc_info=error, extra=IN_FILE_ONLY)
-        how = "interrupted" if number != slurm_job.warning() else "interrupted by SLURM: preempted, or out of time"
+        how = "interrupted" if number != slurm_job.warning() else "interrupted by SLURM: preemption or time limit"
         return "interrupted", 128 + number, f"{how}; {go_on}"
     why = explained(error)
     expected = isinstance(error, ValueError | OSError | MemoryError)
     log.log(logging.DEBUG if expected else logging.CRITICAL, "traceback", exc_info=error, extra=IN_FILE_ONLY)
     log.error("%s", why, extra=IN_FILE_ONLY)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        why = f"{why}; free some space, then {go_on}"
-    return "failed", 1, why if expected else f"{why} (this should not happen: the traceback is in {run.log})"
+        why = f"{why}; free disk space, then {go_on}"
+    return "failed", 1, why if expected else f"{why} (unexpected error; the traceback is in {run.log})"
 
 
 def explained(error: BaseException) -> str:
-    """An error in one line for people."""
+    """Return an error as one line for people."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     line = _last_line(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory ({line}); with a larger compute.accumulate fewer images are held at a time"
+        return f"out of memory ({line}); increase compute.accumulate to process fewer images at a time"
     return line if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {line}"
 
 
 def _last_line(error: BaseException) -> str:
-    """The message; of one that a data loading process passed on, what that process said last."""
+    """Return the message; for an error of a data loading process, the last line of its traceback."""
     text = str(error).strip()
     if "Original Traceback" not in text:
         return text.partition("\n")[0]
@@ -178,7 +178,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def _end(run: RunDir, number: int, state: State, why: str = "") -> None:
-    """Record the end; on a full disk the attempt stays as it is, and its run will be found to be lost."""
+    """Record the end of an attempt; on a full disk the record stays as it is, and the run will show as lost."""
     try:
         run.end_attempt(number, state, why)
     except OSError as error:
@@ -194,18 +194,18 @@ class Terminated(KeyboardInterrupt):
 
 @dataclass
 class Signals:
-    """What arrived. While deaf, when a start or an end is being written down, signals wait."""
+    """The received signals. While deaf (a start or an end is being recorded), signals wait."""
 
     received: list[int] = field(default_factory=list)
     deaf: bool = True
 
     def listen(self) -> None:
-        """From here on a signal raises; one that came before does so now."""
+        """From now on, raise on every signal; raise now if one has already come."""
         self.deaf = False
         self._heed()
 
     def take(self, number: int) -> None:
-        """Note a signal that came: what it raises may be swallowed on its way, or surface as another error."""
+        """Record a signal: its exception may be swallowed by other code or appear as another error."""
         self.received.append(number)
         self._heed()
 
@@ -214,7 +214,7 @@ class Signals:
             raise KeyboardInterrupt if self.received[-1] == signal.SIGINT else Terminated
 
     def wait(self, seconds: float) -> None:
-        """Until a signal has come, or the time is over."""
+        """Wait until a signal comes, at most `seconds`."""
         deadline = time.monotonic() + seconds
         while not self.received and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -228,7 +228,7 @@ def _signals() -> Iterator[Signals]:
 
     def take(number: int, frame: FrameType | None) -> None:
         if os.getpid() == mine:
-            if number != warning or os.environ.get("RANK", "0") == "0":  # the others end when the first has ended
+            if number != warning or os.environ.get("RANK", "0") == "0":  # the other ranks end after rank 0
                 signals.take(number)
         elif number == signal.SIGTERM:
             os._exit(128 + number)
@@ -242,29 +242,29 @@ def _signals() -> Iterator[Signals]:
 
 
 def _heartbeat(run: RunDir, number: int) -> AbstractContextManager[None]:
-    """Within, the attempt's file gets a new time every so often, by which other machines know that it lives."""
+    """Renew the time of the attempt's file regularly within the block, so that other machines see that it is alive."""
 
     def beat() -> None:
         try:
             run.beat(number)
         except OSError as error:
-            log.warning("no heartbeat: %s", explained(error))
+            log.warning("the heartbeat could not be written: %s", explained(error))
 
     return every(HEARTBEAT, beat, "heartbeat")
 
 
 class _LogFile(logging.FileHandler):
-    """`log.txt`. That it cannot be written (a full disk) must not hide what the run itself has to say."""
+    """`log.txt`. A failure to write it (full disk) must not hide the error of the run itself."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Nothing: the run meets the same fault where it matters."""
+        """Do nothing: the run itself fails on the same fault."""
 
 
 class _Screen(logging.Handler):
-    """Whatever stderr is at that moment, so that lines appear above a progress bar and not inside it."""
+    """Log to the current stderr, so that lines appear above a progress bar and not inside it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the message alone. Warnings of libraries are for the file."""
+        """Print only the message. Warnings of libraries go to the file only."""
         if not hasattr(record, "in_file_only") and record.name != "py.warnings":
             stream: TextIO = sys.stderr
             print(record.getMessage(), file=stream, flush=True)
@@ -272,9 +272,9 @@ class _Screen(logging.Handler):
 
 @contextmanager
 def _logging(path: Path) -> Iterator[None]:
-    """Within, what our modules log goes to the file at `path`, and what people should see to stderr as well.
+    """Send the logs of our modules to the file at `path` within the block, and the important ones also to stderr.
 
-    On a terminal that is warnings only, for the progress bar says the rest.
+    On a terminal only warnings go to stderr, because the progress bar shows the rest.
     """
     file, screen = _LogFile(path, encoding="utf-8"), _Screen(logging.WARNING if sys.stderr.isatty() else logging.INFO)
     file.setFormatter(logging.Formatter(FORMAT))

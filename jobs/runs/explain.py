@@ -1,7 +1,7 @@
-"""Why a run is a run of its own: in which keys it differs from the run nearest to it.
+"""Show which settings distinguish a run from the run nearest to it.
 
-    mimbench explain linear_vitb-3f                a run that is there
-    mimbench explain cls/linear_vitb base_lr=0.2   one that is not, or is: what asking for it would mean
+    mimbench explain linear_vitb-3f                an existing run
+    mimbench explain cls/linear_vitb base_lr=0.2   a run that these settings would start or find
 
 Nearest is the run of the same kind with the fewest science keys that differ, of the same recipe if there is a choice.
 """
@@ -24,7 +24,7 @@ _ABSENT = "none"
 
 @dataclass(frozen=True)
 class Difference:
-    """A key, what this run has there and what the other has."""
+    """A key with the values of this run and the other."""
 
     key: str
     here: Any
@@ -33,7 +33,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A run beside the one nearest to it."""
+    """A run and its differences from the nearest run."""
 
     run: RunDir
     exists: bool
@@ -42,7 +42,7 @@ class Explanation:
     differences: tuple[Difference, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the explanation as JSON."""
         return {
             "run": str(self.run.path),
             "exists": self.exists,
@@ -53,15 +53,17 @@ class Explanation:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """Return the explanation as text."""
         name = directory_name(self.run)
-        begin = f"{name} ({self.recipe}{'' if self.exists else '; not there yet'})"
+        begin = f"{name} ({self.recipe}{'' if self.exists else '; not run yet'})"
         if self.nearest is None:
-            return f"{begin}: there is no other run of its kind under this root"
+            return f"{begin}: no other run of this kind under this root"
         lines = [f"{begin} differs from {directory_name(self.nearest)} in"]
-        lines += [f"    {one.key} = {_shown(one.here)}, there {_shown(one.there)}" for one in self.differences]
+        lines += [
+            f"    {one.key} = {_shown(one.here)}, the other run has {_shown(one.there)}" for one in self.differences
+        ]
         if not self.differences:
-            lines = [f"{begin} has the same settings as {directory_name(self.nearest)}, which an older version made"]
+            lines = [f"{begin} has the same settings as {directory_name(self.nearest)}, a run of an older version"]
         return "\n".join(lines)
 
 
@@ -70,7 +72,7 @@ def _shown(value: Any) -> str:
 
 
 def explain_run(run: RunDir, root: Path) -> Explanation:
-    """A run that is there.
+    """Explain an existing run.
 
     Raises:
         ValueError: if its files are damaged.
@@ -79,7 +81,7 @@ def explain_run(run: RunDir, root: Path) -> Explanation:
 
 
 def explain_place(place: Place, root: Path) -> Explanation:
-    """What a recipe with overrides stands for, whether it is there or not."""
+    """Explain the run of a recipe with overrides, whether it exists or not."""
     return _explain(place.run, place.about, to_text(place.config), root)
 
 
@@ -98,7 +100,7 @@ def _explain(run: RunDir, about: Mapping[str, Any], text: str, root: Path) -> Ex
 def _others(
     run: RunDir, about: Mapping[str, Any], root: Path
 ) -> Iterator[tuple[RunDir, Mapping[str, Any], dict[str, Any]]]:
-    """Other runs of the same stage and kind of config; damaged ones are passed over."""
+    """Other runs of the same stage and kind of config; damaged ones are skipped."""
     for file in sorted(root.glob(f"{about['stage']}/*/run.json")):
         other = RunDir(file.parent)
         try:
@@ -111,7 +113,7 @@ def _others(
 
 
 def _settings(about: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """What the identity is made of; the checkpoint goes by who made it, or by its content."""
+    """Return the settings of the identity; the checkpoint counts by the run that made it, or by its content."""
     settings = science_of(text, about)
     checkpoint = about.get("checkpoint")
     settings["checkpoint"] = _ABSENT

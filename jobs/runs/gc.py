@@ -1,11 +1,11 @@
-"""What can go without losing a number: `mimbench gc`.
+"""Remove files that no result needs: `mimbench gc`.
 
     checkpoints   of runs that are done: their results, logs and encoders stay
-    features      <root>/.features, made again when a probe wants them; kept while any run is running
-    snapshots     <root>/.mimbench/code, where no queued, running or unfinished run was submitted with it
-    leftovers     temporary files of writers that were killed, a day old
+    features      <root>/.features, recomputed when a probe needs them; kept while any run is running
+    snapshots     <root>/.mimbench/code, unless a queued, running or unfinished run was submitted with it
+    leftovers     temporary files of killed writers, at least a day old
 
-Says first how many bytes each frees, and removes after a yes.
+Prints first how many bytes each frees; removes only after a confirmation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Waste:
-    """A directory or file that can go."""
+    """A directory or file that can be removed."""
 
     kind: str
     path: Path
@@ -33,7 +33,7 @@ class Waste:
 
 
 def waste(root: Path) -> list[Waste]:
-    """Everything under `root` that can go."""
+    """Return everything under `root` that can be removed."""
     runs, states = [RunDir(file.parent) for file in sorted(root.glob("*/*/run.json"))], States(root)
     known = {run: states.look(run)[0] for run in runs}
     found = [_waste("checkpoints", run.checkpoints) for run, state in known.items() if state == "done"]
@@ -50,7 +50,7 @@ def waste(root: Path) -> list[Waste]:
 
 
 def _snapshot(run: RunDir) -> Iterator[str]:
-    """The code that the run was submitted with."""
+    """Yield the snapshot of the code that the run was submitted with."""
     if (run.path / "submission.json").exists():
         from mimbench.jobs.slurm import submission
 
@@ -70,19 +70,19 @@ def _waste(kind: str, path: Path) -> Waste:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files under a directory; links are not followed."""
+    """Return the bytes of a file, or of all files under a directory; links are not followed."""
     if not path.is_dir():
         return path.lstat().st_size if path.exists() else 0
     return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
 
 
 def remove(found: Sequence[Waste]) -> int:
-    """Remove it; the bytes that went.
+    """Remove the files and return the bytes freed.
 
-    A run that was started since is left alone: its checkpoints are in use again.
+    Checkpoints of a run that was started in the meantime are kept: they are in use again.
 
     Raises:
-        OSError: naming what cannot be removed; what was removed before is gone.
+        OSError: naming the file that cannot be removed; files before it are already removed.
     """
     freed = 0
     for one in found:
@@ -97,18 +97,20 @@ def remove(found: Sequence[Waste]) -> int:
 
 
 def render(found: Sequence[Waste], root: Path) -> str:
-    """A line for each, largest first, and the sum of each kind."""
+    """Return a line for each, largest first, and the sum of each kind."""
     lines = [
         f"{in_words(one.bytes):>10}  {one.kind:<11}  {one.path.relative_to(root)}"
         for one in sorted(found, key=lambda one: -one.bytes)
     ]
     kinds = dict.fromkeys(one.kind for one in found)
     sums = ", ".join(f"{in_words(sum(o.bytes for o in found if o.kind == kind))} of {kind}" for kind in kinds)
-    return "\n".join([*lines, f"in all {in_words(sum(one.bytes for one in found))}: {sums}" if found else "nothing"])
+    return "\n".join(
+        [*lines, f"total {in_words(sum(one.bytes for one in found))}: {sums}" if found else "nothing to remove"]
+    )
 
 
 def in_words(count: int) -> str:
-    """Bytes in the unit that suits."""
+    """Return bytes in a readable unit."""
     value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value /= 1024

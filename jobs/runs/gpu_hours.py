@@ -1,9 +1,9 @@
-"""What runs have cost in hours of GPU, and what is still to come: `mimbench cost`.
+"""GPU hours that runs have used and will still need: `mimbench cost`.
 
-Used is the time of all starts, by each GPU that the run was given (by its cluster; one where it ran on this machine),
-until it ended or was last heard of. To come is what the speed so far says of a run that is going on; the mean of
-finished runs of the same recipe for one that has not begun; else what its recipe states or its task estimates
-(jobs/runs/cost.py), in hours of an A100. On a machine without a GPU, read hours of the machine.
+Used: the time of all starts, until the end or the last sign of life, times the GPUs of the run (those of its cluster;
+one on this machine). To come: for a running run, from its speed so far; for a run that has not begun, the mean of
+finished runs of the same recipe, else the cost stated by its recipe or estimated by its task (jobs/runs/cost.py), in
+hours of an A100. On a machine without a GPU, these are hours of the machine.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Spent:
     state: str
     gpus: int
     used: float
-    left: float | None  # None: nothing to go by
-    source: str = ""  # of what is left
+    left: float | None  # None if unknown
+    source: str = ""  # where `left` comes from
 
 
 def spent(root: Path, study: str | None = None) -> list[Spent]:
-    """Every run under `root`, or of a study.
+    """Return the GPU hours of every run under `root`, or of one study.
 
     Raises:
-        ValueError: for a study that nobody submitted here.
+        ValueError: if the study was never submitted here.
     """
     found = rows(root, study)
     used = {row.name: used_hours(row.run) for row in found}
@@ -45,7 +45,7 @@ def spent(root: Path, study: str | None = None) -> list[Spent]:
 
 
 def used_hours(run: RunDir) -> tuple[float, int]:
-    """GPU hours of all starts of a run so far, and how many GPUs it has."""
+    """Return the GPU hours of all starts of a run so far, and its number of GPUs."""
     gpus, seconds = _gpus(run), 0.0
     for file in _starts(run):
         try:
@@ -57,7 +57,7 @@ def used_hours(run: RunDir) -> tuple[float, int]:
 
 
 def _starts(run: RunDir) -> Iterator[Path]:
-    """The files of all starts, those of what was laid aside among them."""
+    """Yield the files of all starts, including those moved to old-N/."""
     folder = run.path / "attempts"
     if folder.is_dir():
         yield from folder.glob("*.json")
@@ -78,7 +78,7 @@ def _gpus(run: RunDir) -> int:
 
 
 def _means(found: Sequence[Row], used: dict[str, tuple[float, int]]) -> dict[str, float]:
-    """Recipe -> mean hours of its finished runs."""
+    """Return, by recipe, the mean hours of its finished runs."""
     hours: dict[str, list[float]] = {}
     for row in found:
         if row.state == "done":
@@ -119,7 +119,7 @@ def _estimate(run: RunDir) -> float | None:
     try:
         config = config_of(run)
         if config.data == "handwritten":
-            return None  # of its few images no estimate holds
+            return None  # estimates do not hold for its few images
         cost = cost_of(config, None if _changed(run, config) else find(run.read_about()["recipe"]).function)
     except ValueError:
         return None
@@ -127,7 +127,7 @@ def _estimate(run: RunDir) -> float | None:
 
 
 def _changed(run: RunDir, config: Any) -> bool:
-    """Whether the length of the run is another than its recipe's, which states the hours of its own."""
+    """Return whether the run's length differs from its recipe's, whose stated hours then do not apply."""
     from mimbench.jobs.runs.recipes import find
 
     recipe = find(run.read_about()["recipe"]).build()
@@ -135,7 +135,7 @@ def _changed(run: RunDir, config: Any) -> bool:
 
 
 def total(found: Sequence[Spent]) -> dict[str, Any]:
-    """The sum, and how many runs it leaves out for want of anything to go by."""
+    """Return the sum and the number of runs of unknown cost, which it leaves out."""
     known = [one.left for one in found if one.left is not None]
     return {
         "used": sum(one.used for one in found),
@@ -146,13 +146,13 @@ def total(found: Sequence[Spent]) -> dict[str, Any]:
 
 
 def render(found: Sequence[Spent]) -> str:
-    """As text, the most expensive first."""
+    """Return the list as text, the most expensive run first."""
     width = max((len(one.name) for one in found), default=0)
     lines = [f"{'GPU hours':<{width}}  {'state':<11} {'used':>10} {'to come':>10}"]
     for one in sorted(found, key=lambda one: -(one.used + (one.left or 0.0))):
         left = "?" if one.left is None else f"{one.left:,.2f}"
         lines.append(f"{one.name:<{width}}  {one.state:<11} {one.used:>10,.2f} {left:>10}  {one.source}".rstrip())
     whole = total(found)
-    rest = f"; of {whole['unknown']} runs nothing is known" if whole["unknown"] else ""
+    rest = f"; {whole['unknown']} runs of unknown cost are not included" if whole["unknown"] else ""
     lines.append(f"{len(found)} runs: {whole['used']:,.2f} GPU hours used, {whole['left']:,.2f} to come{rest}")
     return "\n".join(lines)

@@ -1,9 +1,9 @@
-"""Content hashes of checkpoint files, remembered under the runs root as long as a file's size and time stay.
+"""Content hashes of checkpoint files, cached under the runs root until a file's size or time changes.
 
     <root>/.mimbench/hashes.json      {"<path>|<role>|<partial>": [size, time in ns, hash]}
 
-A large checkpoint takes seconds to hash and a foreign one needs torch to open; `mimbench plan` does neither twice. The
-file is a cache: what is lost of it is measured again.
+A large checkpoint takes seconds to hash, and a foreign one needs torch to open; `mimbench plan` does each once. The
+file is only a cache: a lost entry is computed again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from mimbench.engine.run.atomic import write_json
 
 
 def file_hash(file: Path, root: Path, *, allow_partial: bool = False, role: Role = "encoder") -> str:
-    """`content_hash` of `file`, from the cache of `root` where the file is what it was.
+    """Return `content_hash` of `file`, from the cache of `root` if the file has not changed.
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: if it holds no encoder that can be used so.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it holds no encoder that can be used in this role.
     """
     stamp = _stamp(file)
     key, cache = f"{file}|{role}|{allow_partial}", root / ".mimbench" / "hashes.json"
@@ -33,14 +33,14 @@ def file_hash(file: Path, root: Path, *, allow_partial: bool = False, role: Role
     if known and known[:2] == stamp:
         return str(known[2])
     found = content_hash(file, allow_partial=allow_partial, role=role)
-    if root.is_dir():  # hashing a file makes no runs root
+    if root.is_dir():  # hashing a file does not create a runs root
         with suppress(OSError):  # a full disk loses the cache, not the answer
             write_json(cache, {**_known(cache), key: [*stamp, found]})
     return found
 
 
 def _stamp(file: Path) -> list[int] | None:
-    """Size and time of the file itself; None of what is no plain path."""
+    """Return size and time of the file; None if `file` is not a plain path."""
     path = Path(str(file).partition("?")[0])
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Something done every few seconds while something else goes on."""
+"""Do something every few seconds in the background."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def every(seconds: float, work: Callable[[], None], name: str) -> Iterator[None]:
-    """Within, a thread called `name` does `work` each time so many seconds have gone by; it must not raise."""
+    """Call `work`, which must not raise, every `seconds` in a thread called `name` within the block."""
     over = threading.Event()
 
     def beat() -> None:

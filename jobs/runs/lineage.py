@@ -1,9 +1,9 @@
-"""Who made the encoder that a run starts from: another run, known by its identity before it is done, or a file.
+"""The origin of the encoder a run starts from: another run, known by its identity before it is done, or a file.
 
     pretrain/crossmae-1a2b3c4d5e  ->  "1a2b3c4d5e", or "1a2b3c4d5e@100" of its encoder after 100 epochs
 
 A run that starts from another's encoder is named by that run's identity, so that a plan can name every directory.
-Which weights it really got is recorded when it starts; if the encoder has been made again since, its result is stale.
+The weights it actually used are recorded when it starts; if the encoder was made again since, its result is stale.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from mimbench.jobs.runs.tasks import role_of
 class Source(NamedTuple):
     """The encoder that a run starts from."""
 
-    path: Path  # absolute; a copy in a file with several is `?copy=NAME` at its end
-    hash: str | None  # of the content; None where it is another run's to make
-    run: str | None  # identity of the run that makes it, `@EPOCH` behind it of an intermediate encoder
+    path: Path  # absolute; `?copy=NAME` at the end selects one of several copies in a file
+    hash: str | None  # of the content; None if another run makes the encoder
+    run: str | None  # identity of the run that makes it, with `@EPOCH` for an intermediate encoder
 
     @property
     def key(self) -> str:
-        """What stands for it in the identity of the run."""
+        """Return the text that represents it in the identity of the run."""
         return f"run:{self.run}" if self.run else str(self.hash)
 
     def about(self) -> dict[str, Any]:
-        """As `run.json` has it."""
+        """Return it in the form of `run.json`."""
         return {"path": str(self.path), "hash": self.hash, "run": self.run}
 
 
 def made_by(run: RunDir, identity: str, epoch: int | None = None) -> Source:
-    """The encoder that `run`, of that identity, makes: the last one, or the one after `epoch` epochs."""
+    """Return the encoder made by `run`, which has this identity: the last one, or the one after `epoch` epochs."""
     file = run.encoder if epoch is None else run.encoder_at(epoch)
     return Source(file.absolute(), None, identity if epoch is None else f"{identity}@{epoch}")
 
 
 def source_of(file: Path, root: Path, stage: str, allow_partial: bool, role: Role | None = None) -> Source:
-    """What the existing `file` is to a run of `stage` under `root`: an encoder made there, or a file of its own.
+    """Return the existing `file` as the source of a run of `stage`: an encoder of a run under `root`, or a plain file.
 
     Raises:
-        ValueError: if the file is no checkpoint, or one that the run would refuse.
+        ValueError: if the file is not a checkpoint, or the run does not accept it.
     """
     maker = maker_of(file, root)
     if maker is not None:
@@ -59,7 +59,7 @@ def source_of(file: Path, root: Path, stage: str, allow_partial: bool, role: Rol
 
 
 def maker_of(file: Path, root: Path) -> tuple[RunDir, int | None] | None:
-    """The run under `root` whose encoder `file` is, and after which epoch; None of any other file."""
+    """Return the run under `root` that made the encoder `file`, and the epoch; None for any other file."""
     try:
         parts = file.relative_to(root.absolute()).parts
     except ValueError:
@@ -74,11 +74,11 @@ def maker_of(file: Path, root: Path) -> tuple[RunDir, int | None] | None:
 
 
 def take(run: RunDir, number: int) -> str | None:
-    """The content hash of the checkpoint that `run` starts from, recorded with its start `number`; None from scratch.
+    """Return the content hash of the checkpoint of `run` and record it with start `number`; None from scratch.
 
     Raises:
-        FileNotFoundError: if it is not there, saying who was to make it.
-        ValueError: if it is no checkpoint, or a user's own code that has changed since the run was created.
+        FileNotFoundError: if it does not exist, naming the run that makes it.
+        ValueError: if it is not a checkpoint, or is user code that has changed since the run was created.
     """
     about = run.read_about()
     checkpoint = about.get("checkpoint")
@@ -89,19 +89,19 @@ def take(run: RunDir, number: int) -> str | None:
         content = content_of(run, about)
     elif user_code(checkpoint["path"]) is not None and content != content_hash(checkpoint["path"]):
         raise ValueError(
-            f"{checkpoint['path']} has changed since {run.path} was created, whose identity holds the file as it was: "
-            f"ask for {about['recipe']} with this checkpoint again, which is another run"
+            f"{checkpoint['path']} has changed since {run.path} was created for its former content; "
+            f"run {about['recipe']} with this checkpoint again to create a new run"
         )
     run.amend_attempt(number, {"checkpoint": content})
     return content
 
 
 def content_of(run: RunDir, about: dict[str, Any]) -> str:
-    """The content hash that the encoder `run` starts from has now.
+    """Return the current content hash of the encoder that `run` starts from.
 
     Raises:
-        FileNotFoundError: if it is not there, saying who was to make it.
-        ValueError: if it is no encoder.
+        FileNotFoundError: if it does not exist, naming the run that makes it.
+        ValueError: if it is not an encoder.
     """
     file, root = Path(about["checkpoint"]["path"]), run.path.absolute().parents[1]
     if not file.is_file():
@@ -118,15 +118,15 @@ def _missing(file: Path, maker: tuple[RunDir, int | None]) -> str:
     state = run.state()
     if epoch is not None and state == "done":
         return (
-            f"{run.path} kept no encoder of epoch {epoch}: pretrained with keep_encoder_every={epoch}, it keeps one "
-            f"(at an epoch it has reached)"
+            f"{run.path} has no encoder of epoch {epoch}; pretrain with keep_encoder_every={epoch} to keep one "
+            f"when the run reaches that epoch"
         )
-    return f"{run.path} has not made {file.name} (it is {state}); {to_make_it(run, state)}"
+    return f"{run.path} (state: {state}) has not written {file.name}; {to_make_it(run, state)}"
 
 
 def to_make_it(run: RunDir, state: str) -> str:
-    """What to do for the encoder that a pretraining in this state lacks."""
+    """Return the advice that makes a pretraining in this state write its encoder."""
     place = shlex.quote(str(run.path))
     if state == "done":
-        return f"the file was removed since: `mimbench retry --anew {place}` makes it again"
-    return f"`mimbench run {place}` goes on with it"
+        return f"the file was removed; `mimbench retry --anew {place}` makes it again"
+    return f"`mimbench run {place}` resumes that run"

@@ -3,10 +3,10 @@
     with lock(root / ".mimbench" / "submit", wait=60):
         ...
 
-The lock is a file that says who holds it: host, process, when that began. It is taken with a hard link, which of
-several hosts one makes; that an NFS server did so counts, not what it answered. While it is held its time is renewed.
-A lock whose holder is gone is broken: at once where the process was of this host, after a minute of silence else, by
-the file server's clock.
+The lock is a file that names its holder: host, process and start. It is taken with a hard link, which only one of
+several hosts can create; on NFS the link itself is checked, not the server's reply. While the lock is held, its time is
+renewed. A lock without a living holder is broken: at once if its process was on this host, else after a minute without
+renewal by the file server's clock.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from typing import Any
 from mimbench.engine.run.rundir import process_started
 from mimbench.jobs.runs.heartbeat import every
 
-BEAT = 10.0  # seconds between two signs of life of a holder
-SILENCE = 60.0  # seconds without one after which a holder on another host is taken for gone
+BEAT = 10.0  # seconds between renewals by the holder
+SILENCE = 60.0  # seconds without renewal after which a holder on another host counts as dead
 POLL = 0.1  # seconds between two tries
 
 
 @contextmanager
 def lock(path: Path, wait: float = 60.0) -> Iterator[None]:
-    """Within, no other process holds the lock at `path`.
+    """Hold the lock at `path` within the block; no other process can hold it.
 
     Raises:
-        ValueError: naming who holds it, after `wait` seconds of waiting for it.
+        ValueError: if another process, which it names, still holds it after `wait` seconds.
         OSError: if the lock's file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def lock(path: Path, wait: float = 60.0) -> Iterator[None]:
             with every(BEAT, partial(_renew, mine), "lock"):
                 yield
         finally:
-            if _holder(path).get("token") == mine.name:  # else it was taken for gone, and another has it
+            if _holder(path).get("token") == mine.name:  # else the lock was broken and another process has it
                 path.unlink(missing_ok=True)
     finally:
         mine.unlink(missing_ok=True)
@@ -62,20 +62,20 @@ def _wait_for(path: Path, mine: Path, wait: float) -> None:
             _break(path, holder, mine)
         elif time.monotonic() > deadline:
             who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
-            raise ValueError(f"{path} is held by {who}: wait for it, or end it")
+            raise ValueError(f"{path} is locked by {who}; wait for that process or end it")
         else:
             time.sleep(POLL)
 
 
 def _linked(path: Path, mine: Path) -> bool:
-    """Whether `path` is now a link to `mine`. A link that was made may be reported as failed when a reply is lost."""
+    """Return whether `path` is now a link to `mine`. If a reply is lost, a created link may be reported as failed."""
     with suppress(FileExistsError):
         os.link(mine, path)
     return mine.stat().st_nlink == 2
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What the lock says of who holds it; nothing when it is free."""
+    """Return the holder that the lock names; empty if it is free."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def _is_gone(path: Path, holder: dict[str, Any], mine: Path) -> bool:
     if holder["host"] == socket.gethostname():
         started = process_started(holder["pid"])
         return started is None or abs(started - holder["process_started"]) > 0.05
-    os.utime(mine)  # by the server's clock, as the holder's signs of life are
+    os.utime(mine)  # by the server's clock, like the holder's renewals
     try:
         return mine.stat().st_mtime - path.stat().st_mtime > SILENCE
     except FileNotFoundError:
@@ -95,13 +95,13 @@ def _is_gone(path: Path, holder: dict[str, Any], mine: Path) -> bool:
 
 
 def _break(path: Path, holder: dict[str, Any], mine: Path) -> None:
-    """Take the lock of a holder that is gone away; of several that try, one does, and only that holder's."""
+    """Remove the lock of a dead holder; of several processes that try, only one does."""
     guard = path.with_name(f"{holder['token']}.broken")
     try:
         os.close(os.open(guard, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         with suppress(FileNotFoundError):
-            if mine.stat().st_mtime - guard.stat().st_mtime > SILENCE:  # who tried is gone as well
+            if mine.stat().st_mtime - guard.stat().st_mtime > SILENCE:  # the process that tried is dead as well
                 guard.unlink()
         time.sleep(POLL)
         return

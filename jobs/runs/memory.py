@@ -1,6 +1,6 @@
-"""What a recipe needs on each GPU, where its task can tell (`Task.memory`): `mimbench memory RECIPE [KEY=VALUE]...`.
+"""GPU memory of a recipe, if its task can estimate it (`Task.memory`): `mimbench memory RECIPE [KEY=VALUE]...`.
 
-Before runs are handed to a cluster whose profile says how large its GPUs are (`gpu_memory_gb`), they are checked too.
+Runs are also checked before they are submitted to a cluster whose profile has the size of its GPUs (`gpu_memory_gb`).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_json: bool) -> int:
-    """Print the estimate; 1 if it is more than `free` GiB.
+    """Print the estimate; return 1 if it exceeds `free` GiB.
 
     Raises:
-        ValueError: for a recipe of a task that has no estimate, and for a batch that cannot be divided among `gpus`.
+        ValueError: if the recipe's task has no estimate, or the batch cannot be divided among `gpus`.
     """
     recipe, config = resolve(name, overrides)
     memory = task_of(recipe.stage).memory
     if memory is None:
         estimated = " and ".join(f"{task.title} ({task.name}/...)" for task in tasks().values() if task.memory)
-        raise ValueError(f"{name}: memory is estimated for recipes of {estimated}; `mimbench recipes` lists them")
+        raise ValueError(f"{name} has no memory estimate; choose a recipe of {estimated} (`mimbench recipes`)")
     if free is not None and not 0 < free < math.inf:
-        raise ValueError(f"--free {free:g} must be what a GPU has, a positive number of GiB")
+        raise ValueError(f"--free {free:g} must be positive: the GiB of memory of one GPU")
     from mimbench.jobs.cli.commands import print_json
 
     needed = memory.estimate(config, gpus)
@@ -47,10 +47,10 @@ def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_
 
 
 def must_fit(runs: Iterable[Run], cluster: Cluster) -> None:
-    """Each of `runs` whose memory can be estimated fits a GPU of `cluster`, if the size of that is known.
+    """Check that the runs fit the GPUs of `cluster`, if their memory and the size of the GPUs are known.
 
     Raises:
-        ValueError: for the first that does not: the estimate, and what would fit.
+        ValueError: for the first that does not fit, with the estimate and settings that fit.
     """
     if cluster.gpu_memory_gb is None:
         return
@@ -59,7 +59,7 @@ def must_fit(runs: Iterable[Run], cluster: Cluster) -> None:
         if task.memory is None:
             continue
         config = resolve(run.recipe, run.overrides, Path("encoder") if run.checkpoint else None)[1]
-        if not task.trains(config):  # what is given is evaluated as it is
+        if not task.trains(config):  # evaluation only: nothing is trained
             continue
         what = task.memory.advice(config, int(cluster.gpu_memory_gb * 2**30), run.gpus * run.nodes)
         if what is not None:
@@ -67,8 +67,8 @@ def must_fit(runs: Iterable[Run], cluster: Cluster) -> None:
 
 
 def _print(name: str, needed: Any) -> None:
-    again = ", activations of the encoder computed twice" if needed.recompute else ""
+    again = ", encoder activations recomputed" if needed.recompute else ""
     print(f"{name}: {needed.images} images at a time{again}")
     for part in ("parameters", "gradients", "optimizer", "activations"):
         print(f"{getattr(needed, part) / 2**30:>8.2f} GiB {part}")
-    print(f"{needed.total / 2**30:>8.2f} GiB in all, with the CUDA context and 10 % to spare")
+    print(f"{needed.total / 2**30:>8.2f} GiB in total, including the CUDA context and a margin of 10 %")

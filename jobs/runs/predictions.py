@@ -1,9 +1,9 @@
-"""Two runs compared image by image: which predictions changed, and whether one run is really better.
+"""Compare two runs image by image: which predictions changed, and whether the difference is significant.
 
     mimbench compare-predictions RUN RUN        runs with save_predictions=true, on the same images
 
-McNemar's test asks how likely it is that so many more images changed one way than the other if both runs were equally
-good; it is exact (binomial). It speaks of these images only: another seed changes as many again.
+McNemar's exact (binomial) test gives the probability of at least this imbalance between the two directions of change if
+both runs were equally good. It covers these images only, not the variation between seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LISTED = 10  # images of each change that are printed
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run predicted for each image."""
+    """The saved predictions of a run, for each image."""
 
     run: str
     names: list[str]
@@ -41,7 +41,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Changed:
-    """An image for which two runs have different first guesses."""
+    """An image with different top-1 predictions in the two runs."""
 
     image: str
     change: Change
@@ -61,15 +61,15 @@ class Comparison:
     p_value: float  # McNemar's, exact and two-sided
 
     def count(self, change: Change) -> int:
-        """Images that changed so."""
+        """Return the number of images with this change."""
         return sum(one.change == change for one in self.changed)
 
 
 def read(target: Path) -> Saved:
-    """The predictions of a run, given by its directory or their file.
+    """Return the predictions of a run, from its directory or the predictions file.
 
     Raises:
-        FileNotFoundError: if there are none, saying how to get them.
+        FileNotFoundError: if there are none, with the command that makes them.
         ValueError: if the file is not one of ours.
     """
     from safetensors import SafetensorError, safe_open
@@ -77,20 +77,22 @@ def read(target: Path) -> Saved:
     path = RunDir(target).predictions if target.is_dir() else target
     if not path.is_file():
         raise FileNotFoundError(
-            f"{target} has no predictions: `mimbench run cls/classify checkpoint=RUN save_predictions=true data=...` "
-            f"makes those of a fine-tuning's classifier"
+            f"{target} has no predictions; `mimbench run cls/classify checkpoint=RUN save_predictions=true data=...` "
+            f"saves those of a fine-tuned classifier"
         )
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})[PREDICTIONS])
             label, top5 = file.get_tensor("label"), file.get_tensor("top5")
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} holds no predictions of mimbench ({error})") from None
+        raise ValueError(
+            f"{path} is not a predictions file of mimbench ({error}); name a run with save_predictions=true"
+        ) from None
     return Saved(str(target), about["names"], about["classes"], label, top5[:, 0].astype(label.dtype))
 
 
 def compare(before: Saved, after: Saved) -> Comparison:
-    """Which predictions changed.
+    """Return which predictions changed.
 
     Raises:
         ValueError: if the two are not of the same images, labels and classes.
@@ -116,18 +118,23 @@ def _changed(before: Saved, after: Saved) -> Iterator[Changed]:
 def _require_same(before: Saved, after: Saved) -> None:
     pair = f"{before.run} and {after.run}"
     if before.classes != after.classes:
-        raise ValueError(f"{pair} tell {len(before.classes)} and {len(after.classes)} classes apart, and not the same")
+        raise ValueError(
+            f"{pair} have different classes ({len(before.classes)} and {len(after.classes)}); "
+            f"compare runs on the same data set"
+        )
     if before.names != after.names:
         odd = sorted(set(before.names) ^ set(after.names))
-        what = f"{odd[0]} is in one only" if odd else "in another order"
-        raise ValueError(f"{pair} are not of the same images: {len(before.names)} and {len(after.names)}, {what}")
+        what = f"{odd[0]} is in only one of them" if odd else "the order differs"
+        raise ValueError(f"{pair} have different images ({len(before.names)} and {len(after.names)}): {what}")
     if (before.label != after.label).any():
         place = int((before.label != after.label).nonzero()[0][0])
-        raise ValueError(f"{pair} have different labels, first for {before.names[place]}: was the data changed?")
+        raise ValueError(
+            f"{pair} have different labels, first for {before.names[place]}; check whether the data changed"
+        )
 
 
 def to_json(found: Comparison) -> dict[str, Any]:
-    """All of it, for programs."""
+    """Return the whole comparison as JSON."""
     return {
         "runs": list(found.runs),
         "images": found.images,
@@ -139,7 +146,7 @@ def to_json(found: Comparison) -> dict[str, Any]:
 
 
 def to_text(found: Comparison) -> str:
-    """The counts, the test, and the first images of each change."""
+    """Return the counts, the test and the first images of each change as text."""
     was, now = (100 * count / found.images for count in found.right)
     lines = [
         f"{found.images:,} images; top-1 {was:.2f} -> {now:.2f}",
@@ -152,7 +159,7 @@ def to_text(found: Comparison) -> str:
 
 
 def _verdict(found: Comparison) -> str:
-    return "" if found.p_value < 0.05 else ", no difference that chance would not make"
+    return "" if found.p_value < 0.05 else ", not significant at 0.05"
 
 
 def _listing(changed: Sequence[Changed], change: Change) -> list[str]:
@@ -164,6 +171,6 @@ def _listing(changed: Sequence[Changed], change: Change) -> list[str]:
 
 
 def show(before: str, after: str, as_json: bool) -> None:
-    """`mimbench compare-predictions`."""
+    """Print the comparison of two runs: `mimbench compare-predictions`."""
     found = compare(*(read(path_of(name, runs_root())) for name in (before, after)))
     print(json.dumps(to_json(found), indent=2) if as_json else to_text(found))

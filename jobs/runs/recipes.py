@@ -1,10 +1,10 @@
-"""Recipes by name: every public function of the modules that a task names is one (`Task.recipes`).
+"""Recipes by name: the public functions of the modules that each task lists (`Task.recipes`).
 
-They are called `task/function`.
+Their names are `task/function`.
 
     find("cls/linear_vitb").build()      # the complete config
 
-The first line of a recipe's docstring and what it states of its cost are what `mimbench recipes` shows.
+`mimbench recipes` shows the first line of a recipe's docstring and its stated cost.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """`stage/function`, as the command line takes it."""
+        """Return the name on the command line, `stage/function`."""
         return f"{self.stage}/{self.function.__name__}"
 
     @property
     def about(self) -> str:
-        """One line."""
+        """Return the description in one line."""
         return self.description.partition("\n")[0]
 
     @property
     def description(self) -> str:
-        """All that the docstring says, with the cost at the end of its first line."""
+        """Return the whole docstring, with the cost at the end of its first line."""
         first, newline, rest = (inspect.getdoc(self.function) or "").partition("\n")
         cost = stated(self.function)
         return (f"{first} {cost.text}" if cost else first) + newline + rest
 
     def build(self) -> Any:
-        """The config."""
+        """Return the config."""
         return self.function()
 
 
 def recipes() -> Iterator[Recipe]:
-    """Yield every recipe, task by task, in the order of the modules that each names."""
+    """Yield every recipe, task by task, in the order of its modules."""
     for task in tasks().values():
         for module in task.recipes():
             yield from _recipes_in(task.name, module)
@@ -64,10 +64,10 @@ def _recipes_in(stage: str, module: ModuleType) -> Iterator[Recipe]:
 
 
 def find(name: str) -> Recipe:
-    """The recipe called `name`.
+    """Return the recipe called `name`.
 
     Raises:
-        ValueError: if there is none; the nearest names are offered.
+        ValueError: if it does not exist; the message offers the nearest names.
     """
     by_name = _by_name(tuple(tasks()))
     if name in by_name:
@@ -84,7 +84,7 @@ def _by_name(installed: tuple[str, ...]) -> dict[str, Recipe]:
 
 
 def config_type(stage: str, name: str) -> type[Any]:
-    """The config class `name` of a stage, as `run.json` records it.
+    """Return the config class `name` of a stage, as recorded in `run.json`.
 
     Raises:
         ValueError: if the stage has no such class.
@@ -94,6 +94,6 @@ def config_type(stage: str, name: str) -> type[Any]:
     if found is not None:
         return found
     raise ValueError(
-        f"no config {name!r} of stage {stage!r} is known: the run is of another version of mimbench, or of a task that "
-        "is not installed"
+        f"unknown config {name!r} of stage {stage!r}: another version of mimbench made the run, or its task is not "
+        "installed; install that version or task"
     )

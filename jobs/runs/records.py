@@ -1,9 +1,9 @@
-"""What the directories of a runs root say, read once, for the table and the report.
+"""Records of all runs under a root, read once for the table and the report.
 
     <root>/<stage>/<recipe>-<identity>/run.json ...
 
-A directory whose files are damaged is a record too, with the reason in `problem`: one bad run must not hide the others.
-Reads only; starts without torch.
+A directory with damaged files is a record too, with the reason in `problem`: one bad run must not hide the others.
+Reads only; does not import torch.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mimbench.jobs.runs.recipes import config_type
 
 log = logging.getLogger(__name__)
 
-GROUPS = "groups"  # in run.json: {"speed": [keys], "plumbing": [keys]}, the fields that leave a result as it is
-_COMMENTS = ("  # speed", "  # plumbing")  # what config.txt says of them; read only where an older run.json does not
+GROUPS = "groups"  # in run.json: {"speed": [keys], "plumbing": [keys]}, the fields that do not change the result
+_COMMENTS = ("  # speed", "  # plumbing")  # their marks in config.txt; read only if an older run.json has no groups
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run as its files tell it."""
+    """One run, as read from its files."""
 
     run: RunDir
     about: dict[str, Any]
@@ -39,41 +39,41 @@ class Record:
     result: dict[str, Any] | None
     attempts: list[dict[str, Any]]
     state: str  # engine.run.rundir.State, or "damaged"
-    problem: str = ""  # of a damaged one
+    problem: str = ""  # of a damaged run
 
     @property
     def stage(self) -> str:
-        """The name of its task."""
+        """Return the name of the run's task."""
         return str(self.about.get("stage", ""))
 
     @property
     def recipe(self) -> str:
-        """The recipe's name without its stage."""
+        """Return the recipe's name without the stage."""
         return str(self.about.get("recipe", self.run.path.name)).rpartition("/")[2]
 
     @property
     def name(self) -> str:
-        """The directory, as `<stage>/<recipe>-<identity>`."""
+        """Return the directory as `<stage>/<recipe>-<identity>`."""
         return f"{self.run.path.parent.name}/{self.run.path.name}"
 
     @property
     def started(self) -> float:
-        """Seconds since 1970 of the first start; infinity for a run that never was started."""
+        """Return the first start in seconds since 1970; infinity for a run that was never started."""
         return min((float(attempt["started"]) for attempt in self.attempts), default=math.inf)
 
     @property
     def checkpoint(self) -> dict[str, Any] | None:
-        """Path, content hash and family of the encoder it starts from; None from scratch."""
+        """Return path, content hash and family of the encoder the run starts from; None from scratch."""
         return (self.result or self.about).get("checkpoint")
 
     @property
     def data(self) -> str:
-        """The data set as the config names it; of a path, its last part."""
+        """Return the data set as named in the config; of a path, the last part."""
         return str(self.science.get("data", "")).rstrip("/").rpartition("/")[2]
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Final metrics that are numbers; a NaN is left out and logged."""
+        """Return the final numeric metrics; a NaN is left out and logged."""
         found = (self.result or {}).get("metrics", {})
         numbers = {name: float(value) for name, value in found.items() if math.isfinite(value)}
         for name in found.keys() - numbers.keys():
@@ -82,20 +82,20 @@ class Record:
 
 
 def read(root: Path) -> list[Record]:
-    """Every run under `root`, the first started first; none when `root` does not exist."""
+    """Return every run under `root`, by time of the first start; none if `root` does not exist."""
     records = [record_of(RunDir(file.parent)) for file in sorted(root.glob("*/*/run.json"))]
     return sorted(records, key=lambda record: record.started)
 
 
 def record_of(run: RunDir) -> Record:
-    """The record of one run directory."""
+    """Return the record of one run directory."""
     about: dict[str, Any] = {}
     try:
         about = run.read_about()
         science = science_of(run.config.read_text(encoding="utf-8"), about)
         result = run.read_result()
         if result is not None and result.get("schema") != SCHEMA:
-            raise ValueError(f"its result.json has schema {result.get('schema')}, this mimbench reads {SCHEMA}")
+            raise ValueError(f"its result.json has schema {result.get('schema')}, but this mimbench reads {SCHEMA}")
         return Record(run, about, science, result, run.attempts(), run.state())
     except (ValueError, OSError) as error:
         log.warning("%s is left out: %s", run.path, error)
@@ -118,8 +118,8 @@ def science_of(text: str, about: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         text: of the file.
-        about: what `run.json` holds; without `groups` (runs made before they were written) the comments of the text say
-            which fields are science. The config class that it names says which fields had other names.
+        about: content of `run.json`; without `groups` (runs made before they were written) the comments of the text
+            mark the fields that are not science. Its config class has the former names of fields.
 
     Raises:
         ValueError: if the text is not a config.
@@ -141,7 +141,7 @@ def science_of(text: str, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kind_of(about: Mapping[str, Any]) -> type[Any] | None:
-    """The class of a run's config; None of one that another version of mimbench made."""
+    """Return the class of a run's config; None if another version of mimbench made the run."""
     try:
         return config_type(str(about["stage"]), str(about["config"]))
     except (KeyError, ValueError):
@@ -149,7 +149,7 @@ def _kind_of(about: Mapping[str, Any]) -> type[Any] | None:
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_flat`."""
+    """Return the nested form of flat settings, the inverse of `_flat`."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         *groups, last = key.split(".")

@@ -1,8 +1,8 @@
-"""The state of runs: what their files say and, of those that were submitted to a cluster, what its scheduler adds.
+"""The state of runs, from their files and, for runs submitted to a cluster, from its scheduler.
 
-    new queued running done failed interrupted lost blocked       (and `damaged`, of a directory that cannot be read)
+    new queued running done failed interrupted lost blocked       (and `damaged`: a directory that cannot be read)
 
-The scheduler is asked once for all runs, and only if one was submitted that is not done.
+The scheduler is asked once for all runs, and only if a submitted run is not done.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mimbench.engine.run.rundir import RunDir
 
 
 class States:
-    """The states of runs under one root, as they are at one time."""
+    """The states of runs under one root at one moment."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._seen: dict[str, tuple[Any, Any]] = {}  # cluster's name -> its profile, its queue
 
     def of(self, run: RunDir) -> str:
-        """The state of `run`.
+        """Return the state of `run`.
 
         Raises:
             ValueError: if its files are damaged.
@@ -39,7 +39,7 @@ class States:
         return schedulers.status_of(run, queue, profile)
 
     def look(self, run: RunDir) -> tuple[str, str]:
-        """The state of `run`, `damaged` among them, and why: of one that failed or is damaged."""
+        """Return the state of `run`, which may be `damaged`, and the reason if it failed or is damaged."""
         try:
             state = self.of(run)
             if state == "done":
@@ -49,7 +49,7 @@ class States:
             return "damaged", str(error)
 
     def _ask(self, name: str) -> tuple[Any, Any]:
-        """That cluster's profile and queue; nothing where its profile is not on this machine, or SLURM is silent."""
+        """Return that cluster's profile and queue; None for both without its profile here or an answer of SLURM."""
         if name not in self._seen:
             from mimbench.jobs.slurm import cluster, schedulers
 
@@ -62,7 +62,7 @@ class States:
 
 
 def hand_in_what_waits(root: Path) -> None:
-    """Submit what was noted while a scheduler did not answer, if it does now; nothing where nothing waits."""
+    """Submit the runs that were recorded while a scheduler did not answer, if it answers now."""
     folder = root / ".mimbench" / "jobs"
     if not any(folder.glob("*/unsent")):
         return
@@ -74,6 +74,6 @@ def hand_in_what_waits(root: Path) -> None:
 
 
 def why(run: RunDir) -> str:
-    """What the last start of a run said when it failed."""
+    """Return the failure message of a run's last start."""
     attempts = run.attempts()
     return str(attempts[-1].get("why", "")) if attempts else ""

@@ -1,6 +1,6 @@
-"""All runs under a root, a line each: `mimbench status`, `mimbench watch`, `mimbench logs`.
+"""List all runs under a root, one line each: `mimbench status`, `mimbench watch`, `mimbench logs`.
 
-Reads a few small files of each run, the configs only of those that are going on: 1,000 runs in well under a second.
+Reads a few small files of each run, and the configs of running ones only: 1,000 runs in well under a second.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 ORDER = ("running", "queued", "blocked", "failed", "damaged", "lost", "interrupted", "new", "done")
 STYLES = {"running": "cyan", "done": "green", "failed": "red", "damaged": "red", "blocked": "red", "lost": "yellow",
           "interrupted": "yellow", "queued": "blue"}  # fmt: skip
-REFRESH = 2.0  # seconds between two looks of `watch` and `logs -f`
-PATIENCE = 60.0  # seconds between two tries of `watch` to hand in what a silent scheduler did not take
+REFRESH = 2.0  # seconds between two updates of `watch` and `logs -f`
+PATIENCE = 60.0  # seconds between two attempts of `watch` to submit runs to a scheduler that did not answer
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,23 @@ class Row:
     label: str
     studies: tuple[str, ...]
     state: str
-    share: float | None  # of its steps, 0 to 1, of one that is going on
-    text: str  # metrics; what it says of itself; why it failed
+    share: float | None  # of the steps, 0 to 1, of a running run
+    text: str  # metrics, progress, or the reason of a failure
     started: float | None  # seconds since 1970, first start
     changed: float | None  # last sign of life or end
     attempts: int
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the row as JSON."""
         fields = ("name", "recipe", "label", "state", "share", "text", "started", "changed", "attempts")
         return {"run": str(self.run.path), "studies": self.studies, **{field: getattr(self, field) for field in fields}}
 
 
 def rows(root: Path, study: str | None = None, state: str | None = None) -> list[Row]:
-    """Runs under `root`: of one study if it is named, in one state if that is.
+    """Return the runs under `root`, optionally only those of one study or in one state.
 
     Raises:
-        ValueError: for a study that nobody submitted here.
+        ValueError: if the study was never submitted here.
     """
     if study is not None:
         must_be_known(root, study)
@@ -119,7 +119,7 @@ def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]]) -> tuple
 
 
 def render(found: Sequence[Row]) -> Table:
-    """The rows as a table; where the screen is narrow, run, label and text are cut."""
+    """Return the rows as a table; on a narrow screen, run, label and text are truncated."""
     from rich.table import Table
     from rich.text import Text
 
@@ -137,7 +137,7 @@ def render(found: Sequence[Row]) -> Table:
 
 
 def plain(found: Sequence[Row]) -> str:
-    """The rows as text for a pipe, tabs between: state, run, label, share, text."""
+    """Return the rows as tab-separated text for a pipe: state, run, label, share, text."""
     lines = (
         "\t".join((r.state, r.name, r.label, f"{r.share:.0%}" if r.share is not None else "", r.text)) for r in found
     )
@@ -145,13 +145,13 @@ def plain(found: Sequence[Row]) -> str:
 
 
 def counts(found: Sequence[Row]) -> str:
-    """`3 running, 10 done`."""
+    """Return the number of runs in each state: `3 running, 10 done`."""
     number = Counter(row.state for row in found)
     return ", ".join(f"{number[state]} {state}" for state in ORDER if number[state]) or "no runs"
 
 
 def ago(moment: float | None) -> str:
-    """How long ago, in one unit."""
+    """Return how long ago `moment` was, in one unit."""
     if moment is None:
         return ""
     seconds = max(0.0, time.time() - moment)
@@ -162,7 +162,7 @@ def ago(moment: float | None) -> str:
 
 
 def watch(root: Path, study: str | None, state: str | None, until: Callable[[], bool] = lambda: False) -> None:
-    """Show the rows again and again, until Ctrl-C or `until`: on a terminal as many as it holds, else what changes."""
+    """Show the rows until Ctrl-C or `until`: on a terminal as many as fit, elsewhere only changes."""
     with _showing() as show:
         asked = -math.inf
         while True:
@@ -188,14 +188,14 @@ def _showing() -> Iterator[Callable[[Sequence[Row]], None]]:
 
         def show(found: Sequence[Row]) -> None:
             room = max(3, live.console.size.height - 4)
-            rest = f"  ({len(found) - room} more: --study and --state choose)" if len(found) > room else ""
+            rest = f"  ({len(found) - room} more; select with --study and --state)" if len(found) > room else ""
             live.update(Group(render(found[:room]), Text(f"\n{counts(found)}{rest}", style="dim")), refresh=True)
 
         yield show
 
 
 class _Changes:
-    """For a pipe or a file: a line for each run whose state is another than before, and how many there are of each."""
+    """For a pipe or a file: print a line for each run whose state changed, and the number of runs in each state."""
 
     def __init__(self) -> None:
         self._before: dict[str, str] = {}
@@ -211,34 +211,37 @@ class _Changes:
 
 
 def log_file(run: RunDir, rank: int | None) -> Path:
-    """The log of a run; with `rank`, what that process of its cluster job printed.
+    """Return the log file of a run; with `rank`, the output of that process of its cluster job.
 
     Raises:
-        ValueError: if there is none, saying which ranks have one.
+        ValueError: if it does not exist, listing the ranks with an output.
     """
     if rank is None:
         if run.log.exists():
             return run.log
-        raise ValueError(f"{run.path} has no log yet: it is {States(run.path.parents[1]).of(run)}")
+        raise ValueError(f"{run.path} has no log yet (state: {States(run.path.parents[1]).of(run)})")
     found: dict[int, Path] = {}
     if (run.path / "submission.json").exists():
         from mimbench.jobs.slurm import submission
 
         found = submission.outputs(run)
     if rank not in found:
-        ranks = ", ".join(map(str, sorted(found))) or "none: it has not been run by a cluster"
-        raise ValueError(f"{run.path} has no output of rank {rank} (there is {ranks})")
+        ranks = ", ".join(map(str, sorted(found))) or "none: the run has not run on a cluster"
+        raise ValueError(f"{run.path} has no output of rank {rank} (available: {ranks})")
     return found[rank]
 
 
 def show_log(file: Path, run: RunDir, follow: bool, lines: int = 40) -> None:
-    """Print the last lines of a log; with `follow` go on until the run is over."""
+    """Print the last lines of a log; with `follow` continue until the run ends."""
     from mimbench.jobs.runs.watch import last_lines
 
     offset, goes_on = file.stat().st_size, follow
     print("\n".join(last_lines(file, lines, offset)), flush=True)
     while goes_on:
-        goes_on = States(run.path.parents[1]).of(run) in ("running", "queued")  # before reading: its last words count
+        goes_on = States(run.path.parents[1]).of(run) in (
+            "running",
+            "queued",
+        )  # before reading, so that the last lines are not missed
         if goes_on:
             time.sleep(REFRESH)
         with file.open("rb") as handle:

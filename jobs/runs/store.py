@@ -1,12 +1,12 @@
-"""The runs root: which directory a resolved config belongs to.
+"""The runs root: the directory of each resolved config.
 
     <root>/<stage>/<recipe>-<identity>        root: $MIMBENCH_RUNS, else ./runs
 
-Asking for the same config again finds the same directory. Settings that leave the result as it is (speed, plumbing,
-where the input checkpoint lies) are not part of the identity: those of the last asking are the ones written down.
+Asking for the same config again finds the same directory. Settings that do not change the result (speed,
+plumbing, path of the input checkpoint) are not part of the identity: the latest values are recorded.
 
-A checkpoint counts by its content; one that another run under the root makes, by that run's identity, so that the place
-of a run is known before what it needs is done.
+A checkpoint counts by its content; if another run under the root makes it, by that run's identity, so that the place of
+a run is known before the runs it needs are done.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from mimbench.jobs.runs.tasks import makes_encoders
 
 
 def runs_root() -> Path:
-    """Where runs are kept."""
+    """Return the directory of all runs."""
     return Path(os.environ.get("MIMBENCH_RUNS") or "runs").expanduser()
 
 
 def resolve(recipe: str, overrides: Sequence[str], checkpoint: Path | None = None) -> tuple[Recipe, Any]:
-    """The recipe called `recipe` and its config with `overrides`, and `checkpoint` (of a run needed before) set.
+    """Return the recipe and its config with `overrides` and, if given, `checkpoint` (of a run needed before).
 
     Raises:
-        ValueError: for an unknown recipe or key or a bad value, or for a checkpoint that this recipe does not take.
+        ValueError: if the recipe or a key is unknown, a value is bad, or the recipe does not take a checkpoint.
     """
     found = find(recipe)
     given = [f"checkpoint={checkpoint}"] if checkpoint else []
@@ -49,15 +49,15 @@ def resolve(recipe: str, overrides: Sequence[str], checkpoint: Path | None = Non
 
 
 class Place(NamedTuple):
-    """Where a resolved config belongs, known before anything of it is written."""
+    """The place of a resolved config, known before anything is written."""
 
     run: RunDir
     config: Any  # with absolute paths
-    about: dict[str, Any]  # what `run.json` holds
+    about: dict[str, Any]  # content of `run.json`
 
     @property
     def identity(self) -> str:
-        """The run's."""
+        """Return the identity of the run."""
         return str(self.about["identity"])
 
 
@@ -69,22 +69,22 @@ def place(
     needs: Sequence[RunDir] = (),
     strict: bool = True,
 ) -> Place:
-    """The place under `root` of recipe `stage/function` with this config.
+    """Return the place under `root` of recipe `stage/function` with this config.
 
     A checkpoint given as a run directory stands for the encoder that run made; the path of a data set is made absolute,
-    for the same relative path is another data set elsewhere.
+    because a relative path means another data set in another directory.
 
     Args:
         recipe: its name.
         config: resolved; its checkpoint must exist unless `source` is given.
         root: of all runs.
-        source: the encoder it starts from, where that is yet to be made.
+        source: the encoder it starts from, if it does not exist yet.
         needs: the runs that must be done before it.
-        strict: the data set must be there; else a name that is not known here is taken for one that will be.
+        strict: require that the data set exists; otherwise accept names that are unknown on this machine.
 
     Raises:
         FileNotFoundError: if the checkpoint or the data set does not exist.
-        ValueError: if the checkpoint is none, or one that this run would refuse.
+        ValueError: if the checkpoint is not one, or this run does not accept it.
     """
     stage, _, function = recipe.partition("/")
     if strict or is_there(config.data):
@@ -111,7 +111,7 @@ def place(
 
 
 def create(found: Place) -> RunDir:
-    """The run directory at a place; made if there is none, whole or not at all.
+    """Return the run directory at a place; create it atomically if it does not exist.
 
     Raises:
         OSError: if it cannot be written.
@@ -124,18 +124,18 @@ def create(found: Place) -> RunDir:
 
 
 def create_or_find(recipe: str, config: Any, root: Path) -> RunDir:
-    """The directory under `root` of recipe `stage/function` with this config; made if there is none.
+    """Return the directory under `root` of recipe `stage/function` with this config; create it if needed.
 
     Raises:
         FileNotFoundError: if the checkpoint or the data set does not exist.
-        ValueError: if the checkpoint is none, or one that this run would refuse.
+        ValueError: if the checkpoint is not one, or this run does not accept it.
         OSError: if the directory cannot be written.
     """
     return create(place(recipe, config, root))
 
 
 def _settled(data: str) -> str:
-    """A data set's name as it is, its path made absolute; it is there, or will be written when the run starts."""
+    """Return a data set's name unchanged, or its path made absolute; it must exist or be generated by the run."""
     if data == HANDWRITTEN:
         return data
     path = locate(data)
@@ -143,16 +143,15 @@ def _settled(data: str) -> str:
 
 
 def encoder_file(checkpoint: Path) -> Path:
-    """The file that a checkpoint given by a person is: itself, or what a run directory holds, absolute.
+    """Return the absolute path of the file that a checkpoint given by a user stands for.
 
-    That is the encoder of a pretraining, and the classifier (of the last weights) of a fine-tuning.
+    A run directory stands for the encoder of a pretraining, or the classifier (last weights) of a fine-tuning.
 
-    It may be a `file://` URL, and have `?copy=NAME` at its end, which stays there; or `my_encoder.py:build`, a function
-    of the user's own.
+    Also accepted: a `file://` URL; `?copy=NAME` at the end, which is kept; a user's function, `my_encoder.py:build`.
 
     Raises:
-        FileNotFoundError: if there is none, saying what is missing.
-        ValueError: for a URL of another kind.
+        FileNotFoundError: if it does not exist, naming what is missing.
+        ValueError: if it is another kind of URL.
     """
     if (code := user_code(checkpoint)) is not None:
         return code.location
@@ -164,7 +163,7 @@ def encoder_file(checkpoint: Path) -> Path:
         return Path("?".join([str(encoder_file(file)), *(f"{key}={value}" for key, value in options.items())]))
     run = RunDir(path)
     if not run.about.is_file():
-        what = "is a directory but not a run's" if path.is_dir() else "does not exist"
+        what = "is not a run directory" if path.is_dir() else "does not exist"
         raise FileNotFoundError(
             f"checkpoint {checkpoint} {what}; name a checkpoint's file or a pretraining's run directory"
         )
@@ -175,16 +174,18 @@ def encoder_file(checkpoint: Path) -> Path:
     if not run.encoder.is_file():
         state, recipe = run.state(), str(run.read_about()["recipe"])
         if state == "done" and not makes_encoders(recipe.partition("/")[0]):
-            raise FileNotFoundError(f"{checkpoint} is a run of {recipe}, which leaves no weights to start from")
-        raise FileNotFoundError(f"{checkpoint} has made no encoder (it is {state}); {to_make_it(run, state)}")
+            raise FileNotFoundError(
+                f"{checkpoint} is a run of {recipe}, which saves no weights; name a pretraining or fine-tuning run"
+            )
+        raise FileNotFoundError(f"{checkpoint} (state: {state}) has not written an encoder; {to_make_it(run, state)}")
     return run.encoder
 
 
 def config_of(run: RunDir) -> Any:
-    """The resolved config in a run directory.
+    """Return the resolved config of a run directory.
 
     Raises:
-        ValueError: if this is no run directory, or its config cannot be read.
+        ValueError: if it is not a run directory, or its config cannot be read.
     """
     about = run.read_about()
     kind = config_type(about["stage"], about["config"])

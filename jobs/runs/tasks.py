@@ -1,12 +1,12 @@
-"""The tasks that are installed: found by looking, so that a new folder is a new task.
+"""The installed tasks, found by searching, so that a new folder is a new task.
 
-    tasks()                # every Task by its name, in the order in which they are listed
-    task_of("toy")         # the Task of a stage; ValueError with the names that there are
-    known("toy")           # the same, or None where the run is of a task that is not installed here
+    tasks()                # every Task by its name, in listing order
+    task_of("toy")         # the Task of a stage; ValueError with the known names
+    known("toy")           # the same, or None if the task is not installed
 
-Three places are looked in: the subpackages of `mimbench` that hold a `task.py`; the folders that `MIMBENCH_TASKS` names
-(joined by `:` as in PATH), whose parents go to the end of `sys.path`; and the entry points of the group
-`mimbench.tasks`, each of them a `Task`. What a task says of itself is in `mimbench.engine.run.task`.
+Tasks come from three places: the subpackages of `mimbench` with a `task.py`; the folders named in `MIMBENCH_TASKS`
+(separated by `:` as in PATH), whose parents are appended to `sys.path`; and the entry points of the group
+`mimbench.tasks`, each of them a `Task`. `mimbench.engine.run.task` describes the fields of a task.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def tasks() -> Mapping[str, Task]:
     """Return every task by its name.
 
     Raises:
-        ValueError: for a folder in `MIMBENCH_TASKS` that is no task, or two tasks of one name.
+        ValueError: if a folder in `MIMBENCH_TASKS` is not a task, or two tasks have the same name.
     """
     return _tasks(tuple(elsewhere()))
 
@@ -44,13 +44,13 @@ def _tasks(folders: tuple[Path, ...]) -> Mapping[str, Task]:
     found: dict[str, Task] = {}
     for where, task in (*_shipped(), *_folders(folders), *_entry_points()):
         if task.name in found:
-            raise ValueError(f"{where}: there is a task {task.name!r} already; give this one another name")
+            raise ValueError(f"{where}: a task {task.name!r} already exists; rename this one")
         found[task.name] = task
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 
 
 def _shipped() -> Iterator[tuple[str, Task]]:
-    """The folders of the distribution, which are subpackages of `mimbench`."""
+    """Yield the tasks of the distribution, which are subpackages of `mimbench`."""
     package = find_spec("mimbench")  # its folders alone; the public API in it imports from here
     assert package is not None and package.submodule_search_locations is not None
     for folder in sorted(Path(place) for place in package.submodule_search_locations):
@@ -68,13 +68,15 @@ def _folders(folders: Iterable[Path]) -> Iterator[tuple[str, Task]]:
     for folder in folders:
         file = folder / "task.py"
         if not file.is_file():
-            raise ValueError(f"{VARIABLE} names {folder}, which holds no task.py")
+            raise ValueError(f"{VARIABLE} names {folder}, which has no task.py; name a folder of a task")
         if str(folder.parent) not in sys.path:
             sys.path.append(str(folder.parent))
         task = _in_module(f"{folder.name}.task", str(file))
         loaded = Path(str(sys.modules[f"{folder.name}.task"].__file__))
         if loaded.resolve() != file.resolve():
-            raise ValueError(f"{VARIABLE} names {folder}, but {loaded.parent} goes before it: rename the folder")
+            raise ValueError(
+                f"{VARIABLE} names {folder}, but Python imports {loaded.parent} instead; rename the folder"
+            )
         yield str(file), task
 
 
@@ -84,7 +86,7 @@ def _entry_points() -> Iterator[tuple[str, Task]]:
     for point in entry_points(group=GROUP):
         task = point.load()
         if not isinstance(task, Task):
-            raise ValueError(f"the entry point {point.name} = {point.value} of {GROUP} is not a Task")
+            raise ValueError(f"the entry point {point.name} = {point.value} of {GROUP} is not a Task; let it name one")
         yield f"entry point {point.name} = {point.value}", task
 
 
@@ -94,7 +96,7 @@ def _in_module(name: str, file: str) -> Task:
     except ImportError as error:
         raise ValueError(f"{file} cannot be imported: {error}") from error
     if not isinstance(task, Task):
-        raise ValueError(f"{file} has no TASK = Task(...)")
+        raise ValueError(f"{file} does not define TASK; add TASK = Task(...)")
     return task
 
 
@@ -102,7 +104,7 @@ def _in_module(name: str, file: str) -> Task:
 
 
 def known(stage: str) -> Task | None:
-    """Return the task of a stage, None where it is not installed."""
+    """Return the task of a stage; None if it is not installed."""
     return tasks().get(stage)
 
 
@@ -114,18 +116,18 @@ def task_of(stage: str) -> Task:
     """
     task = known(stage)
     if task is None:
-        raise ValueError(f"no task {stage!r} is installed; the tasks are {', '.join(tasks())}")
+        raise ValueError(f"task {stage!r} is not installed; the installed tasks are {', '.join(tasks())}")
     return task
 
 
 def makes_encoders(stage: str) -> bool:
-    """Whether runs of this stage leave encoders: whether they are pretrainings."""
+    """Return whether runs of this stage make encoders, that is, are pretrainings."""
     task = known(stage)
     return task is not None and task.makes_encoders
 
 
 def role_of(stage: str) -> Role:
-    """What a run of this stage takes its checkpoint for, unless its config says otherwise."""
+    """Return the role of a checkpoint in runs of this stage, unless the config sets another."""
     task = known(stage)
     takes = task.takes if task else "encoder"
     return "encoder" if takes == "nothing" else takes
@@ -140,10 +142,10 @@ def task_of_config(config: Any) -> Task | None:
 
 
 def protocols() -> dict[str, tuple[Task, Protocol]]:
-    """Return what `mimbench evaluate --on` offers, by name.
+    """Return the protocols of `mimbench evaluate --on`, by name.
 
     Raises:
-        ValueError: if two tasks have a protocol of one name.
+        ValueError: if two tasks have a protocol of the same name.
     """
     found: dict[str, tuple[Task, Protocol]] = {}
     for task in tasks().values():
@@ -161,17 +163,17 @@ def kinds_of_data() -> dict[str, DataKind]:
 
 
 def metrics() -> dict[str, Metric]:
-    """Return every metric that some task describes, by its key, in the order of the tasks."""
+    """Return every metric described by a task, by its key, in the order of the tasks."""
     return {metric.key: metric for task in tasks().values() for metric in task.metrics}
 
 
 def columns() -> dict[str, Metric]:
-    """Return those that are columns of the table."""
+    """Return the metrics that are columns of the table."""
     return {key: metric for key, metric in metrics().items() if metric.column != "never"}
 
 
 def undescribed(key: str) -> Metric:
-    """Return a description for a metric whose task is not installed: its key, as it is."""
+    """Return a description for a metric whose task is not installed: its key."""
     return Metric(key, key, UNKNOWN, column="measured")
 
 
@@ -181,7 +183,7 @@ def metric_of(key: str) -> Metric:
 
 
 def at_best_epoch(key: str) -> str:
-    """Return the key of the same metric at the epoch that was best on the validation images; `key` if there is none."""
+    """Return the key of the same metric at the epoch that was best on the validation images; `key` if none exists."""
     for task in tasks().values():
         if task.best_epoch is not None and key.startswith(task.best_epoch[0]):
             return task.best_epoch[1] + key.removeprefix(task.best_epoch[0])
@@ -189,7 +191,7 @@ def at_best_epoch(key: str) -> str:
 
 
 def headlines(stage: str, measured: Mapping[str, float]) -> list[str]:
-    """Return the keys of `measured` that a line about a finished run shows: all, where the task is not installed."""
+    """Return the keys of `measured` shown in the line of a finished run: all, if the task is not installed."""
     task = known(stage)
     if task is None:
         return list(measured)
@@ -197,5 +199,5 @@ def headlines(stage: str, measured: Mapping[str, float]) -> list[str]:
 
 
 def card_entries() -> dict[str, CardEntry]:
-    """Return what model cards show, by the key of the metric."""
+    """Return the entries of model cards, by the key of the metric."""
     return {entry.key: entry for task in tasks().values() for entry in task.card}

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs, read from its files: how far it is, and the last lines of its log."""
+"""Read the progress of a running run and the last lines of its log from its files."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.tasks import headlines
 
-TAIL = 8192  # bytes from the end of a file that are looked at first
+TAIL = 8192  # bytes read first from the end of a file
 
 
 @dataclass(frozen=True)
 class Glimpse:
-    """How far a run is."""
+    """The progress of a run."""
 
-    share: float = 0.0  # of its steps, 0 to 1
+    share: float = 0.0  # of the steps, 0 to 1
     text: str = ""  # "loss 0.512  1,210 img/s"
 
 
 class Watch:
-    """Looks at a run again and again; the length of its training is read once."""
+    """Reads the progress of a run repeatedly; the length of the training is read once."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self._length = _length(run)
 
     def look(self) -> Glimpse:
-        """Where the run is now; nothing much of one that measures no steps."""
+        """Return the current progress; empty for a run that records no steps."""
         line = last_step(self.run.metrics)
         if line is None or self._length is None:
             return Glimpse()
@@ -44,7 +44,7 @@ class Watch:
 
 
 def _length(run: RunDir) -> tuple[str, float] | None:
-    """In what a line of metrics counts progress, and how much there is in all."""
+    """Return the unit in which metrics count progress (steps or epochs), and the total."""
     text = run.config.read_text(encoding="utf-8")  # parsing all of it takes 1 ms, and a list of runs has many
     found = dict(re.findall(r"^(steps|epochs) = (\d+)\b", text, re.MULTILINE))
     keys = (("step", "steps"), ("epoch", "epochs"))
@@ -52,7 +52,7 @@ def _length(run: RunDir) -> tuple[str, float] | None:
 
 
 def last_step(metrics: Path) -> dict[str, Any] | None:
-    """The last whole line of `metrics.jsonl` that a training step wrote."""
+    """Return the last complete line of `metrics.jsonl` written by a training step."""
     for text in reversed(last_lines(metrics, 50)):
         try:
             line: dict[str, Any] = json.loads(text)
@@ -64,14 +64,14 @@ def last_step(metrics: Path) -> dict[str, Any] | None:
 
 
 def last_lines(file: Path, count: int, end: int | None = None) -> list[str]:
-    """The last lines of a text file, at most `count`, of its first `end` bytes; none if there is no file."""
+    """Return at most `count` last lines of the first `end` bytes of a text file; none if it does not exist."""
     try:
         with file.open("rb") as handle:
             end, size = handle.seek(0, os.SEEK_END) if end is None else end, TAIL
             while True:
                 handle.seek(max(0, end - size))
                 lines = handle.read(min(size, end)).decode("utf-8", "replace").splitlines()
-                if len(lines) > count or size >= end:  # one more than is wanted: the first of them may be half a line
+                if len(lines) > count or size >= end:  # one more than needed: the first may be half a line
                     return lines[-count:]
                 size *= 4
     except FileNotFoundError:
@@ -79,11 +79,11 @@ def last_lines(file: Path, count: int, end: int | None = None) -> list[str]:
 
 
 def summary(run: RunDir) -> str:
-    """The metrics of a finished run, shortly."""
+    """Return the metrics of a finished run in short form."""
     return summary_of(run.read_result() or {})
 
 
 def summary_of(result: Mapping[str, Any]) -> str:
-    """The same of what is in `result.json`."""
+    """Return the metrics of the content of `result.json` in short form."""
     metrics = result.get("metrics", {})
     return "  ".join(f"{name} {metrics[name]:.4g}" for name in headlines(str(result.get("stage", "")), metrics))

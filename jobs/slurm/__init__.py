@@ -1,1 +1,1 @@
-"""Runs on a SLURM cluster: what is handed in, what becomes of it, and what a job does when it starts and ends."""
+"""Runs on a SLURM cluster: submission, states, and the start and end of a job."""

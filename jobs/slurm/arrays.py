@@ -1,7 +1,7 @@
-"""Which runs go into which array: one call of sbatch for all runs of one shape that can wait for the same thing.
+"""Group runs into arrays: one call of sbatch for all runs with the same shape and the same dependency.
 
-A run that needs one run of an array goes into an array of its own with the same index, so that SLURM lets it start as
-soon as that one is done (`aftercorr`); runs that need the same runs share an array that waits for those (`afterok`).
+Runs that each need one run of an array form another array with the same indices, so that SLURM starts each as soon as
+its need is done (`aftercorr`). Runs that need the same runs share an array that waits for those (`afterok`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Place = tuple[str, int]  # batch id, array index
 
 
 class Unit(NamedTuple):
-    """A run, what it asks of the cluster, and what must be done before it."""
+    """A run, its resources, and the runs that must be done before it."""
 
     run: RunDir
     shape: Shape
@@ -31,10 +31,10 @@ class Unit(NamedTuple):
 def plan(
     units: Sequence[Unit], root: Path, size: int, cluster: str = "", code: dict[str, Any] | None = None
 ) -> list[Batch]:
-    """Batches of at most `size` runs, what others need before what needs it.
+    """Return batches of at most `size` runs, each after the batches it needs.
 
     Raises:
-        ValueError: if runs need each other in a circle.
+        ValueError: if the needs form a circle.
     """
     places: dict[Path, Place] = {}
     batches: list[Batch] = []
@@ -42,7 +42,9 @@ def plan(
     while left:
         ready = [unit for unit in left.values() if not any(need.path.absolute() in left for need in unit.needs)]
         if not ready:
-            raise ValueError(f"{', '.join(str(path) for path in left)} need each other in a circle")
+            raise ValueError(
+                f"{', '.join(str(path) for path in left)} need each other in a circle; remove one of these needs"
+            )
         for group in _groups(ready, places, size):
             batch = _batch(group, root, cluster, code or {})
             batches.append(batch)
@@ -54,7 +56,7 @@ def plan(
 
 
 def _groups(ready: Sequence[Unit], places: dict[Path, Place], size: int) -> list[dict[int, Unit]]:
-    """The units of one level by array index."""
+    """Return the units of one level by array index."""
     groups: dict[Hashable, dict[int, Unit]] = {}
     spread = _spread(ready, places)
     filled: Counter[Hashable] = Counter()
@@ -77,7 +79,7 @@ def _groups(ready: Sequence[Unit], places: dict[Path, Place], size: int) -> list
 
 
 def _spread(ready: Sequence[Unit], places: dict[Path, Place]) -> Counter[tuple[Hashable, str]]:
-    """How many different runs of one batch the units of one shape need, each of them one."""
+    """Count the different runs of one batch that units of one shape need, one run for each unit."""
     different: dict[tuple[Hashable, str], set[int]] = defaultdict(set)
     for unit in ready:
         needs = _needs(unit)
@@ -87,12 +89,12 @@ def _spread(ready: Sequence[Unit], places: dict[Path, Place]) -> Counter[tuple[H
 
 
 def _needs(unit: Unit) -> list[Path]:
-    """What is not done of what it needs."""
+    """Return the runs that the unit needs and that are not done."""
     return [need.path.absolute() for need in unit.needs if need.state() != "done"]
 
 
 def _place(need: Path, places: dict[Path, Place]) -> Place | None:
-    """Where a run is, planned here or submitted before."""
+    """Return the place of a run, planned here or submitted before."""
     if need in places:
         return places[need]
     found = submission.read(RunDir(need))

@@ -1,12 +1,12 @@
-"""Cluster profiles: everything that is known of a SLURM site, in one small TOML file a site.
+"""Cluster profiles: all settings of a SLURM site, in one small TOML file for each site.
 
-    ~/.config/mimbench/clusters/NAME.toml      MIMBENCH_CLUSTERS names another directory
+    ~/.config/mimbench/clusters/NAME.toml      MIMBENCH_CLUSTERS sets another directory
 
     mimbench cluster add a100 partition=gpu account=vision gpu_type=a100 setup="module load cuda"
-    mimbench cluster check a100        # asks SLURM whether it would take a job of this profile
-    mimbench doctor --cluster a100     # runs a probe job for a minute and writes down what it learned
+    mimbench cluster check a100        # asks SLURM whether it would accept a job of this profile
+    mimbench doctor --cluster a100     # runs a probe job for a minute and updates the profile
 
-Nothing about a site is in code. The cluster `local`, this machine, is always there.
+No code depends on a site. The cluster `local`, this machine, always exists.
 """
 
 from __future__ import annotations
@@ -24,67 +24,69 @@ LOCAL = "local"
 
 
 class Shape(NamedTuple):
-    """What one run asks of a cluster. Runs of one shape can share an array."""
+    """The resources of one run. Runs with the same shape can share an array."""
 
     nodes: int = 1
     tasks: int = 1  # processes on each node: one for each GPU
     cpus: int = 1  # for each process
     gpus: int = 0  # on each node
-    memory_gb: float | None = None  # on each node; None leaves it to the site
+    memory_gb: float | None = None  # on each node; None: the site's default
     minutes: int = 60
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A site. Fields that are none are left out of the sbatch file: the site's own default holds."""
+    """A site. Fields that are none are left out of the sbatch file, so the site's default applies."""
 
     name: str = plumbing("", about="the file's name")
     kind: Literal["slurm", "local"] = plumbing("slurm", about="slurm, or this machine")
-    partition: str | None = plumbing(None, about="comma-separated if several will do")
+    partition: str | None = plumbing(None, about="partition; several separated by commas")
     account: str | None = plumbing(None, about="who pays")
     qos: str | None = plumbing(None, about="quality of service")
     constraint: str | None = plumbing(None, about="features that nodes must have")
-    gpu_request: Literal["gpus-per-node", "gres", "none"] = plumbing("gpus-per-node", about="how GPUs are asked for")
-    gpu_type: str | None = plumbing(None, about="as the site calls it, a100 for instance")
-    gpus_per_node: int = plumbing(8, about="GPUs that a node has; 0: it has none")
-    gpu_memory_gb: float | None = plumbing(None, about="GiB of each GPU: detection must fit before it is submitted")
-    cpus_per_task: int = plumbing(8, about="CPUs for each process, of which there is one for each GPU")
-    srun_inherits_cpus: bool = plumbing(False, about="srun takes cpus-per-task over from sbatch (not in 22.05)")
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = plumbing("gpus-per-node", about="how to request GPUs")
+    gpu_type: str | None = plumbing(None, about="the site's name of the GPU, for example a100")
+    gpus_per_node: int = plumbing(8, about="GPUs on each node; 0: none")
+    gpu_memory_gb: float | None = plumbing(None, about="GiB of each GPU; runs that do not fit are not submitted")
+    cpus_per_task: int = plumbing(8, about="CPUs for each process; each GPU has one process")
+    srun_inherits_cpus: bool = plumbing(False, about="srun inherits cpus-per-task from sbatch (not in 22.05)")
     memory_gb: float | None = plumbing(None, about="GiB for each process")
-    minutes: int = plumbing(1440, about="time limit of a job that names none; it goes on in the next one")
-    max_minutes: int | None = plumbing(None, about="the longest time limit the site grants")
-    signal: Literal["USR2", "USR1"] = plumbing("USR2", about="the warning before the time limit; NCCL may catch USR1")
-    signal_seconds: int = plumbing(120, about="how long before")
-    can_requeue: bool = plumbing(True, about="a job may put itself back into the queue with scontrol")
-    has_sacct: bool = plumbing(False, about="there is an accounting database")
+    minutes: int = plumbing(1440, about="default time limit of a job; a run continues in the next job")
+    max_minutes: int | None = plumbing(None, about="the longest time limit of the site")
+    signal: Literal["USR2", "USR1"] = plumbing("USR2", about="signal before the time limit; NCCL may catch USR1")
+    signal_seconds: int = plumbing(120, about="seconds between the signal and the time limit")
+    can_requeue: bool = plumbing(True, about="jobs may requeue themselves with scontrol")
+    has_sacct: bool = plumbing(False, about="sacct works: the site has an accounting database")
     setup: tuple[str, ...] = plumbing((), about="shell lines before the run: modules, proxies, a cache directory")
-    shared_root: str | None = plumbing(None, about="the directory that nodes and login node share; runs lie under it")
-    python: str | None = plumbing(None, about="the interpreter on the nodes; none: the one that submits")
+    shared_root: str | None = plumbing(None, about="directory shared by nodes and login node; contains the runs")
+    python: str | None = plumbing(None, about="Python interpreter on the nodes; none: the submitting one")
     max_array: int | None = plumbing(None, about="MaxArraySize; none: ask SLURM")
-    throttle: int = plumbing(64, about="runs of one array at a time")
+    throttle: int = plumbing(64, about="runs of one array that run at the same time")
     wckey: str | None = plumbing(None, about="workload characterization key")
-    sbatch: tuple[str, ...] = plumbing((), about="more options of sbatch, --reservation=x for instance")
-    slurm: str | None = plumbing(None, about="SLURM's version, as the doctor found it")
-    probed: str | None = plumbing(None, about="when the doctor last found everything in order")
+    sbatch: tuple[str, ...] = plumbing((), about="further options of sbatch, for example --reservation=x")
+    slurm: str | None = plumbing(None, about="SLURM's version, written by the doctor")
+    probed: str | None = plumbing(None, about="time of the doctor's last successful probe")
 
     def __post_init__(self) -> None:
         for key in ("cpus_per_task", "minutes", "signal_seconds", "throttle"):
-            if getattr(self, key) < 1:  # submitit's own timeout_min=0 pends for ever
+            if getattr(self, key) < 1:  # with timeout_min=0, submitit's jobs stay pending for ever
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
         if self.gpus_per_node < 0:
             raise ValueError(f"gpus_per_node={self.gpus_per_node} must not be negative")
         if self.max_minutes is not None and self.minutes > self.max_minutes:
-            raise ValueError(f"minutes={self.minutes} is above the site's limit max_minutes={self.max_minutes}")
+            raise ValueError(
+                f"minutes={self.minutes} exceeds the site's limit max_minutes={self.max_minutes}; lower minutes"
+            )
         if bad := [option for option in self.sbatch if not option.startswith("--")]:
-            raise ValueError(f"sbatch={bad[0]!r}: write options in their long form, as --reservation=x")
+            raise ValueError(f"sbatch={bad[0]!r} is not a long option; write it as --reservation=x")
 
     def shape(self, gpus: int = 1, nodes: int = 1, minutes: int | None = None) -> Shape:
-        """What a run of `nodes` x `gpus` processes asks for; where there are no GPUs, each has its CPUs alone.
+        """Return the resources of a run of `nodes` x `gpus` processes; on a cluster without GPUs, only their CPUs.
 
-        Smaller nodes than the run thinks of: more of them, if that comes to as many GPUs.
+        If the cluster's nodes have fewer GPUs than `gpus`, more nodes are used to get the same number of GPUs.
 
         Raises:
-            ValueError: for GPUs that no number of nodes comes to, or more time than the site grants.
+            ValueError: if no number of nodes has exactly these GPUs, or the time exceeds the site's limit.
         """
         wanted = self.minutes if minutes is None else minutes
         has_gpus = self.gpu_request != "none" and self.gpus_per_node > 0
@@ -92,37 +94,37 @@ class Cluster:
             total, each = gpus * nodes, self.gpus_per_node
             if total % each:
                 raise ValueError(
-                    f"{total} GPUs, but nodes of cluster {self.name} have gpus_per_node={each}, and no number of them "
-                    f"comes to that: ask for a multiple of {each}"
+                    f"{total} GPUs are not a multiple of gpus_per_node={each} of cluster {self.name}; "
+                    f"request a multiple of {each}"
                 )
             gpus, nodes = each, total // each
         tasks = max(1, gpus)
         if wanted < 1 or (self.max_minutes is not None and wanted > self.max_minutes):
             raise ValueError(
-                f"a time limit of {wanted} minutes, but cluster {self.name} grants max_minutes={self.max_minutes}: "
-                "ask for less; a run that is not done by then goes on in another job"
+                f"a time limit of {wanted} minutes exceeds max_minutes={self.max_minutes} of cluster {self.name}; "
+                "request less: an unfinished run continues in the next job"
             )
         memory = None if self.memory_gb is None else self.memory_gb * tasks
         return Shape(nodes, tasks, self.cpus_per_task, gpus if has_gpus else 0, memory, wanted)
 
 
 def directory() -> Path:
-    """Where the profiles lie."""
+    """Return the directory of the profiles."""
     if given := os.environ.get("MIMBENCH_CLUSTERS"):
         return Path(given).expanduser()
     return Path(os.environ.get("MIMBENCH_HOME") or "~/.config/mimbench").expanduser() / "clusters"
 
 
 def names() -> list[str]:
-    """Every cluster there is a profile of, `local` first."""
+    """Return the names of all clusters with a profile, `local` first."""
     return [LOCAL, *sorted(file.stem for file in directory().glob("*.toml"))]
 
 
 def load(name: str) -> Cluster:
-    """The profile called `name`.
+    """Return the profile called `name`.
 
     Raises:
-        ValueError: if there is none, or a key or value in it is wrong.
+        ValueError: if it does not exist, or has a wrong key or value.
     """
     if name == LOCAL:
         return Cluster(name=LOCAL, kind="local", gpus_per_node=0)
@@ -132,32 +134,32 @@ def load(name: str) -> Cluster:
     except FileNotFoundError:
         known = ", ".join(names())
         raise ValueError(
-            f"no cluster is called {name!r} (there is {known}); `mimbench cluster add {name} partition=...` makes one"
+            f"unknown cluster {name!r} (known: {known}); `mimbench cluster add {name} partition=...` adds it"
         ) from None
     return replace(from_text(Cluster, text, str(file)), name=name)
 
 
 def add(name: str, settings: Sequence[str]) -> Path:
-    """Write the profile `name`, or change the one there is by `settings` (key=value); its file.
+    """Create the profile `name`, or update it with `settings` (key=value); return its file.
 
     Raises:
-        ValueError: for a name that is no file's, or a wrong key or value.
+        ValueError: if the name cannot be a file name, or a key or value is wrong.
     """
     if name == LOCAL or not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"a cluster cannot be called {name!r}: letters, digits, - and _, and not {LOCAL!r}")
+        raise ValueError(f"{name!r} is not a valid cluster name; use letters, digits, - and _, and not {LOCAL!r}")
     before = load(name) if name in names() else Cluster(name=name)
     return save(with_overrides(before, settings))
 
 
 def save(cluster: Cluster) -> Path:
-    """Write the profile; its file."""
+    """Write the profile; return its file."""
     file = directory() / f"{cluster.name}.toml"
     write_text(file, profile_text(cluster))
     return file
 
 
 def profile_text(cluster: Cluster) -> str:
-    """The profile as TOML, each key with what it means."""
+    """Return the profile as TOML, with an explanation of each key."""
     lines = to_text(cluster).splitlines()
     return "".join(
         f"{line.removesuffix('  # plumbing')}  # {field.metadata['about']}\n"

@@ -1,8 +1,8 @@
-"""SLURM's commands, asked sparingly: what is in the queue, what became of a job, put it back, take it out.
+"""SLURM's commands, called rarely: list the queue, look up, requeue, release and cancel jobs.
 
-State lives in the runs' files; what SLURM says is advice. The queue is asked for at most once in `EVERY` seconds,
-whatever the number of runs, shells and people that look, for the answer is kept under the runs root. Without an
-accounting database `sacct` fails; only a profile with `has_sacct` has it asked.
+The runs' files hold the state; SLURM's answers only add to it. The queue is listed at most once every `EVERY` seconds,
+for any number of runs, shells and people, because the answer is cached under the runs root. Without an accounting
+database `sacct` fails, so it is called only if the profile has `has_sacct`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 from mimbench.jobs.runs.lock import lock
 from mimbench.jobs.slurm.cluster import Cluster
 
-EVERY = 10.0  # seconds between two questions after the queue
-PATIENCE = 30.0  # seconds that a command of SLURM may take
-SILENT = (  # what SLURM's commands say when the controller cannot be reached, as opposed to refusing
+EVERY = 10.0  # seconds between two listings of the queue
+PATIENCE = 30.0  # timeout in seconds of a SLURM command
+SILENT = (  # messages of SLURM's commands when the controller cannot be reached (not a refusal)
     "unable to contact slurm controller", "socket timed out", "connection refused", "communication connection failure",
     "slurm controller not responding", "transport endpoint", "connection timed out", "slurmctld in standby",
     "unable to establish controller", "could not establish a configuration source", "zero bytes were transmitted",
 )  # fmt: skip
-KEYS = {  # what SLURM's words are about, and which key of the profile says it
+KEYS = {  # words in SLURM's refusals -> the key of the profile to change
     "account": "account", "partition": "partition", "qos": "qos", "feature": "constraint", "time limit": "minutes",
     "generic resource": "gpu_request, gpu_type or gpus_per_node", "gres": "gpu_request or gpu_type",
     "memory": "memory_gb", "wckey": "wckey", "reservation": "sbatch", "unrecognized option": "sbatch",
@@ -37,11 +37,11 @@ KEYS = {  # what SLURM's words are about, and which key of the profile says it
 
 
 class SilentError(OSError):
-    """SLURM does not answer: what was asked may be asked again later."""
+    """SLURM does not answer; the command can be repeated later."""
 
 
 class Queue(dict[str, str]):
-    """Job id (`123` or `123_4`) to state, as squeue spells it; when it was asked, and whether it answered."""
+    """State (as squeue spells it) by job id (`123` or `123_4`), the time of the listing, and whether SLURM answered."""
 
     def __init__(self, jobs: dict[str, str], names: dict[str, str], asked: float, answered: bool) -> None:
         super().__init__(jobs)
@@ -49,15 +49,15 @@ class Queue(dict[str, str]):
 
 
 def ask(*command: str) -> str:
-    """What a command of SLURM prints.
+    """Return the output of a SLURM command.
 
     Raises:
-        SilentError: if the controller cannot be reached, or takes too long.
-        ValueError: in SLURM's words, if it refuses; also if there is no SLURM.
+        SilentError: if the controller cannot be reached or does not answer in time.
+        ValueError: with SLURM's message, if it refuses; also if SLURM is not installed.
     """
     if shutil.which(command[0]) is None:
         raise ValueError(
-            f"there is no SLURM here ({command[0]} is not found): run this on a login node of the cluster, "
+            f"SLURM is not installed here ({command[0]} is not found); run this on a login node of the cluster, "
             "or use --cluster local"
         )
     try:
@@ -70,9 +70,9 @@ def ask(*command: str) -> str:
 
 
 def refusal(said: str, cluster: Cluster | None = None) -> OSError | ValueError:
-    """SLURM's words as an error: that it is silent, or what it refused and which key of the profile that is."""
+    """Return SLURM's message as an error: no answer, or a refusal with the key of the profile to change."""
     lines = [re.sub(r"^\w+: (error|fatal): ", "", line).strip() for line in said.strip().splitlines()]
-    words = "; ".join(dict.fromkeys(line for line in lines if line)) or "it gave no reason"
+    words = "; ".join(dict.fromkeys(line for line in lines if line)) or "no reason given"
     low = words.lower()
     if any(phrase in low for phrase in SILENT):
         return SilentError(f"SLURM does not answer: {words}")
@@ -81,16 +81,16 @@ def refusal(said: str, cluster: Cluster | None = None) -> OSError | ValueError:
         return ValueError(f"SLURM says: {words}")
     value = getattr(cluster, keys[0], None)
     shown = keys[0] if value is None else f"{keys[0]}={value}"
-    return ValueError(f"SLURM says: {words}. Look at {shown} in the profile of cluster {cluster.name}")
+    return ValueError(f"SLURM says: {words}. Check {shown} in the profile of cluster {cluster.name}")
 
 
 def queue(cluster: Cluster, root: Path) -> Queue:
-    """The queue as it was no more than `EVERY` seconds ago; not `answered` when SLURM is silent."""
+    """Return the queue, at most `EVERY` seconds old; `answered` is false if SLURM does not answer."""
     file = root / ".mimbench" / f"queue-{cluster.name}.json"
     if (kept := _kept(file)) is not None:
         return kept
     with suppress(ValueError), lock(file.with_suffix(".lock"), wait=5):
-        if (kept := _kept(file)) is not None:  # another shell asked while this one waited
+        if (kept := _kept(file)) is not None:  # another shell listed it while this one waited
             return kept
         return _fresh(file)
     return _kept(file, anyhow=True) or Queue({}, {}, 0.0, answered=False)
@@ -105,7 +105,7 @@ def _kept(file: Path, anyhow: bool = False) -> Queue | None:
 
 
 def _fresh(file: Path) -> Queue:
-    asked = time.time()  # before the question: what is submitted after it may be missing from the answer
+    asked = time.time()  # before the command: jobs submitted after it may be missing from the answer
     try:
         found = Queue(*listing(), asked, answered=True)
     except (OSError, ValueError):
@@ -118,23 +118,23 @@ def _fresh(file: Path) -> Queue:
 
 
 def listing() -> tuple[dict[str, str], dict[str, str]]:
-    """States and names by job id, asked now: this person's jobs, each run of an array a line."""
+    """Return the current states and names of this user's jobs by job id; each run of an array is separate."""
     lines = ask("squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i|%T|%j").splitlines()
     rows = [line.split("|", 2) for line in lines if line.count("|") >= 2]
     return {job: state for job, state, _ in rows}, {job: name for job, _, name in rows}
 
 
 def state_of(job: str) -> str | None:
-    """The state of one job, asked now; None if the queue has forgotten it."""
+    """Return the current state of one job; None if it is no longer in the queue."""
     try:
         lines = ask("squeue", "-h", "-r", "-j", job, "-o", "%i|%T").splitlines()
-    except ValueError:  # an id that is too old is an invalid one
+    except ValueError:  # SLURM calls an old id invalid
         return None
     return dict(line.split("|", 1) for line in lines).get(job)
 
 
 def history(jobs: Sequence[str]) -> dict[str, str]:
-    """What the accounting database says of each job that it knows: COMPLETED, FAILED, TIMEOUT, NODE_FAIL, ..."""
+    """Return the state of each job in the accounting database: COMPLETED, FAILED, TIMEOUT, NODE_FAIL, ..."""
     if not jobs:
         return {}
     lines = ask("sacct", "-X", "-n", "-P", "-j", ",".join(jobs), "-o", "JobID,State").splitlines()
@@ -142,19 +142,19 @@ def history(jobs: Sequence[str]) -> dict[str, str]:
 
 
 def requeue(job: str) -> None:
-    """Put a job back into the queue.
+    """Requeue a job.
 
     Raises:
-        ValueError: in SLURM's words, if it may not be.
+        ValueError: with SLURM's message, if it refuses.
     """
     ask("scontrol", "requeue", job)
 
 
 def release(jobs: Iterable[str]) -> None:
-    """Let those of the jobs that wait for others wait no longer.
+    """Remove the dependencies of waiting jobs, so that they can start.
 
     Raises:
-        ValueError: in SLURM's words, if that may not be.
+        ValueError: with SLURM's message, if it refuses.
         SilentError: if the controller cannot be reached.
     """
     states, _ = listing()
@@ -163,17 +163,17 @@ def release(jobs: Iterable[str]) -> None:
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """Take jobs out of the queue, and end those that run. One that is over already is none of our business."""
+    """Cancel jobs, queued or running. Jobs that have already ended are ignored."""
     if listed := sorted(jobs):
         ask("scancel", "--quiet", *listed)
 
 
 def configuration() -> dict[str, str]:
-    """`scontrol show config` as a dictionary."""
+    """Return `scontrol show config` as a dictionary."""
     lines = ask("scontrol", "show", "config").splitlines()
     return {key.strip(): value.strip() for key, mark, value in (line.partition("=") for line in lines) if mark}
 
 
 def max_array(cluster: Cluster) -> int:
-    """How many runs an array may have on this site."""
+    """Return the largest number of runs in an array on this site."""
     return cluster.max_array or int(configuration().get("MaxArraySize", "1001"))

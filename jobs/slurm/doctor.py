@@ -1,9 +1,9 @@
-"""What can be found out about a cluster: `mimbench cluster check` asks SLURM, `mimbench doctor --cluster` tries it.
+"""Check a cluster: `mimbench cluster check` asks SLURM, `mimbench doctor --cluster` also runs a probe job.
 
-`examine` submits nothing: would SLURM take a job of this profile, does it warn of a preemption, can jobs come back.
-`rehearse` runs a probe of a minute: its processes look at GPUs, clock, the shared directory and whether they can talk
-to each other; then the job is sent the warning of a preemption, goes back into the queue, and has to come back. What
-was learned is written into the profile.
+`examine` submits nothing: would SLURM accept a job of this profile, does it warn of a preemption, can jobs be
+requeued. `rehearse` runs a probe of a minute: its processes check GPUs, clock, the shared directory and their
+communication; then the job gets the warning of a preemption, requeues itself, and must start again. The results are
+written into the profile.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from mimbench.jobs.slurm.cluster import Cluster, save
 from mimbench.jobs.slurm.snapshot import snapshot
 from mimbench.jobs.slurm.submission import Batch
 
-SKEW = 2.0  # seconds between the clocks of two machines that no heartbeat minds
-PATIENCE = 600.0  # seconds that the probe may wait for a node and for coming back
+SKEW = 2.0  # largest difference in seconds between the clocks of two machines that heartbeats tolerate
+PATIENCE = 600.0  # longest wait of the probe, for a node and for its restart
 
 
 def examine(cluster: Cluster, root: Path) -> Iterator[Check]:
-    """What SLURM says, from here."""
+    """Yield the checks that ask SLURM from this machine."""
     try:
         facts = slurm.configuration()
     except (ValueError, OSError) as error:
-        yield Check("SLURM", "problem", str(error), "run this where sbatch works")
+        yield Check("SLURM", "problem", str(error), "run this on a machine where sbatch works")
         return
     yield Check("SLURM", "ok", f"{facts.get('SLURM_VERSION', '?')}, cluster {facts.get('ClusterName', '?')}")
     yield _would_take(cluster)
@@ -46,7 +46,7 @@ def examine(cluster: Cluster, root: Path) -> Iterator[Check]:
 
 
 def _would_take(cluster: Cluster) -> Check:
-    """Whether SLURM would take a job of this profile: `sbatch --test-only`."""
+    """Check whether SLURM would accept a job of this profile, with `sbatch --test-only`."""
     from mimbench.jobs.slurm.sbatch import Executor, scrubbed
 
     batch = Batch(Path("/tmp"), cluster.name, "check", {0: "check"}, cluster.shape(gpus=min(1, cluster.gpus_per_node)))
@@ -56,14 +56,14 @@ def _would_take(cluster: Cluster) -> Check:
             ["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False, timeout=slurm.PATIENCE
         )
     if done.returncode == 0:
-        return Check("a job", "ok", done.stderr.strip().removeprefix("sbatch: ") or "SLURM would take it")
+        return Check("a job", "ok", done.stderr.strip().removeprefix("sbatch: ") or "SLURM would accept it")
     return Check(
         "a job", "problem", str(slurm.refusal(done.stderr, cluster)), f"`mimbench cluster add {cluster.name} ...`"
     )
 
 
 def _time_limit(cluster: Cluster) -> Iterator[Check]:
-    """The longest limit the partition grants, beside the profile's."""
+    """Check the time limit of the profile against that of the partition."""
     if cluster.partition is None:
         return
     limits = []
@@ -78,7 +78,7 @@ def _time_limit(cluster: Cluster) -> Iterator[Check]:
         yield Check(
             "time limit",
             "problem",
-            f"minutes={cluster.minutes}, but partition {cluster.partition} grants {longest}",
+            f"minutes={cluster.minutes}, but partition {cluster.partition} allows at most {longest}",
             f"`mimbench cluster add {cluster.name} minutes={longest} max_minutes={longest}`",
         )
     else:
@@ -91,7 +91,7 @@ def _preemption(facts: dict[str, str]) -> Check:
     if mode.upper() == "OFF":
         return Check("preemption", "ok", "off")
     warned = "preempt_send_user_signal" in facts.get("SlurmctldParameters", "")
-    how = "announced by a signal" if warned else "announced by SIGTERM alone, which runs here take as a warning too"
+    how = "announced by a signal" if warned else "announced by SIGTERM only, which runs also treat as a warning"
     return Check("preemption", "ok", f"{mode}, {how}")
 
 
@@ -101,12 +101,16 @@ def _requeueing(cluster: Cluster, facts: dict[str, str]) -> Check:
         return Check(
             "requeue",
             "note",
-            "JobRequeue=0 on this site; jobs ask for it by --requeue",
-            "the probe tells whether it works",
+            "JobRequeue=0 on this site; jobs request it with --requeue",
+            "the probe tests whether this works",
         )
     if not cluster.can_requeue:
-        return Check("requeue", "note", "can_requeue=false: a run out of time waits for the next `mimbench submit`")
-    return Check("requeue", "ok", "a job that is stopped from outside goes back into the queue")
+        return Check(
+            "requeue",
+            "note",
+            "can_requeue=false: a run that reaches its time limit waits for the next `mimbench submit`",
+        )
+    return Check("requeue", "ok", "a job that SLURM stops is requeued")
 
 
 def _arrays(cluster: Cluster, facts: dict[str, str]) -> Check:
@@ -124,7 +128,7 @@ def _arrays(cluster: Cluster, facts: dict[str, str]) -> Check:
 def _accounting(cluster: Cluster) -> Check:
     works = has_sacct()
     if works == cluster.has_sacct:
-        return Check("sacct", "ok", "works" if works else "none here; queue and files tell what is going on")
+        return Check("sacct", "ok", "works" if works else "not available; states come from the queue and the files")
     return Check(
         "sacct",
         "problem" if cluster.has_sacct else "note",
@@ -134,7 +138,7 @@ def _accounting(cluster: Cluster) -> Check:
 
 
 def has_sacct() -> bool:
-    """Whether there is an accounting database that answers."""
+    """Return whether the accounting database exists and answers."""
     if shutil.which("sacct") is None:
         return False
     done = subprocess.run(["sacct", "-n", "-X"], capture_output=True, text=True, check=False, timeout=slurm.PATIENCE)
@@ -149,7 +153,7 @@ def _directory(cluster: Cluster, root: Path) -> Check:
     except ValueError as error:
         return Check("runs", "problem", str(error))
     if cluster.shared_root is None:
-        return Check("runs", "note", f"{root.absolute()}: whether nodes share it, the probe tells", "set shared_root")
+        return Check("runs", "note", f"{root.absolute()}: the probe tests whether nodes share it", "set shared_root")
     return Check("runs", "ok", f"{root.absolute()}, under shared_root")
 
 
@@ -159,7 +163,7 @@ def _field(text: str, key: str) -> str:
 
 
 def _minutes(text: str) -> int | None:
-    """`1-12:00:00` in minutes; None for no limit."""
+    """Return a limit such as `1-12:00:00` in minutes; None for no limit."""
     days, _, clock = text.rpartition("-")
     parts = clock.split(":")
     if not parts[0].isdigit():
@@ -172,12 +176,12 @@ def _minutes(text: str) -> int | None:
 
 
 def rehearse(cluster: Cluster, root: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[Check]:
-    """Submit the probe, wait for it, rehearse a preemption, and write what was learned into the profile.
+    """Submit the probe, wait for it, rehearse a preemption, and write the results into the profile.
 
     Raises:
-        ValueError: in SLURM's words, if it refuses the job.
-        OSError: if SLURM is silent, or the directory cannot be written.
-        TimeoutError: if the job did not start or come back in ten minutes; it is cancelled.
+        ValueError: with SLURM's message, if it refuses the job.
+        OSError: if SLURM does not answer, or the directory cannot be written.
+        TimeoutError: if the job does not start or restart within ten minutes; it is cancelled.
     """
     from mimbench.jobs.slurm.sbatch import Executor
 
@@ -204,7 +208,7 @@ def rehearse(cluster: Cluster, root: Path, say: Callable[[str], None] = lambda t
 
 
 def _wait(place: Path, restart: int, job: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """What every process of a start of the probe wrote, once all have."""
+    """Return the reports of all processes of a start of the probe, once all are written."""
     deadline, shown = time.monotonic() + PATIENCE, ""
     while time.monotonic() < deadline:
         found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(place.glob(f"{restart}-*.json"))]
@@ -218,20 +222,20 @@ def _wait(place: Path, restart: int, job: str, say: Callable[[str], None]) -> li
             break
         time.sleep(2.0)
     output = "".join(file.read_text(encoding="utf-8")[-500:] for file in place.parent.glob("*_log.out"))
-    why = f"it said: {output.strip()}" if output else f"nothing of it is in {place}: do nodes share that directory?"
-    raise TimeoutError(f"the probe, job {job}, has not reported: it is {shown}, and {why}")
+    why = f"its output is: {output.strip()}" if output else f"{place} is empty; check that nodes share that directory"
+    raise TimeoutError(f"the probe, job {job}, has not reported; its state is {shown}, and {why}")
 
 
 def _seen(cluster: Cluster, reports: list[dict[str, Any]]) -> Iterator[Check]:
-    """What the processes saw."""
+    """Yield the checks of the probe's reports."""
     hosts = sorted({report["host"] for report in reports})
-    yield Check("nodes", "ok", f"{len(reports)} processes on {', '.join(hosts)}; they share the runs' directory")
+    yield Check("nodes", "ok", f"{len(reports)} processes on {', '.join(hosts)} share the runs' directory")
     cpus = min(report["cpus"] for report in reports)
     if cpus < cluster.cpus_per_task:
         yield Check(
             "CPUs",
             "problem",
-            f"{cpus} for a process, {cluster.cpus_per_task} were asked for",
+            f"{cpus} for a process, but cpus_per_task={cluster.cpus_per_task}",
             f"`mimbench cluster add {cluster.name} srun_inherits_cpus=false`",
         )
     else:
@@ -240,17 +244,17 @@ def _seen(cluster: Cluster, reports: list[dict[str, Any]]) -> Iterator[Check]:
     if names:
         yield Check("GPUs", "ok", f"{len(reports[0]['gpus'])} for the processes of a node: {', '.join(names)}")
     elif cluster.gpus_per_node and cluster.gpu_request != "none":
-        yield Check("GPUs", "problem", "torch sees none on the nodes", "look at gpu_request, gpu_type and setup")
+        yield Check("GPUs", "problem", "torch sees none on the nodes", "check gpu_request, gpu_type and setup")
     talk = next((report["talk_error"] for report in reports if report["talk_error"]), None)
     backend = reports[0]["backend"]
     if talk:
-        yield Check(backend, "problem", talk, "look at NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME in setup")
+        yield Check(backend, "problem", talk, "check NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME in setup")
     else:
-        yield Check(backend, "ok", f"the processes met on port {reports[0]['port']} and summed a number")
+        yield Check(backend, "ok", f"the processes connected on port {reports[0]['port']} and summed a number")
 
 
 def _clock(reports: list[dict[str, Any]]) -> Check:
-    """The nodes' clocks beside the file server's, whose times heartbeats are."""
+    """Check the nodes' clocks against the file server's, which heartbeats use."""
     skew = max(abs(report["clock"] - report["file_time"]) for report in reports)
     if skew > SKEW:
         return Check("clock", "note", f"nodes and file server differ by {skew:.1f} s", "ask the site to run ntp")
@@ -258,18 +262,18 @@ def _clock(reports: list[dict[str, Any]]) -> Check:
 
 
 def _preempt(cluster: Cluster, place: Path, job: str, say: Callable[[str], None]) -> Check:
-    """Send the job the warning of a preemption, and wait for it to come back."""
+    """Send the job the warning of a preemption and wait for its restart."""
     say(f"job {job}: sending it SIG{cluster.signal}, as a preemption would")
     began = time.monotonic()
     slurm.ask("scancel", f"--signal={cluster.signal}", job)
     try:
         _wait(place, 1, job, say)
     except TimeoutError as error:
-        return Check("requeue", "problem", f"the job did not come back: {error}", "can_requeue is false now")
+        return Check("requeue", "problem", f"the job did not restart: {error}", "can_requeue is set to false")
     return Check(
         "requeue",
         "ok",
-        f"warned, the job went back into the queue and ran again after {time.monotonic() - began:.0f} s",
+        f"after the warning, the job was requeued and ran again after {time.monotonic() - began:.0f} s",
     )
 
 

@@ -1,12 +1,12 @@
-"""Inside a SLURM job: its ranks and where they meet, what may start before its end, whether it goes back to the queue.
+"""Inside a SLURM job: its ranks and their rendezvous, dependent jobs that can start early, and its requeueing.
 
     python -m mimbench.jobs.slurm.job RUN_DIR JOB CODE   # the last line of every sbatch file
 
-A job that is preempted, nears its time limit or loses a process to a kill goes back into the queue under the same id,
-and its next start goes on from the newest checkpoint. One that failed by its own error stays failed, one that was
-cancelled stays cancelled, and one that three times over got no further is given up, with the reason.
+A job that is preempted, nears its time limit or has a process killed is requeued under the same id, and its next start
+resumes from the newest checkpoint. A job that failed by its own error stays failed, a cancelled job stays cancelled,
+and a job that made no progress three times is given up, with the reason.
 
-Nothing is saved when SLURM's warning arrives: checkpoints are written on schedule. What is lost is the time since.
+Nothing is saved when SLURM's warning arrives: checkpoints are written on schedule. Steps since the last one are lost.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from mimbench.jobs.slurm.submission import ATTEMPTS, LINK, read
 
 log = logging.getLogger(__name__)
 
-MEETING = "rendezvous"  # in a run directory, while it runs: where the first process is, and errors of the others
-PATIENCE = 600.0  # seconds that ranks wait for the first one to say where they meet
-LOOK = 5.0  # seconds between two looks for encoders that a pretraining leaves on its way
-PORTS = range(20000, 32000)  # below 32768, where Linux takes ports for outgoing connections from
-EMPTY_STARTS = 3  # restarts of a job whose process died before it could record that it began
+MEETING = "rendezvous"  # in a run directory while it runs: address of rank 0 and errors of the other ranks
+PATIENCE = 600.0  # seconds that ranks wait for the address of rank 0
+LOOK = 5.0  # seconds between two checks for intermediate encoders of a pretraining
+PORTS = range(20000, 32000)  # below 32768, where the ports of outgoing connections begin on Linux
+EMPTY_STARTS = 3  # restarts of a job whose process died before it recorded its start
 ENDED_BY_ITSELF = ("done", "failed")
 PEER = re.compile(r"closed by peer|connection (reset|refused)|broken pipe|nccl|socket|gloo|heartbeat", re.IGNORECASE)
 
 
 def current() -> str | None:
-    """The job that an sbatch file of ours made this process part of: `12`, or `12_3` in an array."""
+    """Return the id of the job that runs this process, if our sbatch file started it: `12`, or `12_3` in an array."""
     return os.environ.get("MIMBENCH_JOB_ID") if "SLURM_JOB_ID" in os.environ else None
 
 
 def warning() -> signal.Signals | None:
-    """The signal by which SLURM announces a preemption or the time limit; None outside a job."""
+    """Return the signal by which SLURM announces a preemption or the time limit; None outside a job."""
     name = os.environ.get("MIMBENCH_JOB_WARNING", "USR2")
     return signal.Signals[f"SIG{name}"] if current() else None
 
@@ -59,7 +59,7 @@ def warning() -> signal.Signals | None:
 
 
 def take_ranks() -> None:
-    """Set torch's variables from srun's, where srun started several processes and no launcher has set them."""
+    """Set torch's variables from srun's, if srun started several processes and no launcher has set them."""
     world = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if world < 2 or "RANK" in os.environ:
         return
@@ -74,10 +74,10 @@ def take_ranks() -> None:
 
 
 def meet(run: RunDir) -> None:
-    """Settle where the ranks of this start meet: the first finds a free port, and the others read it in a file.
+    """Set the rendezvous of the ranks: rank 0 finds a free port, and the others read it from a file.
 
     Raises:
-        OSError: if the first one has said nothing for `PATIENCE` seconds.
+        OSError: if rank 0 writes no address within `PATIENCE` seconds.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" in os.environ:
         return
@@ -94,12 +94,12 @@ def meet(run: RunDir) -> None:
 
 
 def part(run: RunDir) -> None:
-    """Remove what ranks told each other."""
+    """Remove the files through which ranks communicated."""
     shutil.rmtree(run.path / MEETING, ignore_errors=True)
 
 
 def free_port() -> int:
-    """A port that nobody listens on, of those that outgoing connections do not take."""
+    """Return a free port outside the range of outgoing connections."""
     first = os.getpid() * 7 % len(PORTS)
     for port in (*PORTS[first:], *PORTS[:first]):
         with socket.socket() as probe:
@@ -114,22 +114,20 @@ def free_port() -> int:
 def _wait_for(file: Path) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        if file.parent.is_dir() and file.name in os.listdir(file.parent):  # noqa: PTH208 (NFS: a listing is asked for)
+        if file.parent.is_dir() and file.name in os.listdir(file.parent):  # noqa: PTH208 (NFS needs a fresh listing)
             place: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return place
         time.sleep(0.1)
-    raise OSError(
-        f"{file}: the first process has not said where to meet in {PATIENCE:.0f} s; do all nodes share this directory?"
-    )
+    raise OSError(f"{file}: no address of rank 0 after {PATIENCE:.0f} s; check that all nodes share this directory")
 
 
 # ------------------------------------------------------------------------------------------- attempts and their ends
 
 
 def settle(run: RunDir) -> None:
-    """Record as lost a start that only seems to be running: SLURM never runs one job twice at a time.
+    """Record a start as lost if it only seems to be running: SLURM never runs a job twice at the same time.
 
-    Another host's process is believed to live for minutes after its last sign; a job that comes back need not wait.
+    A process of another host counts as alive for minutes after its last heartbeat; a restarted job need not wait.
     """
     job, attempts = current(), run.attempts()
     if job is None or not attempts or attempts[-1]["state"] != "running":
@@ -140,14 +138,14 @@ def settle(run: RunDir) -> None:
 
 
 def steps_done(run: RunDir) -> int:
-    """Optimiser steps that the newest checkpoint has behind it; 0 without one."""
+    """Return the optimiser steps of the newest checkpoint; 0 without a checkpoint."""
     return max((int(file.stem.rpartition("-")[2]) for file in run.checkpoints.glob("step-*.pt")), default=0)
 
 
 def no_progress(run: RunDir, limit: int = ATTEMPTS) -> str | None:
-    """Why the start that has just begun should be the end: those before it, `limit` in a row, got no further.
+    """Return why the run is given up: `limit` starts in a row made no progress; None if it should continue.
 
-    Counts what a scheduler started since a person last submitted the run, and was stopped from outside.
+    Counts the starts by a scheduler since a person last submitted the run that were stopped from outside.
     """
     submission = read(run)
     *before, now = run.attempts()
@@ -163,24 +161,24 @@ def no_progress(run: RunDir, limit: int = ATTEMPTS) -> str | None:
     reasons = ", ".join(dict.fromkeys(attempt.get("why") or "killed" for attempt in stuck))
     return (
         f"given up: {limit} attempts in a row made no progress after step {now.get('step', 0)} ({reasons}); save more "
-        "often (compute.save_every) or ask for more time or memory, then `mimbench retry` it"
+        "often (compute.save_every) or request more time or memory, then start it with `mimbench retry`"
     )
 
 
 def is_loss_of_peer(error: BaseException) -> bool:
-    """Whether an error looks like what the death of another rank does to this one."""
+    """Return whether an error looks like a consequence of the death of another rank."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return several and isinstance(error, RuntimeError) and bool(PEER.search(f"{type(error).__name__}: {error}"))
 
 
 def note_rank_error(run: RunDir, why: str, image: str | None = None) -> None:
-    """Leave word that this rank, not the first, failed by an error of its own, at `image` if at one."""
+    """Record that this rank, not rank 0, failed by its own error, at `image` if any."""
     file = run.path / MEETING / f"error-{os.environ.get('RANK')}.json"
     write_json(file, {"why": why, "image": image, "rank": os.environ.get("RANK"), "time": time.time()})
 
 
 def _rank_error(run: RunDir, since: float) -> tuple[str, str | None] | None:
-    """What another rank said was wrong after the time `since`, and the image it was about."""
+    """Return the error and the image that another rank recorded after the time `since`."""
     for file in sorted((run.path / MEETING).glob("error-*.json")):
         said = json.loads(file.read_text(encoding="utf-8"))
         if said["time"] >= since:
@@ -193,9 +191,9 @@ def _rank_error(run: RunDir, since: float) -> tuple[str, str | None] | None:
 
 @contextmanager
 def releasing(run: RunDir) -> Iterator[None]:
-    """Within, evaluations that wait for an encoder of this pretraining may start as soon as the encoder is there.
+    """Release evaluations within the block as soon as this pretraining has written the encoders they wait for.
 
-    They were submitted to wait for the end of this job (`afterok`), and do so where a node may not change that.
+    They were submitted to wait for the end of this job (`afterok`); they do so if a node cannot change that.
     """
     if current() is None or not makes_encoders(run.read_about()["stage"]):
         yield
@@ -214,16 +212,16 @@ def releasing(run: RunDir) -> Iterator[None]:
 
 
 def let_start(run: RunDir) -> None:
-    """Take the dependency from jobs that wait for this run and whose encoder it has left already."""
+    """Remove the dependency of jobs that wait for an encoder this run has already written."""
     try:
         if jobs := list(_waiting_for(run)):
             slurm.release(jobs)
     except (ValueError, OSError) as error:
-        log.warning("evaluations of encoders on the way wait for the end: %s", error)
+        log.warning("evaluations of intermediate encoders wait for the end of this job: %s", error)
 
 
 def _waiting_for(run: RunDir) -> Iterator[str]:
-    """The jobs that need nothing but an encoder which this run has left."""
+    """Yield the jobs that need only an encoder this run has already written."""
     root, identity = run.path.absolute().parents[1], run.read_about()["identity"]
     for link in root.glob(f"*/*/{LINK}"):
         other = RunDir(link.parent)
@@ -239,7 +237,7 @@ def _waiting_for(run: RunDir) -> Iterator[str]:
 
 
 def verdict(run: RunDir, job: str, restarts: int) -> str | None:
-    """Why the job must not go back into the queue; None if it should."""
+    """Return why the job must not be requeued; None if it should be."""
     attempts = [attempt for attempt in run.attempts() if attempt.get("job") == job]
     if attempts:
         last = attempts[-1]
@@ -252,13 +250,13 @@ def verdict(run: RunDir, job: str, restarts: int) -> str | None:
             note_image(run, number, image)
             return why
     if len(attempts) <= restarts - EMPTY_STARTS:
-        return f"its process died {EMPTY_STARTS} times before it began"
+        return f"its process died {EMPTY_STARTS} times before the run began"
     state = slurm.state_of(job)
     return None if state == "RUNNING" else f"SLURM is ending the job itself ({state})"
 
 
 def main(arguments: list[str]) -> int:
-    """Decide, and say so; what is printed is in the job's output."""
+    """Decide whether to requeue the job, and print the decision to the job's output."""
     run, job, code = RunDir(Path(arguments[0])), arguments[1], arguments[2]
     try:
         why = verdict(run, job, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
@@ -266,7 +264,7 @@ def main(arguments: list[str]) -> int:
             slurm.requeue(job)
     except (ValueError, OSError) as error:
         why = str(error)
-    said = "back into the queue, to go on from the last checkpoint" if why is None else f"stays out of the queue: {why}"
+    said = "requeued to resume from the last checkpoint" if why is None else f"not requeued: {why}"
     print(f"job {job} ended with {code}; {said}", file=sys.stderr)
     return 0
 

@@ -1,4 +1,4 @@
-"""What the probe of `mimbench doctor --cluster` does on the nodes: look around, say so in a file, wait to be stopped.
+"""The probe of `mimbench doctor --cluster` on the nodes: examine the node, write a report, wait for a signal.
 
 python -m mimbench.jobs.slurm.probe DIRECTORY      # each process writes DIRECTORY/<restart>-<rank>.json
 """
@@ -19,12 +19,12 @@ from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.slurm import job as slurm_job
 
-LONGEST = 300.0  # seconds it waits for the rehearsed preemption
+LONGEST = 300.0  # longest wait in seconds for the rehearsed preemption
 TALK = timedelta(seconds=60)
 
 
 def look(run: RunDir) -> dict[str, Any]:
-    """What there is on this node, and whether the processes can talk to each other."""
+    """Return a report of this node and of the communication between the processes."""
     import torch
 
     from mimbench.engine.run.process import available_cores
@@ -48,7 +48,7 @@ def look(run: RunDir) -> dict[str, Any]:
 
 
 def _talk(run: RunDir, backend: str) -> str | None:
-    """Sum a number over all processes; what is wrong, or None."""
+    """Sum a number over all processes; return the error, or None."""
     import torch
     import torch.distributed as dist
 
@@ -62,11 +62,11 @@ def _talk(run: RunDir, backend: str) -> str | None:
     number = torch.ones(1, device="cuda" if backend == "nccl" else "cpu")
     dist.all_reduce(number)
     dist.destroy_process_group()
-    return None if number.item() == world else f"{world} processes, but their sum of ones is {number.item()}"
+    return None if number.item() == world else f"the sum of 1 over {world} processes is {number.item()}"
 
 
 def _clocks(directory: Path) -> dict[str, float]:
-    """This node's time, and the file server's for a file written now."""
+    """Return this node's time, and the file server's for a file written now."""
     file = directory / f".clock-{os.environ.get('RANK', '0')}"
     file.touch()
     os.utime(file)
@@ -76,7 +76,7 @@ def _clocks(directory: Path) -> dict[str, float]:
 
 
 def main(directory: str) -> int:
-    """The probe."""
+    """Run the probe."""
     run, restart = RunDir(Path(directory)), os.environ.get("SLURM_RESTART_COUNT", "0")
     slurm_job.take_ranks()
 

@@ -1,7 +1,7 @@
-"""The sbatch file, written and handed in by submitit's SLURM executor.
+"""The sbatch file, written and submitted by submitit's SLURM executor.
 
-The job is `mimbench run RUN_DIR`: what is in the file is all there is to it, and a person can hand it in as well.
-After a run that did not come to its end by itself, the file asks `jobs.slurm.job` whether to put the job back.
+The job is `mimbench run RUN_DIR`: the file is complete, and a person can submit it as well.
+If a run was stopped from outside, the file asks `jobs.slurm.job` whether to requeue the job.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mimbench.jobs.slurm.cluster import Cluster, Shape
 from mimbench.jobs.slurm.commands import refusal
 from mimbench.jobs.slurm.submission import Batch
 
-# What an allocation leaves in the environment of those who submit from inside one: CPU binding above all, which slows
-# a job down without a word. What tells SLURM's commands where their cluster is stays.
+# Variables of an allocation that must not reach jobs submitted from inside it: above all CPU binding, which silently
+# slows a job down. Variables that tell SLURM's commands where their cluster is are kept.
 LEFTOVERS = (
     "SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_", "OMPI_", "TORCHELASTIC_", "MIMBENCH_JOB_",
 )  # fmt: skip
@@ -35,7 +35,7 @@ KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_CONF_SERVER"
 
 
 class Executor(submitit.SlurmExecutor):
-    """submitit's, with the command of a batch in the place of a pickled function: `module` with a run directory."""
+    """submitit's executor with the command of a batch (`module` and a run directory) in place of a pickled function."""
 
     def __init__(self, batch: Batch, cluster: Cluster, dependency: str | None, module: str = "mimbench run") -> None:
         super().__init__(batch.folder)
@@ -46,7 +46,7 @@ class Executor(submitit.SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
-        """The text can be had on a machine without SLURM."""
+        """Claim to be usable everywhere, so that the text can be rendered on a machine without SLURM."""
         return 2
 
     @property
@@ -54,20 +54,20 @@ class Executor(submitit.SlurmExecutor):
         return f'{_python(self._cluster)} -u -m {self._module} "$run"'
 
     def text(self) -> str:
-        """The sbatch file."""
+        """Return the text of the sbatch file."""
         return self._make_submission_file_text(self._submitit_command_str, "")
 
     def send(self) -> str:
-        """Call sbatch; the job id.
+        """Call sbatch; return the job id.
 
         Raises:
-            SilentError: if SLURM cannot be reached; the job may have been accepted all the same.
-            ValueError: in SLURM's words, if it refuses the job.
+            SilentError: if SLURM cannot be reached; the job may have been accepted nevertheless.
+            ValueError: with SLURM's message, if it refuses the job.
             OSError: if the file cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with scrubbed(), redirect_stderr(io.StringIO()):  # submitit both prints and raises what sbatch says
+            with scrubbed(), redirect_stderr(io.StringIO()):  # submitit both prints and raises sbatch's message
                 return str(self._submit_command(self._submitit_command_str).job_id)
         except (FailedJobError, FailedSubmissionError) as error:
             raise refusal(str(error), self._cluster) from None
@@ -81,7 +81,7 @@ class Executor(submitit.SlurmExecutor):
 
 @contextmanager
 def scrubbed() -> Iterator[None]:
-    """Within, the environment is a login shell's: nothing of an allocation, of another launcher or of a snapshot."""
+    """Remove variables of an allocation, a launcher or a snapshot from the environment within the block."""
     gone = {
         name: value
         for name, value in os.environ.items()
@@ -124,15 +124,15 @@ def _parameters(batch: Batch, cluster: Cluster, dependency: str | None) -> dict[
 
 
 def _cpus(shape: Shape, cluster: Cluster) -> list[str]:
-    """Since SLURM 22.05 srun gives each process one CPU unless told again; the profile says whether to tell it."""
+    """Return srun's CPU option: since SLURM 22.05 srun gives each process one CPU without it; the profile decides."""
     return [] if cluster.srun_inherits_cpus else [f"--cpus-per-task={shape.cpus}"]
 
 
 def _additional(batch: Batch, cluster: Cluster) -> dict[str, Any]:
-    """What submitit has no parameter for, or would write otherwise."""
+    """Return options that submitit has no parameter for or would write differently."""
     options: dict[str, Any] = {
         "signal": f"{cluster.signal}@{cluster.signal_seconds}",
-        "kill-on-invalid-dep": "yes",  # what needs a run that failed must not wait for ever
+        "kill-on-invalid-dep": "yes",  # a run that needs a failed run must not wait for ever
         **({"requeue": True} if cluster.can_requeue else {"no-requeue": True}),
     }
     if len(batch.runs) > 1:
@@ -144,7 +144,7 @@ def _additional(batch: Batch, cluster: Cluster) -> dict[str, Any]:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """0,1,2,5 as 0-2,5."""
+    """Return numbers such as 0,1,2,5 as 0-2,5."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and parts[-1][-1] == number - 1:
@@ -155,7 +155,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _choice(batch: Batch) -> list[str]:
-    """Which run a job of the array is."""
+    """Return the shell lines that select the run of a job of the array."""
     quoted = {index: shlex.quote(str(batch.root / path)) for index, path in sorted(batch.runs.items())}
     if len(quoted) == 1:
         return [f"run={next(iter(quoted.values()))}", "job=$SLURM_JOB_ID"]
@@ -183,7 +183,7 @@ def _environment(batch: Batch, cluster: Cluster) -> list[str]:
 
 
 def _tasks() -> list[str]:
-    """Tasks from elsewhere are used where they lie: only the code of mimbench is copied."""
+    """Return the shell lines for tasks from elsewhere: they are not copied, only the code of mimbench is."""
     folders = os.pathsep.join(map(str, elsewhere()))
     return [f"export {VARIABLE}={shlex.quote(folders)}"] if folders else []
 
@@ -200,5 +200,5 @@ def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
 
 
 def _python(cluster: Cluster) -> str:
-    """-P: the directory a job starts in is not where its code is."""
+    """Return the interpreter with -P, because the working directory of a job must not provide its code."""
     return f"{cluster.python or shlex.quote(sys.executable)} -P"

@@ -1,12 +1,12 @@
-"""Runs on a cluster: hand them in, see what became of them, take them back.
+"""Runs on a cluster: submit them, look up their states, cancel and requeue them.
 
     cluster = load("a100")
     units = [Unit(run, cluster.shape(gpus=8), needs=(), name="crossmae_vitb"), ...]
     submit(units, cluster, root)              # one call of sbatch for each array
     status_of(run, queue(cluster, root))      # files first, then the queue, then accounting, then the heartbeat
 
-What is handed in is noted on disk first. If SLURM is silent it stays noted, and the next `submit` takes it along;
-whatever is noted, queued, running or done is not handed in again, by whoever and however many.
+Submissions are first recorded on disk. If SLURM does not answer they stay recorded, and the next `submit` submits them.
+A run that is recorded, queued, running or done is not submitted again, by any user or process.
 """
 
 from __future__ import annotations
@@ -38,20 +38,27 @@ log = logging.getLogger(__name__)
 
 Status = Literal["new", "queued", "running", "done", "failed", "interrupted", "lost", "blocked"]
 
-WAIT = 120.0  # seconds for another shell that is submitting
-SMALL_ARRAY = 100  # runs in an array when SLURM cannot be asked how many it takes
-BACK_OFF = (2.0, 4.0, 8.0)  # seconds between tries when SLURM is silent
-ENDING = ("COMPLETING", "RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")  # SLURM holds a process of it
+WAIT = 120.0  # seconds to wait for another shell that is submitting
+SMALL_ARRAY = 100  # runs in an array if SLURM's limit cannot be asked
+BACK_OFF = (2.0, 4.0, 8.0)  # seconds between attempts if SLURM does not answer
+ENDING = (
+    "COMPLETING",
+    "RUNNING",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "STAGE_OUT",
+)  # SLURM still has a process of the job
 
 
 def submit(units: Sequence[Unit], cluster: Cluster, root: Path, *, dry: bool = False) -> list[Submission] | str:
-    """Hand in the runs that are not done, running or queued; the submissions of `units`, then of what waited before.
+    """Submit the runs that are not done, running or queued; return their submissions, then those recorded before.
 
-    With `dry` nothing is handed in: the sbatch files, one after the other, which a person can hand in.
+    With `dry` nothing is submitted; return the sbatch files, one after the other, for submission by hand.
 
     Raises:
-        ValueError: in SLURM's words and with the profile's key, if it refuses; what it refused is not noted.
-        OSError: if SLURM is silent; everything stays noted for the next time.
+        ValueError: with SLURM's message and the profile's key, if it refuses; refused runs are not recorded.
+        OSError: if SLURM does not answer; everything stays recorded for the next time.
     """
     root = root.absolute()
     units = [unit._replace(run=RunDir(unit.run.path.absolute())) for unit in units]
@@ -69,10 +76,10 @@ def submit(units: Sequence[Unit], cluster: Cluster, root: Path, *, dry: bool = F
 
 
 def waiting(cluster: Cluster, root: Path) -> int:
-    """Hand in what was noted while SLURM was silent; how many runs that were.
+    """Submit the runs recorded while SLURM did not answer; return their number.
 
     Raises:
-        OSError: if it still is.
+        OSError: if it still does not answer.
     """
     root = root.absolute()
     if not submission.unsent(root):
@@ -84,23 +91,25 @@ def waiting(cluster: Cluster, root: Path) -> int:
 
 
 def check(cluster: Cluster, root: Path) -> None:
-    """That the cluster can be submitted to from here, and its nodes will see the runs.
+    """Check that this machine can submit to the cluster, and that its nodes see the runs.
 
     Raises:
-        ValueError: saying which key of the profile is wrong.
+        ValueError: naming the wrong key of the profile.
     """
     if cluster.kind != "slurm":
-        raise ValueError(f"cluster {cluster.name} is this machine: nothing is submitted to it")
+        raise ValueError(
+            f"cluster {cluster.name} is this machine, which takes no jobs; name a cluster of `mimbench cluster show`"
+        )
     shared = Path(cluster.shared_root).expanduser().resolve() if cluster.shared_root else None
     if shared is not None and not root.resolve().is_relative_to(shared):
         raise ValueError(
-            f"the runs are in {root.resolve()}, which the nodes of cluster {cluster.name} do not share: "
+            f"the runs are in {root.resolve()}, which the nodes of cluster {cluster.name} do not share; "
             f"set MIMBENCH_RUNS to a directory under shared_root={cluster.shared_root}"
         )
 
 
 def _noted(units: Sequence[Unit], cluster: Cluster, root: Path) -> list[Batch]:
-    """Batches of these units, written down as about to be handed in."""
+    """Return batches of these units, recorded as about to be submitted."""
     try:
         size = slurm.max_array(cluster)
     except slurm.SilentError:
@@ -112,7 +121,7 @@ def _noted(units: Sequence[Unit], cluster: Cluster, root: Path) -> list[Batch]:
 
 
 def _queued_now(units: Sequence[Unit]) -> set[Path]:
-    """Those of the units that a job waits or runs for, by what SLURM says this moment."""
+    """Return the runs of `units` that have a queued or running job, by SLURM's current answer."""
     found = {unit.run.path: submission.read(unit.run) for unit in units}
     known = {path: one for path, one in found.items() if one is not None}
     if not known:
@@ -120,7 +129,7 @@ def _queued_now(units: Sequence[Unit]) -> set[Path]:
     try:
         states, _ = slurm.listing()
     except slurm.SilentError:
-        return set(known)  # nobody knows; they are asked for again
+        return set(known)  # SLURM's state is unknown; asked again later
     return {path for path, one in known.items() if one.job is None or one.job in states}
 
 
@@ -134,7 +143,7 @@ def _executor(batch: Batch, cluster: Cluster, dependency: str | None) -> Executo
 
 
 def _send_all(batches: Iterable[Batch], cluster: Cluster, fresh: Container[str] = ()) -> None:
-    """Hand in one batch after the other, those that others need first. `fresh` ones SLURM cannot know yet."""
+    """Submit the batches in order of their needs. SLURM cannot know the `fresh` ones yet."""
     left, refused = [batch for batch in batches if batch.cluster == cluster.name], None
     while left:
         batch = left.pop(0)
@@ -143,7 +152,7 @@ def _send_all(batches: Iterable[Batch], cluster: Cluster, fresh: Container[str] 
         except slurm.SilentError as error:
             runs = sum(len(each.runs) for each in (batch, *left))
             raise slurm.SilentError(
-                f"{error}. {runs} runs are noted, and the next `mimbench submit` or `mimbench watch` submits them"
+                f"{error}. {runs} runs are recorded; the next `mimbench submit` or `mimbench watch` submits them"
             ) from None
         except ValueError as error:
             refused = refused or error
@@ -153,7 +162,7 @@ def _send_all(batches: Iterable[Batch], cluster: Cluster, fresh: Container[str] 
 
 
 def _withdraw(refused: Batch, left: list[Batch]) -> list[Batch]:
-    """Forget a batch and all that needs it; what is left."""
+    """Forget a batch and all batches that need it; return the others."""
     gone = set(refused.runs.values())
     refused.withdraw()
     kept = []
@@ -167,7 +176,7 @@ def _withdraw(refused: Batch, left: list[Batch]) -> list[Batch]:
 
 
 def _send(batch: Batch, cluster: Cluster, fresh: bool) -> None:
-    """Hand in one batch, trying again while SLURM is silent, and looking first whether it has it already."""
+    """Submit one batch, unless SLURM already has it; repeat while SLURM does not answer."""
     for pause in (*BACK_OFF, None):
         try:
             job = None if fresh else _accepted_before(batch)
@@ -182,14 +191,14 @@ def _send(batch: Batch, cluster: Cluster, fresh: bool) -> None:
 
 
 def _accepted_before(batch: Batch) -> str | None:
-    """The job id, if the queue has the batch: sbatch may have been cut off after SLURM took the job."""
+    """Return the job id if the queue has the batch: sbatch may have been interrupted after SLURM accepted the job."""
     _, names = slurm.listing()
     jobs = [job for job, name in names.items() if name == batch.job_name]
     return jobs[0].partition("_")[0] if jobs else None
 
 
 def _dependency(batch: Batch) -> str | None:
-    """sbatch's --dependency: the jobs of those needs that are not done."""
+    """Return sbatch's --dependency: the jobs of the needed runs that are not done."""
     pending = {
         index: [read for path in needs if (read := _pending(RunDir(batch.root / path))) is not None]
         for index, needs in batch.needs.items()
@@ -207,20 +216,20 @@ def _dependency(batch: Batch) -> str | None:
 def _pending(need: RunDir) -> Submission | None:
     found = submission.read(need) if need.state() != "done" else None
     if found is not None and found.job is None:
-        raise slurm.SilentError(f"what it needs, {need.path}, is not submitted yet")
+        raise slurm.SilentError(f"the run it needs, {need.path}, is not submitted yet")
     return found
 
 
 def _example(units: Sequence[Unit], cluster: Cluster, root: Path) -> list[Batch]:
-    """What would be handed in now. A batch has the same name each time it is shown."""
+    """Return the batches that would be submitted now. A batch has the same name each time it is shown."""
     batches = arrays.plan(units, root, cluster.max_array or 1001, cluster.name, snapshot(root))
     names = (hashlib.sha256("".join(batch.runs.values()).encode()).hexdigest()[:8] for batch in batches)
     return [replace(batch, id=f"by-hand-{name}") for batch, name in zip(batches, names, strict=True)]
 
 
 def _written(batch: Batch, cluster: Cluster) -> str:
-    """The sbatch file, ready to be handed in but for the numbers of jobs that others are to wait for."""
-    batch.folder.mkdir(parents=True, exist_ok=True)  # SLURM before 23.02 makes none for its output, and says nothing
+    """Return the sbatch file, complete except for the ids of jobs to wait for."""
+    batch.folder.mkdir(parents=True, exist_ok=True)  # SLURM before 23.02 silently writes no output without it
     needs = sorted({path for paths in batch.needs.values() for path in paths})
     jobs = "afterok:" + ":".join(f"JOB_OF_{path.rpartition('/')[2]}" for path in needs) if needs else None
     return _executor(batch, cluster, jobs).text()
@@ -230,7 +239,7 @@ def _written(batch: Batch, cluster: Cluster) -> str:
 
 
 def status_of(run: RunDir, seen: Queue | dict[str, str], cluster: Cluster | None = None) -> Status:
-    """What a run is doing: its files first, then the queue, then accounting (with `cluster`), then the heartbeat."""
+    """Return the state of a run from its files, then the queue, accounting (with `cluster`) and the heartbeat."""
     state = run.state()
     found = submission.read(run) if state != "done" else None
     if found is None:
@@ -240,17 +249,17 @@ def status_of(run: RunDir, seen: Queue | dict[str, str], cluster: Cluster | None
         return _live(run, live, found)
     if not getattr(seen, "answered", True) or found.submitted >= getattr(seen, "asked", time.time()) - 1.0:
         waits = state in ("new", "interrupted", "lost") or (state == "failed" and _failed_before(run, found))
-        return "queued" if waits else state  # the queue was asked too early to tell
+        return "queued" if waits else state  # the queue was listed too early to know the job
     return _left(run, found, cluster)
 
 
 def _failed_before(run: RunDir, found: Submission) -> bool:
-    """Whether it was handed in again since it failed."""
+    """Return whether the run failed before its latest submission."""
     return float(run.attempts()[-1].get("ended", 0.0)) < found.submitted
 
 
 def _live(run: RunDir, live: str, found: Submission) -> Status:
-    """Of a run whose job is in the queue."""
+    """Return the state of a run whose job is in the queue."""
     if live not in ENDING:
         return "queued"
     attempts = run.attempts()
@@ -259,7 +268,7 @@ def _live(run: RunDir, live: str, found: Submission) -> Status:
 
 
 def _left(run: RunDir, found: Submission, cluster: Cluster | None) -> Status:
-    """Of a run whose job has left the queue, and which is not done."""
+    """Return the state of an unfinished run whose job has left the queue."""
     state = run.state()
     if state == "running":
         return "lost" if run.attempts()[-1].get("job") == found.job else "running"
@@ -278,12 +287,12 @@ def _history(job: str) -> str | None:
 
 
 def _needs_failed(run: RunDir) -> bool:
-    """Whether something it needs has failed, or waits in vain itself."""
+    """Return whether a run it needs has failed or can itself never start."""
     return any(need.state() == "failed" or _needs_failed(need) for need in _missing(run))
 
 
 def _missing(run: RunDir) -> list[RunDir]:
-    """What is not done of what it needs; of a pretraining it may need no more than an encoder that is there already."""
+    """Return the needed runs that are not done, except pretrainings that have already written the needed encoder."""
     about, root = run.read_about(), run.path.absolute().parents[1]
     checkpoint = about.get("checkpoint") or {}
     identity, _, epoch = str(checkpoint.get("run")).partition("@")
@@ -293,10 +302,10 @@ def _missing(run: RunDir) -> list[RunDir]:
 
 
 def cancel(runs: Iterable[RunDir], cluster: Cluster) -> list[RunDir]:
-    """End the jobs of these runs, and forget that they were submitted; those that had one.
+    """Cancel the jobs of these runs and forget their submissions; return the runs that had a job.
 
     Raises:
-        OSError: if SLURM is silent; then everything stays as it is.
+        OSError: if SLURM does not answer; then nothing changes.
     """
     found = [(run, one) for run in runs if (one := submission.read(run)) is not None and one.cluster == cluster.name]
     slurm.cancel({one.job for _, one in found if one.job})
@@ -308,7 +317,7 @@ def cancel(runs: Iterable[RunDir], cluster: Cluster) -> list[RunDir]:
 
 
 def _leave(run: RunDir, found: Submission) -> None:
-    """Take a run out of a batch that is not handed in yet."""
+    """Remove a run from a batch that is not submitted yet."""
     root = run.path.absolute().parents[1]
     batch = submission.read_batch(root, found.batch)
     runs = {index: path for index, path in batch.runs.items() if index != found.index}
@@ -319,20 +328,20 @@ def _leave(run: RunDir, found: Submission) -> None:
 
 
 def requeue(runs: Sequence[RunDir], cluster: Cluster, root: Path | None = None) -> None:
-    """Start runs again: a job that runs goes back into the queue, one that is over is handed in anew.
+    """Start runs again: a running job is requeued, an ended one is submitted anew.
 
-    Either way the run goes on from its newest checkpoint, and what it needs is waited for.
+    In both cases the run resumes from its newest checkpoint, after the runs it needs.
 
     Raises:
-        ValueError: in SLURM's words, if one cannot be; also for a run that was never submitted to this cluster.
-        OSError: if SLURM is silent.
+        ValueError: with SLURM's message, if it refuses; also if a run was never submitted to this cluster.
+        OSError: if SLURM does not answer.
     """
     states, _ = slurm.listing()
     units = []
     for run in (RunDir(run.path.absolute()) for run in runs):
         found, top = submission.read(run), root.absolute() if root else run.path.parents[1]
         if found is None or found.cluster != cluster.name:
-            raise ValueError(f"{run.path} has no job on cluster {cluster.name}: submit it")
+            raise ValueError(f"{run.path} has no job on cluster {cluster.name}; submit it with `mimbench submit`")
         if found.job in states and states[found.job] == "RUNNING":
             slurm.requeue(found.job)
         elif found.job not in states:

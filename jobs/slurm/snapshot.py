@@ -1,11 +1,11 @@
-"""The code as it was when a job was submitted: editing afterwards changes nothing for jobs that wait.
+"""Snapshots of the code at submission, so that later edits do not affect waiting jobs.
 
-    <root>/.mimbench/code/<tree>/      the packages, as `git archive` writes them, uncommitted changes included
-                                 changes.diff  snapshot.json (last: a snapshot without it is not one)
+    <root>/.mimbench/code/<tree>/      the packages, as from `git archive`, including uncommitted changes
+                                 changes.diff  snapshot.json (written last: without it the snapshot is incomplete)
 
-A snapshot is named by git's hash of what is in it, so that unchanged code is copied once. Files that git does not
-know yet are part of it, ignored ones are not. The checkout, its index and its objects are left as they are. Where
-mimbench is installed without git, the installed version is recorded, and jobs run that.
+A snapshot is named by git's hash of its content, so that unchanged code is copied once. It includes untracked files but
+not ignored ones. The checkout, its index and its objects are not changed. If mimbench is installed without git, the
+installed version is recorded, and jobs run it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Any
 
 from mimbench.engine.run.atomic import write_json
 
-PACKAGE = Path(__file__).parents[2]  # mimbench/, which links to the folders that are its subpackages
+PACKAGE = Path(__file__).parents[2]  # mimbench/, with links to its subpackages
 PARTS = ("mimbench", *sorted(link.name for link in PACKAGE.iterdir() if link.is_symlink()), "pyproject.toml")
 MARKER = "snapshot.json"
 TOP = Path(__file__).parents[3]
 
 
 def snapshot(root: Path, top: Path = TOP) -> dict[str, Any]:
-    """Copy the code at `top` to the runs root, if that code is not there already; what and where it is.
+    """Copy the code at `top` to the runs root, unless it is already there; return its description.
 
-    The keys: `snapshot` (a path, None where there is no git), `version`, `commit`, `tree`, `dirty`.
+    The keys: `snapshot` (a path, None without git), `version`, `commit`, `tree`, `dirty`.
 
     Raises:
-        OSError: if the copy cannot be written; half of one is never used.
+        OSError: if the copy cannot be written; an incomplete copy is never used.
     """
     known = {"version": version("mimbench")}
-    if (top / MARKER).is_file():  # a job that submits: its code is a snapshot
+    if (top / MARKER).is_file():  # inside a job: its code is already a snapshot
         return {**json.loads((top / MARKER).read_text(encoding="utf-8")), "snapshot": str(top)}
     places = _places(top)
     if places is None:
@@ -54,7 +54,7 @@ def snapshot(root: Path, top: Path = TOP) -> dict[str, Any]:
 
 
 def _places(top: Path) -> list[str] | None:
-    """The commit, the index and the objects of the checkout whose top this is; None if there is none."""
+    """Return the commit, the index and the objects of the checkout at `top`; None if it is not a checkout."""
     paths = ("--show-toplevel", "HEAD", "--git-path", "index", "--git-path", "objects")
     try:
         found = _git(top, "rev-parse", "--path-format=absolute", *paths).splitlines()
@@ -64,11 +64,11 @@ def _places(top: Path) -> list[str] | None:
 
 
 def _own_index(top: Path, scratch: Path, index: str, theirs: str) -> dict[str, str]:
-    """An index with the files as they are, and a place for their objects, neither of them the checkout's."""
+    """Return a separate index with the current files, and a separate directory for their objects."""
     objects = scratch / "objects"
     objects.mkdir()
     if Path(index).is_file():
-        shutil.copy2(index, scratch / "index")  # what it knows of unchanged files spares reading them
+        shutil.copy2(index, scratch / "index")  # so that unchanged files need not be read
     own = {
         "GIT_INDEX_FILE": str(scratch / "index"),
         "GIT_OBJECT_DIRECTORY": str(objects),
@@ -88,16 +88,16 @@ def _write(top: Path, place: Path, about: dict[str, Any], diff: str, own: dict[s
         _git(top, "archive", f"--output={archive}", about["tree"], "--", *parts, **own)
         try:
             shutil.unpack_archive(archive, new, "tar", filter="data")
-        except OSError as error:  # of a full disk it does not say where
+        except OSError as error:  # on a full disk the error does not name the path
             raise OSError(error.errno, error.strerror, str(place)) from error
         (new / "changes.diff").write_text(diff, encoding="utf-8", errors="surrogateescape")
         write_json(new / MARKER, about)
         if place.exists() and not (place / MARKER).is_file():
-            shutil.rmtree(place)  # half of one
+            shutil.rmtree(place)  # incomplete
         try:
             new.rename(place)
         except OSError:
-            if not (place / MARKER).is_file():  # else another shell was quicker, with the same code
+            if not (place / MARKER).is_file():  # else another shell wrote the same code first
                 raise
 
 

@@ -1,13 +1,13 @@
-"""What was handed to a cluster, on disk: it outlives the shell that submitted and the scheduler's memory.
+"""Submissions to a cluster, recorded on disk: they outlive the submitting shell and the scheduler's memory.
 
     <root>/.mimbench/jobs/<batch>/batch.json     one call of sbatch: its runs by array index, and its job id
-                                  unsent         there until sbatch has accepted it
+                                  unsent         exists until sbatch has accepted it
                                   <job>_<rank>_log.out, <job>_submission.sh
     <run>/submission.json                        a link to the batch.json of its batch
 
-A batch is written down before sbatch is called, with no job id: whatever happens then, nothing is lost and nothing is
-submitted twice, for its id is part of the job's name and can be looked up in the queue. One file holds the job id of a
-whole array, so that it is recorded in one go.
+A batch is recorded before sbatch is called, without a job id. So nothing is lost or submitted twice after a crash: the
+batch's id is part of the job's name and can be found in the queue. One file holds the job id of a whole array, so that
+it is recorded in one step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Batch:
     runs: dict[int, str]  # array index -> run directory, relative to the root
     shape: Shape
     needs: dict[int, tuple[str, ...]] = field(default_factory=dict)  # array index -> runs that must be done before
-    code: dict[str, Any] = field(default_factory=dict)  # jobs.slurm.snapshot: where the code lies, and which it is
+    code: dict[str, Any] = field(default_factory=dict)  # description of the code, from jobs.slurm.snapshot
     id: str = field(default_factory=lambda: secrets.token_hex(4))
     job: str | None = None
     submitted: float = field(default_factory=time.time)
@@ -50,20 +50,20 @@ class Batch:
 
     @property
     def folder(self) -> Path:
-        """Where its sbatch file and output lie."""
+        """Return the directory of its sbatch file and output."""
         return self.root / ".mimbench" / "jobs" / self.id
 
     @property
     def job_name(self) -> str:
-        """Tells it among all jobs of the queue."""
+        """Return the job name, unique in the queue."""
         return f"{self.name}.{self.id}"
 
     def job_of(self, index: int) -> str | None:
-        """The job id of the run at `index`."""
+        """Return the job id of the run at `index`."""
         return self.job if self.job is None or len(self.runs) == 1 else f"{self.job}_{index}"
 
     def index_of(self, path: str) -> int:
-        """The array index of the run at `path`, relative to the root.
+        """Return the array index of the run at `path`, relative to the root.
 
         Raises:
             KeyError: if it is not in this batch.
@@ -71,7 +71,7 @@ class Batch:
         return _indices(self)[path]
 
     def note(self) -> None:
-        """Write it down, durably, as about to be submitted; its runs point to it."""
+        """Record the batch durably as about to be submitted, and link its runs to it."""
         self.write()
         (self.folder / "unsent").touch()
         for path in self.runs.values():
@@ -83,14 +83,14 @@ class Batch:
         write_json(self.folder / "batch.json", {**record, "shape": self.shape._asdict()})
 
     def accepted(self, job: str) -> Batch:
-        """The same with its job id and the time of that, written down."""
+        """Return the batch with its job id and the time, and record both."""
         batch = replace(self, job=job, submitted=time.time())
         batch.write()
         (self.folder / "unsent").unlink(missing_ok=True)
         return batch
 
     def withdraw(self) -> None:
-        """As if it had never been noted."""
+        """Remove the record of the batch."""
         for path in self.runs.values():
             run = RunDir(self.root / path)
             if (found := read(run)) is not None and found.batch == self.id:
@@ -99,7 +99,7 @@ class Batch:
 
 
 def _point(link: str, batch: str) -> None:
-    """Let a run point to its batch: one call for a new run, for there may be thousands."""
+    """Link a run to its batch, with one system call for a new run, because there may be thousands."""
     target = f"../../.mimbench/jobs/{batch}/batch.json"
     try:
         os.symlink(target, link)  # noqa: PTH211
@@ -112,10 +112,10 @@ def _point(link: str, batch: str) -> None:
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of asking a cluster to run a run."""
+    """The submission of a run to a cluster."""
 
     cluster: str
-    job: str | None  # None: noted, and not yet accepted by SLURM
+    job: str | None  # None: recorded, but not yet accepted by SLURM
     array: str | None
     submitted: float  # seconds since 1970
     by: str
@@ -127,14 +127,14 @@ class Submission:
 
 
 def read(run: RunDir) -> Submission | None:
-    """The run's submission; None if it was never submitted, or that was cancelled.
+    """Return the run's submission; None if it was never submitted or was cancelled.
 
     Raises:
         ValueError: if its files are damaged.
     """
     place = os.fspath(run.path)
     try:
-        target = os.readlink(f"{place}/{LINK}")  # noqa: PTH115 (of a thousand runs, pathlib takes most of the time)
+        target = os.readlink(f"{place}/{LINK}")  # noqa: PTH115 (with a thousand runs, pathlib takes most of the time)
         folder, name = os.path.split(place)
         root, stage = os.path.split(folder)
         batch = _batch(f"{root}/.mimbench/jobs/{target.split('/')[-2]}/batch.json")
@@ -142,7 +142,7 @@ def read(run: RunDir) -> Submission | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{place}/{LINK} is damaged ({error}); remove it to submit the run anew") from None
+        raise ValueError(f"{place}/{LINK} is damaged ({error}); remove it and submit the run again") from None
     job, array = batch.job_of(index), batch.job if len(batch.runs) > 1 else None
     snapshot, resources = batch.code.get("snapshot"), batch.shape._asdict()
     return Submission(batch.cluster, job, array, batch.submitted, batch.by, snapshot, resources, batch.id, index)
@@ -154,10 +154,10 @@ def clear(run: RunDir) -> None:
 
 
 def read_batch(root: Path, name: str) -> Batch:
-    """The batch called `name` under `root`.
+    """Return the batch called `name` under `root`.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if it does not exist.
         ValueError: if it is damaged.
     """
     return _batch(f"{root}/.mimbench/jobs/{name}/batch.json")
@@ -165,12 +165,12 @@ def read_batch(root: Path, name: str) -> Batch:
 
 def _batch(file: str) -> Batch:
     about = os.stat(file)  # noqa: PTH116
-    return _parsed(file, about.st_mtime_ns, about.st_ino)  # the time alone is too coarse on some file servers
+    return _parsed(file, about.st_mtime_ns, about.st_ino)  # the time is too coarse on some file servers
 
 
 @lru_cache(maxsize=1024)
 def _parsed(name: str, modified: int, inode: int) -> Batch:
-    """Read once for all the runs of an array."""
+    """Return the parsed batch, read once for all runs of an array."""
     file = Path(name)
     values = json.loads(file.read_text(encoding="utf-8"))
     runs = {int(index): path for index, path in values.pop("runs").items()}
@@ -182,7 +182,7 @@ _known: dict[str, tuple[Batch, dict[str, int]]] = {}
 
 
 def _indices(batch: Batch) -> dict[str, int]:
-    """Array index by run, made once for each batch as it is read."""
+    """Return the array index by run, built once for each batch."""
     kept = _known.get(batch.id)
     if kept is None or kept[0] is not batch:
         kept = _known[batch.id] = batch, {path: index for index, path in batch.runs.items()}
@@ -190,13 +190,13 @@ def _indices(batch: Batch) -> dict[str, int]:
 
 
 def unsent(root: Path) -> list[Batch]:
-    """What was noted and not yet accepted, oldest first."""
+    """Return the recorded batches that are not yet accepted, oldest first."""
     found = [read_batch(root, marker.parent.name) for marker in (root / ".mimbench" / "jobs").glob("*/unsent")]
     return sorted(found, key=lambda batch: batch.submitted)
 
 
 def outputs(run: RunDir) -> dict[int, Path]:
-    """What each rank of the run's latest job printed, by rank."""
+    """Return the output file of each rank of the run's latest job."""
     submission = read(run)
     if submission is None or submission.job is None:
         return {}

@@ -1,13 +1,13 @@
-"""Evaluate a checkpoint: which recipe each protocol means for it, as a study.
+"""Evaluate a checkpoint: a study with the recipe of each protocol for its encoder.
 
     mimbench evaluate encoder.safetensors --on linear,linear_fast --data imagenet
     mimbench evaluate encoder.safetensors --on linear,fewshot --data cls=PATH linear.epochs=10
     mimbench evaluate encoder.safetensors --on linear --data handwritten --scratch
 
-The protocols are those that the installed tasks offer (`Task.protocols`). Each means the paper's recipe for the size of
-the encoder, and on `handwritten` the demo's. An override is for every recipe that has its key, or for the one it names
-first (`linear.epochs=10`). With `--scratch` each is run from random weights, too: a training from scratch, or what a
-random encoder is worth.
+The protocols are those of the installed tasks (`Task.protocols`). Each stands for the paper's recipe for the size of
+the encoder, or on `handwritten` for the demo's. An override applies to every recipe with its key, or only to the
+protocol named before it (`linear.epochs=10`). With `--scratch` each protocol also runs from random weights: training
+from scratch, or evaluation of a random encoder.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks for."""
+    """A request to evaluate a checkpoint."""
 
     protocols: Sequence[str]  # of `mimbench.jobs.runs.tasks.protocols`
-    data: Sequence[str] = ()  # NAME, or for one task TASK=NAME, by its name or what it calls its data
+    data: Sequence[str] = ()  # NAME, or TASK=NAME for one task (its name, or its name for data)
     overrides: Sequence[str] = ()  # key=value or PROTOCOL.key=value
-    recipes: Sequence[str] = ()  # PROTOCOL=RECIPE, where another than the paper's is wanted
-    scratch: bool = False  # from random weights as well
+    recipes: Sequence[str] = ()  # PROTOCOL=RECIPE, in place of the paper's recipe
+    scratch: bool = False  # also run from random weights
 
 
 def evaluation(checkpoint: Path, encoder: ViT | None, request: Request) -> Study:
-    """The study that evaluates `checkpoint`, an encoder of shape `encoder`; None of a user's own, for frozen protocols.
+    """Return the study that evaluates `checkpoint`, whose encoder has shape `encoder` (None: a user's, frozen only).
 
     Raises:
-        ValueError: for an unknown protocol, a size without a recipe, or an override that no recipe takes.
+        ValueError: if a protocol is unknown, the size has no recipe, or no recipe takes an override.
     """
     _known(request.protocols)
     chosen, where = dict(map(_choice, request.recipes)), _data(request.data)
@@ -63,14 +63,14 @@ def evaluation(checkpoint: Path, encoder: ViT | None, request: Request) -> Study
 
 
 def _random(recipe: str, encoder: ViT | None) -> list[str]:
-    """The overrides that give a recipe without a checkpoint the shape of `encoder`.
+    """Return the overrides that give a recipe without a checkpoint the shape of `encoder`.
 
     Raises:
-        ValueError: for a user's own encoder, of which there is no random one.
+        ValueError: if the encoder is a user's, which cannot be built with random weights.
     """
     if encoder is None:
         raise ValueError(
-            "--scratch: there are no random weights of a user's encoder; evaluate a function that makes it"
+            "--scratch: mimbench cannot build a user's encoder with random weights; evaluate a function that does"
         )
     usual = asdict(find(recipe).build().encoder)
     return [f"encoder.{name}={value}" for name, value in asdict(encoder).items() if value != usual[name]]
@@ -79,18 +79,18 @@ def _random(recipe: str, encoder: ViT | None) -> list[str]:
 def _known(wanted: Sequence[str]) -> None:
     for protocol in wanted:
         if protocol not in protocols():
-            raise ValueError(f"--on {protocol}: the protocols are {', '.join(protocols())}, separated by commas")
+            raise ValueError(f"--on {protocol} is unknown; give some of {', '.join(protocols())}, separated by commas")
 
 
 def _choice(text: str) -> tuple[str, str]:
     protocol, separator, recipe = text.partition("=")
     if not separator or protocol not in protocols():
-        raise ValueError(f"--recipe {text}: it must be PROTOCOL=RECIPE, with a protocol of {', '.join(protocols())}")
+        raise ValueError(f"--recipe {text} is not PROTOCOL=RECIPE; the protocols are {', '.join(protocols())}")
     return protocol, recipe
 
 
 def _data(given: Sequence[str]) -> dict[str, str]:
-    """Task -> data set."""
+    """Return the data set of each task."""
     evaluating = [task for task in tasks().values() if task.protocols]
     views = {view: task.name for task in evaluating for view in (task.name, *task.data)}
     where: dict[str, str] = {}
@@ -112,8 +112,8 @@ def _recipe(protocol: str, encoder: ViT | None, data: str | None) -> str:
         return known.recipes
     if encoder is None:
         raise ValueError(
-            f"{protocol} needs the blocks and weights of an encoder by name, and this function returns one that is not "
-            f"a VisionTransformer of mimbench; evaluations of a frozen encoder take it as it is"
+            f"{protocol} needs the named blocks and weights of a mimbench VisionTransformer, but this function returns "
+            f"another encoder; use a protocol that keeps the encoder frozen"
         )
     size = next((letter for letter, vit in SIZES.items() if _shape(vit) == _shape(encoder)), None)
     if size is not None and size in known.recipes:
@@ -121,7 +121,7 @@ def _recipe(protocol: str, encoder: ViT | None, data: str | None) -> str:
     sizes = ", ".join(f"ViT-{letter}" for letter in known.recipes)
     width, depth, heads = _shape(encoder)
     raise ValueError(
-        f"no recipe for {protocol} is known for an encoder {width} wide and {depth} deep with {heads} heads (but for "
+        f"{protocol} has no recipe for an encoder of width {width}, depth {depth} and {heads} heads (recipes exist for "
         f"{sizes}); choose one with --recipe {protocol}=STAGE/NAME"
     )
 
@@ -131,7 +131,7 @@ def _shape(encoder: ViT) -> tuple[int, int, int]:
 
 
 def _shared_out(overrides: Sequence[str], names: dict[str, str]) -> dict[str, list[str]]:
-    """Which overrides each protocol's recipe gets."""
+    """Return the overrides of each protocol's recipe."""
     known = {protocol: keys(find(name).build()) for protocol, name in names.items()}
     given: dict[str, list[str]] = {protocol: [] for protocol in names}
     for override in overrides:
@@ -145,10 +145,10 @@ def _shared_out(overrides: Sequence[str], names: dict[str, str]) -> dict[str, li
             for taker in takers:
                 given[taker].append(override)
         else:
-            given[next(iter(names))].append(override)  # which refuses it, and offers the nearest key
+            given[next(iter(names))].append(override)  # this recipe rejects it and offers the nearest key
     return given
 
 
 def _known_here(protocol: str, names: dict[str, str], override: str) -> None:
     if protocol not in names:
-        raise ValueError(f"{override} is for {protocol}, which is not among --on {','.join(names)}")
+        raise ValueError(f"{override} is for {protocol}, which is not in --on {','.join(names)}")

@@ -1,13 +1,13 @@
-"""What would become of a study: each run's place and state, the difference between what is asked for and what is there.
+"""Plan a study: the place and state of each run, and the runs that submitting it would start.
 
     mimbench plan crossmae/table2
 
-    new          there is no directory, or nothing has started in it
-    queued       submitted, not started          running      going on, somewhere
-    done         has its result                  stale        done, but the encoder it evaluated has been made again
-    failed       ended by an error               interrupted, lost    stopped; goes on when asked again
-    blocked      cannot start: what it needs has failed
-    orphaned     was asked for under this name, and is in the study no more
+    new          no directory yet, or never started
+    queued       submitted, not started          running      running, here or elsewhere
+    done         has a result                    stale        done, but its encoder was made again since
+    failed       ended by an error               interrupted, lost    stopped; resumes when submitted again
+    blocked      cannot start: a run it needs has failed
+    orphaned     was submitted under this name, but is no longer in the study
 
 Reads files and starts nothing; 1,000 runs take a second or two.
 """
@@ -29,7 +29,7 @@ from mimbench.jobs.runs.tasks import role_of
 from mimbench.jobs.studies.study import Run, Study
 from mimbench.jobs.studies.study_registry import directory_name, members
 
-STARTABLE = ("new", "interrupted", "lost")  # what submitting a study starts
+STARTABLE = ("new", "interrupted", "lost")  # states that submitting a study starts
 STATES = (
     "new", "queued", "running", "done", "stale", "failed", "interrupted", "lost", "blocked", "damaged", "orphaned"
 )  # fmt: skip
@@ -43,11 +43,11 @@ class Line:
     directory: RunDir
     state: str
     why: str = ""
-    run: Run | None = None  # None of an orphaned one
+    run: Run | None = None  # None for an orphaned run
     place: Place | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the line as JSON."""
         recipe = self.place.about["recipe"] if self.place else None
         needs = self.place.about["needs"] if self.place else []
         return {
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study against what is under a root."""
+    """A study and the states of its runs under a root."""
 
     study: Study
     root: Path
@@ -70,17 +70,17 @@ class Plan:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many lines there are of each state."""
+        """Return the number of lines in each state."""
         found = Counter(line.state for line in self.lines)
         return {state: found[state] for state in STATES if found[state]}
 
     def of(self, *states: str) -> list[Line]:
-        """The lines in these states."""
+        """Return the lines in these states."""
         return [line for line in self.lines if line.state in states]
 
     @property
     def missing_data(self) -> list[str]:
-        """Data sets that runs which are yet to start name, and that are not known here."""
+        """Return the data sets of unstarted runs that are unknown on this machine."""
         from mimbench.engine.data.datasets import is_there
 
         names = {str(line.place.config.data): None for line in self.of(*STARTABLE) if line.place and line.place.config}
@@ -88,11 +88,11 @@ class Plan:
 
 
 def plan(study: Study, root: Path) -> Plan:
-    """The plan of `study` under `root`; nothing is written but the cache of content hashes.
+    """Return the plan of `study` under `root`; only the cache of content hashes is written.
 
     Raises:
-        ValueError: for a bad recipe or override, or a checkpoint that is none.
-        FileNotFoundError: if a checkpoint given as a file is not there.
+        ValueError: if a recipe, an override or a checkpoint is bad.
+        FileNotFoundError: if a checkpoint file does not exist.
     """
     states, places, titles = States(root), study.places(root, strict=False), study.titles
     lines: dict[Run, Line] = {}
@@ -118,12 +118,12 @@ def _line(run: Run, title: str, found: Place, states: States, needs: Sequence[Li
 
 
 def _has_its_encoder(run: Run, found: Place) -> bool:
-    """One that starts from the middle of a pretraining needs no more of it than that encoder."""
+    """Return whether the intermediate encoder a run starts from already exists; it needs no more of the pretraining."""
     return run.epoch is not None and Path(found.about["checkpoint"]["path"]).exists()
 
 
 def _stale(found: Place) -> str:
-    """What has changed since a run that is done, whose encoder another run of the root makes; "" if nothing."""
+    """Return how the encoder of a finished run, made by another run, has changed since; "" if it has not."""
     checkpoint = found.about["checkpoint"]
     if not checkpoint or not checkpoint["run"] or not Path(checkpoint["path"]).is_file():
         return ""
@@ -134,7 +134,7 @@ def _stale(found: Place) -> str:
     try:
         now = file_hash(Path(checkpoint["path"]), root, allow_partial=partial, role=role)
     except (ValueError, OSError) as error:
-        return f"it started from weights {str(used)[:10]}, and now {error}"
+        return f"it started from weights {str(used)[:10]}, but now {error}"
     return f"it started from weights {used[:10]}, which are now {now[:10]}" if used and used != now else ""
 
 
@@ -153,7 +153,7 @@ MARKS = {
 
 
 def render(found: Plan) -> str:
-    """The plan as text: a line a run, then the counts."""
+    """Return the plan as text: a line for each run, then the counts."""
     width = max((len(line.name) for line in found.lines), default=0)
     rows = []
     for line in found.lines:

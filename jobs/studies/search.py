@@ -1,10 +1,10 @@
-"""A search that learns from the runs that are done: Optuna proposes, runs answer (ask and tell).
+"""A search that learns from finished runs: Optuna proposes runs and is told their results (ask and tell).
 
     mimbench sweep cls/linear_vitb base_lr=1e-2..1:log seed=0,1 --optuna 20 --metric linear_top1
-    mimbench submit sweep-linear_vitb       # and when they are done, the first line again: the next round
+    mimbench submit sweep-linear_vitb       # then repeat the first line for the next round
 
-Nothing waits: each call tells Optuna of every run of the sweep that is done, and adds a round of proposals; those still
-going count as proposed, so that no two are alike. There is no data base: what is known are the runs themselves.
+No call waits: each tells Optuna the results of all finished runs of the sweep and adds a round of proposals. Unfinished
+runs count as proposed, so that no run is proposed twice. There is no database: the runs hold all information.
 Needs the extra `search`.
 """
 
@@ -24,9 +24,9 @@ class Search:
     """Proposals for the next runs of a sweep.
 
     Args:
-        axes: what may be changed; lists are choices, ranges numbers between.
-        metric: of a run's result; whether the highest or the lowest is the best, its task says.
-        seed: of the sampler; the same runs and the same seed propose the same.
+        axes: the keys to vary; lists are choices, ranges are numbers between two bounds.
+        metric: a metric of the results; its task defines whether higher or lower is better.
+        seed: of the sampler; the same runs and seed give the same proposals.
 
     Raises:
         ValueError: if Optuna is not installed.
@@ -36,7 +36,9 @@ class Search:
         try:
             self._optuna: Any = importlib.import_module("optuna")
         except ImportError as error:
-            raise ValueError("--optuna needs a package that is not here: pip install -e '.[search]'") from error
+            raise ValueError(
+                "--optuna needs the package optuna, which is not installed; pip install -e '.[search]'"
+            ) from error
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         self.axes, self.metric = axes, metric
         sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
@@ -53,16 +55,18 @@ class Search:
         return kinds.FloatDistribution(one.low, one.high, log=one.log)
 
     def tell(self, overrides: Sequence[str], result: dict[str, Any] | None, failed: bool = False) -> None:
-        """What is known of one run: its result, that it failed, or that it is still to come.
+        """Tell Optuna about one run: its result, a failure, or that it is not done yet.
 
         Raises:
-            ValueError: if the result has no such metric.
+            ValueError: if the result does not have the metric.
         """
         state, value = self._optuna.trial.TrialState, None
         if result is not None:
             metrics = result.get("metrics", {})
             if self.metric not in metrics:
-                raise ValueError(f"--metric {self.metric}: a run has {', '.join(metrics) or 'no metrics'}")
+                raise ValueError(
+                    f"--metric {self.metric} is not in the results, which have {', '.join(metrics) or 'no metrics'}"
+                )
             value = float(metrics[self.metric])
         found = state.COMPLETE if result is not None else state.FAIL if failed else state.RUNNING
         given = dict(text.split("=", 1) for text in overrides)
@@ -75,11 +79,11 @@ class Search:
         one = next(one for one in self.axes if one.key == key)
         if not one.is_range:
             return text
-        within = min(max(float(text), one.low), one.high)  # six digits may round past the end
+        within = min(max(float(text), one.low), one.high)  # rounding to six digits may pass the bound
         return int(within) if one.whole else within
 
     def ask(self, count: int, known: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Overrides of at most `count` new runs, none of them among `known`."""
+        """Return the overrides of at most `count` new runs, none of them in `known`."""
         found: list[list[str]] = []
         taken = {tuple(own) for own in known}
         for _ in range(20 * count):
@@ -94,7 +98,7 @@ class Search:
 
     @property
     def best(self) -> tuple[dict[str, Any], float] | None:
-        """What was best so far, and how good it was."""
+        """Return the best settings so far and their metric."""
         if not any(trial.value is not None for trial in self.study.trials):
             return None
         return self.study.best_params, self.study.best_value
@@ -105,10 +109,10 @@ def _written(value: Any) -> str:
 
 
 def next_round(sweep: Sweep, search: Search, root: Path, total: int, count: int) -> Sweep:
-    """`sweep` with up to `count` runs more, `total` at most, proposed from those of it that are done.
+    """Return `sweep` with up to `count` more runs, at most `total`, proposed from its finished runs.
 
     Raises:
-        ValueError: for a bad recipe or override.
+        ValueError: if the recipe or an override is bad.
     """
     runs = sweep.runs
     places = sweep.study().places(root) if runs else {}

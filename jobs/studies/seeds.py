@@ -1,11 +1,10 @@
-"""The same evaluation with several seeds: a run each, and the mean and standard deviation over them.
+"""Run the same evaluation with several seeds: one run for each, and the mean and standard deviation over them.
 
     mimbench evaluate encoder.safetensors --on linear,linear_fast --data imagenet --seeds 3
     mimbench run cls/linear_vitb checkpoint=encoder.safetensors --seeds 3
 
-`seeds=3` among the settings means the same. A run is of one seed, so these are ordinary runs: seeds that are done
-already are not repeated, and `mimbench table` shows them in one cell. What has no seed, or would not use it (k-NN of a
-given encoder), runs once.
+`seeds=3` as a setting means the same. Each seed is an ordinary run: finished seeds are not repeated, and
+`mimbench table` shows all seeds in one cell. A recipe that has or uses no seed (k-NN of a given encoder) runs once.
 """
 
 from __future__ import annotations
@@ -34,29 +33,31 @@ class Spread(Values):
 
 
 def asked_for(overrides: Sequence[str], seeds: int = 1) -> tuple[list[str], int]:
-    """The overrides of a run, and how many seeds are wanted: `seeds=N` among them is no setting of one run.
+    """Return the overrides of a run without `seeds=N`, and the number of seeds.
 
     Raises:
-        ValueError: if N is no number of seeds.
+        ValueError: if N is not a whole number of at least 1.
     """
     said = [override.partition("=")[2] for override in overrides if override.startswith("seeds=")]
     if wrong := [text for text in said if not text.isdecimal() or not int(text)]:
-        raise ValueError(f"seeds={wrong[0]} must be a whole number of at least 1: so many runs, each with another seed")
+        raise ValueError(
+            f"seeds={wrong[0]} must be a whole number of at least 1: the number of runs, each with a different seed"
+        )
     rest = [override for override in overrides if not override.startswith("seeds=")]
     return rest, int(said[-1]) if said else seeds
 
 
 def seeded(study: Study, seeds: int) -> Study:
-    """`study` with each of its runs in `seeds` seeds, counted up from the run's own.
+    """Return `study` with each run repeated for `seeds` seeds, counting up from its own seed.
 
     Raises:
-        ValueError: if a run needs another one of the study, which would need its seeds as well.
+        ValueError: if a run needs another run of the study, which would need several seeds too.
     """
     if seeds == 1:
         return study
     for run in study.runs:
         if run.need is not None:
-            raise ValueError(f"--seeds is for runs that need no other run; {run.name} needs {run.need.name}")
+            raise ValueError(f"{run.name} needs {run.need.name}; --seeds works only for runs that need no other run")
     return replace(study, runs=[one for run in study.runs for one in _seeds_of(run, seeds)])
 
 
@@ -73,26 +74,28 @@ def _seeds_of(run: Run, seeds: int) -> list[Run]:
 
 
 def _seedless(config: Any) -> bool:
-    """Whether its seed draws the random weights alone."""
+    """Return whether the seed of this config draws only random weights."""
     task = task_of_config(config)
     kinds = task.configs() if task else {}
     return task is not None and type(config) in [kinds[name] for name in task.seedless]
 
 
 def study_of(recipe: str, overrides: Sequence[str], seeds: int) -> Study:
-    """`mimbench run RECIPE [KEY=VALUE]... --seeds N` as a study.
+    """Return `mimbench run RECIPE [KEY=VALUE]... --seeds N` as a study.
 
     Raises:
-        ValueError: for an unknown recipe, a bad override, or a recipe that has no seed.
+        ValueError: if the recipe is unknown or has no seed, or an override is bad.
     """
     config = resolve(find(recipe).name, overrides)[1]
     if not hasattr(config, "seed"):
-        raise ValueError(f"--seeds {seeds}: {recipe} has no seed, it gives the same result each time")
+        raise ValueError(
+            f"--seeds {seeds}: {recipe} has no seed and always gives the same result; run it without --seeds"
+        )
     return seeded(Study(f"{recipe} in {seeds} seeds", [Run(recipe, tuple(overrides))]), seeds)
 
 
 def spreads(tasks: Iterable[Task]) -> list[Spread]:
-    """Every metric of the finished runs, those that differ in the seed alone together."""
+    """Return the spread of every metric of the finished runs, grouping runs that differ only in the seed."""
     found: dict[tuple[str, str], list[float]] = {}
     for task in tasks:
         result = task.directory.read_result() if task.fate == "done" and task.directory is not None else None
@@ -102,12 +105,12 @@ def spreads(tasks: Iterable[Task]) -> list[Spread]:
 
 
 def to_json(found: Iterable[Spread]) -> list[dict[str, Any]]:
-    """For programs."""
+    """Return the spreads as JSON."""
     return [{**asdict(one), "values": list(one.values), "mean": one.mean, "deviation": one.deviation} for one in found]
 
 
 def to_text(found: Iterable[Spread]) -> str:
-    """A line each: `linear_top1  83.57 ± 0.08 over 4 seeds`; below its protocol, where there are several."""
+    """Return a line for each, `linear_top1  83.57 ± 0.08 over 4 seeds`, below its protocol if there are several."""
     groups = {protocol: list(mine) for protocol, mine in itertools.groupby(found, lambda one: one.protocol)}
     lines = []
     for protocol, mine in groups.items():

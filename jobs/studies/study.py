@@ -1,14 +1,14 @@
-"""A study: runs, and what each of them needs to be done first.
+"""A study: runs, and the runs that each of them needs first.
 
     pretrain = Run("pretrain/crossmae_handwritten")
     probes = [Run("cls/linear_handwritten", (f"base_lr={rate}",), checkpoint=pretrain) for rate in (0.05, 0.1)]
     study = Study("learning rate", [pretrain, *probes])
 
-A sweep is a study made by a loop. In a file of one's own, `study` (the study, or a function that returns it) is what
-`mimbench plan FILE.py` reads; those in jobs/studies go by name, `mimbench plan crossmae/table2`.
+A sweep is a study made by a loop. `mimbench plan FILE.py` reads `study` (a Study, or a function that returns one) from
+a file; studies in jobs/studies have names, `mimbench plan crossmae/table2`.
 
-`at_epochs` adds evaluations of what a pretraining is after every so many epochs; `start_from` puts a checkpoint's file
-in the place of a pretraining.
+`at_epochs` adds evaluations of intermediate encoders every N epochs; `start_from` replaces a pretraining by a
+checkpoint file.
 """
 
 from __future__ import annotations
@@ -30,36 +30,40 @@ from mimbench.jobs.runs.tasks import task_of, tasks
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe with overrides, and the encoder it starts from: that of another run, a file, or none."""
+    """A recipe with overrides, and the encoder it starts from: from another run, a file, or none."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
     checkpoint: Run | Path | None = None
-    label: str = ""  # for people; the recipe's name when empty
-    minutes: float = 1.0  # a guess of how long it takes: among runs that may start, the longest goes first
-    epoch: int | None = None  # start from the other run's encoder after so many epochs, not from its last
+    label: str = ""  # shown to people; the recipe's name if empty
+    minutes: float = 1.0  # estimated duration: among runs that can start, the longest goes first
+    epoch: int | None = None  # start from the other run's encoder after this epoch instead of its last
     after: tuple[Run | str, ...] = ()  # further runs (or their labels) that must be done before
     gpus: int = 1  # on a cluster: of each node
     nodes: int = 1
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.nodes < 1 or self.minutes <= 0:
-            raise ValueError(f"{self.name}: gpus={self.gpus}, nodes={self.nodes}, minutes={self.minutes} are positive")
+            raise ValueError(
+                f"{self.name}: gpus={self.gpus}, nodes={self.nodes}, minutes={self.minutes} must be positive"
+            )
         if self.epoch is not None and (self.epoch < 1 or not isinstance(self.checkpoint, Run)):
-            raise ValueError(f"{self.name}: epoch={self.epoch} is of the encoder that another run of the study makes")
+            raise ValueError(
+                f"{self.name}: epoch={self.epoch} needs a checkpoint from another run of the study, not a file or none"
+            )
 
     @property
     def name(self) -> str:
-        """What people see."""
+        """Return the name shown to people."""
         return self.label or self.recipe
 
     @property
     def need(self) -> Run | None:
-        """The run that makes the encoder it starts from."""
+        """Return the run that makes the encoder this run starts from."""
         return self.checkpoint if isinstance(self.checkpoint, Run) else None
 
     def check(self) -> None:
-        """Build the config.
+        """Check the recipe and the overrides by building the config.
 
         Raises:
             ValueError: if the recipe or an override is wrong.
@@ -73,11 +77,11 @@ class Run:
         needs: Sequence[RunDir] = (),
         strict: bool = True,
     ) -> Place:
-        """Where the run belongs under `root`, whether what it needs is done or not; `known` are places of others.
+        """Return the place of the run under `root`, even before the runs it needs are done; `known`: places of others.
 
         Raises:
-            ValueError: for a bad recipe or override.
-            FileNotFoundError: if a checkpoint given as a file, or the data set, is not there.
+            ValueError: if a recipe or an override is bad.
+            FileNotFoundError: if a checkpoint file or the data set does not exist.
         """
         source = None
         if isinstance(self.checkpoint, Run):
@@ -88,32 +92,32 @@ class Run:
         return place(recipe.name, config, root, source, needs, strict)
 
     def directory(self, root: Path) -> RunDir:
-        """The run's directory under `root`, made if there is none.
+        """Return the run's directory under `root`; create it if it does not exist.
 
         Raises:
-            ValueError: for a bad recipe or override.
-            OSError: if the checkpoint is not there, or the directory cannot be written.
+            ValueError: if a recipe or an override is bad.
+            OSError: if the checkpoint does not exist, or the directory cannot be written.
         """
         return create(self.place(root))
 
 
 @dataclass(frozen=True)
 class Made(Run):
-    """A run that is there already, to be gone on with as it is."""
+    """An existing run, to be resumed unchanged."""
 
     path: Path = field(default=Path(), kw_only=True)
 
     @classmethod
     def of(cls, run: RunDir, after: tuple[Run | str, ...] = ()) -> Made:
-        """The run in that directory, to start when those of `after` are done.
+        """Return the existing run in that directory, to start when those in `after` are done.
 
         Raises:
-            ValueError: if it is none.
+            ValueError: if it is not a run directory.
         """
         return cls(str(run.read_about()["recipe"]), label=run.path.name, after=after, path=run.path.absolute())
 
     def check(self) -> None:
-        """It was, when it was made."""
+        """Do nothing: already checked when the run was created."""
 
     def place(
         self,
@@ -122,21 +126,21 @@ class Made(Run):
         needs: Sequence[RunDir] = (),
         strict: bool = True,
     ) -> Place:
-        """Where it is."""
+        """Return its place."""
         run = RunDir(self.path)
         return Place(run, None, run.read_about())
 
     def directory(self, root: Path) -> RunDir:
-        """Where it is."""
+        """Return its directory."""
         return RunDir(self.path)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Runs under one name.
+    """Runs with a common name.
 
     Raises:
-        ValueError: if a run is listed twice, needs one that is not listed, or needs itself in the end.
+        ValueError: if a run is listed twice, needs an unlisted run, or needs itself through others.
     """
 
     name: str
@@ -145,48 +149,50 @@ class Study:
     def __post_init__(self) -> None:
         listed = set(self.runs)
         if len(listed) != len(self.runs):
-            raise ValueError(f"study {self.name}: the same run is listed twice")
+            raise ValueError(f"study {self.name}: the same run is listed twice; remove one")
         for run in self.runs:
             for need in self.needs(run):
                 if need not in listed:
-                    raise ValueError(f"study {self.name}: {run.name} needs {need.name}, which is not listed")
+                    raise ValueError(
+                        f"study {self.name}: {run.name} needs {need.name}, which is not listed; add it to the study"
+                    )
         try:
             TopologicalSorter({run: self.needs(run) for run in self.runs}).prepare()
         except CycleError as error:
             chain = " needs ".join(run.name for run in reversed(error.args[1]))
-            raise ValueError(f"study {self.name}: {chain}, which goes round in a circle: take one need away") from None
+            raise ValueError(f"study {self.name}: {chain} is a circle; remove one of these needs") from None
 
     @cached_property
     def _alike(self) -> dict[str, list[Run]]:
-        """The runs of each name."""
+        """Return the runs of each name."""
         found: dict[str, list[Run]] = {}
         for run in self.runs:
             found.setdefault(run.name, []).append(run)
         return found
 
     def needs(self, run: Run) -> tuple[Run, ...]:
-        """The runs that must be done before `run`."""
+        """Return the runs that must be done before `run`."""
         found = [run.need] if run.need is not None else []
         found += [self.named(need, run) for need in run.after]
         return tuple(dict.fromkeys(found))
 
     def named(self, need: Run | str, by: Run) -> Run:
-        """The run that `by` needs, by itself or by its name.
+        """Return the run that `by` needs, given as a run or by name.
 
         Raises:
-            ValueError: if none has that name, or more than one.
+            ValueError: if no run or several runs have that name.
         """
         if isinstance(need, Run):
             return need
         found = self._alike.get(need, [])
         if len(found) != 1:
-            what = "is not listed" if not found else f"may be any of {len(found)} runs: give them labels"
+            what = "is not listed" if not found else f"matches {len(found)} runs: give them different labels"
             raise ValueError(f"study {self.name}: {by.name} needs {need}, which {what}")
         return found[0]
 
     @cached_property
     def titles(self) -> dict[Run, str]:
-        """What people see of each run: its name and, where several have that, what sets it apart."""
+        """Return the title of each run: its name and, if several share it, the settings that distinguish it."""
         shared = {
             name: Counter(fact for run in alike for fact in _facts(run, {})) for name, alike in self._alike.items()
         }
@@ -198,26 +204,26 @@ class Study:
         return titles
 
     def ordered(self) -> Iterator[Run]:
-        """The runs, each after those it needs."""
+        """Yield the runs, each after the runs it needs."""
         return iter(TopologicalSorter({run: self.needs(run) for run in self.runs}).static_order())
 
     def check(self) -> None:
-        """Build every config, so that a mistake in the last run shows before the first one starts.
+        """Build every config, so that an error in the last run appears before the first run starts.
 
         Raises:
-            ValueError: the first mistake.
+            ValueError: for the first error.
         """
         for run in self.runs:
             run.check()
 
     def places(self, root: Path, strict: bool = True) -> dict[Run, Place]:
-        """Where each run belongs under `root`, in the order of the list; nothing is written.
+        """Return the place of each run under `root`, in the order of the list; nothing is written.
 
-        A data set must be there, unless `strict` is off.
+        Data sets must exist if `strict`.
 
         Raises:
-            ValueError: for a bad recipe or override.
-            FileNotFoundError: if a checkpoint given as a file, or a data set, is not there.
+            ValueError: if a recipe or an override is bad.
+            FileNotFoundError: if a checkpoint file or a data set does not exist.
         """
         found: dict[Run, Place] = {}
         for run in self.ordered():
@@ -225,11 +231,11 @@ class Study:
         return {run: found[run] for run in self.runs}
 
     def prepare(self, root: Path) -> dict[Run, RunDir]:
-        """Make the directories of all runs, or none: of those that are new, nothing stays when one cannot be written.
+        """Create the directories of all runs, or none: new ones are removed again if one cannot be written.
 
         Raises:
-            ValueError: for a bad recipe or override.
-            OSError: if a checkpoint or a data set is not there, or a directory cannot be written.
+            ValueError: if a recipe or an override is bad.
+            OSError: if a checkpoint or a data set does not exist, or a directory cannot be written.
         """
         places = self.places(root)
         new = [found.run for found in places.values() if not found.run.about.exists()]
@@ -242,7 +248,7 @@ class Study:
 
 
 def _facts(run: Run, titles: Mapping[Run, str]) -> dict[Hashable, str]:
-    """What may set `run` apart from others of its name, and how that is said; `titles` are those of what it needs."""
+    """Return what can distinguish `run` from others of its name, with its text; `titles`: of the runs it needs."""
     facts: dict[Hashable, str] = {run.recipe: run.recipe, **{text: text for text in run.overrides}}
     if run.checkpoint is not None:
         facts[run.checkpoint] = f"of {titles.get(run.need, '') if run.need else run.checkpoint}"
@@ -252,7 +258,7 @@ def _facts(run: Run, titles: Mapping[Run, str]) -> dict[Hashable, str]:
 
 
 def _unmake(run: RunDir) -> None:
-    """Take a run directory away that was just made; one that somebody has begun to use stays."""
+    """Remove a run directory that was just created, unless another process already uses it."""
     if run.path.is_dir() and not (run.path / "attempts").exists():
         run.about.unlink(missing_ok=True)
         run.config.unlink(missing_ok=True)
@@ -264,13 +270,13 @@ def _unmake(run: RunDir) -> None:
 
 
 def at_epochs(study: Study, every: int) -> Study:
-    """`study` with each evaluation of a pretraining done also after every `every` epochs of it, a run of its own.
+    """Return `study` with each evaluation of a pretraining repeated for its encoder after every `every` epochs.
 
     Raises:
-        ValueError: if no pretraining of the study is that long.
+        ValueError: if no evaluated pretraining is longer than `every` epochs.
     """
     if every < 1:
-        raise ValueError(f"--at every={every}: a number of epochs, at least 1")
+        raise ValueError(f"--at every={every} must be at least 1 epoch")
     lengths = {run: _epochs(run) for run in study.runs}
     kept = {
         run: replace(run, label=run.name, overrides=(*run.overrides, f"{_keeps(run)}={every}"))
@@ -278,7 +284,9 @@ def at_epochs(study: Study, every: int) -> Study:
         if epochs > every and any(other.need == run for other in study.runs)
     }
     if not kept:
-        raise ValueError(f"--at every={every}: study {study.name} evaluates no pretraining of more epochs than that")
+        raise ValueError(
+            f"--at every={every}: no pretraining that study {study.name} evaluates is longer; choose fewer epochs"
+        )
     runs: list[Run] = []
     for run in (_with(run, kept) for run in study.runs):
         runs.append(run)
@@ -290,22 +298,22 @@ def at_epochs(study: Study, every: int) -> Study:
 
 
 def _epochs(run: Run) -> int:
-    """Of a run that may keep encoders on its way; 0 of any other."""
+    """Return the epochs of a run that can keep intermediate encoders; 0 for any other run."""
     return int(resolve(run.recipe, run.overrides)[1].epochs) if _keeps(run) else 0
 
 
 def _keeps(run: Run) -> str:
-    """The setting that says after how many epochs an encoder is kept; "" where there is none."""
+    """Return the key that sets the epochs between kept encoders; "" if the config has none."""
     return task_of(find(run.recipe).stage).keeps
 
 
 def start_from(study: Study, given: Sequence[str]) -> Study:
-    """`study` with checkpoint files in the place of pretrainings: each of `given` is `LABEL=FILE`.
+    """Return `study` with pretrainings replaced by checkpoint files: each of `given` is `LABEL=FILE`.
 
-    LABEL is that of the pretraining, or its recipe; `pretrained` where there is only one that others start from.
+    LABEL is the label or recipe of the pretraining, or `pretrained` if the study has only one.
 
     Raises:
-        ValueError: for anything else, listing what can be replaced.
+        ValueError: for any other text, listing the pretrainings that can be replaced.
     """
     files = dict(_given(text, study) for text in given)
     kept = {
@@ -321,7 +329,7 @@ def start_from(study: Study, given: Sequence[str]) -> Study:
 
 
 def _given(text: str, study: Study) -> tuple[Run, Path]:
-    """The pretraining that `LABEL=FILE` means, and the file."""
+    """Return the pretraining named in `LABEL=FILE`, and the file."""
     makers = [run for run in study.runs if any(other.need == run for other in study.runs)]
     names: dict[Run, tuple[str, ...]] = {run: (run.name, run.recipe, study.titles[run]) for run in makers}
     if len(makers) == 1:
@@ -329,12 +337,12 @@ def _given(text: str, study: Study) -> tuple[Run, Path]:
     found = {run: name for run in makers for name in names[run] if text.startswith(f"{name}=")}
     if len(found) != 1 or not (file := text.removeprefix(f"{next(iter(found.values()))}=")):
         known = ", ".join(repr(study.titles[run]) for run in makers) or "none: it has no pretraining"
-        raise ValueError(f"--from {text}: it must be NAME=FILE, and the names in study {study.name} are {known}")
+        raise ValueError(f"--from {text} is not NAME=FILE with a pretraining of study {study.name}: {known}")
     return next(iter(found)), Path(file)
 
 
 def overridden(study: Study, overrides: Sequence[str]) -> Study:
-    """`study` with `key=value` for every run that has the key; `STAGE.key=value` for those of a stage alone.
+    """Return `study` with `key=value` set in every run that has the key; `STAGE.key=value` only in runs of a stage.
 
     Raises:
         ValueError: if no run has the key.
@@ -349,7 +357,7 @@ def overridden(study: Study, overrides: Sequence[str]) -> Study:
             if (not of_stage or run.recipe.startswith(f"{stage}/")) and _has(run, rest if of_stage else text)
         ]
         if not takers:
-            raise ValueError(f"{text}: no run of study {study.name} has that key")
+            raise ValueError(f"{text}: no run of study {study.name} has this key")
         for run in takers:
             given = (*changed[run].overrides, rest if of_stage else text)
             changed[run] = replace(changed[run], overrides=given)
@@ -362,7 +370,7 @@ def _has(run: Run, override: str) -> bool:
 
 
 def _with(run: Run, changed: Mapping[Run, Run]) -> Run:
-    """`run` as it is now, starting from and waiting for what the others are now."""
+    """Return `run` with the runs it needs replaced as in `changed`."""
     now = changed.get(run, run)
     after = tuple(_with(need, changed) if isinstance(need, Run) else need for need in now.after)
     return replace(now, checkpoint=_with(now.need, changed) if now.need else now.checkpoint, after=after)

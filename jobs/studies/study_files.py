@@ -1,10 +1,10 @@
-"""Studies by name: files that people write, the ready ones in jobs/studies/ready, and sweeps of the command line.
+"""Studies by name: files of users, ready studies in jobs/studies/ready, and sweeps of the command line.
 
     mimbench plan my_study.py        a file with `study`, a Study or a function that returns one
     mimbench plan crossmae/table2    jobs/studies/ready/crossmae/table2.py
-    mimbench plan sweep-lr           what `mimbench sweep ... --name sweep-lr` made, under the runs root
+    mimbench plan sweep-lr           the sweep of `mimbench sweep ... --name sweep-lr`, under the runs root
 
-A mistake in a file is told in one line, with the file and the line.
+An error in a file is reported in one line, with the file and the line number.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ READY = Path(__file__).parent / "ready"
 
 
 def load_study(name: str, root: Path) -> Study:
-    """The study that `name` stands for.
+    """Return the study called `name`.
 
     Raises:
-        ValueError: if there is none (the nearest names are offered), or its file does not make one.
+        ValueError: if it does not exist (the message offers the nearest names), or its file does not define one.
     """
     from mimbench.jobs.studies.sweep import saved, saved_names
 
@@ -43,7 +43,7 @@ def load_study(name: str, root: Path) -> Study:
 
 
 def ready_studies() -> dict[str, str]:
-    """Name -> what it is about, in one line; nothing is run for that."""
+    """Return the ready studies by name, each with a description in one line; no study is run."""
     files = sorted(file for file in READY.glob("*/*.py") if not file.name.startswith("_"))
     return {file.relative_to(READY).with_suffix("").as_posix(): _about(file) for file in files}
 
@@ -60,13 +60,13 @@ def _study_in(file: Path, name: str) -> Study:
         except Exception as error:
             raise ValueError(_where(error, file)) from error
     if not isinstance(made, Study):
-        what = "has none" if made is None else f"is of type {type(made).__name__}"
-        raise ValueError(f"{file}: `study`, a Study or a function that returns one, is wanted; here it {what}")
+        what = "is missing" if made is None else f"is of type {type(made).__name__}"
+        raise ValueError(f"{file}: `study` {what}; define it as a Study or a function that returns one")
     return made if made.name else Study(name, made.runs)
 
 
 def _module(file: Path) -> ModuleType:
-    """The file as a module, with the files beside it at hand."""
+    """Return the file as a module; it can import the files beside it."""
     if not file.is_file():
         raise ValueError(f"study {file} does not exist")
     spec = importlib.util.spec_from_file_location(f"study_{abs(hash(file.absolute()))}", file)
@@ -83,7 +83,7 @@ def _module(file: Path) -> ModuleType:
 
 
 def _where(error: Exception, file: Path) -> str:
-    """The mistake in one line, with the place in the study's file where it showed."""
+    """Return the error in one line, with its line in the study's file."""
     names = (str(file), str(file.absolute()))
     line, trace = None, error.__traceback__
     while trace is not None:
@@ -100,7 +100,7 @@ def _where(error: Exception, file: Path) -> str:
 
 
 def _is_former(module: str, beside: Path) -> bool:
-    """Whether `module` is a folder of mimbench without `mimbench.` before it, and not one of the study's own."""
+    """Return whether `module` is a folder of mimbench named without `mimbench.`, and not a module beside the study."""
     name = module.partition(".")[0]
     spec = importlib.util.find_spec(f"mimbench.{name}")
     own = (beside / f"{name}.py").exists() or (beside / name).exists()

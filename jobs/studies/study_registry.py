@@ -1,8 +1,8 @@
-"""Which runs were asked for under a study's name, so that what is no longer in it can be found.
+"""Record the runs submitted under a study's name, so that runs no longer in the study can be found.
 
     <root>/.mimbench/studies/<name>.json      {"study": name, "runs": {"cls/linear-1a2b3c4d5e": label, ...}}
 
-A run stays here when it is taken out of its study, until it is pruned. One run may belong to several studies.
+A run removed from its study stays here until it is pruned. One run may belong to several studies.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from mimbench.jobs.runs.lock import lock
 
 
 def members(root: Path, study: str) -> dict[str, str]:
-    """Directory under `root` -> label, of all runs that were asked for under this name."""
+    """Return the runs submitted under this name: directory under `root` -> label."""
     runs: dict[str, str] = _read(_file(root, study)).get("runs", {})
     return runs
 
 
 def studies(root: Path) -> dict[str, dict[str, str]]:
-    """The members of every study that was asked for under `root`."""
+    """Return the members of every study submitted under `root`."""
     found = (_read(file) for file in sorted((root / ".mimbench" / "studies").glob("*.json")))
     return {content["study"]: content.get("runs", {}) for content in found if "study" in content}
 
 
 def must_be_known(root: Path, study: str) -> None:
-    """Runs were asked for under this name.
+    """Check that runs were submitted under this name.
 
     Raises:
-        ValueError: if none were, naming the studies that there are.
+        ValueError: if not, listing the known studies.
     """
     if study not in (listed := studies(root)):
         known = ", ".join(listed) or "none yet"
-        raise ValueError(f"no run under {root.absolute()} was asked for in study {study!r} (there is {known})")
+        raise ValueError(f"study {study!r} has no runs under {root.absolute()}; studies with runs: {known}")
 
 
 def add_members(root: Path, study: str, runs: Mapping[RunDir, str]) -> None:
-    """Note that `runs` were asked for under the name `study`, each with its label.
+    """Record `runs` as members of `study`, each with its label.
 
     Raises:
-        OSError: if that cannot be written.
+        OSError: if the file cannot be written.
     """
     new = {directory_name(run): label for run, label in runs.items()}
     known = members(root, study)
@@ -56,10 +56,10 @@ def add_members(root: Path, study: str, runs: Mapping[RunDir, str]) -> None:
 
 
 def forget(root: Path, study: str, names: set[str]) -> None:
-    """Take runs out of the list of `study`; their directories stay.
+    """Remove runs from the list of `study`; their directories stay.
 
     Raises:
-        OSError: if that cannot be written.
+        OSError: if the file cannot be written.
     """
     with lock(root / ".mimbench" / "studies.lock"):
         left = {name: label for name, label in members(root, study).items() if name not in names}
@@ -76,7 +76,7 @@ def _file(root: Path, study: str) -> Path:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What is noted there; nothing of a file that is missing or damaged, for it is noted again with the next submit."""
+    """Return the content; empty if the file is missing or damaged, because the next submit writes it again."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,11 +1,12 @@
-"""Bring about what a plan says: start what is new or was stopped, leave alone what is done, queued or running.
+"""Submit a study: start runs that are new or were stopped; leave runs that are done, queued or running.
 
-    mimbench submit crossmae/table2 --cluster a100       hands the runs to SLURM and returns
-    mimbench submit crossmae/table2                      runs them on this machine, and shows how they go
-    mimbench submit crossmae/table2 --cluster a100 --dry-run     prints the sbatch files, to be submitted by hand
+    mimbench submit crossmae/table2 --cluster a100       submits the runs to SLURM and returns
+    mimbench submit crossmae/table2                      runs them on this machine and shows the progress
+    mimbench submit crossmae/table2 --cluster a100 --dry-run     prints the sbatch files for submission by hand
 
-Failed runs are left alone, and so is what needs them; `mimbench retry` or `--retry` starts them again. Runs that are in
-the study no more keep going unless `--prune` is given. Two that submit at once take turns, so no run is started twice.
+Failed runs and the runs that need them are not started; `mimbench retry` or `--retry` starts them again. Runs that are
+no longer in the study continue unless `--prune` is given. Simultaneous submissions take turns, so that no run is
+started twice.
 """
 
 from __future__ import annotations
@@ -30,49 +31,49 @@ if TYPE_CHECKING:
     from mimbench.jobs.local.scheduler import Task
     from mimbench.jobs.slurm.cluster import Cluster
 
-LONGEST = 120.0  # seconds that one waits for another who submits under the same root
+LONGEST = 120.0  # seconds to wait for another submission under the same root
 
 
 @contextmanager
 def submitting(root: Path) -> Iterator[None]:
-    """Within, nobody else decides what is to be started under `root`.
+    """Hold the lock for starting runs under `root` within the block.
 
     Raises:
-        ValueError: naming who does, after two minutes.
+        ValueError: if another process, which it names, holds it for two minutes.
     """
     with lock(root / ".mimbench" / "submit.lock", wait=LONGEST):
         yield
 
 
 def to_start(found: Plan, retry: bool) -> list[Line]:
-    """The lines whose runs are to be started, no directory twice; with `retry` also those that failed, and after."""
+    """Return the lines whose runs to start, each directory once; with `retry` also failed runs and their dependents."""
     states = (*STARTABLE, "failed", "blocked") if retry else STARTABLE
     return list({line.directory.path: line for line in found.of(*states)}.values())
 
 
 def must_have_data(found: Plan) -> None:
-    """Every data set is known here.
+    """Check that every data set is known on this machine.
 
     Raises:
-        ValueError: naming the first that is not.
+        ValueError: for the first unknown data set.
     """
     for name in found.missing_data:
         raise ValueError(
-            f"data={name} is neither a directory nor a known data set: `mimbench data add {name} PATH` makes it known"
+            f"data={name} is neither a directory nor a known data set; add it with `mimbench data add {name} PATH`"
         )
 
 
 def prepared(study: Study, root: Path) -> None:
-    """Make the directories of all runs, and note that they were asked for."""
+    """Create the directories of all runs and record them as members of the study."""
     made = study.prepare(root)
     add_members(root, study.name, {directory: study.titles[run] for run, directory in made.items()})
 
 
 def submit_local(study: Study, root: Path, slots: int, *, prune: bool = False, retry: bool = False) -> list[Task]:
-    """Run what is to be started on this machine, and show it; how each run of the study ended.
+    """Run the startable runs on this machine and show the progress; return how each run of the study ended.
 
     Raises:
-        ValueError, OSError: before anything is started, if something in the study is wrong or cannot be written.
+        ValueError, OSError: before any start, if the study is wrong or cannot be written.
         KeyboardInterrupt: after Ctrl-C, once every process has ended.
     """
     from mimbench.jobs.local.scheduler import Local
@@ -89,13 +90,13 @@ def submit_local(study: Study, root: Path, slots: int, *, prune: bool = False, r
 def submit_cluster(
     study: Study, root: Path, cluster: Cluster, *, dry: bool = False, prune: bool = False, retry: bool = False
 ) -> tuple[Plan, Any]:
-    """Hand what is to be started to `cluster`; the plan it was decided by, and what the scheduler returned.
+    """Submit the startable runs to `cluster`; return the plan and the submissions.
 
-    That is the submissions, or with `dry` the text of the sbatch files: a person may submit them by hand, so the
-    directories of the runs are made.
+    With `dry`, return the plan and the text of the sbatch files instead. A person may submit these by hand, so the
+    directories of the runs are created.
 
     Raises:
-        ValueError: if something in the study is wrong, or too large for a GPU, or the scheduler refuses.
+        ValueError: if the study is wrong, a run does not fit a GPU, or the scheduler refuses.
         OSError: if a directory cannot be written (then none is), or the scheduler does not answer.
     """
     from mimbench.jobs.slurm import schedulers
@@ -111,7 +112,7 @@ def submit_cluster(
 
 
 def units(found: Plan, lines: Sequence[Line], cluster: Cluster) -> list[Any]:
-    """What the scheduler is handed: each run with the resources it wants and the runs to wait for."""
+    """Return the units for the scheduler: each run with its resources and the runs to wait for."""
     from mimbench.jobs.slurm.schedulers import Unit
 
     over = {line.run for line in found.of("done", "stale")}
@@ -128,7 +129,7 @@ def units(found: Plan, lines: Sequence[Line], cluster: Cluster) -> list[Any]:
 
 
 def _job_name(line: Line) -> str:
-    """What squeue shows: the recipe, for labels may have any characters."""
+    """Return the name that squeue shows: the recipe, because labels may have any characters."""
     return line.directory.path.name.rpartition("-")[0]
 
 
@@ -137,7 +138,7 @@ def _exists(line: Line) -> bool:
 
 
 def prune_orphans(found: Plan) -> list[RunDir]:
-    """Cancel the runs that are in the study no more, and forget them; what they made stays. Those that there were."""
+    """Cancel and forget runs that are no longer in the study. Their results are kept. Returns the cancelled runs."""
     orphans = [line.directory for line in found.of("orphaned")]
     cancel(orphans, found.root)
     forget(found.root, found.study.name, {f"{run.path.parent.name}/{run.path.name}" for run in orphans})
@@ -148,7 +149,7 @@ def prune_orphans(found: Plan) -> list[RunDir]:
 
 
 def start_again(runs: Iterable[RunDir], root: Path, slots: int, name: str = "retry") -> int:
-    """Start runs again where they were: on the cluster they were submitted to, else here. The exit code.
+    """Start runs again where they ran before, on their cluster or here; return the exit code.
 
     Raises:
         ValueError, OSError: if the scheduler refuses or does not answer.
@@ -177,24 +178,24 @@ def _requeue(runs: Sequence[RunDir], root: Path, name: str) -> None:
 
 
 def _cluster_of(run: RunDir) -> str:
-    """Where it was started last.
+    """Return the cluster of the run's last start.
 
     Raises:
-        ValueError: if that was on a cluster, where it was cancelled.
+        ValueError: if it was cancelled on its cluster.
     """
     from mimbench.jobs.slurm import submission
 
     noted = submission.read(run)
     if noted is None and (attempts := run.attempts()) and attempts[-1].get("job"):
         raise ValueError(
-            f"{run.path} was cancelled on its cluster: `mimbench submit STUDY --cluster NAME` hands it in again, "
-            f"`mimbench run {run.path}` goes on with it here"
+            f"{run.path} was cancelled on its cluster; `mimbench submit STUDY --cluster NAME` submits it again, "
+            f"`mimbench run {run.path}` resumes it here"
         )
     return noted.cluster if noted else "local"
 
 
 def _with_needs(runs: Sequence[RunDir], root: Path) -> list[Run]:
-    """As runs of a study; one that needs another of them waits for that."""
+    """Return `runs` as runs of a study, each after those of them that it needs."""
     names = {f"{run.path.parent.name}/{run.path.name}": run for run in runs}
     made: dict[str, Made] = {}
 

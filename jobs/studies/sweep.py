@@ -1,15 +1,15 @@
-"""A study without a file: one recipe, with values for some keys in all their combinations, or drawn.
+"""A study without a file: one recipe with several values of some keys, in all combinations or drawn at random.
 
     mimbench sweep cls/linear_vitb base_lr=0.05,0.1,0.2 seed=0..2        a grid: 9 runs
     mimbench sweep cls/linear_vitb base_lr=1e-2..1:log --random 20       20 draws
-    mimbench sweep cls/linear_vitb base_lr=1e-2..1:log --optuna 20       five at a time, where the best ones point
+    mimbench sweep cls/linear_vitb base_lr=1e-2..1:log --optuna 20       20 runs proposed by Optuna, five at a time
 
-    VALUES      A,B,C        these                     A..B         whole numbers from A to B
+    VALUES      A,B,C        these values              A..B         whole numbers from A to B
                 A..B:N       N of even spacing         A..B:logN    N of even ratio
-                A..B:log     (drawn only) any between, by ratio;  A..B of decimal numbers: any between
+                A..B:log     (drawn only) log-uniform;  A..B of decimal numbers (drawn only): uniform
 
-What was asked for is kept under the runs root, and `mimbench plan NAME` and `mimbench submit NAME` find it. Asked again
-with other values the sweep is replaced, and runs that are in it no more are orphans of the plan.
+The sweep is saved under the runs root, where `mimbench plan NAME` and `mimbench submit NAME` find it. The same command
+with other values replaces the sweep, and its former runs are orphaned in the plan.
 
     <root>/.mimbench/sweeps/<name>.json
 """
@@ -31,12 +31,12 @@ from mimbench.engine.run.atomic import write_json
 from mimbench.jobs.studies.study import Run, Study
 
 RANGE = re.compile(r"(?P<low>[^,:]+?)\.\.(?P<high>[^,:]+)(:(?P<log>log)?(?P<count>\d+)?)?")
-LARGEST = 100_000  # runs of a grid
+LARGEST = 100_000  # most runs of a grid
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A key and the values it takes: a list of texts, or all numbers between two."""
+    """A key and its values: a list of texts, or all numbers between two bounds."""
 
     key: str
     values: tuple[str, ...] = ()
@@ -47,15 +47,15 @@ class Axis:
 
     @property
     def is_range(self) -> bool:
-        """Any number from `low` to `high`."""
+        """Return whether the values are all numbers from `low` to `high`."""
         return not self.values
 
 
 def axis(text: str) -> Axis:
-    """`key=VALUES` as an axis (see above).
+    """Return `key=VALUES` as an axis (see above).
 
     Raises:
-        ValueError: if it is none, saying what is wrong.
+        ValueError: if the text is not of that form; the message says why.
     """
     key, separator, values = text.partition("=")
     if not separator or not key or not values:
@@ -65,7 +65,7 @@ def axis(text: str) -> Axis:
         return Axis(key, tuple(_listed(values)))
     low, high = _number(match["low"], text), _number(match["high"], text)
     if not low < high or (match["log"] and low <= 0):
-        raise ValueError(f"{text}: a range rises from a lower to a higher number, both positive with log")
+        raise ValueError(f"{text}: a range must rise from a lower to a higher number, both positive with log")
     whole = all(re.fullmatch(r"-?\d+", match[end]) for end in ("low", "high"))
     if match["count"]:
         return Axis(key, tuple(_spaced(low, high, int(match["count"]), bool(match["log"]), text)))
@@ -73,7 +73,7 @@ def axis(text: str) -> Axis:
 
 
 def _listed(values: str) -> list[str]:
-    """Texts between commas; commas within brackets belong to a value."""
+    """Return the texts between commas; commas within brackets belong to a value."""
     parts = re.findall(r"(?:\[[^]]*]|[^,\[])+", values)
     return [part.strip() for part in parts]
 
@@ -87,7 +87,7 @@ def _number(text: str, whole: str) -> float:
 
 def _spaced(low: float, high: float, count: int, log: bool, text: str) -> Iterator[str]:
     if count < 2:
-        raise ValueError(f"{text}: at least 2 values")
+        raise ValueError(f"{text}: give a range at least 2 values")
     for index in range(count):
         share = index / (count - 1)
         yield _text(low * (high / low) ** share if log else low + (high - low) * share)
@@ -101,14 +101,16 @@ def _text(value: float) -> str:
 
 
 def grid(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
-    """Overrides of every combination, the last key changing fastest.
+    """Return the overrides of every combination, the last key changing fastest.
 
     Raises:
-        ValueError: for a range of decimal numbers without a count, or more runs than anybody means.
+        ValueError: if a range of decimal numbers has no count, or the grid is larger than `LARGEST`.
     """
     lists = [[f"{one.key}={value}" for value in _enumerated(one)] for one in axes]
     if math.prod(map(len, lists)) > LARGEST:
-        raise ValueError(f"a grid of {math.prod(map(len, lists)):,} runs; draw some of them with --random N")
+        raise ValueError(
+            f"the grid has {math.prod(map(len, lists)):,} runs, more than {LARGEST:,}; draw some with --random N"
+        )
     return list(itertools.product(*lists))
 
 
@@ -118,17 +120,17 @@ def _enumerated(one: Axis) -> Sequence[str]:
     if not one.whole or one.log:
         kind = "log" if one.log else ""
         raise ValueError(
-            f"{one.key}: a grid wants to know how many values, as in {one.key}={_text(one.low)}..{_text(one.high)}:"
+            f"{one.key}: a grid needs the number of values, as in {one.key}={_text(one.low)}..{_text(one.high)}:"
             f"{kind}5; or draw with --random N"
         )
     return [str(value) for value in range(int(one.low), int(one.high) + 1)]
 
 
 def draws(axes: Sequence[Axis], count: int, seed: int) -> list[tuple[str, ...]]:
-    """Overrides of `count` different random draws; the same for the same seed, and a longer list begins the same.
+    """Return the overrides of `count` different random draws; a seed fixes them, and a longer list begins the same.
 
     Raises:
-        ValueError: if there are not so many.
+        ValueError: if fewer than `count` different runs exist.
     """
     generator, found = random.Random(seed), dict[tuple[str, ...], None]()
     for _ in range(100 * count):
@@ -136,7 +138,9 @@ def draws(axes: Sequence[Axis], count: int, seed: int) -> list[tuple[str, ...]]:
             break
         found[tuple(f"{one.key}={_drawn(one, generator)}" for one in axes)] = None
     if len(found) < count:
-        raise ValueError(f"--random {count}: only {len(found)} different runs were found; a grid lists all there are")
+        raise ValueError(
+            f"--random {count}: only {len(found)} different runs were found; leave out --random to run all"
+        )
     return list(found)
 
 
@@ -154,7 +158,7 @@ def _drawn(one: Axis, generator: random.Random) -> str:
 
 
 def sweep_of(recipe: str, axes: Sequence[Axis], runs: Sequence[tuple[str, ...]], name: str | None) -> Sweep:
-    """The sweep of `runs`; a key with one value is of all, and in no label. Without a name it is called by its keys."""
+    """Return the sweep of `runs`; keys with one value are in no label. The default name is made of recipe and keys."""
     fixed = [f"{one.key}={one.values[0]}" for one in axes if len(one.values) == 1]
     varied = [one.key for one in axes if len(one.values) != 1]
     called = name or "-".join(["sweep", recipe.rpartition("/")[2], *varied])
@@ -166,24 +170,24 @@ def sweep_of(recipe: str, axes: Sequence[Axis], runs: Sequence[tuple[str, ...]],
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is kept of a sweep."""
+    """A saved sweep."""
 
     name: str
     recipe: str
-    runs: list[list[str]]  # overrides of each
-    fixed: list[str] = field(default_factory=list)  # of all
+    runs: list[list[str]]  # overrides of each run
+    fixed: list[str] = field(default_factory=list)  # overrides of all runs
 
     def study(self) -> Study:
-        """As a study; each run is labelled with what is its own.
+        """Return the sweep as a study; each run is labelled with its varying settings.
 
         Raises:
-            ValueError: if two of its runs are one.
+            ValueError: if two runs are the same.
         """
         runs = [Run(self.recipe, (*self.fixed, *own), label=" ".join(own) or self.recipe) for own in self.runs]
         return Study(self.name, runs)
 
     def keep(self, root: Path) -> None:
-        """Write it down, whole or not at all.
+        """Save the sweep, atomically.
 
         Raises:
             OSError: if it cannot be written.
@@ -192,7 +196,7 @@ class Sweep:
 
 
 def saved(name: str, root: Path) -> Study | None:
-    """The study of the sweep that was made under this name, if one was.
+    """Return the study of the sweep of this name; None if it does not exist.
 
     Raises:
         ValueError: if its file is damaged.
@@ -202,7 +206,7 @@ def saved(name: str, root: Path) -> Study | None:
 
 
 def saved_sweep(name: str, root: Path) -> Sweep | None:
-    """What is kept of the sweep of this name.
+    """Return the sweep of this name; None if it does not exist.
 
     Raises:
         ValueError: if its file is damaged.
@@ -218,7 +222,7 @@ def saved_sweep(name: str, root: Path) -> Sweep | None:
 
 
 def saved_names(root: Path) -> list[str]:
-    """The names of all sweeps under `root`."""
+    """Return the names of all sweeps under `root`."""
     return [unquote(file.stem) for file in sorted((root / ".mimbench" / "sweeps").glob("*.json"))]
 
 

@@ -1,1 +1,1 @@
-"""Numbers beside each other: runs, papers, what computing them costs; in text, as pages and as model cards."""
+"""Tables of runs, papers and computation, as text, HTML pages and model cards."""

@@ -2,8 +2,8 @@
 
     mimbench card runs/pretrain/crossmae_vitb_800ep-... -o README.md
 
-It says what the encoder is, how it was trained, every number measured with it under the runs root (with its protocol,
-and beside a paper's where one has it), which licence is known, and how to load it. Nothing is uploaded but with --push.
+It describes the encoder, its training, every number measured with it under the runs root (with its protocol, and beside
+the paper's number if there is one), the licence if known, and how to load it. Nothing is uploaded without --push.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LICENCES = {  # of weights that their authors published, by family
 
 
 def card(target: str, root: Path) -> str:
-    """The card of a pretraining's encoder, named as `mimbench status` does or by its directory, or of a file.
+    """Return the card of an encoder: of a pretraining, given as in `mimbench status` or by directory, or of a file.
 
     Raises:
-        ValueError: if it is neither, the run has no encoder yet, or the file is no encoder.
+        ValueError: if `target` is neither, the run has no encoder yet, or the file is not an encoder.
     """
     from mimbench.jobs.runs.control import find
 
@@ -47,14 +47,14 @@ def card(target: str, root: Path) -> str:
     known = {record.run.path.resolve(): record for record in [*found, *records.read(run.path.resolve().parent.parent)]}
     record = known[run.path.resolve()]
     if not makes_encoders(record.stage):
-        raise ValueError(f"{run.path} is an evaluation: name the pretraining, or the encoder's file")
+        raise ValueError(f"{run.path} is an evaluation; name the pretraining or the encoder's file")
     if (made := encoder_hash(record)) is None:
-        raise ValueError(f"{run.path} is {record.state}: it has no finished encoder to describe")
+        raise ValueError(f"{run.path} has no finished encoder (state: {record.state}); finish the run first")
     return _card(record.recipe, made, run.encoder, record, found, None)
 
 
 def encoder_of(target: str, root: Path) -> Path:
-    """The file of the encoder that `card` describes."""
+    """Return the file of the encoder that `card` describes."""
     from mimbench.jobs.runs.control import find
 
     path = Path(target).expanduser()
@@ -66,7 +66,7 @@ def _of_file(path: Path, found: Sequence[Record]) -> str:
     maker = makers(found).get(made)
     info = None
     if maker is None:
-        from mimbench.backbones.checkpoint import load_encoder  # imports torch; only weights made elsewhere need it
+        from mimbench.backbones.checkpoint import load_encoder  # imports torch; needed only for weights made elsewhere
 
         info = load_encoder(path)[1]
     return _card(maker.recipe if maker else path.stem, made, path, maker, found, info)
@@ -91,7 +91,7 @@ def _card(name: str, made: str, file: Path, maker: Record | None, found: Sequenc
 
 
 def _uses(group: Group, made: str, found: Sequence[Record]) -> bool:
-    """Whether these runs evaluated this encoder, or that of another seed of its pretraining."""
+    """Return whether these runs evaluated this encoder or that of another seed of its pretraining."""
     made_by = makers(found)
     owner = made_by.get(made)
     for record in group.records:
@@ -102,7 +102,7 @@ def _uses(group: Group, made: str, found: Sequence[Record]) -> bool:
 
 
 def _metadata(name: str, family: str, maker: Record | None, mine: Sequence[Group]) -> list[str]:
-    """YAML between dashes; texts as JSON, which is YAML."""
+    """Return the metadata as YAML between dashes; texts are JSON, which is valid YAML."""
     lines = ["---", "library_name: mimbench", "pipeline_tag: image-feature-extraction"]
     if maker is None and family in LICENCES:
         lines.append(f"license: {LICENCES[family]}")
@@ -130,21 +130,21 @@ def _metadata(name: str, family: str, maker: Record | None, mine: Sequence[Group
 
 
 def _entries(group: Group) -> list[CardEntry]:
-    """What a card says of these runs; every metric by its key where their task is not installed."""
+    """Return the card entries of these runs; every metric by its key if their task is not installed."""
     if known(group.records[0].stage) is None:
         return [CardEntry(key, "other", key) for key in group.records[0].metrics]
     return [entry for entry in card_entries().values() if group.values(entry.key)]
 
 
 def _settings(record: Record) -> dict[str, Any]:
-    """Of a run's settings those that a reader wants to know, as its task says."""
+    """Return the settings of a run that its task lists for cards."""
     task = known(record.stage)
     return {key: record.science[key] for key in (task.settings if task else ()) if key in record.science}
 
 
 def _about(family: str, maker: Record | None, info: Any) -> str:
     shape = asdict(info.vit) if info else {key: maker.science[f"encoder.{key}"] for key in _SHAPE} if maker else {}
-    sizes = f"{shape['depth']} blocks {shape['width']} wide with {shape['heads']} heads"
+    sizes = f"{shape['depth']} blocks of width {shape['width']} with {shape['heads']} heads"
     patches = f"patches of {shape['patch']} pixels, pretrained on images of {shape['image']}"
     caveat = (maker.result or {}).get("facts", {}).get("caveat", "") if maker else ""
     warning = f" **{escape_markdown(caveat)}.**" if caveat else ""
@@ -158,7 +158,7 @@ _SHAPE = ("width", "depth", "heads", "patch", "image")
 def _training(maker: Record | None, info: Any) -> list[str]:
     if maker is None:
         recipe = f", recipe {escape_markdown(info.recipe)}" if getattr(info, "recipe", None) else ""
-        return [f"Made elsewhere{recipe}; what is not in the file is not known."]
+        return [f"Made elsewhere{recipe}; only the information in the file is known."]
     result = maker.result or {}
     lines = ["| setting | value |", "| :-- | :-- |"]
     lines += [f"| {key} | {escape_markdown(shown(value))} |" for key, value in _settings(maker).items()]
@@ -181,7 +181,7 @@ def _numbers(mine: Sequence[Group]) -> list[str]:
 
 
 def _beside_papers(mine: Sequence[Group], found: Sequence[Record]) -> list[str]:
-    """What a paper prints for the same, and whether the protocol is."""
+    """Return the papers' numbers for the same cells, and whether the protocols are the same."""
     names = {record.name for group in mine for record in group.records}
     lines = []
     for table in touched(found):
@@ -190,7 +190,7 @@ def _beside_papers(mine: Sequence[Group], found: Sequence[Record]) -> list[str]:
                 if cell.best and names & {record.name for record in cell.best.group.records}:
                     told = f"{table.name}, {label}: {cell.printed} printed, {cell.ours} here, {cell.difference}"
                     lines.append(f"- {escape_markdown(told)}: {escape_markdown(cell.best.verdict.text)}")
-    return ["Beside papers (a difference in brackets is not one):", "", *lines, ""] if lines else []
+    return ["Beside papers (differences in parentheses compare different protocols):", "", *lines, ""] if lines else []
 
 
 def _loading(file: Path) -> list[str]:
@@ -207,18 +207,16 @@ def _loading(file: Path) -> list[str]:
         "from mimbench.backbones.checkpoint import build_encoder",
         "from mimbench.backbones.config import ViT",
         "",
-        f'encoder, info = build_encoder("{file.name}", ViT())  # its sizes are the file\'s',
+        f'encoder, info = build_encoder("{file.name}", ViT())  # sizes come from the file',
         "features = encoder(images)  # images (B, 3, H, W) normalised by info.mean and info.std; .pooled and .grid",
         "```",
         "",
-        "For timm, the exported file holds the arguments of `timm.create_model` in its metadata under `timm`.",
+        "For timm, the metadata of the exported file holds the arguments of `timm.create_model` under `timm`.",
     ]
 
 
 def _licence(family: str, maker: Record | None) -> str:
     if maker is not None:
-        return (
-            "mimbench is Apache-2.0; the licence of these weights is for whoever trained them to choose and write here."
-        )
+        return "mimbench is Apache-2.0; whoever trained these weights chooses their licence and writes it here."
     known = LICENCES.get(family)
-    return f"The authors of {family} publish their weights under {known}." if known else "Not known: ask who made it."
+    return f"The authors of {family} publish their weights under {known}." if known else "Unknown; ask the authors."

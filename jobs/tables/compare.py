@@ -1,11 +1,11 @@
-"""`mimbench compare RUN RUN`: two runs side by side, and whether their numbers may be subtracted.
+"""`mimbench compare RUN RUN`: two runs side by side, and whether their protocols are the same.
 
     mimbench compare mask_rcnn_vitdet_b_100ep-3f mask_rcnn_vitdet_b_100ep-a0
     mimbench compare RUN RUN --output compare.html
 
-First what differs, in settings, encoders, facts and versions; then every metric that both measured, the second minus
-the first, in brackets where the runs were not made under one protocol; then what each category has, largest change
-first. Runs are named as `mimbench status` does. Reads result files only; starts without torch.
+First the differences in settings, encoders, facts and versions; then every metric of both runs with the difference
+(second minus first, in parentheses if the protocols differ); then the metric of each category, largest change first.
+Runs are named as in `mimbench status`. Reads result files only; does not import torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NOT_PROTOCOL = ("seed", "best_epoch", "encoder", "weights", "copy", "traits", "f
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing that differs."""
+    """A setting that differs."""
 
     key: str
     first: str
@@ -38,7 +38,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of both."""
+    """A metric of both runs."""
 
     name: str
     first: float
@@ -46,45 +46,45 @@ class Metric:
 
     @property
     def difference(self) -> float:
-        """Second minus first."""
+        """Return the second value minus the first."""
         return self.second - self.first
 
 
 @dataclass(frozen=True)
 class TwoRuns:
-    """Everything that is compared."""
+    """Two runs and everything that is compared."""
 
     names: tuple[str, str]
     encoders: tuple[str, str]
-    protocol: tuple[Setting, ...]  # what keeps the numbers from being subtracted
-    pretraining: tuple[Setting, ...]  # what is compared, if the protocol is one
+    protocol: tuple[Setting, ...]  # settings that make the numbers incomparable
+    pretraining: tuple[Setting, ...]  # settings under comparison, if the protocols are the same
     circumstances: tuple[Setting, ...]  # versions, device, commit
     metrics: tuple[Metric, ...]
     categories: tuple[Metric, ...]
-    missing: tuple[str, ...]  # metrics that one of them lacks
+    missing: tuple[str, ...]  # metrics of only one run
 
     @property
     def categories_title(self) -> str:
-        """What was measured of each category."""
+        """Return the title of the metric of each category."""
         task = known(self.names[0].partition("/")[0])
         return task.categories.title if task and task.categories else ""
 
     @property
     def comparable(self) -> bool:
-        """One protocol."""
+        """Return whether the protocols are the same."""
         return not self.protocol
 
     def difference(self, metric: Metric, digits: int = 2) -> str:
-        """With its sign, in brackets where it is not one."""
+        """Return the signed difference, in parentheses if the protocols differ."""
         text = signed(metric.difference, digits)
         return text if self.comparable else f"({text})"
 
 
 def compare(first: Path, second: Path, root: Path) -> TwoRuns:
-    """Lay two run directories side by side.
+    """Return two run directories side by side.
 
     Raises:
-        ValueError: if one is not finished or damaged, or they are of different stages.
+        ValueError: if a run is unfinished or damaged, or the stages differ.
     """
     found = records.read(root)
     known = {record.run.path.resolve(): record for record in found}
@@ -93,18 +93,20 @@ def compare(first: Path, second: Path, root: Path) -> TwoRuns:
         known |= {record.run.path.resolve(): record for record in records.read(path.resolve().parent.parent)}
     one, other = (_finished(known.get(path.resolve()), path) for path in (first, second))
     if one.stage != other.stage:
-        raise ValueError(f"{one.name} is of stage {one.stage} and {other.name} of {other.stage}: nothing is in common")
+        raise ValueError(
+            f"{one.name} is of stage {one.stage} and {other.name} of {other.stage}; compare runs of the same stage"
+        )
     encoders = encoders_of(list(known.values()))
     return _two(one, other, encoders)
 
 
 def _finished(record: Record | None, path: Path) -> Record:
     if record is None:
-        raise ValueError(f"{path} is not a run directory")
+        raise ValueError(f"{path} is not a run directory; `mimbench status` lists the runs")
     if record.state == "damaged":
         raise ValueError(f"{path}: {record.problem}")
     if record.result is None:
-        raise ValueError(f"{path} is {record.state}: only finished runs can be compared")
+        raise ValueError(f"{path} is {record.state}; only finished runs can be compared")
     return record
 
 
@@ -150,7 +152,7 @@ def _text(settings: Mapping[str, Any], key: str) -> str:
 
 
 def categories(one: Record, other: Record) -> list[Metric]:
-    """What two runs measured of each category, the largest change first; none where a run has no such file."""
+    """Return the metric of each category in both runs, largest change first; empty if a run has no such file."""
     first, second = (_of_each_category(record) for record in (one, other))
     both = [Metric(name, first[name], second[name]) for name in first if name in second]
     return sorted(both, key=lambda metric: -abs(metric.difference))
@@ -174,7 +176,7 @@ def _of_each_category(record: Record) -> dict[str, float]:
 
 
 def text(two: TwoRuns, width: int | None = None, categories_shown: int = 20) -> str:
-    """For a terminal."""
+    """Return the comparison as text for a terminal."""
     import io
 
     from rich import box
@@ -206,10 +208,10 @@ def text(two: TwoRuns, width: int | None = None, categories_shown: int = 20) -> 
 
 
 def verdict(two: TwoRuns) -> str:
-    """Whether the numbers may be subtracted, in a sentence."""
+    """Return one sentence on whether the protocols are the same."""
     if two.comparable:
-        return "One protocol: differences are differences. One run each, so their noise is not known."
-    return "Not one protocol: differences stand in brackets, for they are not of the encoders alone."
+        return "The protocols are the same. With one run each, the noise of the differences is unknown."
+    return "The protocols differ, so differences are in parentheses: they do not measure the encoders alone."
 
 
 def _rows(settings: Sequence[Setting]) -> list[tuple[str, ...]]:
@@ -217,12 +219,12 @@ def _rows(settings: Sequence[Setting]) -> list[tuple[str, ...]]:
 
 
 def numbers(two: TwoRuns, metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
-    """Rows of texts."""
+    """Return the metrics as rows of text."""
     return [(one.name, f"{one.first:.2f}", f"{one.second:.2f}", two.difference(one)) for one in metrics]
 
 
 def to_json(two: TwoRuns) -> dict[str, Any]:
-    """Everything, unrounded; differences only where they are some."""
+    """Return everything, unrounded; differences only if the protocols are the same."""
     whole = asdict(two)
     for name in ("metrics", "categories"):
         for entry, metric in zip(whole[name], getattr(two, name), strict=True):
@@ -231,7 +233,7 @@ def to_json(two: TwoRuns) -> dict[str, Any]:
 
 
 def page(two: TwoRuns) -> str:
-    """One HTML file."""
+    """Return the comparison as one HTML page."""
     from mimbench.jobs.tables.formats_html import environment
 
     changes = bars(two.categories)
@@ -241,6 +243,6 @@ def page(two: TwoRuns) -> str:
 
 
 def bars(metrics: Sequence[Metric]) -> list[tuple[Metric, float]]:
-    """Each category with its bar's length, in per cent of the longest."""
+    """Return each category with the length of its bar, in percent of the longest."""
     longest = max((abs(one.difference) for one in metrics), default=0) or 1
     return [(one, round(100 * abs(one.difference) / longest, 1)) for one in metrics]

@@ -1,9 +1,9 @@
-"""`mimbench table crossmae/compute`: what each method computes, keeps and takes, beside CrossMAE's Tables 4, 5 and 18.
+"""`mimbench table crossmae/compute`: computation, memory and time of each method, beside CrossMAE's Tables 4, 5 and 18.
 
-Counted here in live models (counting.py), half a minute: parameters, operations of a forward pass on one image,
+Counted in models built here (counting.py), in half a minute: parameters, operations of a forward pass on one image,
 bytes kept for the backward pass. Printed by the paper: minutes an epoch and memory on 2 (Tables 4 and 5) and on 4
 (Table 18) A100-80GB; of ViTDet, detectron2's seconds and memory for an image. Measured: step time, images per second
-and peak memory of runs under the runs root, on whatever device they had, which is named.
+and peak memory of runs under the runs root, on their device, which is named.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ HEADS = (
     "", "params (M)", "GFLOP, encoder", "GFLOP, decoder", "GFLOP, all", "MB kept", "printed", "measured",
 )  # fmt: skip
 NOTES = (
-    "GFLOP: of a forward pass on one image, two operations to a multiply-add, attention counted; decoder: its blocks, "
-    "MAE's decoder_embed and CrossMAE's mixing, MaskAlign's heads; of a detector pyramid, proposals and heads with "
+    "GFLOP: of a forward pass on one image, a multiply-add is two operations, attention counted; decoder: its blocks, "
+    "MAE's decoder_embed and CrossMAE's mixing, MaskAlign's heads; for a detector: pyramid, proposals and heads with "
     "1000 proposals and 100 detections, at 1024 pixels.",
     "MB kept: what autograd saves of one image for the backward pass, in float32 and without weights; half precision "
-    "keeps about a third less, optimiser and weights come on top.",
+    "keeps about a third less. Optimiser and weights need additional memory.",
     "Printed by CrossMAE for ViT-B: minutes an epoch and MB on each GPU, on 2 A100-80GB (Table 4) or 4 (Table 18); by "
     "detectron2: seconds and GB for an image on an A100.",
-    "AMT computes this once its maps are made (after epoch 40); all of MaskAlign's is with its teacher's whole image.",
-    "Predicting all hidden patches with 12 decoder blocks saves no operations against MAE: the saving is that of 25 %.",
+    "AMT: in epochs after its attention maps are made (40). MaskAlign, all: includes its teacher on the whole image.",
+    "With all hidden patches predicted, 12 decoder blocks save no operations against MAE; predicting 25 % does.",
 )
-NOTHING = "Nothing measured yet: finished pretrainings and detections stand here by method and size."
+NOTHING = "Nothing measured yet; finished pretrainings and detections appear here by method and size."
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What finished runs of one method and size took, the median of several."""
+    """Time and memory of finished runs of one method and size (the median)."""
 
-    seconds: float  # an optimiser step
-    images: int  # in it
+    seconds: float  # for each optimiser step
+    images: int  # in each step
     memory: float | None  # bytes
     device: str
     runs: int
 
     @property
     def text(self) -> str:
-        """For a cell."""
+        """Return the text of a cell."""
         memory = f", {self.memory / 2**20:,.0f} MiB" if self.memory else ""
         rate = f"{self.images / self.seconds:,.0f} images/s"
         return f"{self.seconds:.3g} s/step of {self.images} ({rate}{memory}, {self.device})"
 
 
-Key = tuple[str, tuple[Any, ...]]  # architecture, and what `told_by` says of the method
+Key = tuple[str, tuple[Any, ...]]  # architecture, and `told_by` of the method
 
 
 def measured(found: Sequence[Record]) -> dict[Key, Measured]:
-    """By method and size, of finished pretrainings and detections that say how fast they were."""
+    """Return the measurements of finished pretrainings and detections, by method and size."""
     from mimbench.jobs.tables.counting import told_by  # imports torch
 
     encoders = encoders_of(found)
@@ -82,7 +82,7 @@ def _measured(records: Sequence[Record], device: str, batch: int) -> Measured:
 
 
 def table(found: Sequence[Record], sizes: str = "SBLH", detectors: bool = True) -> Grid:
-    """The whole of it; rows of runs whose size no paper has come last, with what was measured alone."""
+    """Return the whole table; rows of sizes that no paper has come last, with measurements only."""
     from mimbench.engine.run.bar import track
     from mimbench.jobs.tables import counting  # imports torch
 
@@ -99,7 +99,9 @@ def table(found: Sequence[Record], sizes: str = "SBLH", detectors: bool = True) 
         chosen = " with attention-driven masking" if masking == "attention" else ""
         rows.append([f"{architecture}, {kind}{share}{chosen}", *[BLANK] * 6, mine.text])
     notes = NOTES if any(row[-1] != BLANK for row in rows) else (*NOTES, NOTHING)
-    return Grid("crossmae/compute", "What the methods compute, keep and take", HEADS, tuple(map(tuple, rows)), notes)
+    return Grid(
+        "crossmae/compute", "Computation, memory and time of the methods", HEADS, tuple(map(tuple, rows)), notes
+    )
 
 
 def _row(one: Any, printed: str, mine: Measured | None) -> list[str]:
@@ -114,7 +116,7 @@ def _parts(one: Any) -> Iterator[float]:
 
 
 def _printed() -> dict[tuple[str, str], str]:
-    """What papers print, by size and method."""
+    """Return the papers' numbers, by size and method."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, gpus in (("crossmae/table4", 2), ("crossmae/table18", 4)):
         cells: dict[str, dict[str, str]] = {}

@@ -1,11 +1,11 @@
-"""What models compute and keep, counted in live models that hold no numbers (torch's `meta` device).
+"""Count operations and memory of models built without values (torch's `meta` device).
 
-Operations are those of a forward pass on one image, two to a multiply-add, attention included. fvcore counts methods
+Operations: of a forward pass on one image, two for each multiply-add, attention included. fvcore counts methods
 (engine/training/flops.py). torch's counter counts detectors: fvcore cannot trace a convolution on `meta`, and a ViT-H
-detector with numbers is too large to run for a table. On models that both can count they agree exactly (tests).
+detector with values is too large to run for a table. On models that both can count they agree exactly (tests).
 
-Kept for the backward pass is what autograd saves, each storage once and weights not, in float32; under autocast it is
-less by about a third. Imports torch.
+Memory kept for the backward pass: tensors that autograd saves in float32, each storage once, without weights; under
+autocast about a third less. Imports torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mimbench.engine.run.config import leaves
 from mimbench.pretrain.config import Pretrain
 from mimbench.pretrain.flops import context_of, method_operations, without_numbers
 
-ROWS: tuple[tuple[str, str, str], ...] = (  # sizes, what to call it, recipe
+ROWS: tuple[tuple[str, str, str], ...] = (  # sizes, label, recipe
     ("SBLH", "MAE", "mae_vit{}_800ep"),
     ("SBLH", "CrossMAE .75", "crossmae_vit{}_800ep_predict75"),
     ("SBLH", "CrossMAE .25", "crossmae_vit{}_800ep"),
@@ -35,9 +35,15 @@ ROWS: tuple[tuple[str, str, str], ...] = (  # sizes, what to call it, recipe
     ("B", "AMT on SimMIM", "simmim_amt_vit{}_200ep"),
     ("BL", "MaskAlign", "maskalign_vit{}"),
 )
-ENCODER = ("patch_embed", "blocks", "encoder")  # what a method's modules are called
+ENCODER = ("patch_embed", "blocks", "encoder")  # names of encoder modules in a method
 DECODER = ("decoder_blocks", "decoder_embed", "wfm", "decoder", "distill_heads")
-SHARES = ("masking.kind", "masking.mask", "masking.predict", "masking.throw", "masking.unit")  # what runs are told by
+SHARES = (
+    "masking.kind",
+    "masking.mask",
+    "masking.predict",
+    "masking.throw",
+    "masking.unit",
+)  # settings that distinguish methods
 
 
 @dataclass(frozen=True)
@@ -46,27 +52,27 @@ class Counted:
 
     size: str  # "B"
     name: str
-    told_by: tuple[Any, ...]  # kind of method and its shares of patches, as `told_by` has them of a run
+    told_by: tuple[Any, ...]  # kind of method and its shares of patches, as from `told_by`
     parameters: int
     encoder: float  # operations
-    decoder: float  # of MaskAlign: its heads; of a detector: pyramid, proposals and heads
-    total: float  # with MaskAlign's teacher
-    kept: int | None  # bytes an image, for the backward pass
+    decoder: float  # MaskAlign: its heads; a detector: pyramid, proposals and heads
+    total: float  # including MaskAlign's teacher
+    kept: int | None  # bytes per image, for the backward pass
 
 
 def told_by(science: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The kind of method and what it hides, predicts and drops: runs that agree in it compute the same."""
+    """Return the kind of method and its hidden, predicted and dropped shares; runs with equal ones compute the same."""
     return science.get("method.kind", "mask_rcnn"), *(science.get(key) for key in SHARES)
 
 
 def wanted(sizes: str = "SBLH") -> list[tuple[str, str, str]]:
-    """Size, name and recipe of everything that `pretraining` counts."""
+    """Return size, name and recipe of everything that `pretraining` counts."""
     every = [(size, name, f"pretrain/{recipe.format(size.lower())}") for of, name, recipe in ROWS for size in of]
     return sorted((one for one in every if one[0] in sizes), key=lambda one: "SBLH".index(one[0]))
 
 
 def pretraining(sizes: str = "SBLH") -> Iterator[Counted]:
-    """Every method of `ROWS` at every size it has, with its recipe's shares of patches."""
+    """Yield the counts of every method in `ROWS` at each of its sizes, with its recipe's shares of patches."""
     from mimbench.jobs.runs.recipes import find
 
     for size, name, recipe in wanted(sizes):
@@ -77,7 +83,7 @@ def _pretraining(size: str, name: str, config: Pretrain) -> Counted:
     method, images, masked = without_numbers(config)
     by_module, teacher = method_operations(method, images, masked)
     encoder = sum(by_module.get(part, 0.0) for part in ENCODER)
-    # SimMIM's one layer is not called as a module
+    # SimMIM's single decoder layer is not called as a module
     decoder = sum(by_module.get(part, 0.0) for part in DECODER) or by_module[""] - encoder
     science = {leaf.key: leaf.value for leaf in leaves(config)}
     kept = kept_for_backward(method, images, masked, context_of(method, images))
@@ -85,20 +91,20 @@ def _pretraining(size: str, name: str, config: Pretrain) -> Counted:
 
 
 def count(model: nn.Module) -> int:
-    """All parameters, fixed position tables with them."""
+    """Return the number of all parameters, including fixed position tables."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def kept_for_backward(model: nn.Module, *inputs: Any) -> int:
-    """Bytes that autograd saves in a forward pass of `model`, in float32 and without weights.
+    """Return the bytes that autograd saves in a forward pass of `model`, in float32 and without weights.
 
-    What has no numbers is taken for what it would be on a CPU: on `meta` other operations are chosen.
+    Tensors on `meta` pretend to be on a CPU, because torch selects other operations on `meta`.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device="cpu") if _is_meta(model) else model
         saved = Saved(model)
         with saved.counting():
-            output = model(*tree_map_only(Tensor, _as_on_cpu, inputs))  # held, or its graph would go
+            output = model(*tree_map_only(Tensor, _as_on_cpu, inputs))  # kept, so that its graph is not freed
             found = saved.bytes
     del output
     return found
@@ -113,7 +119,7 @@ def _as_on_cpu(tensor: Tensor) -> Tensor:
 
 
 def detectors() -> Iterator[Counted]:
-    """ViTDet Mask R-CNN at each published size, at 1024 pixels with 1000 proposals and 100 detections."""
+    """Yield the counts of ViTDet Mask R-CNN at each published size: 1024 pixels, 1000 proposals, 100 detections."""
     from mimbench.det.model.build import build_detector
     from mimbench.jobs.runs.recipes import find
 
@@ -126,12 +132,12 @@ def detectors() -> Iterator[Counted]:
 
 
 def _patch16(encoder: ViT) -> ViT:
-    """Detection resamples 14-pixel patches; a model without numbers starts with what it would come to."""
+    """Return the encoder with 16-pixel patches: detection resamples 14-pixel ones, which needs values."""
     return replace(encoder, patch=16)
 
 
 def _detector_operations(model: Any, image: int) -> tuple[float, float]:
-    """Of the plain ViT, and of all that detection adds."""
+    """Return the operations of the plain ViT and of everything detection adds."""
     heads, side = model.roi_heads, 2 * 7
     with torch.device("meta"), torch.no_grad():
         images = torch.zeros(1, 3, image, image)
@@ -147,7 +153,7 @@ def _detector_operations(model: Any, image: int) -> tuple[float, float]:
 
 
 def operations(model: nn.Module, *inputs: Any) -> float:
-    """Of a forward pass, by torch's counter."""
+    """Return the operations of a forward pass, by torch's counter."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
     return float(counter.get_total_flops())

@@ -1,10 +1,10 @@
 """Line charts as plain numbers: ticks, SVG paths and legends, which the report's template puts on the page.
 
-Drawn as SVG by hand rather than by matplotlib: the same chart must follow the reader's colour scheme, stay crisp when
-it is printed, and weigh kilobytes in a file that may hold dozens.
+SVG is written directly, not by matplotlib: a chart must follow the reader's colour scheme, print sharply, and take only
+kilobytes in a file with dozens of charts.
 
-Series of one encoder have the same colour in every chart. A noisy series is drawn twice: faint as measured, and its
-moving average on top; the vertical axis fits the average, so that a first spike does not flatten the rest.
+An encoder has the same colour in every chart. A noisy series is drawn twice: faint as measured, and its
+moving average on top; the vertical axis fits the average, so that an initial spike does not flatten the rest.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mimbench.jobs.runs.records import Record
 from mimbench.jobs.runs.tasks import columns, known, makes_encoders
 from mimbench.jobs.tables.table import Cell, Row, all_columns, protocol_of
 
-WIDTH, HEIGHT = 440, 256  # of the drawing, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 48, 422, 10, 212  # of the plot inside it
-LEFT_OF_DOTS, LEVEL = 90, 36  # the overview: room for names, and the height of one
-NOISY = 40  # points from which a series is smoothed
-MOST = 400  # points drawn of a series
-TRAINING_LOSS = "training loss"  # which every training writes, and the norm of its gradient
+WIDTH, HEIGHT = 440, 256  # size of the drawing, in SVG units
+LEFT, RIGHT, TOP, BOTTOM = 48, 422, 10, 212  # edges of the plot in the drawing
+LEFT_OF_DOTS, LEVEL = 90, 36  # overview: width of the names, height of a line
+NOISY = 40  # series with at least this many points are smoothed
+MOST = 400  # most points drawn of a series
+TRAINING_LOSS = "training loss"  # every training records it and the gradient norm
 X_NAMES = {"epoch": "epoch", "step": "optimiser step"}
 
 
@@ -41,16 +41,16 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """What is measured of one encoder: one list of points for each seed."""
+    """The measurements of one encoder: one list of points for each seed."""
 
     label: str
-    style: int  # which colour and dash; 0 is from scratch
+    style: int  # number of the colour and dash; 0 is from scratch
     seeds: tuple[tuple[Point, ...], ...]
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A grid line: where it is in the drawing, and what it says."""
+    """A grid line: position in the drawing and label."""
 
     at: float
     text: str
@@ -67,7 +67,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Legend:
-    """A series by name, with the last value of it."""
+    """The name of a series with its last value."""
 
     label: str
     style: int
@@ -76,7 +76,7 @@ class Legend:
 
 @dataclass(frozen=True)
 class Dot:
-    """One cell of the table: where it is on the axis, and how far its deviation reaches."""
+    """One cell of the table: position on the axis and extent of its deviation."""
 
     x: float
     low: float
@@ -88,7 +88,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Level:
-    """One column of the table, laid out as a line of dots."""
+    """One column of the table, as a line of dots."""
 
     name: str
     y: float
@@ -106,7 +106,7 @@ class Overview:
 
     @property
     def summary(self) -> str:
-        """The chart in words, for those who do not see it."""
+        """Return a text description of the chart, for screen readers."""
         return " ".join(f"{level.name}: {', '.join(dot.text for dot in level.dots)}." for level in self.levels)
 
 
@@ -122,18 +122,18 @@ class Chart:
     lines: tuple[Line, ...]
     legend: tuple[Legend, ...]
     smoothed: bool
-    minor: bool  # a part of the loss, for who wants to know more
+    minor: bool  # a term of the loss, shown among the details
 
     @property
     def summary(self) -> str:
-        """The chart in words, for those who do not see it."""
+        """Return a text description of the chart, for screen readers."""
         ends = "; ".join(f"{entry.label} ends at {entry.last}" for entry in self.legend)
         return f"{self.y_name} by {self.x_name}: {ends}."
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """What pretraining cost against what it brought: a dot for each encoder."""
+    """Results against the cost of pretraining: a dot for each encoder."""
 
     y_name: str  # "Box AP"
     unit: str
@@ -144,26 +144,26 @@ class Scatter:
 
     @property
     def summary(self) -> str:
-        """The chart in words, for those who do not see it."""
+        """Return a text description of the chart, for screen readers."""
         return "; ".join(dot.text for dot in self.dots) + "."
 
 
 def styles(encoders: Iterable[Encoder]) -> dict[Encoder, int]:
-    """Which style each encoder has in every chart: 0 from scratch, which comes first, then 1, 2, ... as given."""
+    """Return the style of each encoder in all charts: 0 from scratch, then 1, 2, ... in the given order."""
     different = sorted(dict.fromkeys(encoders), key=lambda encoder: bool(encoder.origin))
     numbers = itertools.count(1)
     return {encoder: next(numbers) if encoder.origin else 0 for encoder in different}
 
 
 def labels(encoders: Iterable[Encoder]) -> dict[Encoder, str]:
-    """What each encoder is called in a legend: with its architecture where there are several."""
+    """Return the name of each encoder in legends, with its architecture if there are several."""
     different = list(dict.fromkeys(encoders))
     several = len({encoder.architecture for encoder in different}) > 1
     return {encoder: f"{encoder.name}, {encoder.architecture}" if several else encoder.name for encoder in different}
 
 
 def overview(rows: Sequence[Row], styles: Mapping[Encoder, int]) -> Overview | None:
-    """The rows under the usual protocol as dots from 0 to 100 %; None where there is nothing to compare."""
+    """Return the rows under the most common protocol as dots from 0 to 100 %; None if there is nothing to compare."""
     shown = [row for row in rows if row.cells and not row.note]
     if len(shown) < 2:
         return None
@@ -200,7 +200,7 @@ def scatters(
 ) -> list[Scatter]:
     """Return a chart for each metric that is drawn over the hours of pretraining (`Metric.by_cost`).
 
-    Hours are wall time, 0 from scratch; the metric is that under the usual protocol. A chart has at least two dots.
+    Hours are wall time, 0 from scratch; the metric is from the most common protocol. A chart has at least two dots.
     """
     spent: dict[Encoder, list[float]] = {}
     for record in found:
@@ -235,9 +235,9 @@ def _scatter(
 
 
 def charts(found: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, int]) -> list[Chart]:
-    """A chart for every quantity that was measured more than once, of all encoders that share a task.
+    """Return a chart for every quantity measured more than once, with all encoders that share a task.
 
-    A task is an evaluation protocol, or a pretraining method and its data: what may be compared is in one chart.
+    A task here is an evaluation protocol, or a pretraining method with its data, so that a chart is comparable.
     """
     tasks: dict[tuple[str, ...], list[Record]] = {}
     for record in found:
@@ -279,7 +279,7 @@ def _charts_of_task(
 
 
 def _titles(task: Sequence[Record]) -> dict[str, str]:
-    """What is drawn of a task's runs, and the titles of the axes; "" of what is drawn among the minor charts."""
+    """Return the quantities drawn for a task's runs with their axis titles; "" for quantities in the minor charts."""
     described = known(task[0].stage)
     if described is None:
         return {"loss": TRAINING_LOSS, "grad_norm": "", **{key: key for record in task for key in record.metrics}}
@@ -292,9 +292,9 @@ def _titles(task: Sequence[Record]) -> dict[str, str]:
 
 
 def measurements(file: Path) -> list[dict[str, float]]:
-    """The numbers in each line of a `metrics.jsonl`; none if there is no file.
+    """Return the numbers in each line of a `metrics.jsonl`; empty if the file does not exist.
 
-    A last line cut short by a kill is left out, and so is a value that is not finite.
+    An incomplete last line (of a killed run) and values that are not finite are left out.
     """
     if not file.exists():
         return []
@@ -313,7 +313,7 @@ def _is_number(value: object) -> bool:
 
 
 def draw(title: str, x_name: str, y_name: str, series: Sequence[Series], minor: bool = False) -> Chart:
-    """Lay out `series` (each with at least one point) in the drawing."""
+    """Return the chart of `series`, each with at least one point."""
     noisy = any(len(points) >= NOISY for one in series for points in one.seeds)
     smooth = {id(points): moving_average(points) for one in series for points in one.seeds}
     shown = [point for points in smooth.values() for point in points]
@@ -331,37 +331,37 @@ def draw(title: str, x_name: str, y_name: str, series: Sequence[Series], minor: 
 
 
 def _last(one: Series, smooth: Mapping[int, Sequence[Point]]) -> str:
-    """The last value, of several seeds the mean."""
+    """Return the last value; with several seeds, the mean of the last values."""
     ends = [smooth[id(points)][-1].y for points in one.seeds]
     return f"{sum(ends) / len(ends):.3g}" + (f" (mean of {len(ends)} seeds)" if len(ends) > 1 else "")
 
 
 def moving_average(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Each point with the mean of its neighbours, a twentieth of the series in all; short series stay as they are."""
+    """Return the moving average over a twentieth of the series; short series are unchanged."""
     if len(points) < NOISY:
         return tuple(points)
     half = len(points) // 40
     sums = list(itertools.accumulate((point.y for point in points), initial=0.0))
     averaged = []
     for index, point in enumerate(points):
-        reach = min(half, index, len(points) - 1 - index)  # symmetric, so that the ends are not dragged
+        reach = min(half, index, len(points) - 1 - index)  # symmetric, so that the ends are not biased
         averaged.append(Point(point.x, (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)))
     return tuple(averaged)
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """Data `low`..`high` to drawing `start`..`end`."""
+    """Maps data `low`..`high` to drawing `start`..`end`."""
 
     low: float
     high: float
     start: float
     end: float
-    step: float  # from one tick to the next
+    step: float  # between ticks
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, rounded: bool) -> _Scale:
-        """Covers `values`; to whole ticks if `rounded`."""
+        """Return a scale that covers `values`, extended to whole ticks if `rounded`."""
         low, high = min(values), max(values)
         if low == high:
             low, high = low - 0.5, high + 0.5
@@ -374,14 +374,14 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> tuple[Tick, ...]:
-        """Round values within the scale."""
+        """Return ticks at round values within the scale."""
         step = self.step
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return tuple(Tick(round(self(n * step), 1), _number(n * step, step)) for n in range(first, last + 1))
 
 
 def tick_step(low: float, high: float, most: int = 5) -> float:
-    """The smallest of 1, 2, 5, 10, 20, ... that needs at most `most` steps from `low` to `high`."""
+    """Return the smallest of 1, 2, 5, 10, 20, ... that needs at most `most` steps from `low` to `high`."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -394,7 +394,7 @@ def _number(value: float, step: float) -> str:
 
 
 def _path(points: Sequence[Point], x_scale: _Scale, y_scale: _Scale) -> str:
-    """SVG path data through at most `MOST` of the points, the last one included."""
+    """Return SVG path data through at most `MOST` points, including the last one."""
     stride = math.ceil(len(points) / MOST)
     kept = [*points[:-1:stride], points[-1]]
     return "M" + "L".join(f"{x_scale(point.x):.1f} {y_scale(point.y):.1f}" for point in kept)

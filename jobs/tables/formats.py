@@ -2,9 +2,9 @@
 
     mimbench table crossmae/table1 --format latex -o table1.tex
 
-Every format holds the same: printed number, ours, the difference (in brackets where the protocols are not known to be
-one), footnotes, what is missing and what would fill it. CSV has a line for each cell, and the differences in two
-columns, so that nobody sums up what cannot be compared; JSON has all of it, unrounded.
+Every format has the printed number, ours, the difference (in parentheses unless the protocols are known to be the
+same), footnotes, the missing cells and the commands that fill them. CSV has a line for each cell and two columns of
+differences, so that incomparable ones are not averaged by accident; JSON has everything, unrounded.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ FIELDS = (
 
 
 def checked(name: str) -> Format:
-    """`name`, if it is a format.
+    """Return `name` if it is a format.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if it is not.
     """
     if name != "terminal" and name not in _WRITERS:
-        raise ValueError(f"--format {name}: the formats are terminal, {', '.join(_WRITERS)}")
+        raise ValueError(f"--format {name} is unknown; the formats are terminal, {', '.join(_WRITERS)}")
     return cast("Format", name)
 
 
 def write(tables: Sequence[PaperTable], written: Format, width: int | None = None) -> str:
-    """`tables` in a format; `width` in characters is the terminal's."""
+    """Return `tables` in a format; `width`: characters of a terminal line."""
     if written == "terminal":
         return terminal(tables, width)
     return _WRITERS[written](tables)
@@ -53,7 +53,7 @@ def write(tables: Sequence[PaperTable], written: Format, width: int | None = Non
 
 
 def terminal(tables: Sequence[PaperTable], width: int | None = None) -> str:
-    """Colourless text, the printed number over ours over the difference."""
+    """Return plain text; cells have the printed number, ours and the difference below each other."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=width, color_system=None)
@@ -64,7 +64,7 @@ def terminal(tables: Sequence[PaperTable], width: int | None = None) -> str:
 
 
 def show(table: PaperTable, console: Any) -> None:
-    """Print `table` on a console of rich."""
+    """Print `table` on a rich console."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -80,7 +80,7 @@ def show(table: PaperTable, console: Any) -> None:
     console.print(Text(f"{table.paper}, {table.source}"), style="dim")
     console.print(shown)
     for line in lines_below(table):
-        console.print(Text(line), soft_wrap=line.startswith(COMMAND))  # a command is to be copied whole
+        console.print(Text(line), soft_wrap=line.startswith(COMMAND))  # a command must be copyable as one line
     console.print()
 
 
@@ -97,8 +97,8 @@ def _marks(cell: Cell) -> str:
 
 
 def lines_below(table: PaperTable) -> list[str]:
-    """Footnotes, notes, and what is missing."""
-    lines = ["Printed number, below it ours and the difference."] if table.measured else []
+    """Return the footnotes, the notes and the missing cells as lines."""
+    lines = ["In each cell: the printed number, ours and the difference."] if table.measured else []
     lines += [f"[{number}] {text}" for number, text in enumerate(table.footnotes, 1)]
     lines += [f"Note: {note}" for note in table.notes]
     for missing in table.missing:
@@ -111,7 +111,7 @@ def lines_below(table: PaperTable) -> list[str]:
 
 
 def markdown(tables: Sequence[PaperTable]) -> str:
-    """GitHub's tables."""
+    """Return `tables` as GitHub's Markdown."""
     return "\n".join(_markdown(table) for table in tables)
 
 
@@ -153,7 +153,7 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Nothing in it formats."""
+    """Return `text` with Markdown characters escaped."""
     for character in "\\`*_{}[]<>|#":
         text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")
@@ -163,7 +163,7 @@ def escape_markdown(text: str) -> str:
 
 
 def to_csv(tables: Sequence[PaperTable]) -> str:
-    """A line for each printed number, unrounded."""
+    """Return CSV with a line for each printed number, unrounded."""
     out = io.StringIO()
     writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
     writer.writeheader()
@@ -200,7 +200,7 @@ def _csv_line(table: PaperTable, label: str, column: Column, cell: Cell) -> dict
 
 
 def to_json(tables: Sequence[PaperTable]) -> list[dict[str, Any]]:
-    """Lists, dictionaries, texts and numbers."""
+    """Return `tables` as JSON values."""
     return [
         {
             "table": table.name,
@@ -222,7 +222,7 @@ def to_json(tables: Sequence[PaperTable]) -> list[dict[str, Any]]:
 
 
 def cell_json(cell: Cell) -> dict[str, Any]:
-    """One cell; `difference` is null unless the protocol is the same."""
+    """Return one cell as JSON values; `difference` is null unless the protocol is the same."""
     reference, best = cell.reference, cell.best
     found = best.interval if best else None
     same = best is not None and best.verdict.status == "same"

@@ -1,4 +1,4 @@
-"""Papers' tables as HTML: a page of its own, or the section of the report that `paper_tables.html.jinja` makes.
+"""Papers' tables as HTML: a separate page, or the section of the report from `paper_tables.html.jinja`.
 
 The page is one file without script or request; it follows the reader's colour scheme and prints. Everything that comes
 from a run or a paper is escaped.
@@ -19,8 +19,8 @@ TEMPLATES = Path(__file__).parent
 
 
 def environment() -> jinja2.Environment:
-    """Where the templates of jobs/ are found; everything is escaped, and a name that is not given is an error."""
-    import jinja2  # 0.1 s, which `mimbench --help` need not pay
+    """Return the environment for the templates of jobs/; it escapes everything and rejects undefined names."""
+    import jinja2  # takes 0.1 s, which would slow `mimbench --help`
 
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -34,5 +34,5 @@ def environment() -> jinja2.Environment:
 
 
 def page(tables: Sequence[PaperTable]) -> str:
-    """A whole page."""
+    """Return a whole HTML page of `tables`."""
     return environment().get_template("tables.html.jinja").render(tables=tables, title=tables[0].paper)

@@ -2,7 +2,7 @@
 
     \\usepackage{booktabs}
 
-Nothing else is needed: commands and paths are set in \\texttt, numbers in mathematics where they have a sign.
+Nothing else is needed: commands and paths are set in \\texttt, signed numbers in mathematics.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ ESCAPES = {
 
 
 def latex(tables: Sequence[PaperTable]) -> str:
-    """One table environment for each."""
+    """Return one table environment for each table."""
     return "\n".join(_latex(table) for table in tables)
 
 
 def escape_latex(text: str) -> str:
-    """Nothing in it is a command."""
+    """Return `text` with LaTeX characters escaped."""
     return "".join(ESCAPES.get(character, character) for character in text)
 
 
@@ -95,7 +95,7 @@ def _ours(cell: Cell | None) -> str:
 
 
 def _number(difference: str) -> str:
-    """`(−0.1)` with the minus and plus of mathematics."""
+    """Return a difference such as `(−0.1)` with mathematical plus and minus."""
     return "$" + difference.replace("−", "-") + "$"
 
 

@@ -1,6 +1,6 @@
 """A plain table of texts in every format: a heading, rows whose first text names them, notes below.
 
-A column in which nothing stands is left out in the terminal, where room is short.
+Empty columns are left out in the terminal, to save width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mimbench.jobs.tables.formats import Format, escape_markdown
 from mimbench.jobs.tables.formats_html import environment
 from mimbench.jobs.tables.formats_latex import escape_latex
 
-BLANK = "–"  # a cell in which nothing stands
+BLANK = "–"  # an empty cell
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Grid:
     notes: tuple[str, ...] = ()
 
     def text(self, written: Format, width: int | None = None) -> str:
-        """In a format; `width` in characters is the terminal's."""
+        """Return the grid in a format; `width`: characters of a terminal line."""
         if written == "terminal":
             return self._terminal(width)
         return {

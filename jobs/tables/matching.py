@@ -1,20 +1,20 @@
-"""Our runs laid against the numbers of papers, by what they did.
+"""Match our runs with the numbers of papers, by their settings.
 
-What a run did is in its config and its `result.json`, and in those of the pretraining that made its encoder: `did`
-gives all of it as dotted keys, `pretrain.` and `eval.`. Names of runs, recipes and directories are never looked at. A
-run stands in a cell if it is what the cell asks for (`is`: method, size, the thing varied) and has its metric; then
-every setting that the source states is compared, and of those it passes over every one that the recipe which would
-fill the cell sets otherwise. The verdict is one of
+The settings of a run are in its config and `result.json`, and in those of the pretraining of its encoder: `did`
+returns them as dotted keys, `pretrain.` and `eval.`. Names of runs, recipes and directories are ignored. A run belongs
+in a cell if it has the settings under `is` (method, size, the varied setting) and the metric of the cell. Then every
+setting stated by the source is compared, and every unstated one in which the run departs from the recipe of the cell.
+The verdict is one of
 
-    same protocol                     the difference is a difference, with an interval where noise is known
-    differs in X (ours, paper's)      shown in brackets, never as a plain difference
-    reference protocol unknown: X     likewise: the source does not say
-    not known of this checkpoint: X   likewise: the encoder was made elsewhere
+    same protocol                     the difference is valid, with an interval if the noise is known
+    differs in X (ours, paper's)      shown in parentheses, never as a plain difference
+    reference protocol unknown: X     likewise: the source does not state it
+    unknown for this checkpoint: X    likewise: the encoder was made elsewhere
 
-Runs that differ in seeds alone share a cell. What cannot be trusted stands in none and is named: damaged or older
-result files, NaN, two results of one run that contradict each other, the same seeds twice.
+Runs that differ only in seeds share a cell. Results that cannot be trusted are left out and reported: damaged or older
+result files, NaN, two contradictory results of one run, the same seeds twice.
 
-Reads no files itself but encoders, whose content says who made them; starts without torch.
+Reads only encoder files, whose content tells which run made them; does not import torch.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from mimbench.jobs.tables.significance import Interval, Sample, interval
 from mimbench.jobs.tables.table import protocol_of
 
 Status = Literal["same", "differs", "unknown"]
-NEVER_COMPARED = {  # of recipes: who and which, not how; `data` is told by its counts; `jpeg_decoder` is .05 of 255
+NEVER_COMPARED = {  # keys of recipes that name inputs; `data` counts by its images; `jpeg_decoder` is .05 of 255
     "seed", "data", "checkpoint", "allow_partial", "jpeg_decoder", "engine",
 }  # fmt: skip
 SELECTION, BEST = "eval.selection", "best on validation images"
-NAMES = {  # of keys, where the key itself is not what a reader would say
+NAMES = {  # readable names of keys
     "pretrain.method.kind": "method",
     "pretrain.masking.kind": "kind of masking",
     "pretrain.masking.mask": "share hidden",
@@ -59,77 +59,77 @@ NAMES = {  # of keys, where the key itself is not what a reader would say
     "eval.train_images": "training images",
     "eval.eval_resize": "resize before the centre crop",
     "eval.final_norm": "final norm of the encoder",
-    "eval.partial": "keys let pass on loading",
+    "eval.partial": "keys ignored on loading",
 }
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting in which a run departs from what was printed."""
+    """A setting in which a run differs from the printed protocol."""
 
     key: str
     ours: Any
     theirs: Any
-    whose: Literal["paper", "recipe"] = "paper"  # recipe: the source does not state it, the recipe of the cell sets it
+    whose: Literal["paper", "recipe"] = "paper"  # recipe: not stated by the source, set by the recipe of the cell
 
     @property
     def text(self) -> str:
-        """`relative positions (on, paper off)`."""
+        """Return the difference as text: `relative positions (on, paper off)`."""
         return f"{name_of(self.key)} ({shown(self.ours)}, {self.whose} {shown(self.theirs)})"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether two protocols are one."""
+    """Whether two protocols are the same."""
 
     differs: tuple[Difference, ...] = ()
     unknown: tuple[str, ...] = ()  # keys that the source does not state
-    missing: tuple[str, ...] = ()  # keys that are not known of our run
+    missing: tuple[str, ...] = ()  # keys unknown for our run
 
     @property
     def status(self) -> Status:
-        """The worst of it."""
+        """Return the most serious finding."""
         return "differs" if self.differs else "unknown" if self.unknown or self.missing else "same"
 
     @property
     def text(self) -> str:
-        """In words."""
+        """Return the verdict in words."""
         parts = []
         if self.differs:
             parts.append("differs in " + ", ".join(one.text for one in self.differs))
         if self.unknown:
             parts.append("reference protocol unknown: " + ", ".join(map(name_of, self.unknown)))
         if self.missing:
-            parts.append("not known of this checkpoint: " + ", ".join(map(name_of, self.missing)))
+            parts.append("unknown for this checkpoint: " + ", ".join(map(name_of, self.missing)))
         return "; ".join(parts) or "same protocol"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seeds alone."""
+    """Runs that differ only in their seeds."""
 
     encoder: Encoder
-    did: Mapping[str, Any]  # of the first of them; seeds apart it is that of all
+    did: Mapping[str, Any]  # of the first run; the same for all except seeds
     records: tuple[Record, ...]
     started: float
 
     def values(self, metric: str) -> tuple[float, ...]:
-        """Over seeds, in the order in which the runs were started."""
+        """Return the values over seeds, in the order of the runs' starts."""
         return tuple(record.metrics[metric] for record in self.records if metric in record.metrics)
 
     def runs(self, metric: str) -> tuple[str, ...]:
-        """The runs behind them."""
+        """Return the runs of these values."""
         return tuple(record.name for record in self.records if metric in record.metrics)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group of runs against one printed number."""
+    """A group of runs compared with one printed number."""
 
     reference: Reference
     group: Group
     verdict: Verdict
-    metric: str  # of ours: the reference's, or the same of the best epoch
+    metric: str  # our metric: the reference's, or its value at the best epoch
 
     @property
     def sample(self) -> Sample:
@@ -138,28 +138,28 @@ class Comparison:
 
     @property
     def theirs(self) -> Sample:
-        """The paper's."""
+        """Return the paper's value as a sample."""
         seeds = self.reference.seeds or (float(self.reference.value),)
         return Sample(seeds, self.reference.deviation)
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's, in the metric's unit; None unless the protocol is the same."""
+        """Return ours minus the paper's, in the metric's unit; None unless the protocol is the same."""
         return self.raw_difference if self.verdict.status == "same" else None
 
     @property
     def raw_difference(self) -> float:
-        """The subtraction, whatever the protocols; only to be shown as not comparable where they differ."""
+        """Return the difference for any protocols; show it as not comparable if they differ."""
         return self.sample.mean - self.theirs.mean
 
     @cached_property
     def interval(self) -> Interval | None:
-        """Of a difference that is one."""
+        """Return the interval of the difference; None unless the protocol is the same."""
         return interval(self.sample, self.theirs) if self.verdict.status == "same" else None
 
 
 def name_of(key: str) -> str:
-    """What a reader would call it."""
+    """Return the readable name of a key."""
     if key in NAMES:
         return NAMES[key]
     stage, _, rest = key.partition(".")
@@ -168,7 +168,7 @@ def name_of(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting in words."""
+    """Return a setting's value in words."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list | tuple):
@@ -177,7 +177,7 @@ def shown(value: Any) -> str:
 
 
 def did(record: Record, encoder: Encoder, made_by: Mapping[str, Record]) -> dict[str, Any]:
-    """Everything that is known of how a number came about, by dotted key."""
+    """Return all known settings behind a number, by dotted key."""
     maker, epoch = maker_of(record, made_by)
     result = (record.result or {}).get("facts", {})
     facts: dict[str, Any] = {f"eval.{key}": value for key, value in result.items()}
@@ -186,7 +186,7 @@ def did(record: Record, encoder: Encoder, made_by: Mapping[str, Record]) -> dict
         facts |= {f"pretrain.{key}": value for key, value in (maker.result or {}).get("facts", {}).items()}
         facts |= {f"pretrain.{key}": value for key, value in maker.science.items()}
         facts |= _derived(maker)
-        if epoch is not None:  # taken on the way: its learning rate had not come down
+        if epoch is not None:  # an intermediate encoder: its learning rate had not decayed
             facts["pretrain.epochs"] = f"{epoch} of {maker.science.get('epochs')}"
     elif record.checkpoint:
         facts["pretrain.method.kind"] = record.checkpoint.get("family")
@@ -200,7 +200,7 @@ def did(record: Record, encoder: Encoder, made_by: Mapping[str, Record]) -> dict
 
 
 def _derived(maker: Record) -> dict[str, Any]:
-    """What a pretraining's settings come to: blocks that CrossMAE's decoder reads, patches that a grid hides."""
+    """Return values derived from a pretraining's settings: blocks that CrossMAE's decoder reads, hidden patches."""
     science, found = maker.science, {}
     mixing, maps = science.get("method.mixing"), science.get("method.feature_maps")
     if mixing is not None:
@@ -212,7 +212,7 @@ def _derived(maker: Record) -> dict[str, Any]:
 
 
 def groups(found: Sequence[Record]) -> tuple[list[Group], list[str]]:
-    """Finished evaluations by all but their seeds, and one line for each that was left out and why."""
+    """Return finished evaluations grouped by all settings but seeds, and a line with the reason for each left out."""
     encoders, made_by, problems = encoders_of(found), makers(found), _damaged(found)
     sets: dict[tuple[Encoder, str], list[Record]] = {}
     for record in _trusted(found, problems):
@@ -236,7 +236,7 @@ def _damaged(found: Iterable[Record]) -> list[str]:
 
 
 def _trusted(found: Sequence[Record], problems: list[str]) -> list[Record]:
-    """Results that contradict neither themselves nor each other, one of each run."""
+    """Return consistent results, one for each run."""
     kept: dict[str, Record] = {}
     refused: set[str] = set()
     for record in found:
@@ -256,7 +256,7 @@ def _trusted(found: Sequence[Record], problems: list[str]) -> list[Record]:
 
 
 def _contradiction(record: Record) -> str:
-    """Where the parts of a run's record disagree; empty if nowhere."""
+    """Return where the files of a run contradict each other; empty if nowhere."""
     result = record.result or {}
     if result.get("identity", record.about.get("identity")) != record.about.get("identity"):
         return f"its result.json is of run {result.get('identity')}, its run.json of {record.about.get('identity')}"
@@ -268,7 +268,7 @@ def _contradiction(record: Record) -> str:
 
 
 def _one_of_each_seed(records: Sequence[Record], made_by: Mapping[str, Record], problems: list[str]) -> list[Record]:
-    """A seed counts once: the same seeds twice are no two measurements of the noise."""
+    """Return one record for each seed: repeated seeds do not measure the noise."""
     kept: dict[tuple[Any, Any], Record] = {}
     for record in records:
         maker, _ = maker_of(record, made_by)
@@ -282,7 +282,7 @@ def _one_of_each_seed(records: Sequence[Record], made_by: Mapping[str, Record], 
 
 
 def compare(reference: Reference, found: Iterable[Group]) -> list[Comparison]:
-    """Every group that may stand in the cell of `reference`: the one of the nearest protocol first, then the latest."""
+    """Return every group that belongs in the cell of `reference`: nearest protocol first, then latest."""
     if reference.unused:
         return []
     comparisons = [
@@ -294,7 +294,7 @@ def compare(reference: Reference, found: Iterable[Group]) -> list[Comparison]:
 
 
 def _compared(reference: Reference, group: Group) -> Comparison:
-    """Where the source took the epoch that was best on the validation images, so do we, if that was recorded."""
+    """Return the comparison; if the source took the best epoch on the validation images, ours does too if recorded."""
     metric, chosen = reference.metric, {}
     if SELECTION in reference.facts:
         best = at_best_epoch(metric)
@@ -310,7 +310,7 @@ def _nearness(comparison: Comparison) -> tuple[int, int, float]:
 
 
 def _stands(reference: Reference, facts: Mapping[str, Any]) -> bool:
-    """Whether a run is what the cell asks for, as far as is known of its encoder."""
+    """Return whether a run belongs in the cell, as far as its encoder is known."""
     elsewhere = "pretrain.epochs" not in facts  # or from scratch
     for key, wanted in reference.select.items():
         if key not in facts and elsewhere and key.startswith("pretrain."):
@@ -321,7 +321,7 @@ def _stands(reference: Reference, facts: Mapping[str, Any]) -> bool:
 
 
 def verdict(reference: Reference, facts: Mapping[str, Any]) -> Verdict:
-    """The protocol of a run against the stated one."""
+    """Return the comparison of a run's protocol with the stated one."""
     wanted = {**reference.select, **reference.facts}
     missing = tuple(key for key in wanted if key not in facts and not _needless(key, facts))
     differs = [
@@ -339,7 +339,7 @@ def verdict(reference: Reference, facts: Mapping[str, Any]) -> Verdict:
 
 
 def _set_by_recipes(reference: Reference) -> dict[str, Any]:
-    """What the recipes of the cell set, stated by the source or not: a run that departs measures something else."""
+    """Return the settings of the cell's recipes; a run with other settings measures something else."""
     return {
         f"{part}.{key}": value
         for part, recipe, overrides in (
@@ -354,18 +354,18 @@ def _set_by_recipes(reference: Reference) -> dict[str, Any]:
 
 @cache
 def _science(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """As `config.txt` would hold it."""
+    """Return the science settings as in `config.txt`."""
     config = with_overrides(find(recipe).build(), list(overrides))
     return science_of(to_text(config), {GROUPS: groups_of(config)})
 
 
 def _needless(key: str, facts: Mapping[str, Any]) -> bool:
-    """Nothing is asked of the pretraining of what was not pretrained."""
+    """Return whether a key does not apply: pretraining settings of a network that was not pretrained."""
     return key.startswith("pretrain.") and facts.get("pretrain.method.kind") == "none"
 
 
 def equal(one: Any, other: Any) -> bool:
-    """5 is 5.0, and numbers are equal to five digits, for papers round; lists element by element; True is not 1."""
+    """Return whether values are equal: numbers to five digits, as papers round; lists by element; True is not 1."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, int | float) and isinstance(other, int | float):

@@ -1,21 +1,22 @@
-"""Papers: reference numbers as their sources print them, each with the protocol it was printed under.
+"""Papers: reference numbers as printed by their sources, each with its protocol.
 
     mimbench papers list          every table by name
-    mimbench papers check         every file looked over: keys, names of recipes and protocols, values never used
+    mimbench papers check         check every file: keys, names of recipes and protocols, unused values
     mimbench table NAME           a table beside our own runs (jobs/tables/matching.py)
 
-A paper is a TOML file in `jobs/papers/`. It holds protocols, which are settings under the names our runs record theirs
-(`pretrain.` of the pretraining, `eval.` of the evaluation: a config's dotted key, or a fact of `result.json`), and
-tables of columns and rows. A reference cell takes what its column and its row say, the row's word counting more:
+A paper is a TOML file in `jobs/papers/`. It holds protocols and tables. A protocol has settings under the names in our
+runs (`pretrain.` for the pretraining, `eval.` for the evaluation, then a dotted key of the config or a fact of
+`result.json`). A table has columns and rows. A reference cell takes the entries of its column and its row; the row has
+priority:
 
-    is           what a run must be to stand in this cell at all: method, size, the thing an ablation varies
-    pretraining  the protocol of the pretraining; protocol: that of the evaluation; facts: settings beyond these
+    is           settings a run must have to belong in this cell: method, size, the varied setting of an ablation
+    pretraining  protocol of the pretraining; protocol: of the evaluation; facts: further settings
     unknown      keys that the source does not state (then the protocol has `known = false`)
-    recipe, recipes, overrides   what fills the cell: the evaluation's recipe, the pretraining's by column, key=value
-    seeds, deviation             several values; the standard deviation over seeds where the source gives one
-    unused       why no run of ours can stand there; such a value is shown and never compared
+    recipe, recipes, overrides   how to fill the cell: recipe of the evaluation, of the pretraining by column, key=value
+    seeds, deviation             several values; the standard deviation over seeds if the source states it
+    unused       why none of our runs can fill the cell; the value is shown and never compared
 
-Numbers keep their digits: 83.20 stays 83.20. Reads no runs, starts without torch.
+Numbers keep their digits: 83.20 stays 83.20. Reads no runs and does not import torch.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class _Entry(BaseModel):
 
 
 class Settings(_Entry):
-    """The settings of a protocol, in two parts: of the pretraining that made an encoder, and of its evaluation."""
+    """The settings of a protocol in two parts: of the pretraining and of the evaluation."""
 
     pretrain: dict[str, Any] = Field(default_factory=dict)
     eval: dict[str, Any] = Field(default_factory=dict)
@@ -50,7 +51,7 @@ PRETRAINING, EVALUATION = PARTS = tuple(Settings.model_fields)  # the first word
 
 
 class Protocol(Settings):
-    """Settings that numbers were printed under; `extends` names another, of another paper as `paper/name`."""
+    """Settings of printed numbers; `extends` names another protocol, of another paper as `paper/name`."""
 
     extends: str | None = None
     source: str = ""
@@ -60,12 +61,12 @@ class Protocol(Settings):
     overrides: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """Dotted key to value."""
+        """Return the settings by dotted key."""
         return flat({part: getattr(self, part) for part in PARTS})
 
 
 class _Part(_Entry):
-    """What columns and rows have in common."""
+    """The common fields of columns and rows."""
 
     is_: dict[str, Any] = Field(default_factory=dict, alias="is")
     protocol: str | None = None
@@ -75,7 +76,7 @@ class _Part(_Entry):
 
 
 class Column(_Part):
-    """One column: which metric of a run stands in it."""
+    """One column with its metric."""
 
     key: str
     title: str
@@ -84,7 +85,7 @@ class Column(_Part):
 
 
 class Row(_Part):
-    """One row: values by the keys of columns."""
+    """One row: values by column key."""
 
     label: str
     values: dict[str, Decimal] = Field(default_factory=dict)
@@ -110,7 +111,7 @@ class Table(_Entry):
 
 
 class Paper(_Entry):
-    """One file."""
+    """The content of one file."""
 
     schema_: int = Field(alias="schema")
     title: str
@@ -121,18 +122,18 @@ class Paper(_Entry):
 
 @dataclass(frozen=True)
 class Reference:
-    """One printed number, with all that its paper says of how it was made."""
+    """One printed number, with everything its paper states about it."""
 
     table: str  # "crossmae/table1"
     row: str
     column: str  # key
     metric: str
-    value: Decimal  # of several seeds the mean, with the digits of one of them
+    value: Decimal  # with several seeds the mean, with the digits of one value
     seeds: tuple[float, ...]
-    deviation: float | None  # over seeds, as the source gives it for one value
-    select: Mapping[str, Any]  # what a run must be
-    facts: Mapping[str, Any]  # what it should have been done under
-    unknown: tuple[str, ...]  # keys the source does not state
+    deviation: float | None  # over seeds, as stated by the source for one value
+    select: Mapping[str, Any]  # settings a run must have
+    facts: Mapping[str, Any]  # settings of the protocol
+    unknown: tuple[str, ...]  # keys that the source does not state
     notes: tuple[str, ...]
     unused: str
     recipe: str | None
@@ -142,17 +143,17 @@ class Reference:
 
     @property
     def digits(self) -> int:
-        """After the point, as printed."""
+        """Return the printed number of decimals."""
         return max(0, -int(self.value.as_tuple().exponent))
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """Return the place of the number, for messages."""
         return f"{self.table}, row {self.row!r}, column {self.column!r}"
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys; numbers as floats, for only values keep their digits."""
+    """Return nested tables as dotted keys, with numbers as floats."""
     leaves: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
@@ -169,10 +170,10 @@ def _plain(value: Any) -> Any:
 
 
 def load(file: Path) -> Paper:
-    """The paper in `file`.
+    """Return the paper in `file`.
 
     Raises:
-        ValueError: naming the file, the entry and what is wrong with it.
+        ValueError: if the file is wrong; the message names the file, the entry and the error.
     """
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"), parse_float=Decimal)
@@ -183,18 +184,20 @@ def load(file: Path) -> Paper:
     except ValidationError as error:
         raise ValueError(f"{file}: {_first(error)}") from error
     if paper.schema_ != SCHEMA:
-        raise ValueError(f"{file} has schema {paper.schema_}, this mimbench reads {SCHEMA}")
+        raise ValueError(f"{file} has schema {paper.schema_}, but this mimbench reads {SCHEMA}")
     return paper
 
 
 def _first(error: ValidationError) -> str:
-    """Where a file is wrong and how; for a misspelt key the nearest that there is."""
-    found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt key is one missing, too
+    """Return the first error of a file and its place; for a misspelt key also the nearest known key."""
+    found = min(
+        error.errors(), key=lambda one: one["type"] != "extra_forbidden"
+    )  # a misspelt key is also reported as missing
     where = ".".join(str(part) for part in found["loc"])
     if found["type"] != "extra_forbidden":
         return f"{where}: {found['msg']}"
     known = {field.alias or name for model in (Paper, Table, Column, Row, Protocol) for name, field in _fields(model)}
-    return f"{where} is no key of a paper" + nearest(str(found["loc"][-1]), known)
+    return f"{where} is not a key of a paper" + nearest(str(found["loc"][-1]), known)
 
 
 def _fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
@@ -202,27 +205,27 @@ def _fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
 
 
 def nearest(name: str, known: Any, how_many: int = 3) -> str:
-    """`; did you mean ...?`, or nothing."""
+    """Return `; did you mean ...?`, or an empty text."""
     near = difflib.get_close_matches(name, list(known), n=how_many)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 @cache
 def papers(directory: Path = PAPERS) -> Mapping[str, Paper]:
-    """Every paper by name, the file's name without `.toml`."""
+    """Return every paper by name, which is the file's name without `.toml`."""
     return {file.stem: load(file) for file in sorted(directory.glob("*.toml"))}
 
 
 def tables(directory: Path = PAPERS) -> dict[str, Table]:
-    """Every table by `paper/name`."""
+    """Return every table by `paper/name`."""
     return {f"{paper}/{name}": table for paper, of in papers(directory).items() for name, table in of.tables.items()}
 
 
 def find(name: str, directory: Path = PAPERS) -> list[str]:
-    """The tables that `name` means: itself; `crossmae/table3` its parts, table3a to table3f; `crossmae` all of it.
+    """Return the tables for `name`: one table; for `crossmae/table3` its parts table3a to table3f; for `crossmae` all.
 
     Raises:
-        ValueError: if there is none; the nearest names are offered.
+        ValueError: if there is none; the message offers the nearest names.
     """
     known = tables(directory)
     if name in known:
@@ -234,15 +237,15 @@ def find(name: str, directory: Path = PAPERS) -> list[str]:
         if len(short) == 1:
             return short
         hint = f"; did you mean {' or '.join(short)}?" if short else nearest(name, [*known, *papers(directory)])
-        raise ValueError(f"no table is called {name!r}{hint or '; `mimbench papers list` shows all'}")
+        raise ValueError(f"unknown table {name!r}{hint or '; `mimbench papers list` lists all'}")
     return found
 
 
 def protocol(name: str | None, paper: str, directory: Path = PAPERS) -> Protocol:
-    """The protocol `name` of `paper`, with all that it extends; without a name one that says nothing.
+    """Return the protocol `name` of `paper`, including what it extends; without a name an empty protocol.
 
     Raises:
-        ValueError: if there is none, or if it extends itself.
+        ValueError: if it does not exist or extends itself.
     """
     chain: list[Protocol] = []
     seen: set[str] = set()
@@ -254,7 +257,7 @@ def protocol(name: str | None, paper: str, directory: Path = PAPERS) -> Protocol
         seen.add(full)
         known = papers(directory)[paper].protocols if paper in papers(directory) else {}
         if short not in known:
-            raise ValueError(f"there is no protocol {full!r}{nearest(short, known)}")
+            raise ValueError(f"unknown protocol {full!r}{nearest(short, known)}")
         chain.append(known[short])
         name = chain[-1].extends
     merged = Protocol()
@@ -274,10 +277,10 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def references(name: str, directory: Path = PAPERS) -> list[Reference]:
-    """Every number of the table `paper/name`, row by row.
+    """Return every number of the table `paper/name`, row by row.
 
     Raises:
-        ValueError: if something it refers to is not there.
+        ValueError: if it refers to something that does not exist.
     """
     table, paper = tables(directory)[name], name.partition("/")[0]
     return [

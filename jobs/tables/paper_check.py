@@ -1,7 +1,7 @@
-"""`mimbench papers check`: what is wrong in the files of `jobs/papers/`, found before a table is wrong.
+"""`mimbench papers check`: find errors in the files of `jobs/papers/` before a table is wrong.
 
 Every key that a protocol names must be one that a run records: a field of a recipe's config, or a fact of
-`result.json`. Every number must be of use to some run, or say why it is not.
+`result.json`. A run must be able to match each number, or `unused` must say why none can.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mimbench.jobs.runs.tasks import makes_encoders, tasks
 from mimbench.jobs.tables import paper
 from mimbench.jobs.tables.paper import EVALUATION, PAPERS, PRETRAINING, Paper, Reference, Row, Table, nearest
 
-FACTS = {  # of `result.json`, beyond the config's fields, that protocols may name; and what matching derives
+FACTS = {  # facts of `result.json` and of matching that protocols may name, besides the config's fields
     "encoder",
     "pretrain.train_images",
     "pretrain.maps",
@@ -33,7 +33,7 @@ FACTS = {  # of `result.json`, beyond the config's fields, that protocols may na
 
 
 def problems(directory: Path = PAPERS) -> list[str]:
-    """One line for each thing that is wrong; none if all is well."""
+    """Return one line for each error; empty if there are none."""
     found: list[str] = []
     for file in sorted(directory.glob("*.toml")):
         try:
@@ -55,7 +55,7 @@ def _recipe_names() -> frozenset[str]:
 
 @cache
 def keys() -> frozenset[str]:
-    """Every key that a protocol may name."""
+    """Return every key that a protocol may name."""
     parts = {name: PRETRAINING if makes_encoders(name) else EVALUATION for name in tasks()}
     fields = {f"{parts[recipe.stage]}.{leaf.key}" for recipe in recipes() for leaf in leaves(recipe.build())}
     return frozenset(fields | FACTS)
@@ -68,9 +68,9 @@ def _of_paper(name: str, one: Paper, known: frozenset[str], directory: Path) -> 
             if key not in known:
                 yield f"protocol {protocol_name}: no run records {key}{nearest(key, known)}"
         if not protocol.known and not protocol.unknown:
-            yield f"protocol {protocol_name}: known = false, and `unknown` does not say which settings"
+            yield f"protocol {protocol_name}: known = false, but `unknown` does not list the settings"
         if f"{name}/{protocol_name}" not in used:
-            yield f"protocol {protocol_name} is used by no table"
+            yield f"protocol {protocol_name} is not used by any table"
     for table_name, table in one.tables.items():
         yield from _of_table(table_name, table)
         try:
@@ -83,7 +83,7 @@ def _of_paper(name: str, one: Paper, known: frozenset[str], directory: Path) -> 
 
 
 def _used(directory: Path) -> set[str]:
-    """Every protocol that something refers to, as `paper/name`."""
+    """Return every protocol that is referred to, as `paper/name`."""
     used = set()
     for name, one in paper.papers(directory).items():
         named = [protocol.extends for protocol in one.protocols.values()]
@@ -97,15 +97,15 @@ def _used(directory: Path) -> set[str]:
 def _of_table(name: str, table: Table) -> Iterator[str]:
     columns = {column.key for column in table.columns}
     if len(columns) < len(table.columns):
-        yield f"table {name}: two columns have one key"
+        yield f"table {name}: two columns have the same key"
     labels = [row.label for row in table.rows]
     if len(set(labels)) < len(labels):
-        yield f"table {name}: two rows have one label"
+        yield f"table {name}: two rows have the same label"
     for row in table.rows:
         for key in _keys_of(row) - columns:
-            yield f"table {name}, row {row.label!r}: there is no column {key!r}{nearest(key, columns)}"
+            yield f"table {name}, row {row.label!r}: unknown column {key!r}{nearest(key, columns)}"
         if not row.values and not row.seeds:
-            yield f"table {name}, row {row.label!r} holds no number"
+            yield f"table {name}, row {row.label!r} has no numbers"
 
 
 def _keys_of(row: Row) -> set[str]:
@@ -123,8 +123,8 @@ def _of_reference(reference: Reference, known: frozenset[str]) -> Iterator[str]:
     if reference.unused:
         return
     if not reference.select:
-        yield f"{reference.where}: neither `is` nor `unused` is given, so that no run or any run would stand there"
+        yield f"{reference.where}: neither `is` nor `unused` is given; add one of them"
     if not reference.facts and not reference.unknown:
-        yield f"{reference.where}: its protocol says nothing"
+        yield f"{reference.where}: its protocol is empty"
     if not reference.metric.startswith(tuple(start for task in tasks().values() for start in task.beginnings)):
         yield f"{reference.where}: no run measures {reference.metric!r}; say why with `unused`"

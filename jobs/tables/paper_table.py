@@ -1,10 +1,10 @@
-"""A paper's table with our runs in it: what each cell shows, its footnotes, and what would fill the empty ones.
+"""A paper's table with our runs: the text of each cell, footnotes, and the commands that fill empty cells.
 
     mimbench table crossmae/table2
 
-Built from the references of a paper (paper.py) and the comparisons of matching.py, for formats.py to
-write. A mean has the digits of the printed number, its deviation one more. What a difference is worth stands in its
-footnote: same protocol or not, how many seeds, the interval. Works without any run.
+Built from the references of a paper (paper.py) and the comparisons of matching.py; formats.py writes it. A mean has the
+digits of the printed number, its deviation one more. The footnote of a difference states whether the protocol is the
+same, the number of seeds and the interval. Works without any run.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from mimbench.jobs.tables.significance import Sample
 
 @dataclass(frozen=True)
 class Cell:
-    """One printed number and what we measured for it."""
+    """One printed number and our measurements for it."""
 
     reference: Reference
-    best: Comparison | None = None  # of the nearest protocol
+    best: Comparison | None = None  # comparison with the nearest protocol
     others: tuple[Comparison, ...] = ()
     marks: tuple[int, ...] = ()  # footnotes, from 1
 
     @property
     def printed(self) -> str:
-        """As the paper prints it; of several seeds with their sample deviation."""
+        """Return the number as printed; with several seeds, with their sample deviation."""
         deviation = Sample(self.reference.seeds).deviation if self.reference.seeds else None
         return f"{self.reference.value}" + _spread(deviation, self.reference.digits)
 
     @property
     def ours(self) -> str:
-        """Mean and deviation over seeds; empty where there is none."""
+        """Return our mean and deviation over seeds; empty if nothing was measured."""
         if self.best is None:
             return ""
         sample = self.best.sample
@@ -50,7 +50,7 @@ class Cell:
 
     @property
     def difference(self) -> str:
-        """With its sign; in brackets where the protocols are not known to be one."""
+        """Return the signed difference; in parentheses unless the protocols are known to be the same."""
         if self.best is None:
             return ""
         text = signed(self.best.raw_difference, self.reference.digits)
@@ -59,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Missing:
-    """Cells that one series of commands would fill."""
+    """Cells that one series of commands fills."""
 
     cells: tuple[str, ...]
     commands: tuple[str, ...]
@@ -67,13 +67,13 @@ class Missing:
 
     @property
     def text(self) -> str:
-        """What it would cost."""
-        return f"about {self.cost.text} A100 hours, by {self.cost.source}" if self.cost else "cost not known"
+        """Return the cost as text."""
+        return f"about {self.cost.text} A100 hours, by {self.cost.source}" if self.cost else "cost unknown"
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """All that a format needs."""
+    """A table with everything the formats need."""
 
     name: str
     paper: str
@@ -89,36 +89,36 @@ class PaperTable:
 
     @cached_property
     def close(self) -> bool:
-        """Whether a run stands here of which nothing is known to differ."""
+        """Return whether a run in the table has no known difference in protocol."""
         cells = [cell for _, row in self.rows for cell in row.values()]
         return any(cell.best and not cell.best.verdict.differs for cell in cells)
 
     @cached_property
     def measured(self) -> frozenset[str]:
-        """The columns that hold something of ours."""
+        """Return the columns with measurements of ours."""
         return frozenset(key for _, cells in self.rows for key, cell in cells.items() if cell.best)
 
 
 @dataclass
 class Footnotes:
-    """Texts by number; the same text has one number."""
+    """Numbered footnotes; equal texts share a number."""
 
     texts: list[str] = field(default_factory=list)
 
     def mark(self, text: str) -> int:
-        """The number of `text`, from 1."""
+        """Return the number of `text`, from 1."""
         if text not in self.texts:
             self.texts.append(text)
         return self.texts.index(text) + 1
 
 
 def heading(column: Column) -> str:
-    """With the unit where it is not per cent."""
+    """Return the column's title, with the unit unless it is percent."""
     return column.title if column.unit in ("%", "") else f"{column.title} ({column.unit})"
 
 
 def signed(value: float, digits: int) -> str:
-    """With a sign and a real minus; what rounds to nothing is 0 without one."""
+    """Return the value with its sign (a real minus); a value that rounds to 0 has no sign."""
     text = f"{value:+.{digits}f}"
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
 
@@ -128,10 +128,10 @@ def _spread(deviation: float | None, digits: int) -> str:
 
 
 def build(name: str, found: Sequence[Record]) -> list[PaperTable]:
-    """The tables that `name` means, with what the runs `found` measured.
+    """Return the tables for `name`, with the results of the runs `found`.
 
     Raises:
-        ValueError: if there is no such table; the nearest names are offered.
+        ValueError: if the table is unknown; the message offers the nearest names.
     """
     names = paper.find(name)
     measured, problems = groups(found)
@@ -139,7 +139,7 @@ def build(name: str, found: Sequence[Record]) -> list[PaperTable]:
 
 
 def touched(found: Sequence[Record]) -> list[PaperTable]:
-    """Every table of every paper in which a run of `found` has a cell."""
+    """Return every table of every paper in which a run of `found` has a cell."""
     measured, problems = groups(found)
     if not measured:
         return []
@@ -180,14 +180,14 @@ def _cell(reference: Reference, comparisons: Sequence[Comparison], footnotes: Fo
 
 
 def worth(comparison: Comparison) -> str:
-    """What a difference is worth, in a sentence."""
+    """Return a sentence on the validity of a difference."""
     count = len(comparison.sample.values)
     seeds = "one seed" if count == 1 else f"{count} seeds"
     verdict, found = comparison.verdict, comparison.interval
     if verdict.status != "same":
         return f"Not comparable: {verdict.text}; {seeds}."
     if found is None:
-        alone = "noise of the paper's number not known" if count > 1 else "noise not known"
+        alone = "noise of the paper's number unknown" if count > 1 else "noise unknown"
         return f"Same protocol; {seeds}, {alone}."
     digits = comparison.reference.digits + 1
     within = "outside" if found.outside else "within"
@@ -203,7 +203,7 @@ def _elsewhere(others: Sequence[Comparison]) -> str:
 
 
 def _notes(cells: dict[str, dict[str, Cell]]) -> list[str]:
-    """What the paper's entries say of their protocols, each with the rows it is about."""
+    """Return the notes of the paper's entries on their protocols, each with its rows."""
     about: dict[str, dict[str, None]] = {}
     for label, row in cells.items():
         for cell in row.values():
@@ -214,7 +214,7 @@ def _notes(cells: dict[str, dict[str, Cell]]) -> list[str]:
 
 
 def _unused(cells: dict[str, dict[str, Cell]]) -> list[str]:
-    """Numbers that no run can stand beside, and why."""
+    """Return the numbers that no run can match, with the reasons."""
     reasons: dict[str, dict[str, None]] = {}
     for label, row in cells.items():
         for cell in row.values():
@@ -224,7 +224,7 @@ def _unused(cells: dict[str, dict[str, Cell]]) -> list[str]:
 
 
 def _missing(cells: dict[str, dict[str, Cell]], titles: dict[str, str], found: Sequence[Record]) -> list[Missing]:
-    """One entry for each series of commands that would fill empty cells."""
+    """Return one entry for each series of commands that fills empty cells."""
     wanted: dict[tuple[str, ...], tuple[list[str], Cost | None]] = {}
     for label, row in cells.items():
         for key, cell in row.items():
@@ -237,7 +237,7 @@ def _missing(cells: dict[str, dict[str, Cell]], titles: dict[str, str], found: S
 
 
 def filling(reference: Reference, found: Sequence[Record]) -> tuple[tuple[str, ...], Cost | None]:
-    """The commands that would measure what stands in a cell, and what they cost; an encoder that is there is used."""
+    """Return the commands that fill a cell, and their cost; an existing encoder is used."""
     assert reference.recipe
     evaluation = find(reference.recipe)
     config = with_overrides(evaluation.build(), list(reference.overrides))
@@ -247,7 +247,7 @@ def filling(reference: Reference, found: Sequence[Record]) -> tuple[tuple[str, .
     recipe = find(reference.pretraining)
     pretraining = with_overrides(recipe.build(), list(reference.pretrain_overrides))
     name = f"{reference.pretraining}-{identity(pretraining, recipe.stage, None)}"
-    own = None if reference.overrides else evaluation.function  # it states the cost of itself as it is
+    own = None if reference.overrides else evaluation.function  # its stated cost holds without overrides
     cost = cost_of(replace(config, encoder=pretraining.encoder), own)
     commands = [" ".join([*words, f"checkpoint={Path('runs') / name}"])]
     if not any(record.name == name and record.state == "done" for record in found):

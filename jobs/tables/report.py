@@ -1,14 +1,15 @@
-"""The report: everything under a runs root on one page, in one HTML file that needs nothing else.
+"""The report: everything under a runs root in one self-contained HTML file.
 
     mimbench report                   writes <runs root>/report.html
-    mimbench report --study NAME      of the runs of one study, and what made their encoders
+    mimbench report --study NAME      only the runs of one study and the pretrainings of their encoders
 
-The table, what it says in words, the tables of papers in which these runs have a place, what pretraining cost and
-brought, categories side by side, loss and metric curves with pretrained and scratch in the same chart, the pictures
-that the tasks draw, what was run on what, and which runs failed and why. No script, no request: pictures and styles are
-in the file, and a content security policy in it forbids the rest. It follows the reader's colour scheme and prints.
+Contents: the table and its findings in words, the papers' tables with these runs, cost and benefit of pretraining,
+categories side by side, loss and metric curves of pretrained and scratch encoders, the pictures of the tasks, all runs
+with their data, and the failed runs with reasons.
 
-Page and styles are in `report.html.jinja`; everything that comes from a run is escaped there. Starts without torch.
+The page has no scripts and makes no requests: pictures and styles are in the file, and a content security policy
+forbids anything else. It follows the reader's colour scheme and can be printed. Page and styles are in
+`report.html.jinja`, which escapes everything from runs. Does not import torch.
 """
 
 from __future__ import annotations
@@ -40,26 +41,26 @@ LOG_LINES = 15
 MEDIA = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 UNFINISHED = {
     "failed": "failed",
-    "interrupted": "was interrupted; asked for again, it carries on from its last checkpoint",
-    "lost": "was lost: its process is gone; asked for again, it carries on from its last checkpoint",
+    "interrupted": "was interrupted; run again, it resumes from its last checkpoint",
+    "lost": "was lost: its process no longer exists; run again, it resumes from its last checkpoint",
     "damaged": "is damaged",
 }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a run, inside the page."""
+    """An image of a run, embedded in the page."""
 
     url: str  # data:image/png;base64,...
     heading: str
     caption: str
-    width: int | None  # pixels, where the file says it
+    width: int | None  # pixels, if the file states it
     height: int | None
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of "what was run on what", and the details under it."""
+    """One line of the list of runs, with its details."""
 
     anchor: str
     record: Record
@@ -87,19 +88,19 @@ def write_report(root: Path, path: Path, study: str | None = None) -> Path:
     """Write the report of every run under `root`, or of those of `study`, to `path`, atomically, and return `path`.
 
     Raises:
-        ValueError: if there are no runs under `root`, or none that were asked for in `study`.
+        ValueError: if `root` or `study` has no runs.
         OSError: if `path` cannot be written.
     """
     found = records.read(root)
     if not found:
-        raise ValueError(f"no runs under {root}: start some with `mimbench demo` or `mimbench run RECIPE`")
+        raise ValueError(f"no runs under {root}; start some with `mimbench demo` or `mimbench run RECIPE`")
     chosen = found if study is None else _of_study(found, root, study)
     write_text(path, _page(chosen, f"mimbench report: {study}" if study else "mimbench report"))
     return path
 
 
 def _of_study(found: Sequence[Record], root: Path, study: str) -> list[Record]:
-    """The runs of a study, and the pretrainings that made their encoders."""
+    """Return the runs of a study and the pretrainings of their encoders."""
     named = {row.run.path for row in status.rows(root, study)}  # raises for an unknown study
     made_by = makers(found)
     wanted = [record for record in found if record.run.path in named]
@@ -142,9 +143,9 @@ def _page(found: Sequence[Record], title: str) -> str:
 
 
 def _by_category(found: Sequence[Record], encoders: Mapping[Path, Encoder]) -> list[tuple[str, str, str, list[Any]]]:
-    """Of each protocol with categories the latest encoder against the first one, from scratch if there is that.
+    """Return, for each protocol with categories, the latest encoder against the first one (from scratch if it exists).
 
-    None where there is one category: its value is in the table of results.
+    Protocols with one category are left out: its value is in the table of results.
     """
     protocols: dict[str, list[Record]] = {}
     for record in found:
@@ -167,7 +168,7 @@ def _categories_of(record: Record) -> Categories | None:
 
 
 def _changes(first: Record, second: Record) -> list[Any]:
-    """None where a file of categories is damaged, which is logged."""
+    """Return the changes by category; empty, with a log message, if a file of categories is damaged."""
     try:
         return compare.bars(compare.categories(first, second))
     except ValueError as error:
@@ -176,7 +177,7 @@ def _changes(first: Record, second: Record) -> list[Any]:
 
 
 def lead(rows: Sequence[table.Row]) -> str:
-    """What is compared with what, in words for who opens the page first."""
+    """Return the introduction: which encoders are compared on which data."""
     pretrained = list(dict.fromkeys(row.recipe for row in rows if row.kind == "pretrained"))
     data = list(dict.fromkeys(cell.data for row in rows for cell in row.cells.values()))
     if not data:
@@ -192,7 +193,7 @@ def lead(rows: Sequence[table.Row]) -> str:
 
 
 def findings(rows: Sequence[table.Row]) -> list[str]:
-    """What pretraining brought, in words, for each gain row."""
+    """Return the gain from pretraining in words, for each gain row."""
     return [_finding(row) for row in rows if row.kind == "gain"]
 
 
@@ -210,13 +211,13 @@ def _finding(row: table.Row) -> str:
 
 
 def _listed(parts: Iterable[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Return a list as "a", "a and b" or "a, b and c"."""
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def _galleries(found: Iterable[Record], encoders: Mapping[Path, Encoder]) -> dict[str, list[Picture]]:
-    """Pictures by heading, in the order of the runs."""
+    """Return the pictures by heading, in the order of the runs."""
     galleries: dict[str, list[Picture]] = {
         described.heading: [] for task in tasks().values() for described in task.pictures if described.when is None
     }
@@ -239,7 +240,7 @@ def _picture(file: Path, record: Record, encoder: Encoder) -> Picture:
 
 
 def _described(stem: str, record: Record) -> Described:
-    """What a picture of a run shows, by its task; of one that no task describes its name."""
+    """Return the description of a picture from its task; its name if the task has none."""
     task = known(record.stage)
     for one in task.pictures if task else ():
         if one.stem == stem and (one.when is None or str(record.science.get(one.when[0])) == one.when[1]):
@@ -268,7 +269,7 @@ def _anchor(record: Record) -> str:
 
 
 def _short(commit: str | None) -> str:
-    """The first digits of a commit, and whether files differed from it."""
+    """Return the first digits of a commit, and whether files differed from it."""
     if not commit:
         return table.MISSING
     head, plus, _ = commit.partition("+")
@@ -276,12 +277,12 @@ def _short(commit: str | None) -> str:
 
 
 def _spent(attempts: Iterable[dict[str, Any]]) -> float:
-    """Seconds of all attempts that ended."""
+    """Return the seconds of all ended attempts."""
     return sum(attempt["ended"] - attempt["started"] for attempt in attempts if "ended" in attempt)
 
 
 def duration(seconds: float) -> str:
-    """ "48 s", "3 min 20 s", "5 h 07 min"."""
+    """Return a duration as "48 s", "3 min 20 s" or "5 h 07 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -297,7 +298,7 @@ def _problem(record: Record) -> Problem:
 
 
 def log_tail(file: Path, lines: int = LOG_LINES) -> str:
-    """The last `lines` lines of a log; empty if there is none."""
+    """Return the last `lines` lines of a log; empty if it does not exist."""
     if not file.exists():
         return ""
     with file.open("rb") as handle:
@@ -306,7 +307,7 @@ def log_tail(file: Path, lines: int = LOG_LINES) -> str:
 
 
 def _versions(found: Iterable[Record]) -> list[tuple[str, int]]:
-    """Each set of versions that made results, as text, and how many runs it made."""
+    """Return each set of versions as text, with its number of runs."""
     sets = sorted(
         ", ".join(f"{package} {version}" for package, version in record.result["versions"].items())
         for record in found if record.result

@@ -1,16 +1,16 @@
-"""Whether a difference between our runs and a printed number is more than noise.
+"""Test whether a difference between our runs and a printed number exceeds the noise.
 
-Over seeds on both sides: Welch's interval, which does not take the two deviations to be equal,
+With seeds on both sides: Welch's interval, which does not assume equal deviations,
 
     mean(ours) - mean(theirs)  ±  t(0.975, df) * sqrt(s1²/n1 + s2²/n2),
     df = (s1²/n1 + s2²/n2)² / ((s1²/n1)²/(n1-1) + (s2²/n2)²/(n2-1))        (Welch 1947; Satterthwaite)
 
-A paper mostly prints one value. Where its source gives the deviation over seeds, that is taken as known: it enters with
-infinitely many degrees of freedom, and it also stands in for ours when we have one seed, which is then said. Where
-neither side's noise is known there is no interval, and a difference is just that.
+Most papers print one value. If the source states the deviation over seeds, it is treated as known, with infinitely many
+degrees of freedom, and also used for our side if we have one seed; the basis then says so. If neither side's noise is
+known, there is no interval.
 
-One value of theirs whose deviation is unknown and several of ours give no interval either: ours alone would make the
-paper's number look exact.
+One value of theirs with unknown deviation and several of ours give no interval either, because our noise alone would
+make the paper's number look exact.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Basis = Literal["Welch, seeds on both sides", "deviation as the source gives it"
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the true difference lies, at 95 %."""
+    """The 95 % interval of a difference."""
 
     low: float
     high: float
@@ -36,36 +36,36 @@ class Interval:
 
     @property
     def outside(self) -> bool:
-        """Whether the difference is more than noise."""
+        """Return whether the difference exceeds the noise."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Values:
-    """One number over seeds."""
+    """The values of one metric over seeds."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """Return the mean over seeds."""
         return statistics.fmean(self.values)
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation; None of one seed."""
+        """Return the sample standard deviation; None for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Sample(Values):
-    """One side of a comparison: of a single value the deviation may be known from elsewhere."""
+    """One side of a comparison; the deviation of a single value may be known from its source."""
 
-    known: float | None = None  # deviation over seeds, of a printed value
+    known: float | None = None  # deviation over seeds of a printed value
 
 
 def interval(ours: Sample, theirs: Sample) -> Interval | None:
-    """The interval of `ours - theirs`; None where the noise of a side is not known."""
+    """Return the interval of `ours - theirs`; None if the noise of a side is unknown."""
     one = _part(ours, theirs.known)
     other = _part(theirs, theirs.known)
     if one is None or other is None:
@@ -77,7 +77,7 @@ def interval(ours: Sample, theirs: Sample) -> Interval | None:
 
 
 def _part(sample: Sample, known: float | None) -> tuple[float, float] | None:
-    """The variance of a mean, and its degrees of freedom."""
+    """Return the variance of a mean and its degrees of freedom."""
     count, spread = len(sample.values), sample.deviation
     if spread is not None:
         return spread**2 / count, count - 1
@@ -85,7 +85,7 @@ def _part(sample: Sample, known: float | None) -> tuple[float, float] | None:
 
 
 def _freedom(parts: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of the difference (Satterthwaite)."""
+    """Return the degrees of freedom of the difference (Satterthwaite)."""
     below = sum(variance**2 / freedom for variance, freedom in parts)
     return sum(variance for variance, _ in parts) ** 2 / below if below else math.inf
 
@@ -97,7 +97,7 @@ def _basis(ours: Sample, theirs: Sample) -> Basis:
 
 
 def quantile(freedom: float) -> float:
-    """Student's t at 97.5 %; with infinitely many degrees of freedom the normal distribution's 1.96."""
+    """Return Student's t at 97.5 %; with infinitely many degrees of freedom, the normal distribution's 1.96."""
     if math.isinf(freedom):
         return statistics.NormalDist().inv_cdf(0.5 + LEVEL / 2)
     from scipy.special import stdtrit

@@ -1,19 +1,19 @@
 """The table: one row per encoder, pretrained ones beside the same architecture from scratch.
 
-    mimbench table            every encoder under the runs root, and what was measured of it
+    mimbench table            every encoder under the runs root, with its metrics
     mimbench table --json     the same with every value, unrounded
 
-The columns are the metrics that the installed tasks describe (`Task.metrics`); what a run of a task that is not
-installed measured has columns of its own, by the keys.
+The columns are the metrics described by the installed tasks (`Task.metrics`); metrics of tasks that are not installed
+have separate columns, named by their keys.
 
-Seeds. Runs that differ in nothing but the seed, their own or that of the pretraining before them, share a cell: mean
-and sample standard deviation over them. The gain over scratch has the deviation of a difference of two runs.
+Seeds. Runs that differ only in the seed (their own or that of their pretraining) share a cell: mean and sample standard
+deviation. The gain over scratch has the deviation of a difference of two runs.
 
-Protocols. A cell never mixes results whose settings differ. When one encoder was evaluated in two ways, the way that
-most encoders share comes first; the other gets rows of its own that say what is different. A gain compares like with
-like.
+Protocols. A cell never mixes results whose settings differ. If an encoder was evaluated under two protocols, the one
+that most encoders share comes first; the other gets separate rows that state the differences. A gain compares results
+of the same protocol.
 
-Reads result files only; starts without torch.
+Reads result files only; does not import torch.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     import rich.table
 
 MISSING = "–"
-RECIPE = 24  # characters in a line about what is different
+RECIPE = 24  # width in characters of a line about differences
 
 
 @dataclass(frozen=True)
 class Cell(Values):
-    """One metric of one encoder under one protocol: the values of its seeds, in the metric's unit."""
+    """One metric of one encoder under one protocol: its values over seeds, in the metric's unit."""
 
     data: str = ""
     runs: tuple[str, ...] = ()
-    digits: int = 1  # of the metric's quantity
+    digits: int = 1  # decimals of the metric's quantity
 
     def text(self) -> str:
-        """To one decimal where it is in percent, as papers print it."""
+        """Return the cell's text; percent have one decimal, as in papers."""
         return f"{self.mean:.{self.digits}f}" + _plus_minus(self.deviation, self.digits)
 
 
@@ -60,10 +60,10 @@ class Gain:
     mean: float
     deviation: float | None
     digits: int = 1
-    better: bool | None = None  # whether the change is for the better; None of no change
+    better: bool | None = None  # whether the change is an improvement; None without a change
 
     def text(self) -> str:
-        """With its sign."""
+        """Return the gain with its sign."""
         return f"{self.mean:+.{self.digits}f}".replace("-", "−") + _plus_minus(self.deviation, self.digits)
 
 
@@ -73,29 +73,29 @@ class Row:
 
     kind: Literal["scratch", "pretrained", "gain"]
     encoder: Encoder
-    note: str = ""  # how the protocol differs from that of the rows before
+    note: str = ""  # how the protocol differs from the rows above
     cells: dict[str, Cell] = field(default_factory=dict)  # by the key of the metric
     gains: dict[str, Gain] = field(default_factory=dict)  # of a gain row
     checkpoints: tuple[str, ...] = ()  # content hashes
 
     @property
     def recipe(self) -> str:
-        """What made the encoder."""
+        """Return the recipe that made the encoder."""
         return self.encoder.name
 
     @property
     def architecture(self) -> str:
-        """The shape of the encoder."""
+        """Return the architecture of the encoder."""
         return self.encoder.architecture
 
     def text(self, metric: str) -> str:
-        """What the column of `metric` shows."""
+        """Return the text in the column of `metric`."""
         found = self.cells.get(metric) or self.gains.get(metric)
         return found.text() if found else MISSING
 
     @property
     def seeds(self) -> str:
-        """How many runs are behind a cell: "3", or "1–3" where columns differ."""
+        """Return the number of runs behind each cell: "3", or "1–3" if columns differ."""
         return _seeds([self])
 
 
@@ -109,25 +109,25 @@ class Measured:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that defines the protocol."""
+        """Return all settings of the protocol."""
         return protocol_of(self.record)
 
     @cached_property
     def protocol(self) -> str:
-        """The same for results that may be compared."""
+        """Return a key that is equal for comparable results."""
         return digest(self.settings)
 
 
 def protocol_of(record: Record) -> dict[str, Any]:
-    """The settings of an evaluation, less seed and encoder: two encoders are comparable when these are equal.
+    """Return the settings of an evaluation without seed and encoder: if they are equal, two encoders are comparable.
 
-    `encoder` goes because it is read only without a checkpoint, and then the architecture is what is compared.
+    `encoder` is left out because it is used only without a checkpoint, and then the architecture is compared.
     """
     return without(record.science, {"seed", "checkpoint", "encoder"})
 
 
 def rows(root: Path) -> list[Row]:
-    """The table of every finished run under `root`; empty when there is none.
+    """Return the table of all finished runs under `root`; empty if there are none.
 
     A damaged run directory is left out and logged.
     """
@@ -135,9 +135,9 @@ def rows(root: Path) -> list[Row]:
 
 
 def rows_of(found: Sequence[Record]) -> list[Row]:
-    """The table of runs that were read already."""
+    """Return the table of records that are already read."""
     encoders, metrics = encoders_of(found), _columns_of(found)
-    checkpoints: dict[Encoder, set[str]] = {}  # content hashes of every encoder that has a row
+    checkpoints: dict[Encoder, set[str]] = {}  # content hashes of every encoder with a row
     for record in found:
         made = encoder_hash(record)
         if made or record.metrics.keys() & metrics.keys():
@@ -152,7 +152,7 @@ def rows_of(found: Sequence[Record]) -> list[Row]:
 
 
 def _columns_of(found: Sequence[Record]) -> dict[str, Metric]:
-    """The columns that there may be: of the tasks, and all that runs of tasks which are not installed measured."""
+    """Return all possible columns: those of the tasks, and all metrics of runs whose task is not installed."""
     foreign = {key: undescribed(key) for record in found if known(record.stage) is None for key in record.metrics}
     return {**columns(), **{key: metric for key, metric in foreign.items() if key not in columns()}}
 
@@ -160,7 +160,7 @@ def _columns_of(found: Sequence[Record]) -> dict[str, Metric]:
 def _block(
     architecture: str, metrics: Sequence[str], measured: Sequence[Measured], checkpoints: dict[Encoder, set[str]]
 ) -> list[Row]:
-    """The rows of one architecture: for each protocol scratch, then every encoder with its gain."""
+    """Return the rows of one architecture: for each protocol from scratch, then every encoder with its gain."""
     here = [result for result in measured if result.encoder.architecture == architecture]
     encoders = sorted((e for e in checkpoints if e.architecture == architecture), key=lambda e: bool(e.origin))
     grouped = {metric: _by_protocol([result for result in here if result.metric == metric]) for metric in metrics}
@@ -177,7 +177,7 @@ def _block(
 
 
 def _by_protocol(results: Sequence[Measured]) -> list[list[Measured]]:
-    """The results of one column by protocol: first the one that most encoders share, among equals the latest."""
+    """Return the results of one column by protocol: first the one that most encoders share, in a tie the latest."""
     groups: dict[str, list[Measured]] = {}
     for result in results:
         groups.setdefault(result.protocol, []).append(result)
@@ -189,9 +189,9 @@ def _by_protocol(results: Sequence[Measured]) -> list[list[Measured]]:
 
 
 def _row(encoder: Encoder, grouped: dict[str, list[list[Measured]]], variant: int, checkpoints: set[str]) -> Row:
-    """The row of `encoder` under the protocol that comes `variant`-th in each column."""
+    """Return the row of `encoder` under the `variant`-th protocol of each column."""
     cells: dict[str, Cell] = {}
-    notes: dict[str, list[str]] = {}  # what is different -> in which columns
+    notes: dict[str, list[str]] = {}  # difference -> columns
     for metric, protocols in grouped.items():
         group = protocols[variant] if variant < len(protocols) else []
         mine = [result.record for result in group if result.encoder == encoder]
@@ -208,7 +208,7 @@ def _row(encoder: Encoder, grouped: dict[str, list[list[Measured]]], variant: in
 
 
 def _gain(row: Row, scratch: Row | None) -> list[Row]:
-    """The row that says what pretraining brought, where there is something to compare."""
+    """Return the row with the gain over scratch, if there is anything to compare."""
     if row.kind != "pretrained" or scratch is None:
         return []
     both = [metric for metric in row.cells if metric in scratch.cells]
@@ -233,25 +233,25 @@ def _seeds(table: Iterable[Row]) -> str:
 
 
 def all_columns(table: Sequence[Row]) -> dict[str, Metric]:
-    """Every column that a table may have, by key: those of the installed tasks, and whatever else was measured."""
+    """Return every possible column by key: those of the installed tasks, and all other measured metrics."""
     found = columns()
     return found | {key: metric_of(key) for row in table for key in row.cells if key not in found}
 
 
 def shown_columns(table: Sequence[Row]) -> dict[str, Metric]:
-    """The columns of a table for people, by key."""
+    """Return the columns of a table for people, by key."""
     measured = {key for row in table for key in row.cells}
     every = all_columns(table)
     return {key: metric for key, metric in every.items() if metric.column == "always" or key in measured}
 
 
 def several_seeds(table: Iterable[Row]) -> bool:
-    """Whether any cell is a mean."""
+    """Return whether any cell is a mean."""
     return any(len(cell.values) > 1 for row in table for cell in row.cells.values())
 
 
 def caption(table: Sequence[Row]) -> str:
-    """Units, data sets and what ± means, in one line; nothing for an empty table."""
+    """Return units, data sets and the meaning of ± in one line; empty for an empty table."""
     measured: dict[str, list[str]] = {}  # data sets -> titles of the columns measured on them
     shown = shown_columns(table)
     for key, metric in shown.items():
@@ -267,7 +267,7 @@ def caption(table: Sequence[Row]) -> str:
 
 
 def _units(metrics: Iterable[Metric]) -> str:
-    """`Top-1 accuracy and average precision in %.`; a sentence for each unit."""
+    """Return a sentence for each unit: `Top-1 accuracy and average precision in %.`"""
     by_unit: dict[str, dict[str, None]] = {}
     for metric in metrics:
         if metric.quantity.name:
@@ -281,7 +281,7 @@ def _units(metrics: Iterable[Metric]) -> str:
 
 
 def render(table: Sequence[Row]) -> rich.table.Table:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -290,7 +290,7 @@ def render(table: Sequence[Row]) -> rich.table.Table:
     shown.add_column("recipe", no_wrap=True)
     shown.add_column("encoder", no_wrap=True)
     shown_metrics = shown_columns(table)
-    for metric in shown_metrics.values():  # where the terminal is narrow these give way, the deviation on a second line
+    for metric in shown_metrics.values():  # on a narrow terminal these shrink, with the deviation on a second line
         heading = metric.title.replace("-", "-\n") if several_seeds(table) and len(metric.title) > 6 else metric.title
         shown.add_column(heading, justify="right", overflow="fold")
     for row in table:
@@ -309,7 +309,7 @@ def _first_cells(row: Row) -> list[str]:
 
 
 def to_json(table: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as lists, dictionaries, texts and numbers, unrounded."""
+    """Return the rows as JSON values, unrounded."""
     every = all_columns(table)
     return [
         {

@@ -62,7 +62,7 @@ def test_a_run_that_fails_says_why_and_can_be_run_again(images: Path, stage: Ins
     with pytest.raises(RuntimeError, match=r"cls/knn-\w+ failed: .*some images holds no images"):
         mimbench.run("cls/knn", data=images)
     stage(interrupted)
-    with pytest.raises(KeyboardInterrupt, match="the same call continues it"):
+    with pytest.raises(KeyboardInterrupt, match="the same call resumes it"):
         mimbench.run("cls/knn", data=images)
     stage(lambda config, run: Outcome({"knn_top1": 1.0}))
     assert mimbench.run("cls/knn", data=images).metrics == {"knn_top1": 1.0}

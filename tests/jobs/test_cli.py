@@ -100,7 +100,7 @@ def test_run_prints_what_came_out_and_does_not_repeat_it(images: Path, stage: In
     metric, path = first.stdout.splitlines()
     assert metric.split() == ["knn_top1", "12.3457"]
     again = mimbench("run", "cls/knn", f"data={images}", "--json")
-    assert "it is not repeated" in again.stderr
+    assert "is not repeated" in again.stderr
     assert json.loads(again.stdout)["metrics"] == {"knn_top1": 12.3456789}
     assert json.loads(again.stdout)["run"] == path
     for target in (path, f"{path}/config.txt"):
@@ -135,7 +135,7 @@ def test_ctrl_c_exits_with_130(images: Path, stage: Install) -> None:
     stage(interrupted)
     done = mimbench("run", "cls/knn", f"data={images}")
     assert done.exit_code == 130
-    assert "goes on from the last checkpoint" in done.stderr
+    assert "resumes from the last checkpoint" in done.stderr
 
 
 def test_recipes() -> None:
@@ -179,7 +179,7 @@ def test_data_check(tmp_path: Path) -> None:
 def test_table_and_report(images: Path, stage: Install, tmp_path: Path) -> None:
     empty = mimbench("table")
     assert (empty.exit_code, empty.stdout) == (0, "")
-    assert "no finished run under" in empty.stderr
+    assert "no finished runs under" in empty.stderr
     assert json.loads(mimbench("table", "--json").stdout) == []
     stage(lambda config, run: Outcome({"knn_top1": 12.3}))
     mimbench("run", "cls/knn", f"data={images}")

@@ -28,7 +28,7 @@ def test_a_profile_is_written_read_and_changed() -> None:
     cluster.add("a100", ["qos=normal"])
     assert (cluster.load("a100").qos, cluster.load("a100").partition) == ("normal", "gpu")
     assert cluster.names() == ["local", "a100"]
-    assert "minutes = 600  # time limit of a job that names none" in file.read_text()
+    assert "minutes = 600  # default time limit of a job" in file.read_text()
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def test_a_profile_is_written_read_and_changed() -> None:
     [
         (["partitoin=gpu"], "unknown key 'partitoin'; did you mean partition"),
         (["minutes=0"], "minutes=0 must be at least 1"),
-        (["minutes=100", "max_minutes=60"], "minutes=100 is above the site's limit max_minutes=60"),
+        (["minutes=100", "max_minutes=60"], "minutes=100 exceeds the site's limit max_minutes=60"),
         (["cpus_per_task=many"], "cpus_per_task='many'"),
-        (["sbatch=-x"], "write options in their long form"),
+        (["sbatch=-x"], "is not a long option"),
         (["signal=KILL"], "signal='KILL'"),
     ],
 )
@@ -51,10 +51,10 @@ def test_a_wrong_profile_is_one_line(settings: list[str], line: str) -> None:
 
 
 def test_an_unknown_cluster_and_names_that_are_none() -> None:
-    with pytest.raises(ValueError, match=r"no cluster is called 'a10' \(there is local\); `mimbench cluster add a10"):
+    with pytest.raises(ValueError, match=r"unknown cluster 'a10' \(there is local\); `mimbench cluster add a10"):
         cluster.load("a10")
     for name in ("local", "../x", ""):
-        with pytest.raises(ValueError, match="cannot be called"):
+        with pytest.raises(ValueError, match="is not a valid cluster name"):
             cluster.add(name, [])
 
 
@@ -62,11 +62,9 @@ def test_shapes() -> None:
     assert GPU.shape(gpus=4, nodes=2, minutes=30) == Shape(2, 4, 10, 4, 256.0, 30)
     assert replace(GPU, gpus_per_node=0).shape(gpus=2).gpus == 0
     assert GPU.shape(gpus=8, minutes=30) == Shape(2, 4, 10, 4, 256.0, 30), "nodes half as large: twice as many"
-    with pytest.raises(
-        ValueError, match="6 GPUs, but nodes of cluster a100 have gpus_per_node=4, and no number of them"
-    ):
+    with pytest.raises(ValueError, match="6 GPUs are not a multiple of gpus_per_node=4 of cluster a100"):
         GPU.shape(gpus=6)
-    with pytest.raises(ValueError, match="a time limit of 5000 minutes, but cluster a100 grants max_minutes=2880"):
+    with pytest.raises(ValueError, match="a time limit of 5000 minutes exceeds max_minutes=2880 of cluster a100"):
         replace(GPU, max_minutes=2880).shape(minutes=5000)
 
 

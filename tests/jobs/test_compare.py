@@ -47,7 +47,7 @@ def test_one_protocol(runs: Published) -> None:
     assert [(one.name, one.difference) for one in two.metrics] == [("box_ap", 2.0), ("mask_ap", 0.0)]
     assert [(one.name, one.difference) for one in two.categories] == [("b", -3.0), ("a", 2.0), ("c", 0.5)]
     text = compare.text(two, width=120)
-    assert "One protocol" in text
+    assert "protocols are the same" in text
     assert "+2.00" in text
     assert "(+2.00)" not in text
 
@@ -56,7 +56,7 @@ def test_two_protocols_are_never_subtracted_plainly(runs: Published) -> None:
     two = compare.compare(*_detectors(runs, "vitdet.rel_pos=false"), runs.root)
     assert [(one.key, one.first, one.second) for one in two.protocol] == [("vitdet.rel_pos", "on", "off")]
     text = compare.text(two, width=120)
-    assert "Not one protocol" in text
+    assert "protocols differ" in text
     assert "(+2.00)" in text
     assert json.loads(json.dumps(compare.to_json(two)))["metrics"][0]["difference"] is None
 
@@ -78,7 +78,7 @@ def test_pretrainings(runs: Published) -> None:
 def test_what_cannot_be_compared(runs: Published) -> None:
     made = runs.pretraining("pretrain/mae_vitb_800ep")
     done = runs.evaluation(FINETUNE, {"finetune_top1": 83.0}, made)
-    with pytest.raises(ValueError, match="nothing is in common"):
+    with pytest.raises(ValueError, match="compare runs of the same stage"):
         compare.compare(made.path, done.path, runs.root)
     with pytest.raises(ValueError, match="is not a run directory"):
         compare.compare(runs.root / "cls" / "nothing", done.path, runs.root)

@@ -101,7 +101,7 @@ def test_nothing_but_its_own_is_written_over(trained: RunDir, tmp_path: Path, mo
     (tmp_path / "results.json").write_text('{"mine": 1}')
     done = mimbench("predict", trained.path, "a.png", "--out", ".")
     assert done.exit_code == 1
-    assert "results.json exists and was not written by `mimbench predict`; name another folder" in done.output
+    assert "results.json exists and was not written by `mimbench predict`; choose another directory" in done.output
     assert json.loads((tmp_path / "results.json").read_text()) == {"mine": 1}
 
 
@@ -125,7 +125,7 @@ def test_predict_says_what_is_missing(trained: RunDir, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, said in (
         ((trained.path, tmp_path / "nowhere.jpg"), "nowhere.jpg does not exist"),
-        ((trained.path, tmp_path / "empty"), "there are no images in"),
+        ((trained.path, tmp_path / "empty"), "no images in"),
         (("mask_rcnn_handwritten-99", _image(tmp_path / "a.png", 0)), "-99 does not exist, and no run under"),
         ((tmp_path / "nothing.pth", _image(tmp_path / "a.png", 0)), "nothing.pth does not exist"),
     ):
@@ -148,7 +148,7 @@ def test_memory() -> None:
     for free in ("nan", "inf", "0"):
         never = mimbench("memory", *small, "--free", free)
         assert never.exit_code == 1
-        assert f"error: --free {free} must be what a GPU has" in never.output
+        assert f"error: --free {free} must be positive" in never.output
     wrong = mimbench("memory", "cls/knn")
     assert wrong.exit_code == 1
     assert "det/..." in wrong.output

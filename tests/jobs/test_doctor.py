@@ -31,16 +31,16 @@ def test_it_looks_at_everything(seen: list[doctor.Check]) -> None:
 def test_json_and_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seen: list[doctor.Check]
 ) -> None:
-    checks = [*seen, doctor.Check("disk", "problem", "full", "free some")]
+    checks = [*seen, doctor.Check("disk", "problem", "full", "free disk space")]
     monkeypatch.setattr(doctor, "examine", lambda: iter(checks))
     assert doctor.show(as_json=True) == 1
     assert json.loads(capsys.readouterr().out)[-1] == {
-        "what": "disk", "verdict": "problem", "found": "full", "remedy": "free some",
+        "what": "disk", "verdict": "problem", "found": "full", "remedy": "free disk space",
     }  # fmt: skip
     assert doctor.show(as_json=False) == 1
     text = capsys.readouterr().out
     assert "! disk" in text
-    assert "-> free some" in text
+    assert "-> free disk space" in text
     monkeypatch.setattr(doctor, "examine", lambda: iter(seen))
     assert doctor.show(as_json=False) == 0
 
@@ -61,7 +61,7 @@ def test_what_is_wrong_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest
     ("answer", "verdict", "found"),
     [
         ("echo slurm 22.05.8", "ok", "slurm 22.05.8"),
-        ("echo no configuration >&2; exit 1", "note", "there, but it says: no configuration"),
+        ("echo no configuration >&2; exit 1", "note", "installed, but it reports: no configuration"),
     ],
 )
 def test_a_slurm_that_does_not_answer_is_not_in_order(

@@ -127,7 +127,7 @@ def test_a_full_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "No space left on device" in line
-    assert "free some space, then `mimbench run " in line
+    assert "free disk space, then `mimbench run " in line
     assert "Traceback" not in done.stderr
     run = _the_run()
     assert run.state() in ("failed", "lost")

@@ -59,7 +59,7 @@ def test_what_is_done_is_not_repeated(knn: RunDir, stage: Install, capsys: pytes
     assert execute(knn) == 0
     stage(_raising(AssertionError("repeated")))
     assert execute(knn) == 0
-    assert "is done; asked again, it is not repeated" in capsys.readouterr().err
+    assert "is already done and is not repeated" in capsys.readouterr().err
     assert len(knn.attempts()) == 1
 
 
@@ -69,7 +69,7 @@ def test_what_is_done_is_not_repeated(knn: RunDir, stage: Install, capsys: pytes
         (ValueError("a.json: image 7 does not exist; remove it\nmore"), "a.json: image 7 does not exist; remove it"),
         (FileNotFoundError("checkpoint e.pth does not exist"), "checkpoint e.pth does not exist"),
         (PermissionError(errno.EACCES, "Permission denied", "x.png"), "x.png: Permission denied"),
-        (MemoryError("800 GiB"), "out of memory (800 GiB); with a larger compute.accumulate"),
+        (MemoryError("800 GiB"), "out of memory (800 GiB); increase compute.accumulate"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -93,7 +93,7 @@ def test_a_fault_of_ours_says_where_the_traceback_is(
     stage(_raising(KeyError("pos_embed")))
     assert execute(knn) == 1
     err = capsys.readouterr().err
-    assert f"error: KeyError: 'pos_embed' (this should not happen: the traceback is in {knn.log})" in err
+    assert f"error: KeyError: 'pos_embed' (unexpected error; the traceback is in {knn.log})" in err
     assert "Traceback" not in err
     assert "Traceback" in knn.log.read_text()
 
@@ -126,8 +126,8 @@ def test_a_result_that_is_not_a_number_is_a_failure(knn: RunDir, stage: Install)
 def test_a_full_disk(knn: RunDir, stage: Install, capsys: pytest.CaptureFixture[str]) -> None:
     stage(_raising(OSError(errno.ENOSPC, "No space left on device", "1.pth")))
     assert execute(knn) == 1
-    go_on = f"`mimbench run {shlex.quote(str(knn.path))}` goes on from the last checkpoint"
-    assert f"error: 1.pth: No space left on device; free some space, then {go_on}" in capsys.readouterr().err
+    go_on = f"`mimbench run {shlex.quote(str(knn.path))}` resumes from the last checkpoint"
+    assert f"error: 1.pth: No space left on device; free disk space, then {go_on}" in capsys.readouterr().err
 
 
 def test_an_end_that_cannot_be_written_down(knn: RunDir, stage: Install, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_what_cannot_be_ends_in_one_line(encoder: Path) -> None:
             "--output x.safetensors: a file for mae must end in .pth",
         ),
         ((encoder, "--to", "mae", "--output", "there.pth/x.pth"), "there.pth"),
-        ((encoder.parent, "--to", "mae"), "is a directory but not a run's"),
+        ((encoder.parent, "--to", "mae"), "is not a run directory"),
         ((encoder, "--to", "timm", "--patch", "5"), "image=32 must be a multiple of patch=5"),
     ]:
         done = mimbench("export", *arguments)

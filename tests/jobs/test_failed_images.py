@@ -56,12 +56,12 @@ def test_a_failing_augmentation_is_named_and_that_it_failed_twice(photographs: P
     first = _error(mimbench(*asked, first=TIMMS_POSTERIZE))
     assert f"error: LoadingError: {photographs}/train/" in first
     assert ".jpg: PosterizeIncreasing at magnitude 10 failed: bits must be" in first
-    assert "this should not happen: the traceback is in" in first
+    assert "unexpected error; the traceback is in" in first
     assert "as well" not in first
     second = _error(mimbench(*asked, first=TIMMS_POSTERIZE))
     image = second.removeprefix("error: LoadingError: ").partition(": Poster")[0]
     assert image in first
-    assert second.endswith("; attempt 1 failed at this image as well, so starting the run once more will not help")
+    assert second.endswith("; attempt 1 failed at this image as well, so retrying the run will not help")
     [about] = runs_root().glob("cls/*/run.json")
     assert [attempt["image"] for attempt in RunDir(about.parent).attempts()] == [image, image]
     assert "in posterize" in (about.parent / "log.txt").read_text(), "the traceback of the loading process"
@@ -77,7 +77,7 @@ def test_a_damaged_image_is_named_and_that_it_failed_before(photographs: Path) -
     first, second, third = (attempt["why"] for attempt in run.attempts())
     assert first == f"{damaged}: the image is cut short; replace or delete this file"
     assert second.startswith(first + "; attempt 1 failed at this image as well")
-    assert third == first + "; attempts 1, 2 failed at this image as well, so starting the run once more will not help"
+    assert third == first + "; attempts 1, 2 failed at this image as well, so retrying the run will not help"
 
 
 def test_another_image_is_another_matter(photographs: Path) -> None:
@@ -103,4 +103,4 @@ def test_the_image_of_another_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         slurm_job.note_rank_error(run, "x.png: Invert failed", "x.png")
         said.append(slurm_job.verdict(run, "12", 0))
     assert said[0] == "process 1: x.png: Invert failed"
-    assert said[1] == said[0] + "; attempt 1 failed at this image as well, so starting the run once more will not help"
+    assert said[1] == said[0] + "; attempt 1 failed at this image as well, so retrying the run will not help"

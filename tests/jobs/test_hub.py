@@ -95,7 +95,7 @@ def test_what_the_hub_refuses_is_said_in_a_line(tmp_path: Path, hub: Any) -> Non
     with pytest.raises(OSError, match=r"someone/encoder was not uploaded: .*do not own") as told:
         push("card", tmp_path / "encoder.safetensors", "someone/encoder")
     assert "\n" not in str(told.value)
-    with pytest.raises(ValueError, match="--push encoder: name it OWNER/NAME"):
+    with pytest.raises(ValueError, match="--push encoder is not OWNER/NAME"):
         push("card", tmp_path / "encoder.safetensors", "encoder")
 
 

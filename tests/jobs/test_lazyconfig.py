@@ -38,8 +38,8 @@ def test_it_writes_a_config_and_its_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("cls/knn_handwritten", "-o", "a.py"), "begins det/"),
-        ((*SMALL, "-o", "a.yaml"), "must end in .py"),
+        (("cls/knn_handwritten", "-o", "a.py"), "begins with det/"),
+        ((*SMALL, "-o", "a.yaml"), "does not end in .py"),
         ((*SMALL, "data=nowhere", "-o", "a.py"), "nowhere"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_chain_of_what_was_left_out(bench: Bench) -> None:
     ("behaviour", "why"),
     [
         ("killed", "its process was killed 3 times without"),
-        ("never begins", "its process ended before it began: cannot import torch"),
+        ("never begins", "its process ended before the run began: cannot import torch"),
     ],
 )
 def test_a_process_that_dies_without_a_word(bench: Bench, behaviour: str, why: str) -> None:
@@ -113,7 +113,7 @@ def test_asked_again_nothing_is_repeated(bench: Bench) -> None:
     tasks = bench.local(runs).run()
     assert [(task.fate, task.done_before) for task in tasks] == [("done", True)] * 2
     assert len(bench.submitted) == 2
-    assert "(done before)" in bench.screen.getvalue()
+    assert "(already done)" in bench.screen.getvalue()
 
 
 def test_an_evaluation_on_the_way_starts_when_its_encoder_is_there(bench: Bench) -> None:

@@ -60,7 +60,7 @@ def test_processes_take_turns(tmp_path: Path) -> None:
 
 def test_one_that_is_held_is_waited_for_and_its_holder_named(tmp_path: Path) -> None:
     holder = _held(tmp_path / "l")
-    with pytest.raises(ValueError, match=f"l is held by process {holder.pid} on "), lock(tmp_path / "l", wait=0.3):
+    with pytest.raises(ValueError, match=f"l is locked by process {holder.pid} on "), lock(tmp_path / "l", wait=0.3):
         pass
     holder.kill()
     holder.wait()

@@ -120,7 +120,7 @@ MATTERS_TO_FINETUNING = [
     ("seed=0", {"val_images": 10_000}, "validation images (10,000, paper 50,000)"),
     ("seed=0", {"train_images": 126_689}, "training images (126,689, paper 1,281,167)"),
     ("seed=0", {"eval_resize": 224}, "resize before the centre crop (224, paper 256)"),
-    ("seed=0", {"partial": ["blocks.11.*"]}, "keys let pass on loading ([blocks.11.*], paper [])"),
+    ("seed=0", {"partial": ["blocks.11.*"]}, "keys ignored on loading ([blocks.11.*], paper [])"),
 ]
 
 
@@ -227,7 +227,7 @@ def test_of_a_checkpoint_made_elsewhere_what_is_not_known_is_said(runs: Publishe
     run.result.write_text(json.dumps({**result, "checkpoint": {**result["checkpoint"], "family": "mae"}}))
     [found] = _compared(runs, _reference("mae/readme", "MAE", "B"))
     assert found.verdict.status == "unknown"
-    assert "not known of this checkpoint: pretraining epochs" in found.verdict.text
+    assert "unknown for this checkpoint: pretraining epochs" in found.verdict.text
     assert found.difference is None
     assert _compared(runs, _reference("mae/readme", "MAE", "L")) == []
     assert _compared(runs, _reference(*TABLE1)) == []  # another method

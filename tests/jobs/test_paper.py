@@ -185,10 +185,10 @@ def test_names(name: str, meant: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("crossmae/tabel2", "no table is called 'crossmae/tabel2'; did you mean crossmae/table2"),
+        ("crossmae/tabel2", "unknown table 'crossmae/tabel2'; did you mean crossmae/table2"),
         ("crosmae", "did you mean crossmae"),
         ("readme", "did you mean crossmae/readme or mae/readme"),
-        ("zzz", "`mimbench papers list` shows all"),
+        ("zzz", "`mimbench papers list` lists all"),
     ],
 )
 def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
@@ -202,14 +202,14 @@ BROKEN = [  # what is replaced, by what, and what is then said
     ("schema = 1", "schema = 2", "has schema 2, this mimbench reads 1"),
     ("schema = 1", "schema = ", "maskalign.toml is not a TOML file"),
     ("warmup_epochs = 20\n", "warmup_epoch = 20\n", "no run records pretrain.warmup_epoch; did you mean"),
-    ('source = "ModelCard.md"', 'sauce = "ModelCard.md"', "sauce is no key of a paper; did you mean source"),
+    ('source = "ModelCard.md"', 'sauce = "ModelCard.md"', "sauce is not a key of a paper; did you mean source"),
     ("top1 = 85.4", 'top1 = "a lot"', "tables.card.rows.0.values.top1"),
-    ("values = { top1 = 85.4 }", "values = { top2 = 85.4 }", "there is no column 'top2'; did you mean top1"),
+    ("values = { top1 = 85.4 }", "values = { top2 = 85.4 }", "unknown column 'top2'; did you mean top1"),
     ('"pretrain/maskalign_vitb"', '"pretrain/maskaling_vitb"', "unknown recipe 'pretrain/maskaling_vitb'; did"),
-    ('protocol = "finetune_b"', 'protocol = "finetune_d"', "there is no protocol 'maskalign/finetune_d'; did you mean"),
+    ('protocol = "finetune_b"', 'protocol = "finetune_d"', "unknown protocol 'maskalign/finetune_d'; did you mean"),
     ('extends = "finetune_b"', 'extends = "finetune_l"', "protocol maskalign/finetune_l extends itself"),
     ('metric = "finetune_top1"', 'metric = "finetop1"', "no run measures 'finetop1'"),
-    (f"{README}[protocols.pretraining", "known = false\n[protocols.pretraining", "known = false, and"),
+    (f"{README}[protocols.pretraining", "known = false\n[protocols.pretraining", "known = false, but"),
 ]  # fmt: skip
 
 

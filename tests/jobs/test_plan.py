@@ -117,16 +117,16 @@ def test_content_is_hashed_once() -> None:
 
 def test_a_need_that_never_made_its_encoder_says_so() -> None:
     made = STUDY.prepare(runs_root())
-    with pytest.raises(FileNotFoundError, match=r"has not made encoder.safetensors \(it is new\); `mimbench run "):
+    with pytest.raises(FileNotFoundError, match=r"has not written encoder.safetensors \(it is new\); `mimbench run "):
         take(made[PROBE], made[PROBE].begin_attempt())
     early = Run("cls/knn_handwritten", checkpoint=PRETRAIN, epoch=5)
     _finish(made[PRETRAIN], "weights")
     made[PRETRAIN].encoder.rename(made[PRETRAIN].path / "moved")
-    again = r"has not made encoder.safetensors \(it is done\); the file was removed since: `mimbench retry --anew "
+    again = r"has not written encoder.safetensors \(it is done\); the file was removed; `mimbench retry --anew "
     with pytest.raises(FileNotFoundError, match=again):
         take(made[PROBE], 1)
     (made[PRETRAIN].path / "moved").rename(made[PRETRAIN].encoder)
-    with pytest.raises(FileNotFoundError, match="kept no encoder of epoch 5: pretrained with keep_encoder_every=5"):
+    with pytest.raises(FileNotFoundError, match="has no encoder of epoch 5; pretrain with keep_encoder_every=5"):
         run = early.directory(runs_root())
         take(run, run.begin_attempt())
 
@@ -161,7 +161,7 @@ def test_submitting_here_leaves_failed_runs_alone(bench: Bench) -> None:
     bench.behaviours = {}
     tasks = submitting.submit_local(study, runs_root(), 2)
     assert [task.fate for task in tasks] == ["done", "failed", "done"]
-    assert "the data are no good (before; `mimbench retry` starts it again)" in tasks[1].why
+    assert "the data are no good (in an earlier attempt; `mimbench retry` starts it again)" in tasks[1].why
     assert len(bench.submitted) == 3
     assert [task.fate for task in submitting.submit_local(study, runs_root(), 2, retry=True)] == ["done"] * 3
     assert len(bench.submitted) == 4
@@ -269,7 +269,7 @@ def study():
         ("def study():\n    return 1 / 0", r"my study.py:3: ZeroDivisionError: division by zero"),
         ("study = (", r"my study.py:2: SyntaxError: '\(' was never closed"),
         ("import nowhere", r"my study.py:2: ModuleNotFoundError: No module named 'nowhere'"),
-        ("runs = []", r"my study.py: `study`, a Study or a function that returns one, is wanted; here it has none"),
+        ("runs = []", r"my study.py: `study` is missing; define it as a Study"),
         ("study = 3", r"here it is of type int"),
     ],
 )

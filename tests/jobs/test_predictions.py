@@ -68,7 +68,7 @@ def test_the_command_prints_and_gives_json(tmp_path: Path) -> None:
     assert "40 images; top-1 25.00 -> 100.00" in done.stdout
     assert "30 wrong to right" in done.stdout
     assert "and 20 more (--json lists all)" in done.stdout
-    assert "chance" not in done.stdout
+    assert "not significant" not in done.stdout
     told = json.loads(CliRunner().invoke(app, ["compare-predictions", *runs, "--json"]).stdout)
     assert told["counts"] == dict(zip(CHANGES, (0, 30, 0), strict=True))
     assert len(told["changed"]) == 30
@@ -89,8 +89,8 @@ def test_a_run_goes_by_the_name_that_status_gives_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"names": ["0.png", "2.png"]}, "are not of the same images: 2 and 2, 1.png is in one only"),
-        ({"names": ["1.png", "0.png"]}, "in another order"),
+        ({"names": ["0.png", "2.png"]}, r"different images \(2 and 2\): 1.png is in only one"),
+        ({"names": ["1.png", "0.png"]}, "the order differs"),
         ({"label": [0, 2]}, "have different labels, first for 1.png"),
     ],
 )
@@ -105,5 +105,5 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="save_predictions=true"):
         read(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="holds no predictions of mimbench"):
+    with pytest.raises(ValueError, match="is not a predictions file of mimbench"):
         read(tmp_path / "x.safetensors")

@@ -60,7 +60,7 @@ def test_others_go_on(run: RunDir, ends: list[tuple[str, int]], now: int, job: s
         ([("failed", 5)], 0, "RUNNING", "the run is failed"),
         ([("interrupted", 5)], 0, "COMPLETING", "SLURM is ending the job itself (COMPLETING)"),
         ([], 0, "RUNNING", None),
-        ([], 3, "RUNNING", "its process died 3 times before it began"),
+        ([], 3, "RUNNING", "its process died 3 times before the run began"),
     ],
 )
 def test_what_goes_back(

@@ -113,7 +113,7 @@ def test_what_is_no_encoder_makes_no_run(images: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_directory_stands_for_its_encoder(knn: RunDir, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has made no encoder \(it is new\)"):
+    with pytest.raises(FileNotFoundError, match=r"has not written an encoder \(it is new\)"):
         encoder_file(knn.path)
     knn.encoder.write_bytes(encoder_bytes("weights"))
     monkeypatch.chdir(knn.path.parent)
@@ -124,17 +124,17 @@ def test_a_run_directory_stands_for_its_encoder(knn: RunDir, images: Path, monke
 
 def test_a_run_that_has_no_encoder_any_more_says_so(knn: RunDir) -> None:
     knn.result.write_text("{}")
-    with pytest.raises(FileNotFoundError, match="is a run of cls/knn, which leaves no weights to start from"):
+    with pytest.raises(FileNotFoundError, match="is a run of cls/knn, which saves no weights"):
         encoder_file(knn.path)
     knn.about.write_text(knn.about.read_text().replace("cls/knn", "pretrain/crossmae_vitb_800ep"))
-    with pytest.raises(FileNotFoundError, match="the file was removed since: `mimbench retry --anew "):
+    with pytest.raises(FileNotFoundError, match="the file was removed; `mimbench retry --anew "):
         encoder_file(knn.path)
 
 
 def test_a_checkpoint_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         encoder_file(tmp_path / "none.pth")
-    with pytest.raises(FileNotFoundError, match="is a directory but not a run's"):
+    with pytest.raises(FileNotFoundError, match="is not a run directory"):
         encoder_file(tmp_path)
 
 

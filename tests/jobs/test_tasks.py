@@ -263,8 +263,8 @@ def test_studies_cost_and_clusters(shell: Shell) -> None:
 
 def test_a_folder_that_is_no_task_is_named(shell: Shell, tmp_path: Path) -> None:
     for environment, complaint in (
-        (str(tmp_path), f"MIMBENCH_TASKS names {tmp_path}, which holds no task.py"),
-        (os.pathsep.join([str(shell.folder)] * 2), "there is a task 'toy' already"),
+        (str(tmp_path), f"MIMBENCH_TASKS names {tmp_path}, which has no task.py"),
+        (os.pathsep.join([str(shell.folder)] * 2), "a task 'toy' already exists"),
     ):
         refused = shell.process("recipes", MIMBENCH_TASKS=environment)
         assert refused.exit_code == 1

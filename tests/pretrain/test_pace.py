@@ -67,12 +67,12 @@ def test_doctor_says_so(config: Pretrain, monkeypatch: pytest.MonkeyPatch) -> No
     done = CliRunner().invoke(app, ["doctor", "--data", config.data, "--json"])
     last = json.loads(done.stdout)[-1]
     assert (last["what"], last["verdict"]) == (f"input {config.data}", "note")
-    assert "0 loading processes bring 100 img/s" in last["found"]
+    assert "0 loading processes load 100 img/s" in last["found"]
     assert last["found"].endswith("loading is the bottleneck")
-    assert last["remedy"].startswith(f"more compute.workers, or `mimbench data shrink {config.data} DIR`")
+    assert last["remedy"].startswith(f"increase compute.workers, or run `mimbench data shrink {config.data} DIR`")
     found = replace(found, loader=1000.0)
     done = CliRunner().invoke(app, ["doctor", "--data", config.data, "--recipe", "pretrain/crossmae_handwritten"])
-    assert "the model is the bottleneck, loading 5.0 times as fast" in done.stdout
+    assert "the model is the bottleneck, loading is 5.0 times as fast" in done.stdout
     done = CliRunner().invoke(app, ["doctor", "--data", config.data, "--recipe", "cls/knn"])
     assert done.exit_code == 1
     assert "cls/knn does not pretrain; name a recipe" in done.stderr

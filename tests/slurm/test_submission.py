@@ -192,7 +192,7 @@ def test_what_slurm_refuses(site: Site, change: dict[str, object], words: str, k
 
 def test_runs_where_the_nodes_cannot_see_them(site: Site, tmp_path: Path) -> None:
     site.profile = replace(site.profile, shared_root=str(tmp_path / "shared"))
-    with pytest.raises(ValueError, match="do not share: set MIMBENCH_RUNS to a directory under shared_root="):
+    with pytest.raises(ValueError, match="do not share; set MIMBENCH_RUNS to a directory under shared_root="):
         site.submit(*_new(site, 1, 80))
 
 
@@ -273,6 +273,6 @@ def test_the_queue_is_asked_once_in_ten_seconds(site: Site, profile: Profile, mo
 
 def test_no_slurm_at_all(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    with pytest.raises(ValueError, match=r"there is no SLURM here .*--cluster local"):
+    with pytest.raises(ValueError, match=r"SLURM is not installed here .*--cluster local"):
         site.submit(*_new(site, 1, 95))
     assert os.environ["SLURM_CONF"]

@@ -80,7 +80,7 @@ def test_preempted_with_a_warning(site: Site, never_stopped: dict[int, RunDir]) 
     for run, tasks in ((one, 1), (two, 2)):
         _same(run, never_stopped[tasks])
         assert [attempt["state"] for attempt in run.attempts()] == ["interrupted", "done"]
-        assert "preempted, or out of time" in run.attempts()[0]["why"]
+        assert "preemption or time limit" in run.attempts()[0]["why"]
     assert job is not None
     assert [attempt["job"] for attempt in one.attempts()] == [job.job] * 2, "it comes back under the same id"
     assert one.attempts()[1]["step"] == saved >= 15, "no more is lost than what came after the last checkpoint"
@@ -95,7 +95,7 @@ def test_preempted_by_sigterm_alone_and_slurm_restarted_meanwhile(
     site.wait_for_step(run, 10)
     with _paused(run):
         cluster.stop_controller()
-        with pytest.raises(SilentError, match=r"SLURM does not answer: .* 1 runs are noted"):
+        with pytest.raises(SilentError, match=r"SLURM does not answer: .* 1 runs are recorded"):
             site.submit(late)
         assert site.status(late) == "queued"
         assert len(unsent(site.root)) == 1
@@ -137,7 +137,7 @@ def test_out_of_time_and_put_back_and_killed(site: Site, never_stopped: dict[int
         _same(run, never_stopped[tasks])
         *before, last = (attempt["state"] for attempt in run.attempts())
         assert (set(before), last) == ({"interrupted"}, "done"), "out of time again, where the machine is slow"
-    assert "preempted, or out of time" in late.attempts()[0]["why"]
+    assert "preemption or time limit" in late.attempts()[0]["why"]
 
 
 def test_a_node_fails_and_what_is_cancelled_stays_so(site: Site, cluster: Cluster) -> None:
@@ -155,7 +155,7 @@ def test_a_node_fails_and_what_is_cancelled_stays_so(site: Site, cluster: Cluste
     cluster.ask("scancel", str(found.job))
     site.wait(run, "interrupted")
     assert [attempt["state"] for attempt in run.attempts()][1:] == ["interrupted"]
-    assert "stays out of the queue" in _output(run) or str(found.job) not in cluster.ask("squeue", "-h", "-o", "%i")
+    assert "not requeued" in _output(run) or str(found.job) not in cluster.ask("squeue", "-h", "-o", "%i")
     schedulers.requeue([run], site.profile)
     site.wait(run, "running")
     assert schedulers.cancel([run], site.profile) == [run]

@@ -1,8 +1,8 @@
-"""AMT and FAMT, linear probes of MAE ViT-B, 400 epochs, by attention against at random.
+"""AMT and FAMT, linear probes of MAE ViT-B, 400 epochs, masking by attention against random masking.
 
     AMT gains 2.9 to 5.9 points over MAE on five data sets, ImageNet among them; FAMT 1.3 to 3.9 on four
 
-Only these ranges of the abstracts are known, no table. FAMT's frequencies are our reading, UNVERIFIED.
+Only these ranges of the abstracts are known, no table. FAMT's frequency branch is our UNVERIFIED reconstruction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROWS = {
 
 
 def study() -> Study:
-    """A pretraining for each way of masking, its probe and its fine-tuning by the authors' scripts."""
+    """A pretraining for each way of masking, its probe and its fine-tuning as in the authors' scripts."""
     runs = []
     for label, recipe in ROWS.items():
         pretrained = pretraining(recipe, label, hours=25)

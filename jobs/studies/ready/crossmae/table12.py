@@ -2,8 +2,8 @@
 
     S: MAE 49.7, CrossMAE 51.5; B: MAE 65.1, CrossMAE 65.4
 
-Which feature was probed is not stated: the official script takes the mean of the patch tokens of an encoder without a
-final norm, and only that, so it is what both get here.
+The paper does not state the probed feature. The official script only supports the mean of the patch tokens of an
+encoder without a final norm, so both use that here.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The paper states no recipe. Its MAE row is ViTDet's Table 4, which has no relative positions and starts from 1,600
 epochs of MAE; detectron2's configs have them (51.6 / 45.9 and 55.6 / 49.2). So each encoder is run both ways: compare
-like with like.
+rows with the same setting.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     (c) predicted .15 83.1, .25 83.2, .75 83.3                   (d) maps fused 1 82.9, 3 83.3, 6 83.5, 12 83.3
     (e) decoder blocks 1 83.0, 4 83.1, 8 83.1, 12 83.3           (f) 224 pixels 83.2, 448 pixels 84.6
 
-Which maps are the 3 and the 6 of (d) is not stated; here they are spread evenly and end with the last.
+The paper does not state which 3 and 6 maps (d) uses; here they are evenly spaced and end with the last.
 """
 
 from __future__ import annotations

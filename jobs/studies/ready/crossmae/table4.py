@@ -2,7 +2,7 @@
 
     MAE 83.0, 9.35 min, 68,386 MB; CrossMAE 83.3, 8.41 min, 57,987 MB; with 25 % predicted 83.2, 6.32 min, 36,805 MB
 
-On two A100 of 80 GB, in two micro-batches each. `mimbench table crossmae/compute` sets what these runs took beside it.
+On two A100 of 80 GB, in two micro-batches each. `mimbench table crossmae/compute` compares the cost of these runs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     mimbench submit mae/ade20k --cluster a100 --from "MAE ViT-B=mae_pretrain_vit_base.pth"
 
-The settings for ViT-L are not published; the recipe takes another method's.
+The settings for ViT-L are not published; the recipe uses those of another method.
 """
 
 from __future__ import annotations
