@@ -176,7 +176,7 @@ class FeatureStore:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Lock these features against other single-process runs; multi-process runs may both compute them, equally."""
+        """Lock these features against other single-process runs; multi-process runs may compute the same ones twice."""
         if self.fixed is not None or rank_and_world()[1] > 1:
             yield
             return
@@ -255,7 +255,7 @@ class _Extraction:
                 f"stays, the encoder's weights are broken"
             )
         raise ValueError(
-            f"the feature {source.name} of {name} reaches {greatest:.0f}, above fp16's maximum of 65504: use stored=fp32 "
+            f"the feature {source.name} of {name} reaches {greatest:.0f}, above fp16's maximum 65504: use stored=fp32 "
             f"(twice the size)" + ("" if source.norm == "pooled" else ", or norm=pooled, which standardises")
         )
 
