@@ -93,7 +93,7 @@ class ViTDetConfig:
         return [f"vitdet.{name}={getattr(self, name)}" for name in own] + ["vitdet.window=none"] * (self.window is None)
 
     def attend_globally(self, depth: int) -> tuple[int, ...]:
-        """Return the global blocks of an encoder of `depth` blocks; by default the last of each quarter (ViTDet, 3.2)."""
+        """Return global blocks of an encoder of `depth` blocks; by default the last of each quarter (ViTDet 3.2)."""
         return global_blocks(depth) if self.global_blocks is None else self.global_blocks
 
 

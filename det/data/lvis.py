@@ -27,7 +27,7 @@ def lvis_files(directory: Path, split: Split) -> CocoFiles:
 
 
 def as_coco(content: Any) -> Any:
-    """Return `content` of an annotation file with file names and iscrowd=0 (LVIS has neither); unchanged if invalid."""
+    """Return `content` of an annotation file with file names from COCO's URLs; unchanged if it is invalid."""
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         return content
     images = [_named(image) if isinstance(image, dict) else image for image in content["images"]]
