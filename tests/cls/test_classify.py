@@ -212,7 +212,7 @@ def test_another_image_size_resizes_the_positions_and_leaves_the_papers_crop(fol
 @pytest.mark.parametrize(
     ("classes", "complaint"),
     [
-        (("blue", "green"), "the classifier has 2 classes and .* has 3"),
+        (("blue", "green"), "the classifier has 2 classes, but .* has 3"),
         (("red", "green", "blue"), r"differ from those of .* at 2 places \(0: red in .*, blue in the data, 2: blue in"),
     ],
 )
