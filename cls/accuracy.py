@@ -1,7 +1,7 @@
-"""Accuracy on a validation split: every image counts once, however the split is cut into batches or shared by ranks.
+"""Accuracy on a validation split: every image counts exactly once, for any batch size and any number of ranks.
 
-Each process evaluates every world-th image (`shared`), and the counts are added up: no image is repeated to fill a
-batch, so that several processes get the numbers of one. (The papers' `--dist_eval` repeats some.)
+Each process evaluates every world-th image (`shared`), and the counts are added up. No image is repeated to fill a
+batch, so several processes compute the same numbers as one. (The papers' `--dist_eval` repeats some images.)
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from mimbench.engine.run.process import rank_and_world
 
 
 class Watch(Protocol):
-    """Something that is shown every batch."""
+    """An observer that receives every evaluated batch."""
 
     def add(self, logits_BC: Tensor, label_B: Tensor) -> None: ...
 
 
 def shared(dataset: MapStyle) -> MapStyle:
-    """This process's part of `dataset`: all of it, or every world-th item from that of its rank on."""
+    """Return this process's part of `dataset`: all of it, or every world-th item, starting at the rank's number."""
     rank, world = rank_and_world()
     return dataset if world == 1 else Subset(dataset, range(rank, len(dataset), world))  # type: ignore[arg-type]
 
 
 class Tally:
-    """Counts of right answers and a sum of losses, kept on the device until they are read."""
+    """Counts of correct predictions and the sum of losses, kept on the device until they are read."""
 
     def __init__(self, device: torch.device) -> None:
-        self.count = torch.zeros(3, dtype=torch.int64, device=device)  # images, first guess right, among first five
+        self.count = torch.zeros(3, dtype=torch.int64, device=device)  # images, correct in top-1, correct in top-5
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, logits_BC: Tensor, label_B: Tensor) -> None:
-        """Take in a batch."""
+        """Count a batch."""
         logits_BC = logits_BC.float()
         guesses = logits_BC.topk(min(5, logits_BC.shape[1])).indices == label_B[:, None]
         self.count[0] += len(label_B)
@@ -51,29 +51,29 @@ class Tally:
         self.loss += F.cross_entropy(logits_BC, label_B, reduction="sum")
 
     def gather(self) -> None:
-        """Add up what all processes counted; each then has the whole."""
+        """Add up the counts of all processes; afterwards every process holds the total."""
         if rank_and_world()[1] > 1:
             dist.all_reduce(self.count)
             dist.all_reduce(self.loss)
 
     def metrics(self, name: str) -> dict[str, float]:
-        """`name`_top1 and `name`_top5 in percent, and `name`_loss, the mean cross-entropy."""
+        """Return `name`_top1 and `name`_top5 in percent, and `name`_loss, the mean cross-entropy."""
         images, *right = self.count.tolist()
         top1, top5 = (100 * count / images for count in right)
         return {f"{name}_top1": top1, f"{name}_top5": top5, f"{name}_loss": self.loss.item() / images}
 
 
 def require_finite(metrics: Mapping[str, float], compute: Compute) -> None:
-    """The loss of an evaluation is a number.
+    """Check that the metrics of an evaluation are finite.
 
     Raises:
-        ValueError: if it is none, with the way out.
+        ValueError: if one is NaN or infinite.
     """
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise ValueError(
-                f"{name} came out as {value}: logits overflowed with compute.precision={compute.precision}, or the "
-                f"weights are no good; try compute.precision=bf16 or fp32"
+                f"{name} is {value}: the logits overflowed with compute.precision={compute.precision}, or the "
+                f"weights are broken; try compute.precision=bf16 or fp32"
             )
 
 
@@ -87,15 +87,15 @@ def accuracy(
     gather: bool = False,
     watch: Watch | None = None,
 ) -> dict[str, float]:
-    """Metrics (see `Tally.metrics`) of the function `logits` over `batches` of inputs and labels.
+    """Return the metrics (see `Tally.metrics`) of the function `logits` over `batches` of inputs and labels.
 
     Args:
-        name: what the metrics' names begin with.
-        logits: inputs to logits (B, C).
+        name: prefix of the metrics' names.
+        logits: maps inputs to logits (B, C).
         batches: inputs and labels (B,).
-        device: where the inputs go.
-        gather: each process has batches of its own (`shared`), which are counted together.
-        watch: is shown every batch.
+        device: the inputs are moved to it.
+        gather: add up the counts of all processes; each process then evaluates only its part (`shared`).
+        watch: receives every batch.
     """
     tally = Tally(device)
     for batch in batches:

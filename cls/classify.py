@@ -1,11 +1,11 @@
-"""A fine-tuned classifier measured: on a validation split, or on ImageNet-A, -R, -Sketch, -V2, -C or ReaL's labels.
+"""Evaluate a fine-tuned classifier on a validation split, on ImageNet-A, -R, -Sketch, -V2, -C or with ReaL's labels.
 
     mimbench run cls/classify checkpoint=mae_finetuned_vit_base.pth data=imagenet
     mimbench run cls/robustness checkpoint=runs/cls/finetune_vitb-1a2b3c4d5e test=imagenet-r data=/data/imagenet-r
 
-`checkpoint` is what a fine-tuning left (its run directory stands for the last weights, classifier-best.safetensors in
-it is the best) or a fine-tuned file of MAE's, CrossMAE's, MaskAlign's. Nothing is trained; every image counts once,
-however many processes share them. The rules of the robustness sets are in cls/data/robustness.py.
+`checkpoint` is a fine-tuning's run directory (its last weights), the classifier-best.safetensors in it (the best
+epoch), or a fine-tuned file of MAE, CrossMAE or MaskAlign. Nothing is trained. Every image counts once, for any
+number of processes. The rules of the robustness sets are in cls/data/robustness.py.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Ready(nn.Module):
 
 
 def run(config: Classify, run: RunDir) -> Outcome:
-    """Measure: `val_top1`, `val_top5` (percent) and `val_loss`, or what `robustness` names.
+    """Return `val_top1`, `val_top5` (percent) and `val_loss`, or the metrics of a robustness set.
 
     Raises:
-        FileNotFoundError: if the data set or the checkpoint is not there.
-        ValueError: if there is no checkpoint, it is no classifier, or its classes are not those of the data.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if no checkpoint is set, it is not a classifier, or its classes differ from those of the data.
     """
     if config.checkpoint is None:
-        raise ValueError("checkpoint=none: name the fine-tuned classifier, a run directory or a file")
+        raise ValueError("checkpoint=none: set it to a fine-tuned classifier, a run directory or a file")
     device = setup_process(config.compute, seed=0)
     classifier = Ready(*load_classifier(config.checkpoint, config.image))
     image = config.image or classifier.info.vit.image
@@ -100,20 +100,21 @@ def _withstand(config: Classify, classifier: Ready, image: int, device: torch.de
     info = classifier.info
     if not info.classes and info.outputs != 1000:
         raise ValueError(
-            f"a classifier of {info.outputs} classes that does not name them: {config.test} wants ImageNet's"
+            f"{config.checkpoint} has {info.outputs} classes without names, but test={config.test} needs a classifier "
+            f"with ImageNet's classes"
         )
     test = robustness(config.test, config.data, info.classes or None)
     percent = {}
     for part in test.parts:
         if config.jpeg_decoder != part.folder.decoder:
-            part.folder.decoder, part.folder.pixels = config.jpeg_decoder, None  # decoded otherwise, if at all
+            part.folder.decoder, part.folder.pixels = config.jpeg_decoder, None  # packed pixels fit one decoder
         crops = CentreCrops(part.folder, image, crop_share(config, info))
         percent[part.name] = part.percent(_right(part, classifier, crops, config, device))
     return test.metrics(percent)
 
 
 def _right(part: Part, classifier: Ready, crops: CentreCrops, config: Classify, device: torch.device) -> Tensor:
-    """Whether the guess for each image of `part` is right, as `Part.right` says it, from all processes (N,)."""
+    """Return `Part.right` of every image of `part`, gathered from all processes: (N,)."""
     right_N = torch.zeros(len(crops), dtype=torch.int32)
     loader = evaluation_loader(shared(crops), config.eval_batch, config.compute.workers)
     places = _places(len(crops), config.eval_batch)
@@ -129,40 +130,42 @@ def _right(part: Part, classifier: Ready, crops: CentreCrops, config: Classify, 
 
 
 def _places(images: int, batch: int) -> Iterator[Tensor]:
-    """Which images the batches of this process's part are of."""
+    """Yield the image indices of each batch of this process's part."""
     rank, world = rank_and_world()
     return iter(torch.arange(rank, images, world).split(batch)) if rank < images else iter(())
 
 
 def crop_share(config: Classify, info: ClassifierInfo) -> float | None:
-    """The centre crop's share of the resized image: what is asked for, else as fine-tuning evaluated it."""
+    """Return the centre crop's share of the resized image: the config's, else the one fine-tuning evaluated with."""
     if config.eval_crop is not None or config.image not in (None, info.vit.image):
         return config.eval_crop
     return info.eval_crop
 
 
 def require_same_classes(info: ClassifierInfo, found: Sequence[str], data: str) -> None:
-    """The classifier's outputs stand for the data's classes, in its order.
+    """Check that the classifier's outputs are the data's classes, in the same order.
 
     Raises:
-        ValueError: if they do not, saying where they part.
+        ValueError: if they are not; the message names the first differences.
     """
     if info.outputs != len(found):
         raise ValueError(
-            f"the classifier has {info.outputs} classes and {data} has {len(found)}: name the data set it was trained "
+            f"the classifier has {info.outputs} classes, but {data} has {len(found)}: use the data set it was trained "
             f"on, or fine-tune on this one"
         )
     wrong = [place for place, (one, other) in enumerate(zip(info.classes, found, strict=False)) if one != other]
     if wrong:
-        pairs = ", ".join(f"{place}: {info.classes[place]} there, {found[place]} here" for place in wrong[:SHOWN])
+        pairs = ", ".join(
+            f"{place}: {info.classes[place]} in the classifier, {found[place]} in the data" for place in wrong[:SHOWN]
+        )
         raise ValueError(
-            f"the classifier's classes are others than those of {data} at {len(wrong)} places ({pairs}): its numbers "
-            f"would be compared with the wrong labels"
+            f"the classifier's classes differ from those of {data} at {len(wrong)} places ({pairs}): its outputs "
+            f"would be compared with the wrong labels; use the data set it was trained on"
         )
 
 
 def facts(config: Classify, info: ClassifierInfo, image: int) -> dict[str, Any]:
-    """What of the protocol changes the numbers."""
+    """Return the facts of the protocol that change the numbers."""
     share = crop_share(config, info)
     about: dict[str, Any] = {
         "protocol": f"a fine-tuned classifier on {config.test}",

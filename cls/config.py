@@ -1,10 +1,10 @@
-"""What a classification run depends on: the configs of fine-tuning, linear probe and k-NN.
+"""The configs of classification runs: fine-tuning, linear probe, k-NN and the other evaluations.
 
-All three start from `checkpoint`; without one the encoder has the shape of `encoder` and random weights, which is
-the scratch row of a table. With one, the shape is the checkpoint's and `encoder` is not read.
+All evaluations of an encoder start from `checkpoint`, which defines the encoder's shape. Without a checkpoint, the
+encoder has the shape of `encoder` and random weights: the scratch row of a table.
 
-Encoders differ in whether a LayerNorm ends them: MAE trains one, CrossMAE has none. Which feature is evaluated is
-therefore always said (`pool`, `norm`) and written beside the result.
+Some encoders end in a LayerNorm (MAE), others do not (CrossMAE). The evaluated feature is therefore always explicit
+(`pool`, `norm`) and recorded with the result.
 """
 
 from __future__ import annotations
@@ -24,51 +24,54 @@ Decoder = Literal["torchvision", "pil"]
 Test = Literal["val", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2", "imagenet-c", "imagenet-real"]
 RANDAUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?))*")
 
-_POOL = "the feature: avg is the mean over patch tokens, cls the class token"
-_FROZEN_POOL = f"{_POOL}, both the two side by side"
+_POOL = "the evaluated feature: avg is the mean over patch tokens, cls the class token"
+_FROZEN_POOL = f"{_POOL}, both the two concatenated"
 _FEATURES = (
-    "a directory of stored features to use, in place of the one beside the runs; refused if they are of another "
+    "a directory of stored features to use instead of the one beside the runs; an error if they come from another "
     "encoder or other images"
 )
 _NORM = (
-    "tokens: every token passes the final LayerNorm, which standardises only where the checkpoint trained none; "
-    "pooled: that is left out, and the pooled feature is standardised (what --global_pool does in the papers' scripts)"
+    "tokens: the final LayerNorm is applied to every token (without learned weights if the checkpoint has none); "
+    "pooled: it is skipped, and the pooled feature is standardised (--global_pool in the papers' scripts)"
 )
 _EVAL_CROP = "side of the centre crop over the short side of the resized image; none: 224/256 up to 224 px, 1 above"
-_PARTIAL = "take a checkpoint whose keys are not all accounted for; the result names what was let pass"
+_PARTIAL = "accept a checkpoint with missing or unknown keys; the result lists them"
 _POSITIONS = (
-    "how the position table is brought to another grid than the pretraining's; auto: as the checkpoint's family does "
-    "(MAE, CrossMAE: bicubic); regenerate: a fixed sine-cosine table made anew"
+    "how the position table is resized to a grid that differs from pretraining; auto: as the checkpoint's family does "
+    "(MAE, CrossMAE: bicubic); regenerate: compute a fixed sine-cosine table for the new grid"
 )
 _DECODER = (
-    "pil: Pillow decodes and resizes, the papers' pixels exactly at half the speed; the others differ by .05 of 255"
+    "pil: Pillow decodes and resizes, exactly the papers' pixels at half the speed; the others differ by .05 of 255"
 )
-_PREDICTIONS = "write what was predicted for each validation image (predictions.safetensors)"
-_LOGITS = "with save_predictions, all logits of each image as well"
+_PREDICTIONS = "write the predictions of every validation image (predictions.safetensors)"
+_LOGITS = "with save_predictions: also write all logits of each image"
 _SCHEDULE = (
     "cosine: MAE's, after warm-up down to min_lr x the layer's factor; simmim_cosine: SimMIM's, a step late, a cosine "
     "over all epochs, and start_lr and min_lr the same for all layers"
 )
-_CROP = "of training: one-draw clips to the image (MAE); torchvision draws again until a crop fits; augmented only"
+_CROP = (
+    "training crops: one-draw draws once and clips to the image (MAE); torchvision draws until a crop fits; "
+    "with features=augmented only"
+)
 PREDICTIONS = "mimbench_predictions"  # the metadata key of a file of predictions
-_DATA = "the name of a data set or its path; layouts are told by looking (engine/data/layouts/recognise.py)"
-_SUBSET = "a text file that names the training images to use, one a line (SimCLR's 1 % and 10 %); none uses all"
+_DATA = "name of a data set or its path; the layout is recognised (engine/data/layouts/recognise.py)"
+_SUBSET = "a text file with the training images to use, one per line (SimCLR's 1 % and 10 %); none uses all"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every evaluation of an encoder has."""
+    """The fields that every evaluation of an encoder has."""
 
     data: str = science("imagenet", about=_DATA)
     subset: str | None = science(None, about=_SUBSET)
-    checkpoint: str | None = science(None, about="the encoder; none takes random weights")
+    checkpoint: str | None = science(None, about="the encoder's weights; none: random weights")
     allow_partial: bool = science(False, about=_PARTIAL)
-    encoder: ViT = science(SIZES["B"], about="read when there is no checkpoint")
+    encoder: ViT = science(SIZES["B"], about="the encoder's shape; used only when there is no checkpoint")
     image: int = science(224, about="side of an image in pixels, in training and in evaluation")
     positions: Resizing = science("auto", about=_POSITIONS)
     jpeg_decoder: Decoder = science("torchvision", about=_DECODER, formerly="decoder")
     eval_crop: float | None = science(None, about=_EVAL_CROP)
-    seed: int = science(0, about="of whatever is drawn, and of the random weights when there is no checkpoint")
+    seed: int = science(0, about="seed of all random draws, and of the weights when there is no checkpoint")
     compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
@@ -79,16 +82,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Trained(Evaluation):
-    """What trains on crops of the images, one epoch after another. The defaults are the linear probe's."""
+    """The fields of protocols that train on crops of the images. The defaults are the linear probe's."""
 
     epochs: int = science(90)
     warmup_epochs: float = science(10.0)
     batch: int = science(16384, about="images per optimiser step, over all devices and accumulated micro-batches")
     base_lr: float = science(0.1, about="learning rate per 256 images of batch")
     weight_decay: float = science(0.0)
-    smallest_crop: float = science(0.08, about="least share of an image's area in a training crop")
-    flip: bool = science(True, about="mirror half of the crops")
-    evaluate_every: int | None = plumbing(1, about="epochs between two evaluations; none evaluates at the end only")
+    smallest_crop: float = science(0.08, about="smallest share of the image's area in a training crop")
+    flip: bool = science(True, about="mirror half of the crops horizontally")
+    evaluate_every: int | None = plumbing(1, about="epochs between two evaluations; none evaluates only at the end")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,12 +104,12 @@ class Trained(Evaluation):
 
     @property
     def micro_batch(self) -> int:
-        """Images that go through the model at a time."""
+        """Images per micro-batch, over all devices."""
         return _micro_batch(self)
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate after warm-up, of layers with factor 1."""
+        """The learning rate after warm-up, for layers with factor 1."""
         return self.base_lr * self.batch / 256
 
 
@@ -121,20 +124,24 @@ class Finetune(Trained):
     weight_decay: float = science(0.05)
     pool: Pool = science("avg", about="avg: mean of patch tokens, then a fresh norm; cls: final norm, then class token")
     schedule: Literal["cosine", "simmim_cosine"] = science("cosine", about=_SCHEDULE)
-    start_lr: float = science(0.0, about="where warm-up begins")
-    min_lr: float = science(1e-6, about="where the cosine ends; scaled by the layer's factor like the peak")
+    start_lr: float = science(0.0, about="learning rate at the start of warm-up")
+    min_lr: float = science(
+        1e-6, about="learning rate at the end of the cosine; multiplied by the layer's factor, as the peak is"
+    )
     betas: tuple[float, float] = science((0.9, 0.999))
-    layer_decay: float = science(0.65, about="factor of the learning rate from one layer to the one before it")
-    drop_path: float = science(0.1, about="stochastic depth of the last block; linear from 0 at the first")
+    layer_decay: float = science(0.65, about="learning rate of each layer relative to the layer after it")
+    drop_path: float = science(0.1, about="stochastic depth rate of the last block; linear from 0 at the first")
     label_smoothing: float = science(0.1)
-    mixup: float = science(0.8, about="alpha; 0 is off")
-    cutmix: float = science(1.0, about="alpha; 0 is off")
-    mixup_probability: float = science(1.0, about="of mixing a batch at all")
-    switch_probability: float = science(0.5, about="of cutmix rather than mixup when both are on")
-    randaugment: str | None = science("rand-m9-mstd0.5-inc1", about="timm's text form of RandAugment; none is off")
+    mixup: float = science(0.8, about="mixup's alpha; 0 is off")
+    cutmix: float = science(1.0, about="CutMix's alpha; 0 is off")
+    mixup_probability: float = science(1.0, about="probability of mixing a batch")
+    switch_probability: float = science(0.5, about="probability of CutMix instead of mixup when both are on")
+    randaugment: str | None = science("rand-m9-mstd0.5-inc1", about="RandAugment in timm's notation; none is off")
     erasing: float = science(0.25, about="probability of erasing a random rectangle with noise")
-    grad_clip: float | None = science(None, about="largest gradient norm; none does not clip", formerly="clip")
-    ema: float | None = science(None, about="decay of a moving average of the weights, evaluated in their place")
+    grad_clip: float | None = science(None, about="maximum gradient norm; none: no clipping", formerly="clip")
+    ema: float | None = science(
+        None, about="decay of a moving average of the weights, which is evaluated instead of them"
+    )
     save_predictions: bool = plumbing(False, about=_PREDICTIONS)
     save_logits: bool = plumbing(False, about=_LOGITS)
 
@@ -147,21 +154,21 @@ class Finetune(Trained):
         _not_negative(self, "min_lr", "start_lr", "mixup", "cutmix")
         _positive_or_none(self, "grad_clip")
         if self.drop_path == 1:
-            raise ValueError("drop_path=1.0 would drop the last block always; it must be below 1")
+            raise ValueError("drop_path=1.0 would always drop the last block; it must be below 1")
         if self.randaugment is not None and not RANDAUGMENT.fullmatch(self.randaugment):
             raise ValueError(
-                f"randaugment={self.randaugment!r} is not timm's text form of RandAugment; "
-                f"the papers' is rand-m9-mstd0.5-inc1, and none turns it off"
+                f"randaugment={self.randaugment!r} is not RandAugment in timm's notation; "
+                f"the papers use rand-m9-mstd0.5-inc1, and none turns it off"
             )
         if self.mixes and self.micro_batch % 2:
             raise ValueError(
-                f"batch={self.batch} in {self.compute.accumulate} micro-batches gives {self.micro_batch} images at a "
-                f"time: mixup pairs images, so that must be even. Take an even batch, or mixup=0 cutmix=0"
+                f"batch={self.batch} in {self.compute.accumulate} micro-batches is {self.micro_batch} images per "
+                f"micro-batch, but mixup pairs images and needs an even number; use an even batch, or mixup=0 cutmix=0"
             )
 
     @property
     def mixes(self) -> bool:
-        """Whether images of a batch are mixed."""
+        """Whether mixup or CutMix is on."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mixup_probability > 0
 
 
@@ -173,11 +180,11 @@ class Linear(Trained):
     norm: Norm = science("pooled", about=_NORM)
     views: Literal["augmented", "cached"] = science(
         "augmented",
-        about="augmented: a fresh crop and flip each epoch, as in the papers; "
-        "cached: features computed once, without augmentation (another, cheaper protocol)",
+        about="augmented: a new crop and flip each epoch, as in the papers; "
+        "cached: features computed once, without augmentation (a different, cheaper protocol)",
     )
     crop: Literal["one-draw", "torchvision"] = science("one-draw", about=_CROP)
-    eval_batch: int = speed(256, about="images encoded at a time where no gradient is needed", formerly="encode_batch")
+    eval_batch: int = speed(256, about="images per forward pass when no gradient is needed", formerly="encode_batch")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,10 +193,10 @@ class Linear(Trained):
 
 @dataclass(frozen=True)
 class Frozen(Evaluation):
-    """What evaluations of a frozen encoder share: its features are computed once and stored, without augmentation."""
+    """The fields of evaluations whose frozen features are computed once, without augmentation, and stored."""
 
-    eval_batch: int = speed(256, about="images encoded at a time", formerly="encode_batch")
-    stored: Literal["fp16", "fp32"] = speed("fp16", about="what features are stored in")
+    eval_batch: int = speed(256, about="images per forward pass", formerly="encode_batch")
+    stored: Literal["fp16", "fp32"] = speed("fp16", about="number format of the stored features")
     features: str | None = plumbing(None, about=_FEATURES)
 
     def __post_init__(self) -> None:
@@ -203,35 +210,38 @@ class Knn(Frozen):
 
     pool: FrozenPool = science("avg", about=_FROZEN_POOL)
     norm: Norm = science("tokens", about=_NORM)
-    more_pools: tuple[FrozenPool, ...] = science((), about="features measured beside `pool`, at `k`")
-    layers: int = science(1, about="last blocks measured, each by itself; knn_top1 is of the last")
-    neighbours: tuple[int, ...] = science((10, 20, 100, 200), about="each k that is measured")
-    k: int = science(20, about="the one of them that knn_top1 reports")
+    more_pools: tuple[FrozenPool, ...] = science((), about="further features to evaluate besides `pool`, at `k`")
+    layers: int = science(1, about="number of last blocks to evaluate, each separately; knn_top1 is the last block's")
+    neighbours: tuple[int, ...] = science((10, 20, 100, 200), about="the values of k to evaluate")
+    k: int = science(20, about="the value of `neighbours` that knn_top1 reports")
     temperature: float = science(0.07)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "temperature", "layers")
         if not self.neighbours or min(self.neighbours) < 1:
-            raise ValueError(f"neighbours={list(self.neighbours)} must hold numbers of at least 1")
+            raise ValueError(f"neighbours={list(self.neighbours)} must hold at least one number, all at least 1")
         if self.k not in self.neighbours:
-            raise ValueError(f"k={self.k} must be one of neighbours={list(self.neighbours)}: it is the one reported")
+            raise ValueError(f"k={self.k} must be one of neighbours={list(self.neighbours)}: knn_top1 reports it")
 
 
 @dataclass(frozen=True)
 class FastLinear(Frozen):
-    """A grid of linear classifiers on stored features, trained together; the best on held-out training images counts.
+    """A grid of linear classifiers on stored features, trained together.
 
-    Every pool of each of the last blocks is tried with every learning rate and weight decay.
+    Every pool of each of the last blocks is tried with every learning rate and weight decay. The classifier with the
+    highest accuracy on held-out training images is reported.
     """
 
     pools: tuple[FrozenPool, ...] = science(("avg", "cls"), about=_FROZEN_POOL)
-    layers: int = science(4, about="last blocks whose features are tried, each by itself")
+    layers: int = science(4, about="number of last blocks whose features are tried, each separately")
     norm: Norm = science("pooled", about=_NORM)
-    optimizer: Literal["lars", "sgd"] = science("lars", about="momentum is 0.9; biases are not decayed")
+    optimizer: Literal["lars", "sgd"] = science("lars", about="with momentum 0.9; no weight decay on biases")
     base_lrs: tuple[float, ...] = science((0.025, 0.1, 0.4, 1.6, 6.4), about="learning rates per 256 images of batch")
     weight_decays: tuple[float, ...] = science((0.0,))
-    held_out: float = science(0.05, about="share of the training images that choose among heads; 0 with a single one")
+    held_out: float = science(
+        0.05, about="share of the training images that selects the best head; 0 for a single head"
+    )
     epochs: int = science(90)
     warmup_epochs: float = science(10.0)
     batch: int = science(16384, about="images per optimiser step, over all devices and accumulated micro-batches")
@@ -242,63 +252,67 @@ class FastLinear(Frozen):
         for name in ("pools", "base_lrs", "weight_decays"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name}={list(values)} must hold at least one value, and none twice")
+                raise ValueError(f"{name}={list(values)} must hold at least one value and no duplicates")
         if min(self.base_lrs) <= 0 or min(self.weight_decays) < 0:
             raise ValueError("base_lrs must be positive, and weight_decays must not be negative")
         if not 0 <= self.held_out <= 0.5 or (self.heads > 1 and self.held_out == 0):
             raise ValueError(
-                f"held_out={self.held_out} must lie above 0, at most 0.5: it is the share of the training images that "
-                f"chooses among {self.heads} heads. Take 0.05, or one value each of pools, base_lrs and weight_decays "
-                f"and layers=1"
+                f"held_out={self.held_out} must be above 0 and at most 0.5: this share of the training images selects "
+                f"the best of {self.heads} heads. Use 0.05, or layers=1 and a single value each of pools, base_lrs "
+                f"and weight_decays"
             )
         _warmup_fits(self)
         _micro_batch(self)
 
     @property
     def heads(self) -> int:
-        """How many classifiers are trained."""
+        """Number of classifiers trained."""
         return len(self.pools) * self.layers * len(self.base_lrs) * len(self.weight_decays)
 
 
 @dataclass(frozen=True)
 class FewShot(Frozen):
-    """Classifiers on the features of a few images of each class, over several draws of these images."""
+    """Classifiers trained on the features of a few images per class, averaged over several draws of these images."""
 
     pool: FrozenPool = science("avg", about=_FROZEN_POOL)
     norm: Norm = science("pooled", about=_NORM)
-    shots: tuple[int, ...] = science((1, 2, 5, 10), about="images of each class; the more hold the fewer")
-    draws: int = science(5, about="times the images are drawn anew")
+    shots: tuple[int, ...] = science((1, 2, 5, 10), about="images per class; a larger set includes the smaller ones")
+    draws: int = science(5, about="number of times the images are drawn")
     classifiers: tuple[Literal["ridge", "logistic"], ...] = science(("ridge", "logistic"))
-    ridge: float = science(1.0, about="penalty of the squared weights (scikit-learn's alpha)")
-    logistic: float = science(10.0, about="inverse penalty of the squared weights (scikit-learn's C)")
+    ridge: float = science(1.0, about="penalty on the squared weights (scikit-learn's alpha)")
+    logistic: float = science(10.0, about="inverse penalty on the squared weights (scikit-learn's C)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "draws", "ridge", "logistic")
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
-            raise ValueError(f"shots={list(self.shots)} must hold numbers of at least 1, and none twice")
+            raise ValueError(
+                f"shots={list(self.shots)} must hold at least one number, all at least 1, without duplicates"
+            )
         if not self.classifiers:
-            raise ValueError("classifiers=[] must name ridge, logistic or both")
+            raise ValueError("classifiers=[] is empty; set it to ridge, logistic or both")
 
 
 @dataclass(frozen=True)
 class Classify:
-    """A fine-tuned classifier, head and all, on a validation split or one of ImageNet's robustness sets.
+    """Evaluation of a fine-tuned classifier, with its head, on a validation split or an ImageNet robustness set.
 
     Nothing is trained. `checkpoint` is a fine-tuning's run directory or file, or a fine-tuned file of MAE or CrossMAE.
     """
 
-    takes: ClassVar[str] = "classifier"  # what its checkpoint is: backbones.content.Role
+    takes: ClassVar[str] = "classifier"  # role of the checkpoint: backbones.content.Role
 
     data: str = science("imagenet", about=_DATA)
-    checkpoint: str | None = science(None, about="the classifier; there must be one")
-    test: Test = science("val", about="what `data` is: an ordinary validation split, or a set with rules of its own")
-    image: int | None = science(None, about="side of an image in pixels; none: what the classifier was trained at")
+    checkpoint: str | None = science(None, about="the fine-tuned classifier; required")
+    test: Test = science(
+        "val", about="kind of `data`: val for an ordinary validation split, or a robustness set with special rules"
+    )
+    image: int | None = science(None, about="side of an image in pixels; none: the size the classifier was trained at")
     jpeg_decoder: Decoder = science("torchvision", about=_DECODER, formerly="decoder")
     eval_crop: float | None = science(None, about=_EVAL_CROP)
     compute: Compute = field(default_factory=Compute)
-    eval_batch: int = speed(64, about="images that go through the model at a time", formerly="at_once")
-    save_predictions: bool = plumbing(False, about=_PREDICTIONS + "; with test=val")
+    eval_batch: int = speed(64, about="images per forward pass", formerly="at_once")
+    save_predictions: bool = plumbing(False, about=_PREDICTIONS + "; only with test=val")
     save_logits: bool = plumbing(False, about=_LOGITS)
 
     def __post_init__(self) -> None:
@@ -306,7 +320,9 @@ class Classify:
         _shares(self, "eval_crop")
         _positive_or_none(self, "eval_crop", "image")
         if self.save_predictions and self.test != "val":
-            raise ValueError(f"save_predictions=true keeps those of a validation split, not of test={self.test}")
+            raise ValueError(
+                f"save_predictions=true works only with test=val, not test={self.test}; set one of the two"
+            )
 
 
 Classification = Finetune | Linear | Knn | FastLinear | FewShot | Classify
@@ -343,6 +359,6 @@ def _micro_batch(config: Trained | FastLinear) -> int:
     if config.batch % config.compute.accumulate:
         raise ValueError(
             f"batch={config.batch} must be a multiple of compute.accumulate={config.compute.accumulate}, "
-            f"the micro-batches it is made of"
+            f"the number of micro-batches per step"
         )
     return config.batch // config.compute.accumulate

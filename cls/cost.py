@@ -1,4 +1,4 @@
-"""What an evaluation on ImageNet costs, by arithmetic: the operations of every image seen. Starts without torch."""
+"""The computed cost of an evaluation on ImageNet: the operations of all images seen. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mimbench.engine.run.cost import IMAGENET, IMAGENET_VAL, Cost, of_operations
 
 
 def cost(config: Classification) -> Cost | None:
-    """Return the cost of all epochs and their evaluations; None of what only evaluates a classifier."""
+    """Return the cost of all epochs and their evaluations; None for configs that only evaluate a classifier."""
     if isinstance(config, Finetune):
         return of_operations(_forward(config) * config.epochs * (3 * IMAGENET + IMAGENET_VAL))
-    if isinstance(config, Linear):  # each image is seen once, or once an epoch where it is cropped anew
+    if isinstance(config, Linear):  # each image is seen once, or once per epoch with new crops
         passes = config.epochs if config.views == "augmented" else 1
         return of_operations(_forward(config) * (passes * IMAGENET + IMAGENET_VAL))
     if isinstance(config, Frozen):

@@ -1,16 +1,16 @@
-"""Fine-tuning: the whole encoder trained with a classifier head, as in MAE and CrossMAE.
+"""Fine-tuning: train the whole encoder with a classifier head, as in MAE and CrossMAE.
 
     mimbench run cls/finetune_vitb checkpoint=encoder.safetensors data=imagenet
 
-AdamW with a learning rate that falls by `layer_decay` from each layer to the one before it, a cosine per optimiser
-step, and timm's augmentation. On a plain ViT the model is timm's VisionTransformer; the numbers are those of the
-papers' scripts (the model, layer numbers and what is spared weight decay: backbones/classifier.py).
+AdamW with a learning rate that decreases by `layer_decay` from each layer to the layer before it, a cosine schedule
+per optimiser step, and timm's augmentation. For a plain ViT the model is timm's VisionTransformer, and the numbers
+equal those of the papers' scripts (backbones/classifier.py: the model, layer numbers, parameters without weight decay).
 
-Reads the images and the checkpoint; writes metrics and training states into the run directory, the last weights as
-classifier.safetensors and those of the best evaluation as classifier-best.safetensors. `finetune_top1` is of the last
-weights. `finetune_best_top1` is the highest of all evaluations: an epoch chosen by validation accuracy, which is what
-CrossMAE's checkpoints and numbers are (its script saves an epoch only if it is the best so far) and what MAE's script
-prints beside the last; it is higher by chance alone, about 0.05 points on ImageNet.
+Reads the images and the checkpoint. Writes metrics and training states into the run directory, the last weights as
+classifier.safetensors and those of the best evaluation as classifier-best.safetensors. `finetune_top1` is measured
+with the last weights. `finetune_best_top1` is the highest of all evaluations: the epoch is selected by validation
+accuracy, as in CrossMAE's checkpoints and numbers (its script saves an epoch only if it is the best so far). MAE's
+script prints it beside the last value. The selection alone raises it by about 0.05 points on ImageNet.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 
 
 class FinetuneModel(nn.Module):
-    """A classifier with its training loss. With `draws`, what is random is drawn by image and optimiser step."""
+    """A classifier with its training loss. With `draws`, random numbers are drawn per image and optimiser step."""
 
     def __init__(
         self, classifier: Classifier, augment: BatchAugmentation, smoothing: float, draws: StepDraws | None = None
@@ -75,7 +75,7 @@ class FinetuneModel(nn.Module):
         self.smoothing = 0.0 if augment.mix else smoothing  # mixed targets are smoothed already
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """The loss of uint8 images (B, 3, S, S) with labels (B,)."""
+        """Return the loss of uint8 images (B, 3, S, S) with labels (B,)."""
         if self.draws is not None:
             self.draws.advance()
         images, targets = self.augment(*batch, self.draws)
@@ -83,14 +83,14 @@ class FinetuneModel(nn.Module):
         return {"loss": F.cross_entropy(logits_BC, targets, label_smoothing=self.smoothing)}
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of uint8 images, not augmented."""
+        """Return logits (B, C) of uint8 images, without augmentation."""
         logits_BC: Tensor = self.classifier(normalise(images, self.augment.mean, self.augment.std))
         return logits_BC
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A fine-tuning about to start."""
+    """Everything a fine-tuning needs to start."""
 
     training: Training
     evaluation: Evaluation
@@ -100,9 +100,9 @@ class Prepared:
 
 
 class Best:
-    """Keeps the weights of the evaluation with the highest top-1 at `path`; of equal ones the last, as CrossMAE does.
+    """Keeps the weights of the evaluation with the highest top-1 at `path`; of equal ones the latest, as CrossMAE.
 
-    The value that counts is the one in the file, so that it outlives whatever stops the run.
+    The best value so far is read from the file, so it is not lost when the run is interrupted.
     """
 
     def __init__(self, path: Path, info: ClassifierInfo) -> None:
@@ -110,7 +110,7 @@ class Best:
         self.held = _held(path)
 
     def __call__(self, model: nn.Module, step: int, metrics: dict[str, float]) -> None:
-        """Take in an evaluation of `model` after `step` optimiser steps; one that overflowed is none."""
+        """Save `model` after `step` optimiser steps if it is the best so far; metrics that overflowed are ignored."""
         assert isinstance(model, FinetuneModel)
         if not math.isfinite(metrics["finetune_loss"]):
             return
@@ -120,20 +120,20 @@ class Best:
 
 
 def _held(path: Path) -> ClassifierInfo | None:
-    """What an earlier attempt has kept; nothing of a damaged file, which the next evaluation replaces."""
+    """Return the info of the file an earlier attempt saved; None if it is damaged (the next evaluation replaces it)."""
     try:
         return read_info(path) if path.exists() else None
     except ValueError as error:
-        log.warning("%s; the best is looked for anew", error)
+        log.warning("%s; the search for the best epoch restarts", error)
         return None
 
 
 def run(config: Finetune, run: RunDir) -> Outcome:
-    """Fine-tune and evaluate: metrics `finetune_top1`, `finetune_top5`, `finetune_best_top1` (%) and `finetune_loss`.
+    """Fine-tune and return `finetune_top1`, `finetune_top5`, `finetune_best_top1` (%) and `finetune_loss`.
 
     Raises:
-        FileNotFoundError: if the data set or the checkpoint is not there.
-        ValueError: if either is not what it should be, or the loss becomes NaN.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if the data or the checkpoint does not fit, or the loss becomes NaN.
     """
     device = setup_process(config.compute, config.seed)
     prepared = prepare(config, device)
@@ -155,7 +155,7 @@ def run(config: Finetune, run: RunDir) -> Outcome:
 
 
 def _leave(config: Finetune, run: RunDir, evaluation: Evaluation, trained: Trained, info: ClassifierInfo) -> None:
-    """Write the last weights, and what they predict if that is wanted."""
+    """Write the last weights, and their predictions if the config asks for them."""
     assert isinstance(trained.model, FinetuneModel)
     if rank_and_world()[0] == 0:
         save_classifier(run.classifier, trained.model.classifier, info)
@@ -168,7 +168,7 @@ def _best_metric(info: ClassifierInfo) -> dict[str, float]:
 
 
 def prepare(config: Finetune, device: torch.device) -> Prepared:
-    """Model, optimiser, batches and schedule of a fine-tuning, and the facts of its protocol.
+    """Build the model, optimiser, batches and schedule of a fine-tuning, and the facts of its protocol.
 
     Raises:
         FileNotFoundError, ValueError: as `run`.
@@ -215,10 +215,10 @@ def prepare(config: Finetune, device: torch.device) -> Prepared:
 
 
 def _require_images(splits: Splits, subset: str | None) -> None:
-    """Every class has images to learn from; torchvision's ImageFolder, which the papers use, wants that too.
+    """Check that every class has training images; torchvision's ImageFolder, which the papers use, requires that too.
 
     Raises:
-        UnfitError: (a ValueError) naming a class that has none.
+        UnfitError: (a ValueError) naming a class without images.
     """
     counts = splits.train.labels.bincount(minlength=splits.classes)
     if len(empty := (counts == 0).nonzero().flatten().tolist()):
@@ -228,21 +228,21 @@ def _require_images(splits: Splits, subset: str | None) -> None:
 
 
 def _require_pairs(config: Finetune) -> None:
-    """Mixing pairs the images that one process has at a time.
+    """Check that each process has an even number of images per micro-batch, because mixing pairs them.
 
     Raises:
-        ValueError: if their number is odd.
+        ValueError: if the number is odd.
     """
     micro = micro_batch(config)
     if config.mixes and micro % 2:
         raise ValueError(
-            f"batch={config.batch} gives each of {rank_and_world()[1]} processes {micro} images at a time: mixup pairs "
-            f"images, so that must be even. Take another batch or compute.accumulate, or mixup=0 cutmix=0"
+            f"batch={config.batch} is {micro} images per micro-batch on each of {rank_and_world()[1]} processes, but "
+            f"mixup pairs images and needs an even number; change batch or compute.accumulate, or set mixup=0 cutmix=0"
         )
 
 
 def described(config: Finetune, splits: Splits, encoder: VisionTransformer, info: EncoderInfo | None) -> ClassifierInfo:
-    """What the classifier that comes of this is, for its file."""
+    """Return the description of the resulting classifier, to be stored in its file."""
     mean, std = statistics(info)
     return ClassifierInfo(
         family="random" if info is None else info.family,
@@ -259,7 +259,7 @@ def described(config: Finetune, splits: Splits, encoder: VisionTransformer, info
 
 
 def groups(classifier: Classifier, config: Finetune) -> list[dict[str, Any]]:
-    """Parameter groups by layer and weight decay, in order of first appearance: 28 for ViT-B."""
+    """Return the parameter groups by layer and weight decay, in order of first appearance: 28 for ViT-B."""
     depth = len(classifier.blocks)
     return parameter_groups(
         classifier.named_parameters(),
@@ -272,7 +272,7 @@ def groups(classifier: Classifier, config: Finetune) -> list[dict[str, Any]]:
 
 
 def schedule(config: Finetune, steps_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate of each optimiser step (0-based), before a group's `lr_scale`, which scales min_lr too."""
+    """Return the function from optimiser step (0-based) to learning rate; `lr_scale` scales it and its `min_lr`."""
     if config.schedule == "simmim_cosine":
         return _simmim(config, steps_per_epoch, config.peak_lr, 0.0, 0.0)
 
@@ -284,7 +284,7 @@ def schedule(config: Finetune, steps_per_epoch: int) -> Callable[[int], float]:
 
 
 def offset(config: Finetune, steps_per_epoch: int) -> Callable[[int], float] | None:
-    """What SimMIM's schedule adds to the rate of every layer alike: its `start_lr` and `min_lr` are nobody's share."""
+    """Return what SimMIM's schedule adds to the rate of every layer: `start_lr` and `min_lr`, which it never scales."""
     if config.schedule == "cosine":
         return None
     return _simmim(config, steps_per_epoch, 0.0, config.min_lr, config.start_lr)
@@ -293,7 +293,7 @@ def offset(config: Finetune, steps_per_epoch: int) -> Callable[[int], float] | N
 def _simmim(
     config: Finetune, steps_per_epoch: int, peak: float, minimum: float, start: float
 ) -> Callable[[int], float]:
-    """SimMIM's script sets the rate after a micro-batch to what was meant for it."""
+    """Return SimMIM's schedule, one step late: its script sets the rate only after the micro-batch it is meant for."""
     accumulate = config.compute.accumulate
 
     def rate(step: int) -> float:
@@ -304,7 +304,7 @@ def _simmim(
 
 
 class Evaluation:
-    """Measures a model on the validation split; `predictions` are those of the last time, where they are wanted."""
+    """Evaluates a model on the validation split; `predictions` are those of the latest call, if wanted."""
 
     def __init__(self, config: Finetune, splits: Splits, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -313,7 +313,7 @@ class Evaluation:
         self.predictions: Predictions | None = None
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Metrics `finetune_top1`, `finetune_top5` and `finetune_loss`, the same in every process."""
+        """Return `finetune_top1`, `finetune_top5` and `finetune_loss`, the same in every process."""
         assert isinstance(model, FinetuneModel)
         config = self.config
         if config.save_predictions:
@@ -324,7 +324,7 @@ class Evaluation:
 
 
 def facts(config: Finetune, splits: Splits, encoder: VisionTransformer, info: EncoderInfo | None) -> dict[str, Any]:
-    """What of the protocol changes the numbers."""
+    """Return the facts of the protocol that change the numbers."""
     feature = (
         "mean of the patch tokens, then a norm trained from scratch"
         if config.pool == "avg"

@@ -1,4 +1,4 @@
-"""What was predicted for each image, kept for looking at and for comparing runs on.
+"""The predictions for every image, stored for inspection and for comparing runs.
 
     predictions.safetensors    label (N,) int64, top5 (N, 5) int32, best first, score (N, 5) float32 (softmax), and
                                on request logits (N, C) float32; metadata "mimbench_predictions": JSON with the data
@@ -26,14 +26,14 @@ from mimbench.engine.run.process import rank_and_world
 
 
 class Predictions:
-    """The guesses of one pass over a split, shared by the ranks as `accuracy.shared` does it."""
+    """The predictions of one pass over a split, divided among the ranks as by `accuracy.shared`."""
 
     def __init__(self, logits: bool = False) -> None:
         self._wanted = ("label", "top5", "score", "logits") if logits else ("label", "top5", "score")
         self._batches: list[dict[str, Tensor]] = []
 
     def add(self, logits_BC: Tensor, label_B: Tensor) -> None:
-        """Take in the next batch."""
+        """Add the next batch."""
         logits_BC = logits_BC.float()
         top_B5 = logits_BC.topk(min(5, logits_BC.shape[1])).indices  # as accuracy counts; scores may all be 0
         score_B5 = logits_BC.softmax(1).gather(1, top_B5)
@@ -41,7 +41,7 @@ class Predictions:
         self._batches.append({name: batch[name].cpu() for name in self._wanted})
 
     def write(self, path: Path, folder: ImageFolder, data: str) -> None:
-        """Write what all ranks took in to `path`; to be called by all of them, and rank 0 writes.
+        """Write the predictions of all ranks to `path`. Every rank must call it; rank 0 writes.
 
         Raises:
             OSError: if it cannot be written.
@@ -60,7 +60,7 @@ class Predictions:
         write_with(path, lambda temporary: temporary.write_bytes(payload))
 
     def _gathered(self, images: int) -> dict[str, Tensor] | None:
-        """Every image's, in the split's order; None in processes other than the first."""
+        """Return the predictions of all images in the split's order; None except on rank 0."""
         mine = {name: torch.cat([batch[name] for batch in self._batches]) for name in self._wanted if self._batches}
         rank, world = rank_and_world()
         if world == 1:

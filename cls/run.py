@@ -1,4 +1,4 @@
-"""What a classification run does: the protocol is told by the type of its config."""
+"""Start a classification run; the type of its config selects the protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def run(config: Classification, run: RunDir) -> Outcome:
 
     Raises:
         OSError: if the data set, the checkpoint or the run directory cannot be read or written.
-        ValueError: if data or checkpoint are not what they should be, or the loss becomes NaN.
+        ValueError: if the data or the checkpoint does not fit, or the loss becomes NaN.
     """
     if isinstance(config, Finetune):
         return finetune.run(config, run)

@@ -1,4 +1,4 @@
-"""Classification as a task: what `mimbench` must know of this folder (engine/run/task.py). Starts without torch."""
+"""Classification as a task: what `mimbench` needs to know of this folder (engine/run/task.py). Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mimbench.engine.run.rundir import RunDir
 
 TOP1 = Quantity("top-1 accuracy", short="top-1 %")
-SIZES = "SBLH"  # that fine-tuning has a recipe for
+SIZES = "SBLH"  # encoder sizes with a fine-tuning recipe
 LABELLED = ("imagenet", "images", "tiny-imagenet", "cifar10", "cifar100", "inaturalist2019", "places365")
 ROBUSTNESS = ("imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2", "imagenet-c")
 

@@ -1,13 +1,12 @@
-"""How much GPU memory a detection recipe needs, before it is run.
+"""Estimate how much GPU memory a detection recipe needs, before it is run.
 
-    needed = estimate(config)                 # for one GPU, by what is counted in the model itself
+    needed = estimate(config)                 # for one GPU, counted in the real model
     needed.total, needed.activations          # bytes
-    advice(config, free=24 * 2**30)           # None if it fits; else what would
+    advice(config, free=24 * 2**30)           # None if it fits; else a config that would
 
-Activations are the bytes that autograd saves in a forward pass of the very modules of the model, run on tensors without
-memory (torch's fake tensors), so nothing is computed; regions are as many as the losses take at most. To them come
-weights, gradients, AdamW's two moments, and what the CUDA context, its libraries' workspaces and the allocator's
-rounding take (`CONTEXT`, `SPARE`).
+Activations are the bytes that autograd saves in a forward pass of the model's modules, run on torch's fake tensors
+without memory, so nothing is computed. The number of regions is the maximum that the losses use. Weights, gradients,
+AdamW's two moments, the CUDA context, library workspaces and the allocator's rounding (`CONTEXT`, `SPARE`) are added.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from mimbench.det.model.roi_heads import POSITIVE
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 CONTEXT = 800 * 2**20  # bytes of a CUDA context and cuDNN's workspaces
-SPARE = 0.10  # of the rest: rounding, fragments, temporary values of the backward pass
+SPARE = 0.10  # share of the rest: rounding, fragmentation, temporary values of the backward pass
 COCO_CLASSES = 80
 
 
@@ -39,26 +38,26 @@ COCO_CLASSES = 80
 class Estimate:
     """Bytes on one GPU at the peak of a training step."""
 
-    images: int  # at a time
+    images: int  # per micro-batch
     parameters: int
-    gradients: int  # with what processes exchange them in, where there are several
+    gradients: int  # including the buckets for exchanging them, if there are several processes
     optimizer: int
     activations: int
     recompute: bool
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         tensors = self.parameters + self.gradients + self.optimizer + self.activations
         return CONTEXT + round(tensors * (1 + SPARE))
 
 
 class Saved:
-    """Counts the bytes of the distinct storages that autograd saves, but for those of parameters."""
+    """Counts the bytes of the distinct storages that autograd saves, without parameters."""
 
     def __init__(self, model: nn.Module) -> None:
         self._known = {_key(parameter): 0 for parameter in model.parameters()}
-        self._kept: list[Tensor] = []  # a storage's place may be taken by another once it is gone
+        self._kept: list[Tensor] = []  # keeps storages alive, so that no address is reused
 
     @property
     def bytes(self) -> int:
@@ -73,7 +72,7 @@ class Saved:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Within, what autograd saves is counted."""
+        """Return a context in which everything that autograd saves is counted."""
         with torch.autograd.graph.saved_tensors_hooks(self._take, lambda tensor: tensor):
             yield
 
@@ -83,19 +82,19 @@ def _key(tensor: Tensor) -> int:
 
 
 def estimate(config: MaskRCNNConfig, world: int = 1, classes: int = COCO_CLASSES) -> Estimate:
-    """What one of `world` GPUs needs for `config`, whose encoder is that of the recipe.
+    """Return the memory that each of `world` GPUs needs for `config`, with the recipe's encoder.
 
-    `precision=auto` is taken for bf16, which every GPU of the last years multiplies in.
+    `precision=auto` counts as bf16, which every recent GPU supports.
 
     Raises:
-        ValueError: if the batch cannot be divided so.
+        ValueError: if the batch cannot be divided among the processes and micro-batches.
     """
     parts = world * config.compute.accumulate
     if config.batch % parts:
         raise ValueError(f"batch={config.batch} must be a multiple of processes x compute.accumulate = {parts}")
     images = config.batch // parts
     dtype = {"fp32": None, "fp16": torch.float16}.get(config.compute.precision, torch.bfloat16)
-    with torch.device("meta"):  # where drawing weights costs nothing; fake tensors refuse to be drawn
+    with torch.device("meta"):  # initialising weights costs nothing there; fake tensors do not support it
         shape = config.shape_for(config.encoder)
         model = from_scratch(config, classes, shape, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -120,7 +119,7 @@ def _autocast(dtype: torch.dtype | None) -> AbstractContextManager[object]:
 
 
 def _box_stages(heads: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Box head and predictor of every stage; Mask R-CNN has one stage, Cascade three."""
+    """Return the box head and predictor of every stage; Mask R-CNN has one stage, Cascade three."""
     pair = (heads.get_submodule("box_head"), heads.get_submodule("box_predictor"))
     if not isinstance(heads, CascadeHeads):
         return [pair]
@@ -128,9 +127,9 @@ def _box_stages(heads: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def passed_forward(model: MaskRCNN, images: int) -> list[Tensor]:
-    """What the parts of `model` give for `images` images and as many regions as the losses take at most.
+    """Return the outputs of the parts of `model` for `images` images and the maximum number of regions in the losses.
 
-    Which regions those are does not matter to how much is kept of them.
+    The positions of the regions do not affect the memory.
     """
     pixels = torch.empty(images, 3, model.image, model.image)
     maps = model.backbone(pixels)
@@ -153,40 +152,40 @@ def passed_forward(model: MaskRCNN, images: int) -> list[Tensor]:
 
 
 def advice(config: MaskRCNNConfig, free: int, world: int = 1) -> str | None:
-    """None if `config` fits into `free` bytes; else, in one line, the estimate and what would fit."""
+    """Return None if `config` fits into `free` bytes; else one line with the estimate and a change that fits."""
     needed = estimate(config, world)
     if needed.total <= free:
         return None
-    what = f"about {gib(needed.total)} GiB are needed for {needed.images} images at a time and {gib(free)} are there"
+    what = f"about {gib(needed.total)} GiB are needed for {needed.images} images at a time, but {gib(free)} are free"
     for options in _smaller(config, world):
         if (change := _first_that_fits(options, free, world)) is not None:
-            return f"{what}; it fits with {change}, the result being the same"
+            return f"{what}; it fits with {change}, with the same result"
     return (
-        f"{what}, and dividing the batch further does not help; image=640 needs less, as in "
-        "det/mask_rcnn_vitdet_b_25ep_24gb_640px (both give other results)"
+        f"{what}, and dividing the batch further does not help; image=640 needs less memory, as in "
+        "det/mask_rcnn_vitdet_b_25ep_24gb_640px (both change the results)"
     )
 
 
 def require_memory(config: MaskRCNNConfig, encoder: ViT, world: int, free: int) -> None:
-    """Stop before a training that `free` bytes of a GPU cannot hold; an evaluation alone (steps=0) is let pass.
+    """Check that the training fits into `free` bytes of a GPU; evaluations (steps=0) are not checked.
 
     Args:
-        config: of the run.
-        encoder: what it turned out to train.
-        world: processes, each with a GPU of its own.
-        free: bytes.
+        config: the run's config.
+        encoder: shape of the encoder that is trained.
+        world: number of processes, each with one GPU.
+        free: available bytes per GPU.
 
     Raises:
-        ValueError: with the estimate, and what would fit.
+        ValueError: if it does not fit; has the estimate and a change that fits.
     """
     if config.steps == 0:
         return
     if (what := advice(replace(config, encoder=encoder, checkpoint=None), free, world)) is not None:
-        raise ValueError(f"this GPU is too small: {what}")
+        raise ValueError(f"the GPU has too little memory: {what}")
 
 
 def _first_that_fits(options: Sequence[tuple[str, MaskRCNNConfig]], free: int, world: int) -> str | None:
-    """What to change for the first of `options` that fits; each needs less than the one before it."""
+    """Return the change for the first of `options` that fits; each needs less than the one before."""
     fits = cache(lambda place: estimate(options[place][1], world).total <= free)
     if not options or not fits(len(options) - 1):
         return None
@@ -194,7 +193,7 @@ def _first_that_fits(options: Sequence[tuple[str, MaskRCNNConfig]], free: int, w
 
 
 def _smaller(config: MaskRCNNConfig, world: int) -> Iterator[list[tuple[str, MaskRCNNConfig]]]:
-    """Ways to need less that leave the result alone: more parts and, if that is not enough, computing twice."""
+    """Yield options that save memory without changing the result: more micro-batches, then also recompute."""
     if config.loss_weights == "batch":
         return
     most = config.batch // world
@@ -210,5 +209,5 @@ def _smaller(config: MaskRCNNConfig, world: int) -> Iterator[list[tuple[str, Mas
 
 
 def gib(size: int) -> str:
-    """Bytes for people."""
+    """Return bytes as GiB with one decimal."""
     return f"{size / 2**30:.1f}"

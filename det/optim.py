@@ -1,11 +1,11 @@
-"""Which learning rate and weight decay each parameter of a detector gets: detectron2's rules for ViTDet.
+"""Learning rate and weight decay of each parameter of a detector: detectron2's rules for ViTDet.
 
-The rate falls by `layer_decay` from each block to the one before it; what comes before the blocks (position table,
-patch embedding, class token, registers, first norm) is layer 0, the blocks 1 to depth, all else (pyramid, heads, the
-encoder's final norm) depth + 1. No weight decay for the norms of the ViT before and in its blocks, its position table,
-class token, registers and LayerScale, which would shrink to a third of itself in 100 epochs. Everything else decays:
-biases, relative positions, and also the channel norms of pyramid and heads, which detectron2 does not count among the
-norms. ViTDet-H decays everything.
+The rate decreases by `layer_decay` from each block to the block before it. Parameters before the blocks (position
+table, patch embedding, class token, registers, first norm) are layer 0, the blocks 1 to depth, all others (pyramid,
+heads, the encoder's final norm) depth + 1. Without weight decay: the norms of the ViT before and in its blocks, its
+position table, class token, registers, and LayerScale (decay would shrink it to a third in 100 epochs). With weight
+decay: all others, including biases, relative positions, and the channel norms of pyramid and heads, which detectron2
+does not recognise as norms. ViTDet-H applies weight decay to everything.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _FIRST = tuple(f"backbone.net.{name}" for name in ("pos_embed", "patch_embed.", 
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer of a parameter: 0 to depth + 1."""
+    """Return the layer of a parameter: 0 to depth + 1."""
     if match := _BLOCK.match(name):
         return int(match[1]) + 1
     return 0 if name.startswith(_FIRST) else depth + 1
 
 
 def groups(model: nn.Module, config: MaskRCNNConfig, depth: int) -> list[dict[str, Any]]:
-    """Parameter groups by layer and weight decay, in order of first appearance (27, 51 and 34 for B, L and H)."""
+    """Return the parameter groups by layer and weight decay, in order of first appearance (B 27, L 51, H 34)."""
     return parameter_groups(
         model.named_parameters(),
         config.weight_decay,
@@ -52,10 +52,10 @@ def groups(model: nn.Module, config: MaskRCNNConfig, depth: int) -> list[dict[st
 
 
 def optimizer(model: nn.Module, config: MaskRCNNConfig, depth: int) -> torch.optim.AdamW:
-    """AdamW on `groups`."""
+    """Return AdamW on `groups`."""
     return adamw(groups(model, config, depth), config.lr, BETAS)
 
 
 def learning_rate(config: MaskRCNNConfig, step: int) -> float:
-    """The rate of the heads at a step: linear warm-up, then a tenth from each milestone on."""
+    """Return the heads' learning rate at a step: linear warm-up, then divided by 10 at each milestone."""
     return warmup_steps(step, config.lr, config.warmup, WARMUP_FACTOR, config.milestones, MILESTONE_FACTOR)

@@ -1,9 +1,9 @@
-"""Train and evaluate a detector: `run(config, run)` is what `mimbench run det/...` comes down to.
+"""Train and evaluate a detector: `mimbench run det/...` calls `run(config, run)`.
 
-Reads a COCO-style data set and, if there is one, an encoder. Writes metrics and training states
+Reads a COCO-style data set and, if given, a checkpoint. Writes metrics and training states
 (engine/training/train.py), predictions.json (every detection on the validation split, in COCO's results form),
-categories.json (ids, names and AP) into the run directory, and, once the result is written, plots/ (detections, the
-worst images, precision over recall, kinds of mistakes). The metrics returned are pycocotools' on those predictions.
+categories.json (ids, names and AP) into the run directory, and, after the result, plots/ (detections, the worst images,
+precision-recall curves, kinds of errors). The returned metrics are pycocotools' on these predictions.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
     """Train the detector of `config` in the directory `run` and evaluate it.
 
     Raises:
-        FileNotFoundError: for data or a checkpoint that is not there.
-        ValueError: for data, a checkpoint or settings that cannot be used, and for a loss that is not finite.
+        FileNotFoundError: if the data or the checkpoint does not exist.
+        ValueError: if data, checkpoint or settings cannot be used, or the loss is not finite.
     """
     device = setup_process(config.compute, config.seed)
     stored = as_stored(config, run.read_about()["recipe"]) if config.steps == 0 else Stored(config, None)
@@ -105,15 +105,17 @@ def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
 def _as_it_is(
     config: MaskRCNNConfig, info: EncoderInfo | None, model: MaskRCNN, evaluation: Evaluation
 ) -> dict[str, float]:
-    """The metrics of a checkpoint that is a whole detector, without training it."""
+    """Return the metrics of a checkpoint that is a whole detector, without training."""
     if info is None or info.family != WHOLE:
-        raise ValueError(f"steps=0 evaluates a whole detector as it is, and {config.checkpoint} is none")
+        raise ValueError(
+            f"steps=0 evaluates a whole detector, but {config.checkpoint} is not one; name a detector or set steps"
+        )
     evaluation(model.to(evaluation.device).eval())
     return evaluation.of_record()
 
 
 def _write(run: RunDir, evaluation: Evaluation) -> None:
-    """Write results and what came of each category into the run directory."""
+    """Write the results and the metrics of each category into the run directory."""
     split, results = evaluation.split, evaluation.results
     write_text(run.path / "predictions.json", json.dumps(results))
     each = zip(split.category_ids, split.categories, evaluation.metrics.of_each(), strict=True)
@@ -122,11 +124,11 @@ def _write(run: RunDir, evaluation: Evaluation) -> None:
 
 
 def _draw(run: RunDir, config: MaskRCNNConfig, evaluation: Evaluation) -> None:
-    """Write pictures into the run directory."""
+    """Write plots into the run directory."""
     split, results = evaluation.split, evaluation.results
     draw_curves(evaluation.metrics.precision, run.plots / "precision_recall.png")
     draw_detections(split, results, run.plots / "detections.png", config.shown)
-    if config.benchmark == "coco":  # LVIS does not say of every object whether it is there
+    if config.benchmark == "coco":  # LVIS does not annotate every object
         found = breakdown(split, results)
         draw_errors(found, run.plots / "errors.png")
         worst = worst_first(found.images, least_drawn(results))
@@ -140,8 +142,8 @@ def _training(config: MaskRCNNConfig, model: MaskRCNN, images: TrainingImages, e
         raise ValueError(f"batch={config.batch} must be a multiple of processes x compute.accumulate = {parts}")
     if config.loss_weights == "batch" and parts > 1:
         raise ValueError(
-            f"loss_weights=batch takes the whole batch at once, not {parts} parts of it; loss_weights=image gives the "
-            "same however the batch is divided"
+            f"loss_weights=batch needs the whole batch at once, not {parts} parts; use loss_weights=image, which does "
+            "not depend on the division of the batch"
         )
     return Training(
         model=model,
@@ -158,7 +160,7 @@ def _training(config: MaskRCNNConfig, model: MaskRCNN, images: TrainingImages, e
 
 
 def _batches(config: MaskRCNNConfig, images: TrainingImages, batch: int) -> Batches:
-    """Batches of `batch` images, those of rare categories repeated if wanted."""
+    """Return batches of `batch` images; images of rare categories are repeated if `config.repeat` is set."""
     compute = config.compute
     if config.repeat is None:
         return Batches(
@@ -173,10 +175,10 @@ def _batches(config: MaskRCNNConfig, images: TrainingImages, batch: int) -> Batc
 
 
 class Evaluation:
-    """Detects on the validation split when called with a model, and keeps the results of the last call."""
+    """Runs a model on the validation split and keeps the results of the last call."""
 
     def __init__(self, config: MaskRCNNConfig, split: CocoSplit, device: torch.device) -> None:
-        """Under torchrun each process takes its part of the images; all end up with all results."""
+        """Under torchrun each process evaluates its share of the images; all processes receive all results."""
         rank, world = rank_and_world()
         images = ValidationImages(split, config.image, range(rank, len(split), world))
         self.loader = evaluation_loader(images, config.eval_batch, config.compute.workers, validation_batch)
@@ -192,7 +194,7 @@ class Evaluation:
         )
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Metrics by the fast evaluator, for the training's curves."""
+        """Return the metrics of the fast evaluator, for the training curves."""
         assert isinstance(model, MaskRCNN)
         parts: list[Any] = [_detect(model, self)]
         if self.world > 1:
@@ -202,7 +204,7 @@ class Evaluation:
         return self.metrics(self.results, fast=True)
 
     def of_record(self) -> dict[str, float]:
-        """The same by pycocotools."""
+        """Return the metrics of pycocotools for the same results."""
         return self.metrics(self.results)
 
 
@@ -218,7 +220,7 @@ def _detect(model: MaskRCNN, evaluation: Evaluation) -> list[Result]:
 
 
 def _positions(traits: Traits, vitdet: ViTDetConfig, info: EncoderInfo | None) -> str:
-    """What became of the encoder's positions."""
+    """Return the description of how the encoder's positions are used."""
     if traits.positions == "relative":
         return f"a table for each pair of patches, stretched ({vitdet.relative_resize})"
     said = []
@@ -236,7 +238,7 @@ def _positions(traits: Traits, vitdet: ViTDetConfig, info: EncoderInfo | None) -
 def _facts(
     config: MaskRCNNConfig, info: EncoderInfo | None, images: TrainingImages, val_split: CocoSplit
 ) -> dict[str, Any]:
-    """What changes these numbers, besides the weights."""
+    """Return the facts that change the numbers, besides the weights."""
     shape = config.shape_for(info.vit if info else config.encoder)
     traits, vitdet = info.traits if info else Traits(), config.vitdet
     return {

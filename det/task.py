@@ -1,4 +1,4 @@
-"""Detection as a task: what `mimbench` must know of this folder (engine/run/task.py). Starts without torch."""
+"""Detection as a task: what `mimbench` needs to know of this folder (engine/run/task.py). Imports no torch."""
 
 from __future__ import annotations
 

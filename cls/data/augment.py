@@ -1,16 +1,16 @@
-"""The augmentation of fine-tuning as timm makes it: random crop, flip and RandAugment of a PIL image.
+"""The augmentation of fine-tuning, identical to timm's: random crop, flip and RandAugment of a PIL image.
 
     transform = FinetuneTransform(224, smallest=0.08, flip=True, randaugment="rand-m9-mstd0.5-inc1")
     transform(image)        # uint8 (3, 224, 224)
 
-The papers used timm with the Pillow of their day; every operation at every magnitude gives the same bytes here,
-whatever Pillow is installed (tests/cls/golden/randaugment.py holds timm on Pillow 12). Two steps need help
-with Pillow 13. timm asks to keep 0 bits of each colour (`PosterizeIncreasing` at magnitude 10, which
-rand-m9-mstd0.5-inc1 draws for one image in 645): that gave a black image, and is an error now. And crops are resized
-along the other axis first (engine/data/pillow.py).
+The papers used timm with an older Pillow. Here every operation at every magnitude returns the same bytes with every
+supported Pillow (tests/cls/golden/randaugment.py holds timm's output on Pillow 12). Two steps are corrected for
+Pillow 13. First, timm asks to keep 0 bits of each colour (`PosterizeIncreasing` at magnitude 10, which
+rand-m9-mstd0.5-inc1 draws for one image in 645): older versions return a black image, Pillow 13 raises an error.
+Second, Pillow 13 resizes crops along the other axis first (engine/data/pillow.py).
 
-Randomness comes from Python's, NumPy's and torch's generators, in timm's order. A step that fails raises
-`AugmentationError`, which names the operation and its magnitude.
+Random numbers come from the generators of Python, NumPy and torch, in timm's order. A step that fails raises
+`AugmentationError` with the operation and its magnitude.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from torchvision.transforms.functional import pil_modes_mapping
 from mimbench.engine.data.faults import AugmentationError
 from mimbench.engine.data.pillow import resize_with_pillow
 
-LEVELS = 256  # values of a colour
+LEVELS = 256  # values of a colour channel
 
 
 class FinetuneTransform:
-    """Random crop (bicubic), flip and RandAugment by timm, without its last step, normalising.
+    """timm's random crop (bicubic), flip and RandAugment, without timm's final normalisation.
 
     Args:
-        side: of a crop in pixels.
-        smallest: least share of an image's area in a crop.
-        flip: mirror half of the crops.
-        randaugment: timm's text form of RandAugment, such as "rand-m9-mstd0.5-inc1"; None for none.
+        side: side of a crop in pixels.
+        smallest: smallest share of the image's area in a crop.
+        flip: mirror half of the crops horizontally.
+        randaugment: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1"; None turns it off.
     """
 
     def __init__(self, side: int, *, smallest: float, flip: bool, randaugment: str | None) -> None:
@@ -46,7 +46,7 @@ class FinetuneTransform:
             is_training=True,
             scale=(smallest, 1.0),
             hflip=0.5 if flip else 0.0,
-            color_jitter=None,  # type: ignore[arg-type]  # timm takes None for none; its annotation forgot
+            color_jitter=None,  # type: ignore[arg-type]  # timm accepts None; its annotation does not say so
             auto_augment=randaugment,
             interpolation="bicubic",
             normalize=False,
@@ -54,10 +54,10 @@ class FinetuneTransform:
         self.steps = [named(step) for step in composed.transforms]
 
     def __call__(self, image: Any) -> Tensor:
-        """A crop of a PIL image in RGB: uint8 (3, side, side).
+        """Return an augmented crop of a PIL image in RGB: uint8 (3, side, side).
 
         Raises:
-            AugmentationError: naming the step, and the operation of RandAugment with its magnitude.
+            AugmentationError: if a step fails; names the step, and RandAugment's operation with its magnitude.
         """
         for step in self.steps:
             try:
@@ -71,7 +71,7 @@ class FinetuneTransform:
 
 
 def named(step: Any) -> Any:
-    """A step of timm's transforms in our form: a `Crop`, RandAugment of `Operation`s, or else `step` itself."""
+    """Convert a step of timm's transforms: to `Crop`, to RandAugment of `Operation`s, or unchanged."""
     if isinstance(step, RandomResizedCropAndInterpolation):
         return Crop(step)
     if not isinstance(step, RandAugment):
@@ -89,7 +89,7 @@ class Crop:
         self.resampling = pil_modes_mapping[crop.interpolation]
 
     def __call__(self, image: Any) -> Any:
-        """A random part of a PIL image, resized."""
+        """Return a random part of a PIL image, resized."""
         top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
         part = image.crop((left, top, left + width, top + height))
         new_height, new_width = self.crop.size
@@ -97,7 +97,7 @@ class Crop:
 
 
 class Operation:
-    """One operation of timm's RandAugment. It draws as timm's does, and says what it was if it fails."""
+    """One operation of timm's RandAugment: draws as timm's does, and raises an error with its name if it fails."""
 
     def __init__(self, op: AugmentOp) -> None:
         self.op, self.level, self.magnitude = copy.copy(op), op.level_fn, 0.0
@@ -107,17 +107,17 @@ class Operation:
             self.op.level_fn = self._arguments
 
     def _arguments(self, magnitude: float, hparams: dict[str, Any]) -> tuple[Any, ...]:
-        """timm's arguments for the magnitude that it drew, which is kept for the message."""
+        """Return timm's arguments for the drawn magnitude, and remember the magnitude for the error message."""
         assert self.level is not None
         self.magnitude = magnitude
         arguments: tuple[Any, ...] = self.level(magnitude, hparams)
         return arguments
 
     def __call__(self, image: Any) -> Any:
-        """The PIL image with the operation applied, or as it is (timm's `prob`).
+        """Return the PIL image with the operation applied, or unchanged (timm's `prob`).
 
         Raises:
-            AugmentationError: naming operation and magnitude.
+            AugmentationError: if the operation fails; names it and its magnitude.
         """
         try:
             return self.op(image)
@@ -127,9 +127,9 @@ class Operation:
 
 
 def posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
-    """A PIL image in RGB with the highest `bits_to_keep` bits of each colour; 0 or less makes it black.
+    """Return a PIL image in RGB with the highest `bits_to_keep` bits of each colour; black if 0 or less.
 
-    As timm's with Pillow 12 or older. Pillow 13 refuses less than 1.
+    Equal to timm's operation with Pillow 12 or older. Pillow 13 raises an error below 1.
     """
     if bits_to_keep >= 8:
         return image
@@ -138,6 +138,6 @@ def posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
 
 
 def described(error: Exception) -> str:
-    """An error in one line, with its type unless it is a plain complaint about a value."""
+    """Return an error as one line, with its type unless it is a ValueError with a text."""
     line = " ".join(str(error).split())
     return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}".rstrip(": ")

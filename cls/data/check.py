@@ -1,12 +1,12 @@
-"""What is wrong with a set of labelled images, found before a run finds it, or before it halves an accuracy.
+"""Check a data set of labelled images before a run fails on it or silently loses accuracy.
 
     mimbench data check imagenet PATH        # as published: classes, counts, order of labels
-    mimbench data check images PATH          # any data set of labelled images, in any layout that is read
+    mimbench data check images PATH          # any data set of labelled images, in any supported layout
 
-Reads everything: the layout, the classes of both splits, every image to its last byte, in as many processes as there
-are cores. Finds images that are cut short, unreadable or not RGB, classes without images, validation images that are
-training images too (by their bytes), and for ImageNet labels that cannot be right (check_labels.py). A run that opens
-the data raises the first error of the layout itself, and names a broken image when it comes to it.
+Reads the layout, the classes of both splits, and every image to its last byte, with one process per core. Reports
+images that are truncated, unreadable or not RGB, classes without images, validation images that are also training
+images (by their bytes), and, for ImageNet, labels that must be wrong (check_labels.py). A run raises only the first
+error of the layout when it opens the data, and reports a broken image only when it reads that image.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mimbench.engine.data.layouts.recognise import open_listing, splits_of
 NAMED = 3  # files in a message
 MODES = {"L": "greyscale", "P": "palette", "CMYK": "CMYK", "RGBA": "with alpha", "LA": "grey with alpha"}
 
-_NO_SPLITS: list[Split] = ["train"]  # both splits are the same then
-Digests = dict[bytes, str]  # of an image's bytes: where it is
+_NO_SPLITS: list[Split] = ["train"]  # train then serves as both splits
+Digests = dict[bytes, str]  # digest of an image's bytes: its path
 
 
 def check_images(path: str | Path, kind: str = "images") -> Report:
-    """Everything that can be said about the data set at `path`; `kind`: what it should be, see `check_labels.KNOWN`."""
+    """Return the report on the data set at `path`; `kind`: its expected type, see `check_labels.KNOWN`."""
     root = Path(path)
     report = Report(root)
     if not root.is_dir() and not splits_of(root):
@@ -50,7 +50,7 @@ def check_images(path: str | Path, kind: str = "images") -> Report:
 
 
 def _listings(root: Path, splits: list[Split], report: Report) -> dict[Split, Listing]:
-    """The splits that can be opened; what is wrong with the others goes into the report."""
+    """Return the splits that can be opened; add the errors of the others to the report."""
     listings: dict[Split, Listing] = {}
     for split in splits or _NO_SPLITS:
         try:
@@ -65,11 +65,11 @@ def _listings(root: Path, splits: list[Split], report: Report) -> dict[Split, Li
 def _layout_findings(root: Path, splits: list[Split], listings: dict[Split, Listing]) -> Iterator[Finding]:
     if not splits:
         yield Finding(
-            "warning", str(root), "has no train/ and val/", "all its images serve as both; accuracy means little"
+            "warning", str(root), "has no train/ and val/", "all images serve as both; accuracy then means little"
         )
     if len(splits) == 1:
         remedy = "runs that train and evaluate need both splits"
-        yield Finding("warning", str(root), f"has {splits[0]}/ alone", remedy)
+        yield Finding("warning", str(root), f"has only {splits[0]}/", remedy)
     for split, listing in listings.items():
         if listing.layout != "class folders":
             yield Finding("note", str(root), f"{split} is read as: {listing.layout}", "")
@@ -96,14 +96,14 @@ def _empty_classes(listing: Listing) -> Iterator[Finding]:
     empty = [listing.classes[number].strip("/") for number in np.flatnonzero(counts == 0).tolist()]
     remedy = "add some, or remove the class"
     if len(empty) > NAMED:
-        what = f"has {len(empty)} classes without images: {', '.join(empty[:NAMED])}, ..."
+        what = f"{len(empty)} classes have no images: {', '.join(empty[:NAMED])}, ..."
         yield Finding("warning", str(listing.files.root), what, remedy)
     else:
         yield from (Finding("warning", str(listing.files.root / name), "holds no images", remedy) for name in empty)
 
 
 def image_findings(files: Files, digests: Digests) -> Iterator[Finding]:
-    """Every image decoded; `digests` is filled with those that can be."""
+    """Decode every image and yield findings; add the digests of readable images to `digests`."""
     modes: dict[str, list[str]] = {}
     for image in decoded(files, f"reading {files.root}"):
         if image.finding is not None:
@@ -119,7 +119,7 @@ def image_findings(files: Files, digests: Digests) -> Iterator[Finding]:
 
 
 def _in_both(train: Digests, val: Digests, facts: dict[str, int]) -> Iterator[Finding]:
-    """Validation images that are training images, byte for byte."""
+    """Yield findings about validation images that equal training images byte for byte."""
     twice = [digest for digest in val if digest in train]
     if not twice:
         return
@@ -128,10 +128,13 @@ def _in_both(train: Digests, val: Digests, facts: dict[str, int]) -> Iterator[Fi
     if len(twice) == len(val):
         what = f"all validation images are training images: {pairs}"
         yield Finding(
-            "error", str(Path(val[twice[0]]).parent), what, "accuracy on them means nothing; get the real ones"
+            "error",
+            str(Path(val[twice[0]]).parent),
+            what,
+            "accuracy on them means nothing; use the real validation images",
         )
     else:
-        what = f"{len(twice)} of {len(val)} validation images are training images, too: {pairs}"
+        what = f"{len(twice)} of {len(val)} validation images are also training images: {pairs}"
         yield Finding(
-            "warning", str(Path(val[twice[0]])), what, "remove them from train/, or say so beside the numbers"
+            "warning", str(Path(val[twice[0]])), what, "remove them from train/, or report it with the numbers"
         )

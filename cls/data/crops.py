@@ -1,13 +1,13 @@
-"""Images for classification: the crops of training and evaluation, and what is done to whole batches.
+"""Images for classification: crops for training and evaluation, and augmentation of whole batches.
 
-Items are uint8 (3, S, S) and a label; floats are made on the device (`engine.data.images.normalise`). Three views:
+Items are uint8 (3, S, S) and a label; they become floats on the device (`engine.data.images.normalise`). Three views:
 
-    CentreCrops      evaluation: short side to 256, middle 224 (above 224 px no margin is cut off)
+    CentreCrops      evaluation: short side to 256, middle 224 (above 224 px the whole short side)
     TimmCrops        fine-tuning: random crop, flip and RandAugment by timm
-    ProbeCrops       linear probe: BYOL's and MAE's crop, drawn once and clipped to the image; or torchvision's
+    ProbeCrops       linear probe: the crop of BYOL and MAE, drawn once and clipped to the image; or torchvision's
 
-`BatchAugmentation` erases and mixes on the device, through timm as well. All randomness comes from the generators that
-`engine.data.batches.SeededDataset` (items) and `engine.training.step` (batches) seed.
+`BatchAugmentation` erases and mixes on the device, also with timm. All random numbers come from the generators seeded
+by `engine.data.batches.SeededDataset` (items) and `engine.training.step` (batches).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 Item = tuple[Tensor, int]
 RATIO = (3 / 4, 4 / 3)  # width over height of a random crop
 NAMED = 3  # classes in a message
-LOOKED_AT = 8  # images of a split, to see whether it is a copy of another
+LOOKED_AT = 8  # images compared to detect that one split is a copy of the other
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The two splits of a data set; labels number the training split's classes."""
+    """The two splits of a data set; labels are indices into the training split's classes."""
 
     train: ImageFolder
     val: ImageFolder
@@ -53,11 +53,11 @@ class Splits:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.train.classes)
 
     def facts(self) -> dict[str, object]:
-        """What of the data changes the numbers."""
+        """Return the facts of the data that change the numbers."""
         return {
             "classes": self.classes,
             "train_images": len(self.train),
@@ -73,33 +73,39 @@ class Splits:
 
 
 def open_splits(data: str, decoder: Decoder = "torchvision", subset: str | None = None) -> Splits:
-    """Both splits of the data set `data`, a name or a path; of the training split what the file `subset` names.
+    """Open both splits of the data set `data` (a name or a path); the file `subset` selects training images.
 
     Raises:
-        FileNotFoundError: if there is no such data set or subset, or a split is missing.
-        ValueError: if it holds no images, or `subset` names others; if the splits do not number the same classes.
+        FileNotFoundError: if the data set, the subset file or a split does not exist.
+        ValueError: if it has no images, `subset` names images not in it, or the splits have different classes.
     """
     root = locate(data)
     train, val = ImageFolder(root, "train", decoder=decoder, subset=subset), ImageFolder(root, "val", decoder=decoder)
     if train.classes != val.classes:
-        raise unfit(val.paths.root, _different(train.classes, val.classes), "its labels would mean other classes")
+        raise unfit(
+            val.paths.root,
+            _different(train.classes, val.classes),
+            "its labels would be wrong; both splits need the same classes",
+        )
     if empty := (torch.bincount(train.labels, minlength=len(train.classes)) == 0).nonzero().flatten().tolist():
         named = ", ".join(train.classes[number] for number in empty[:NAMED])
         log.warning("%s: %d of %d classes have no training images: %s", root, len(empty), len(train.classes), named)
     same = val.splitless or (subset is None and same_images(train, val))
     if same and not val.splitless:
-        log.warning("%s: the validation images are the training images; accuracy on them means little", root)
+        log.warning(
+            "%s: the validation images are the training images, so accuracy means little; add a val split", root
+        )
     return Splits(train, val, same)
 
 
 def _different(train: list[str], val: list[str]) -> str:
     first = next((pair for pair in zip(train, val, strict=False) if pair[0] != pair[1]), None)
-    counts = f"has {len(val)} classes, where the training split has {len(train)}"
-    return counts if first is None else f"{counts}; the first that differ are {first[1]} and {first[0]}"
+    counts = f"has {len(val)} classes, but the training split has {len(train)}"
+    return counts if first is None else f"{counts}; the first difference is {first[1]} instead of {first[0]}"
 
 
 def same_images(train: ImageFolder, val: ImageFolder) -> bool:
-    """Whether a validation split is a copy of the training split, by the bytes of some images."""
+    """Whether the validation split is a copy of the training split, judged by the bytes of a few images."""
     if len(train) != len(val):
         return False
     places = range(0, len(val), max(1, len(val) // LOOKED_AT))
@@ -107,29 +113,29 @@ def same_images(train: ImageFolder, val: ImageFolder) -> bool:
 
 
 def micro_batch(config: Finetune | Linear | FastLinear) -> int:
-    """Images that go through the model of one process at a time.
+    """Return the number of images per micro-batch of one process.
 
     Raises:
-        ValueError: if the batch cannot be shared evenly.
+        ValueError: if the batch cannot be divided evenly.
     """
     parts = config.compute.accumulate * rank_and_world()[1]
     if config.batch % parts:
         raise ValueError(
-            f"batch={config.batch} cannot be shared by {rank_and_world()[1]} processes with "
-            f"compute.accumulate={config.compute.accumulate}; take a multiple of {parts}"
+            f"batch={config.batch} cannot be divided among {rank_and_world()[1]} processes with "
+            f"compute.accumulate={config.compute.accumulate}; use a multiple of {parts}"
         )
     return config.batch // parts
 
 
 def resized_side(side: int, eval_crop: float | None) -> int:
-    """To what the short side of an image is resized before its middle `side` pixels are evaluated: 224 gives 256."""
+    """Return the length to which an image's short side is resized before the centre crop: 256 for `side` 224."""
     if eval_crop is None:
         eval_crop = 224 / 256 if side <= 224 else 1.0
     return int(side / eval_crop)
 
 
 class CentreCrops(Dataset[Item]):
-    """The middle of each image, for evaluation: resized so that `eval_crop` of its short side is `side` pixels."""
+    """Centre crops for evaluation; images are resized so that `eval_crop` of the short side is `side` pixels."""
 
     def __init__(self, folder: ImageFolder, side: int, eval_crop: float | None = None) -> None:
         self.folder, self.side, self.short = folder, side, resized_side(side, eval_crop)
@@ -138,7 +144,7 @@ class CentreCrops(Dataset[Item]):
         return len(self.folder)
 
     def image_name(self, index: int) -> str:
-        """The file of item `index`."""
+        """Return the file of item `index`."""
         return self.folder.image_name(index)
 
     def __getitem__(self, index: int) -> Item:
@@ -147,7 +153,7 @@ class CentreCrops(Dataset[Item]):
 
 
 class TimmCrops(Dataset[Item]):
-    """Random crops for fine-tuning, as timm makes them; the options are those of `FinetuneTransform`."""
+    """timm's random crops for fine-tuning; the options are those of `FinetuneTransform`."""
 
     def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, randaugment: str | None) -> None:
         self.folder = folder
@@ -157,7 +163,7 @@ class TimmCrops(Dataset[Item]):
         return len(self.folder)
 
     def image_name(self, index: int) -> str:
-        """The file of item `index`."""
+        """Return the file of item `index`."""
         return self.folder.image_name(index)
 
     def __getitem__(self, index: int) -> Item:
@@ -168,7 +174,7 @@ class TimmCrops(Dataset[Item]):
 
 
 class ProbeCrops(Dataset[Item]):
-    """Random crops for the linear probe: drawn once (`draw_once`), or `again` until one fits, as torchvision does."""
+    """Random crops for the linear probe: drawn once (`draw_once`), or until one fits, as torchvision does (`again`)."""
 
     def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, again: bool = False) -> None:
         self.folder, self.side, self.smallest, self.flip, self.again = folder, side, smallest, flip, again
@@ -177,7 +183,7 @@ class ProbeCrops(Dataset[Item]):
         return len(self.folder)
 
     def image_name(self, index: int) -> str:
-        """The file of item `index`."""
+        """Return the file of item `index`."""
         return self.folder.image_name(index)
 
     def __getitem__(self, index: int) -> Item:
@@ -191,10 +197,10 @@ class ProbeCrops(Dataset[Item]):
 
 
 def draw_once(height: int, width: int, smallest: float, flip: bool) -> Box:
-    """A random crop drawn once (BYOL's TensorFlow code, and MAE's linear probe).
+    """Return a random crop that is drawn only once (BYOL's TensorFlow code, and MAE's linear probe).
 
-    A uniform share of the area in (`smallest`, 1) and a log-uniform aspect in (3/4, 4/3) give width and height; what
-    exceeds the image is clipped, where torchvision would draw again.
+    Width and height follow from a uniform share of the area in (`smallest`, 1) and a log-uniform aspect ratio in
+    (3/4, 4/3). A crop larger than the image is clipped; torchvision would draw again.
     """
     area = height * width * random.uniform(smallest, 1.0)
     aspect = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
@@ -205,10 +211,10 @@ def draw_once(height: int, width: int, smallest: float, flip: bool) -> Box:
 
 
 class BatchAugmentation:
-    """Normalising, random erasing and mixing of a batch, on its device.
+    """Normalisation, random erasing, mixup and CutMix of a batch, on its device.
 
     Erasing fills one rectangle of an image with noise of unit variance. Mixing pairs image i with image B - 1 - i and
-    draws one share for the whole batch (timm's mode "batch"); targets then hold label smoothing already.
+    draws one ratio for the whole batch (timm's mode "batch"); its targets include label smoothing.
     """
 
     def __init__(
@@ -219,9 +225,9 @@ class BatchAugmentation:
         self.mix = _mixup(config, classes) if config.mixes else None
 
     def __call__(self, images: Tensor, labels: Tensor, draws: StepDraws | None = None) -> tuple[Tensor, Tensor]:
-        """Floats (B, 3, S, S) from uint8, and targets: shares (B, C) when mixing, else the labels (B,).
+        """Return floats (B, 3, S, S) from uint8, and targets: class probabilities (B, C) if mixing, else labels (B,).
 
-        Draws by image and optimiser step if there are `draws`, else from the generators as they are.
+        Random numbers are drawn per image and optimiser step if `draws` is given, else from the global generators.
         """
         floats = normalise(images, self.mean, self.std)
         if self.erase is not None and draws is None:
@@ -235,7 +241,7 @@ class BatchAugmentation:
 
 
 def _erase(erase: RandomErasing, image: Tensor, seed: int) -> None:
-    """Erase in `image` (3, S, S), in place, what `seed` says; most images need no generator of the device."""
+    """Erase a rectangle of `image` (3, S, S) in place, drawn from `seed`; most images need no device generator."""
     random.seed(seed)
     if random.random() <= erase.probability:  # timm's first draw
         random.seed(seed)
@@ -256,13 +262,13 @@ def _mixup(config: Finetune, classes: int) -> Mixup:
 
 
 def finetune_crops(config: Finetune, folder: ImageFolder) -> MapStyle:
-    """The training view of fine-tuning."""
+    """Return the training images of fine-tuning."""
     return TimmCrops(
         folder, config.image, smallest=config.smallest_crop, flip=config.flip, randaugment=config.randaugment
     )
 
 
 def probe_crops(config: Linear, folder: ImageFolder) -> MapStyle:
-    """The training view of a linear probe."""
+    """Return the training images of a linear probe."""
     again = config.crop == "torchvision"
     return ProbeCrops(folder, config.image, smallest=config.smallest_crop, flip=config.flip, again=again)

@@ -1,25 +1,25 @@
-"""ImageNet's robustness sets: images that a classifier fine-tuned on ImageNet-1k has never seen the like of.
+"""ImageNet's robustness sets, for classifiers fine-tuned on ImageNet-1k.
 
-    test = robustness("imagenet-a", "/data/imagenet-a")            # or data sets by name, as everywhere
+    test = robustness("imagenet-a", "/data/imagenet-a")            # a path or a data set's name
     percent = {}
     for part in test.parts:                                        # one part, or 75 of them (ImageNet-C)
         right = [part.right(logits_BC, places_B), ...]             # for batches of part.folder, in any order
         percent[part.name] = part.percent(torch.cat(right))
     test.metrics(percent)                                          # {"imagenet_a_top1": 35.9}
 
-`part.folder` is an `ImageFolder`, to be read as the validation split is (`CentreCrops`); its labels count in the
-classifier's numbering. `places_B` says which of its images the logits are of. What is measured, and where the published
-sets put their files:
+`part.folder` is an `ImageFolder`, read like the validation split (`CentreCrops`); its labels are indices into the
+classifier's outputs. `places_B` are the indices of the images the logits belong to. Metrics and the published file
+layouts:
 
     imagenet-a       PATH/<wnid>/...                      top-1 among the 200 classes of the set (logits masked)
     imagenet-r       PATH/<wnid>/...                      the same, among its own 200 classes
     imagenet-sketch  PATH/<wnid>/... or PATH/sketch/      top-1 among all classes
-    imagenet-v2      PATH/<0..999>/...                    top-1; several of its three samplings below PATH are each told
+    imagenet-v2      PATH/<0..999>/...                    top-1; each of its three samplings found below PATH separately
     imagenet-c       PATH/<corruption>/<1..5>/<wnid>/...  mean top-1, and mCE: errors relative to AlexNet's
     imagenet-real    PATH, the validation split           top-1 with ReaL's labels: right if in the image's set;
                                                           images without a label do not count
 
-Nothing is trained on these, and no class order is taken on trust: folders are matched by wnid, or (V2) by number.
+Nothing is trained on these sets. Folders are matched to classes by wnid, or by number (V2).
 """
 
 from __future__ import annotations
@@ -58,22 +58,22 @@ ALEXNET_ERROR = {  # mean error over severities, Hendrycks and Dietterich 2019 (
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-EXTRA = frozenset({"speckle_noise", "gaussian_blur", "spatter", "saturate"})  # of ImageNet-C, outside of the means
+EXTRA = frozenset({"speckle_noise", "gaussian_blur", "spatter", "saturate"})  # in ImageNet-C, not in the means
 
-LEFT_OUT = -1  # of an image that has no label
+LEFT_OUT = -1  # marks an image without a label
 
 # B image of a batch, N image of a part, C class of the classifier
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images that are measured together.
+    """Images that are evaluated together.
 
     Attributes:
-        name: tells a part from the others; empty if it is the only one.
-        folder: the images; labels in the classifier's numbering.
-        mask: bool (C,), the classes that compete; None for all.
-        sets: bool (N, C), classes that are right for each image; None: `folder.labels` alone.
+        name: unique name of the part; empty if it is the only one.
+        folder: the images; labels are indices into the classifier's outputs.
+        mask: bool (C,), the classes that may be predicted; None for all.
+        sets: bool (N, C), the correct classes of each image; None: only `folder.labels`.
     """
 
     name: str
@@ -82,14 +82,16 @@ class Part:
     sets: Tensor | None = None
 
     def right(self, logits_BC: Tensor, places_B: Tensor) -> Tensor:
-        """int8 (B,), on the CPU: 1 if the first guess for image `places_B` of the folder is right, 0 if not, else -1.
+        """Return int8 (B,) on the CPU for images `places_B`: 1 if top-1 is correct, 0 if not, -1 without a label.
 
         Raises:
-            ValueError: if the logits are not of the classifier that the set was opened for.
+            ValueError: if the logits do not have the classes that the set was opened with.
         """
         classes = len(self.folder.classes)
         if logits_BC.shape[1] != classes:
-            raise ValueError(f"logits of {logits_BC.shape[1]} classes, where {self.folder.root} is read for {classes}")
+            raise ValueError(
+                f"logits have {logits_BC.shape[1]} classes, but {self.folder.root} was opened for {classes}"
+            )
         logits_BC, places_B = logits_BC.float().cpu(), places_B.cpu()
         if self.mask is not None:
             logits_BC = logits_BC.masked_fill(~self.mask, -torch.inf)
@@ -101,14 +103,16 @@ class Part:
         return right_B.masked_fill(~allowed_BC.any(1), LEFT_OUT)
 
     def percent(self, right_N: Tensor) -> float:
-        """Top-1 in percent, from what `right` gave for all images.
+        """Return top-1 in percent from the values of `right` for all images.
 
         Raises:
-            ValueError: if none of them has a label.
+            ValueError: if no image has a label.
         """
         counted = right_N[right_N != LEFT_OUT]
         if not len(counted):
-            raise ValueError(f"{self.folder.root}: none of the {len(right_N)} images has a label to be measured by")
+            raise ValueError(
+                f"{self.folder.root}: none of the {len(right_N)} images has a label; name a set with labelled images"
+            )
         return 100 * counted.sum(dtype=torch.int64).item() / len(counted)
 
 
@@ -120,10 +124,10 @@ class Robustness:
     parts: tuple[Part, ...]
 
     def metrics(self, percent: Mapping[str, float]) -> dict[str, float]:
-        """The numbers that papers print, from each part's top-1 in percent, by its name.
+        """Return the numbers that papers report, from the top-1 in percent of each part by name.
 
-        `imagenet_a_top1` and so on, the mean over parts. Of V2 one more for each sampling. Of C one more for each
-        corruption (mean over severities), and when the 15 are there at all 5 severities `imagenet_c_mce`, in percent.
+        `imagenet_a_top1` and so on: the mean over parts. V2 adds one metric per sampling. C adds one per corruption
+        (mean over severities), and `imagenet_c_mce` in percent if all 15 corruptions exist at all 5 severities.
         """
         if self.kind == "imagenet-c":
             return _corruption_metrics(percent)
@@ -136,17 +140,17 @@ def robustness(kind: Kind, path: str | Path, classes: Sequence[str] | None = Non
     """Open the set at `path` (a directory or a data set's name) for a classifier.
 
     Args:
-        kind: which it is, one of `KINDS`.
-        path: where it is.
-        classes: wnids of the classifier's outputs, in order; those of ImageNet-1k if None, or if they are its 1,000
-            numbers (WebDataset names no classes).
+        kind: the robustness set, one of `KINDS`.
+        path: its directory or data set name.
+        classes: wnids of the classifier's outputs, in order; those of ImageNet-1k if None, or if they are the 1,000
+            numbers (WebDataset stores no class names).
 
     Raises:
-        FileNotFoundError: if nothing is at `path`.
-        ValueError: (UnfitError) if it is not such a set, or holds a class that the classifier does not know.
+        FileNotFoundError: if `path` does not exist.
+        ValueError: (UnfitError) if it is not such a set, or has a class that the classifier does not have.
     """
     if kind not in KINDS:
-        raise ValueError(f"{kind!r} is no robustness set; they are {', '.join(KINDS)}")
+        raise ValueError(f"{kind!r} is not a robustness set; choose from {', '.join(KINDS)}")
     unnamed = classes is not None and list(classes) == [str(number) for number in range(len(wnids()))]
     root, order = locate(path), tuple(wnids() if classes is None or unnamed else classes)
     if kind == "imagenet-a":
@@ -169,7 +173,7 @@ def _masked(root: Path, order: Sequence[str], competing: Sequence[str]) -> Part:
 
 
 def _by_wnid(root: Path, order: Sequence[str], among: frozenset[str] | None = None) -> ImageFolder:
-    """The images of folders named by wnid, labelled by the places of these in `order`."""
+    """Return the images of folders named by wnid, labelled by the wnid's index in `order`."""
     directory = _holding(root, lambda name: bool(WNID.fullmatch(name)))
     if directory is None:
         raise unfit(root, "has no folders named by wnid (n01440764)", "name the folder that holds them")
@@ -177,12 +181,12 @@ def _by_wnid(root: Path, order: Sequence[str], among: frozenset[str] | None = No
     allowed = frozenset(order) if among is None else frozenset(order) & among
     if strange := [name for name in folder.classes if name not in allowed]:
         whose = "the classifier's classes" if among is None else "the classes of this set"
-        raise unfit(directory / strange[0], f"is not among {whose}", "is this the set you named?")
+        raise unfit(directory / strange[0], f"is not among {whose}", "check that this directory is the set you named")
     return _renumbered(folder, [order.index(name) for name in folder.classes], order)
 
 
 def _holding(root: Path, fits: Callable[[str], bool]) -> Path | None:
-    """`root` or the one directory in it whose subdirectories have names that fit."""
+    """Return `root` or the single directory in it whose subdirectories' names satisfy `fits`."""
     inner = sorted(place for place in root.iterdir() if place.is_dir() and not place.name.startswith("."))
     if any(fits(place.name) for place in inner):
         return root
@@ -208,28 +212,30 @@ def _v2(root: Path, order: Sequence[str]) -> tuple[Part, ...]:
 
 
 def _numbered(root: Path, order: Sequence[str]) -> ImageFolder:
-    """The images of folders named 0 to 999, which are ImageNet's classes by number (and sort as 0, 1, 10, 100)."""
+    """Return the images of folders named 0 to 999, ImageNet's class numbers (sorted as text: 0, 1, 10, 100)."""
     directory = _holding(root, str.isdecimal)
     if directory is None:
         return _by_wnid(root, order)
     folder = ImageFolder(directory, "train")
     for name in folder.classes:
         if not name.isdecimal() or int(name) >= len(wnids()):
-            raise unfit(directory / name, f"is no number below {len(wnids())}", "ImageNet-V2's folders are 0 to 999")
+            raise unfit(
+                directory / name, f"is not a number below {len(wnids())}", "ImageNet-V2's folders are named 0 to 999"
+            )
         if (wnid := wnids()[int(name)]) not in order:
-            raise unfit(directory / name, f"is {wnid}, which is not among the classifier's classes", "remove it")
+            raise unfit(directory / name, f"is {wnid}, which is not a class of the classifier", "remove the folder")
     return _renumbered(folder, [order.index(wnids()[int(name)]) for name in folder.classes], order)
 
 
 def _corruptions(root: Path, order: Sequence[str]) -> tuple[Part, ...]:
-    """A part for each corruption and severity; corruptions may lie in folders of their kind (noise/, blur/)."""
+    """Return a part for each corruption and severity; corruptions may be in group folders (noise/, blur/)."""
     inner = sorted(place for place in root.iterdir() if place.is_dir())
     below = [deeper for place in inner if not _graded(place) for deeper in sorted(place.iterdir()) if deeper.is_dir()]
     found = [place for place in [*inner, *below] if _graded(place)]
     if not found:
-        raise unfit(root, "has no folders of corruptions", "it wants <corruption>/<1..5>/<wnid>/")
+        raise unfit(root, "has no folders of corruptions", "ImageNet-C's layout is <corruption>/<1..5>/<wnid>/")
     if strange := [place for place in found if place.name not in ALEXNET_ERROR and place.name not in EXTRA]:
-        raise unfit(strange[0], "is no corruption of ImageNet-C", f"they are {', '.join(ALEXNET_ERROR)}")
+        raise unfit(strange[0], "is not a corruption of ImageNet-C", f"its corruptions are {', '.join(ALEXNET_ERROR)}")
     return tuple(
         Part(f"{place.name}/{severity}", _by_wnid(place / severity, order))
         for place in sorted(found, key=lambda place: place.name)
@@ -256,16 +262,22 @@ def _corruption_metrics(percent: Mapping[str, float]) -> dict[str, float]:
 
 
 def _real(root: Path, order: Sequence[str]) -> Part:
-    """The validation split with ReaL's sets of labels, of `real.json` beside it or of timm."""
+    """Return the validation split with ReaL's label sets, from `real.json` beside it or from timm."""
     folder = ImageFolder(root, "val")
     numbers = [val_number(folder.paths.text(place)) for place in range(len(folder))]
     if None in numbers:
         odd = folder.paths[numbers.index(None)]
-        raise unfit(odd, "is not named as ImageNet's validation images", "ReaL's labels go by ILSVRC2012_val_00000001")
+        raise unfit(
+            odd,
+            "is not named like ImageNet's validation images",
+            "ReaL's labels need names like ILSVRC2012_val_00000001",
+        )
     if set(folder.classes) <= set(order):
         _renumbered(folder, [order.index(name) for name in folder.classes], order)
     elif len(folder.classes) != len(order):
-        raise unfit(folder.paths.root, "has classes that the classifier does not know", "are they ImageNet's wnids?")
+        raise unfit(
+            folder.paths.root, "has classes that the classifier does not have", "name the folders by ImageNet's wnids"
+        )
     labels = _real_file(root) if (root / "real.json").is_file() else real_labels()
     places = {wnid: place for place, wnid in enumerate(order)}
     column = [places.get(wnid) for wnid in wnids()]
@@ -282,9 +294,9 @@ def _real_file(root: Path) -> Sequence[Sequence[int]]:
     try:
         labels = json.loads(file.read_text(encoding="utf-8"))
         if len(labels) != len(real_labels()) or not all(0 <= label < 1000 for one in labels for label in one):
-            raise ValueError("50,000 lists of numbers from 0 to 999 are wanted")
+            raise ValueError("expected 50,000 lists of numbers from 0 to 999")
     except (OSError, ValueError, TypeError) as error:
-        raise unfit(file, f"cannot be read ({error})", "remove it: the labels come with mimbench's packages") from None
+        raise unfit(file, f"cannot be read ({error})", "remove it: timm includes the labels") from None
     return labels  # type: ignore[no-any-return]
 
 

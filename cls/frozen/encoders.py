@@ -1,11 +1,11 @@
-"""The encoder that a frozen evaluation reads: one of ours, from a checkpoint or random, or a user's own.
+"""The encoder of a frozen evaluation: a mimbench encoder (from a checkpoint or random) or a user's own.
 
     encoder = frozen_encoder(config, device)        # a `FrozenEncoder` of cls/frozen/features.py
     encoder.read(images, sources(config, encoder))
 
-`checkpoint=my_encoder.py:build` is a function that returns an encoder meeting `backbones.contract`. Of such a one there
-are two features: `avg` is the mean of the grid that it returns, `cls` the pooled feature that it returns, whatever it
-pooled; its norms and its inner blocks are its own affair.
+`checkpoint=my_encoder.py:build` names a function that returns an encoder meeting `backbones.contract`. Such an encoder
+has two features: `avg` is the mean of the grid that it returns, `cls` the pooled feature that it returns. Its norms
+and inner blocks are not accessed.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ USER_POOLED = {
 
 @dataclass(frozen=True)
 class FrozenViT(FrozenEncoder):
-    """An encoder of ours."""
+    """A mimbench encoder."""
 
     model: VisionTransformer
     info: EncoderInfo | None  # None: random weights
 
     @property
     def family(self) -> str | None:
-        """The family of its checkpoint."""
+        """Family of the encoder's checkpoint."""
         return None if self.info is None else self.info.family
 
     @property
     def token_width(self) -> int:
-        """Width of the encoder."""
+        """Width of the encoder's tokens."""
         return self.model.width
 
     @property
     def depth(self) -> int:
-        """Blocks of the encoder."""
+        """Number of blocks."""
         return self.model.shape.depth
 
     def describe(self, pool: FrozenPool, norm: Norm, where: str = "") -> str:
-        """A feature in words."""
+        """Return the description of a feature."""
         return describe(pool, norm, self.info, where)
 
     def facts(self, config: Evaluation) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class FrozenViT(FrozenEncoder):
         return encoder_facts(config, self.model, self.info)
 
     def identity(self) -> dict[str, Any]:
-        """Weights as they are evaluated, shape, traits, and the statistics its images are normalised by."""
+        """Return the evaluated weights' hash, shape, traits, and the statistics that normalise the images."""
         return {
             "weights": tensors_hash(self.model.state_dict()),
             "shape": asdict(self.model.shape),
@@ -98,7 +98,7 @@ class FrozenViT(FrozenEncoder):
         return [found[source] for source in sources]
 
     def _pooled(self, tokens_BTD: Tensor, source: Source) -> Tensor:
-        """One pool of the tokens after a block (B, D), float32."""
+        """Return the pooled tokens after a block (B, D), float32."""
         start = self.model.traits.prefix
         tokens = tokens_BTD[:, start:] if source.pool == "avg" else tokens_BTD[:, :1]
         if source.norm == "pooled":
@@ -109,13 +109,13 @@ class FrozenViT(FrozenEncoder):
 
 @dataclass(frozen=True)
 class FrozenUserEncoder(FrozenEncoder):
-    """An encoder that a user's function returned, and that is none of ours."""
+    """An encoder returned by a user's function that is not a mimbench encoder."""
 
     user: UserEncoder
 
     @property
     def family(self) -> str:
-        """It has none: user code."""
+        """User code, which has no family."""
         return FAMILY
 
     @property
@@ -125,16 +125,16 @@ class FrozenUserEncoder(FrozenEncoder):
 
     @property
     def depth(self) -> int:
-        """One: its output is all that is seen of it."""
+        """1: only the encoder's output is available."""
         return 1
 
     def describe(self, pool: FrozenPool, norm: Norm, where: str = "") -> str:
-        """A feature in words."""
+        """Return the description of a feature."""
         after = ", standardised" if norm == "pooled" else ""
         return f"{USER_POOLED[pool]} that {self.user.name} returns (user code){after}"
 
     def facts(self, config: Evaluation) -> dict[str, Any]:
-        """Which function and class it is, and how its images are normalised."""
+        """Return the encoder's function and class, and how its images are normalised."""
         user = self.user
         about = {"code": user.name, "type": user.type_name, "width": user.encoder.width, "patch": user.encoder.patch}
         whose = "the encoder's" if user.statistics_given else "ImageNet's, for the encoder gives none"
@@ -142,7 +142,7 @@ class FrozenUserEncoder(FrozenEncoder):
         return {"encoder": {**about, **statistics}, "weights": f"user code, {user.name}"}
 
     def identity(self) -> dict[str, Any]:
-        """The source file and function, the statistics, and the weights as far as they are known."""
+        """Return the source file and function, the statistics, and the weights as far as they are accessible."""
         module = self.user.module
         return {
             "code": content_hash(self.user.code.location),
@@ -163,17 +163,17 @@ class FrozenUserEncoder(FrozenEncoder):
 
 
 def standardised(features: Tensor) -> Tensor:
-    """A LayerNorm that has no weights."""
+    """Apply a LayerNorm without weights."""
     return F.layer_norm(features, features.shape[-1:], eps=1e-6)
 
 
 def frozen_encoder(config: FrozenConfig, device: torch.device) -> FrozenEncoder:
-    """The encoder that `config` evaluates: of a checkpoint, random without one, or a user's own.
+    """Return the encoder that `config` evaluates: from a checkpoint, random without one, or a user's own.
 
     Raises:
         FileNotFoundError: if its checkpoint does not exist.
-        ValueError: if the checkpoint is not one, its patches do not fit the images, it lacks the class token or as many
-            blocks as are asked for, or a user's encoder does not meet the contract.
+        ValueError: if the file is not a checkpoint, the patches do not fit the images, the class token is missing, the
+            config asks for more blocks than exist, or a user's encoder does not meet the contract.
     """
     if config.checkpoint is None or user_code(config.checkpoint) is None:
         return frozen_vit(config, device)
@@ -194,12 +194,12 @@ def _frozen_user_encoder(config: FrozenConfig, user: UserEncoder, device: torch.
 
 
 def frozen_vit(config: FrozenConfig, device: torch.device) -> FrozenViT:
-    """The encoder that `config` evaluates, one of ours.
+    """Return the mimbench encoder that `config` evaluates.
 
     Raises:
         FileNotFoundError: if its checkpoint does not exist.
-        ValueError: if the checkpoint is not one, its patches do not fit the images, or it lacks the class token or as
-            many blocks as are asked for.
+        ValueError: if the file is not a checkpoint, the patches do not fit the images, the class token is missing, or
+            the config asks for more blocks than exist.
     """
     return _frozen_vit(config, device, *encoder_of(config, _pool(config)))
 
@@ -214,36 +214,36 @@ def _frozen_vit(
 
 
 def _pool(config: FrozenConfig) -> Pool:
-    """What the encoder must have for the pools that are evaluated: "cls" if any of them reads the class token."""
+    """Return the pool that the encoder must support: "cls" if any evaluated pool reads the class token."""
     return "avg" if set(_pools(config)) == {"avg"} else "cls"
 
 
 def _interpolation(config: Evaluation) -> Interpolation | None:
-    """How positions are brought to another grid; None: as the checkpoint's family does."""
+    """Return how the position table is resized; None: as the checkpoint's family does."""
     return None if config.positions == "auto" else config.positions
 
 
 def _pools(config: FrozenConfig) -> tuple[FrozenPool, ...]:
-    """Every pool that is evaluated; the one that is reported comes first."""
+    """Return every evaluated pool; the reported one comes first."""
     if isinstance(config, FastLinear):
         return config.pools
     return (config.pool, *config.more_pools) if isinstance(config, Knn) else (config.pool,)
 
 
 def sources(config: Knn | FastLinear | FewShot, encoder: FrozenEncoder) -> list[Source]:
-    """The features that `config` evaluates; the one that is reported, where one is, comes first.
+    """Return the features that `config` evaluates; the reported one, if any, comes first.
 
     Raises:
-        ValueError: if the encoder has fewer blocks than are asked for.
+        ValueError: if the encoder has fewer blocks than the config asks for.
     """
     layers = 1 if isinstance(config, FewShot) else config.layers
     if isinstance(config, FastLinear) and not isinstance(encoder, FrozenViT):
-        layers = 1  # a user's encoder shows its output alone: the search is over that
+        layers = 1  # only the output of a user's encoder is available
     return sources_of(tuple(dict.fromkeys(_pools(config))), layers, config.norm, encoder.depth)
 
 
 def encoder_of(config: Evaluation, pool: Pool = "avg") -> tuple[VisionTransformer, EncoderInfo | None]:
-    """The encoder of a run's checkpoint, or a random one; its patches fit the images.
+    """Return the encoder of a run's checkpoint, or a random one, checked to fit the image size.
 
     Raises:
         FileNotFoundError, ValueError: as `frozen_encoder`.
@@ -260,7 +260,7 @@ def _require_grid(model: VisionTransformer, image: int) -> None:
 
 
 def _bring_positions(model: VisionTransformer, image: int) -> None:
-    """Resize the position table once, to the grid of all images to come."""
+    """Resize the position table once, to the grid of the evaluation's images."""
     if model.traits.positions == "absolute":
         grid = image // model.patch
         table = resize_positions(model.pos_embed.data, (grid, grid), model.interpolation)
@@ -268,29 +268,29 @@ def _bring_positions(model: VisionTransformer, image: int) -> None:
 
 
 def require_fit(vit: ViT, image: int) -> None:
-    """Images of side `image` can be cut into the encoder's patches.
+    """Check that images of side `image` can be divided into the encoder's patches.
 
     Raises:
         ValueError: if they cannot.
     """
     if image % vit.patch:
         below = max(image - image % vit.patch, vit.patch)
-        raise ValueError(f"image={image} cannot be cut into the encoder's patches of {vit.patch}; try image={below}")
+        raise ValueError(f"image={image} is not a multiple of the encoder's patch size {vit.patch}; use image={below}")
 
 
 def statistics(info: EncoderInfo | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that an encoder's images are normalised by."""
+    """Return the mean and standard deviation that normalise an encoder's images."""
     return (IMAGENET_MEAN, IMAGENET_STD) if info is None else (info.mean, info.std)
 
 
 def describe_source(source: Source, encoder: FrozenEncoder) -> str:
-    """A feature in words."""
+    """Return the description of a feature."""
     where = "" if source.block == encoder.depth else f" of block {source.block} of {encoder.depth}"
     return encoder.describe(source.pool, source.norm, where)
 
 
 def describe(pool: FrozenPool, norm: Norm, info: EncoderInfo | None, where: str = "") -> str:
-    """A feature of one of our encoders in words; `where` says of which block."""
+    """Return the description of a mimbench encoder's feature; `where` names the block."""
     what = POOLED[pool] + where
     if norm == "pooled":
         return f"{what}, no final norm, then standardised" if pool != "both" else f"{what} no final norm, standardised"
@@ -300,7 +300,7 @@ def describe(pool: FrozenPool, norm: Norm, info: EncoderInfo | None, where: str 
 
 
 def encoder_facts(config: Evaluation, model: VisionTransformer, info: EncoderInfo | None) -> dict[str, Any]:
-    """Which encoder was evaluated, and what was done to it: `partial` names the keys that `allow_partial` let pass."""
+    """Return the facts of the evaluated encoder; `partial` lists the keys accepted because of `allow_partial`."""
     vit = model.shape
     resized = model.traits.positions == "absolute" and config.image // vit.patch != vit.grid
     facts = {

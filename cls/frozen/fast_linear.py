@@ -1,24 +1,24 @@
-"""The fast linear probe: a grid of classifiers on stored features, trained together in the time of about one.
+"""The fast linear probe: a grid of classifiers on stored features, trained together in about the time of one.
 
     mimbench run cls/linear_fast checkpoint=encoder.safetensors data=imagenet
     mimbench evaluate encoder.safetensors --on linear_fast --data imagenet
 
 Every image is encoded once (cls/frozen/feature_store.py). Each pool of each of the last blocks is then tried with every
-learning rate and weight decay (cls/frozen/heads.py). What that leaves out is augmentation: the papers' probe sees a
-new crop of every image in each of its 90 epochs. The result says so, and its numbers belong beside others of this
-kind. What it costs: on 1,000 images of handwritten, 90 epochs, the demo's encoder has 64.1 % on centre crops and 63.7
-% with crops of 60 to 100 %, a difference that chance makes (1,400 validation images). On ImageNet it has not been
-measured.
+learning rate and weight decay (cls/frozen/heads.py). There is no augmentation: the papers' probe sees a new crop of
+every image in each of its 90 epochs. The result records this; compare its numbers only with others of this protocol.
+Effect of the missing augmentation: on 1,000 images of handwritten, 90 epochs, the demo's encoder reaches 64.1 % with
+centre crops and 63.7 % with crops of 60 to 100 %, a difference within chance (1,400 validation images). It has not
+been measured on ImageNet.
 
-Which head counts is not chosen on the validation split. A share of the training images (`held_out`) is kept back, the
-head that does best on them is trained again on all training images, and that is what is measured:
+The reported head is not selected on the validation split. A share of the training images (`held_out`) is held out,
+the head with the highest accuracy on them is trained again on all training images, and then evaluated:
 
-    linear_fast_top1              of the head that the held-out training images chose
-    linear_fast_held_out_top1     what it had on them, trained without them
-    linear_fast_val_best_top1     as papers choose: the better, on the validation split, of that head and of the one
-                                  that did best there in the search
+    linear_fast_top1              of the head selected on the held-out training images
+    linear_fast_held_out_top1     its accuracy on the held-out images, trained without them
+    linear_fast_val_best_top1     as in papers: the higher validation accuracy of that head and of the head that was
+                                  best on the validation split in the search
 
-With a single head there is nothing to choose, and it is `cls/frozen/linear.py` with views=cached.
+With a single head nothing is selected, and the probe equals `cls/frozen/linear.py` with views=cached.
 
     RUN/search/heads.json    every head: feature, learning rate, weight decay, accuracies
 """
@@ -50,13 +50,13 @@ from mimbench.engine.training.train import Training, train
 
 # B image of a batch, N image of a split, H head, C class, D feature
 
-TRUST = 0.001  # of LARS, as in MAE's probe
-EVALUATED = 4096  # images put through the heads at a time, at most
+TRUST = 0.001  # LARS's trust coefficient, as in MAE's probe
+EVALUATED = 4096  # maximum number of images per forward pass through the heads
 
 
 @dataclass(frozen=True)
 class Head:
-    """A point of the grid."""
+    """One combination of the grid."""
 
     source: Source
     base_lr: float
@@ -64,7 +64,7 @@ class Head:
 
 
 class Tally(NamedTuple):
-    """What each head got right."""
+    """The accuracies and losses of each head."""
 
     top1: list[float]  # percent
     top5: list[float]
@@ -73,7 +73,7 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Features of some images by source, and labels; `index` (N,) are the images' places, None for all."""
+    """Features of images by source, and their labels; `index` (N,) selects images, None for all."""
 
     features: dict[Source, Tensor]
     labels: Tensor
@@ -83,13 +83,13 @@ class Rows:
         return len(self.labels) if self.index is None else len(self.index)
 
     def at(self, place_B: Tensor, wanted: Sequence[Source]) -> tuple[list[Tensor], Tensor]:
-        """Features (B, D) of each wanted source and labels (B,)."""
+        """Return the features (B, D) of each wanted source, and labels (B,)."""
         index_B = place_B if self.index is None else self.index[place_B]
         return [self.features[source][index_B] for source in wanted], self.labels[index_B]
 
 
 class Grid(nn.Module):
-    """The heads of a grid, those of one source side by side."""
+    """The heads of a grid, stacked by source."""
 
     def __init__(self, heads: Sequence[Head], widths: dict[Source, int], classes: int, seed: int) -> None:
         super().__init__()
@@ -98,29 +98,29 @@ class Grid(nn.Module):
             self.by_source.setdefault(head.source, []).append(head)
         self._stacks = nn.ModuleList()
         for source, mine in self.by_source.items():
-            seed_all(seed)  # every source starts from the weights that it would start from alone
+            seed_all(seed)  # every source starts from the same weights as if it were alone
             self._stacks.append(Heads(widths[source], classes, len(mine)))
 
     @property
     def stacks(self) -> list[Heads]:
-        """The heads of each source."""
+        """The stacked heads of each source."""
         return [stack for stack in self._stacks if isinstance(stack, Heads)]
 
     @property
     def heads(self) -> list[Head]:
-        """In the order of their results."""
+        """The heads in the order of their results."""
         return [head for mine in self.by_source.values() for head in mine]
 
     def forward(self, batch: tuple[Sequence[Tensor], Tensor]) -> dict[str, Tensor]:
-        """The mean over sources of the heads' mean loss, whose gradient is for each head that of its own."""
+        """Return the mean over sources of the heads' mean loss; each head receives the gradient of its own loss."""
         features, label_B = batch
         losses = [stack((each, label_B))["loss"] for stack, each in zip(self.stacks, features, strict=True)]
-        own = sum(losses)  # the gradient of this one is each stack's own
+        own = sum(losses)  # each stack receives the gradient of its own loss
         mean = torch.stack([loss.detach() for loss in losses]).mean()
         return {"loss": own - own.detach() + mean}
 
     def optimizer(self, config: FastLinear) -> HeadOptimizer:
-        """One that gives every head its learning rate and weight decay."""
+        """Return an optimiser with a learning rate and weight decay for every head."""
         trust = TRUST if config.optimizer == "lars" else None
         groups = [
             (
@@ -137,7 +137,7 @@ class Grid(nn.Module):
 
     @torch.no_grad()
     def measure(self, rows: Rows, device: torch.device) -> Tally:
-        """Accuracy of every head on `rows`; every process takes its share of them."""
+        """Return the accuracy of every head on `rows`, which are divided among the processes."""
         heads = self.heads
         right, loss = torch.zeros(2, len(heads), dtype=torch.int64), torch.zeros(len(heads), dtype=torch.float64)
         right, loss = right.to(device), loss.to(device)
@@ -156,7 +156,7 @@ class Grid(nn.Module):
 
 
 def _count(logits_BHC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-    """How often the label is the first guess and among the first five (2, H), and the sums of the losses (H,)."""
+    """Return the counts of correct top-1 and top-5 (2, H), and the sums of the losses (H,)."""
     guesses = logits_BHC.topk(min(5, logits_BHC.shape[2])).indices == label_B[:, None, None]
     right_2H = torch.stack([guesses[..., 0].sum(0), guesses.any(2).sum(0)])
     labels = label_B[:, None].expand(logits_BHC.shape[:2])
@@ -168,11 +168,11 @@ def _count(logits_BHC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run(config: FastLinear, run: RunDir) -> Outcome:
-    """Train the grid and measure its best head: the metrics above, `linear_fast_top5`, `linear_fast_loss`.
+    """Train the grid and evaluate its best head: the metrics above, `linear_fast_top5` and `linear_fast_loss`.
 
     Raises:
-        FileNotFoundError: if the data set or the checkpoint is not there.
-        ValueError: if either is not what it should be, a feature cannot be stored, or the loss becomes NaN.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if the data or the checkpoint does not fit, a feature cannot be stored, or the loss becomes NaN.
     """
     frozen = open_frozen(config, run)
     wanted = sources(config, frozen.encoder)
@@ -198,7 +198,7 @@ def run(config: FastLinear, run: RunDir) -> Outcome:
 
 
 def prepare(config: FastLinear, frozen: Frozen, heads: Sequence[Head], rows: Rows) -> Training:
-    """The training of some heads on some rows."""
+    """Return the training of `heads` on `rows`."""
     wanted = list(dict.fromkeys(head.source for head in heads))
     widths = {source: frozen.encoder.token_width * len(source.parts) for source in wanted}
     grid = Grid(heads, widths, frozen.splits.classes, config.seed)
@@ -220,7 +220,7 @@ def prepare(config: FastLinear, frozen: Frozen, heads: Sequence[Head], rows: Row
 
 
 def schedule(config: FastLinear, steps_per_epoch: int) -> Callable[[int], float]:
-    """The share of its learning rate that each head has at an optimiser step (0-based): warm-up, then a cosine to 0."""
+    """Return the factor of the heads' learning rates by optimiser step (0-based): warm-up, then a cosine to 0."""
 
     def rate(step: int) -> float:
         return warmup_cosine(step / steps_per_epoch, 1.0, 0.0, config.warmup_epochs, config.epochs)
@@ -229,7 +229,7 @@ def schedule(config: FastLinear, steps_per_epoch: int) -> Callable[[int], float]
 
 
 def _rows(frozen: Frozen, split: Any, wanted: Sequence[Source]) -> Rows:
-    """A split's stored features, on the GPU if they fill no more than half of what is free there."""
+    """Return a split's stored features, on the GPU if they fit into half of its free memory."""
     features = {source: frozen.store.read(split, source) for source in wanted}
     labels, device = frozen.store.labels(split), frozen.encoder.device
     size = sum(each.numel() * each.element_size() for each in features.values())
@@ -241,7 +241,7 @@ def _rows(frozen: Frozen, split: Any, wanted: Sequence[Source]) -> Rows:
 def _evaluation(
     heads: Sequence[Head], rows: Rows, device: torch.device, tallies: list[Tally]
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """What measures the last heads on the validation split; the first of them counts, `tallies` get all."""
+    """Return the function that evaluates the heads on the validation split; it reports the first, `tallies` get all."""
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Grid)
@@ -260,7 +260,7 @@ def _evaluation(
 def _search(
     config: FastLinear, frozen: Frozen, heads: Sequence[Head], train_rows: Rows, val_rows: Rows, run: RunDir
 ) -> list[dict[str, Any]]:
-    """What every head has on held-out training images and on the validation split, trained without the former."""
+    """Train all heads without the held-out images; return their results on those and on the validation split."""
     inner = RunDir(run.path / "search")
     file = inner.path / "heads.json"
     if rank_and_world()[0] == 0 and not file.exists():
@@ -282,14 +282,16 @@ def _search(
 
 
 def _held_out(config: FastLinear, rows: Rows) -> tuple[Rows, Rows]:
-    """The training images without the share that is held out, and that share; drawn from the seed alone.
+    """Return the training images without the held-out share, and the held-out share; drawn from the seed alone.
 
     Raises:
-        ValueError: if the share is less than an image.
+        ValueError: if the share is less than one image.
     """
     count = round(config.held_out * len(rows))
     if not count:
-        raise ValueError(f"held_out={config.held_out} of {len(rows)} training images is none; take a larger share")
+        raise ValueError(
+            f"held_out={config.held_out} of {len(rows)} training images is less than one image; use a larger share"
+        )
     generator = torch.Generator().manual_seed(derived_seed(config.seed, -2))
     order_N = torch.randperm(len(rows), generator=generator)
     parts = (order_N[count:].sort().values, order_N[:count].sort().values)
@@ -310,12 +312,12 @@ def _table(grid: Grid, held_out: Tally, val: Tally) -> Iterator[dict[str, Any]]:
 
 
 def _best(found: Sequence[dict[str, Any]], top1: str, loss: str) -> int:
-    """The head of greatest accuracy; among equals that of least loss, then the first."""
+    """Return the index of the head with the highest accuracy; of equal ones that of lowest loss, then the first."""
     return min(range(len(found)), key=lambda place: (-found[place][top1], found[place][loss], place))
 
 
 def facts(config: FastLinear, frozen: Frozen, chosen: Head, on_val: Head, heads: int) -> dict[str, Any]:
-    """What of the protocol changes the numbers."""
+    """Return the facts of the protocol that change the numbers."""
     how = f"the best of {heads} heads on held-out training images" if heads > 1 else "one head"
     return {
         "protocol": f"fast linear probe, {how}, on stored features without augmentation (not the papers')",

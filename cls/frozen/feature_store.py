@@ -1,19 +1,19 @@
-"""Features of a data set on disk, made once for each encoder and used by k-NN, the fast linear probe and few-shot.
+"""Features of a data set on disk, computed once per encoder and used by k-NN, the fast linear probe and few-shot.
 
     ROOT/.features/<key>/train-avg-12-tokens.safetensors     split, pool, block, norm; beside the runs under ROOT
-    ROOT/.features/<key>/parts/...                           what is being made
+    ROOT/.features/<key>/parts/...                           unfinished features
 
     store = FeatureStore(directory, encoder, splits, view)
-    store.make(sources)                  # encodes what is not there yet; every process its share
-    features_ND = store.read("train", source)            # mapped into memory, not read
+    store.make(sources)                  # encodes what is missing, divided among the processes
+    features_ND = store.read("train", source)            # memory-mapped
 
-A file is in safetensors' format, one tensor `features` (N, D), and says in its metadata which encoder (by its hash),
-which images and which crops it is of; one of others is refused. All sources of a split that are lacking come from one
-pass through the encoder. It is made in parts of `PART` images, each written whole or not at all, dealt out to the
-processes: what was killed goes on with the first part that is missing. fp16 is exact to 1 in 2048; a value beyond its
-65504 stops the run, and so does one that is not finite.
+A file has safetensors' format with one tensor `features` (N, D). Its metadata name the encoder (by its hash), the
+images and the crops; a file that does not match is an error. All missing sources of a split are computed in one pass
+through the encoder, in parts of `PART` images that are written atomically and divided among the processes. After an
+interruption, the next run starts at the first missing part. fp16 is exact to 1 in 2048; a value above its maximum of
+65504 or one that is not finite stops the run.
 
-The folder may be deleted whenever no run uses it (`mimbench gc` does).
+The folder may be deleted when no run uses it (`mimbench gc` does so).
 """
 
 from __future__ import annotations
@@ -50,31 +50,31 @@ from mimbench.engine.run.process import announced, meet, rank_and_world
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-METADATA = "mimbench-features"  # the key in a file's metadata
-PART = 8192  # images; 12 MiB for each source of a ViT-B
-ALIGNMENT = 4096  # of the first feature in its file
+METADATA = "mimbench-features"  # key in a file's metadata
+PART = 8192  # images; 12 MiB per source of a ViT-B
+ALIGNMENT = 4096  # bytes; the offset of the first feature in its file is a multiple
 TYPES = {"fp16": torch.float16, "fp32": torch.float32}
-NAMES = {"fp16": "F16", "fp32": "F32"}  # safetensors'
+NAMES = {"fp16": "F16", "fp32": "F32"}  # safetensors' names
 
 # N images of a split, B of a batch, D width
 
 
 @dataclass(frozen=True)
 class Made:
-    """What features are of, and how they were made: features of two equal ones are the same."""
+    """What features were computed from, and how; equal values mean equal features."""
 
     encoder: str  # fingerprints
     images: str
     image: int
-    short: int  # to which the short side was resized
-    precision: str  # that matrix products ran in
+    short: int  # length of the short side after resizing
+    precision: str  # of matrix products
     stored: str
     schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
 class View:
-    """How images are shown to the encoder, and features are kept."""
+    """How images are prepared for the encoder, and how features are stored."""
 
     image: int
     eval_crop: float | None
@@ -83,12 +83,12 @@ class View:
 
 
 class FeatureStore:
-    """Features of both splits of a data set by one encoder. `encoded` counts the images that went through it."""
+    """Features of both splits of a data set from one encoder. `encoded` counts the images encoded by this process."""
 
     def __init__(
         self, root: Path, encoder: FrozenEncoder, splits: Splits, view: View, *, fixed: Path | None = None
     ) -> None:
-        """Look under `root`; or in the directory `fixed` alone, to which nothing is written.
+        """Open the store under `root`, or the directory `fixed`, which is only read.
 
         Raises:
             OSError: if an image cannot be read.
@@ -105,40 +105,40 @@ class FeatureStore:
 
     @property
     def key(self) -> str:
-        """The name of the directory: features of other encoders, images, crops or precisions are in other ones."""
+        """Name of the directory; it differs for other encoders, images, crops and precisions."""
         whole = json.dumps([asdict(made) for made in self.made.values()], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def path(self, split: Split, source: Source) -> Path:
-        """The file of a source's features of a split."""
+        """Return the file of a source's features of a split."""
         return self.directory / f"{split}-{source.name}.safetensors"
 
     def labels(self, split: Split) -> Tensor:
-        """The labels (N,) of a split."""
+        """Return the labels (N,) of a split."""
         return _folders(self.splits)[split].labels
 
     def about(self, split: Split, source: Source) -> dict[str, Any]:
-        """What a file of features says it is of."""
+        """Return the expected metadata of a file of features."""
         return {**asdict(self.made[split]), "split": split, "source": source.name}
 
     def read(self, split: Split, source: Source) -> Tensor:
-        """The features (N, D) of a split, mapped into memory; only a source of several parts is copied there.
+        """Return the features (N, D) of a split, memory-mapped; only a source of several pools is copied to memory.
 
         Raises:
-            FileNotFoundError: if they have not been made.
-            ValueError: if the file is damaged, or of another encoder or other images.
+            FileNotFoundError: if they have not been computed.
+            ValueError: if the file is damaged, or from another encoder or other images.
         """
         parts = [self._open(split, part) for part in source.parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def make(self, sources: Sequence[Source]) -> None:
-        """Have the features of `sources` for both splits; all processes call this together.
+        """Compute the missing features of `sources` for both splits; all processes must call it.
 
         Raises:
-            FileNotFoundError: if they are not in the directory that was named.
-            ValueError: if a value does not fit the type it is stored in or is not finite, an image cannot be decoded,
-                or a file that is there is damaged or of other features.
-            OSError: if something cannot be read or written.
+            FileNotFoundError: if they are not in the directory `fixed`.
+            ValueError: if a value does not fit the stored type or is not finite, an image cannot be decoded,
+                or an existing file is damaged or holds other features.
+            OSError: if a file cannot be read or written.
         """
         wanted = list(dict.fromkeys(part for source in sources for part in source.parts))
         with self._alone():
@@ -154,7 +154,7 @@ class FeatureStore:
         held = sorted(file.stem for file in self.directory.glob("*.safetensors"))
         return (
             f"{self.path(split, lacking[0])} does not exist: features={self.directory} holds "
-            f"{', '.join(held) or 'no features'}; leave `features` out and they are made"
+            f"{', '.join(held) or 'no features'}; remove the setting `features` to compute them"
         )
 
     def _open(self, split: Split, source: Source) -> Tensor:
@@ -164,35 +164,39 @@ class FeatureStore:
         if found != wanted:
             raise ValueError(f"{path} holds features {_difference(found, wanted)}: {self._way_out()}")
         if shape != [images, self.encoder.token_width]:
-            raise ValueError(f"{path} holds features of shape {shape}, not of {images} images: {self._way_out()}")
+            raise ValueError(f"{path} holds features of shape {shape}, not {images} images: {self._way_out()}")
         return torch.from_numpy(np.memmap(path, _numpy(self.view.stored), "c", offset, (shape[0], shape[1])))
 
     def _way_out(self) -> str:
-        return "name another directory, or leave `features` out" if self.fixed else "delete it, and it is made again"
+        return (
+            "name another directory, or remove the setting `features`"
+            if self.fixed
+            else "delete it to compute it again"
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Within, no other run of one process makes these features; of runs of several, both may, and agree."""
+        """Lock these features against other single-process runs; multi-process runs may compute the same ones twice."""
         if self.fixed is not None or rank_and_world()[1] > 1:
             yield
             return
-        with file_lock(self.directory / "lock", f"making the features in {self.directory}"):
+        with file_lock(self.directory / "lock", f"computing the features in {self.directory}"):
             sweep(self.directory)
             yield
 
 
 class _Extraction:
-    """Making the features of `lacking` sources for one split."""
+    """Computation of the features of the `lacking` sources for one split."""
 
     def __init__(self, store: FeatureStore, split: Split, lacking: Sequence[Source]) -> None:
         self.store, self.split, self.lacking = store, split, lacking
         self.folder = _folders(store.splits)[split]
         names = ",".join(source.name for source in lacking)
-        self.mark = hashlib.sha256(names.encode()).hexdigest()[:8]  # parts of other sources are others
+        self.mark = hashlib.sha256(names.encode()).hexdigest()[:8]  # other sources have other parts
         self.count = math.ceil(len(self.folder) / PART)
 
     def run(self) -> None:
-        """Every process encodes its parts that are not there, and the first puts all together."""
+        """Encode this process's missing parts; rank 0 then joins all parts."""
         rank, world = rank_and_world()
         self._encode([number for number in range(rank, self.count, world) if not self._part(number).is_file()])
         meet()
@@ -207,7 +211,7 @@ class _Extraction:
         return range(number * PART, min((number + 1) * PART, len(self.folder)))
 
     def _encode(self, numbers: Sequence[int]) -> None:
-        """Write the parts `numbers`; their images come from one loader, which reads ahead."""
+        """Write the parts `numbers`; one loader reads their images ahead."""
         if not numbers:
             return
         view, encoder = self.store.view, self.store.encoder
@@ -224,7 +228,7 @@ class _Extraction:
         self.store.encoded += len(indices)
 
     def _write(self, number: int, held: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Write part `number` from the first of the features in `held`; what is left of them."""
+        """Write part `number` from the first features in `held`; return the remaining features."""
         images = self._images(number)
         whole = [torch.cat(of_source) for of_source in zip(*held, strict=True)]
         tensors = {
@@ -235,10 +239,10 @@ class _Extraction:
         return [features[len(images) :] for features in whole]
 
     def _narrowed(self, source: Source, features_BD: Tensor, images: range) -> Tensor:
-        """Features as they are stored.
+        """Return features in the stored type.
 
         Raises:
-            ValueError: naming the first image whose features are not finite, or do not fit.
+            ValueError: if features are not finite or do not fit the type; names the first such image.
         """
         stored = features_BD.to(TYPES[self.store.view.stored])
         if stored.isfinite().all():
@@ -247,17 +251,17 @@ class _Extraction:
         name, greatest = self.folder.paths[images[row]], float(features_BD[row].abs().max())
         if not math.isfinite(greatest):
             raise ValueError(
-                f"the feature {source.name} of {name} is NaN or infinite: try compute.precision=fp32; if it stays, the "
-                f"encoder is broken"
+                f"the feature {source.name} of {name} is NaN or infinite: try compute.precision=fp32; if the error "
+                f"stays, the encoder's weights are broken"
             )
         raise ValueError(
-            f"the feature {source.name} of {name} reaches {greatest:.0f}, and fp16 ends at 65504: take stored=fp32 "
+            f"the feature {source.name} of {name} reaches {greatest:.0f}, above fp16's maximum 65504: use stored=fp32 "
             f"(twice the size)" + ("" if source.norm == "pooled" else ", or norm=pooled, which standardises")
         )
 
     def _assemble(self) -> None:
-        """One file of each source from the parts; then they go."""
-        with suppress(FileNotFoundError):  # another run has put the same parts together, and away
+        """Join the parts into one file per source, and delete them."""
+        with suppress(FileNotFoundError):  # another run has joined and deleted the same parts
             for source in self.lacking:
                 with replacing(self.store.path(self.split, source)) as temporary, temporary.open("wb") as file:
                     file.write(self._file_header(source))
@@ -286,11 +290,11 @@ def _numpy(stored: str) -> type[np.floating[Any]]:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], list[int], int]:
-    """What a file of features says it is of, its shape, and where its features begin.
+    """Return the metadata of a file of features, its shape, and the offset of its features.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is no such file, or is cut short.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a file of features, or is truncated.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the features {path} do not exist")
@@ -299,19 +303,19 @@ def _header(path: Path) -> tuple[dict[str, Any], list[int], int]:
         about: dict[str, Any] = json.loads(header.metadata[METADATA])
         place = header.place("features")
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged, or holds no features: delete it, and it is made again") from None
+        raise ValueError(f"{path} is damaged or holds no features: delete it to compute it again") from None
     return about, list(place.shape), place.begin
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first thing in which features differ from those that are wanted, in words.
+    """Return the first difference between stored and wanted features, in words.
 
-    Images of another size come first: the encoder's positions are brought to it, so that its hash differs for that.
+    The image size comes first: the encoder's position table is resized to it, which also changes the encoder's hash.
     """
     if found.get("image", wanted["image"]) != wanted["image"]:
-        return f"made with image={found['image']}, and this run has image={wanted['image']}"
+        return f"computed with image={found['image']}, but this run has image={wanted['image']}"
     for name, words in {"encoder": "of another encoder", "images": "of other images"}.items():
         if found.get(name) != wanted[name]:
-            return f"{words} ({str(found.get(name))[:10]}, and this run's is {wanted[name][:10]})"
+            return f"{words} ({str(found.get(name))[:10]}, but this run has {wanted[name][:10]})"
     name = next((name for name in wanted if found.get(name) != wanted[name]), "schema")
-    return f"made with {name}={found.get(name)}, and this run has {name}={wanted[name]}"
+    return f"computed with {name}={found.get(name)}, but this run has {name}={wanted[name]}"

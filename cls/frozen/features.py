@@ -1,8 +1,8 @@
-"""Frozen features: what is read of the encoder of a linear probe or k-NN, and a split's worth of it.
+"""Frozen features: the interface of the encoders of linear probe and k-NN, and the features of a whole split.
 
-Which feature is evaluated decides the number. A `Source` names one: what is pooled, after which block, and how it is
-normalised. `FrozenEncoder.describe` says it in words, for `result.json`. Encoders are in cls/frozen/encoders.py,
-features that are kept on disk in cls/frozen/feature_store.py.
+The result depends on which feature is evaluated. A `Source` defines a feature: the pool, the block and the norm.
+`FrozenEncoder.describe` describes it in words, for `result.json`. The encoders are in cls/frozen/encoders.py, the
+features on disk in cls/frozen/feature_store.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mimbench.engine.run.bar import track
 
 
 class Source(NamedTuple):
-    """A feature: `pool` of the tokens after block `block` (1 to depth), normalised as `norm` says."""
+    """A feature: `pool` of the tokens after block `block` (1 to depth), normalised according to `norm`."""
 
     pool: FrozenPool
     block: int
@@ -34,65 +34,65 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For files and metrics, such as `avg-12-tokens`."""
+        """Name for files and metrics, such as `avg-12-tokens`."""
         return f"{self.pool}-{self.block}-{self.norm}"
 
     @property
     def parts(self) -> tuple[Source, ...]:
-        """The sources it is made of, side by side."""
+        """The sources that are concatenated to this one."""
         return (self._replace(pool="cls"), self._replace(pool="avg")) if self.pool == "both" else (self,)
 
 
 def sources_of(pools: Sequence[FrozenPool], layers: int, norm: Norm, depth: int) -> list[Source]:
-    """Every pool of the last `layers` of `depth` blocks: the last block's first.
+    """Return every pool of the last `layers` of `depth` blocks, starting with the last block.
 
     Raises:
-        ValueError: if there are fewer blocks.
+        ValueError: if `layers` exceeds `depth`.
     """
     if layers > depth:
-        raise ValueError(f"layers={layers} of an encoder with {depth} blocks cannot be had; take layers={depth}")
+        raise ValueError(f"layers={layers} exceeds the encoder's {depth} blocks; use layers={depth} or fewer")
     return [Source(pool, block, norm) for block in range(depth, depth - layers, -1) for pool in pools]
 
 
 @dataclass(frozen=True)
 class FrozenEncoder(ABC):
-    """Images to features; nothing in it is ever trained. The kinds are in cls/frozen/encoders.py."""
+    """The interface of frozen encoders: images to features, without training. See cls/frozen/encoders.py."""
 
-    source: Source  # the feature that calling it gives
+    source: Source  # the feature returned by calling it
     device: torch.device
     dtype: torch.dtype | None
-    eval_batch: int  # images encoded at a time
+    eval_batch: int  # images per forward pass
 
     @property
     @abstractmethod
     def family(self) -> str | None:
-        """The family of its checkpoint."""
+        """Family of the encoder's checkpoint."""
 
     @property
     @abstractmethod
     def token_width(self) -> int:
-        """Length of the feature of one token."""
+        """Length of one token's feature."""
 
     @property
     @abstractmethod
     def depth(self) -> int:
-        """How many blocks have features to read; the last is the encoder's output."""
+        """Number of blocks whose features can be read; the last one is the encoder's output."""
 
     @abstractmethod
     def describe(self, pool: FrozenPool, norm: Norm, where: str = "") -> str:
-        """A feature in words; `where` says of which block."""
+        """Return the description of a feature; `where` names the block."""
 
     @abstractmethod
     def facts(self, config: Evaluation) -> dict[str, Any]:
-        """Which encoder was evaluated, and what was done to it."""
+        """Return the facts of the evaluated encoder."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What two encoders have in common that give the same features, as JSON."""
+        """Return JSON that is equal for encoders that compute the same features."""
 
     @abstractmethod
     def _read(self, images: Tensor, sources: Sequence[Source]) -> list[Tensor]:
-        """Features (B, D), float32, of each of `sources` for uint8 images (B, 3, S, S)."""
+        """Return the features (B, D), float32, of each of `sources` for uint8 images (B, 3, S, S)."""
 
     @property
     def width(self) -> int:
@@ -100,29 +100,29 @@ class FrozenEncoder(ABC):
         return self.token_width * len(self.source.parts)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (B, D), float32, of uint8 images (B, 3, S, S); on the encoder's device."""
+        """Return features (B, D), float32, of uint8 images (B, 3, S, S), on the encoder's device."""
         [features_BD] = self.read(images, [self.source])
         return features_BD
 
     @torch.no_grad()
     def read(self, images: Tensor, sources: Sequence[Source]) -> list[Tensor]:
-        """Features (B, D) of each of `sources`, from one pass through the encoder; float32, on its device."""
+        """Return the features (B, D) of each of `sources` from one pass through the encoder; float32, on its device."""
         parts = [self._read(part, sources) for part in images.split(self.eval_batch)]
         return [torch.cat(of_source) for of_source in zip(*parts, strict=True)]
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Matrix products in `dtype`; None leaves them in float32."""
+    """Return the context that runs matrix products in `dtype`; None keeps float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def encoded(
     encoder: FrozenEncoder, batches: Iterable[tuple[Tensor, Any]], sources: Sequence[Source]
 ) -> Iterator[list[Tensor]]:
-    """Features of each of `sources`, in main memory, for one batch of images after another.
+    """Yield the features of each of `sources`, in main memory, for each batch of images.
 
-    A GPU is given a batch before the features of the one before it are waited for, so that it works while the next
-    images are read.
+    On a GPU, a batch is started before the features of the previous batch are awaited, so that the GPU works while the
+    next images are read.
     """
     waiting: list[tuple[list[Tensor], Callable[[], None]]] = []
     for images, *_ in batches:
@@ -135,7 +135,7 @@ def encoded(
 
 
 def _arrival(device: torch.device) -> Callable[[], None]:
-    """What waits until all that was asked of `device` so far is done."""
+    """Return a function that waits for all work submitted to `device` so far."""
     if device.type != "cuda":
         return lambda: None
     event = torch.cuda.Event()
@@ -151,7 +151,7 @@ def _arrived(features: list[Tensor], arrival: Callable[[], None]) -> list[Tensor
 def features_of(
     encoder: FrozenEncoder, folder: ImageFolder, side: int, eval_crop: float | None, workers: int
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and labels (N,) of a split's centre crops, in its order, on the encoder's device."""
+    """Return features (N, D) and labels (N,) of a split's centre crops, in its order, on the encoder's device."""
     loader = evaluation_loader(CentreCrops(folder, side, eval_crop), encoder.eval_batch, workers)
     features_ND, done = torch.empty(len(folder), encoder.width), 0
     batches = track(loader, f"encoding batches of {folder.split} images", len(loader))
@@ -162,11 +162,11 @@ def features_of(
 
 
 class RowBatches(Batches):
-    """Batches of rows that are at hand, in the order in which `Batches` would load their images.
+    """Batches of rows in memory, in the order in which `Batches` would load their images.
 
     Args:
-        rows: from indices (B,) to the batch.
-        samples: how many rows there are.
+        rows: maps indices (B,) to the batch.
+        samples: number of rows.
         device: of the indices.
     """
 
@@ -184,7 +184,7 @@ class RowBatches(Batches):
         self.rows, self.device = rows, device
 
     def starting_at(self, position: int) -> Iterator[Any]:
-        """Batches for ever, from micro-batch `position`."""
+        """Yield batches without end, starting at micro-batch `position`."""
         order_N, ordered = torch.empty(0), -1
         while True:
             epoch, place = divmod(position, len(self))

@@ -1,14 +1,14 @@
-"""Few-shot classification: what a few labelled images of each class are enough for, the encoder being frozen.
+"""Few-shot classification: classifiers trained on a few labelled images per class, with a frozen encoder.
 
     mimbench run cls/fewshot checkpoint=encoder.safetensors data=imagenet
 
-`shots` training images of each class are drawn, several times over. On their stored features
-(cls/frozen/feature_store.py) a linear classifier is fitted and measured on the whole validation split: ridge
-regression on the classes' indicators, in closed form, and multinomial logistic regression. Both are scikit-learn's, to
+`shots` training images of each class are drawn, several times. On their stored features
+(cls/frozen/feature_store.py) a linear classifier is fitted and evaluated on the whole validation split: ridge
+regression on class indicators, in closed form, and multinomial logistic regression. Both equal scikit-learn's within
 its tolerance.
 
 Each dimension of a feature is standardised by its mean and deviation over all training images (no label is used), and
-divided by the square root of the width: features are about one long, so that one penalty does for every encoder.
+divided by the square root of the width. Features then have a norm of about 1, so one penalty fits every encoder.
 
     fewshot5_ridge_top1, fewshot5_ridge_std     mean and sample standard deviation over draws, in percent
 """
@@ -34,18 +34,18 @@ from mimbench.engine.run.rundir import RunDir
 
 # N training image, S drawn image, Q validation image, C class, D feature
 
-AT_ONCE = 65_536  # rows that are made float32 at a time
-ITERATIONS = 500  # of L-BFGS, at most
+AT_ONCE = 65_536  # rows converted to float32 at a time
+ITERATIONS = 500  # maximum for L-BFGS
 
 Classifier = Callable[[Tensor], Tensor]  # features (Q, D) to scores (Q, C)
 
 
 def run(config: FewShot, run: RunDir) -> Outcome:
-    """Measure every number of shots with every classifier.
+    """Evaluate every number of shots with every classifier.
 
     Raises:
-        FileNotFoundError: if the data set or the checkpoint is not there.
-        ValueError: if either is not what it should be, or a class has fewer images than shots.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if the data or the checkpoint does not fit, or a class has fewer images than shots.
     """
     frozen = open_frozen(config, run)
     require_shots(config, frozen)
@@ -56,24 +56,24 @@ def run(config: FewShot, run: RunDir) -> Outcome:
 
 
 def require_shots(config: FewShot, frozen: Frozen) -> None:
-    """Every class has as many training images as are drawn of it.
+    """Check that every class has at least `shots` training images.
 
     Raises:
-        ValueError: naming a class that has not.
+        ValueError: if not; names the smallest class.
     """
     count_C = torch.bincount(frozen.store.labels("train"), minlength=frozen.splits.classes)
     least = int(count_C.argmin())
     if count_C[least] < max(config.shots):
         fitting = [shots for shots in config.shots if shots <= count_C[least]]
-        way_out = f"take shots={','.join(map(str, fitting))}" if fitting else "remove it, or add images"
+        way_out = f"use shots={','.join(map(str, fitting))}" if fitting else "remove the class, or add images"
         raise ValueError(
-            f"class {frozen.splits.train.classes[least]} has {count_C[least]} training images, and "
-            f"{max(config.shots)} are to be drawn of each class; {way_out}"
+            f"class {frozen.splits.train.classes[least]} has only {count_C[least]} training images, fewer than "
+            f"shots={max(config.shots)}; {way_out}"
         )
 
 
 def measured(config: FewShot, frozen: Frozen, train_ND: Tensor, val_QD: Tensor) -> dict[str, float]:
-    """Means and deviations over draws; the processes share out what there is to fit."""
+    """Return means and deviations over draws; the fits are divided among the processes."""
     device, classes = frozen.encoder.device, frozen.splits.classes
     label_N, label_Q = (frozen.store.labels(split) for split in ("train", "val"))
     mean_D, deviation_D = moments(train_ND)
@@ -109,7 +109,7 @@ def _metrics(config: FewShot, top1: dict[tuple[int, str, int], float]) -> dict[s
 
 
 def drawn(label_N: Tensor, classes: int, shots: int, seed: int) -> Tensor:
-    """Places of `shots` images of each class (S,), class by class; fewer shots of a seed are among its more."""
+    """Return the indices of `shots` images per class (S,), class by class; with one seed, more shots include fewer."""
     generator = torch.Generator().manual_seed(seed)
     order_N = torch.randperm(len(label_N), generator=generator)
     by_class_N = order_N[label_N[order_N].sort(stable=True).indices]
@@ -119,9 +119,9 @@ def drawn(label_N: Tensor, classes: int, shots: int, seed: int) -> Tensor:
 
 
 def moments(features_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each dimension (D,), in float32; a dimension that never varies has deviation 1."""
+    """Return mean and deviation of each dimension (D,), float32; a constant dimension gets deviation 1."""
     total = torch.zeros(2, features_ND.shape[1], dtype=torch.float64)
-    shift_D = features_ND[0].double()  # near the mean, so that the squares lose nothing
+    shift_D = features_ND[0].double()  # near the mean, so that the squares keep their precision
     for part in features_ND.split(AT_ONCE):
         moved = part.double() - shift_D
         total += torch.stack([moved.sum(0), moved.square().sum(0)])
@@ -132,9 +132,9 @@ def moments(features_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ridge(features_SD: Tensor, label_S: Tensor, classes: int, alpha: float) -> Classifier:
-    """Least squares on the classes' indicators plus `alpha` times the squared weights, the intercept free.
+    """Fit least squares on class indicators plus `alpha` times the squared weights, without penalty on the intercept.
 
-    In closed form, in float64; by images or by dimensions, whichever are fewer.
+    Solved in closed form in float64, over images or dimensions, the smaller of the two.
     """
     features, targets_SC = features_SD.double(), F.one_hot(label_S, classes).double()
     mean_D, mean_C = features.mean(0), targets_SC.mean(0)
@@ -149,10 +149,10 @@ def ridge(features_SD: Tensor, label_S: Tensor, classes: int, alpha: float) -> C
 
 
 def logistic(features_SD: Tensor, label_S: Tensor, classes: int, inverse_penalty: float) -> Classifier:
-    """Multinomial logistic regression: C times the sum of cross-entropies plus half the squared weights, at its least.
+    """Fit multinomial logistic regression: minimise C times the sum of cross-entropies plus half the squared weights.
 
-    L-BFGS in float64 from zero. The intercept is not penalised. Of two classes scikit-learn has one weight vector where
-    there are two here: its C of the same result is twice this one.
+    L-BFGS in float64 from zero. The intercept is not penalised. For two classes scikit-learn uses one weight vector
+    instead of two: it needs twice this C for the same result.
     """
     X = features_SD.double()
     weight_DC = X.new_zeros(X.shape[1], classes, requires_grad=True)
@@ -184,7 +184,7 @@ def _linear(weight_DC: Tensor, bias_C: Tensor) -> Classifier:
 
 
 def facts(config: FewShot, frozen: Frozen) -> dict[str, Any]:
-    """What of the protocol changes the numbers."""
+    """Return the facts of the protocol that change the numbers."""
     [source] = sources(config, frozen.encoder)
     return {
         "protocol": f"few-shot: {config.draws} draws, whole validation split; features standardised by the training "

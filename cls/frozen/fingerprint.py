@@ -1,9 +1,9 @@
-"""What tells an encoder and a split of images from others: stored features are never taken for those of another.
+"""Fingerprints of encoders and image splits, so that stored features are never used for another encoder or split.
 
-An encoder goes by its weights as they are evaluated (their content hash, `backbones.content.tensors_hash`), its shape
-and traits, and the statistics its images are normalised by; a user's own by its source file as well. A split goes by
-the names of its images in order, their labels, and what `SAMPLED` files spread over it hold: where they lie makes no
-difference.
+An encoder's fingerprint covers its evaluated weights (their content hash, `backbones.content.tensors_hash`), shape,
+traits and the statistics that normalise its images; a user's encoder also its source file. A split's fingerprint
+covers the names of its images in order, their labels, and the contents of `SAMPLED` evenly spread files, but not its
+location.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SAMPLED = 1024  # files read: 0.1 GB of ImageNet
 
 
 def encoder_fingerprint(encoder: FrozenEncoder) -> str:
-    """The same for encoders that give the same features, in hexadecimal."""
+    """Return the fingerprint of an encoder in hexadecimal; equal if the features are equal."""
     return hashlib.sha256(json.dumps(encoder.identity(), sort_keys=True).encode()).hexdigest()
 
 
 def split_fingerprint(folder: ImageFolder) -> str:
-    """The same for the same images, in hexadecimal.
+    """Return the fingerprint of a split in hexadecimal; equal for the same images.
 
     Raises:
         OSError: if a file cannot be read.
@@ -42,5 +42,5 @@ def split_fingerprint(folder: ImageFolder) -> str:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers below `count`, evenly spread."""
+    """Return at most `most` evenly spread numbers below `count`."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()

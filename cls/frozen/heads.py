@@ -1,12 +1,12 @@
-"""Many linear classifiers on one feature, trained at once, each exactly as though it were alone.
+"""Many linear classifiers on one feature, trained at once, each exactly as if trained alone.
 
     heads = Heads(width=768, classes=1000, count=5)
     heads((features_BD, label_B))["loss"].backward()
     HeadOptimizer(heads.parameters(), rates=[1.6, 6.4, ...], decays=[0, 0, ...], trust=0.001).step()
 
-All share a batch norm without weights, for its statistics are the feature's alone, and are multiplied with the feature
-in one matrix product. Their gradient is written down in closed form: softmax minus the labels' indicator, times the
-feature. That reads the logits half as often as autograd does, and holds those of a few heads or images at a time.
+All heads share a batch norm without weights, because its statistics depend only on the feature, and are multiplied
+with the feature in one matrix product. The gradient is computed in closed form: softmax minus the labels' indicator,
+times the feature. This reads the logits half as often as autograd, and holds those of a few heads or images at a time.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from mimbench.engine.training.optim import with_momentum
 
 # B image of a batch, H head, C class, D feature
 
-LOGITS = {"cpu": 2**21, "cuda": 2**28}  # that are in memory at a time: 8 MiB stay near a core
+LOGITS = {"cpu": 2**21, "cuda": 2**28}  # logits in memory at a time; 8 MiB fit the CPU cache
 
 
 class Heads(nn.Module):
-    """`count` classifiers of features that are `width` long. The weights of all start from the same draw."""
+    """`count` classifiers of features of length `width`. All start from the same random weights."""
 
     def __init__(self, width: int, classes: int, count: int) -> None:
         super().__init__()
@@ -36,26 +36,26 @@ class Heads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(count, classes))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """The mean of the heads' cross-entropies; its gradient is for each head that of its own."""
+        """Return the mean of the heads' cross-entropies; each head receives the gradient of its own loss."""
         features_BD, label_B = batch
         losses_H = own_losses(self.norm(features_BD.float()), self.weight, self.bias, label_B)
         return {"loss": losses_H.mean()}
 
     def logits(self, features_BD: Tensor) -> Tensor:
-        """Logits (B, H, C)."""
+        """Return logits (B, H, C)."""
         logits = F.linear(self.norm(features_BD.float()), self.weight.flatten(0, 1), self.bias.flatten())
         return logits.unflatten(1, self.bias.shape)
 
 
 def drawn_weight(width: int, classes: int) -> Tensor:
-    """The weight (C, D) that a probe's linear layer starts with, drawn as it would be there."""
+    """Draw the initial weight (C, D) of a probe's linear layer, exactly as torch's layer does."""
     linear = nn.Linear(width, classes)
     nn.init.trunc_normal_(linear.weight, std=0.01)
     return linear.weight.detach()
 
 
 class _OwnLosses(torch.autograd.Function):
-    """Cross-entropies of all heads; what comes back is taken for the mean of them, and every head gets all of it."""
+    """Cross-entropies of all heads; backward assumes that their mean is taken and scales it back for every head."""
 
     @staticmethod
     def forward(ctx: Any, features_BD: Tensor, weight_HCD: Tensor, bias_HC: Tensor, label_B: Tensor) -> Tensor:
@@ -66,12 +66,12 @@ class _OwnLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_H: Tensor) -> tuple[None, Tensor, Tensor, None]:
         weight_grad, bias_grad = ctx.saved_tensors
-        factor_H = grad_H * len(grad_H)  # of the mean over heads
+        factor_H = grad_H * len(grad_H)  # undoes the mean over heads
         return None, weight_grad.mul_(factor_H[:, None, None]), bias_grad.mul_(factor_H[:, None]), None
 
 
 def own_losses(features_BD: Tensor, weight_HCD: Tensor, bias_HC: Tensor, label_B: Tensor) -> Tensor:
-    """The cross-entropy of each head (H,); differentiable by their mean, of which each head gets its own gradient."""
+    """Return the cross-entropy of each head (H,); backward of their mean gives each head its own gradient."""
     losses_H: Tensor = _OwnLosses.apply(features_BD, weight_HCD, bias_HC, label_B)  # type: ignore[no-untyped-call]
     return losses_H
 
@@ -79,9 +79,9 @@ def own_losses(features_BD: Tensor, weight_HCD: Tensor, bias_HC: Tensor, label_B
 def losses_and_gradients(
     features_BD: Tensor, weight_HCD: Tensor, bias_HC: Tensor, label_B: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy of each head (H,) and its gradients by weight (H, C, D) and bias (H, C).
+    """Return the mean cross-entropy of each head (H,) and its gradients by weight (H, C, D) and bias (H, C).
 
-    Under autocast the products are taken in its type; the softmax is float32 always.
+    Under autocast the products run in its type; the softmax is always float32.
     """
     heads, classes, _ = weight_HCD.shape
     device = features_BD.device.type
@@ -109,7 +109,7 @@ def losses_and_gradients(
 
 
 def _residuals(features_BD: Tensor, weight_HCD: Tensor, bias_HC: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the cross-entropies (H,), and their gradients by the logits (B, H, C)."""
+    """Return the sums of the cross-entropies (H,), and their gradients by the logits (B, H, C)."""
     logits = torch.addmm(bias_HC.flatten(), features_BD, weight_HCD.flatten(0, 1).T).float()
     log_shares = torch.log_softmax(logits.view(-1, *bias_HC.shape), dim=2)
     index = label_B[:, None, None].expand(-1, len(bias_HC), 1)
@@ -121,9 +121,9 @@ def _residuals(features_BD: Tensor, weight_HCD: Tensor, bias_HC: Tensor, label_B
 class HeadOptimizer(torch.optim.Optimizer):
     """LARS or SGD with a learning rate and a weight decay for each head, the first axis of every parameter.
 
-    A group's `lr` (the schedule's, 1 at its peak) is multiplied by each head's rate. With `trust`, weights are updated
-    as `engine.training.optim.LARS` does it, the norms being a head's own; without, as SGD with momentum. Biases, which
-    have no axis beyond heads and classes, are neither decayed nor scaled.
+    A group's `lr` (from the schedule, 1 at its peak) is multiplied by each head's rate. With `trust`, weights are
+    updated as by `engine.training.optim.LARS`, with norms per head; without it, as by SGD with momentum. Biases (shape
+    heads x classes) have no weight decay and no trust factor.
     """
 
     def __init__(
@@ -140,12 +140,12 @@ class HeadOptimizer(torch.optim.Optimizer):
         )
 
     def add_heads(self, parameters: Iterable[nn.Parameter], rates: Sequence[float], decays: Sequence[float]) -> None:
-        """More heads, such as those of another feature."""
+        """Add heads, for example those of another feature."""
         self.add_param_group({"params": list(parameters), "rates": list(rates), "decays": list(decays)})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the gradients, which are used up: new memory would cost more than the arithmetic."""
+        """Update once from the gradients and overwrite them: new memory would cost more time than the arithmetic."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -161,7 +161,7 @@ class HeadOptimizer(torch.optim.Optimizer):
 
 
 def _by_head(values: Sequence[float], parameter: Tensor) -> Tensor:
-    """A number for each head, to be multiplied with `parameter`."""
+    """Return one number per head, shaped to multiply `parameter`."""
     return torch.tensor(values, dtype=parameter.dtype, device=parameter.device).view(-1, *[1] * (parameter.ndim - 1))
 
 
@@ -170,7 +170,7 @@ def _decayed(weight: Tensor, gradient: Tensor, decays: Sequence[float]) -> Tenso
 
 
 def _trust(weight: Tensor, gradient: Tensor, trust: float) -> Tensor:
-    """LARS's factor of each head: `trust` |w| / |g|, and 1 where either is zero."""
+    """Return LARS's factor of each head: `trust` |w| / |g|, or 1 if either norm is zero."""
     weight_norm, gradient_norm = (value.flatten(1).norm(dim=1) for value in (weight, gradient))
     both = (weight_norm > 0) & (gradient_norm > 0)
     factor = torch.where(both, trust * weight_norm / gradient_norm, torch.ones_like(weight_norm))

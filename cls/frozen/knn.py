@@ -1,15 +1,15 @@
-"""k-NN: how well do neighbours in feature space share a class, with nothing trained.
+"""k-NN: classify validation images by their nearest training images in feature space, without training.
 
     mimbench run cls/knn checkpoint=encoder.safetensors data=imagenet
     mimbench run cls/knn checkpoint=encoder.safetensors more_pools=cls layers=4
 
 Features of both splits are computed once, without augmentation (cls/frozen/feature_store.py), and scaled to unit
-length. Each validation image takes the k training images of greatest cosine similarity s, and they vote for their
-class with weight exp(s / temperature), as DINO does it. Of equal similarities the training image that comes first is
-nearer; of equal votes the first class wins. One pass serves every k.
+length. For each validation image, the k training images of greatest cosine similarity s vote for their class with
+weight exp(s / temperature), as in DINO. Of equal similarities the first training image is the nearer one; of equal
+votes the first class wins. All k are computed in one pass.
 
-Memory does not grow with the product of the two splits (cls/frozen/nearest.py). Several processes share the queries
-out.
+Memory does not grow with the product of the two splits (cls/frozen/nearest.py). The queries are divided among the
+processes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ from mimbench.engine.run.rundir import RunDir
 def vote(
     similarity_QK: Tensor, label_QK: Tensor, classes: int, neighbours: Sequence[int], temperature: float
 ) -> dict[int, Tensor]:
-    """The predicted class (Q,) for each k of `neighbours`; neighbours come best first.
+    """Return the predicted class (Q,) for each k of `neighbours`; the neighbours must be sorted, best first.
 
-    Votes are cumulative, so that every neighbour is counted once whatever the number of ks.
+    Votes are cumulative, so every neighbour is counted once for any number of ks.
     """
     best_Q1 = similarity_QK[:, :1]
-    weight_QK = ((similarity_QK - best_Q1) / temperature).exp()  # the same votes, which neither overflow nor all vanish
+    weight_QK = (
+        (similarity_QK - best_Q1) / temperature
+    ).exp()  # the same votes, without overflow or underflow to all zeros
     votes_QC = weight_QK.new_zeros(len(weight_QK), classes)
     predictions, counted = {}, 0
     for k in sorted(neighbours):
@@ -57,7 +59,7 @@ def classify(
     neighbours: Sequence[int],
     temperature: float,
 ) -> dict[int, Tensor]:
-    """Predicted classes (Q,) by k-NN for each k of `neighbours`. Features need not be of unit length."""
+    """Return the classes (Q,) predicted by k-NN for each k of `neighbours`. Features need not have unit length."""
     similarity_QK, index_QK = nearest(query_QD, train_ND, max(neighbours))
     label_QK = label_N.to(index_QK.device)[index_QK]
     parts = zip(similarity_QK.split(QUERIES), label_QK.split(QUERIES), strict=True)  # votes take Q x C
@@ -66,13 +68,13 @@ def classify(
 
 
 def run(config: Knn, run: RunDir) -> Outcome:
-    """Measure: `knn_top1` at `config.k`, and `knn_top1_k10` and so on for each of `config.neighbours`, in percent.
+    """Return `knn_top1` at `config.k`, and `knn_top1_k10` and so on for each of `config.neighbours`, in percent.
 
-    Of other pools and blocks than those reported there is `knn_top1_cls_block11` and so on, at `config.k`.
+    Further pools and blocks are `knn_top1_cls_block11` and so on, at `config.k`.
 
     Raises:
-        FileNotFoundError: if the data set or the checkpoint is not there.
-        ValueError: if either is not what it should be, or there are too few training images.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if the data or the checkpoint does not fit, or there are too few training images.
     """
     frozen = open_frozen(config, run)
     require_enough(config, len(frozen.splits.train))
@@ -83,21 +85,21 @@ def run(config: Knn, run: RunDir) -> Outcome:
 
 
 def require_enough(config: Knn, images: int) -> None:
-    """There are as many training images as neighbours are asked for.
+    """Check that there are at least as many training images as neighbours.
 
     Raises:
-        ValueError: if there are not; naming the ks that can be had.
+        ValueError: if not; names the possible ks.
     """
     if max(config.neighbours) > images:
         fitting = [k for k in config.neighbours if k <= images] or [images]
         raise ValueError(
-            f"{max(config.neighbours)} neighbours of {images} training images cannot be had; "
-            f"take neighbours={','.join(map(str, fitting))} k={config.k if config.k in fitting else fitting[-1]}"
+            f"k={max(config.neighbours)} exceeds the {images} training images; "
+            f"use neighbours={','.join(map(str, fitting))} k={config.k if config.k in fitting else fitting[-1]}"
         )
 
 
 def measured(config: Knn, frozen: Frozen, source: Source) -> dict[str, float]:
-    """Accuracies in percent with one feature; every process takes its share of the queries."""
+    """Return accuracies in percent with one feature; the queries are divided among the processes."""
     train_ND, val_QD = (frozen.store.read(split, source) for split in ("train", "val"))
     label_Q = frozen.store.labels("val")
     mine = part_of_rank(len(label_Q))
@@ -120,19 +122,19 @@ def measured(config: Knn, frozen: Frozen, source: Source) -> dict[str, float]:
 
 
 def reported(config: Knn, frozen: Frozen, source: Source) -> bool:
-    """Whether this is the feature that `knn_top1` is of."""
+    """Whether `knn_top1` reports this feature."""
     return (source.pool, source.block) == (config.pool, frozen.encoder.depth)
 
 
 def names(config: Knn, source: Source, top1: Mapping[int, float], reported: bool) -> dict[str, float]:
-    """Accuracies by their names in a result."""
+    """Return the accuracies by their names in the result."""
     if not reported:
         return {f"knn_top1_{source.pool}_block{source.block}": top1[config.k]}
     return {"knn_top1": top1[config.k], **{f"knn_top1_k{k}": value for k, value in top1.items()}}
 
 
 def facts(config: Knn, frozen: Frozen, wanted: Sequence[Source]) -> dict[str, object]:
-    """What of the protocol changes the numbers."""
+    """Return the facts of the protocol that change the numbers."""
     return {
         "protocol": f"k-NN, cosine similarity; knn_top1 is k={config.k}",
         "k": config.k,

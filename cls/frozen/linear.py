@@ -2,15 +2,15 @@
 
     mimbench run cls/linear_vitb checkpoint=encoder.safetensors data=imagenet
 
-The head is a BatchNorm without affine part and a linear layer, trained by LARS, as in MAE and CrossMAE. Two protocols,
-told apart in the result:
+The head is a BatchNorm without affine part and a linear layer, trained by LARS, as in MAE and CrossMAE. There are two
+protocols, which the result distinguishes:
 
-    views="augmented"   the papers': every epoch encodes a fresh random crop (and flip) of every image
-    views="cached"      every image is encoded once, its centre crop, and the head is trained on that. The encoder runs
-                        once instead of `epochs` times; what is lost is augmentation, so numbers differ
+    views="augmented"   the papers': every epoch encodes a new random crop (and flip) of every image
+    views="cached"      the centre crop of every image is encoded once, and the head is trained on it. The encoder runs
+                        once instead of `epochs` times, without augmentation, so the numbers differ
 
-Validation features never change and are computed once in both. The head's batch norm takes its statistics from a
-micro-batch, as the papers' takes them from one GPU: batch=16384 compute.accumulate=32 gives it 512 images, as there.
+Validation features never change and are computed once in both. The head's batch norm computes its statistics from a
+micro-batch, in the papers from one GPU: batch=16384 compute.accumulate=32 makes both 512 images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mimbench.engine.training.train import Training, train
 
 # B image of a batch, N image of a split, C class, D feature
 
-EVALUATED = 16_384  # features put through the head at a time in evaluation
+EVALUATED = 16_384  # features per forward pass of the head in evaluation
 
 
 class Probe(nn.Module):
@@ -50,18 +50,18 @@ class Probe(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """The cross-entropy of features (B, D) with labels (B,)."""
+        """Return the cross-entropy of features (B, D) with labels (B,)."""
         features_BD, label_B = batch
         return {"loss": F.cross_entropy(self.logits(features_BD).float(), label_B)}
 
     def logits(self, features_BD: Tensor) -> Tensor:
-        """Logits (B, C)."""
+        """Return logits (B, C)."""
         logits_BC: Tensor = self.linear(self.norm(features_BD))
         return logits_BC
 
 
 class EncodedBatches(Batches):
-    """Batches of images as features."""
+    """Batches of images, encoded to features."""
 
     def __init__(
         self, encoder: FrozenEncoder, dataset: MapStyle, batch: int, seed: int, *, accumulate: int, workers: int
@@ -70,17 +70,17 @@ class EncodedBatches(Batches):
         self.encoder = encoder
 
     def starting_at(self, position: int) -> Iterator[Any]:
-        """Pairs of features (B, D) and labels (B,), for ever, from micro-batch `position`."""
+        """Yield pairs of features (B, D) and labels (B,) without end, starting at micro-batch `position`."""
         for images, label_B in super().starting_at(position):
             yield self.encoder(images), label_B
 
 
 def run(config: Linear, run: RunDir) -> Outcome:
-    """Train and evaluate a probe: metrics `linear_top1`, `linear_top5` (percent) and `linear_loss`.
+    """Train a probe and return `linear_top1`, `linear_top5` (percent) and `linear_loss`.
 
     Raises:
-        FileNotFoundError: if the data set or the checkpoint is not there.
-        ValueError: if either is not what it should be, or the loss becomes NaN.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if the data or the checkpoint does not fit, or the loss becomes NaN.
     """
     device = setup_process(config.compute, config.seed)
     encoder = frozen_encoder(config, device)
@@ -90,7 +90,9 @@ def run(config: Linear, run: RunDir) -> Outcome:
     return Outcome(
         metrics=trained.metrics,
         facts=facts(config, encoder, splits),
-        images_per_second=None if config.views == "cached" else trained.images_per_second,  # those were no images
+        images_per_second=None
+        if config.views == "cached"
+        else trained.images_per_second,  # cached steps read features, not images
         peak_memory=trained.peak_memory,
         device=device_name(device),
         family=encoder.family,
@@ -98,10 +100,10 @@ def run(config: Linear, run: RunDir) -> Outcome:
 
 
 def prepare(config: Linear, encoder: FrozenEncoder, splits: Splits) -> Training:
-    """Head, optimiser, batches and schedule of a probe."""
+    """Build head, optimiser, batches and schedule of a probe."""
     batches = training_batches(config, encoder, splits)
     steps_per_epoch = len(batches) // config.compute.accumulate
-    seed_all(config.seed)  # the head is the same whatever came before
+    seed_all(config.seed)  # the head does not depend on earlier draws
     head = Probe(encoder.width, splits.classes)
     validation = features_of(encoder, splits.val, config.image, config.eval_crop, config.compute.workers)
     return Training(
@@ -118,10 +120,10 @@ def prepare(config: Linear, encoder: FrozenEncoder, splits: Splits) -> Training:
 
 
 def training_batches(config: Linear, encoder: FrozenEncoder, splits: Splits) -> Batches:
-    """What the head is trained on: features of fresh crops, or of centre crops encoded here and now."""
+    """Return the head's training batches: features of new crops, or of centre crops, which are encoded here."""
     accumulate, workers = config.compute.accumulate, config.compute.workers
     if config.views == "cached":
-        batches = RowBatches(  # first, for it refuses a batch that is too large before anything is encoded
+        batches = RowBatches(  # first, because it rejects a too large batch before anything is encoded
             lambda index_B: (features_ND[index_B], label_N[index_B]),
             len(splits.train), micro_batch(config), config.seed, accumulate=accumulate, device=encoder.device,
         )  # fmt: skip
@@ -132,7 +134,7 @@ def training_batches(config: Linear, encoder: FrozenEncoder, splits: Splits) -> 
 
 
 def schedule(config: Linear, steps_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate of each optimiser step (0-based): warm-up, then a cosine to 0."""
+    """Return the learning rate by optimiser step (0-based): warm-up, then a cosine to 0."""
 
     def rate(step: int) -> float:
         return warmup_cosine(step / steps_per_epoch, config.peak_lr, 0.0, config.warmup_epochs, config.epochs)
@@ -141,7 +143,7 @@ def schedule(config: Linear, steps_per_epoch: int) -> Callable[[int], float]:
 
 
 def evaluation(features_ND: Tensor, label_N: Tensor) -> Callable[[nn.Module], dict[str, float]]:
-    """What measures a head on the validation split's features."""
+    """Return the function that evaluates a head on the validation split's features."""
 
     def evaluate(head: nn.Module) -> dict[str, float]:
         assert isinstance(head, Probe)
@@ -152,7 +154,7 @@ def evaluation(features_ND: Tensor, label_N: Tensor) -> Callable[[nn.Module], di
 
 
 def facts(config: Linear, encoder: FrozenEncoder, splits: Splits) -> dict[str, Any]:
-    """What of the protocol changes the numbers."""
+    """Return the facts of the protocol that change the numbers."""
     cached = config.views == "cached"
     return {
         "protocol": "linear probe on cached centre crops (not the papers')" if cached else "linear probe, the papers'",

@@ -1,7 +1,7 @@
-"""The nearest training images of each query, exactly, in little memory.
+"""Exact search for the nearest training images of each query, with little memory.
 
-Similarities are computed a block at a time, in float32, and of a block only those are looked at again that exceed what
-a query has found already. Of the training features one block at a time is in memory.
+Similarities are computed block by block, in float32. Of each block only the similarities above a query's current k-th
+best are kept. Only one block of the training features is in memory at a time.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from torch import Tensor
 # Q query, N training images, T training images of a block, K neighbours, S survivors of a block, M all survivors,
 # D features
 
-QUERIES = 1024  # queries compared at a time
-TRAINS = 16_384  # with this many training images: 64 MiB of similarities
+QUERIES = 1024  # queries per block
+TRAINS = 16_384  # training images per block: 64 MiB of similarities
 
 
 def nearest(query_QD: Tensor, train_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` rows of `train_ND` of greatest cosine similarity to each query: values and indices (Q, K), best first.
+    """Return the `k` most cosine-similar rows of `train_ND` for each query: values and indices (Q, K), best first.
 
-    Neither need be of unit length; `train_ND` may be of half precision, on another device or mapped into memory. Of
-    equal similarities the smaller index comes first. There must be `k` rows.
+    Neither needs unit length; `train_ND` may have half precision, be on another device or be memory-mapped. Of equal
+    similarities the smaller index comes first. `train_ND` must have at least `k` rows.
     """
     assert k <= len(train_ND)
     query_QD = F.normalize(query_QD.float(), dim=1)
     found = [_Found.none(part_QD) for part_QD in query_QD.split(QUERIES)]
-    columns = min(TRAINS, len(train_ND))  # memory is taken once: new for each block it costs a tenth of the products
+    columns = min(
+        TRAINS, len(train_ND)
+    )  # memory is allocated once; per block it would cost a tenth of the products' time
     held_TD, room = query_QD.new_empty(columns, train_ND.shape[1]), query_QD.new_empty(QUERIES, columns)
     for start in range(0, len(train_ND), TRAINS):
         train_TD = _of_unit_length(train_ND[start : start + TRAINS], held_TD)
@@ -37,13 +39,13 @@ def nearest(query_QD: Tensor, train_ND: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 def _of_unit_length(features_TD: Tensor, held_TD: Tensor) -> Tensor:
-    """As `F.normalize` has it, in float32, written into `held_TD`."""
+    """Compute `F.normalize` in float32 and write it into `held_TD`."""
     unit_TD = held_TD[: len(features_TD)].copy_(features_TD)
     return unit_TD.div_(torch.linalg.vector_norm(unit_TD, dim=1, keepdim=True).clamp_min_(1e-12))
 
 
 class _Found:
-    """The best of the training images seen so far, best first and by index among equals."""
+    """The nearest training images so far, best first, equal ones by index."""
 
     def __init__(self, similarity_QK: Tensor, index_QK: Tensor) -> None:
         self.similarity_QK, self.index_QK = similarity_QK, index_QK
@@ -55,7 +57,7 @@ class _Found:
         return cls(query_QD.new_empty(len(query_QD), 0), index)
 
     def joined(self, similarity_QT: Tensor, start: int, k: int) -> _Found:
-        """With the similarities to the training images from `start` on."""
+        """Return the best after adding the similarities to the training images from `start` on."""
         value_QS, index_QS = _survivors(similarity_QT, self._bar(similarity_QT, k), start)
         value = torch.cat([self.similarity_QK, value_QS], 1)
         value, order = value.sort(dim=1, descending=True, stable=True)
@@ -63,7 +65,7 @@ class _Found:
         return _Found(value[:, :k].contiguous(), index)
 
     def _bar(self, similarity_QT: Tensor, k: int) -> Tensor:
-        """What a similarity must exceed to be among the best `k` (Q, 1): an equal one comes too late."""
+        """Return the threshold (Q, 1) that a similarity must exceed to be among the best `k`; equal is not enough."""
         if self.similarity_QK.shape[1] == k:
             return self.similarity_QK[:, -1:]
         least = similarity_QT.topk(min(k, similarity_QT.shape[1])).values[:, -1:]
@@ -71,7 +73,7 @@ class _Found:
 
 
 def _survivors(similarity_QT: Tensor, bar_Q1: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """Similarities above the bar and the indices of their training images (Q, S), in order; the rest is -inf."""
+    """Return the similarities above the bar and their training images' indices (Q, S), in order, padded with -inf."""
     row_M, column_M = (similarity_QT > bar_Q1).nonzero(as_tuple=True)
     count_Q = torch.bincount(row_M, minlength=len(similarity_QT))
     place_M = torch.arange(len(row_M), device=row_M.device) - (count_Q.cumsum(0) - count_Q)[row_M]

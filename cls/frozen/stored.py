@@ -1,10 +1,10 @@
-"""What evaluations on stored features share: opening them, sharing out work, and what is said beside the result.
+"""The shared steps of evaluations on stored features: opening them, and the facts of the result.
 
     frozen = open_frozen(config, run)
     frozen.store.make(sources)           # cls/frozen/feature_store.py
     return frozen.outcome(metrics, {**facts, **frozen.facts(source)})
 
-A validation split that is the training split is found by its features.
+Validation images that are also training images are detected by their features.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from mimbench.engine.run.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT = 512  # validation images that are looked for among the training images
-SAME = 1e-3  # distance, by the spread of the features, at which two images are one; fp16 rounds to less
+LOOKED_AT = 512  # validation images searched for among the training images
+SAME = 1e-3  # relative distance below which two features are of the same image; fp16 rounding is smaller
 
 # N training images, Q validation images, D width
 
 
 @dataclass
 class Frozen:
-    """A frozen encoder, a data set and the features of one by the other."""
+    """A frozen encoder, a data set, and the data set's features from this encoder."""
 
     config: Knn | FastLinear | FewShot
     encoder: FrozenEncoder
@@ -48,7 +48,7 @@ class Frozen:
     started: float = field(default_factory=time.perf_counter)
 
     def facts(self, source: Source) -> dict[str, Any]:
-        """What of encoder and data changes the numbers."""
+        """Return the facts of encoder and data that change the numbers."""
         config = self.config
         return {
             "image": config.image,
@@ -62,7 +62,7 @@ class Frozen:
         }
 
     def outcome(self, metrics: dict[str, float], facts: dict[str, Any]) -> Outcome:
-        """The result; images per second only where images were encoded, and with all else that was done."""
+        """Return the outcome; images per second only if images were encoded, over the whole run time."""
         images, seconds = self.store.encoded, time.perf_counter() - self.started
         return Outcome(
             metrics=metrics,
@@ -75,11 +75,11 @@ class Frozen:
 
 
 def open_frozen(config: Knn | FastLinear | FewShot, run: RunDir) -> Frozen:
-    """Everything that an evaluation of `config` needs; no image has been encoded yet.
+    """Open everything that an evaluation of `config` needs; no image is encoded yet.
 
     Raises:
-        FileNotFoundError: if the data set or the checkpoint is not there.
-        ValueError: if either is not what it should be.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if the data or the checkpoint does not fit.
     """
     device = setup_process(config.compute, config.seed)
     encoder = frozen_encoder(config, device)
@@ -90,15 +90,15 @@ def open_frozen(config: Knn | FastLinear | FewShot, run: RunDir) -> Frozen:
 
 
 def shared_root(run: RunDir) -> Path:
-    """Where features lie that other runs use as well: the runs root, or the run itself if it is under none."""
+    """Return the directory of features shared by runs: the runs root, or the run itself if it is under no root."""
     stage = run.path.absolute().parent
     return stage.parent if stage.name == run.read_about()["stage"] else run.path
 
 
 def seen_before(store: FeatureStore, source: Source) -> dict[str, Any]:
-    """Says so if the validation images are the training images, or many of them are: accuracy then means little.
+    """Return the facts on how many validation images are also training images, and warn if accuracy means little.
 
-    Some validation images, evenly spread, are looked for among the training images by their features.
+    A sample of evenly spread validation images is searched for among the training images by their features.
     """
     train_ND, val_ND = store.read("train", source), store.read("val", source)
     found = repeated(train_ND, val_ND[spread(len(val_ND), LOOKED_AT)].to(store.encoder.device))
@@ -107,13 +107,13 @@ def seen_before(store: FeatureStore, source: Source) -> dict[str, Any]:
         return {"val_in_train": f"none of {looked} looked for"}
     all_of_them, some = "the validation images are the training images", "validation images are training images too"
     what = all_of_them if found == looked else f"{found} of {looked} {some}"
-    log.warning("%s: accuracy says little about images that were not seen", what)
+    log.warning("%s: accuracy means little; use a val split without training images", what)
     facts = {"val_in_train": f"{found} of {looked} looked for"}
     return {**facts, "validation": what} if found == looked else facts
 
 
 def repeated(train_ND: Tensor, val_QD: Tensor) -> int:
-    """How many of the features `val_QD` are among `train_ND`, but for rounding; none where all features are alike."""
+    """Return how many features of `val_QD` are in `train_ND`, up to rounding; 0 if all features are equal."""
     some = train_ND[spread(len(train_ND), LOOKED_AT)].float()
     usual = torch.linalg.vector_norm(some - some.mean(0), dim=1).mean().item()
     _, index_Q1 = nearest(val_QD, train_ND, 1)

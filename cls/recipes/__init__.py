@@ -1,1 +1,1 @@
-"""Classification recipes: every public function of a module here is one."""
+"""Classification recipes: every public function of a module here is a recipe."""

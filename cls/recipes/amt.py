@@ -2,8 +2,8 @@
 
     mimbench run cls/finetune_amt_vitb checkpoint=encoder.safetensors data=imagenet
 
-AMT's accuracies are given as differences from MAE's alone (linear probe: + 2.9 to + 5.9 over five data sets), and
-FAMT's too; FAMT published no code, and its encoders are evaluated here as AMT's.
+AMT and FAMT publish accuracies only as differences from MAE's (linear probe: + 2.9 to + 5.9 over five data sets).
+FAMT published no code; its encoders are evaluated like AMT's.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def finetune_amt_vitb() -> Finetune:
 def finetune_simmim_amt_vitb() -> Finetune:
     """Fine-tune AMT on SimMIM ViT-B/16, 100 epochs, by SimMIM's script: class token, its schedule, gradients clipped.
 
-    Source: simmim_finetune__vit_base.yaml; the batch is not published: SimMIM's own 2048 is taken, for which the rates
-    of the file (given for 512 images) are 5e-3 at the peak and 1e-6 before and after. About 230 V100-hours.
+    Source: simmim_finetune__vit_base.yaml. The batch is not published; 2048 is SimMIM's. For it, the file's rates (for
+    512 images) are 5e-3 at the peak and 1e-6 at start and end. About 230 V100-hours.
 
     mimbench run cls/finetune_simmim_amt_vitb checkpoint=PATH data=imagenet
     """
@@ -37,9 +37,9 @@ def finetune_simmim_amt_vitb() -> Finetune:
         pool="cls",
         warmup_epochs=20.0,
         batch=2048,
-        base_lr=6.25e-4,  # 1.25e-3 for each 512 images
+        base_lr=6.25e-4,  # 1.25e-3 per 512 images
         schedule="simmim_cosine",
-        start_lr=1e-6,  # 2.5e-7 for each 512 images, as min_lr
+        start_lr=1e-6,  # 2.5e-7 per 512 images, like min_lr
         min_lr=1e-6,
         grad_clip=5.0,
     )

@@ -1,9 +1,9 @@
-"""Recipes for frozen encoders beyond the papers': the fast linear probe and few-shot, on features stored once.
+"""Recipes for frozen encoders that the papers do not use: the fast linear probe and few-shot, on stored features.
 
     mimbench run cls/linear_fast checkpoint=encoder.safetensors data=imagenet
     mimbench evaluate encoder.safetensors --on linear_fast,fewshot --data imagenet
 
-No published number was made like this, so compare encoders by them, not with papers.
+No published number uses these protocols: compare encoders with each other, not with papers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mimbench.engine.run.config import Compute
 def linear_fast() -> FastLinear:
     """Fast linear probe: 40 heads on stored features (2 pools x 4 blocks x 5 learning rates), 90 epochs of LARS.
 
-    About 1/65 of the computing of one papers' probe (`cls/linear_vitb`), 4/5 of it for encoding each image once. The
-    features of ImageNet take 16 GB as fp16 (layers=1: 4 GB) and serve k-NN and few-shot as well.
-    On a GPU give batch norm fewer images than a whole batch with compute.accumulate, as for `cls/linear_vitb`.
+    About 1/65 of the compute of the papers' probe (`cls/linear_vitb`), 4/5 of it for encoding each image once. The
+    features of ImageNet take 16 GB as fp16 (layers=1: 4 GB) and are also used by k-NN and few-shot.
+    On a GPU, use compute.accumulate as for `cls/linear_vitb`, so that batch norm sees fewer images than the batch.
 
     mimbench run cls/linear_fast checkpoint=PATH data=imagenet
     """
@@ -36,7 +36,7 @@ def linear_fast_single() -> FastLinear:
 
 
 def fewshot() -> FewShot:
-    """Few-shot: 1, 2, 5 and 10 images of each class, 5 draws, ridge and logistic regression.
+    """Few-shot: 1, 2, 5 and 10 images per class, 5 draws, ridge and logistic regression.
 
     mimbench run cls/fewshot checkpoint=PATH data=imagenet
     """
@@ -56,7 +56,7 @@ def linear_fast_handwritten() -> FastLinear:
         batch=512,
         compute=_small(),
         eval_batch=64,
-        stored="fp32",  # they are few; and a single head is then the slow probe to the image
+        stored="fp32",  # few images; with fp32 a single head then equals the slow probe exactly
     )
 
 
@@ -69,10 +69,10 @@ def fewshot_handwritten() -> FewShot:
         eval_crop=1.0,
         compute=_small(),
         eval_batch=64,
-        stored="fp32",  # as for the fast probe, whose features these are
+        stored="fp32",  # the fast probe's stored features are reused
     )
 
 
 def _small() -> Compute:
-    """At this width autocast costs more than it saves, and a loader process more than the images it loads."""
+    """Return settings for small models: autocast and loader processes would cost more time than they save."""
     return Compute(precision="fp32", workers=0)

@@ -2,8 +2,8 @@
 
     mimbench run cls/finetune_maskalign_vitb checkpoint=encoder.safetensors data=imagenet
 
-Its script is MAE's; what differs are the numbers here. The encoder's positions are absolute, as MAE's, and its final
-norm has scale 1 and shift 0: pretraining leaves it untouched.
+MaskAlign uses MAE's script with the values here. The encoder's positions are absolute, like MAE's, and its final norm
+has scale 1 and shift 0 because pretraining does not train it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mimbench.cls.recipes.published import finetune_vitb, finetune_vitl, linear_
 def finetune_maskalign_vitb() -> Finetune:
     """Fine-tune MaskAlign ViT-B/16, 100 epochs. 85.4 with CLIP-B/16 as teacher.
 
-    Source: MaskAlign README, 200 epochs of pretraining. As dear as MAE's: about 230 V100-hours.
+    Source: MaskAlign README, 200 epochs of pretraining. Costs as much as MAE's: about 230 V100-hours.
 
     mimbench run cls/finetune_maskalign_vitb checkpoint=PATH data=imagenet
     """
@@ -37,7 +37,7 @@ def finetune_maskalign_vitl() -> Finetune:
 def linear_maskalign_vitb() -> Linear:
     """Linear probe of MaskAlign ViT-B/16 on the class token, 90 epochs; a quarter of MAE's learning rate.
 
-    Source: MaskAlign README (its result is not published). About 75 V100-hours.
+    Source: MaskAlign README (no result is published). About 75 V100-hours.
 
     mimbench run cls/linear_maskalign_vitb checkpoint=PATH data=imagenet
     """

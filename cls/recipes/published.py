@@ -3,11 +3,11 @@
     mimbench run cls/finetune_vitb checkpoint=encoder.safetensors data=imagenet
 
 Each function returns a complete config. A variant calls another recipe and replaces fields. Numbers are those of the
-CrossMAE and MAE repositories' instructions; where the CrossMAE paper prints others (its table 11) theirs are known to
-be the ones that give the published accuracy. MaskAlign's are in recipes_maskalign.py, AMT's in recipes_attention.py.
+CrossMAE and MAE repositories' instructions. Where the CrossMAE paper (table 11) has other values, the repository's are
+used, because they are known to reproduce the published accuracy. MaskAlign: maskalign.py; AMT: amt.py.
 
 Papers' accuracies are top-1 on ImageNet-1k in percent. CrossMAE's and MAE's scripts evaluate every epoch, and
-CrossMAE's keeps the best alone: compare its numbers with `finetune_best_top1`.
+CrossMAE's keeps only the best epoch: compare its numbers with `finetune_best_top1`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def finetune_vits() -> Finetune:
 def finetune_vitl() -> Finetune:
     """Fine-tune ViT-L/16, 50 epochs. CrossMAE 85.4, MAE 85.4; MAE at 1600 epochs 85.95.
 
-    CrossMAE gives no command and says "same as MAE". Source: MAE FINETUNE.md (four seeds: 85.87 +- .07).
+    CrossMAE publishes no command, only "same as MAE". Source: MAE FINETUNE.md (four seeds: 85.87 +- .07).
     About 285 V100-hours (8 h 52 min on 32).
 
     mimbench run cls/finetune_vitl checkpoint=PATH data=imagenet
@@ -54,8 +54,8 @@ def finetune_vitl() -> Finetune:
 def finetune_vith() -> Finetune:
     """Fine-tune ViT-H/14, 50 epochs. CrossMAE 86.4 (predict .75) and 86.3 (.25), MAE 85.8; at 1600 epochs 86.93.
 
-    Source: MAE FINETUNE.md, CrossMAE as for ViT-L. About 840 V100-hours (13 h 9 min on 64). With pool=cls fp16 may
-    overflow, as MAE's authors warn.
+    Source: MAE FINETUNE.md, CrossMAE as for ViT-L. About 840 V100-hours (13 h 9 min on 64). MAE's authors
+    warn that fp16 may overflow with pool=cls.
 
     mimbench run cls/finetune_vith checkpoint=PATH data=imagenet
     """
@@ -66,8 +66,8 @@ def finetune_vitb_448() -> Finetune:
     """Fine-tune ViT-B/16 at 448 pixels, 100 epochs, pretrained at 448. CrossMAE 84.6, MAE 84.8. Settings UNVERIFIED.
 
     The authors publish the checkpoint and its accuracy (CrossMAE README: 84.598 and 84.8) but no fine-tuning settings
-    for 448 pixels; these are ViT-B's at 224. Evaluated without a margin: resized to 448, all of it. Four times the
-    patches: about 1,100 V100-hours.
+    for 448 pixels; these are ViT-B's at 224. Images are resized to 448 and evaluated without cropping a margin.
+    Four times the patches: about 1,100 V100-hours.
 
     mimbench run cls/finetune_vitb_448 checkpoint=PATH data=imagenet
     """
@@ -77,7 +77,7 @@ def finetune_vitb_448() -> Finetune:
 def finetune_handwritten() -> Finetune:
     """Fine-tune the demo's encoder on handwritten; about a minute on one core.
 
-    Lighter augmentation than the published recipes: a flipped digit is another sign, a fifth of one is none.
+    Lighter augmentation than the published recipes, because flipping or small crops make digits unreadable.
     """
     return Finetune(
         data="handwritten",
@@ -105,8 +105,8 @@ def finetune_handwritten() -> Finetune:
 def linear_vitb() -> Linear:
     """Linear probe of ViT-B/16 on mean patch tokens, 90 epochs of LARS. CrossMAE 65.4, MAE 65.1 (feature not stated).
 
-    The one feature that the official script accepts of an encoder without a final norm: mean of the patch tokens, then
-    a LayerNorm that is never trained. Source: CrossMAE table 12. batch=16384 compute.accumulate=32 gives batch norm
+    For an encoder without a final norm, the official script accepts only this feature: the mean of the patch tokens,
+    then a LayerNorm that is not trained. Source: CrossMAE table 12. batch=16384 compute.accumulate=32 gives batch norm
     the 512 images of one of the authors' GPUs. About 75 V100-hours (MAE: 2 h 20 min on 32).
 
     mimbench run cls/linear_vitb checkpoint=PATH data=imagenet
@@ -151,7 +151,7 @@ def linear_vith_cls() -> Linear:
 
 
 def classify() -> Classify:
-    """A fine-tuned classifier on a validation split; nothing is trained. MAE's own: B 83.664, L 85.952, H 86.928.
+    """Evaluate a fine-tuned classifier on a validation split. MAE's classifiers: B 83.664, L 85.952, H 86.928.
 
     mimbench run cls/classify checkpoint=mae_finetuned_vit_base.pth data=imagenet
     """
@@ -159,7 +159,7 @@ def classify() -> Classify:
 
 
 def robustness() -> Classify:
-    """A fine-tuned classifier on ImageNet-A, -R, -Sketch, -V2, -C or ReaL's labels.
+    """Evaluate a fine-tuned classifier on ImageNet-A, -R, -Sketch, -V2, -C or with ReaL's labels.
 
     MAE's README, fine-tuned ViT-B, -L, -H at 224 pixels: A 35.9, 57.1, 68.2; R 48.3, 59.9, 64.4; Sketch 34.5, 45.3,
     49.6; C (error, lower is better) 51.7, 41.8, 33.8.
@@ -201,5 +201,5 @@ def knn_handwritten() -> Knn:
 
 
 def _small() -> Compute:
-    """At this width autocast costs more than it saves, and a loader process more than the images it loads."""
+    """Return settings for small models: autocast and loader processes would cost more time than they save."""
     return Compute(precision="fp32", workers=0)

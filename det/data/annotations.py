@@ -1,11 +1,11 @@
-"""What can be wrong with a COCO annotation file, besides what its images hold.
+"""Check a COCO annotation file, apart from the contents of its images.
 
     for finding in annotation_findings(content, files): ...      # `mimbench data check coco`: all of them
-    require(annotation_findings(content, files))                 # a run: stops at the first error
+    require(annotation_findings(content, files))                 # a run: raises the first error
 
-Errors are what a run would stop at or silently get wrong; COCO's own quirks (boxes without height, boxes a little
-outside their image) are warnings at most. Entries with the same fault make one finding with a count. It is a few
-seconds' work for COCO's 860,000 annotations. `det.data.contradictions` adds what entries say against each other.
+Faults that would stop a run or silently change its result are errors; faults that COCO itself has (boxes without
+height, boxes slightly outside their image) are at most warnings. Entries with the same fault are one finding with a
+count. COCO's 860,000 annotations take a few seconds. `det.data.contradictions` adds contradictions between entries.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from mimbench.det.data.image_files import missing_images
 from mimbench.engine.data.datasets import CocoFiles, Finding
 
 Entry = dict[str, Any]
-LARGEST = 2**31 - 1  # height and width that the arrays of `det.data.coco` hold
+LARGEST = 2**31 - 1  # largest height and width in the arrays of `det.data.coco`
 
 
 def annotation_findings(content: Any, files: CocoFiles, masks: bool = True) -> Iterator[Finding]:
-    """Everything wrong with the parsed annotation file of a split, and images of it that are not there.
+    """Yield the faults of the parsed annotation file of a split, and its missing images.
 
-    Without `masks` nothing is asked of segmentations: boxes alone will do.
+    With `masks` false, segmentations are not checked and may be missing.
     """
     file = str(files.annotations)
     broken = list(grouped(_structure(content, masks, file)))
@@ -45,7 +45,7 @@ def annotation_findings(content: Any, files: CocoFiles, masks: bool = True) -> I
 
 
 def _faults(content: Entry, masks: bool, file: str) -> Iterator[Fault]:
-    """What is wrong with annotations, each by itself."""
+    """Yield the faults of each annotation by itself."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     for annotation in content["annotations"]:
@@ -62,7 +62,7 @@ def _faults(content: Entry, masks: bool, file: str) -> Iterator[Fault]:
 def _finite(value: Any) -> bool:
     try:
         return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer of hundreds of digits
         return False
 
 
@@ -95,13 +95,13 @@ _LISTS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "iscrowd": lambda value: isinstance(value, int | float) and value in (0, 1),
     },
 }
-_MAY_LACK = {"area": 0, "iscrowd": 0}  # and what stands for them here; without an area the box's is taken
+_MAY_LACK = {"area": 0, "iscrowd": 0}  # and their defaults; a missing area is taken from the box
 _IDS = ("id", "image_id", "category_id", "height", "width")
 
 
 def _structure(content: Any, masks: bool, file: str) -> Iterator[Fault]:
-    """Lists that are missing, and entries without what every entry has."""
-    form = "it must be an object with images, annotations and categories"
+    """Yield missing lists, and entries without required keys."""
+    form = "it must be a JSON object with images, annotations and categories"
     if not isinstance(content, dict):
         yield Fault("content", file, "is not a COCO annotation file", form)
         return
@@ -111,7 +111,7 @@ def _structure(content: Any, masks: bool, file: str) -> Iterator[Fault]:
         if not isinstance(entries, list):
             yield Fault(name, file, f"has no list of {name}", form)
         elif not entries and name != "annotations":
-            yield Fault(name, file, f"lists no {name}", f"add the {name}")
+            yield Fault(name, file, f"has an empty list of {name}", f"add the {name}")
         else:
             yield from _entries(name, entries, needed, file)
 
@@ -121,16 +121,16 @@ def _entries(name: str, entries: list[Any], keys: dict[str, Callable[[Any], bool
         known = entry if isinstance(entry, dict) else {}
         for key, fits in keys.items():
             if not fits(known.get(key, _MAY_LACK.get(key))):
-                what = f"{name}[{place}] (id {_shown(known.get('id'))}) has no usable {key}"
+                what = f"{name}[{place}] (id {_shown(known.get('id'))}) has no valid {key}"
                 without = "; heads.masks=false trains without masks" if key == "segmentation" else ""
                 value = f"{key} is {_shown(known[key])}" if key in known else f"add {key}"
-                number = ", and must be a whole number" if key in known and key in _IDS else ""
+                number = ", but must be an integer" if key in known and key in _IDS else ""
                 yield Fault(f"{name} {key}", file, what, value + number + without)
                 break
 
 
 def _shown(value: Any) -> str:
-    """A value as it may stand in a message; a whole number may have more digits than Python prints."""
+    """Return a value as text for a message; an integer may have more digits than Python prints."""
     try:
         return f"{value!r:.60}"
     except ValueError:
@@ -138,12 +138,12 @@ def _shown(value: Any) -> str:
 
 
 def _twice(content: Entry, file: str) -> Iterator[Fault]:
-    """Ids given more than once."""
+    """Yield ids that are used more than once."""
     for name in _LISTS:
         seen: set[int] = set()
         for entry in content[name]:
             if entry["id"] in seen:
-                yield Fault(f"{name} twice", file, f"{name} has id {entry['id']} twice", "give each its own id")
+                yield Fault(f"{name} twice", file, f"{name} has id {entry['id']} twice", "give each entry a unique id")
             seen.add(entry["id"])
 
 
@@ -157,7 +157,7 @@ def _reference(
         what = f"refers to image {annotation['image_id']}, which is not in the list of images"
         return "image", what, "add the image, or remove the annotation"
     if annotation["category_id"] not in categories:
-        what = f"has category {annotation['category_id']}, which is not one of the {len(categories)} categories"
+        what = f"has category_id {annotation['category_id']}, which is not one of the {len(categories)} categories"
         return "category", what, "correct category_id, or add the category"
     return None
 
@@ -167,7 +167,7 @@ def _shape(annotation: Entry, sizes: dict[int, tuple[int, int]], masks: bool) ->
     x, y, w, h = annotation["bbox"]
     if w < 0 or h < 0 or x >= width or y >= height or x + w < 0 or y + h < 0:
         what = f"has bbox {annotation['bbox']}, outside its image of {width} x {height}"
-        return "bbox outside", what, "it is [x, y, width, height]"
+        return "bbox outside", what, "correct it; its format is [x, y, width, height]"
     if not masks:
         return None
     segmentation = annotation["segmentation"]
@@ -179,20 +179,20 @@ def _shape(annotation: Entry, sizes: dict[int, tuple[int, int]], masks: bool) ->
 
 def _polygons(polygons: list[Any]) -> tuple[str, str, str] | None:
     if not polygons:
-        remedy = "draw it, or remove the annotation; heads.masks=false trains without masks"
+        remedy = "complete the polygon, or remove the annotation; heads.masks=false trains without masks"
         return "no polygon", "has an empty polygon", remedy
     for polygon in polygons:
         if not isinstance(polygon, list) or not _numbers(polygon):
-            remedy = "segmentation is a list of polygons, each [x1, y1, x2, y2, ...]"
+            remedy = "segmentation must be a list of polygons, each [x1, y1, x2, y2, ...]"
             return "polygon", "has a polygon that is not a list of numbers", remedy
         if len(polygon) < 6 or len(polygon) % 2:
             kind = "an empty polygon" if not polygon else f"a polygon of {len(polygon)} numbers"
-            return "corners", f"has {kind}", "it takes three points, [x1, y1, x2, y2, x3, y3], or more"
+            return "corners", f"has {kind}", "a polygon needs at least three points, [x1, y1, x2, y2, x3, y3]"
     return None
 
 
 def _numbers(polygon: list[Any]) -> bool:
-    """Whether all are finite numbers; their sum says so ten times as fast as looking at each."""
+    """Whether all are finite numbers; checking their sum is ten times as fast as checking each."""
     try:
         return math.isfinite(sum(polygon))
     except (TypeError, OverflowError):
@@ -202,22 +202,22 @@ def _numbers(polygon: list[Any]) -> bool:
 def _run_lengths(mask: Entry, height: int, width: int) -> tuple[str, str] | None:
     counts, size = mask.get("counts"), mask.get("size")
     if size != [height, width]:
-        return f"has a mask of size {size} in an image of {[height, width]}", "sizes are [height, width]"
+        return f"has a mask of size {size} in an image of {[height, width]}", "size must be [height, width]"
     if isinstance(counts, list):
         if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != height * width:
             return "has run lengths that do not fill the image", f"they must add up to {height * width}"
     elif not isinstance(counts, str) or not counts:
-        return "has a mask without counts", "counts is a list of run lengths, or pycocotools' compressed text"
+        return "has a mask without counts", "counts must be a list of run lengths or pycocotools' compressed text"
     elif (lengths := _uncompressed(counts)) is None or lengths.min() < 0 or lengths.sum() != height * width:
         return "has compressed run lengths that do not fill the image", f"they must add up to {height * width}"
     return None
 
 
 def _uncompressed(counts: str) -> NDArray[np.int64] | None:
-    """The run lengths in pycocotools' compressed text; None if it is no such text.
+    """Return the run lengths in pycocotools' compressed text; None if the text is invalid.
 
-    A number is one character for each 5 bits, the lowest first: 48, the bits, 32 if more follow; 16 in the last one is
-    the sign. From the fourth on numbers are differences to the one before last.
+    A number has one character per 5 bits, the lowest first: 48 plus the bits, plus 32 if more characters follow; bit 16
+    of the last character is the sign. From the fourth number on, each is the difference to the number two before.
     """
     codes = np.frombuffer(counts.encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(codes & 32 == 0) + 1

@@ -1,16 +1,15 @@
-"""Where an image goes when it is fitted, jittered in scale and cropped, and taking its pixels and objects there.
+"""The geometry of resizing, scale jitter and cropping, and its application to pixels and objects.
 
 Training is detectron2's large-scale jitter: flip, resize so that the image fits a square of s times the side
 (s uniform in .1 .. 2), crop to the side with *one* random fraction for both axes. Validation fits the image into the
-square. Nothing is padded here: padding is zero after normalisation, which is the model's business.
+square. Nothing is padded here: the model pads with zeros after normalisation.
 
-What is random is drawn first (`draw_jitter`); the rest is a function of it. A `Placement` is the geometry, equal to
+Random numbers are drawn first (`draw_jitter`); the rest depends only on them. A `Placement` is the geometry, equal to
 detectron2's (ResizeScale, FixedSizeCrop, ResizeShortestEdge) to the pixel; `render`, `place_polygons` and
 `place_bitmap` apply it.
 
-`render` resizes only the part of the image that is kept. The part begins and ends at source pixels that fall on, or
-within a twentieth of a pixel of, pixel borders of the resized image, so that the kept pixels are those that
-resizing the whole image would give.
+`render` resizes only the part of the image that is kept. The part begins and ends at source pixels within a twentieth
+of a pixel of pixel borders of the resized image, so that the kept pixels equal those of resizing the whole image.
 """
 
 from __future__ import annotations
@@ -32,29 +31,29 @@ from mimbench.engine.data.images import resize
 
 Size = tuple[int, int]  # height, width
 
-OFF_BORDER = 0.05  # pixels of the resized image; half of it costs twice the search and some more pixels to resize
+OFF_BORDER = 0.05  # pixels of the resized image; half of it doubles the search and resizes more pixels
 
 
 class Jitter(NamedTuple):
-    """What is random about a training image."""
+    """The random numbers of a training image's augmentation."""
 
     flip: bool
     scale: float  # 1 fits the whole image into the square
-    fraction: float  # where the crop is taken: 0 top left, 1 bottom right
+    fraction: float  # position of the crop: 0 top left, 1 bottom right
 
 
 class Placement(NamedTuple):
-    """Source image, mirrored if `flip`, resized to `resized`, of which the window at `offset` is kept."""
+    """Geometry: the source image is mirrored if `flip`, resized to `resized`, and cropped to the window at `offset`."""
 
     source: Size
     flip: bool
     resized: Size
     offset: tuple[int, int]  # top, left
-    side: int  # of the window; an image that is smaller stays smaller
+    side: int  # of the window; a smaller image is not enlarged
 
     @property
     def size(self) -> Size:
-        """Height and width of what is kept."""
+        """Height and width of the kept part."""
         height, width = (min(length, self.side) for length in self.resized)
         return height, width
 
@@ -66,7 +65,7 @@ def draw_jitter(augment: Augment) -> Jitter:
 
 
 def jittered(source: Size, jitter: Jitter, side: int) -> Placement:
-    """The place of a training image of size `source` in a square of `side` pixels."""
+    """Return the placement of a training image of size `source` in a square of `side` pixels."""
     factor = min(side * jitter.scale / source[0], side * jitter.scale / source[1])
     # numpy rounds halves to even, and detectron2 rounds with numpy
     height, width = np.maximum(np.round(np.multiply(source, factor)), 1).astype(int).tolist()
@@ -76,12 +75,12 @@ def jittered(source: Size, jitter: Jitter, side: int) -> Placement:
 
 
 def fitted(source: Size, side: int) -> Placement:
-    """The place of a validation image: its longer edge becomes `side`."""
-    # In detectron2's two steps (shorter edge to `side`, then longer edge down to it): it rounds what they leave.
+    """Return the placement of a validation image: its longer edge becomes `side`."""
+    # Two steps like detectron2 (shorter edge to `side`, then longer edge down to it), for equal rounding.
     lengths = [side / min(source) * length for length in source]
     lengths[int(source[0] >= source[1])] = float(side)
     shrink = min(1.0, side / max(lengths))
-    height, width = (max(int(length * shrink + 0.5), 1) for length in lengths)  # 1: of a strip nothing would be left
+    height, width = (max(int(length * shrink + 0.5), 1) for length in lengths)  # 1: a thin strip would have no pixels
     return Placement(source, False, (height, width), (0, 0), side)
 
 
@@ -89,7 +88,7 @@ def fitted(source: Size, side: int) -> Placement:
 
 
 def render(image: Tensor, placement: Placement) -> Tensor:
-    """A uint8 image (3, H, W) at its place: uint8 (3, h, w) of `placement.size`, bilinear with antialiasing."""
+    """Apply `placement` to a uint8 image (3, H, W): uint8 (3, h, w) of `placement.size`, bilinear with antialiasing."""
     (height, width), (top, left) = placement.size, placement.offset
     if placement.flip:  # the mirror image of a window is the window of the mirror image
         left = placement.resized[1] - width - left
@@ -102,7 +101,7 @@ def render(image: Tensor, placement: Placement) -> Tensor:
 
 
 class _Part(NamedTuple):
-    """Along one axis: source pixels begin..end become `length` pixels, and the first `skip` of those are not kept."""
+    """Along one axis: source pixels begin..end are resized to `length` pixels, and the first `skip` are dropped."""
 
     begin: int
     end: int
@@ -111,9 +110,9 @@ class _Part(NamedTuple):
 
 
 def _part(source: int, resized: int, offset: int, kept: int) -> _Part:
-    """The least part of an axis of `source` pixels that holds `kept` pixels from `offset` on after resizing."""
+    """Return the smallest part of an axis of `source` pixels that contains `kept` resized pixels from `offset` on."""
     scale = resized / source
-    reach = max(1.0, 1 / scale) + 1  # source pixels on which a resized pixel depends, to either side
+    reach = max(1.0, 1 / scale) + 1  # source pixels on each side that affect a resized pixel
     first, last = math.floor(offset / scale - reach), math.ceil((offset + kept) / scale + reach)
     begin = next(at for at in range(max(first, 0), -1, -1) if _on_border(at * scale))
     end = next(at for at in range(min(last, source), source + 1) if _on_border(at * scale))
@@ -129,10 +128,10 @@ def _on_border(position: float) -> bool:
 
 
 def place_polygons(instances: Sequence[Polygons], placement: Placement) -> list[Polygons]:
-    """The polygons of each instance at their place, cut off at the window; an instance outside it has none left.
+    """Apply `placement` to the polygons of each instance, clipped to the window; instances outside become empty.
 
-    Cutting is detectron2's (fvcore's CropTransform): polygons are made valid by a buffer of width 0, holes are
-    dropped, and what is left in several pieces is several polygons.
+    Clipping equals detectron2's (fvcore's CropTransform): polygons are made valid by a buffer of width 0, holes are
+    dropped, and a polygon cut into several pieces becomes several polygons.
     """
     flat = [polygon for instance in instances for polygon in instance]
     if not flat:
@@ -146,19 +145,19 @@ def place_polygons(instances: Sequence[Polygons], placement: Placement) -> list[
     ends = np.cumsum(np.bincount(corner_of, minlength=len(pieces)))
     placed: list[Polygons] = [[] for _ in instances]
     for instance, ring in zip(owner[piece_of].tolist(), np.split(corners, ends)[:-1], strict=True):
-        placed[instance].append(ring[:-1].reshape(-1))  # the last point is the first again
+        placed[instance].append(ring[:-1].reshape(-1))  # the last point repeats the first
     return placed
 
 
 def _moved(points: NDArray[np.float64], placement: Placement) -> NDArray[np.float64]:
-    """Points (x, y) of the source image in the resized one, before the window is cut out."""
+    """Map points (x, y) of the source image to the resized image, before cropping."""
     (height, width), (new_height, new_width) = placement.source, placement.resized
     x = width - points[:, 0] if placement.flip else points[:, 0]
     return np.stack([x * (new_width * 1.0 / width), points[:, 1] * (new_height * 1.0 / height)], axis=1)
 
 
 def _cut(polygons: NDArray[np.object_], placement: Placement) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-    """Pieces of the polygons inside the window, and the polygon that each is a piece of."""
+    """Return the pieces of the polygons inside the window, and the index of each piece's polygon."""
     top, left = placement.offset
     window = shapely.box(left, top, left + placement.side, top + placement.side)
     sound = shapely.buffer(polygons, 0.0)
@@ -169,9 +168,9 @@ def _cut(polygons: NDArray[np.object_], placement: Placement) -> tuple[NDArray[n
 
 
 def place_boxes(boxes_N4: NDArray[np.float64], placement: Placement) -> Tensor:
-    """Boxes x0 y0 x1 y1 at their place, cut off at what is kept of the image: float32 (N, 4).
+    """Apply `placement` to boxes x0 y0 x1 y1, clipped to the window: float32 (N, 4).
 
-    For data without masks: a box drawn around what is left of a mask is tighter.
+    Only for data without masks: a box around the clipped mask is tighter.
     """
     moved = _moved(boxes_N4.reshape(-1, 2), placement) - np.array(placement.offset[::-1])
     corners = np.clip(moved.reshape(-1, 2, 2), 0, np.array(placement.size[::-1]))
@@ -180,7 +179,7 @@ def place_boxes(boxes_N4: NDArray[np.float64], placement: Placement) -> Tensor:
 
 
 def place_bitmap(bitmap: Bitmap, placement: Placement) -> Bitmap:
-    """A mask (H, W) at its place: (h, w) of `placement.size`, each pixel the source pixel at its centre."""
+    """Apply `placement` to a mask (H, W): (h, w) of `placement.size`, by nearest source pixel."""
     (height, width), (top, left) = placement.size, placement.offset
     rows = _nearest(placement.source[0], placement.resized[0], top, height)
     columns = _nearest(placement.source[1], placement.resized[1], left, width)
@@ -192,12 +191,12 @@ def place_bitmap(bitmap: Bitmap, placement: Placement) -> Bitmap:
 def _nearest(source: int, resized: int, offset: int, kept: int) -> NDArray[np.int64]:
     steps = np.full(resized, source / resized)
     steps[0] /= 2
-    # Summed up, not multiplied out, because Pillow does: where a centre falls on a border, rounding decides.
+    # Summed like Pillow, not multiplied: if a centre falls on a border, rounding decides.
     return np.minimum(np.cumsum(steps)[offset : offset + kept].astype(np.int64), source - 1)
 
 
 def boxes_around(shapes: Sequence[Polygons | Bitmap]) -> Tensor:
-    """The tight box x0 y0 x1 y1 of each shape: float32 (N, 4); all zero for a shape with nothing in it."""
+    """Return the tight box x0 y0 x1 y1 of each shape: float32 (N, 4); zeros for an empty shape."""
     boxes = np.zeros((len(shapes), 4), dtype=np.float32)
     for box, shape in zip(boxes, shapes, strict=True):
         if not isinstance(shape, list):

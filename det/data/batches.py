@@ -1,7 +1,7 @@
-"""A COCO split as training and validation samples, and samples as batches of the form `det.model.mask_rcnn` describes.
+"""Training and validation samples of a COCO split, and their batches in the form of `det.model.mask_rcnn`.
 
 Images stay uint8 and are padded at the bottom and the right to the largest of their batch; the model normalises them
-and pads to its square. Padding here to the full square would send three times the bytes through loading processes.
+and pads to its square. Padding to the full square here would triple the bytes passed between processes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from mimbench.det.data.augment import (
 from mimbench.det.data.coco import CocoSplit
 from mimbench.det.model.masks import InstanceMasks
 
-THINNEST = 1e-5  # pixels; detectron2's threshold for a box that is empty
+THINNEST = 1e-5  # pixels; detectron2's threshold for an empty box
 
-Target = dict[str, Any]  # "boxes" float32 (T, 4), "labels" int64 (T,), "masks" InstanceMasks of length T, if wanted
+Target = dict[str, Any]  # "boxes" float32 (T, 4), "labels" int64 (T,), optionally "masks" InstanceMasks (T)
 
 
 class TrainingImages(Dataset[tuple[Tensor, Target]]):
-    """Jittered images with their objects; images without an object (crowd regions do not count) are left out."""
+    """Augmented images with their objects; images without an object (crowd regions do not count) are skipped."""
 
     def __init__(self, split: CocoSplit, augment: Augment, side: int, masks: bool = True) -> None:
-        """`side`: of the square that images are fitted into; without `masks` objects are boxes as the file has them.
+        """`side`: side of the square that images fit into; with `masks` false, targets are the file's boxes.
 
         Raises:
             ValueError: if no image has an object.
@@ -47,13 +47,15 @@ class TrainingImages(Dataset[tuple[Tensor, Target]]):
         self.placed = placed_objects if masks else placed_boxes
         self.images = split.with_objects()
         if not len(self.images):
-            raise ValueError(f"{split.files.annotations} has no image with an object to learn from")
+            raise ValueError(
+                f"{split.files.annotations} has no image with an object to train on; crowd regions do not count"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def image_name(self, number: int) -> str:
-        """The file of item `number`."""
+        """Return the file of item `number`."""
         return self.split.paths.text(int(self.images[number]))
 
     def __getitem__(self, number: int) -> tuple[Tensor, Target]:
@@ -63,7 +65,7 @@ class TrainingImages(Dataset[tuple[Tensor, Target]]):
 
 
 def placed_objects(split: CocoSplit, index: int, placement: Placement) -> Target:
-    """What is left of the objects of image `index` at its place, with boxes drawn tightly around what is left."""
+    """Return the objects of image `index` after `placement`, with tight boxes around the clipped masks."""
     labels, shapes = split.objects(index)
     polygons = iter(place_polygons([shape for shape in shapes if isinstance(shape, list)], placement))
     placed = [next(polygons) if isinstance(shape, list) else place_bitmap(shape, placement) for shape in shapes]
@@ -74,7 +76,7 @@ def placed_objects(split: CocoSplit, index: int, placement: Placement) -> Target
 
 
 def placed_boxes(split: CocoSplit, index: int, placement: Placement) -> Target:
-    """The same for boxes alone: cut off at the window."""
+    """Return the objects of image `index` after `placement` without masks: boxes clipped to the window."""
     labels, corners = split.boxed_objects(index)
     boxes = place_boxes(corners, placement)
     left = _not_empty(boxes)
@@ -86,7 +88,7 @@ def _not_empty(boxes_N4: Tensor) -> Tensor:
 
 
 class ValidationImages(Dataset[tuple[Tensor, int]]):
-    """Every image of a split (or the given ones), fitted into the square: (uint8 image, its index in the split)."""
+    """All images of a split (or `images`), resized to fit the square: (uint8 image, its index in the split)."""
 
     def __init__(self, split: CocoSplit, side: int, images: Sequence[int] | None = None) -> None:
         self.split, self.side = split, side
@@ -96,7 +98,7 @@ class ValidationImages(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def image_name(self, number: int) -> str:
-        """The file of item `number`."""
+        """Return the file of item `number`."""
         return self.split.paths.text(int(self.images[number]))
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
@@ -105,9 +107,9 @@ class ValidationImages(Dataset[tuple[Tensor, int]]):
 
 
 def padded(images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
-    """Images (3, h, w) as one uint8 tensor (B, 3, H, W), zero at the bottom and the right, and their true sizes.
+    """Return images (3, h, w) as one uint8 tensor (B, 3, H, W), zero-padded at bottom and right, and their true sizes.
 
-    It lies in memory by pixel, as decoded and resized images do: to turn them around takes half as long as to resize.
+    The memory layout is channels-last, like that of decoded images: reordering would take half as long as resizing.
     """
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     shape = (len(images), max(h for h, _ in sizes), max(w for _, w in sizes), 3)
@@ -118,12 +120,12 @@ def padded(images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
 
 
 def training_batch(samples: Sequence[tuple[Tensor, Target]]) -> dict[str, Any]:
-    """{"images", "sizes", "targets"}, as `det.model.mask_rcnn` takes it."""
+    """Return {"images", "sizes", "targets"} in the form of `det.model.mask_rcnn`."""
     images, sizes = padded([image for image, _ in samples])
     return {"images": images, "sizes": sizes, "targets": [target for _, target in samples]}
 
 
 def validation_batch(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, list[Size], list[int]]:
-    """Images, their sizes, and their indices in the split."""
+    """Return images, their sizes, and their indices in the split."""
     images, sizes = padded([image for image, _ in samples])
     return images, sizes, [index for _, index in samples]

@@ -1,8 +1,8 @@
-"""Whether two lists of categories mean the same: those of both splits, of a detector and of the data it is tried on.
+"""Compare two lists of categories: of both splits, or of a detector and the data it is evaluated on.
 
     for finding in category_findings(named(train), named(val)): ...
 
-A label is a category's id, so that one id with two names is two meanings for one label.
+A label is a category's id, so one id with two names would give one label two meanings.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ SHOWN = 5  # ids in a message
 
 @dataclass(frozen=True)
 class Categories:
-    """Names by id, and where they are from: a file, for a message."""
+    """Names by id, and their file, for messages."""
 
     file: str
     names: Mapping[int, str]
 
     @classmethod
     def of(cls, file: str, ids: Sequence[int], names: Sequence[str]) -> Categories:
-        """The categories `ids` and their `names`."""
+        """Return the categories `ids` with `names`."""
         return cls(file, dict(zip(ids, names, strict=True)))
 
 
 def category_findings(one: Categories, other: Categories) -> Iterator[Finding]:
-    """Errors where ids of one are missing in the other or have another name; a warning where spelling differs."""
+    """Yield errors for ids that are missing in one list or have another name; warnings for different spelling."""
     for here, there in ((other, one), (one, other)):
         if missing := sorted(set(there.names) - set(here.names)):
-            what = f"lacks categories that {_base(there.file)} has (ids {missing[:SHOWN]})"
+            what = f"does not have all categories of {_base(there.file)} (missing ids {missing[:SHOWN]})"
             yield Finding("error", here.file, what, _remedy(here, there))
     both = sorted(set(one.names) & set(other.names))
     renamed = [identity for identity in both if _folded(one.names[identity]) != _folded(other.names[identity])]
@@ -46,15 +46,15 @@ def category_findings(one: Categories, other: Categories) -> Iterator[Finding]:
     respelt = [identity for identity in both if one.names[identity] != other.names[identity]]
     if respelt and not renamed:
         identity = respelt[0]
-        what = f"spells category {identity} {other.names[identity]!r}, and {_base(one.file)} {one.names[identity]!r}"
-        yield Finding("warning", other.file, what, "they are taken for the same")
+        what = f"spells category {identity} {other.names[identity]!r}, {_base(one.file)} {one.names[identity]!r}"
+        yield Finding("warning", other.file, what, "they are treated as the same category")
 
 
 def _remedy(here: Categories, there: Categories) -> str:
     names = [sorted(map(_folded, each.names.values())) for each in (here, there)]
     if names[0] == names[1]:
-        return "the names are the same under other ids: number them as in one of the files"
-    return "both must list the same categories, even those without objects"
+        return "the same names have other ids: use the same ids in both files"
+    return "list the same categories in both, even those without objects"
 
 
 def _base(file: str) -> str:
@@ -62,5 +62,5 @@ def _base(file: str) -> str:
 
 
 def _folded(name: str) -> str:
-    """A name regardless of case, of how accents are encoded, and of what separates words."""
+    """Return a name without differences in case, accent encoding and word separators."""
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()

@@ -1,9 +1,9 @@
-"""What is wrong with a COCO data set, found before a run finds it.
+"""Check a COCO data set before a run fails on it.
 
     mimbench data check coco PATH
 
-Reads everything: the annotation files of both splits and every image they list, to its last byte. A run that opens a
-split stops at the first error among its annotations and at a missing image, and names a broken one when it comes to it.
+Reads the annotation files of both splits and every image they list, to its last byte. A run raises only the first
+annotation error or missing image when it opens a split, and reports a broken image only when it reads that image.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from mimbench.engine.data.integrity import decoded, not_rgb
 
 @dataclass
 class _Found:
-    """What of both splits is compared: categories of sound files, and images by the digest of their bytes."""
+    """Data for comparing both splits: categories of valid files, and images by the digest of their bytes."""
 
     categories: dict[str, Categories] = field(default_factory=dict)
     images: dict[str, dict[bytes, str]] = field(default_factory=dict)
 
 
 def check_coco(path: str | Path) -> Report:
-    """Everything that can be said about the COCO data set at `path`."""
+    """Return the report on the COCO data set at `path`."""
     root = Path(path)
     report = Report(root)
     files = {split: coco_files(root, split) for split in ("train", "val")}
@@ -42,7 +42,7 @@ def check_coco(path: str | Path) -> Report:
         what = "has no annotations/instances_train2017.json and no annotations/instances_val2017.json"
         report.findings.append(Finding("error", str(root), what, layout_hint(files["train"].annotations)))
     elif len(there) == 1:
-        what = f"has annotations of {next(iter(there))} alone"
+        what = f"has annotations only for {next(iter(there))}"
         missing = next(of.annotations for split, of in files.items() if split not in there)
         remedy = f"runs that train and evaluate need both splits; {layout_hint(missing)}"
         report.findings.append(Finding("warning", str(root), what, remedy))
@@ -88,7 +88,7 @@ def _split_findings(split: str, files: CocoFiles, facts: dict[str, int], found: 
 def _in_both(
     train: dict[bytes, str], val: dict[bytes, str], files: CocoFiles, facts: dict[str, int]
 ) -> Iterator[Finding]:
-    """Images that are in both splits, by their bytes."""
+    """Yield findings about images that are in both splits, by their bytes."""
     shared = [digest for digest in val if digest in train]
     if not shared:
         return
@@ -96,7 +96,7 @@ def _in_both(
     first = f"(the first: {val[shared[0]]} is {train[shared[0]]})"
     if len(shared) == len(val):
         what = f"all {len(val):,} validation images are training images {first}"
-        yield Finding("error", str(files.annotations), what, "AP on them means nothing; take others")
+        yield Finding("error", str(files.annotations), what, "AP on them means nothing; use other validation images")
     else:
         what = f"{len(shared):,} of {len(val):,} validation images are training images {first}"
         yield Finding("warning", str(files.annotations), what, "remove them from one of the splits")
@@ -104,12 +104,16 @@ def _in_both(
 
 def _without_objects(split: str, files: CocoFiles) -> Finding:
     if split == "train":
-        return Finding("error", str(files.annotations), "has no object to learn from", "crowd regions do not count")
-    return Finding("warning", str(files.annotations), "has no object", "runs will measure nothing on it")
+        return Finding(
+            "error", str(files.annotations), "has no objects to train on", "add annotations; crowd regions do not count"
+        )
+    return Finding(
+        "warning", str(files.annotations), "has no objects", "evaluations on it have no metrics; add annotations"
+    )
 
 
 def _has_masks(content: Any) -> bool:
-    """Whether any annotation has a segmentation, or there are none that could."""
+    """Whether any annotation has a segmentation, or there are no annotations."""
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list) or not annotations:
         return True
@@ -117,7 +121,7 @@ def _has_masks(content: Any) -> bool:
 
 
 def _image_findings(images: list[dict[str, Any]], files: CocoFiles, digests: dict[bytes, str]) -> Iterator[Finding]:
-    """What is wrong with the images that are there; `digests` is filled with the names of those that can be read."""
+    """Yield findings about existing images; add the names of readable images to `digests`."""
     there = [image for image in images if (files.images / image["file_name"]).is_file()]
     paths = Paths(files.images, [image["file_name"] for image in there])
     faults: list[Fault] = []
@@ -138,8 +142,8 @@ def _image_findings(images: list[dict[str, Any]], files: CocoFiles, digests: dic
     yield from grouped(faults)
     if copies:
         first = "{} of {}".format(*copies[0])
-        what = f"{len(copies):,} of {len(there):,} images are copies of another (the first: {first})"
-        yield Finding("warning", str(files.images), what, "each counts as an image of its own; remove those not wanted")
+        what = f"{len(copies):,} of {len(there):,} images are copies of another image (the first: {first})"
+        yield Finding("warning", str(files.images), what, "each counts as a separate image; remove unwanted copies")
     yield from not_rgb(modes, files.images)
 
 

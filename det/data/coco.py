@@ -4,12 +4,12 @@
     image = split.read_image(0)                    # uint8 (3, H, W)
     labels, shapes = split.objects(0)              # without crowd regions
 
-Laid out as COCO 2017 is, annotations/instances_{train,val}2017.json beside train2017/ and val2017/, or in another way
-of `engine.data.coco_layouts`. Category ids may be any integers; labels are their ranks, 0 to classes - 1, and
-`category_ids` leads back. Images come in the order of their ids, as in detectron2.
+The layout is COCO 2017's, annotations/instances_{train,val}2017.json beside train2017/ and val2017/, or another one of
+`engine.data.coco_layouts`. Category ids may be any integers; labels are their ranks, 0 to classes - 1, and
+`category_ids` maps back. Images are in the order of their ids, as in detectron2.
 
-The arrays are what makes many loading processes cheap: a forked worker shares them, where it would copy the lists and
-dictionaries of the file as soon as it counted references to them.
+Arrays make many loader processes cheap: forked workers share their memory. Lists and dictionaries would be copied,
+because reading them changes their reference counts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class CocoSplit:
     paths: Paths
     first: NDArray[np.int64]  # (I + 1,) annotations of image i are first[i] .. first[i + 1]
     labels: NDArray[np.int64]  # (A,) rank of the category
-    crowd: NDArray[np.bool_]  # (A,) regions of many objects, which are neither learned nor counted as missed
+    crowd: NDArray[np.bool_]  # (A,) regions of many objects, neither trained on nor counted as missed
     boxes: NDArray[np.float64]  # (A, 4) x0 y0 x1 y1, as in the file
     parts: NDArray[np.int64]  # (A + 1,) polygons of annotation a are parts[a] .. parts[a + 1]; none for an RLE region
     corners: NDArray[np.int64]  # (P + 1,) numbers of polygon p are corners[p] .. corners[p + 1] of `numbers`
@@ -70,16 +70,16 @@ class CocoSplit:
         return len(self.image_ids)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of image `index`."""
+        """Return height and width of image `index`."""
         height, width = self.sizes[index].tolist()
         return height, width
 
     def read_image(self, index: int) -> Tensor:
-        """Image `index`, upright by its EXIF orientation, as uint8 (3, H, W).
+        """Return image `index`, rotated upright by its EXIF orientation, as uint8 (3, H, W).
 
         Raises:
-            FileNotFoundError: if the file is gone.
-            UnfitError: (a ValueError) naming the file, if it cannot be read or is not of the size the annotations say.
+            FileNotFoundError: if the file does not exist.
+            UnfitError: (a ValueError) if the file cannot be read or its size differs from the annotations'.
         """
         path = self.paths[index]
         image = read_image(path, upright=True)
@@ -90,21 +90,21 @@ class CocoSplit:
         return image
 
     def objects(self, index: int) -> tuple[NDArray[np.int64], list[Shape]]:
-        """Labels (N,) and shapes of the objects of image `index`, crowd regions left out.
+        """Return labels (N,) and shapes of the objects of image `index`, without crowd regions.
 
-        A shape is a list of polygons, each a float64 array x0 y0 x1 y1 ..., or a bitmap uint8 (H, W); an empty list
-        where masks were not read.
+        A shape is a list of polygons, each a float64 array x0 y0 x1 y1 ..., or a bitmap uint8 (H, W); an empty list if
+        masks were not read.
         """
         annotations = self._objects(index)
         return self.labels[annotations], [self._shape(a, index) for a in annotations.tolist()]
 
     def boxed_objects(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Labels (N,) and boxes (N, 4) of the same, boxes as the file has them."""
+        """Return labels (N,) and the file's boxes (N, 4) of the objects of image `index`."""
         annotations = self._objects(index)
         return self.labels[annotations], self.boxes[annotations]
 
     def objects_labels(self, index: int) -> NDArray[np.int64]:
-        """Labels (N,) of the same."""
+        """Return labels (N,) of the objects of image `index`."""
         return self.labels[self._objects(index)]
 
     def _objects(self, index: int) -> NDArray[np.int64]:
@@ -116,11 +116,11 @@ class CocoSplit:
         if begin == end:
             region = self._region(annotation, index)
             bitmap: Bitmap | None = None if region is None else coco_masks.decode(region)
-            return [] if bitmap is None else bitmap  # a box alone has no polygons
+            return [] if bitmap is None else bitmap  # only a box, no polygons
         return [self.numbers[self.corners[part] : self.corners[part + 1]] for part in range(begin, end)]
 
     def regions(self, index: int) -> list[Region | None]:
-        """Masks of the same as compressed run lengths, which take little memory; None where masks were not read."""
+        """Return the masks of the same objects as compressed run lengths (little memory); None if not read."""
         return [self._region(annotation, index) for annotation in self._objects(index).tolist()]
 
     def _region(self, annotation: int, index: int) -> Region | None:
@@ -133,13 +133,13 @@ class CocoSplit:
         return region
 
     def images_showing(self) -> NDArray[np.int64]:
-        """(K,) how many images show each category; crowd regions do not count."""
+        """Return the number of images with each category, (K,); crowd regions do not count."""
         owner = np.repeat(np.arange(len(self)), np.diff(self.first))[~self.crowd]
         pairs = np.unique(np.stack([owner, self.labels[~self.crowd]]), axis=1)
         return np.bincount(pairs[1], minlength=len(self.category_ids))
 
     def with_objects(self) -> NDArray[np.int64]:
-        """The images that have an object which is not a crowd region: those worth training on."""
+        """Return the images with at least one object that is not a crowd region: those used in training."""
         owner = np.repeat(np.arange(len(self)), np.diff(self.first))
         return np.unique(owner[~self.crowd])
 
@@ -147,16 +147,16 @@ class CocoSplit:
 def read_split(
     directory: Path, split: Split, single_class: bool = False, *, masks: bool = True, benchmark: Benchmark = "coco"
 ) -> CocoSplit:
-    """The annotations of a split of the data set in `directory`.
+    """Return the annotations of a split of the data set in `directory`.
 
     Args:
-        single_class: all of one category.
-        masks: whether they are wanted; else what the file says of them, if anything, is not looked at.
+        single_class: give all objects the same category.
+        masks: read masks; if false, segmentations are ignored.
         benchmark: "lvis" reads LVIS's files.
 
     Raises:
         FileNotFoundError: if the annotation file or an image is missing.
-        UnfitError: (a ValueError) the first thing that is wrong with the annotations.
+        UnfitError: (a ValueError) the first error of the annotations.
     """
     files = lvis_files(directory, split) if benchmark == "lvis" else coco_files(directory, split)
     content = read_annotations(files.annotations)
@@ -172,10 +172,10 @@ def read_split(
 
 
 def read_annotations(file: Path) -> dict[str, Any]:
-    """The annotation file as it is.
+    """Return the parsed annotation file.
 
     Raises:
-        FileNotFoundError: saying how COCO is laid out, if there is none.
+        FileNotFoundError: if it does not exist; describes COCO's layout.
         UnfitError: (a ValueError) if it is not JSON.
     """
     if not file.is_file():
@@ -183,12 +183,12 @@ def read_annotations(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise unfit(file, f"is not JSON: {error}", "restore it") from None
+        raise unfit(file, f"is not JSON: {error}", "restore the file") from None
     return content
 
 
 def layout_hint(file: Path) -> str:
-    """Where an annotation file that is not there should be, and which files lie there instead."""
+    """Return where a missing annotation file should be, and which files exist there."""
     root = file.parent.parent if file.parent.name == "annotations" else file.parent
     text = (
         "a COCO data set has annotations/instances_train2017.json and instances_val2017.json beside the folders "
@@ -196,12 +196,12 @@ def layout_hint(file: Path) -> str:
     )
     if there := others(root):
         listed = ", ".join(there[:LISTED]) + (f" and {len(there) - LISTED:,} more" if len(there) > LISTED else "")
-        text += f"; there is {listed}: rename what is meant, so that its name or folder says train or val"
+        text += f"; found {listed}: rename the right file so that its name or folder contains train or val"
     return text
 
 
 def of_one_category(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` of an annotation file with every object of the one category `object`, id 1."""
+    """Return `content` of an annotation file with the single category `object`, id 1, for every object."""
     return {
         **content,
         "categories": [{"id": 1, "name": "object", "supercategory": "object"}],
@@ -210,7 +210,7 @@ def of_one_category(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def arranged(content: dict[str, Any], files: CocoFiles, masks: bool = True) -> CocoSplit:
-    """The content of an annotation file, known to be sound, in flat arrays; without masks if they are not wanted."""
+    """Return the content of a checked annotation file as flat arrays, with or without masks."""
     categories = sorted(content["categories"], key=lambda category: category["id"])
     rank = {category["id"]: number for number, category in enumerate(categories)}
     images = sorted(content["images"], key=lambda image: image["id"])
@@ -238,14 +238,14 @@ def _ids(values: Sequence[int]) -> NDArray[Any]:
 
 
 def _corners(boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """x y w h to x0 y0 x1 y1."""
+    """Convert x y w h to x0 y0 x1 y1."""
     corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     return corners
 
 
 def _shapes(segmentations: Sequence[Any]) -> dict[str, Any]:
-    """Polygons (lists of lists of numbers) and RLE regions (dictionaries) in flat arrays."""
+    """Return polygons (lists of lists of numbers) and RLE regions (dictionaries) as flat arrays."""
     numbers, encoded = array("d"), bytearray()
     parts, corners, runs = [], [], []
     for segmentation in segmentations:
@@ -268,7 +268,7 @@ def _shapes(segmentations: Sequence[Any]) -> dict[str, Any]:
 
 
 def _compressed(region: dict[str, Any]) -> bytes:
-    """The counts of an RLE region in COCO's compressed form, whichever of its three forms it has."""
+    """Return the counts of an RLE region in COCO's compressed form, from any of the three forms."""
     counts = region["counts"]
     if isinstance(counts, list):
         compressed: bytes = coco_masks.frPyObjects(region, *region["size"])["counts"]
@@ -277,5 +277,5 @@ def _compressed(region: dict[str, Any]) -> bytes:
 
 
 def _ends(lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Where consecutive pieces of these lengths begin, and where the last one ends."""
+    """Return the offsets of consecutive pieces of these lengths, and the end of the last piece."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

@@ -1,6 +1,6 @@
-"""Faults of many entries of one file as few findings: the first of each kind in full, the others as a count.
+"""Summarise faults of many entries of a file: the first of each kind in full, the others as a count.
 
-yield from grouped(faults)      # one Finding for each kind, in the order in which kinds are met
+yield from grouped(faults)      # one Finding per kind, in the order of first occurrence
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NAMED = 9  # files of one kind, besides the first
 
 
 class Fault(NamedTuple):
-    """One thing wrong with one entry. Faults with the same `kind` and severity have the same cause."""
+    """One fault of one entry. Faults with the same `kind` and severity have the same cause."""
 
     kind: str
     file: str
@@ -25,7 +25,7 @@ class Fault(NamedTuple):
 
 
 def grouped(faults: Iterable[Fault]) -> Iterator[Finding]:
-    """One finding for each kind of fault, which says how many more there are, and names the first files of them."""
+    """Yield one finding per kind of fault, with the number of further faults and their first files."""
     of_kind: dict[tuple[Severity, str], list[Fault]] = {}
     for fault in faults:
         of_kind.setdefault((fault.severity, fault.kind), []).append(fault)

@@ -1,12 +1,12 @@
-"""Where the images of a COCO annotation file are, whatever the program that wrote their names.
+"""Locate the images of a COCO annotation file, for the naming conventions of different export programs.
 
     content, files, findings = with_images(content, files)
 
-`file_name` is relative to the image folder in COCO. Exports have absolute names (of the machine they were made on),
-names from the root of the data set, Windows separators, escaped characters (%20), another case, or accents encoded
-otherwise. One rule is looked for that finds the images of all entries: a folder near the annotation file, and how many
-leading parts of the names to leave out. The folder of the other split is never taken, for its images may have the same
-names. What cannot be found stays as it is and is reported as missing.
+In COCO, `file_name` is relative to the image folder. Exports may have absolute names (of another machine), names
+relative to the data set's root, Windows separators, escaped characters (%20), another case, or another encoding of
+accents. The search finds one rule for the images of all entries: a folder near the annotation file, and the number of
+leading parts of the names to drop. The other split's folder is never used, because its images may have the same names.
+Names that are not found stay unchanged and are reported as missing.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from mimbench.engine.data.datasets import CocoFiles, Finding
 
 Entry = dict[str, Any]
 NO_FILE = "add the file, or remove the image and its annotations"
-TRIED = 8  # images of which a rule must find one before all are asked for
+TRIED = 8  # a rule must find one of so many images before it is tried on all
 DRIVE = re.compile(r"^[A-Za-z]:")
 
 
 def with_images(content: Any, files: CocoFiles) -> tuple[Any, CocoFiles, list[Finding]]:
-    """`content` and `files` such that each `file_name` is relative to `files.images`, and a note if that was not so.
+    """Return `content` and `files` with each `file_name` relative to `files.images`, and a note if it was changed.
 
-    Content that is no annotation file, or whose images cannot be found, is returned as it is.
+    Content that is not an annotation file, or whose images cannot be found, is returned unchanged.
     """
     names = _names(content)
     if not names:
@@ -45,39 +45,39 @@ def with_images(content: Any, files: CocoFiles) -> tuple[Any, CocoFiles, list[Fi
     images, found = rule
     pairs = zip(content["images"], found, strict=True)
     content = {**content, "images": [{**image, "file_name": name} for image, name in pairs]}
-    what = f"names its images otherwise than they lie on disk (the first: {names[0]})"
-    note = Finding("note", str(files.annotations), what, f"they are read from {images}, this one as {found[0]}")
+    what = f"image names do not match the files on disk (the first: {names[0]})"
+    note = Finding("note", str(files.annotations), what, f"the images are read from {images}, the first as {found[0]}")
     return content, replace(files, images=images), [note]
 
 
 def missing_images(images: Sequence[Entry], files: CocoFiles) -> Iterator[Fault]:
-    """Images in the list without a file."""
+    """Yield listed images without a file."""
     if not files.images.is_dir():
-        what, remedy = "does not exist", f"{files.annotations} lists images that belong there"
+        what, remedy = "does not exist", f"put the images of {files.annotations} there"
         yield Fault("folder", str(files.images), what, remedy)
         return
     folder = _Folder(files.images)
     for image in images:
         name = image["file_name"]
         if folder.found(name) != name:
-            what = f"does not exist, but image {image['id']} of {files.annotations} names it"
+            what = f"does not exist, but is image {image['id']} of {files.annotations}"
             other = folder.with_stem_of(name)
-            remedy = f"{other} is there: correct file_name" if other else NO_FILE
+            remedy = f"{other} exists: correct file_name" if other else NO_FILE
             yield Fault("missing", str(files.images / name), what, remedy)
 
 
 def _names(content: Any) -> list[str]:
-    """The names of all images; none if one of them has none."""
+    """Return the names of all images; an empty list if one has no name."""
     images = content.get("images") if isinstance(content, dict) else None
     names = [image.get("file_name") if isinstance(image, dict) else None for image in images or []]
     return [name for name in names if name] if all(isinstance(name, str) and name for name in names) else []
 
 
 def _rule(names: list[str], files: CocoFiles, plain: int) -> tuple[Path, list[str]] | None:
-    """The folder and the names in it by the first rule that finds all images, or by the one that finds the most.
+    """Return folder and names by the first rule that finds all images, else by the rule that finds the most.
 
-    None if none finds half of them, or more than the `plain` ones that are where the file says. A folder whose name
-    does not say that it holds images is taken if it is the only one that holds all.
+    None if no rule finds half of them, or more than the `plain` images found at the file's names. A folder whose name
+    does not indicate images is used only if no other folder has all images.
     """
     parts_of = [_parts(name) for name in names]
     best, most = None, max(plain, (len(names) - 1) // 2)
@@ -102,7 +102,7 @@ def _rule(names: list[str], files: CocoFiles, plain: int) -> tuple[Path, list[st
 def _tried(
     names: Sequence[str], parts_of: Sequence[Sequence[str]], folders: Iterable[Path]
 ) -> Iterator[tuple[_Folder, int]]:
-    """Folders, and how many leading parts of the names to leave out; -1: all but the last."""
+    """Yield folders and the number of leading parts of the names to drop; -1: all but the last."""
     if names and all(name.startswith("/") for name in names):
         common = Path(os.path.commonpath([Path(name).parent for name in names]))
         yield _Folder(common), len(common.parts) - 1
@@ -112,9 +112,9 @@ def _tried(
 
 
 def _found(folder: _Folder, parts_of: Sequence[Sequence[str]], depth: int) -> list[str | None]:
-    """The names in `folder` of images once `depth` leading parts are left out; None for one that is not there.
+    """Return the images' names in `folder` after dropping `depth` leading parts; None for a missing file.
 
-    None for all if two images become one, or if none of the first is there.
+    All are None if two images get the same file, or if none of the first images exists.
     """
     first = [folder.found("/".join(parts[depth:])) for parts in parts_of[:TRIED]]
     if not any(first):
@@ -127,17 +127,17 @@ def _found(folder: _Folder, parts_of: Sequence[Sequence[str]], depth: int) -> li
 
 
 def _parts(name: str) -> list[str]:
-    """The parts of a path, whichever separators it has, without a drive, a root or dots."""
+    """Return the parts of a path with any separators, without drive, root and dots."""
     windows = "\\" in name and ("/" not in name or DRIVE.match(name))
     text = DRIVE.sub("", name.replace("\\", "/")) if windows or DRIVE.match(name) else name
     return [part for part in text.split("/") if part not in ("", ".")] or [name]
 
 
 def _folders(files: CocoFiles) -> tuple[list[Path], list[Path]]:
-    """Where images may be by the names of the folders, and the other folders near the annotation file.
+    """Return the folders whose names indicate images, and the other folders near the annotation file.
 
-    The first are the folder of the layout, that of the annotation file, the one above, and those called images or by
-    the split. Folders that speak of another split are in neither.
+    The first are the layout's image folder, the annotation file's folder, its parent, and folders named images or after
+    the split. Folders named after another split are excluded.
     """
     mine = _split_of(files)
     beside = files.annotations.parent
@@ -162,7 +162,7 @@ OTHER_SPLITS = {"test", "testing", "unlabeled", "unlabelled"}
 
 
 def _inside(folder: Path) -> list[Path]:
-    """Folders in `folder`, sorted; none if it cannot be read."""
+    """Return the folders in `folder`, sorted; empty if it cannot be read."""
     try:
         return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
@@ -170,18 +170,18 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _split_of_folder(folder: Path) -> str | None:
-    """The split that a folder's name speaks of: "train", "val", or "test" for what is neither; None if of none."""
+    """Return the split in a folder's name: "train", "val", or "test" for others; None if it names no split."""
     words = set(re.findall(r"[a-z]+", folder.name.lower()))
     return split_words(folder.name) or ("test" if words & OTHER_SPLITS else None)
 
 
 def _split_of(files: CocoFiles) -> str | None:
-    """The split that the annotation file is of, by its name or its folder's."""
+    """Return the split of the annotation file, from its name or its folder's."""
     return split_words(files.annotations.stem) or split_words(files.annotations.parent.name)
 
 
 class _Folder:
-    """The files below a folder; each directory is read once, not a question asked for each file."""
+    """The files below a folder; each directory is listed once instead of one system call per file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -190,7 +190,7 @@ class _Folder:
         self._stems: dict[str, dict[str, str]] = {}
 
     def found(self, name: str) -> str | None:
-        """The name, relative to the folder, of the file that `name` means; None if there is none, or more than one."""
+        """Return the relative name of the file that matches `name`; None if there is no match or more than one."""
         directory, _, base = name.rpartition("/")
         if name.startswith("/"):
             return None
@@ -205,14 +205,14 @@ class _Folder:
         return "/".join(walked)
 
     def with_stem_of(self, name: str) -> str | None:
-        """A file in the directory of `name` that is called so but for its ending."""
+        """Return a file in the directory of `name` with the same name except for the suffix."""
         directory, _, base = name.rpartition("/")
         if directory not in self._stems:
             self._stems[directory] = {entry.rpartition(".")[0]: entry for entry in sorted(self._names(directory))}
         return self._stems[directory].get(base.rpartition(".")[0] or base)
 
     def _actual(self, directory: str, part: str) -> str | None:
-        """The entry of `directory` that `part` means."""
+        """Return the entry of `directory` that matches `part`."""
         if part == ".." or part in self._names(directory):
             return part
         if directory not in self._folded:
@@ -225,12 +225,12 @@ class _Folder:
     def _names(self, directory: str) -> set[str]:
         if directory not in self._listed:
             try:
-                self._listed[directory] = set(os.listdir(self.root / directory))  # noqa: PTH208 (names are all)
+                self._listed[directory] = set(os.listdir(self.root / directory))  # noqa: PTH208 (only names are needed)
             except OSError:
                 self._listed[directory] = set()
         return self._listed[directory]
 
 
 def _folded(name: str) -> str:
-    """A name regardless of case and of how accents are encoded."""
+    """Return a name without differences in case and accent encoding."""
     return unicodedata.normalize("NFC", name).casefold()

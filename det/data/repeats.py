@@ -1,4 +1,4 @@
-"""Images of rare categories shown more often than others, as LVIS's recipes do.
+"""Repeat images of rare categories in training, as LVIS's recipes do.
 
 factors = repeat_factors(split, images, 0.001)       # equal to detectron2's RepeatFactorTrainingSampler
 batches = RepeatedBatches(dataset, factors, batch, seed)
@@ -19,9 +19,9 @@ from mimbench.engine.run.process import derived_seed
 
 
 def repeat_factors(split: CocoSplit, images: Tensor, threshold: float) -> Tensor:
-    """How often each of `images` (places in `split`) is to be shown, on average: float32 (I,), at least 1.
+    """Return the mean number of repetitions of each of `images` (indices in `split`): float32 (I,), at least 1.
 
-    sqrt(threshold / share of `images` that show it) of the rarest category on the image (LVIS, appendix B.2).
+    sqrt(threshold / share of `images` with the category) for the rarest category on the image (LVIS, appendix B.2).
     """
     labels_of = [set(split.objects_labels(index).tolist()) for index in images.tolist()]
     shown: dict[int, int] = {}
@@ -33,9 +33,9 @@ def repeat_factors(split: CocoSplit, images: Tensor, threshold: float) -> Tensor
 
 
 def drawn_once(factors: Tensor, generator: torch.Generator) -> Tensor:
-    """Places of images in a random order, each as often as its factor says; a fraction is a chance.
+    """Return image indices in random order, each repeated by its factor; a fraction is a probability.
 
-    Draws from `generator` what detectron2's RepeatFactorTrainingSampler draws for an epoch.
+    Draws the same numbers from `generator` as detectron2's RepeatFactorTrainingSampler for an epoch.
     """
     whole, fraction = factors.trunc(), factors - factors.trunc()
     times = whole + (torch.rand(len(fraction), generator=generator) < fraction).float()
@@ -44,7 +44,7 @@ def drawn_once(factors: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Repeated:
-    """A data set whose item `i + n * len(base)` is the n-th repetition of item i: each with a randomness of its own."""
+    """A data set whose item `i + n * len(base)` is the n-th repetition of item i, each with separate random numbers."""
 
     def __init__(self, base: MapStyle, times: int) -> None:
         self.base, self.times = base, times
@@ -53,7 +53,7 @@ class Repeated:
         return len(self.base) * self.times
 
     def image_name(self, index: int) -> str | None:
-        """The file of item `index`, if `base` knows it."""
+        """Return the file of item `index`, if `base` knows it."""
         return image_of(self.base, index % len(self.base))
 
     def __getitem__(self, index: int) -> Any:
@@ -61,23 +61,25 @@ class Repeated:
 
 
 class RepeatedBatches(Batches):
-    """Batches in which item i comes `factors[i]` times an epoch, on average. An epoch has a fixed number of steps."""
+    """Batches with item i on average `factors[i]` times per epoch. An epoch has a fixed number of steps."""
 
     def __init__(self, dataset: MapStyle, factors: Tensor, batch: int, seed: int, **options: Any) -> None:
         """`options` are those of `Batches`.
 
         Raises:
-            ValueError: if an epoch would have no step.
+            ValueError: if an epoch is shorter than one step.
         """
         super().__init__(Repeated(dataset, math.ceil(float(factors.max()))), batch, seed, **options)
         self.factors = factors
         steps = int(factors.double().sum()) // self.images_per_step
         if not steps:
-            raise ValueError(f"{len(dataset)} training samples, repeated, do not fill a step of {self.images_per_step}")
+            raise ValueError(
+                f"{len(dataset)} training samples, repeated, do not fill a step of {self.images_per_step}; reduce batch"
+            )
         self._length = steps * self.accumulate
 
     def order(self, epoch: int) -> Tensor:
-        """Samples of `epoch`: the next ones of one endless sequence of draws (`drawn_once`), (samples,) int64."""
+        """Return the samples of `epoch` (samples,) int64: the next part of an endless sequence of `drawn_once`."""
         per_epoch = self._length * self.batch * self.world
         begin, end, before, parts = epoch * per_epoch, (epoch + 1) * per_epoch, 0, []
         draw = 0
@@ -90,7 +92,7 @@ class RepeatedBatches(Batches):
         return torch.cat(parts)
 
     def _numbered(self, places: Tensor) -> Tensor:
-        """Each place as the item that stands for its 1st, 2nd ... occurrence."""
+        """Replace each index by the item of its 1st, 2nd ... occurrence."""
         order = places.argsort(stable=True)
         first = torch.searchsorted(places[order], places[order])
         occurrence = torch.empty_like(places)

@@ -1,4 +1,4 @@
-"""What the two splits of a COCO data set have to do with each other: the same categories, and not the same images."""
+"""Compare the two splits of a COCO data set: they must have the same categories, but not the same images."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mimbench.engine.run.process import rank_and_world
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT = 16  # images of splits of one length, when names do not tell whether one is a copy of the other
+LOOKED_AT = 16  # images compared between splits of equal length with different names
 
 
 def categories_of(split: CocoSplit) -> Categories:
-    """The categories of a split, and its annotation file for a message."""
+    """Return the categories of a split, with its annotation file for messages."""
     return Categories.of(str(split.files.annotations), split.category_ids, split.categories)
 
 
 def same_categories(train: CocoSplit, val: CocoSplit) -> Iterator[Finding]:
-    """Errors where the splits differ in their categories' ids or names."""
+    """Yield errors where the splits' category ids or names differ."""
     yield from category_findings(categories_of(train), categories_of(val))
 
 
 def shared_images(train: CocoSplit, val: CocoSplit) -> str:
-    """What validation images are, for `result.json`: "val split", or how many of them are training images.
+    """Return the description of the validation images for `result.json`: "val split", or how many are training images.
 
-    Images are the same if they are one file, or files of one name with the same bytes; those under other names are
-    found if the whole split is a copy in the same order. A warning is logged if there are any.
+    Images are equal if they are the same file, or files of the same name with the same bytes. Other names are detected
+    only if the whole split is a copy in the same order. A warning is logged if there are any.
     """
     count = sum(1 for _ in _in_both(train, val))
     if not count and len(train) == len(val):
@@ -42,12 +42,14 @@ def shared_images(train: CocoSplit, val: CocoSplit) -> str:
     text = "the training images: the val split is a copy" if whole else f"{count} of {len(val)} are training images"
     if rank_and_world()[0] == 0:
         what = "the" if whole else f"{count:,} of {len(val):,}"
-        log.warning("%s: %s validation images are training images; AP on them means little", val.files.images, what)
+        log.warning(
+            "%s: %s validation images are training images, so AP means little; use other images", val.files.images, what
+        )
     return text
 
 
 def _in_both(train: CocoSplit, val: CocoSplit) -> Iterator[int]:
-    """Places of validation images that are training images."""
+    """Yield the indices of validation images that are training images."""
     known: dict[str, list[int]] = {}
     for place in range(len(train)):
         known.setdefault(train.paths.name(place).rpartition("/")[2], []).append(place)
@@ -59,7 +61,7 @@ def _in_both(train: CocoSplit, val: CocoSplit) -> Iterator[int]:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two files are one, or hold the same bytes; not if one is gone."""
+    """Whether two files are the same or have the same bytes; False if one does not exist."""
     try:
         if one.samefile(other):
             return True

@@ -1,7 +1,7 @@
-"""Whether detectron2 can be used here, and what is missing for it, without importing it.
+"""Check whether detectron2 can be used, and which packages are missing, without importing it.
 
-detectron2 is in no package registry, its last release is of 2021, and its metadata asks for versions of iopath and
-omegaconf that are gone. Its Python part is all that ViTDet needs, and works uncompiled.
+detectron2 is in no package registry, its last release is from 2021, and its metadata requires versions of iopath and
+omegaconf that no longer exist. ViTDet needs only its Python part, which works without compilation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 
 NEEDS = ("detectron2", "fvcore", "iopath", "omegaconf", "hydra", "cloudpickle", "pycocotools", "PIL", "tabulate")
-PACKAGE = {"hydra": "hydra-core", "PIL": "pillow"}  # where a package is called otherwise than its module
+PACKAGE = {"hydra": "hydra-core", "PIL": "pillow"}  # packages whose name differs from their module
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 INSTALL = (
     "pip install --no-deps --no-build-isolation "
@@ -18,17 +18,17 @@ INSTALL = (
 
 
 def missing(benchmark: str = "coco") -> list[str]:
-    """The packages that `engine=detectron2` wants and that are not here; none if it can run `benchmark`."""
+    """Return the packages that `engine=detectron2` needs for `benchmark` and that are not installed."""
     needs = (*NEEDS, "lvis") if benchmark == "lvis" else NEEDS
     return [PACKAGE.get(name, name) for name in needs if importlib.util.find_spec(name) is None]
 
 
 def require(benchmark: str = "coco") -> None:
-    """Stop if detectron2 cannot be used.
+    """Check that detectron2 can be used.
 
     Raises:
-        ValueError: naming what is missing, and how to install it.
+        ValueError: if not; names the missing packages and the install command.
     """
     if lacking := missing(benchmark):
         how = "pip install lvis" if lacking == ["lvis"] else INSTALL
-        raise ValueError(f"engine=detectron2 needs {', '.join(lacking)}, not installed here: {how}")
+        raise ValueError(f"engine=detectron2 needs {', '.join(lacking)}, not installed here; install with: {how}")

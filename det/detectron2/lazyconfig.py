@@ -1,10 +1,10 @@
-"""A detection recipe as a LazyConfig of detectron2: for its `tools/lazyconfig_train_net.py`, and `engine=detectron2`.
+"""Convert a detection recipe to a detectron2 LazyConfig: for `tools/lazyconfig_train_net.py` and `engine=detectron2`.
 
     mimbench lazyconfig det/mask_rcnn_vitdet_b_100ep data=coco checkpoint=encoder.safetensors -o vitdet_b.py
     python tools/lazyconfig_train_net.py --config-file vitdet_b.py --num-gpus 8
 
-Written are FILE, which needs nothing of mimbench, and beside it FILE with the suffix .pth: the whole detector as our
-own training would start, patch embedding and positions resampled, so that both start from the same weights.
+It writes FILE, which does not need mimbench, and FILE with the suffix .pth beside it: the initial weights of the whole
+detector, with resampled patch embedding and positions, so that mimbench and detectron2 start from the same weights.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from mimbench.engine.data.datasets import CocoFiles
 
 OLD_NAME = """
 if not hasattr(numpy, "float"):
-    numpy.float = float  # the package lvis, which measures, wants this name that numpy has dropped
+    numpy.float = float  # the package lvis, used for evaluation, needs this name, which numpy removed
 """
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a LazyConfig says beyond the recipe."""
+    """The contents of a LazyConfig that are not in the recipe."""
 
     train: CocoFiles
     val: CocoFiles
-    images_showing: Sequence[int]  # training images that show each category
-    bitmaps: bool  # some objects are RLE regions, for which detectron2 wants another form of all masks
+    images_showing: Sequence[int]  # number of training images with each category
+    bitmaps: bool  # some objects are RLE regions, for which detectron2 needs bitmask format for all masks
     shape: ViT  # of the encoder inside the detector
     mean: Sequence[float]  # of the images, as fractions of 255
     std: Sequence[float]
@@ -44,40 +44,40 @@ class Source:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Of both splits, for detectron2; of LVIS's files it knows by "v1" in the name how to read them."""
+        """Return the names of both splits for detectron2, which recognises LVIS files by "v1" in the name."""
         return "mimbench_v1_train", "mimbench_v1_val"
 
 
 def refusal(config: MaskRCNNConfig) -> str | None:
-    """Why detectron2 cannot train this recipe as it is; None if it can."""
+    """Return why detectron2 cannot train this recipe; None if it can."""
     views, clip = config.test_time_augmentation, config.grad_clip
     flip, parts = config.augment.flip, config.compute.accumulate
     ours = config.vitdet.beyond_detectron2()
     lacking = {
-        f"{', '.join(ours)}: its ViT has nothing like it; leave it at its default": bool(ours),
-        "steps=0: there is nothing to train; engine=mimbench evaluates": config.steps == 0,
-        "proposals.norm=true: its proposal head has none; proposals.norm=false": config.proposals.norm,
-        f"grad_clip={clip}: its lazy configs do not clip gradients; grad_clip=none": clip is not None,
-        f"compute.accumulate={parts}: it does not accumulate; give it more GPUs, or 1": parts > 1,
-        f"warmup={config.warmup:g}: it warms up within steps={config.steps}; fewer, or more steps": (
+        f"{', '.join(ours)}: its ViT does not support it; use the default": bool(ours),
+        "steps=0: there is nothing to train; use engine=mimbench to evaluate": config.steps == 0,
+        "proposals.norm=true: its proposal head has no norm; use proposals.norm=false": config.proposals.norm,
+        f"grad_clip={clip}: its lazy configs do not clip gradients; use grad_clip=none": clip is not None,
+        f"compute.accumulate={parts}: it does not accumulate; use compute.accumulate=1 and more GPUs": parts > 1,
+        f"warmup={config.warmup:g}: it must end within steps={config.steps}; use a shorter warmup or more steps": (
             config.warmup > config.steps
         ),
-        f"heads.soft_nms={config.heads.soft_nms}: it suppresses; heads.soft_nms=off": config.heads.soft_nms != "off",
-        "test_time_augmentation.*: its lazy configs have none; "
+        f"heads.soft_nms={config.heads.soft_nms}: use heads.soft_nms=off": config.heads.soft_nms != "off",
+        "test_time_augmentation.*: its lazy configs do not support it; use "
         "test_time_augmentation.sizes=[] test_time_augmentation.flip=false": bool(views.sizes) or views.flip,
-        f"augment.flip={flip}: written out are 0 and 0.5": flip not in (0.0, 0.5),
+        f"augment.flip={flip}: only 0 and 0.5 are supported": flip not in (0.0, 0.5),
     }
     return next((reason for reason, applies in lacking.items() if applies), None)
 
 
 def lazyconfig(config: MaskRCNNConfig, source: Source) -> str:
-    """The Python text of the LazyConfig.
+    """Return the LazyConfig as Python text.
 
     Raises:
-        ValueError: if detectron2 cannot train this recipe as it is, saying why.
+        ValueError: if detectron2 cannot train this recipe; says why.
     """
     if (reason := refusal(config)) is not None:
-        raise ValueError(f"detectron2 cannot train this recipe as it is: {reason}")
+        raise ValueError(f"detectron2 cannot train this recipe: {reason}")
     parts = (_header, _data, _backbone, _regions, _model, _training)
     return "\n".join(part(config, source) for part in parts)
 
@@ -226,7 +226,7 @@ _backbone = L(SimpleFeaturePyramid)(
 
 
 def _levels(config: MaskRCNNConfig, source: Source) -> list[str]:
-    """detectron2's names of the pyramid's maps, the last of them the one for proposals alone."""
+    """Return detectron2's names of the pyramid's maps; the last map is used only for proposals."""
     strides = _strides(config, source)
     return [f"p{int(math.log2(stride))}" for stride in strides]
 
@@ -237,7 +237,7 @@ def _strides(config: MaskRCNNConfig, source: Source) -> list[int]:
 
 
 def _regions(config: MaskRCNNConfig, source: Source) -> str:
-    """What the heads of regions are made of."""
+    """Return the text of the RoI heads."""
     heads, strides = config.heads, _strides(config, source)
     channels, classes = config.vitdet.channels, len(source.images_showing)
     convs = [heads.channels] * heads.convs
@@ -294,7 +294,7 @@ _common = dict(
 
 
 def _model(config: MaskRCNNConfig, source: Source) -> str:
-    """The detector, of proposals and heads."""
+    """Return the text of the detector."""
     proposals, strides, channels = config.proposals, _strides(config, source), config.vitdet.channels
     rpn_convs, per_cell = [-1] * proposals.convs, len(proposals.anchor_ratios)
     return f"""model = L(GeneralizedRCNN)(

@@ -1,8 +1,8 @@
 """Train and evaluate a recipe inside detectron2: its data loader, model, optimiser, trainer and evaluator.
 
-What it is given is `det.detectron2.lazyconfig`'s file and our start of the detector, both written into detectron2/ of
-the run directory, where its own checkpoints and metrics go as well. A run that was stopped goes on from the last of
-them. Under torchrun every process takes its part. The loop is that of detectron2's `tools/lazyconfig_train_net.py`.
+Its inputs are the file of `det.detectron2.lazyconfig` and the detector's initial weights, both written into detectron2/
+in the run directory, like its checkpoints and metrics. An interrupted run continues from the last checkpoint. It works
+under torchrun. The loop is that of detectron2's `tools/lazyconfig_train_net.py`.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ NAMES = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "
 
 @dataclass(frozen=True)
 class Within:
-    """What came of it."""
+    """The result of a run within detectron2."""
 
-    metrics: dict[str, float]  # its evaluator's, in percent, by our names; empty if nothing was found
+    metrics: dict[str, float]  # its evaluator's, in percent, by mimbench's names; empty without detections
     results: list[dict[str, Any]]  # every detection, in COCO's form
     images_per_second: float
     peak_memory: int  # bytes
 
 
 def lazyconfig_of(config: MaskRCNNConfig, file: Path) -> None:
-    """Write the LazyConfig of `config` for a GPU, with data and start as a run has them; see `write_lazyconfig`."""
+    """Write the LazyConfig of `config` for a GPU, with a run's data and initial weights; see `write_lazyconfig`."""
     directory = locate(config.data)
     train, val = (
         read_split(directory, split, config.single_class, masks=config.heads.masks, benchmark=config.benchmark)
@@ -64,28 +64,28 @@ def lazyconfig_of(config: MaskRCNNConfig, file: Path) -> None:
 def write_lazyconfig(
     config: MaskRCNNConfig, model: MaskRCNN, splits: tuple[CocoSplit, CocoSplit], file: Path, output: Path, device: str
 ) -> None:
-    """Write the LazyConfig of `config` to `file` (.py), and the weights of `model`, its start, beside it (.pth).
+    """Write the LazyConfig of `config` to `file` (.py), and the initial weights of `model` beside it (.pth).
 
     Args:
         splits: training and validation.
-        output: where detectron2 is to write.
+        output: detectron2's output directory.
         device: cuda or cpu.
 
     Raises:
-        ValueError: if detectron2 cannot train this recipe as it is, or not on this data, saying why.
+        ValueError: if detectron2 cannot train this recipe or use this data; says why.
         OSError: if a file cannot be written.
     """
     _require_plain(config, model)
     train = splits[0]
     if config.benchmark == "lvis" and train.category_ids != tuple(range(1, len(train.category_ids) + 1)):
         raise ValueError(
-            f"{train.files.annotations}: detectron2 takes LVIS's category ids for 1 to {len(train.category_ids)}, and "
-            "here there are others; renumber them, or use engine=mimbench"
+            f"{train.files.annotations}: detectron2 needs LVIS's category ids to be 1 to {len(train.category_ids)}, "
+            "but this file has others; renumber them, or use engine=mimbench"
         )
     if any(not 0 <= int(identity) < 2**63 for split in splits for identity in (*split.image_ids, *split.category_ids)):
         raise ValueError(
             f"{train.files.annotations} or its validation split has negative ids or ids beyond 63 bits, which "
-            "detectron2's evaluator does not stand; renumber them, or use engine=mimbench"
+            "detectron2's evaluator does not support; renumber them, or use engine=mimbench"
         )
     files = [_files(split, file, config.single_class) for split in splits]
     source = Source(
@@ -107,15 +107,15 @@ def write_lazyconfig(
 
 
 def _require_plain(config: MaskRCNNConfig, model: MaskRCNN) -> None:
-    """Stop if detectron2's ViT cannot be the model's encoder, saying why."""
+    """Check that detectron2's ViT supports the model's encoder."""
     if (reason := detectron2_reason(model.backbone.net.traits)) is not None:
         raise ValueError(f"{config.checkpoint}: {reason}")
 
 
 def _files(split: CocoSplit, file: Path, single_class: bool) -> CocoFiles:
-    """The split's files as detectron2 can read them: if need be with other annotations, written beside `file`.
+    """Return the split's files in a form that detectron2 can read, if needed with annotations written beside `file`.
 
-    detectron2 joins image names to their folder, and its evaluator takes annotation id 0 for no match.
+    detectron2 joins image names to their folder, and its evaluator treats annotation id 0 as no match.
     """
     plain = read_annotations(split.files.annotations)
     content, files, _ = with_images(plain, split.files)
@@ -133,10 +133,10 @@ def _files(split: CocoSplit, file: Path, single_class: bool) -> CocoFiles:
 def train_within(
     config: MaskRCNNConfig, model: MaskRCNN, splits: tuple[CocoSplit, CocoSplit], directory: Path, device: torch.device
 ) -> Within:
-    """Train `model` in detectron2 and evaluate it there; afterwards it has the trained weights.
+    """Train `model` in detectron2, evaluate it there, and load the trained weights into `model`.
 
     Raises:
-        ValueError: if detectron2 is not installed, or cannot train this recipe as it is, saying why.
+        ValueError: if detectron2 is not installed, or cannot train this recipe; says why.
         OSError: if a file cannot be written.
     """
     require(config.benchmark)
@@ -150,7 +150,7 @@ def train_within(
 
 
 class _Session:
-    """detectron2's objects, made of a LazyConfig; imported here, for importing this module must cost nothing."""
+    """detectron2's objects built from a LazyConfig; imported here, so that importing this module stays cheap."""
 
     def __init__(self, config: MaskRCNNConfig, file: Path, directory: Path, device: torch.device) -> None:
         from detectron2.checkpoint import DetectionCheckpointer
@@ -175,7 +175,7 @@ class _Session:
         self.checkpointer = DetectionCheckpointer(self.model, str(directory), trainer=self.trainer)
 
     def run(self, model: MaskRCNN) -> Within:
-        """Train, evaluate, and give `model` the weights."""
+        """Train, evaluate, and load the weights into `model`."""
         self.trainer.register_hooks(self._hooks())
         self.checkpointer.resume_or_load(self.lazy.train.init_checkpoint, resume=True)
         begin = self.trainer.iter + 1 if self.checkpointer.has_checkpoint() else 0
@@ -223,10 +223,10 @@ class _Session:
 
 
 def _require_one_start(begin: int, directory: Path) -> None:
-    """All processes go on from the same step; each of them has looked for the last checkpoint by itself.
+    """Check that all processes continue from the same step; each of them looked for the last checkpoint itself.
 
     Raises:
-        ValueError: in all of them, if they do not.
+        ValueError: in all processes, if they do not.
     """
     if not dist.is_initialized():
         return
@@ -234,16 +234,16 @@ def _require_one_start(begin: int, directory: Path) -> None:
     dist.all_gather_object(begins, begin)
     if len(set(begins)) > 1:
         raise ValueError(
-            f"processes found checkpoints of different steps in {directory} ({begins}): run directories must be on a "
-            "file system that all nodes share; start again once it shows the same everywhere"
+            f"processes found checkpoints of different steps in {directory} ({begins}): use a run directory on a file "
+            "system shared by all nodes, and restart when all nodes see the same files"
         )
 
 
 def named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """detectron2's metrics by our names, less those that are no numbers."""
+    """Return detectron2's metrics by mimbench's names, without those that are not numbers."""
     return {
         f"{prefix}_{NAMES[name]}": float(value)
         for kind, prefix in KINDS.items()
         for name, value in found.get(kind, {}).items()
-        if name in NAMES and value >= 0  # NaN and -100 for want of objects
+        if name in NAMES and value >= 0  # NaN and -100 without objects
     }

@@ -1,13 +1,13 @@
-"""Pictures of what a detector finds: images with their detections, validation images beside the ground truth.
+"""Plots of a detector's output: images with their detections, validation images beside the ground truth.
 
-    draw_detections(split, results, path, 6)          # six of them, evenly chosen
-    draw_detections(split, results, path, 6, worst)   # those first in `worst` (`det.evaluation.errors`)
-    draw_objects(image, objects, path)                # one image by itself, at its own size
+    draw_detections(split, results, path, 6)          # six evenly spaced images
+    draw_detections(split, results, path, 6, worst)   # the first six of `worst` (`det.evaluation.errors`)
+    draw_objects(image, objects, path)                # a single image in full size
 
-Each object has its mask, its box, the name of its category and, if detected, its score. Categories keep their colour
-from image to image. Detections that score at least half as much as the best of all are drawn, `MOST` of them at most: a
-detector in its first steps is sure of nothing. Images are shrunk to what is seen of them before anything is drawn, and
-masks are decoded one at a time: those of a photograph of 36 Mpx would take gigabytes.
+Each object is drawn with its mask, box, category name and, for detections, its score. A category has the same colour in
+all images. At most `MOST` detections with at least half the highest score of all images are drawn, because an untrained
+detector has only low scores. Images are resized to the displayed size first, and masks are decoded one by one: those of
+a 36 Mpx photograph would need gigabytes.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from mimbench.det.evaluation.evaluate import Result
 from mimbench.engine.run.atomic import write_with
 
 MOST = 20
-PAIRS = 2  # of ground truth and detections in one row
+PAIRS = 2  # pairs of ground truth and detections per row
 INCHES = 3.0  # width of one image
-LONGEST = 700  # pixels of a side of one image: twice what is seen
-LONGEST_ALONE = 2000  # the same of an image by itself
-PROGRAM = "mimbench predict"  # in the pictures of `draw_objects`: what may be replaced
-TINT = 0.5  # how much of a mask's colour covers the image
+LONGEST = 700  # pixels of the longest side of an image: twice the displayed size
+LONGEST_ALONE = 2000  # the same for a single image
+PROGRAM = "mimbench predict"  # written into files by `draw_objects`: such files may be overwritten
+TINT = 0.5  # opacity of a mask's colour
 
 
 class Drawn(NamedTuple):
-    """An object to be drawn."""
+    """An object to draw."""
 
-    mask: Region | None  # COCO's compressed run lengths, at the image's own size
+    mask: Region | None  # COCO's compressed run lengths, at the image's original size
     box: tuple[float, float, float, float]  # x y w h
     label: int
     text: str
@@ -53,9 +53,9 @@ class Drawn(NamedTuple):
 def draw_detections(
     split: CocoSplit, results: Sequence[Result], path: Path, count: int, order: Sequence[int] | None = None
 ) -> None:
-    """Write a PNG of `count` images of `split` and their `results`: the first of `order`, places in `split`.
+    """Write a PNG of `count` images of `split` and their `results`: the first of `order`, indices into `split`.
 
-    Without `order` they are evenly chosen from those with objects. Nothing is written if there are none.
+    Without `order`, evenly spaced images with objects are used. Nothing is written if there are none.
     """
     chosen = _evenly(split.with_objects(), count) if order is None else list(order[:count])
     if not chosen:
@@ -80,14 +80,14 @@ def draw_detections(
 
 
 def least_drawn(results: Sequence[Result]) -> float:
-    """The score from which on detections are drawn: half of the best."""
+    """Return the minimum score of drawn detections: half of the highest score."""
     return 0.5 * max((result["score"] for result in results), default=1.0)
 
 
 def worst_first(images: Sequence[ImageJudged], least: float) -> list[int]:
-    """Places in the split, images with the smallest share of right detections first; those without a mistake left out.
+    """Return the indices of images with errors, those with the smallest share of correct detections first.
 
-    Where they are equal, the one with more mistakes comes first.
+    Of equal images, the one with more errors comes first.
     """
 
     def mistakes(image: ImageJudged) -> int:
@@ -99,7 +99,7 @@ def worst_first(images: Sequence[ImageJudged], least: float) -> list[int]:
 
 
 def draw_objects(image: NDArray[np.uint8], objects: Iterable[Drawn], path: Path) -> None:
-    """Write a PNG of one image (H, W, 3) with what is in it, of the image's own size (at most 2,000 pixels wide)."""
+    """Write a PNG of one image (H, W, 3) with its objects, in the image's size (at most 2,000 pixels wide)."""
     height, width = image.shape[:2]
     inches = min(width, LONGEST_ALONE) / 100
     figure = Figure(figsize=(inches, inches * height / width), dpi=100)
@@ -117,7 +117,7 @@ def _evenly(images: NDArray[np.int64], count: int) -> list[int]:
 
 
 def _shrunk(image: NDArray[np.uint8], longest: int) -> tuple[NDArray[np.uint8], int]:
-    """An image (H, W, 3) whose sides are at most `longest`, and how many pixels became one along each side."""
+    """Return an image (H, W, 3) with sides of at most `longest`, and the integer factor by which it was reduced."""
     step = math.ceil(max(image.shape[:2]) / longest)
     return (np.asarray(Image.fromarray(np.ascontiguousarray(image)).reduce(step)), step) if step > 1 else (image, 1)
 
@@ -138,7 +138,7 @@ def _detected(split: CocoSplit, results: Sequence[Result], least: float) -> list
 def detected(
     results: Sequence[Result], category_ids: Sequence[int], categories: Sequence[str], least: float
 ) -> list[Drawn]:
-    """What is to be drawn of the results of one image: those that score `least` or more, the best `MOST` of them."""
+    """Return the results of one image to draw: the best `MOST` with a score of at least `least`."""
     best = sorted((r for r in results if r["score"] >= least), key=lambda result: -result["score"])[:MOST]
     labels = [category_ids.index(result["category_id"]) for result in best]
     return [
@@ -155,9 +155,9 @@ def detected(
 def _panel(
     axes: Axes, image: NDArray[np.uint8], step: int, objects: Iterable[Drawn], title: str, size: float = 6.0
 ) -> None:
-    """One image with what is in it, the largest objects first so that small ones are not covered.
+    """Draw one image with its objects, the largest first so that small ones stay visible.
 
-    `step`: how many pixels of the original one of `image` stands for, along each side.
+    `step`: pixels of the original per pixel of `image`, along each side.
     """
     tinted = image.astype(np.float32) / 255
     for drawn in sorted(objects, key=lambda drawn: -drawn.box[2] * drawn.box[3]):
@@ -167,7 +167,7 @@ def _panel(
             tinted[mask] = (1 - TINT) * tinted[mask] + TINT * np.array(colour)
         x, y, width, height = (value / step for value in drawn.box)
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.5))
-        above = y > 0.06 * image.shape[0]  # room for the name
+        above = y > 0.06 * image.shape[0]  # space for the name
         axes.text(
             max(x, 0), max(y, 0), drawn.text, fontsize=size, color="white", clip_on=True, parse_math=False,
             verticalalignment="bottom" if above else "top",

@@ -1,4 +1,4 @@
-"""Pictures of how well a detector does: precision over recall, and what its mistakes cost."""
+"""Plots of a detector's quality: precision-recall curves, and the cost of each kind of error."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from mimbench.det.evaluation.errors import KINDS, RECALLS, Breakdown
 from mimbench.engine.run.atomic import write_with
 
-THRESHOLDS = {"0.5": 0, "0.75": 5, "0.9": 8}  # overlap -> its place among COCO's ten
+THRESHOLDS = {"0.5": 0, "0.75": 5, "0.9": 8}  # IoU -> its index in COCO's ten thresholds
 HEADINGS = {"box": "boxes", "mask": "masks"}
 COLOURS = ("#1f5fa8", "#d9722e", "#3c8f57")
 
 
 def draw_curves(precision: Mapping[str, NDArray[np.float64]], path: Path) -> None:
-    """Write a PNG with precision over recall, mean over categories, at three overlaps, for boxes and for masks.
+    """Write a PNG with precision-recall curves, mean over categories, at three IoU thresholds, for boxes and masks.
 
-    `precision` holds (10 overlaps, 101 recalls, categories) for "box" and "mask", -1 for a category without objects:
+    `precision` holds (10 IoUs, 101 recalls, categories) for "box" and "mask", -1 for a category without objects:
     `det.evaluation.evaluate.CocoMetrics.precision`.
     """
     figure = Figure(figsize=(4.2 * len(precision), 3.6), layout="constrained")
@@ -38,7 +38,7 @@ def draw_curves(precision: Mapping[str, NDArray[np.float64]], path: Path) -> Non
 
 
 def draw_errors(found: Breakdown, path: Path) -> None:
-    """Write a PNG with what each kind of mistake costs in AP50, and how many there are."""
+    """Write a PNG with the cost of each kind of error in AP50, and its count."""
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     axes = figure.add_subplot()
     costs = [found.costs[kind] for kind in KINDS]

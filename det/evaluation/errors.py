@@ -1,19 +1,19 @@
-"""What kinds of mistakes a detector makes, and what each kind costs: TIDE's breakdown (Bolya et al. 2020), for boxes.
+"""Kinds of detection errors and their cost in AP50: TIDE's breakdown (Bolya et al. 2020), for boxes.
 
     found = breakdown(split, results)
-    found.ap50, found.counts["missed"], found.costs["missed"]     # points of AP50 that would be won without them
+    found.ap50, found.counts["missed"], found.costs["missed"]     # points of AP50 gained without them
 
-Detections are matched at an overlap of .5, best score first, as COCO does. One that matches nothing is, in this order,
+Detections are matched at an IoU of .5, highest score first, as in COCO. An unmatched detection is, in this order,
 
-    localisation     on an object of its category, overlap .1 to .5
-    classification   on an object of another category, overlap .5 or more
-    duplicate        on an object of its category that a better one has matched
-    background       on nothing: overlap below .1 with everything
-    both             the rest: on an object of another category, and badly placed
+    localisation     on an object of its category, IoU .1 to .5
+    classification   on an object of another category, IoU .5 or more
+    duplicate        on an object of its category that a better detection has matched
+    background       IoU below .1 with all objects
+    both             the rest: on an object of another category, and badly localised
 
-and an object that is neither matched nor mislocated nor misnamed is missed. What a kind costs is AP50 once its
-detections are put right (localisation, classification: if the object is still free; else taken away), taken away
-(duplicate, background, both), or the missed objects taken out. Costs do not add up: mistakes hide each other.
+An object without a match, localisation error or classification error is missed. The cost of a kind is the gain in AP50
+when its detections are corrected (localisation, classification; removed if the object is already matched), removed
+(duplicate, background, both), or when the missed objects are removed. Costs do not add up: errors hide each other.
 """
 
 # D detection, G object of an image
@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from mimbench.det.data.coco import CocoSplit
 from mimbench.det.evaluation.evaluate import Result
 
-GOOD, NEAR = 0.5, 0.1  # overlaps
-MOST = 100  # detections an image, as in COCO's metrics
+GOOD, NEAR = 0.5, 0.1  # IoU thresholds
+MOST = 100  # detections per image, as in COCO's metrics
 RECALLS = np.linspace(0, 1, 101)
 Kind = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
 Verdict = Kind | Literal["right", "ignored"]
@@ -42,25 +42,25 @@ KINDS: tuple[Kind, ...] = ("classification", "localisation", "both", "duplicate"
 
 @dataclass(frozen=True)
 class Judged:
-    """A detection, and what it was found to be."""
+    """A detection and its kind of error."""
 
     score: float
     label: int
     verdict: Verdict
-    target: int = -1  # the object it matches, or should have, by its number in the split; -1 for none
+    target: int = -1  # number in the split of the object it matches or should match; -1 for none
 
 
 @dataclass(frozen=True)
 class ImageJudged:
-    """All detections on an image, best first, and its objects that nothing found."""
+    """All detections on an image, best first, and its unmatched objects."""
 
     index: int
     detections: tuple[Judged, ...]
     unmatched: tuple[int, ...]  # objects, by number in the split
-    missed: tuple[int, ...]  # those that no mistake of place or name is about
+    missed: tuple[int, ...]  # those without a localisation or classification error
 
     def quality(self, least: float) -> float:
-        """Of the detections that score `least` or more and the objects: the share that is right, 0 to 1 (F1)."""
+        """Return F1 (0 to 1) of the detections with a score of at least `least`."""
         seen = [one for one in self.detections if one.score >= least and one.verdict != "ignored"]
         right = sum(one.verdict == "right" for one in seen)
         objects = len(self.unmatched) + sum(one.verdict == "right" for one in self.detections)
@@ -69,7 +69,7 @@ class ImageJudged:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """AP50, how many mistakes there are of each kind, and what they cost, in percent."""
+    """AP50, and the count and cost of each kind of error, in percent."""
 
     ap50: float
     counts: dict[Kind, int]
@@ -78,7 +78,7 @@ class Breakdown:
 
 
 def breakdown(split: CocoSplit, results: Sequence[Result]) -> Breakdown:
-    """The mistakes among `results`, detections on the images of `split`."""
+    """Return the breakdown of `results`, detections on the images of `split`."""
     rank = {identity: label for label, identity in enumerate(split.category_ids)}
     of_image: dict[int, list[Result]] = defaultdict(list)
     for result in results:
@@ -131,7 +131,7 @@ def _judged(split: CocoSplit, index: int, results: Iterable[Result], rank: dict[
 def _overlaps(
     results: Sequence[Result], corners_G4: NDArray[np.float64], crowd_G: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """(D, G): intersection over union; over the detection's area, for a crowd region."""
+    """Return the IoU (D, G); for a crowd region, the intersection over the detection's area."""
     if not results or not len(corners_G4):
         return np.zeros((len(results), len(corners_G4)))
     boxes_G4 = np.concatenate([corners_G4[:, :2], corners_G4[:, 2:] - corners_G4[:, :2]], axis=1)
@@ -143,7 +143,7 @@ def _overlaps(
 def _mistake(
     overlap_G: NDArray[np.float64], same_G: NDArray[np.bool_], crowd_G: NDArray[np.bool_]
 ) -> tuple[Verdict, int]:
-    """What an unmatched detection is, and the place of the object it is about (-1: none)."""
+    """Return the kind of an unmatched detection, and the index of its object (-1: none)."""
     if (overlap_G[same_G & crowd_G] >= GOOD).any():
         return "ignored", -1
     own_G = np.where(same_G & ~crowd_G, overlap_G, -1.0)
@@ -159,7 +159,7 @@ def _mistake(
 
 
 def _without(detections: Sequence[Judged], kind: Kind, labels: NDArray[np.int64]) -> list[Judged]:
-    """The detections once those of `kind` are put right or taken away."""
+    """Return the detections after those of `kind` are corrected or removed."""
     taken = {one.target for one in detections if one.verdict == "right"}
     kept = []
     for one in sorted(detections, key=lambda one: -one.score):
@@ -172,7 +172,7 @@ def _without(detections: Sequence[Judged], kind: Kind, labels: NDArray[np.int64]
 
 
 def _ap50(detections: Sequence[Judged], objects: NDArray[np.int64]) -> float:
-    """COCO's average precision in percent, over the categories that have objects."""
+    """Return COCO's average precision in percent, over the categories with objects."""
     counts = np.bincount(objects) if len(objects) else np.zeros(0, dtype=np.int64)
     of_label: dict[int, list[Judged]] = defaultdict(list)
     for one in detections:

@@ -1,14 +1,14 @@
-"""From what a detector finds to COCO's numbers.
+"""Convert detections to COCO results, and compute COCO's and LVIS's metrics.
 
     results = coco_results(detections, image_id, category_ids, size)     # one dictionary per detection, COCO's form
     score = CocoMetrics(annotation_file)
     metrics = score(results)                     # {"box_ap": ..., "mask_ap50": ..., "box_ar100": ...}, percent
     score.by_category()                          # {"person": {"box_ap": ..., "mask_ap": ...}, ...} of the same
 
-The number of record is pycocotools'. `fast=True` is faster-coco-eval, which a test holds equal to it; it serves
-evaluation during training. Metrics for which the data set has no ground truth (no large objects, say) are left out.
-LVIS's rules (300 detections an image; categories that were not looked for on an image do not count there; AP of rare,
-common and frequent categories) are faster-coco-eval's in either case, which a test holds equal to LVIS's own evaluator.
+The reported metrics are pycocotools'. `fast=True` uses faster-coco-eval, which a test compares with pycocotools; it is
+used for evaluation during training. Metrics without ground truth (for example, no large objects) are left out. LVIS's
+rules (300 detections per image; categories not annotated on an image do not count there; AP of rare, common and
+frequent categories) always use faster-coco-eval, which a test compares with LVIS's own evaluator.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mimbench.det.evaluation.rle import encode_masks
 from mimbench.det.model.roi_heads import Detections
 
 C = TypeVar("C", COCO, faster_coco_eval.COCO)
-Result = dict[str, Any]  # image_id, category_id, bbox (x y w h), score, segmentation (RLE, where masks are found)
+Result = dict[str, Any]  # image_id, category_id, bbox (x y w h), score, segmentation (RLE, with masks)
 Numbers = NDArray[np.float64]
 
 PRECISION = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # COCOeval.stats, in this order
@@ -42,12 +42,12 @@ LVIS = {
     "ap_large": "AP_large", "ap_rare": "APr", "ap_common": "APc", "ap_frequent": "APf", "ar300": "AR_all",
     "ar_small": "AR_small", "ar_medium": "AR_medium", "ar_large": "AR_large",
 }  # fmt: skip
-LVIS_DETECTIONS = 300  # of all categories, an image
+LVIS_DETECTIONS = 300  # per image, over all categories
 KINDS = {"box": "bbox", "mask": "segm"}
 
 
 def coco_results(found: Detections, image_id: int, category_ids: Sequence[int], size: tuple[int, int]) -> list[Result]:
-    """Detections in an image of `size` (height, width) as COCO results; labels become the ids of the file."""
+    """Return detections in an image of `size` (height, width) as COCO results; labels become the file's ids."""
     boxes = torch.cat([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], dim=1).tolist()
     results = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
@@ -60,7 +60,7 @@ def coco_results(found: Detections, image_id: int, category_ids: Sequence[int], 
 
 
 class CocoMetrics:
-    """COCO's average precision and recall, for boxes and masks, against one annotation file."""
+    """COCO's average precision and recall for boxes and masks, with one annotation file as ground truth."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class CocoMetrics:
         masks: bool = True,
         benchmark: Benchmark = "coco",
     ) -> None:
-        """Read the ground truth, which is kept.
+        """Read the ground truth and keep it.
 
         Args:
-            single_class: as if all objects were of one category.
-            masks: whether masks are measured too.
-            benchmark: whose rules.
+            single_class: treat all objects as one category.
+            masks: also evaluate masks.
+            benchmark: the rules, COCO's or LVIS's.
         """
         self.annotations, self.single_class, self.benchmark = annotations, single_class, benchmark
         self.kinds = KINDS if masks else {"box": KINDS["box"]}
@@ -89,12 +89,12 @@ class CocoMetrics:
         self._fast_truth: faster_coco_eval.COCO | None = None
 
     def __call__(self, results: Sequence[Result], *, fast: bool = False) -> dict[str, float]:
-        """Metrics in percent: box_ap, box_ap50, box_ap75, box_ap_small, ..., mask_ap, ...; if not `fast`, box_ar1, ...
+        """Return metrics in percent: box_ap, box_ap50, box_ap_small, ..., mask_ap, ...; if not `fast`, box_ar1, ...
 
-        No results at all give 0 wherever there is something to find.
+        Empty results score 0 on every metric with ground truth.
 
         Raises:
-            ValueError: for a result of an image that the annotation file does not list.
+            ValueError: if a result's image is not in the annotation file.
         """
         self._known(results)
         results = self.numbering.results(results)
@@ -111,7 +111,7 @@ class CocoMetrics:
         return metrics
 
     def by_category(self) -> dict[str, dict[str, float]]:
-        """AP of each category in the last call, percent, in the order of their ids; those without objects left out."""
+        """Return AP of each category with objects in the last call, in percent, in the order of their ids."""
         of_all: dict[str, dict[str, float]] = {}
         for place, (name, found) in enumerate(zip(self.categories, self.of_each(), strict=True)):
             if found:
@@ -119,7 +119,7 @@ class CocoMetrics:
         return of_all
 
     def of_each(self) -> list[dict[str, float]]:
-        """The same for every category, in the order of their ids; nothing for one without objects."""
+        """Return AP of every category in the order of their ids; an empty dictionary without objects."""
         shares_of = (
             {prefix: precision[:, :, place] for prefix, precision in self.precision.items()}
             for place in range(len(self.categories))
@@ -136,8 +136,8 @@ class CocoMetrics:
         for place, result in enumerate(results):
             if result["image_id"] not in self.numbering.images:
                 raise ValueError(
-                    f"results[{place}] is for image {result['image_id']}, which {self.annotations} does not list; "
-                    "results must be of the images that they are measured against"
+                    f"results[{place}] is for image {result['image_id']}, which is not in {self.annotations}; "
+                    "use the annotation file of the images that were detected on"
                 )
 
     def _record(self, results: Sequence[Result], kind: str, prefix: str) -> dict[str, float]:
@@ -147,7 +147,7 @@ class CocoMetrics:
         return self._measured(evaluation, prefix)
 
     def _measured(self, evaluation: Any, prefix: str) -> dict[str, float]:
-        """By names, what either evaluator finds under COCO's rules."""
+        """Return the metrics of either evaluator under COCO's rules, by name."""
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -160,7 +160,7 @@ class CocoMetrics:
 
     @staticmethod
     def _nothing(truth: COCO) -> COCO:
-        """An empty set of results, which `loadRes` refuses to make."""
+        """Return an empty set of results, which `loadRes` does not support."""
         return _indexed(COCO(), {**truth.dataset, "annotations": []})
 
     def _fast(self, results: Sequence[Result], kind: str, prefix: str) -> dict[str, float]:
@@ -185,7 +185,7 @@ class CocoMetrics:
 
 
 def _indexed(coco: C, content: dict[str, Any]) -> C:
-    """An empty COCO object, filled."""
+    """Fill an empty COCO object with `content` and return it."""
     coco.dataset = content
     with _quiet():
         coco.createIndex()
@@ -193,13 +193,13 @@ def _indexed(coco: C, content: dict[str, Any]) -> C:
 
 
 def _for(kind: str, results: Sequence[Result]) -> list[Result]:
-    """Copies (`loadRes` writes into them); for masks without their boxes, so that areas are those of the masks."""
+    """Return copies (`loadRes` writes into them); for masks without boxes, so that areas come from the masks."""
     left_out = {"bbox": "segmentation", "segm": "bbox"}[kind]
     return [{key: value for key, value in result.items() if key != left_out} for result in results]
 
 
 def _best(results: Sequence[Result], count: int) -> list[Result]:
-    """The `count` results of each image that score highest, image by image."""
+    """Return the `count` highest-scoring results of each image, image by image."""
     of_image: dict[int, list[Result]] = {}
     for result in results:
         of_image.setdefault(result["image_id"], []).append(result)
@@ -210,9 +210,9 @@ def _best(results: Sequence[Result], count: int) -> list[Result]:
 
 
 def _quiet() -> contextlib.redirect_stdout[io.StringIO]:
-    """pycocotools prints its progress and its table."""
+    """Return a context that suppresses pycocotools' printed progress and table."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
 def _nowhere(*_: object) -> None:
-    """faster-coco-eval logs its progress and its table."""
+    """Discard faster-coco-eval's log of progress and table."""

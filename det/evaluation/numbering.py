@@ -1,13 +1,12 @@
-"""Ids of our own for the evaluators, which do not stand every id that an annotation file may have.
+"""Renumber ids for the evaluators, which fail on some ids that an annotation file may have.
 
     numbering = Numbering.of(content)
     truth = numbering.truth(content)            # images, categories and annotations numbered from 1
     found = numbering.results(results)          # copies with the same numbers
 
-pycocotools takes an object whose annotation id is 0 for one that nothing matched (cocoapi#507): the ground truth itself
-then scores less than 100. It loads results by 64-bit ids, and faster-coco-eval keeps ids in unsigned numbers, so that
-negative ones and those beyond 63 bits end in a crash. Numbers are given in the order of the ids, so that ties are
-resolved as they would be with the ids of the file.
+pycocotools treats an object with annotation id 0 as unmatched (cocoapi#507), so the ground truth itself scores below
+100. It loads results with 64-bit ids, and faster-coco-eval stores ids as unsigned integers, so negative ids and ids
+beyond 63 bits crash. The new numbers keep the order of the ids, so ties are resolved as with the file's ids.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ from typing import Any
 from mimbench.det.data.lvis import ABOUT_IMAGES
 
 Entry = dict[str, Any]
-UNKNOWN = 0  # the number of a category that the file does not have; the evaluators ignore its results
+UNKNOWN = 0  # number of a category that is not in the file; the evaluators ignore its results
 
 
 @dataclass(frozen=True)
 class Numbering:
-    """The number of each image and category, by its id in the file."""
+    """The new number of each image and category, by its id in the file."""
 
     images: dict[int, int]
     categories: dict[int, int]
 
     @classmethod
     def of(cls, content: Entry) -> Numbering:
-        """Numbers from 1 in the order of the ids in the annotation file `content`."""
+        """Return numbers from 1 in the order of the ids in the annotation file `content`."""
         return cls(_ranks(content["images"]), _ranks(content["categories"]))
 
     def truth(self, content: Entry) -> Entry:
-        """`content` with our numbers for ids, and with what COCOeval needs and a file may lack.
+        """Return `content` with new numbers as ids, and with keys that COCOeval needs and a file may lack:
 
-        That is `iscrowd` (0) and `area` (of the box).
+        `iscrowd` (0) and `area` (of the box).
         """
         return {
             **content,
@@ -49,7 +48,7 @@ class Numbering:
         }
 
     def results(self, results: Iterable[Entry]) -> list[Entry]:
-        """Copies of COCO results with our numbers for ids."""
+        """Return copies of COCO results with new numbers as ids."""
         return [
             {
                 **result,

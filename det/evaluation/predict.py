@@ -1,11 +1,11 @@
-"""What a trained detector finds in any images.
+"""Run a trained detector on image files.
 
-    detector = from_run(RunDir(...))                 # a finished or half-finished detection run
-    detector = from_file("model_final.pth")          # a whole detector, detectron2's or ours
+    detector = from_run(RunDir(...))                 # a finished or unfinished detection run
+    detector = from_file("model_final.pth")          # a whole detector, detectron2's or mimbench's
     for seen in detector.predict([Path("a.jpg")], device): ...
 
-Category ids and names are those of the data it was trained on. detectron2's files do not say them: 80 categories are
-taken for COCO's, and others are numbered.
+Category ids and names are those of the training data. detectron2's files do not store them: 80 categories are assumed
+to be COCO's, and others are numbered.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COCO_CLASSES = 80
 
 @dataclass(frozen=True)
 class Seen:
-    """An image, uint8 (3, H, W), and what was found in it, best first; `image_id` is its number among those asked."""
+    """An image, uint8 (3, H, W), and its detections, best first; `image_id` is its number in the list of files."""
 
     file: Path
     image: Tensor
@@ -49,7 +49,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Detector:
-    """A model in eval mode and what it takes to use it."""
+    """A model in eval mode with its config and categories."""
 
     model: MaskRCNN
     config: MaskRCNNConfig
@@ -58,14 +58,14 @@ class Detector:
 
     @torch.no_grad()
     def predict(self, files: Sequence[Path], device: torch.device) -> Iterator[Seen | UnfitError]:
-        """One image after another; of a file that is no image, what is wrong with it.
+        """Yield the detections of each image, or the error of a file that is not an image.
 
         Raises:
-            FileNotFoundError: naming a file that is not there; before anything is predicted.
+            FileNotFoundError: if a file does not exist; raised before the first prediction.
         """
         for file in files:
             if not file.is_file():
-                raise FileNotFoundError(f"{file} does not exist; name image files, or directories that hold some")
+                raise FileNotFoundError(f"{file} does not exist; name image files or directories of images")
         model = self.model.to(device).eval()
         for number, file in enumerate(track(files, "detecting", len(files))):
             try:
@@ -80,14 +80,16 @@ class Detector:
 
 
 def from_run(run: RunDir) -> Detector:
-    """The detector of a detection run: as it was left, or as of its newest checkpoint.
+    """Return the detector of a detection run, from its result or its newest checkpoint.
 
     Raises:
-        ValueError: if it is another kind of run, or has saved nothing yet.
+        ValueError: if it is another kind of run, or has no checkpoint yet.
     """
     about = run.read_about()
     if about["stage"] != "det":
-        raise ValueError(f"{run.path} is a {about['stage']} run ({about['recipe']}); a detection run finds objects")
+        raise ValueError(
+            f"{run.path} is a {about['stage']} run ({about['recipe']}), not a detection run; name a detection run"
+        )
     if run.detector.is_file():
         return from_file(run.detector)
     config = from_text(MaskRCNNConfig, run.config.read_text(encoding="utf-8"), str(run.config))
@@ -95,24 +97,22 @@ def from_run(run: RunDir) -> Detector:
         config = as_stored(config, about["recipe"]).config
     newest = newest_valid(run.checkpoints)
     if newest is None and config.steps:
-        raise ValueError(
-            f"{run.path} has no checkpoint (it is {run.state()}); `mimbench run {run.path}` goes on with it"
-        )
+        raise ValueError(f"{run.path} has no checkpoint (it is {run.state()}); `mimbench run {run.path}` continues it")
     of = read_split(
         locate(config.data), "train", config.single_class, masks=config.heads.masks, benchmark=config.benchmark
     )
     model, _ = build_detector(config, len(of.categories), of.images_showing().tolist())
-    if newest is not None:  # with steps=0 the checkpoint is the detector
+    if newest is not None:  # with steps=0 the run's checkpoint is the detector
         model.load_state_dict(load_state(newest)["stepper"]["model"])
     return Detector(model, config, of.category_ids, of.categories)
 
 
 def from_file(file: str | Path) -> Detector:
-    """The detector in a file of weights; see `det.model.detector_config` for what the file does not say.
+    """Return the detector in a file of weights; `det.model.detector_config` has the defaults for missing settings.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it holds an encoder alone, or a detector that cannot be built.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it holds only an encoder, or an unsupported detector.
     """
     opened = open_detector(file)
     about = opened.about
@@ -123,7 +123,7 @@ def from_file(file: str | Path) -> Detector:
 
 
 def _coco_names() -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """COCO's 80 ids, which have gaps, and names."""
+    """Return COCO's 80 ids, which have gaps, and names."""
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
     listed = enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])

@@ -1,10 +1,10 @@
-"""Predicted masks as COCO's run-length encoding, straight from the mask head's small grids.
+"""Encode predicted masks as COCO's run-length encoding, directly from the mask head's small grids.
 
-`encode_masks` gives the very strings that pasting each mask into the image (`det.model.masks.paste`, detectron2's way)
-and encoding that would give, without making the images. Bilinear resizing is separable: one small matrix product gives
-the values of a mask along each column of pixels at the rows of its cells, between which they change linearly. Where
-they pass the threshold is where a run ends, so that no pixel needs to be looked at. Pixels that rounding could put on
-the other side are computed as `paste` computes them; a mask that is flat at the threshold is pasted after all.
+`encode_masks` returns exactly the strings of pasting each mask into the image (`det.model.masks.paste`, detectron2's
+method) and encoding it, without computing the images. Bilinear resizing is separable: one small matrix product computes
+a mask's values along each pixel column at the rows of its cells, and between these rows they are linear. A run ends
+where they cross the threshold, so single pixels are not evaluated. Pixels that rounding could put on the other side are
+computed as in `paste`; a mask that is flat at the threshold is pasted.
 """
 
 # R region of interest, M side of a mask, C column of pixels under a box, X crossing of the threshold
@@ -25,16 +25,16 @@ from mimbench.det.model.masks import cells_at, paste
 
 THRESHOLD = 0.5
 CLOSE = 4e-6  # more than float32 rounding can move a value
-NEAR = 3e-5  # of a mask's cell: more than it can move a pixel's place
+NEAR = 3e-5  # of a mask's cell: more than rounding can move a pixel's position
 
 Floats = NDArray[np.float32]
 Whole = NDArray[np.int64]
 
 
 def encode_masks(masks_RMM: Tensor, boxes_R4: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Mask probabilities on their boxes as compressed RLE of an image of `size` (H, W), cut at 0.5.
+    """Return mask probabilities on their boxes as compressed RLE of an image of `size` (H, W), thresholded at 0.5.
 
-    `counts` are text, as JSON wants them.
+    `counts` are str, for JSON.
     """
     if not len(boxes_R4):
         return []
@@ -49,13 +49,13 @@ def encode_masks(masks_RMM: Tensor, boxes_R4: Tensor, size: tuple[int, int]) -> 
 
 
 def _lengths(positions: Whole, pixels: int) -> list[int]:
-    """Lengths of the runs of 0 and 1 in turn between the positions where the image changes."""
+    """Return the lengths of alternating runs of 0 and 1 between the positions where the image changes."""
     lengths: list[int] = np.diff(np.concatenate([[0], positions, [pixels]])).tolist()
     return lengths if lengths[-1] else lengths[:-1]
 
 
 class _Columns(NamedTuple):
-    """All columns of pixels under boxes, region by region."""
+    """All pixel columns under boxes, region by region."""
 
     region: Whole  # (C,)
     place: Whole  # (C,) in the image
@@ -75,14 +75,14 @@ def _columns(boxes_R4: Floats, size: tuple[int, int]) -> _Columns:
 
 
 def _reach(low_R: Floats, high_R: Floats, limit: int) -> tuple[Whole, Whole]:
-    """The pixels that intervals touch, as in `paste` but for those that are certainly outside."""
+    """Return the pixels that intervals touch, as in `paste`, without those that are certainly outside."""
     return np.floor(low_R).clip(0, limit).astype(np.int64), np.ceil(high_R).clip(0, limit).astype(np.int64)
 
 
 def _weights(place_C: Whole, low_C: Floats, high_C: Floats, cells: int) -> Floats:
-    """(C, M): how much each cell of a mask counts for a pixel's centre."""
+    """Return the weight of each cell of a mask at a pixel's centre, (C, M)."""
     centre_C = (place_C.astype(np.float32) + np.float32(0.5) - low_C) / (high_C - low_C)
-    # -1 .. 1 and back, as `paste` and grid_sample have it, for the sake of equal rounding
+    # -1 .. 1 and back, as in `paste` and grid_sample, for equal rounding
     position_C = (centre_C * 2 - 1 + 1) * np.float32(cells / 2) - np.float32(0.5)
     distance_CM = np.abs(position_C[:, None] - np.arange(cells, dtype=np.float32))
     weights: Floats = np.maximum(np.float32(1) - distance_CM, np.float32(0))
@@ -90,7 +90,7 @@ def _weights(place_C: Whole, low_C: Floats, high_C: Floats, cells: int) -> Float
 
 
 def _along_columns(masks_RMM: Floats, boxes_R4: Floats, columns: _Columns) -> Floats:
-    """(C, M + 2): each column's values at the rows of the mask's cells, and 0 a cell before and after."""
+    """Return each column's values at the rows of the mask's cells, with 0 one cell before and after: (C, M + 2)."""
     boxes_C4, cells = boxes_R4[columns.region], masks_RMM.shape[1]
     weights_CM = _weights(columns.place, boxes_C4[:, 0], boxes_C4[:, 2], cells)
     values = np.zeros((len(weights_CM), cells + 2), dtype=np.float32)
@@ -100,7 +100,7 @@ def _along_columns(masks_RMM: Floats, boxes_R4: Floats, columns: _Columns) -> Fl
 
 
 def _borders(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[list[Whole], list[int]]:
-    """Where the image of each region changes, counted down its columns; and the regions for which that is doubtful."""
+    """Return the positions where each region's image changes, column by column, and the regions to be pasted."""
     columns = _columns(boxes.numpy(), size)
     values = _along_columns(masks.numpy(), boxes.numpy(), columns)
     inside = values >= THRESHOLD
@@ -108,12 +108,12 @@ def _borders(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[list[
     region_X, place_X = columns.region[column_X], columns.place[column_X]
     row_X = _rows(masks, boxes, region_X, place_X, cell_X, values[column_X, cell_X], values[column_X, cell_X + 1])
     row_X = row_X.clip(columns.top[region_X], columns.bottom[region_X]).astype(np.int64)
-    whole = size[0] * size[1] + 1  # a region's positions and no other's
+    whole = size[0] * size[1] + 1  # keeps the positions of different regions apart
     key_X = region_X * whole + place_X * size[0] + row_X
     flat = columns.region[(np.abs(values - np.float32(THRESHOLD)) < CLOSE).any(1)]
     doubtful = np.union1d(flat, region_X[1:][key_X[1:] < key_X[:-1]]).tolist()
     keys, counts = np.unique(key_X, return_counts=True)
-    keys = keys[counts % 2 == 1]  # in and out again between two pixels changes nothing
+    keys = keys[counts % 2 == 1]  # crossing twice between two pixels changes nothing
     ends = np.searchsorted(keys, np.arange(len(boxes) + 1) * whole)
     return [keys[a:b] - region * whole for region, (a, b) in enumerate(pairwise(ends))], doubtful
 
@@ -121,7 +121,7 @@ def _borders(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[list[
 def _rows(
     masks: Tensor, boxes: Tensor, region_X: Whole, place_X: Whole, cell_X: Whole, before_X: Floats, after_X: Floats
 ) -> NDArray[np.float64]:
-    """The first row of the image below each crossing, whose values are those of the cells before and after it."""
+    """Return the first image row below each crossing; the values are those of the cells before and after it."""
     top_X, bottom_X = boxes.numpy().astype(np.float64)[region_X][:, [1, 3]].T
     rise_X = after_X.astype(np.float64) - before_X
     pixels_X = (bottom_X - top_X) / masks.shape[1]  # in a cell
@@ -136,7 +136,7 @@ def _rows(
 
 
 def _pasted(masks: Tensor, boxes: Tensor, region_X: Whole, place_X: Whole, row_X: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether `paste` would draw pixels, given by their region, column and row; those of a region follow each other."""
+    """Whether `paste` would draw each pixel, given by region, column and row, sorted by region."""
     inside = np.zeros(len(region_X), dtype=np.bool_)
     for region, first in zip(*np.unique(region_X, return_index=True), strict=True):
         some = slice(first, first + int((region_X == region).sum()))

@@ -1,6 +1,6 @@
 """Anchors: reference boxes of one size and a few aspect ratios at every cell of every pyramid level.
 
-detectron2's `DefaultAnchorGenerator` with `offset=0`, as ViTDet has it: the anchors of cell (y, x) are centred on
+detectron2's `DefaultAnchorGenerator` with `offset=0`, as in ViTDet: the anchors of cell (y, x) are centred on
 (x * stride, y * stride), the corner of the cell. Order: level, row, column, aspect ratio.
 """
 
@@ -18,7 +18,7 @@ Grids = tuple[tuple[int, int], ...]
 
 
 class Anchors:
-    """Makes, and remembers, the anchors of a pyramid's levels."""
+    """Computes and caches the anchors of a pyramid's levels."""
 
     def __init__(self, sizes: Sequence[float], ratios: Sequence[float], strides: Sequence[int]) -> None:
         """`sizes` is the square root of an anchor's area in pixels, one per level; `ratios` are height / width."""
@@ -27,11 +27,11 @@ class Anchors:
 
     @property
     def per_cell(self) -> int:
-        """Anchors at one cell."""
+        """Number of anchors per cell."""
         return len(self.ratios)
 
     def __call__(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Boxes (A, 4) in float32 for each level's map (B, C, h, w)."""
+        """Return boxes (A, 4) in float32 for each level's map (B, C, h, w)."""
         key = (tuple((m.shape[-2], m.shape[-1]) for m in maps), maps[0].device)
         if self._made is None or self._made[0] != key:
             levels = zip(key[0], self.sizes, self.strides, strict=True)
@@ -45,7 +45,7 @@ class Anchors:
         return (corner_A4 + self._cell(size)).view(-1, 4)
 
     def _cell(self, size: float) -> Tensor:
-        """(Q, 4): the anchors around the origin."""
+        """Return the anchors around the origin, (Q, 4)."""
         widths = [math.sqrt(size**2 / ratio) for ratio in self.ratios]
         halves = [(w / 2, ratio * w / 2) for w, ratio in zip(widths, self.ratios, strict=True)]
         return torch.tensor([(-x, -y, x, y) for x, y in halves])

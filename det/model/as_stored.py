@@ -1,11 +1,11 @@
-"""A whole detector evaluated as it is: what its file says of it, not what the recipe happens to say.
+"""Settings for evaluating a whole detector: those stored in its file, not the recipe's.
 
     stored = as_stored(config, run.read_about()["recipe"])
-    stored.config, stored.taken, stored.departures      # "heads.nms=0.5, not the recipe's 0.6"; what was asked for
+    stored.config, stored.taken, stored.departures      # "heads.nms=0.5, not the recipe's 0.6"; explicit settings
 
-Weights alone do not tell anchors, thresholds, the size of images or how many detections are kept; a file that was
-written here does (`det.model.detector_file`). Only what a run was asked for departs from it: a value that is not the
-recipe's own. Of a file that does not say, as detectron2's do not, the recipe is all there is.
+Weights do not contain anchors, thresholds, the image size or the number of detections; mimbench's files store them
+(`det.model.detector_file`). Only values set explicitly for the run, which differ from the recipe's, override them. For
+files without settings, such as detectron2's, the recipe's settings are used.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from mimbench.engine.run.process import rank_and_world
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("vitdet", "proposals", "heads")  # all of them describe the detector
+GROUPS = ("vitdet", "proposals", "heads")  # all fields of these describe the detector
 SINGLE = ("image", "encoder")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is evaluated, and how it came about."""
+    """The evaluated config, and the origin of its settings."""
 
     config: MaskRCNNConfig
-    categories: Categories | None  # of the file; None if it does not say
-    taken: tuple[str, ...] = ()  # from the file, where the recipe says something else
-    departures: tuple[str, ...] = ()  # from the file, asked for
+    categories: Categories | None  # of the file; None if not stored
+    taken: tuple[str, ...] = ()  # values from the file that differ from the recipe
+    departures: tuple[str, ...] = ()  # values set for the run that differ from the file
 
     def facts(self) -> dict[str, Any]:
-        """For `result.json`: where the detector's settings are from."""
+        """Return the origin of the detector's settings, for `result.json`."""
         source = "the checkpoint's" if self.categories else "the recipe's: the checkpoint does not say"
         about: dict[str, Any] = {"settings": source}
         if self.departures:
@@ -48,7 +48,7 @@ class Stored:
 
 
 def as_stored(config: MaskRCNNConfig, recipe: str) -> Stored:
-    """`config`, made from `recipe` (by name), with the settings that the file of its checkpoint stores."""
+    """Return `config`, made from `recipe` (by name), with the settings stored in its checkpoint's file."""
     about = described(open_weights(str(config.checkpoint), "detector"))
     if about is None:
         return Stored(config, None)
@@ -67,15 +67,15 @@ def as_stored(config: MaskRCNNConfig, recipe: str) -> Stored:
     groups = {group: replace(getattr(config, group), **values[group]) for group in GROUPS}
     if rank_and_world()[0] == 0:
         for line in taken:
-            log.info("%s says %s", config.checkpoint, line)
+            log.info("%s stores %s", config.checkpoint, line)
         for line in departures:
-            log.warning("%s departs from its file: %s", config.checkpoint, line)
+            log.warning("%s is evaluated with other settings than stored: %s", config.checkpoint, line)
     categories = Categories.of(str(config.checkpoint), about.category_ids, about.categories)
     return Stored(replace(config, **groups, **values[""]), categories, tuple(taken), tuple(departures))
 
 
 def _settings(config: MaskRCNNConfig) -> Iterator[tuple[str, str]]:
-    """Group ("" for none) and name of everything that describes a detector."""
+    """Yield group ("" for none) and name of every field that describes a detector."""
     for group in GROUPS:
         yield from ((group, each.name) for each in fields(getattr(config, group)))
     yield from (("", name) for name in SINGLE)
@@ -86,7 +86,7 @@ def _value(config: MaskRCNNConfig, group: str, name: str) -> Any:
 
 
 def _recipe(name: str) -> MaskRCNNConfig | None:
-    """The config of the recipe called `det/...`; None if there is none, as after it was renamed."""
+    """Return the config of the recipe `det/...`; None if it does not exist, for example after a renaming."""
     stage, _, function = name.partition("/")
     package = importlib.import_module("mimbench.det.recipes")
     for module in pkgutil.iter_modules(package.__path__):

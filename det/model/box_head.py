@@ -1,6 +1,6 @@
-"""The box head (4 convolutions and 1 linear layer) and its predictor; detectron2's names, arithmetic and start."""
+"""The box head (4 convolutions, 1 linear layer) and its predictor; as in detectron2."""
 
-# R region, C channel, K class, J code (one per class, or one for all), N chosen region and class
+# R region, C channel, K class, J code (one per class, or one for all), N selected region and class
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mimbench.det.model.regions import Regions
 
 
 def init_conv(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
-    """detectron2's start for hidden convolutions (Caffe2's MSRA fill)."""
+    """Initialise a hidden convolution as detectron2 does (Caffe2's MSRA fill)."""
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 class BoxHead(nn.Module):
-    """Regions' features (R, C, side, side) to (R, fc)."""
+    """Maps regions' features (R, C, side, side) to (R, fc)."""
 
     def __init__(self, channels: int, side: int, options: Heads) -> None:
         """`options.convs` 3x3 convolutions of width `options.channels`, each with a norm and a ReLU; `fc` units."""
@@ -39,27 +39,27 @@ class BoxHead(nn.Module):
         nn.init.zeros_(self.fc1.bias)
 
     def forward(self, regions_RCMM: Tensor) -> Tensor:
-        """The hidden feature of each region."""
+        """Return the hidden feature of each region."""
         for index in range(self.hidden):
             regions_RCMM = self.get_submodule(f"conv{index + 1}")(regions_RCMM).relu_()
         return self.fc1(regions_RCMM.flatten(1)).relu_()
 
 
 class BoxPredictor(nn.Module):
-    """Class logits (the background last), and a box code for each class or one for all."""
+    """Predicts class logits (background last), and a box code per class or one for all classes."""
 
-    fed_loss_cls_weights: Tensor  # detectron2's name; there with `class_weights` alone
+    fed_loss_cls_weights: Tensor  # detectron2's name; exists only with `class_weights`
 
     def __init__(self, classes: int, options: Heads, *, weights: Weights, class_weights: Tensor | None = None) -> None:
         """Args:
-        classes: without the background.
+        classes: number of classes without the background.
         options: `fc` is the width of a region's feature; with `cascade` there is one box code for all classes;
-            `class_loss` and `federated` say how classes are learned, and logits become scores.
-        weights: of the box code (`det.model.boxes`).
-        class_weights: (K,) how likely each class is drawn, of class_loss="federated" (`det.model.federated`).
+            `class_loss` and `federated` select the classification loss and how logits become scores.
+        weights: weights of the box code (`det.model.boxes`).
+        class_weights: (K,) sampling weight of each class for class_loss="federated" (`det.model.federated`).
 
         Raises:
-            ValueError: if class weights are missing or not one for each class.
+            ValueError: if class weights are missing or their number differs from the classes.
         """
         super().__init__()
         self.classes, self.options, self.weights = classes, options, weights
@@ -70,20 +70,20 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
         if options.class_loss == "federated":
             if class_weights is None or len(class_weights) != classes:
-                raise ValueError(f"the federated loss needs a weight for each of the {classes} classes")
+                raise ValueError(f"heads.class_loss=federated needs a weight for each of the {classes} classes")
             self.register_buffer("fed_loss_cls_weights", class_weights)
 
     def forward(self, hidden_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (R, K + 1) and codes (R, K, 4), or (R, 1, 4) for all classes."""
+        """Return logits (R, K + 1) and codes (R, K, 4), or (R, 1, 4) for all classes."""
         return self.cls_score(hidden_RD), self.bbox_pred(hidden_RD).unflatten(1, (-1, 4))
 
     def losses(self, logits_RK: Tensor, codes_RJ4: Tensor, regions: Regions, mode: LossWeights) -> dict[str, Tensor]:
-        """Of the classes of all regions, and L1 of the boxes of those of an object; both means over all regions.
+        """Return the class loss of all regions and the L1 box loss of positive regions, both means over all regions.
 
         Args:
-            logits_RK, codes_RJ4: what `forward` gave.
-            regions: what they are of.
-            mode: how regions are weighed (`det.model.loss_weights`).
+            logits_RK, codes_RJ4: outputs of `forward`.
+            regions: the regions they belong to.
+            mode: weighting of regions (`det.model.loss_weights`).
         """
         weight_R, label_R = regions.loss_weights(mode), regions.labels
         shown = (label_R < self.classes).nonzero()[:, 0]
@@ -98,7 +98,7 @@ class BoxPredictor(nn.Module):
             return F.cross_entropy(logits_RK, regions.labels, reduction="none")
         if self.options.class_loss == "sigmoid":
             return sigmoid_losses(logits_RK, regions.labels)
-        groups = [len(logits_RK)]  # regions among which classes are drawn
+        groups = [len(logits_RK)]  # sizes of the groups of regions that share drawn classes
         if mode == "image":
             groups = regions.regions[:, 0].long().bincount(minlength=regions.images).tolist()
         return torch.cat(
@@ -109,11 +109,11 @@ class BoxPredictor(nn.Module):
         )
 
     def scores(self, logits_RK: Tensor) -> Tensor:
-        """Scores (R, K + 1) in 0..1; the last column is the background's, and means nothing with sigmoids."""
+        """Return scores (R, K + 1) in 0..1; the last column is the background's, meaningless with sigmoids."""
         return logits_RK.softmax(-1) if self.options.class_loss == "softmax" else logits_RK.sigmoid()
 
     def boxes(self, codes_RJ4: Tensor, regions_R4: Tensor, region_N: Tensor, label_N: Tensor) -> Tensor:
-        """The boxes (N, 4) that the codes make of regions `region_N`, for classes `label_N`."""
+        """Return the boxes (N, 4) decoded from regions `region_N` for classes `label_N`."""
         return decode(self._of_class(codes_RJ4, region_N, label_N), regions_R4[region_N], self.weights)
 
     @staticmethod

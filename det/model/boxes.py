@@ -1,7 +1,7 @@
-"""Boxes (x0, y0, x1, y1) in pixels: the R-CNN code between two of them, clipping and emptiness.
+"""Boxes (x0, y0, x1, y1) in pixels: the R-CNN box code, clipping, and the test for empty boxes.
 
-The code of a target seen from a source box is (dx, dy, dw, dh): the shift of the centre in units of the source's
-sides, and the logarithm of the ratio of sides, each multiplied by a weight. Arithmetic of detectron2's
+The code of a target relative to a source box is (dx, dy, dw, dh): the shift of the centre in units of the source's
+sides, and the logarithm of the ratio of sides, each multiplied by a weight. The arithmetic is that of detectron2's
 `Box2BoxTransform`. Overlaps and suppression are torchvision's `box_iou` and `batched_nms`.
 """
 
@@ -21,7 +21,7 @@ LARGEST_GROWTH = math.log(1000 / 16)  # a 16-pixel box may become one of 1000 pi
 
 
 def encode(source_N4: Tensor, target_N4: Tensor, weights: Weights) -> Tensor:
-    """The code (N, 4) that turns each source box into its target."""
+    """Return the code (N, 4) that maps each source box to its target."""
     source_centre, source_side = _centre_and_side(source_N4)
     target_centre, target_side = _centre_and_side(target_N4)
     weight = source_N4.new_tensor(weights)
@@ -31,7 +31,7 @@ def encode(source_N4: Tensor, target_N4: Tensor, weights: Weights) -> Tensor:
 
 
 def decode(code_NK4: Tensor, source_N4: Tensor, weights: Weights) -> Tensor:
-    """The boxes that codes (..., 4) make of source boxes of a broadcastable shape; float32 whatever comes in."""
+    """Apply codes (..., 4) to source boxes of a broadcastable shape; returns float32 for every input type."""
     code, source = code_NK4.float(), source_N4.float()
     centre, side = _centre_and_side(source)
     weight = code.new_tensor(weights)
@@ -46,15 +46,15 @@ def _centre_and_side(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision made single; autocast leaves it to chance, and losses and coordinates need it."""
+    """Convert half precision to float32, which losses and coordinates need under autocast."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def image_corners(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """(B, 1, 4): the largest x, y, x, y inside each image of size (h, w), to clip boxes (B, N, 4) with."""
+    """Return the largest x, y, x, y inside each image of size (h, w), (B, 1, 4), for clipping boxes (B, N, 4)."""
     return like.new_tensor([(w, h, w, h) for h, w in sizes])[:, None]
 
 
 def nonempty(boxes: Tensor) -> Tensor:
-    """Which boxes (..., 4) have an area."""
+    """Return which boxes (..., 4) have a positive area."""
     return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])

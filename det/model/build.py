@@ -1,4 +1,4 @@
-"""The detector that a config describes: `build_detector(config, classes)`."""
+"""Build the detector of a config: `build_detector(config, classes)`."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from mimbench.det.model.mask_rcnn import MaskRCNN, build_mask_rcnn
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 PLAIN = Traits()
-WHOLE = "detectron2, the whole detector"  # the family of such a checkpoint, detectron2's or ours
+WHOLE = "detectron2, the whole detector"  # family of a whole detector's checkpoint, from detectron2 or mimbench
 
 
 def build_detector(
     config: MaskRCNNConfig, classes: int, images_showing: Sequence[int] | None = None
 ) -> tuple[MaskRCNN, EncoderInfo | None]:
-    """The detector of `config` on its checkpoint's encoder; on a random one if it has none; or its checkpoint itself.
+    """Return the detector of `config` on its checkpoint's encoder or a random one, or the checkpoint's whole detector.
 
-    The random one is what pretraining starts from (fixed sin-cos positions, Xavier), as in every other evaluation: a
-    table's scratch row is one encoder; `start=detectron2` draws it as detectron2 does. Relative positions, pyramid and
-    heads start from scratch in either case, but for a checkpoint that is a whole detector, of which all is taken.
+    A random encoder is initialised as in pretraining (fixed sin-cos positions, Xavier), like in every other evaluation,
+    so a table's scratch row is one encoder; `start=detectron2` initialises it as detectron2 does. Relative positions,
+    pyramid and heads always start from scratch, except from a checkpoint that is a whole detector.
 
     Args:
-        config: of the run.
-        classes: categories of the data.
-        images_showing: how many training images show each category, for the federated loss; not for inference.
+        config: the run's config.
+        classes: number of categories in the data.
+        images_showing: number of training images with each category, for the federated loss; not for inference.
 
     Raises:
-        FileNotFoundError: if the checkpoint is not there.
-        ValueError: if it is not one, or its encoder does not fit the detector.
+        FileNotFoundError: if the checkpoint does not exist.
+        ValueError: if the file is not a checkpoint, or its encoder does not fit the detector.
     """
     found = None
     if config.checkpoint and user_code(config.checkpoint) is None:
@@ -59,7 +59,7 @@ def build_detector(
         std=info.std if info else IMAGENET_STD,
         images_showing=images_showing,
         traits=encoder.traits,
-        # MAE's relatives always were resized as in detectron2; others as in their own evaluations
+        # MAE's family is resized as in detectron2; other families as in their own evaluations
         interpolation="bicubic" if encoder.traits.mae_like else encoder.interpolation,
     )
     if info is not None or config.start == "pretraining":
@@ -71,16 +71,18 @@ def build_detector(
 
 
 def _reason(config: MaskRCNNConfig, encoder: VisionTransformer) -> str | None:
-    """Why the detector of `config` cannot stand on this encoder, in one line; None if it can."""
+    """Return in one line why the detector of `config` does not support this encoder; None if it does."""
     if config.vitdet.norm == "own" and isinstance(encoder.norm, nn.Identity):
-        return "this encoder has no final norm, which vitdet.norm=own asks for; take vitdet.norm=off"
+        return (
+            "vitdet.norm=own needs an encoder with a final norm, which this encoder does not have; use vitdet.norm=off"
+        )
     return vitdet_reason(encoder.traits, config.vitdet.prefix)
 
 
 def _whole(
     config: MaskRCNNConfig, found: Weights, classes: int, images_showing: Sequence[int] | None
 ) -> tuple[MaskRCNN, EncoderInfo]:
-    """The detector of `config` with all weights of its checkpoint, which is a detector itself."""
+    """Return the detector of `config` with all weights of its checkpoint, a whole detector."""
     vit, mean, std = encoder_of(found)
     about = described(found)
     traits, interpolation = (about.traits, about.interpolation) if about else (PLAIN, "bicubic")
@@ -109,9 +111,10 @@ def from_scratch(
     traits: Traits = PLAIN,
     interpolation: Interpolation = "bicubic",
 ) -> MaskRCNN:
-    """The detector of `config` on an encoder of `shape`, as detectron2 draws both; `mean` and `std` of the images.
+    """Return the detector of `config` on an encoder of `shape`, both initialised as in detectron2.
 
-    `traits` and `interpolation` are the encoder's, as of `backbones.vitdet.ViTDet`.
+    `mean` and `std` are those of the images; `traits` and `interpolation` the encoder's, as in
+    `backbones.vitdet.ViTDet`.
     """
     weights = None
     if config.heads.class_loss == "federated":

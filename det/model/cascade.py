@@ -1,10 +1,10 @@
-"""Cascade R-CNN's heads: three box heads in a row, each made for the boxes of the one before it.
+"""Cascade R-CNN's heads: three consecutive box heads, each trained on the boxes of the head before it.
 
-detectron2's `CascadeROIHeads` (parameter names `box_head.N.*`, `box_predictor.N.*`), as ViTDet has it: boxes that
-overlap an object by .5, .6 and .7 show it in turn, codes are finer from stage to stage and the same for all classes,
-scores are averaged and boxes are the last stage's. The mask head sees the first stage's regions.
+detectron2's `CascadeROIHeads` (parameter names `box_head.N.*`, `box_predictor.N.*`), as in ViTDet: the stages count
+boxes as positive from an IoU of .5, .6 and .7, box codes get finer from stage to stage and are class-agnostic, scores
+are averaged, and boxes come from the last stage. The mask head uses the first stage's regions.
 
-Gradients reach the pyramid from each stage divided by their number, which leaves the heads' own as they are.
+Each stage's gradient to the pyramid is divided by the number of stages; the gradients of the heads are unchanged.
 """
 
 # R region of interest, K class
@@ -26,9 +26,9 @@ from mimbench.det.model.roi_heads import OVERLAP, Maps, RoIHeads, Scored, Sizes,
 
 
 class Stage(NamedTuple):
-    """One of the heads."""
+    """Settings of one stage."""
 
-    overlap: float  # with an object, from which a box shows it
+    overlap: float  # IoU with an object from which a box is positive
     weights: Weights  # of the box code
 
 
@@ -40,7 +40,7 @@ STAGES = (
 
 
 class CascadeHeads(RoIHeads):
-    """Cascade Mask R-CNN's."""
+    """The heads of Cascade Mask R-CNN."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class CascadeHeads(RoIHeads):
         overlaps: Sequence[float],
         **parts: Any,
     ) -> None:
-        """A head, a predictor (one code for all classes) and an overlap for each stage; `parts` as of `RoIHeads`."""
+        """Take a head, a predictor (class-agnostic codes) and an IoU per stage; `parts` as for `RoIHeads`."""
         super().__init__(classes, options, **parts)
         self.box_head, self.box_predictor = nn.ModuleList(box_heads), nn.ModuleList(box_predictors)
         self.overlaps = tuple(overlaps)
@@ -61,7 +61,7 @@ class CascadeHeads(RoIHeads):
         return zip(self.box_head, self.box_predictor, strict=True)  # type: ignore[arg-type]
 
     def box_losses(self, maps: Maps, chosen: Regions, targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
-        """loss_cls_stageN and loss_box_reg_stageN, N from 0."""
+        """Return loss_cls_stageN and loss_box_reg_stageN, N from 0."""
         losses: dict[str, Tensor] = {}
         for number, (head, predictor) in enumerate(self._stages()):
             pooled = self.box_pooler(maps, chosen.regions)
@@ -81,7 +81,7 @@ class CascadeHeads(RoIHeads):
         return gradient * (1 / len(self.overlaps))
 
     def scored(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sizes) -> Scored:
-        """The mean of all stages' scores, and the last stage's boxes; empty ones stay, for scores to be of the same."""
+        """Return the mean scores of all stages and the last stage's boxes; empty boxes stay to match the scores."""
         regions, scores, last = list(proposals), [], len(self.overlaps) - 1
         for number, (head, predictor) in enumerate(self._stages()):
             logits_RK, codes_R14 = predictor(head(self.box_pooler(maps, with_image(regions))))
@@ -93,7 +93,7 @@ class CascadeHeads(RoIHeads):
 
 @torch.no_grad()
 def moved(predictor: BoxPredictor, codes_R14: Tensor, regions: Sequence[Tensor], sizes: Sizes) -> list[Tensor]:
-    """Each image's regions (R, 4) moved by their codes, which are of all images, and clipped to the image."""
+    """Return each image's regions (R, 4) after applying the codes (of all images), clipped to the image."""
     together_R4 = torch.cat(list(regions))
     every_R = torch.arange(len(together_R4), device=together_R4.device)
     boxes_R4 = predictor.boxes(codes_R14, together_R4, every_R, every_R)

@@ -1,11 +1,11 @@
-"""What a detector's file says of the detector: what we wrote beside its weights, or else what can be read off them.
+"""The settings of a detector from its file: stored by mimbench with the weights, or inferred from the weights.
 
     found = open_weights(path, "detector")   # of kind "detector"
-    about = described(found)                 # None of a file that only has weights, as detectron2's
-    config = config_of(weights, path)        # of any ViTDet detector's weights, by their names and shapes
+    about = described(found)                 # None for files with only weights, such as detectron2's
+    config = config_of(weights, path)        # for any ViTDet detector, from names and shapes of its weights
     vit, mean, std = encoder_of(found)
 
-What leaves no trace in weights is as in the published recipes: anchors, thresholds, the images' mean and deviation.
+Settings that cannot be inferred are those of the published recipes: anchors, thresholds, the images' mean and std.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Described:
-    """A detector without its weights."""
+    """The description of a detector without its weights."""
 
     config: MaskRCNNConfig
-    category_ids: tuple[int, ...]  # of each label; its own number where the file does not say
-    categories: tuple[str, ...]  # their names; empty where the file does not say
+    category_ids: tuple[int, ...]  # id of each label; the label itself if not stored
+    categories: tuple[str, ...]  # their names; empty if not stored
     mean: RGB = IMAGENET_MEAN  # of the images, as fractions of 255
     std: RGB = IMAGENET_STD
     traits: Traits = PLAIN  # of the encoder
@@ -46,10 +46,10 @@ class Described:
 
 
 def described(found: Weights) -> Described | None:
-    """What `det.model.detector_file` wrote beside the weights; None of another's file.
+    """Return what `det.model.detector_file` stored with the weights; None for other files.
 
     Raises:
-        ValueError: if it is of another version of mimbench.
+        ValueError: if the file is from an incompatible version of mimbench.
     """
     text = found.opened.metadata.get(DETECTOR)
     if text is None:
@@ -73,10 +73,10 @@ def _rgb(values: Sequence[float]) -> RGB:
 
 
 def encoder_of(found: Weights) -> tuple[ViT, RGB, RGB]:
-    """The shape of the encoder in a whole detector's file, and its images' mean and deviation; no weight is read.
+    """Return the encoder's shape in a whole detector's file, and the images' mean and std, without reading weights.
 
     Raises:
-        ValueError: if it is not ViTDet's as mimbench can build it.
+        ValueError: if it is not a supported ViTDet.
     """
     if (about := described(found)) is not None:
         return about.config.encoder, about.mean, about.std
@@ -85,10 +85,10 @@ def encoder_of(found: Weights) -> tuple[ViT, RGB, RGB]:
 
 
 def config_of(weights: Mapping[str, Tensor], file: str) -> MaskRCNNConfig:
-    """The config of a detector, from the names and shapes of its weights.
+    """Return the config of a detector, inferred from the names and shapes of its weights.
 
     Raises:
-        ValueError: if they are not those of a ViTDet detector that can be built, naming what does not fit.
+        ValueError: if they are not those of a supported ViTDet detector; names what does not fit.
     """
     with _buildable(file):
         vit, vitdet, image = _backbone(weights)
@@ -108,11 +108,11 @@ def _buildable(file: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{file} is a detector, but not ViTDet's as mimbench can build it: {error}") from None
+        raise ValueError(f"{file} is a detector, but not a ViTDet that mimbench supports: {error}") from None
 
 
 def classes_of(weights: Mapping[str, Tensor]) -> int:
-    """How many categories a detector tells apart."""
+    """Return the number of categories of a detector."""
     return len(weights[_first(weights, r"roi_heads\.box_predictor\.(0\.)?cls_score\.bias")]) - 1
 
 
@@ -128,7 +128,7 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _backbone(weights: Mapping[str, Tensor]) -> tuple[ViT, ViTDetConfig, int]:
-    """Encoder, what detection adds to it, and the side of the images."""
+    """Return the encoder's shape, the ViTDet settings, and the side of the images."""
     net = "backbone.net."
     width, _, patch, _ = weights[f"{net}patch_embed.proj.weight"].shape
     depth = _count(weights, rf"{net}blocks\.\d+\.norm1\.weight".replace("backbone.", r"backbone\."))
@@ -145,7 +145,7 @@ def _backbone(weights: Mapping[str, Tensor]) -> tuple[ViT, ViTDetConfig, int]:
         scales=tuple(patch / 2**level for level in pyramid),
     )
     rows = [(len(table) + 1) // 2 for table in tables if table is not None]
-    if len(set(rows)) < 2:  # nothing tells windows from the whole
+    if len(set(rows)) < 2:  # windowed and global blocks cannot be distinguished
         return vit, vitdet, rows[0] * patch if rows else 1024
     blocks = tuple(block for block, side in enumerate(rows) if side == max(rows))
     return vit, replace(vitdet, window=min(rows), global_blocks=blocks), max(rows) * patch
@@ -163,7 +163,7 @@ def _proposals(weights: Mapping[str, Tensor], maps: int) -> Proposals:
     per_cell = len(weights[f"{head}objectness_logits.bias"])
     if per_cell != len(published.anchor_ratios) or maps > len(published.anchor_sizes):
         raise ValueError(
-            f"{per_cell} anchors at each of {maps} maps are not the published ones, and no file says which"
+            f"{per_cell} anchors at each of {maps} maps are not the published ones, and the file stores no settings"
         )
     convs = _count(weights, r"proposal_generator\.rpn_head\.conv\.(conv\d+\.)?weight")
     return replace(published, convs=convs, anchor_sizes=published.anchor_sizes[:maps])

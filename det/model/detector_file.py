@@ -1,11 +1,11 @@
-"""A trained detector as a file, for detectron2 as well as for us, and any ViTDet detector's file as a detector.
+"""Write a trained detector to a file that mimbench and detectron2 can read, and open any ViTDet detector's file.
 
     save_detector(run.detector, model, config, split.category_ids, split.categories)
-    detector = open_detector("model_final_61ccd1.pkl")          # detectron2's, or one of the above
+    detector = open_detector("model_final_61ccd1.pkl")          # a file of detectron2, or one written above
     detector.model.detect(images, sizes)
 
-What is written is {"model": weights by detectron2's names, "detector": JSON}; `DetectionCheckpointer` loads all of it.
-Of a file that detectron2 wrote, weights are all there is (`det.model.detector_config`).
+The file holds {"model": weights by detectron2's names, "detector": JSON}; `DetectionCheckpointer` loads all weights.
+detectron2's files hold only weights (`det.model.detector_config`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mimbench.engine.run.config import to_text
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector from a file."""
+    """A detector loaded from a file."""
 
     model: MaskRCNN
     about: Described
@@ -40,10 +40,10 @@ class Detector:
 def save_detector(
     file: Path, model: MaskRCNN, config: MaskRCNNConfig, category_ids: Sequence[int], categories: Sequence[str]
 ) -> None:
-    """Write `model`, which `config` describes, to `file` (.pth), atomically.
+    """Write `model`, built from `config`, to `file` (.pth), atomically.
 
     Raises:
-        OSError: if it cannot be written; what was there before stays.
+        OSError: if it cannot be written; an existing file is kept.
     """
     mean, std = ((value.flatten() / 255).tolist() for value in (model.pixel_mean, model.pixel_std))
     config = replace(config, checkpoint=None, encoder=model.backbone.net.vit, vitdet=replace(config.vitdet, patch=None))
@@ -61,18 +61,18 @@ def save_detector(
     tree = {"model": weights, DETECTOR: json.dumps(about)}
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as handle:  # a handle, for torch writes a path's name into the file
+        with temporary.open("wb") as handle:  # a handle, because torch writes a path's name into the file
             torch.save(tree, handle)
 
     write_with(file, write)
 
 
 def open_detector(path: str | Path) -> Detector:
-    """The detector in the file at `path`, in eval mode on the CPU.
+    """Return the detector in the file at `path`, in eval mode on the CPU.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: in one line, if it is not a whole ViTDet detector, or one whose sizes are none that can be built.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a whole ViTDet detector, or has unsupported sizes.
     """
     found = open_weights(path, "detector")
     if found.kind != "detector":

@@ -1,14 +1,14 @@
-"""Learning classes by sigmoids, and the federated loss of LVIS: most categories are not asked about in most images.
+"""Classification with sigmoids, and LVIS's federated loss, which uses only a sample of the categories.
 
-With sigmoids each class is a yes-or-no question of its own. LVIS says of an image which categories it shows and for a
-few which it does not; of a thousand others nobody looked. So the loss takes the classes that the regions show, and as
-many random others as make up a fixed number, drawn by the square root of how many images show them.
+With sigmoids each class is a separate binary decision. LVIS annotates which categories are on an image and, for a few
+others, that they are not; about a thousand others are unknown. So the loss uses the regions' classes, plus random
+others up to a fixed number, drawn with the square root of the number of images that have them.
 
-detectron2's `FastRCNNOutputLayers.sigmoid_cross_entropy_loss` and `get_fed_loss_classes` (Zhou et al. 2021), drawing
-from torch's generator in the same way, so that with the same seed both take the same classes.
+Equal to detectron2's `FastRCNNOutputLayers.sigmoid_cross_entropy_loss` and `get_fed_loss_classes` (Zhou et al. 2021).
+Both draw the same classes with the same seed of torch's generator.
 """
 
-# R region of interest, K class, C class that counts
+# R region of interest, K class, C class in the loss
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from torch.nn import functional as F
 
 
 def class_weights(images_K: Tensor, power: float = 0.5) -> Tensor:
-    """How likely each class is drawn, (K,) float32, from the number of training images that show it."""
+    """Return the sampling weight of each class, (K,) float32, from the number of training images that have it."""
     return images_K.float() ** power
 
 
 def drawn_classes(label_R: Tensor, weight_K: Tensor, count: int) -> Tensor:
-    """The classes (C,) that a loss over these regions is about; background, label K, takes one of the `count` places.
+    """Return the classes (C,) of a loss over these regions; background, label K, is one of the `count` classes.
 
     Args:
         label_R: 0..K-1, or K for background.
         weight_K: `class_weights`; a class of weight 0 is never drawn.
-        count: how many classes in all; the regions' own are taken even if they are more.
+        count: total number of classes; more only if the regions have more.
     """
     shown_C = label_R.unique()
     if len(shown_C) >= count:
@@ -42,12 +42,12 @@ def drawn_classes(label_R: Tensor, weight_K: Tensor, count: int) -> Tensor:
 
 
 def sigmoid_losses(logits_RK: Tensor, label_R: Tensor, class_C: Tensor | None = None) -> Tensor:
-    """Binary cross entropy (R,) of each region, summed over all classes, or over `class_C` alone.
+    """Return the binary cross entropy (R,) of each region, summed over all classes or over `class_C`.
 
     Args:
-        logits_RK: (R, K + 1); the last column, the background's, is not looked at.
-        label_R: 0..K-1, or K for background, which is no to every class.
-        class_C: indices; K among them counts for nothing.
+        logits_RK: (R, K + 1); the last column, the background's, is ignored.
+        label_R: 0..K-1, or K for background, which is negative for every class.
+        class_C: indices; K among them is ignored.
     """
     classes = logits_RK.shape[1] - 1
     wanted_RK = F.one_hot(label_R, classes + 1)[:, :classes].to(logits_RK.dtype)

@@ -1,8 +1,8 @@
-"""The weight of each region in a loss that is a mean over regions.
+"""The weight of each region in losses that are means over regions.
 
-image    the regions of an image weigh 1 / images together: what 64 GPUs with one image each compute, as published.
-         However a batch is divided among processes and micro-batches, the loss is that of the whole batch.
-batch    every region of the batch counts the same: detectron2 on one GPU. A batch that is divided gives another loss.
+image    the regions of an image have a total weight of 1 / images: as on 64 GPUs with one image each, as published.
+         The loss does not depend on the division of the batch into processes and micro-batches.
+batch    every region of the batch has equal weight: detectron2 on one GPU. Dividing the batch changes the loss.
 """
 
 # R region of interest
@@ -16,7 +16,7 @@ from mimbench.det.config import LossWeights
 
 
 def loss_weights(image_R: Tensor, images: int, mode: LossWeights) -> Tensor:
-    """The weight (R,) of each region, of which `image_R` is the image, 0 to `images` - 1; an image may have none."""
+    """Return each region's weight (R,); `image_R` is its image, 0 to `images` - 1; images may have none."""
     if mode == "batch":
         return torch.full_like(image_R, 1 / max(len(image_R), 1), dtype=torch.float32)
     image_R = image_R.long()

@@ -1,4 +1,4 @@
-"""The mask head: one 2M x 2M mask per class for each region; detectron2's names, arithmetic and start."""
+"""The mask head: one 2M x 2M mask per class for each region; detectron2's names, arithmetic and initialisation."""
 
 # R region, C channel, K class, M side of a mask
 
@@ -15,7 +15,7 @@ from mimbench.det.model.boxes import at_least_float32
 
 
 class MaskHead(nn.Module):
-    """Regions' features (R, C, side, side) to mask logits (R, K, 2 * side, 2 * side)."""
+    """Maps regions' features (R, C, side, side) to mask logits (R, K, 2 * side, 2 * side)."""
 
     def __init__(self, channels: int, options: Heads, classes: int) -> None:
         """`options.convs` 3x3 convolutions of width `options.channels`, each followed by a norm and a ReLU."""
@@ -33,7 +33,7 @@ class MaskHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
     def forward(self, regions_RCMM: Tensor, label_R: Tensor) -> Tensor:
-        """Logits (R, 2 * side, 2 * side) of the mask of each region's class `label_R`."""
+        """Return logits (R, 2 * side, 2 * side) of the mask of each region's class `label_R`."""
         for index in range(self.hidden):
             regions_RCMM = self.get_submodule(f"mask_fcn{index + 1}")(regions_RCMM).relu_()
         logits_RKMM = self.predictor(self.deconv(regions_RCMM).relu_())
@@ -41,9 +41,9 @@ class MaskHead(nn.Module):
 
 
 def mask_loss(logits_RMM: Tensor, target_RMM: Tensor, weight_R: Tensor) -> Tensor:
-    """Mean binary cross entropy over the cells of each region, each region counting by its weight (loss_weights.py).
+    """Return the mean binary cross entropy over the cells of each region, weighted by region (loss_weights.py).
 
-    0, with a gradient of 0, when there are none.
+    Without regions it is 0 with a gradient of 0.
     """
     if not len(logits_RMM):
         return logits_RMM.sum() * 0

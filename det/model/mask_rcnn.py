@@ -4,25 +4,25 @@
     losses = model(batch)                                 # training
     detections = model.detect(images, sizes)              # inference, one `Detections` per image
 
-What goes in
-    batch["images"]    (B, 3, H, W) RGB, uint8 or float in 0..255, padded at the bottom and the right with anything;
+Inputs
+    batch["images"]    (B, 3, H, W) RGB, uint8 or float in 0..255, padded at the bottom and the right with any values;
                        H and W at most `image`, the side the model pads to. Padding becomes zero *after* the
                        normalisation, as detectron2 has it.
     batch["sizes"]     B pairs (h, w), the true size of each image inside its padding
     batch["targets"]   B dictionaries: "boxes" float32 (T, 4) x0 y0 x1 y1 in pixels of the true image, none of them
                        empty; "labels" int64 (T,) in 0..classes-1; "masks" `det.model.masks.InstanceMasks` of length T.
-                       T may be 0. Crowd regions do not belong here.
+                       T may be 0. Crowd regions must be excluded.
 
-What comes out
+Outputs
     training           {"loss", "loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}, scalars;
                        "loss" is the sum of the others; a cascade has "loss_cls_stageN" and "loss_box_reg_stageN"
     inference          `Detections`, in pixels of the network's input; `Detections.rescaled` takes them to the size
                        of the original image and `det.model.masks.paste` draws their masks there
 
-Its sizes and options are those of `det.config.MaskRCNNConfig`: each group is passed whole to the part it configures.
+Sizes and options are those of `det.config.MaskRCNNConfig`; each group is passed to the part it configures.
 
-A detector that has diverged gives losses that are not finite; nothing in here raises for them, so that the training
-loop can say so. Sources: detectron2 02b5c4e2, `configs/common/models/mask_rcnn_vitdet.py` and what it calls.
+A diverged detector returns losses that are not finite; the training loop reports them. Sources: detectron2 02b5c4e2,
+`configs/common/models/mask_rcnn_vitdet.py` and the code it calls.
 """
 
 # B image, T object of an image, R region of interest
@@ -79,7 +79,7 @@ class MaskRCNN(nn.Module):
         self.register_buffer("pixel_std", _channels(std), persistent=False)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The losses of a batch (form: see the top of the file)."""
+        """Return the losses of a batch (format: see the top of the file)."""
         targets, sizes = batch["targets"], batch["sizes"]
         maps = self.features(batch["images"], sizes)
         proposals, losses = self.proposal_generator(maps, sizes, [target["boxes"] for target in targets])
@@ -88,7 +88,7 @@ class MaskRCNN(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """What is in each image: boxes in pixels of `images`, scores in 0..1, labels and mask probabilities.
+        """Return the detections of each image: boxes in pixels of `images`, scores in 0..1, labels, mask probabilities.
 
         Args:
             images: (B, 3, H, W) as in training.
@@ -99,12 +99,12 @@ class MaskRCNN(nn.Module):
         return self.roi_heads.detect(maps, proposals, sizes)
 
     def features(self, images: Tensor, sizes: Sequence[tuple[int, int]], side: int | None = None) -> list[Tensor]:
-        """The pyramid's maps of images (B, 3, H, W) in 0..255, padded to a square of `side`, by default `image`."""
+        """Return the pyramid's maps of images (B, 3, H, W) in 0..255, padded to a square of `side` (or `image`)."""
         maps: list[Tensor] = self.backbone(self.normalised(images, sizes, side))
         return maps
 
     def normalised(self, images: Tensor, sizes: Sequence[tuple[int, int]], side: int | None = None) -> Tensor:
-        """Images (B, 3, H, W) in 0..255 to (B, 3, side, side): normalised, and zero outside the true sizes.
+        """Normalise images (B, 3, H, W) in 0..255 and pad to (B, 3, side, side), with zeros outside the true sizes.
 
         Raises:
             ValueError: if the batch is larger than the square.
@@ -112,7 +112,9 @@ class MaskRCNN(nn.Module):
         side = side or self.image
         height, width = images.shape[-2:]
         if max(height, width) > side:
-            raise ValueError(f"images of {height}x{width} pixels do not fit the model's square of image={side}")
+            raise ValueError(
+                f"images of {height}x{width} pixels exceed the model's square of image={side}; resize them"
+            )
         pixels = (images.to(self.pixel_mean.dtype) - self.pixel_mean).div_(self.pixel_std)
         for pixels_of_one, (h, w) in zip(pixels, sizes, strict=True):
             pixels_of_one[:, h:] = 0
@@ -135,20 +137,20 @@ def build_mask_rcnn(
     traits: Traits = PLAIN,
     interpolation: Interpolation = "bicubic",
 ) -> MaskRCNN:
-    """The detector that `config` describes, on an encoder of the shape `vit`, weights drawn from torch's generator.
+    """Return the detector of `config` on an encoder of shape `vit`, with weights drawn from torch's generator.
 
     Args:
-        config: its groups `vitdet`, `proposals` and `heads`, and its `image`, `loss_weights` and `recompute`, are read;
-            everything that says how it is trained, and on what, is not.
+        config: `vitdet`, `proposals`, `heads`, `image`, `loss_weights` and `recompute` are used; fields about training
+            and data are not.
         vit: shape of the encoder, before `vitdet.patch`; its `image` gives the grid of the position table.
-        classes: categories of the data.
+        classes: number of categories in the data.
         mean, std: of the pixels, as fractions of 255.
-        class_weights: (K,) how likely each class is drawn, with heads.class_loss="federated".
-        traits: what the encoder has beyond MAE's.
+        class_weights: (K,) sampling weight of each class, with heads.class_loss="federated".
+        traits: the encoder's differences from MAE's.
         interpolation: how its position table is resized.
 
     Raises:
-        ValueError: if the detector cannot stand on such an encoder, naming the field that does not fit.
+        ValueError: if the encoder does not fit the detector; names the field.
     """
     vit, vitdet, heads = config.shape_for(vit), config.vitdet, config.heads
     net = ViTDet(
@@ -157,7 +159,7 @@ def build_mask_rcnn(
         image=config.image,
         window=vitdet.window,
         global_blocks=vitdet.attend_globally(vit.depth),
-        rel_pos=vitdet.rel_pos and not vitdet.frozen,  # they start from zero, and would stay there
+        rel_pos=vitdet.rel_pos and not vitdet.frozen,  # they start at zero and would not be trained
         abs_pos=vitdet.abs_pos,
         drop_path=vitdet.drop_path,
         prefix=vitdet.prefix,

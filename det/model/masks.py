@@ -1,7 +1,7 @@
 """Instance masks: training targets cut from polygons and bitmaps, and predicted masks pasted into an image.
 
-`InstanceMasks` holds what COCO annotations hold: an instance is a list of polygons, or a bitmap (an RLE region, once
-decoded). `rasterise` gives the target of the mask head, equal bit for bit to detectron2's `PolygonMasks` and
+`InstanceMasks` holds COCO's annotations: an instance is a list of polygons, or a bitmap (a decoded RLE region).
+`rasterise` returns the target of the mask head, equal bit for bit to detectron2's `PolygonMasks` and
 `BitMasks` (structures/masks.py); `paste` is its `paste_masks_in_image` (layers/mask_ops.py).
 """
 
@@ -25,7 +25,7 @@ Bitmap = NDArray[np.bool_] | NDArray[np.uint8]  # (H, W)
 
 
 class InstanceMasks:
-    """The masks of the objects in one image; lives on the CPU, whatever device boxes are on."""
+    """The masks of the objects in one image; always on the CPU, even if boxes are on another device."""
 
     def __init__(self, instances: Sequence[Polygons | Bitmap]) -> None:
         """An instance is a list of polygons in pixels of the image, or a bitmap (H, W) of the whole image."""
@@ -35,7 +35,7 @@ class InstanceMasks:
         return len(self.instances)
 
     def rasterise(self, instance_R: Tensor, boxes_R4: Tensor, side: int) -> Tensor:
-        """The part of instance `instance_R[r]` inside `boxes_R4[r]`, resized to a bool mask: (R, side, side).
+        """Return the part of instance `instance_R[r]` inside `boxes_R4[r]` as a bool mask: (R, side, side).
 
         The result is on the device of the boxes.
         """
@@ -51,7 +51,7 @@ class InstanceMasks:
         return target_RMM.to(boxes_R4.device)
 
     def _crop(self, instance_R: Tensor, boxes_R4: Tensor, side: int) -> Tensor:
-        """Bitmaps averaged over the cells of a grid on each box, as bool (R, side, side)."""
+        """Average bitmaps over the cells of a grid on each box: bool (R, side, side)."""
         unique, which_R = instance_R.unique(return_inverse=True)
         bitmaps = torch.from_numpy(np.stack([self.instances[i] for i in unique.tolist()])).float()[:, None]
         regions_R5 = torch.cat([which_R[:, None].float(), boxes_R4], dim=1)
@@ -59,9 +59,9 @@ class InstanceMasks:
 
 
 def _draw(polygons: list[Polygons], boxes_R4: NDArray[np.float32], side: int) -> Tensor:
-    """The union of the polygons of each box, drawn by COCO's rules on a grid over the box: bool (R, side, side)."""
+    """Draw the union of each box's polygons on a grid over the box, by COCO's rules: bool (R, side, side)."""
     origin_R2 = boxes_R4[:, :2]
-    # 0.1 px and float32: detectron2's guard against thin boxes, and the precision its scale is computed in
+    # 0.1 px and float32: detectron2's protection against thin boxes, and the precision of its scale
     scale_R2 = np.float32(side) / np.maximum(boxes_R4[:, 2:] - origin_R2, np.float32(0.1))
     placed = [
         ((polygon.reshape(-1, 2) - origin) * scale).ravel()
@@ -75,9 +75,9 @@ def _draw(polygons: list[Polygons], boxes_R4: NDArray[np.float32], side: int) ->
 
 
 def paste(masks_RMM: Tensor, boxes_R4: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Mask probabilities on their boxes, drawn into images of `size` (h, w) and cut at `threshold`: bool (R, h, w).
+    """Paste mask probabilities on their boxes into images of `size` (h, w), above `threshold`: bool (R, h, w).
 
-    Bilinear, with the mask's cells as areas (a box from 0 to 28 maps cell k to pixel k), and zero around the mask.
+    Bilinear, with cells as areas (a box from 0 to 28 maps cell k to pixel k), and zero outside the mask.
     """
     image_RHW = torch.zeros(len(masks_RMM), *size, dtype=torch.bool, device=masks_RMM.device)
     for image, mask, box in zip(image_RHW, masks_RMM, boxes_R4, strict=True):
@@ -92,16 +92,16 @@ def paste(masks_RMM: Tensor, boxes_R4: Tensor, size: tuple[int, int], threshold:
 
 
 def _reach(interval: Tensor, limit: int) -> tuple[int, int]:
-    """The pixels, one more on either side, that an interval of a box covers."""
+    """Return the range of pixels that an interval of a box covers, with one more on each side."""
     low, high = interval.tolist()
     return max(math.floor(low) - 1, 0), min(math.ceil(high) + 1, limit)
 
 
 def _cells(first: int, last: int, low: Tensor, high: Tensor) -> Tensor:
-    """Centres of pixels first..last-1 in coordinates that run from -1 at `low` to 1 at `high`."""
+    """Return the centres of pixels first..last-1 in coordinates from -1 at `low` to 1 at `high`."""
     return cells_at(torch.arange(first, last, device=low.device, dtype=torch.float32), low, high)
 
 
 def cells_at(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Centres of `pixels`, whole numbers in float32, in coordinates that run from -1 at `low` to 1 at `high`."""
+    """Return the centres of `pixels` (integers as float32) in coordinates from -1 at `low` to 1 at `high`."""
     return (pixels + 0.5 - low) / (high - low) * 2 - 1

@@ -1,7 +1,7 @@
-"""Which anchor or region answers for which object, and the random sample of them that a loss is computed on.
+"""Match anchors or regions to objects, and sample those that a loss is computed on.
 
-detectron2's `Matcher` and `subsample_labels`, drawing from torch's generator in the same order, so that with the same
-seed both take the same sample.
+Equal to detectron2's `Matcher` and `subsample_labels`, with draws from torch's generator in the same order, so both
+take the same sample with the same seed.
 """
 
 # T object, N anchor or region
@@ -15,16 +15,16 @@ BACKGROUND, IGNORED, FOREGROUND = 0, -1, 1
 
 
 def match(overlap_TN: Tensor, low: float, high: float, keep_best: bool) -> tuple[Tensor, Tensor]:
-    """The object that overlaps each candidate most, and whether the candidate shows it.
+    """Return the object with the highest IoU for each candidate, and each candidate's label.
 
     Args:
         overlap_TN: intersection over union of objects and candidates.
         low, high: overlap below `low` is BACKGROUND, from `high` on FOREGROUND, between them IGNORED.
-        keep_best: the candidates that overlap an object more than all others do are FOREGROUND whatever their overlap
-            (and still answer for the object they themselves overlap most).
+        keep_best: the candidates with the highest overlap with an object are FOREGROUND at any overlap (and are still
+            matched to the object that they overlap most).
 
     Returns:
-        Indices of objects (N,), all 0 when there are none, and labels (N,).
+        Indices of objects (N,), all 0 without objects, and labels (N,).
     """
     if not len(overlap_TN):
         nothing = overlap_TN.new_zeros(overlap_TN.shape[1], dtype=torch.int64)
@@ -40,7 +40,7 @@ def match(overlap_TN: Tensor, low: float, high: float, keep_best: bool) -> tuple
 
 
 def sample(label_N: Tensor, count: int, positive: float) -> tuple[Tensor, Tensor]:
-    """Indices of at most `count * positive` random FOREGROUND candidates, and of BACKGROUND ones to make up `count`."""
+    """Return indices of at most `count * positive` random FOREGROUND candidates, and BACKGROUND ones up to `count`."""
     foreground = (label_N == FOREGROUND).nonzero()[:, 0]
     background = (label_N == BACKGROUND).nonzero()[:, 0]
     foregrounds = min(len(foreground), int(count * positive))

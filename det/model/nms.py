@@ -1,10 +1,10 @@
-"""Which of a detector's boxes are its answer: cut by score, suppressed within a class, the best kept.
+"""Selection of a detector's final boxes: score threshold, NMS within a class, and the best boxes.
 
-As in detectron2. `heads.soft_nms` is what ViTDet's system-level results use in place of suppression (Bodla et al.
-2017): a box that overlaps a better one of its class stays, with a lower score. Off in every published recipe here.
+As in detectron2. ViTDet's system-level results use `heads.soft_nms` instead of NMS (Bodla et al. 2017): a box that
+overlaps a better one of its class is kept with a lower score. It is off in every published recipe here.
 """
 
-# N box, P picked
+# N box, P selected
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torchvision.ops import batched_nms, box_iou
 
 from mimbench.det.config import Heads
 
-LEAST = 0.001  # a score that soft suppression brought below is dropped, as in its authors' code
+LEAST = 0.001  # soft NMS drops boxes with lower scores, as in its authors' code
 SIGMA = 0.5  # of the Gaussian, in squared overlap; its authors' value
 
 
 def keep_best(boxes_N4: Tensor, scores_N: Tensor, label_N: Tensor, options: Heads) -> tuple[Tensor, Tensor]:
-    """Indices (P,) of the boxes kept, best first, and their scores; `options` are `nms`, `soft_nms`, `detections`.
+    """Return indices (P,) of the kept boxes, best first, and their scores; uses `nms`, `soft_nms` and `detections`.
 
-    All boxes given score above the threshold. With soft_nms=linear, `nms` is the overlap from which a box loses score.
+    All input boxes must exceed the score threshold. With soft_nms=linear, scores are lowered from an IoU of `nms` on.
     """
     if options.soft_nms == "off":
         keep_P = batched_nms(boxes_N4, scores_N.float(), label_N, options.nms)[: options.detections]
@@ -30,9 +30,9 @@ def keep_best(boxes_N4: Tensor, scores_N: Tensor, label_N: Tensor, options: Head
 
 
 def _softly(boxes_N4: Tensor, scores_N: Tensor, label_N: Tensor, options: Heads) -> tuple[Tensor, Tensor]:
-    """One after another the best of what is left, the scores of its class lowered by their overlap with it.
+    """Repeatedly select the best remaining box and lower the scores of its class by their overlap with it.
 
-    Scores only fall, so that they are picked in descending order and `options.detections` picks are enough.
+    Scores only decrease, so boxes are selected in descending order, and `options.detections` selections are enough.
     """
     left_N, picked, scores = scores_N.clone(), [], []
     for _ in range(min(options.detections, len(scores_N))):

@@ -1,9 +1,9 @@
-"""Features of regions: RoIAlign on the pyramid level that suits each region's size.
+"""Features of regions: RoIAlign on the pyramid level for each region's size.
 
 detectron2's `ROIPooler` with `ROIAlignV2` (half-pixel aligned, as many samples per cell as the cell has pixels).
-torchvision's operator does it; but its backward is slow on a CPU, and RoIAlign is a linear map of rows times a linear
-map of columns. On small maps and with gradients it is therefore done as matrix products, which is the same to
-rounding, and made training a small detector a quarter faster.
+torchvision's operator is used, but its backward is slow on a CPU. RoIAlign is a linear map of rows times a linear map
+of columns, so small maps with gradients use matrix products instead: equal up to rounding, and a quarter faster when
+training a small detector.
 """
 
 # B image, R region of interest, C channel, H and W map, M side of the output, S sample within a cell
@@ -20,38 +20,38 @@ from torchvision.ops import roi_align
 
 from mimbench.det.model.boxes import at_least_float32
 
-SMALL = 64 * 64  # cells of a map up to which matrix products are the faster way on a CPU
+SMALL = 64 * 64  # maps up to so many cells are faster with matrix products on a CPU
 
 
 def with_image(boxes: Sequence[Tensor]) -> Tensor:
-    """Each image's boxes (R, 4) as one table (R, 5) whose first column is the image's index in the batch."""
+    """Return the boxes (R, 4) of all images as one tensor (R, 5) with the image's index in the first column."""
     return torch.cat([F.pad(one, (1, 0), value=float(image)) for image, one in enumerate(boxes)])
 
 
 class RegionPooler:
-    """Cuts a grid of M x M features out of the pyramid for each region."""
+    """Pools M x M features from the pyramid for each region."""
 
     def __init__(
         self, side: int, strides: Sequence[int], canonical_size: float = 224, canonical_level: int = 4
     ) -> None:
-        """Regions of `canonical_size` pixels are cut from the level of stride 2**canonical_level.
+        """Regions of `canonical_size` pixels are pooled from the level of stride 2**canonical_level.
 
-        `strides` are those of the maps that will be given: powers of 2, each twice the one before.
+        `strides` are those of the maps: powers of 2, each twice the one before.
         """
         self.side, self.strides = side, tuple(strides)
         self.canonical_size, self.canonical_level = canonical_size, canonical_level
 
     def levels(self, boxes_R4: Tensor) -> Tensor:
-        """Index of the map for each region: floor(canonical_level + log2(side / canonical_size)), kept in range."""
+        """Return the index of each region's map: floor(canonical_level + log2(side / canonical_size)), clamped."""
         size_R = ((boxes_R4[:, 2] - boxes_R4[:, 0]) * (boxes_R4[:, 3] - boxes_R4[:, 1])).sqrt()
         level_R = torch.floor(self.canonical_level + torch.log2(size_R / self.canonical_size + 1e-8))
         finest = int(math.log2(self.strides[0]))
         return level_R.clamp(finest, finest + len(self.strides) - 1).long() - finest
 
     def __call__(self, maps: Sequence[Tensor], regions_R5: Tensor) -> Tensor:
-        """Features (R, C, M, M) of regions (R, 5): index of the image, ascending, and a box in pixels of the input.
+        """Return features (R, C, M, M) of regions (R, 5): index of the image, ascending, and a box in input pixels.
 
-        `maps` (B, C, H, W) may be more than there are strides: those beyond are not pooled from.
+        There may be more `maps` (B, C, H, W) than strides; the extra maps are not used.
         """
         level_R = self.levels(regions_R5[:, 1:])
         parts, places = [], []
@@ -61,12 +61,12 @@ class RegionPooler:
             parts.append(align(features, regions_R5[place].to(features.dtype), self.side, stride))
             places.append(place)
         back = torch.cat(places).argsort()
-        # channels last, as all maps here are: the heads' convolutions are then up to twice as fast on a CPU
+        # channels last, like all maps here: makes the heads' convolutions up to twice as fast on a CPU
         return torch.cat(parts)[back].contiguous(memory_format=torch.channels_last)
 
 
 def align(features_BCHW: Tensor, regions_R5: Tensor, side: int, stride: int) -> Tensor:
-    """RoIAlign of regions in pixels, ordered by image, on a map of that stride: (R, C, side, side)."""
+    """Return RoIAlign of regions in pixels, ordered by image, on a map of stride `stride`: (R, C, side, side)."""
     on_cpu, small = features_BCHW.device.type == "cpu", features_BCHW[0, 0].numel() <= SMALL
     if on_cpu and small and torch.is_grad_enabled():
         return align_by_products(features_BCHW, regions_R5, side, stride)
@@ -74,7 +74,7 @@ def align(features_BCHW: Tensor, regions_R5: Tensor, side: int, stride: int) -> 
 
 
 def align_by_products(features_BCHW: Tensor, regions_R5: Tensor, side: int, stride: int) -> Tensor:
-    """The same as matrix products: the rows of each image for all its regions at once, then the columns."""
+    """Return RoIAlign as matrix products: the rows of each image for all its regions at once, then the columns."""
     images, channels, height, width = features_BCHW.shape
     rows_RMH = _shares(regions_R5[:, 2], regions_R5[:, 4], side, stride, height)
     columns_RMW = _shares(regions_R5[:, 1], regions_R5[:, 3], side, stride, width)
@@ -86,15 +86,15 @@ def align_by_products(features_BCHW: Tensor, regions_R5: Tensor, side: int, stri
 
 
 def _shares(low_R: Tensor, high_R: Tensor, side: int, stride: int, length: int) -> Tensor:
-    """(R, side, length): how much each cell of the map has in each cell of the output, along one axis.
+    """Return the weight of each map cell in each output cell along one axis, (R, side, length).
 
-    A region from `low` to `high` pixels is cut into `side` cells, each is sampled at as many even points as it has
-    cells of the map, and a sample is shared between the two nearest centres, or goes to the outermost one.
+    A region from `low` to `high` pixels is divided into `side` cells. Each has as many evenly spaced samples as it
+    covers map cells. A sample is interpolated between the two nearest centres, or uses the outermost one.
     """
     start_R, size_R = low_R / stride - 0.5, (high_R - low_R) / stride
     samples_R = torch.ceil(size_R / side)
     sample_S = torch.arange(int(samples_R.max()) if len(samples_R) else 0, device=low_R.device)
-    spread_R1 = samples_R[:, None].clamp(min=1)  # a region of no size has no samples
+    spread_R1 = samples_R[:, None].clamp(min=1)  # an empty region has no samples
     within_RS = (sample_S + 0.5) / spread_R1
     cell_M = torch.arange(side, device=low_R.device)
     at_RMS = start_R[:, None, None] + (cell_M[:, None] + within_RS[:, None]) * (size_R / side)[:, None, None]

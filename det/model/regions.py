@@ -13,11 +13,11 @@ from mimbench.det.model.loss_weights import loss_weights
 
 
 class Regions(NamedTuple):
-    """Regions of a batch, images one after another, each with the object it is to find."""
+    """Regions of a batch, ordered by image, each with its target object."""
 
     regions: Tensor  # (R, 5) index of the image, box
     labels: Tensor  # (R,) 0..K-1, K background
-    targets: Tensor  # (R, 4) box of the object; anything for background
+    targets: Tensor  # (R, 4) box of the object; arbitrary for background
     objects: Tensor  # (R,) index of the object in its image
     images: int  # in the batch
 
@@ -27,9 +27,9 @@ class Regions(NamedTuple):
         return self.regions[:, 1:]
 
     def loss_weights(self, mode: LossWeights) -> Tensor:
-        """The weight of each in a mean over them, (R,)."""
+        """Return the weight of each region in a mean over regions, (R,)."""
         return loss_weights(self.regions[:, 0], self.images, mode)
 
     def some(self, place: Tensor) -> Regions:
-        """Those at these places."""
+        """Return the regions at the indices `place`."""
         return Regions(self.regions[place], self.labels[place], self.targets[place], self.objects[place], self.images)

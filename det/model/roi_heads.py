@@ -1,7 +1,7 @@
-"""What is in each proposed region: sampling of regions for training, box and mask losses, and detections.
+"""RoI heads: sampling of regions for training, box and mask losses, and detections.
 
 detectron2's `StandardROIHeads` (parameter names `box_head.*`, `box_predictor.*`, `mask_head.*`). In training the
-objects themselves join the proposals; the mask head sees only regions of an object. At inference the mask head runs
+objects' boxes are added to the proposals; the mask head uses only positive regions. At inference the mask head runs
 on the final detections.
 """
 
@@ -26,8 +26,8 @@ from mimbench.det.model.nms import keep_best
 from mimbench.det.model.pooling import RegionPooler, with_image
 from mimbench.det.model.regions import Regions
 
-OVERLAP = 0.5  # with an object, from which a region shows it
-POSITIVE = 0.25  # largest share of the sampled regions that show objects
+OVERLAP = 0.5  # IoU with an object from which a region is positive
+POSITIVE = 0.25  # largest share of positive regions in the sample
 
 Maps = Sequence[Tensor]  # pyramid levels (B, C, h, w)
 Targets = Sequence[dict[str, Any]]  # of each image, as in `det.model.mask_rcnn`
@@ -35,7 +35,7 @@ Sizes = Sequence[tuple[int, int]]  # true (h, w) of each image
 
 
 class Detections(NamedTuple):
-    """What was found in one image, best first."""
+    """The detections of one image, best first."""
 
     boxes: Tensor  # (N, 4) x0 y0 x1 y1
     scores: Tensor  # (N,) in 0..1
@@ -43,7 +43,7 @@ class Detections(NamedTuple):
     masks: Tensor  # (N, M, M) probabilities on a grid over the box; M is 0 without a mask head
 
     def rescaled(self, from_size: tuple[int, int], to_size: tuple[int, int]) -> Detections:
-        """The same in an image of another (h, w); boxes are clipped to it and those left empty are dropped."""
+        """Return the detections in an image of another (h, w); boxes are clipped to it and empty boxes are dropped."""
         factor = self.boxes.new_tensor([to_size[1] / from_size[1], to_size[0] / from_size[0]] * 2)
         boxes = (self.boxes * factor).clamp(min=0).minimum(image_corners([to_size], self.boxes)[0])
         keep = nonempty(boxes)
@@ -51,7 +51,7 @@ class Detections(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Boxes found in one image, best first."""
+    """The detected boxes of one image, best first."""
 
     boxes: Tensor  # (N, 4)
     scores: Tensor  # (N,)
@@ -59,16 +59,16 @@ class Found(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What the box heads make of a batch's proposals."""
+    """The outputs of the box heads for a batch's proposals."""
 
     regions: list[Tensor]  # (R, 4) of each image
     scores: Tensor  # (R, K + 1) of all images
-    codes: Tensor  # (R, J, 4) of all images, for `predictor` to make boxes of
+    codes: Tensor  # (R, J, 4) of all images, decoded to boxes by `predictor`
     predictor: BoxPredictor
 
 
 class RoIHeads(nn.Module, ABC):
-    """What all heads have: sampling of regions, mask head, and selection of detections."""
+    """Base of all RoI heads: sampling of regions, mask head, and selection of detections."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class RoIHeads(nn.Module, ABC):
         mask_head: MaskHead | None,
         loss_weights: LossWeights,
     ) -> None:
-        """`loss_weights` weighs regions in the losses; without a mask head boxes alone are learned and found."""
+        """`loss_weights` selects the weighting of regions; without a mask head only boxes are trained and detected."""
         super().__init__()
         self.classes, self.options = classes, options
         self.box_pooler, self.mask_pooler, self.mask_head = box_pooler, mask_pooler, mask_head
@@ -88,19 +88,19 @@ class RoIHeads(nn.Module, ABC):
 
     @abstractmethod
     def box_losses(self, maps: Maps, chosen: Regions, targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
-        """The losses of the box heads on chosen regions."""
+        """Return the losses of the box heads on the chosen regions."""
 
     @abstractmethod
     def scored(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sizes) -> Scored:
         """Scores and boxes for every proposal."""
 
     def losses(self, maps: Maps, proposals: Sequence[Tensor], targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
-        """loss_cls, loss_box_reg and, with a mask head, loss_mask; `targets` as in `det.model.mask_rcnn`."""
+        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask; `targets` as in `det.model.mask_rcnn`."""
         chosen = self._sampled(proposals, targets)
         return self.box_losses(maps, chosen, targets, sizes) | self._mask_losses(maps, chosen, targets)
 
     def _mask_losses(self, maps: Maps, chosen: Regions, targets: Targets) -> dict[str, Tensor]:
-        """loss_mask, on the regions of an object; nothing without a mask head."""
+        """Return loss_mask on positive regions; empty without a mask head."""
         if self.mask_head is None:
             return {}
         shown = chosen.some((chosen.labels < self.classes).nonzero()[:, 0])
@@ -120,18 +120,18 @@ class RoIHeads(nn.Module, ABC):
         return matched.some(torch.cat(places))
 
     def detect(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sizes) -> list[Detections]:
-        """The best objects of each image of true size (h, w), in pixels of the network's input."""
+        """Return the detections of each image of true size (h, w), in pixels of the network's input."""
         return self.with_masks(maps, self.find(maps, proposals, sizes))
 
     def find(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sizes) -> list[Found]:
-        """The boxes alone."""
+        """Return the detections of each image without masks."""
         regions, scores, codes, predictor = self.scored(maps, proposals, sizes)
         counts = [len(one) for one in regions]
         each = zip(regions, scores.split(counts), codes.split(counts), sizes, strict=True)
         return [self._best(predictor, *one) for one in each]
 
     def with_masks(self, maps: Maps, found: Sequence[Found]) -> list[Detections]:
-        """The same with masks (N, M, M); M is 0 without a mask head."""
+        """Return `found` with masks (N, M, M); M is 0 without a mask head."""
         regions_N5, label_N = with_image([one.boxes for one in found]), torch.cat([one.labels for one in found])
         masks_NMM = regions_N5.new_zeros(len(regions_N5), 0, 0)
         if self.mask_head is not None:
@@ -142,7 +142,7 @@ class RoIHeads(nn.Module, ABC):
     def _best(
         self, predictor: BoxPredictor, regions_R4: Tensor, scores_RK: Tensor, codes_RJ4: Tensor, size: tuple[int, int]
     ) -> Found:
-        """Boxes, scores and labels of one image: cut by score, suppressed within a class, the best kept."""
+        """Return boxes, scores and labels of one image after score threshold, NMS within a class, and top k."""
         region_N, label_N = (scores_RK[:, : self.classes] > self.options.score_threshold).nonzero(as_tuple=True)
         boxes_N4 = predictor.boxes(codes_RJ4, regions_R4, region_N, label_N)
         boxes_N4 = boxes_N4.clamp(min=0).minimum(image_corners([size], boxes_N4)[0])
@@ -151,17 +151,17 @@ class RoIHeads(nn.Module, ABC):
 
 
 class StandardHeads(RoIHeads):
-    """One box head: Mask R-CNN's."""
+    """Mask R-CNN's heads, with one box head."""
 
     def __init__(
         self, classes: int, options: Heads, *, box_head: BoxHead, box_predictor: BoxPredictor, **parts: Any
     ) -> None:
-        """`parts` as of `RoIHeads`."""
+        """`parts` as for `RoIHeads`."""
         super().__init__(classes, options, **parts)
         self.box_head, self.box_predictor = box_head, box_predictor
 
     def box_losses(self, maps: Maps, chosen: Regions, targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
-        """loss_cls and loss_box_reg."""
+        """Return loss_cls and loss_box_reg."""
         logits_RK, codes_RJ4 = self.box_predictor(self.box_head(self.box_pooler(maps, chosen.regions)))
         return self.box_predictor.losses(logits_RK, codes_RJ4, chosen, self.loss_weights)
 
@@ -172,7 +172,7 @@ class StandardHeads(RoIHeads):
 
 
 def matched_regions(boxes: Sequence[Tensor], targets: Targets, overlap: float, classes: int) -> Regions:
-    """Every box (R, 4) of each image with the object it overlaps most; background if by less than `overlap`."""
+    """Match every box (R, 4) of each image to the object it overlaps most; background if below `overlap`."""
     labels, wanted, objects = [], [], []
     for boxes_R4, target in zip(boxes, targets, strict=True):
         object_R, shown_R = match(box_iou(target["boxes"], boxes_R4), overlap, overlap, keep_best=False)
@@ -186,7 +186,7 @@ def matched_regions(boxes: Sequence[Tensor], targets: Targets, overlap: float, c
 
 
 def _mask_targets(shown: Regions, targets: Sequence[dict[str, Any]], side: int) -> Tensor:
-    """The part of each region's object inside it: bool (R, side, side)."""
+    """Return the part of each region's object inside the region: bool (R, side, side)."""
     parts = []
     for image, target in enumerate(targets):
         of_image = shown.regions[:, 0] == image

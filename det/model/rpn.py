@@ -1,8 +1,8 @@
-"""The region proposal network: which anchors show an object, and the boxes they propose.
+"""The region proposal network: objectness of anchors, and the proposed boxes.
 
 detectron2's `RPN` with `StandardRPNHead` (parameter names `rpn_head.*`): losses over a random sample of anchors, each
-summed and divided by (samples * images); proposals by per-level selection, suppression within a level, and a cut over
-all levels. Only the boxes of selected anchors are decoded, which changes no number. Boxes are float32 throughout.
+summed and divided by (samples * images); proposals by top k per level, NMS within a level, and top k over all levels.
+Only the boxes of selected anchors are decoded, which does not change the result. Boxes are always float32.
 """
 
 # B image, L level, A anchor (of a level, or of all in order), N candidate after selection, T object
@@ -23,9 +23,9 @@ from mimbench.det.model.boxes import Weights, at_least_float32, decode, encode, 
 from mimbench.det.model.matching import match, sample
 
 WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
-OVERLAP = (0.3, 0.7)  # with an object: up to the first an anchor shows background, from the second the object
-POSITIVE = 0.5  # largest share of the sampled anchors that show objects
-NMS = 0.7  # overlap above which the lower-scored proposal of a level goes
+OVERLAP = (0.3, 0.7)  # IoU with an object: below the first an anchor is background, from the second on positive
+POSITIVE = 0.5  # largest share of positive anchors in the sample
+NMS = 0.7  # NMS threshold (IoU) between proposals of a level
 
 
 class RPNHead(nn.Module):
@@ -52,7 +52,7 @@ class RPNHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Objectness logits (B, A) and box codes (B, A, 4) of each level's anchors."""
+        """Return objectness logits (B, A) and box codes (B, A, 4) of each level's anchors."""
         logits, codes = [], []
         for map_BCHW in maps:
             hidden_BCHW = suited(map_BCHW)
@@ -64,7 +64,7 @@ class RPNHead(nn.Module):
 
 
 class RPN(nn.Module):
-    """Proposals, and in training the two losses of the head that makes them."""
+    """Computes proposals, and in training the RPN head's two losses."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class RPN(nn.Module):
         anchors: Anchors,
         options: Proposals,
     ) -> None:
-        """Propose from maps of `channels` channels; `anchors` are those of `options` on the maps' strides."""
+        """Take maps of `channels` channels; `anchors` are those of `options` on the maps' strides."""
         super().__init__()
         self.rpn_head = RPNHead(channels, anchors.per_cell, options)
         self.anchors, self.options = anchors, options
@@ -80,7 +80,7 @@ class RPN(nn.Module):
     def forward(
         self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]], boxes: Sequence[Tensor] | None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals of each image and, when its objects' boxes are given, the losses.
+        """Return the proposals of each image and, if `boxes` is given, the losses.
 
         Args:
             maps: pyramid levels (B, C, h, w), finest first.
@@ -88,7 +88,7 @@ class RPN(nn.Module):
             boxes: (T, 4) of each image's objects in training; None at inference.
 
         Returns:
-            Per image boxes (N, 4), best first, without gradient; and loss_rpn_cls and loss_rpn_loc, or nothing.
+            Boxes (N, 4) per image, best first, without gradient; and loss_rpn_cls and loss_rpn_loc, or no losses.
         """
         anchors = self.anchors(maps)
         logits, codes = self.rpn_head(maps)
@@ -126,7 +126,7 @@ class RPN(nn.Module):
         sizes: Sequence[tuple[int, int]],
         mode: int,
     ) -> list[Tensor]:
-        """The best boxes of each image; `mode` 0 is training, 1 inference."""
+        """Return the best boxes of each image; `mode` 0 is training, 1 inference."""
         before_nms, after_nms = self.options.before_nms[mode], self.options.after_nms[mode]
         kept_boxes, kept_scores, kept_levels = [], [], []
         for level, (anchors_A4, logits_BA, codes_BA4) in enumerate(zip(anchors, logits, codes, strict=True)):

@@ -1,11 +1,11 @@
-"""Looking at an image several times: in other sizes, and mirrored; what is seen is united.
+"""Test-time augmentation: detect in several sizes and flips of an image, and merge the detections.
 
-detectron2's `GeneralizedRCNNWithTTA`: boxes found in every view are brought into the image, suppressed together, and
-their masks are the mean of those that each view gives them. Views are made from the pixels that a single look has.
+Like detectron2's `GeneralizedRCNNWithTTA`: the boxes of all views are mapped to the image, NMS is applied to them
+together, and their masks are the mean over the views. Views are resized from the pixels of the single-view input.
 
-    found = detections(model, images, seen, sizes, config.test_time_augmentation)  # one look where there are no views
+    found = detections(model, images, seen, sizes, config.test_time_augmentation)  # a single pass without views
 
-detectron2 computes the features of each view twice, for boxes and for masks; here they are kept.
+detectron2 computes the features of each view twice, for boxes and for masks; here they are computed once.
 """
 
 # B image, N detection, M side of a mask
@@ -34,14 +34,14 @@ Size = tuple[int, int]  # height, width
 def detections(
     model: MaskRCNN, images: Tensor, seen: Sequence[Size], sizes: Sequence[Size], views: TTA
 ) -> list[Detections]:
-    """What is in each image, in pixels of its original.
+    """Return the detections of each image, in pixels of its original.
 
     Args:
         model: in eval mode.
         images: (B, 3, H, W) uint8, padded at the bottom and the right.
         seen: the true (h, w) of each of them.
         sizes: (h, w) of the originals.
-        views: how often each is looked at.
+        views: the sizes and flips.
     """
     if not views.sizes and not views.flip:
         found = model.detect(images, seen)
@@ -53,7 +53,7 @@ def detections(
 
 
 class _Look(NamedTuple):
-    """One view, and what the network makes of it."""
+    """One view and its features and detections."""
 
     size: Size
     flip: bool
@@ -63,7 +63,7 @@ class _Look(NamedTuple):
 
 @torch.no_grad()
 def in_views(model: MaskRCNN, image: Tensor, size: Size, views: TTA) -> Detections:
-    """What is in `image` (3, h, w), uint8, looked at in all views, in pixels of its original of `size` (H, W)."""
+    """Return merged detections of all views of `image` (3, h, w), uint8, in pixels of the original `size` (H, W)."""
     looks = [
         _look(model, view, flip)
         for side in views.sizes or (max(image.shape[1:]),)
@@ -81,7 +81,7 @@ def in_views(model: MaskRCNN, image: Tensor, size: Size, views: TTA) -> Detectio
 
 
 def _pictures(image: Tensor, side: int, flip: bool) -> list[tuple[Tensor, bool]]:
-    """The image with its longest side of `side` pixels, and the same mirrored; resized as PIL does it."""
+    """Return the image with a longest side of `side` pixels, and if `flip` also mirrored; resized as in PIL."""
     height, width = fitted((image.shape[1], image.shape[2]), side).resized
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     resized = np.array(resize_with_pillow(picture, width, height, Image.Resampling.BILINEAR))
@@ -91,14 +91,14 @@ def _pictures(image: Tensor, side: int, flip: bool) -> list[tuple[Tensor, bool]]
 
 def _look(model: MaskRCNN, view: Tensor, flip: bool) -> _Look:
     size = (view.shape[1], view.shape[2])
-    step = model.backbone.strides[-2]  # a larger view gets a larger square, and relative positions resized for it
+    step = model.backbone.strides[-2]  # larger views use a larger square and resized relative positions
     maps = model.features(view[None], [size], max(model.image, -(-max(size) // step) * step))
     proposals, _ = model.proposal_generator(maps, [size], None)
     return _Look(size, flip, maps, model.roi_heads.find(maps, proposals, [size])[0])
 
 
 def _mirrored(look: _Look, boxes_N4: Tensor | None = None) -> Tensor:
-    """Boxes, by default those found, as they lie in the view's own mirror image if it is one."""
+    """Return boxes (by default the view's detections) mirrored if the view is mirrored."""
     boxes_N4 = look.found.boxes if boxes_N4 is None else boxes_N4
     if not look.flip:
         return boxes_N4
@@ -107,12 +107,12 @@ def _mirrored(look: _Look, boxes_N4: Tensor | None = None) -> Tensor:
 
 
 def _brought(boxes_N4: Tensor, size: Size, to: Size) -> Tensor:
-    """Boxes in an image of one (h, w) in the same image of another."""
+    """Rescale boxes from an image of one (h, w) to another."""
     return boxes_N4 * boxes_N4.new_tensor([to[1] / size[1], to[0] / size[0]] * 2)
 
 
 def _masks(model: MaskRCNN, look: _Look, united: Found, seen: Size, size: Size) -> Tensor:
-    """Mask probabilities (N, M, M) of `united`, whose boxes are in the original, by one view."""
+    """Return one view's mask probabilities (N, M, M) of `united`, whose boxes are in the original image."""
     boxes_N4 = _mirrored(look, _brought(_brought(united.boxes, size, seen), seen, look.size))
     masks_NMM = model.roi_heads.with_masks(look.maps, [united._replace(boxes=boxes_N4)])[0].masks
     return masks_NMM.flip(2) if look.flip else masks_NMM

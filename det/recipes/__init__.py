@@ -1,1 +1,1 @@
-"""Detection recipes: every public function of a module here is one."""
+"""Detection recipes: every public function of a module here is a recipe."""

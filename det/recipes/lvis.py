@@ -47,7 +47,7 @@ def lvis_cascade_mask_rcnn_vitdet_h_100ep() -> MaskRCNNConfig:
 
 
 def _on_lvis(base: MaskRCNNConfig, lr: float) -> MaskRCNNConfig:
-    """156,250 steps of 64 are 100 epochs of 100,000 images; LVIS has 300 detections an image, and low scores count."""
+    """Return `base` for LVIS: 156,250 steps of 64 (100 epochs of 100,000 images), 300 detections, low threshold."""
     return replace(
         base,
         benchmark="lvis",

@@ -1,9 +1,9 @@
-"""Mask R-CNN on ViTDet for the machines people have: one node of 8 GPUs, one GPU of 24 GB.
+"""Mask R-CNN on ViTDet for common machines: one node of 8 GPUs, or one GPU of 24 GB.
 
-The first three of each kind leave the result alone: a step has 64 images, a few at a time, and the losses are those of
-64 GPUs with an image each, whatever the number of GPUs. They are the same runs as the published recipes, under the same
-identity. `..._24gb_640px` are deviations, named so: smaller images and fewer regions, another result in a fifth of the
-time. `mimbench memory RECIPE` says what a recipe needs.
+The first three of each kind do not change the result: a step has 64 images, processed a few at a time, and the losses
+equal those of 64 GPUs with one image each. They have the same identity as the published recipes. `..._24gb_640px`
+deviate: smaller images and fewer regions, a different result in a fifth of the time. `mimbench memory RECIPE` prints
+the memory that a recipe needs.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def mask_rcnn_vitdet_l_25ep_24gb_640px() -> MaskRCNNConfig:
 
 
 def _parts(base: MaskRCNNConfig, parts: int) -> MaskRCNNConfig:
-    """The same, a step divided into `parts` on each GPU."""
+    """Return `base` with each step divided into `parts` micro-batches on each GPU."""
     return replace(base, compute=replace(base.compute, accumulate=parts, workers=4))
 
 
 def _smaller(base: MaskRCNNConfig) -> MaskRCNNConfig:
-    """Images of 640 pixels, half the proposals and half the regions in the losses."""
+    """Return `base` with images of 640 pixels, half the proposals and half the regions in the losses."""
     proposals = replace(base.proposals, before_nms=(1000, 1000), after_nms=(500, 1000))
     return replace(base, image=640, proposals=proposals, heads=replace(base.heads, samples=256))

@@ -52,11 +52,11 @@ def mask_rcnn_vitdet_h_75ep() -> MaskRCNNConfig:
 
 
 def mask_rcnn_handwritten() -> MaskRCNNConfig:
-    """Mask R-CNN on handwritten, finding digits of any kind: the demo, 100 to 160 s of one CPU core.
+    """Mask R-CNN on handwritten, detecting digits as a single class: the demo, 100 to 160 s on one CPU core.
 
-    Images are of the size that the encoder was pretrained on, so its positions are used as they are: interpolated to a
-    larger grid, what this small encoder knows is lost. Kinds of digits are not told apart: heads that see a digit
-    aligned in its box read it from the patches, with or without an encoder (NOTES.md).
+    Images have the encoder's pretraining size, so its positions are not interpolated: on a larger grid this small
+    encoder loses its advantage. Digits are not classified: heads that see a digit aligned in its box recognise it from
+    the patches, with or without a pretrained encoder (NOTES.md).
     """
     return MaskRCNNConfig(
         data="handwritten",
@@ -73,7 +73,7 @@ def mask_rcnn_handwritten() -> MaskRCNNConfig:
             after_nms=(100, 60),
         ),
         heads=Heads(samples=32, convs=1, channels=32, fc=64, detections=30),
-        augment=Augment(flip=0.0, smallest=0.75, largest=1.3),  # a mirrored digit is another digit, or none
+        augment=Augment(flip=0.0, smallest=0.75, largest=1.3),  # flipped digits are unreadable
         image=64,
         steps=200,
         batch=32,

@@ -1,7 +1,7 @@
 """Mask R-CNN on ViTDet, trained for fewer epochs than published: 25, 36 and 50.
 
-Everything is as published but for the length, by which the whole schedule is scaled, warm-up included: that is how
-detectron2 makes ViTDet-H's 75 epochs of the 100. Reference numbers are those of the published lengths.
+Only the length differs from the published recipes: the whole schedule, including warm-up, is scaled, as detectron2
+derives ViTDet-H's 75 epochs from 100. Reference numbers are those of the published lengths.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep, mask_rcnn_vitdet_h_75ep, mask_rcnn_vitdet_l_100ep
 from mimbench.engine.run.cost import costs
 
-WHOLE = 100  # epochs, of the schedule that others are parts of
+WHOLE = 100  # epochs of the full schedule
 
 
 @costs(days=1.3, gpus=8)
@@ -70,7 +70,7 @@ def mask_rcnn_vitdet_h_50ep() -> MaskRCNNConfig:
 
 
 def _huge(epochs: int) -> MaskRCNNConfig:
-    """ViTDet-H with a part of the 100-epoch schedule, of which its own is a part too."""
+    """Return ViTDet-H with the 100-epoch schedule scaled to `epochs`."""
     whole = mask_rcnn_vitdet_b_100ep()
     huge = replace(mask_rcnn_vitdet_h_75ep(), steps=whole.steps, warmup=whole.warmup, milestones=whole.milestones)
     return huge.scaled(epochs, WHOLE)

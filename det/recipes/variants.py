@@ -1,4 +1,4 @@
-"""Published variants of Mask R-CNN on ViTDet: Cascade, without relative positions, and as the paper words it.
+"""Published variants of Mask R-CNN on ViTDet: Cascade, without relative positions, and as described in the paper.
 
 Cascade's reference numbers (box AP / mask AP, MAE encoders, COCO val2017): B 54.0 / 46.7, L 57.6 / 49.8, H 58.7 / 50.9.
 """
@@ -11,7 +11,7 @@ from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep, mask_rcnn_vitdet_h_75ep, mask_rcnn_vitdet_l_100ep
 from mimbench.engine.run.cost import costs
 
-PAPER_WARMUP = 250.0  # steps, whatever the length
+PAPER_WARMUP = 250.0  # steps, for every length
 
 
 @costs(days=6, gpus=8)
@@ -46,22 +46,22 @@ def mask_rcnn_vitdet_l_100ep_no_rel_pos() -> MaskRCNNConfig:
 
 
 def mask_rcnn_vitdet_b_as_published() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-B, as the paper says where detectron2's code differs: norms in the proposal network.
+    """Mask R-CNN, ViTDet-B, following the paper where detectron2's code differs: norms in the proposal network.
 
-    The published numbers were made with the code, which the other recipes follow. The paper (appendix A.2) has a layer
-    norm after the hidden convolutions of the proposal network, and 250 steps of warm-up at every size, of which the
-    code makes 187.5 for ViTDet-H.
+    The published numbers come from the code, which the other recipes follow. The paper (appendix A.2) has a layer norm
+    after the hidden convolutions of the proposal network, and 250 steps of warm-up at every size; the code uses 187.5
+    for ViTDet-H.
     """
     return _as_published(mask_rcnn_vitdet_b_100ep())
 
 
 def mask_rcnn_vitdet_l_as_published() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-L, as the paper says where detectron2's code differs: norms in the proposal network."""
+    """Mask R-CNN, ViTDet-L, following the paper where detectron2's code differs: norms in the proposal network."""
     return _as_published(mask_rcnn_vitdet_l_100ep())
 
 
 def mask_rcnn_vitdet_h_as_published() -> MaskRCNNConfig:
-    """Mask R-CNN, ViTDet-H, as the paper says where detectron2's code differs: norms, and a longer warm-up."""
+    """Mask R-CNN, ViTDet-H, following the paper where detectron2's code differs: norms, and a longer warm-up."""
     return _as_published(mask_rcnn_vitdet_h_75ep())
 
 

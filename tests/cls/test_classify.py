@@ -212,8 +212,8 @@ def test_another_image_size_resizes_the_positions_and_leaves_the_papers_crop(fol
 @pytest.mark.parametrize(
     ("classes", "complaint"),
     [
-        (("blue", "green"), "the classifier has 2 classes and .* has 3"),
-        (("red", "green", "blue"), r"others than those of .* at 2 places \(0: red there, blue here, 2: blue there"),
+        (("blue", "green"), "the classifier has 2 classes, but .* has 3"),
+        (("red", "green", "blue"), r"differ from those of .* at 2 places \(0: red in .*, blue in the data, 2: blue in"),
     ],
 )
 def test_classes_that_are_not_the_datas_are_refused(
@@ -233,7 +233,7 @@ def test_what_is_no_classifier_is_refused(folder: Path, checkpoint: Path, new_ru
     with pytest.raises(ValueError, match=r"without head.bias is no classifier; fine-tune it") as error:
         run(config, new_run(config))
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="checkpoint=none: name the fine-tuned classifier"):
+    with pytest.raises(ValueError, match="checkpoint=none: "):
         run(replace(config, checkpoint=None), new_run(config))
 
 
@@ -243,12 +243,12 @@ def test_a_classifier_of_few_unnamed_classes_cannot_take_robustness_sets(
     model = _classifier(TINY, 3)
     save_classifier(tmp_path / "c.safetensors", model, ClassifierInfo("mae", TINY, "avg", 3))
     config = Classify(data=str(tmp_path), checkpoint=str(tmp_path / "c.safetensors"), test="imagenet-a", compute=SMALL)
-    with pytest.raises(ValueError, match="3 classes that does not name them: imagenet-a wants ImageNet's"):
+    with pytest.raises(ValueError, match=r"c\.safetensors has 3 classes .* test=imagenet-a"):
         run(config, new_run(config))
 
 
 def test_predictions_are_of_a_validation_split() -> None:
-    with pytest.raises(ValueError, match="not of test=imagenet-c"):
+    with pytest.raises(ValueError, match="test=imagenet-c"):
         Classify(test="imagenet-c", save_predictions=True)
     assert not Finetune().save_predictions
 
@@ -262,7 +262,7 @@ def test_logits_that_overflow_in_half_precision_are_no_result(
     torch.nn.init.constant_(model.fc_norm.bias, 3.0)  # type: ignore[arg-type]
     save_classifier(file, model, info)
     config = Classify(data=str(folder), checkpoint=str(file), compute=replace(SMALL, precision="fp16"))
-    with pytest.raises(ValueError, match=r"val_loss came out as nan: .*precision=fp16.* try compute.precision=bf16"):
+    with pytest.raises(ValueError, match=r"val_loss is nan: .*precision=fp16.* try compute.precision=bf16"):
         run(config, new_run(config))
     assert run(replace(config, compute=SMALL), new_run(config)).metrics["val_loss"] >= 0
 

@@ -204,5 +204,5 @@ def test_splits_whose_classes_are_numbered_otherwise(folder: Path, tmp_path: Pat
     shutil.rmtree(shrunk / "train")
     shutil.copytree(folder / "train", shrunk / "train")
     (shrunk / "train" / "green").rename(shrunk / "train" / "amber")
-    with pytest.raises(ValueError, match="has 3 classes, where the training split has 3; the first that differ are "):
+    with pytest.raises(ValueError, match="has 3 classes, but the training split has 3; the first difference is "):
         open_splits(str(shrunk))

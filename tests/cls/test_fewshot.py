@@ -107,5 +107,5 @@ def test_a_run_measures_every_number_of_shots(folder: Path, checkpoint: Path, ne
 
 def test_more_shots_than_images_are_refused_before_any_work(folder: Path, new_run: Callable[[Any], Any]) -> None:
     config = FewShot(data=str(folder), encoder=TINY, image=16, shots=(5, 30), compute=SMALL)
-    with pytest.raises(ValueError, match=r"class blue has 24 training images, and 30 are to be drawn .* shots=5"):
+    with pytest.raises(ValueError, match=r"class blue has only 24 training images, .* shots=30; use shots=5"):
         run(config, new_run(config))

@@ -239,7 +239,7 @@ def test_encoders_without_final_norm_are_said_to_get_a_new_one(folder: Path, tmp
     [
         ({"data": "nowhere"}, FileNotFoundError, "nowhere"),
         ({"checkpoint": "missing.pth"}, FileNotFoundError, "missing.pth does not exist"),
-        ({"image": 20}, ValueError, "try image=16"),
+        ({"image": 20}, ValueError, "use image=16"),
         ({"batch": 100}, ValueError, "72 training samples do not fill"),
     ],
 )
@@ -257,7 +257,7 @@ def test_an_empty_class_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_an_odd_share_of_the_batch_cannot_be_mixed(folder: Path) -> None:
     four = patch("mimbench.cls.data.crops.rank_and_world", return_value=(0, 4))
-    with four, pytest.raises(ValueError, match="3 images at a time"):
+    with four, pytest.raises(ValueError, match="3 images per micro-batch"):
         prepare(_config(folder), CPU)
     with patch("mimbench.cls.data.crops.rank_and_world", return_value=(0, 4)):
         assert prepare(_config(folder, mixup=0, cutmix=0), CPU).training.batches.batch == 3

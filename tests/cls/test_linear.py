@@ -176,7 +176,7 @@ def test_an_overflow_on_validation_images_alone_is_no_result(
     save_encoder(tmp_path / "large.safetensors", state, info)
     compute = replace(SMALL, precision="fp16")
     config = _config(tmp_path / "data", tmp_path / "large.safetensors", batch=4, epochs=2, compute=compute)
-    with pytest.raises(ValueError, match=r"linear_loss came out as nan.*try compute.precision=bf16 or fp32"):
+    with pytest.raises(ValueError, match=r"linear_loss is nan.*try compute.precision=bf16 or fp32"):
         run(config, new_run(config))
 
 

@@ -125,14 +125,14 @@ def test_how_often_is_evaluated_is_not_part_of_the_identity() -> None:
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
-        (lambda: Finetune(batch=30, compute=Compute(accumulate=2)), "micro-batches gives 15 images"),
+        (lambda: Finetune(batch=30, compute=Compute(accumulate=2)), "15 images per micro-batch"),
         (lambda: Finetune(batch=10, compute=Compute(accumulate=4)), "multiple of compute.accumulate=4"),
         (lambda: Finetune(warmup_epochs=101), "between 0 and epochs=100"),
         (lambda: Finetune(drop_path=1.5), "drop_path=1.5 must lie between 0 and 1"),
-        (lambda: Finetune(drop_path=1.0), "drop_path=1.0 would drop"),
+        (lambda: Finetune(drop_path=1.0), "drop_path=1.0 would always drop"),
         (lambda: Finetune(epochs=0, warmup_epochs=0), "epochs=0 must be positive"),
         (lambda: Finetune(randaugment="much"), "rand-m9-mstd0.5-inc1"),
-        (lambda: Finetune(randaugment="rand-m9.5"), "timm's text form"),
+        (lambda: Finetune(randaugment="rand-m9.5"), "randaugment='rand-m9.5' is not"),
         (lambda: Finetune(mixup=-0.1), "mixup=-0.1 must not be negative"),
         (lambda: Finetune(evaluate_every=0), "evaluate_every=0 must be positive"),
         (lambda: Linear(batch=0), "batch=0 must be positive"),

@@ -128,7 +128,7 @@ def test_v2s_numbers_are_imagenets_whatever_the_classifiers_order(tmp_path: Path
     mine = (wnids()[10], wnids()[5], wnids()[0], wnids()[2])
     test = robustness("imagenet-v2", tmp_path, mine)
     assert test.parts[0].folder.labels.tolist() == [2, 0, 3]
-    with pytest.raises(UnfitError, match=f"10: is {wnids()[10]}, which is not among the classifier's classes"):
+    with pytest.raises(UnfitError, match=f"10: is {wnids()[10]}, "):
         robustness("imagenet-v2", tmp_path, mine[1:])
 
 
@@ -186,7 +186,7 @@ def test_a_classifier_of_fewer_classes(tmp_path: Path) -> None:
     assert test.parts[0].folder.labels.tolist() == [0]
     assert test.parts[0].mask is not None
     assert test.parts[0].mask.tolist() == [True, False, True]
-    with pytest.raises(ValueError, match=r"logits of 1000 classes, where .* is read for 3"):
+    with pytest.raises(ValueError, match=r"logits have 1000 classes, but .* for 3"):
         test.parts[0].right(_logits(1), torch.tensor([0]))
     _write(tmp_path / imagenet_a_wnids()[9])
     with pytest.raises(UnfitError, match="is not among the classes of this set"):
@@ -205,9 +205,9 @@ def test_what_is_not_such_a_set(tmp_path: Path) -> None:
         if kind != "imagenet-real":
             with pytest.raises(UnfitError):
                 robustness(kind, tmp_path / "images")
-    with pytest.raises(UnfitError, match="not named as ImageNet's validation images"):
+    with pytest.raises(UnfitError, match="ILSVRC2012_val_00000001"):
         robustness("imagenet-real", tmp_path / "images")
-    with pytest.raises(ValueError, match="is no robustness set; they are imagenet-a"):
+    with pytest.raises(ValueError, match=r"not a robustness set; .* imagenet-a"):
         robustness("imagenet-b", tmp_path)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         robustness("imagenet-a", tmp_path / "nothing")
@@ -216,10 +216,10 @@ def test_what_is_not_such_a_set(tmp_path: Path) -> None:
     with pytest.raises(UnfitError, match=f"{outside}: is not among the classes of this set"):
         robustness("imagenet-a", tmp_path / "a")
     _write(tmp_path / "v2" / "1000")
-    with pytest.raises(UnfitError, match="is no number below 1000"):
+    with pytest.raises(UnfitError, match="is not a number below 1000"):
         robustness("imagenet-v2", tmp_path / "v2")
     _write(tmp_path / "c" / "rain" / "1" / wnids()[0])
-    with pytest.raises(UnfitError, match="rain: is no corruption of ImageNet-C"):
+    with pytest.raises(UnfitError, match="rain: is not a corruption of ImageNet-C"):
         robustness("imagenet-c", tmp_path / "c")
 
 

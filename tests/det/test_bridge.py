@@ -117,14 +117,14 @@ def test_a_lazy_config_is_python_and_has_the_recipes_values(make_coco: Any, tmp_
 )
 def test_what_detectron2_cannot_do_is_refused(make_coco: Any, tmp_path: Path, changes: Any, why: str) -> None:
     config = config_for(make_coco(2), loss_weights="image")
-    with pytest.raises(ValueError, match=f"detectron2 cannot train this recipe as it is: .*{why}"):
+    with pytest.raises(ValueError, match=f"detectron2 cannot train this recipe: .*{why}"):
         written(replace(config, **changes), tmp_path)
     assert not list(tmp_path.glob("lazy*"))
 
 
 def test_without_detectron2_the_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("detectron2", "hydra") else name)
-    with pytest.raises(ValueError, match=r"needs detectron2, hydra-core, not installed here: pip install"):
+    with pytest.raises(ValueError, match=r"needs detectron2, hydra-core, not installed here.* pip install"):
         installed.require()
 
 
@@ -320,7 +320,7 @@ def test_lvis_within_detectron2(edit: Any, tmp_path: Path) -> None:
     heads = replace(HEADS, score_threshold=0.0, class_loss="federated", federated=3, detections=300)
     config = config_for(data, heads, engine="detectron2", benchmark="lvis", repeat=0.5)
     directory = RunDir.create(tmp_path / "run", to_text(config), {"recipe": "det/t", "stage": "det", "identity": "0"})
-    with pytest.raises(ValueError, match="category ids for 1 to 6"):
+    with pytest.raises(ValueError, match="category ids to be 1 to 6"):
         run(config, directory)
     for split in ("train", "val"):
         edit(data / "annotations" / f"lvis_v1_{split}.json", without_gaps)

@@ -18,9 +18,12 @@ TRAIN = {1: "cat", 2: "dog", 5: "Traffic light"}
     [
         ({1: "dog", 2: "cat", 5: "Traffic light"}, "category 1 is 'dog', but 'cat' in train.json (and 1 more); give"),
         ({1: "cat", 2: "dog", 5: "bus"}, "category 5 is 'bus', but 'Traffic light' in train.json; give each"),
-        ({0: "cat", 1: "dog", 4: "Traffic light"}, "ids [2, 5]); the names are the same under other ids"),
-        ({1: "cat", 2: "dog"}, "lacks categories that train.json has (ids [5]); both must list the same"),
-        ({1: "cat", 2: "dog", 5: "Traffic light", 6: "x"}, "train.json: lacks categories that val.json has (ids [6])"),
+        ({0: "cat", 1: "dog", 4: "Traffic light"}, "ids [2, 5]); the same names have other ids"),
+        ({1: "cat", 2: "dog"}, "does not have all categories of train.json (missing ids [5]); list the same"),
+        (
+            {1: "cat", 2: "dog", 5: "Traffic light", 6: "x"},
+            "train.json: does not have all categories of val.json",
+        ),
     ],
 )
 def test_differences_are_errors(val: dict[int, str], expected: str) -> None:
@@ -32,7 +35,7 @@ def test_differences_are_errors(val: dict[int, str], expected: str) -> None:
 def test_spelling_is_no_difference() -> None:
     val = {1: "Cat ", 2: "dog", 5: "traffic_light"}
     (finding,) = category_findings(Categories("train.json", TRAIN), Categories("val.json", val))
-    assert (finding.severity, finding.what) == ("warning", "spells category 1 'Cat ', and train.json 'cat'")
+    assert (finding.severity, finding.what) == ("warning", "spells category 1 'Cat ', train.json 'cat'")
     assert not list(category_findings(Categories("a", TRAIN), Categories("b", dict(reversed(TRAIN.items())))))
 
 

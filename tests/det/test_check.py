@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[Callable[[Content], Any], str]] = {
     ),
     "unknown category": (
         _set("annotations", 0, category_id=91),
-        "annotation 1 has category 91, which is not one of the 2 categories",
+        "annotation 1 has category_id 91, which is not one of the 2 categories",
     ),
     "no polygon": (_set("annotations", 0, segmentation=[]), "annotation 1 has an empty polygon"),
     "empty polygon": (_set("annotations", 0, segmentation=[[]]), "annotation 1 has an empty polygon"),
@@ -104,7 +104,7 @@ FAULTS: dict[str, tuple[Callable[[Content], Any], str]] = {
     ),
     "no segmentation": (
         lambda content: content["annotations"][0].pop("segmentation"),
-        "annotations[0] (id 1) has no usable segmentation; add segmentation",
+        "annotations[0] (id 1) has no valid segmentation; add segmentation",
     ),
     "box outside": (
         _set("annotations", 0, bbox=[41, 2, 5, 5]),
@@ -113,9 +113,9 @@ FAULTS: dict[str, tuple[Callable[[Content], Any], str]] = {
     "negative box": (_set("annotations", 0, bbox=[5, 2, -5, 5]), "annotation 1 has bbox [5, 2, -5, 5], outside"),
     "box of three": (
         _set("annotations", 0, bbox=[1, 2, 3]),
-        "annotations[0] (id 1) has no usable bbox; bbox is [1, 2, 3]",
+        "annotations[0] (id 1) has no valid bbox; bbox is [1, 2, 3]",
     ),
-    "not a number": (_set("annotations", 0, bbox=[1, 2, 3, float("nan")]), "has no usable bbox"),
+    "not a number": (_set("annotations", 0, bbox=[1, 2, 3, float("nan")]), "has no valid bbox"),
     "mask of another size": (
         _set("annotations", 1, segmentation={"counts": [1200], "size": [40, 30]}),
         "annotation 2 has a mask of size [40, 30] in an image of [30, 40]",
@@ -138,22 +138,22 @@ FAULTS: dict[str, tuple[Callable[[Content], Any], str]] = {
     ),
     "area that is no number": (
         _set("annotations", 1, area=None),
-        "annotations[1] (id 2) has no usable area; area is None",
+        "annotations[1] (id 2) has no valid area; area is None",
     ),
     "crowd that is a word": (
         _set("annotations", 0, iscrowd="0"),
-        "annotations[0] (id 1) has no usable iscrowd; iscrowd is '0'",
+        "annotations[0] (id 1) has no valid iscrowd; iscrowd is '0'",
     ),
     "no counts": (_set("annotations", 1, segmentation={"size": [30, 40]}), "annotation 2 has a mask without counts"),
     "two annotations of one id": (_set("annotations", 0, id=2), "annotations has id 2 twice"),
     "two images of one id": (_set("images", 0, id=9), "images has id 9 twice"),
     "two categories of one id": (_set("categories", 0, id=90), "categories has id 90 twice"),
-    "image without size": (_set("images", 0, height=None), "images[0] (id 7) has no usable height"),
-    "no categories": (lambda content: content["categories"].clear(), "lists no categories"),
+    "image without size": (_set("images", 0, height=None), "images[0] (id 7) has no valid height"),
+    "no categories": (lambda content: content["categories"].clear(), "has an empty list of categories"),
     "no list of images": (lambda content: content.pop("images"), "has no list of images"),
     "an entry that is none": (
         lambda content: content["annotations"].append(5),
-        "annotations[3] (id None) has no usable id",
+        "annotations[3] (id None) has no valid id",
     ),
 }
 
@@ -205,14 +205,14 @@ def test_what_a_run_could_not_be_trained_or_measured_on(tmp_path: Path) -> None:
     _write(tmp_path, content)
     train, val = (str(coco_files(tmp_path, split).annotations) for split in ("train", "val"))
     assert [(finding.severity, finding.file, finding.what) for finding in check_coco(tmp_path).findings] == [
-        ("error", train, "has no object to learn from"),
-        ("error", val, "lacks categories that instances_train2017.json has (ids [3])"),
+        ("error", train, "has no objects to train on"),
+        ("error", val, "does not have all categories of instances_train2017.json (missing ids [3])"),
     ]
     _write(tmp_path, _content())
     nothing = {**_content(), "annotations": []}
     Path(val).write_text(json.dumps(nothing))
     (finding,) = check_coco(tmp_path).findings
-    assert (finding.severity, finding.file, finding.what) == ("warning", val, "has no object")
+    assert (finding.severity, finding.file, finding.what) == ("warning", val, "has no objects")
 
 
 def test_content_that_is_no_annotation_file(tmp_path: Path) -> None:
@@ -278,11 +278,11 @@ def test_layouts(tmp_path: Path) -> None:
     assert check_coco(tmp_path).findings == []
     (tmp_path / "coco" / "annotations" / "instances_val2017.json").unlink()
     (finding,) = check_coco(tmp_path).findings
-    assert (finding.severity, finding.what) == ("warning", "has annotations of train alone")
+    assert (finding.severity, finding.what) == ("warning", "has annotations only for train")
     (tmp_path / "coco" / "train2017").rename(tmp_path / "coco" / "elsewhere")
     found = check_coco(tmp_path).findings
     assert [finding.severity for finding in found] == ["warning", "note"]  # the one folder that holds them
-    assert found[1].remedy == f"they are read from {tmp_path / 'coco' / 'elsewhere'}, this one as a.jpg"
+    assert found[1].remedy == f"the images are read from {tmp_path / 'coco' / 'elsewhere'}, the first as a.jpg"
     (tmp_path / "coco" / "elsewhere" / "b.jpg").unlink()
     (error,) = [finding for finding in check_coco(tmp_path).findings if finding.severity == "error"]
     assert (error.file, error.what) == (str(tmp_path / "coco" / "train2017"), "does not exist")

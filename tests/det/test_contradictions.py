@@ -74,12 +74,12 @@ CASES: dict[str, tuple[Callable[[Content], None], str, str]] = {  # 4 images: 4 
         _polygons(lambda v, place: v + 13 * (1 - place), slice(3)), "warning", "3 of 8 masks lie partly outside",
     ),
     "box elsewhere": (_each(slice(5), bbox=[0.0, 0.0, 5.0, 5.0]), "warning", "5 of 8 boxes contradict their masks"),
-    "area of the image": (_each(slice(3), area=WIDTH * HEIGHT), "warning", "3 of 8 areas are that of the whole image"),
+    "area of the image": (_each(slice(3), area=WIDTH * HEIGHT), "warning", "3 of 8 areas equal the whole image"),
     "area too large": (_each(slice(2), area=2000), "warning", "2 of 8 areas are larger than the box"),
     "area of 0": (_each(slice(6), area=0), "warning", "6 of 8 areas are 0"),
     "ignore": (_each(slice(4), ignore=1), "warning", "4 of 8 annotations have ignore: 1"),
     "no area": (lambda c: [one.pop("area") for one in c["annotations"]] and None, "note", "8 of 8 annotations have no"),
-    "twice": (_twice, "warning", "2 of 11 objects are there twice"),
+    "twice": (_twice, "warning", "2 of 11 objects are duplicates"),
     "one name": (
         lambda content: [one.update(name="thing") for one in content["categories"]] and None,
         "warning", "2 categories are called 'thing'",
@@ -150,7 +150,9 @@ def test_one_cause_is_one_line(make_coco, edit) -> None:
         picture.write_bytes(picture.read_bytes()[:50])
     errors = [finding for finding in check_coco(root).findings if finding.severity == "error"]
     assert len(errors) == 2
-    assert "annotation 1 has category 77, which is not one of the 2 categories (and 7 more like it)" in errors[0].what
+    assert (
+        "annotation 1 has category_id 77, which is not one of the 2 categories (and 7 more like it)" in errors[0].what
+    )
     assert "(and 3 more like it: 3.png, 2.png, 1.png)" in errors[1].what
     with pytest.raises(ValueError, match="and 7 more like it"):
         require(annotation_findings(json.loads(file.read_text()), coco_files(root, "train")))

@@ -79,7 +79,7 @@ def test_ids_that_are_no_whole_numbers_are_refused_before_a_run(make_coco, edit,
     root = make_coco(1)
     file = coco_files(root, "train").annotations
     edit(file, lambda content: content[name][0].update({key: value}))
-    with pytest.raises(ValueError, match=rf"{name}\[0\] .* has no usable {key}; {key} is .* whole number") as raised:
+    with pytest.raises(ValueError, match=rf"{name}\[0\] .* has no valid {key}; {key} is .* integer") as raised:
         read_split(root, "train")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 600
@@ -90,7 +90,7 @@ def test_numbers_of_hundreds_of_digits_are_refused(make_coco, edit, digits: int)
     root = make_coco(1)
     file = coco_files(root, "train").annotations
     edit(file, lambda content: content["annotations"][1]["bbox"].__setitem__(0, 10**digits))
-    with pytest.raises(ValueError, match="no usable bbox"):
+    with pytest.raises(ValueError, match="no valid bbox"):
         read_split(root, "train")
 
 

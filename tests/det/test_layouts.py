@@ -67,14 +67,17 @@ def test_layouts_are_found(make_coco, tmp_path: Path, layout: str) -> None:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["annotations/instances_default.json"], "there is annotations/instances_default.json: rename what is meant"),
+        (["annotations/instances_default.json"], "found annotations/instances_default.json: rename the right file"),
         (["train/_annotations.coco.json", "test/_annotations.coco.json"], "test/_annotations.coco.json"),
         (
             ["annotations/a-train.json", "annotations/b-train.json"],
             "annotations/a-train.json, annotations/b-train.json",
         ),
-        (["dataset.json"], "there is dataset.json: rename what is meant, so that its name or folder says train or val"),
-        (["trainval.json"], "there is trainval.json"),
+        (
+            ["dataset.json"],
+            "found dataset.json: rename the right file so that its name or folder contains train or val",
+        ),
+        (["trainval.json"], "found trainval.json"),
         ([], "annotations/train.json and val.json beside images/"),
     ],
 )
@@ -162,14 +165,14 @@ def test_a_missing_image_does_not_hide_where_the_others_are(make_coco, edit) -> 
         lambda content: [one.update(file_name=f"C:\\{one['file_name']}") for one in content["images"]],
     )
     (files.images / "2.png").unlink()
-    with pytest.raises(ValueError, match=r"2\.png: does not exist, but image 2 of"):
+    with pytest.raises(ValueError, match=r"2\.png: does not exist, but is image 2 of"):
         read_split(root, "train")
 
 
 def test_an_image_with_another_ending_is_named(make_coco, edit) -> None:
     root = make_coco(1)
     edit(coco_files(root, "train").annotations, lambda content: content["images"][0].update(file_name="1.jpg"))
-    with pytest.raises(ValueError, match=r"1\.jpg: does not exist, .*; 1\.png is there: correct file_name"):
+    with pytest.raises(ValueError, match=r"1\.jpg: does not exist, .*; 1\.png exists: correct file_name"):
         read_split(root, "train")
 
 

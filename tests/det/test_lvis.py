@@ -59,7 +59,7 @@ def test_files_are_found_by_their_address(root) -> None:
     [
         ("images", "neg_category_ids", None, "image 1 has no list of neg_category_ids"),
         ("images", "not_exhaustive_category_ids", None, "image 1 has no list of not_exhaustive_category_ids"),
-        ("categories", "frequency", "often", "category 3 has frequency 'often'; it is one of r, c, f"),
+        ("categories", "frequency", "often", "category 3 has frequency 'often'; use one of r, c, f"),
     ],
 )
 def test_what_lvis_goes_by_is_asked_for(root, edit, of, key, value, said) -> None:

@@ -81,7 +81,7 @@ def test_what_fits_is_said() -> None:
     assert "it fits with compute.accumulate=2" in advice(config, need - MIB)
     assert "compute.accumulate=4 recompute=true" in advice(config, least)
     assert "24gb_640px" in advice(config, least // 2)
-    with pytest.raises(ValueError, match=r"GPU is too small: about .* it fits with compute\.accumulate=2"):
+    with pytest.raises(ValueError, match=r"GPU has too little memory: about .* it fits with compute\.accumulate=2"):
         require_memory(config, config.encoder, 1, need - MIB)
     require_memory(config, config.encoder, 1, need)
     with pytest.raises(ValueError, match="multiple of processes"):

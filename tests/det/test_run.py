@@ -145,9 +145,9 @@ def test_a_detector_is_evaluated_as_it_is(make_coco, tmp_path) -> None:
     for model in (from_run(trained), from_run(RunDir(tmp_path / "alone"))):
         assert torch.equal(model.model.pixel_mean, torch.tensor([0.5] * 3).view(3, 1, 1) * 255)
     other = replace(alone, checkpoint=str(file))
-    with pytest.raises(ValueError, match=r"gray\.safetensors is none"):
+    with pytest.raises(ValueError, match=r"gray\.safetensors is not one"):
         run(other, _run_dir(tmp_path / "other", other))
-    with pytest.raises(ValueError, match="0 with checkpoint= naming a whole detector"):
+    with pytest.raises(ValueError, match="0 with checkpoint set to a whole detector"):
         replace(config, steps=0, checkpoint=None)
 
 

@@ -60,7 +60,7 @@ def test_relative_positions_of_another_size_of_image_are_resized(tmp_path: Path,
 def test_another_detector_is_refused_by_name(tmp_path: Path, trained: dict[str, Tensor]) -> None:
     config = saved(tmp_path / "d.pth", trained)
     with pytest.raises(
-        ValueError, match=r"d\.pth is a whole detector, and another .* roi_heads\.\S+ is \(.*number of cat"
+        ValueError, match=r"d\.pth is a whole detector that differs .* roi_heads\.\S+ is \(.*number of cat"
     ):
         build_detector(config, classes=5)
     with pytest.raises(ValueError, match=r"its proposal_generator\.rpn_head\.\S+ is \(.*, here none"):
@@ -86,7 +86,7 @@ def test_of_a_backbone_alone_relative_positions_are_taken(
     net[next(key for key in net if key.endswith("rel_pos_w"))].add_(1)
     torch.save({"model": net}, tmp_path / "other.pth")
     assert content_hash(tmp_path / "other.pth", role="detector") not in hashes
-    with pytest.raises(ValueError, match=r"net\.pth holds a ViTDet with trained .* vitdet\.rel_pos must be true"):
+    with pytest.raises(ValueError, match=r"net\.pth holds a ViTDet with trained .* set vitdet\.rel_pos=true"):
         build_detector(replace(config, vitdet=replace(CONFIG.vitdet, rel_pos=False)), classes=3)
 
 
