@@ -121,8 +121,7 @@ def upernet_handwritten() -> UPerNetConfig:
         image=64,  # the encoder's own size
         steps=300,
         batch=16,
-        lr=1e-3,
+        lr=5e-3,
         warmup=30,
-        layer_decay=0.8,
         compute=Compute(precision="fp32", workers=0, log_every=10, save_every=100),
     )

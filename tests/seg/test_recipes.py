@@ -49,7 +49,7 @@ def test_published_settings(
     backbone = config.backbone
     found = (config.lr, config.layer_decay, backbone.drop_path, backbone.layer_scale, config.image, config.steps)
     assert found == (lr, layer_decay, drop_path, layer_scale, image, steps)
-    assert (config.batch, config.weight_decay, config.warmup, config.clip) == (16, 0.05, 1500, None)
+    assert (config.batch, config.weight_decay, config.warmup, config.grad_clip) == (16, 0.05, 1500, None)
     stride = config.inference.stride or int(config.image * 2 / 3)
     assert stride == {512: 341, 640: 426}[image]
     assert config.augment.long == config.inference.long == 4 * image
