@@ -44,6 +44,16 @@ snow; solid-other; stairs; stone; straw; structural-other; table; tent; textile-
 wall-brick; wall-concrete; wall-other; wall-panel; wall-stone; wall-tile; wall-wood; water-other; waterdrops;
 window-blind; window-other; wood
 """
+_PASCAL_CONTEXT = """
+aeroplane; bag; bed; bedclothes; bench; bicycle; bird; boat; book; bottle; building; bus; cabinet; car; cat;
+ceiling; chair; cloth; computer; cow; cup; curtain; dog; door; fence; floor; flower; food; grass; ground; horse;
+keyboard; light; motorbike; mountain; mouse; person; plate; platform; pottedplant; road; rock; sheep; shelves;
+sidewalk; sign; sky; snow; sofa; table; track; train; tree; truck; tvmonitor; wall; water; window; wood
+"""
+_ISAID = """
+background; ship; store_tank; baseball_diamond; tennis_court; basketball_court; Ground_Track_Field; Bridge;
+Large_Vehicle; Small_Vehicle; Helicopter; Swimming_pool; Roundabout; Soccer_ball_field; plane; Harbor
+"""
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -55,4 +65,6 @@ KNOWN = {
     "voc": _names(_VOC),
     "cityscapes": _names(_CITYSCAPES),
     "coco_stuff": _names(_COCO_STUFF),
+    "pascal_context": _names(_PASCAL_CONTEXT),
+    "isaid": _names(_ISAID),
 }

@@ -2,6 +2,8 @@
 
     images/{training,validation}/*.jpg   annotations/{training,validation}/*.png     ADEChallengeData2016
     JPEGImages/  SegmentationClassAug/ or SegmentationClass/  ImageSets/Segmentation/  VOC2012 (or VOCdevkit/VOC2012)
+    JPEGImages/  SegmentationClassContext/  ImageSets/SegmentationContext/           Pascal Context, in VOC2010
+    img_dir/{train,val}/*  ann_dir/{train,val}/*_instance_color_RGB.png              iSAID, patches with ids
     leftImg8bit/{train,val}/CITY/*  gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png  Cityscapes
     {train,val}2017/*.jpg   annotations/{train,val}2017/*_labelTrainIds.png          COCO-Stuff 164k
     images/{train,val}/*   labels/{train,val}/*.png   classes.txt                     any other
@@ -41,6 +43,7 @@ class Layout:
     classes: str = CLASSES_FILE  # the file of names, or the key of a known list
     zero_is_ignored: bool = False  # id 0 is no class, and id k is class k - 1 (ADE20K)
     root: str = ""  # below the directory
+    marks: tuple[str, ...] = ()  # what tells it; by default the images and labels of one split
 
 
 ADE = Layout(
@@ -64,6 +67,13 @@ STUFF = Layout(
     {"train": ("annotations/train2017",), "val": ("annotations/val2017",)},
     label_suffix="_labelTrainIds.png",
     classes="coco_stuff",
+)
+ISAID = Layout(
+    "iSAID",
+    {"train": "img_dir/train", "val": "img_dir/val"},
+    {"train": ("ann_dir/train",), "val": ("ann_dir/val",)},
+    label_suffix="_instance_color_RGB.png",
+    classes="isaid",
 )
 PAIR = Layout(
     "images and labels",
@@ -91,10 +101,35 @@ def _voc(root: str) -> Layout:
         },
         classes="voc",
         root=root,
+        marks=("JPEGImages", lists),
     )
 
 
-LAYOUTS = (ADE, CITYSCAPES, _voc(""), _voc("VOC2012"), _voc("VOCdevkit/VOC2012"), STUFF, PAIR, HANDWRITTEN)
+def _context(root: str) -> Layout:
+    lists = "ImageSets/SegmentationContext"
+    masks = ("SegmentationClassContext",)
+    return Layout(
+        "Pascal Context, 59 classes",
+        {"train": "JPEGImages", "val": "JPEGImages"},
+        {"train": masks, "val": masks},
+        lists={"train": (f"{lists}/train.txt",), "val": (f"{lists}/val.txt",)},
+        classes="pascal_context",
+        zero_is_ignored=True,
+        root=root,
+        marks=("JPEGImages", *masks, lists),
+    )
+
+
+LAYOUTS = (
+    ADE,
+    CITYSCAPES,
+    ISAID,
+    *(_context(root) for root in ("", "VOC2010", "VOCdevkit/VOC2010")),
+    *(_voc(root) for root in ("", "VOC2012", "VOCdevkit/VOC2012")),
+    STUFF,
+    PAIR,
+    HANDWRITTEN,
+)
 
 
 class Store(Protocol):
@@ -184,10 +219,9 @@ def recognise(store: Store) -> Layout:
     """
     for layout in LAYOUTS:
         below = f"{layout.root}/" if layout.root else ""
-        wanted = [layout.images.values(), (folders[0] for folders in layout.labels.values())]
-        if layout.lists:
-            wanted = [layout.images.values(), ("ImageSets/Segmentation",)]
-        if any(all(store.has(below + folder) for folder in pair) for pair in zip(*wanted, strict=False)):
+        pairs = zip(layout.images.values(), (folders[0] for folders in layout.labels.values()), strict=True)
+        ways = [layout.marks] if layout.marks else list(pairs)
+        if any(all(store.has(below + name) for name in way) for way in ways):
             return layout
     raise unfit(store.path, *_unknown(store))
 

@@ -10,7 +10,6 @@ One process does it all; several would repeat the same work.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +26,8 @@ from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 from mimbench.seg.config import PatchKnnConfig
 from mimbench.seg.data.split import LabelledSplit, open_split
-from mimbench.seg.frozen.linear import Blocks, frozen_encoder
+from mimbench.seg.frozen.encoder import Blocks, frozen_encoder
 from mimbench.seg.frozen.neighbours import Distance, capi_miou, learnable, nearest_patches, vote
-from mimbench.seg.model.build import image_statistics
 from mimbench.seg.model.linear import FrozenEncoder
 from mimbench.seg.model.segmenter import RGB
 from mimbench.seg.upernet import data_facts
@@ -84,18 +82,16 @@ def run(config: PatchKnnConfig, run: RunDir) -> Outcome:
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
     splits = {split: open_split(directory, split) for split in ("train", "val")}
-    encoder, info = frozen_encoder(config, Blocks(1), device)
+    frozen = frozen_encoder(config, Blocks(1), "checkpoint", device)
+    encoder = frozen.encoder
     if config.image % encoder.patch:
         raise ValueError(f"image={config.image} must be a multiple of the encoder's patch={encoder.patch}")
-    mean, std = image_statistics("checkpoint", info)
-    train, val = (_patches(config, splits[split], encoder, mean, std) for split in ("train", "val"))
+    train, val = (_patches(config, splits[split], encoder, frozen.mean, frozen.std) for split in ("train", "val"))
     ignore = config.ignore or ((0, 255) if splits["val"].layout.zero_is_ignored else (255,))
     chosen, tried, miou = best_of(config, train, val, len(splits["train"]), ignore)
     facts = {
         "protocol": "k-NN over patches, CAPI's, with its own mIoU at the square's size",
-        "encoder": asdict(info.vit if info else config.encoder),
-        "weights": f"{info.family} checkpoint" if info else "random",
-        "final_norm": info is not None and info.final_norm,
+        **frozen.facts,
         "k": chosen.k,
         "distance": chosen.distance,
         "held_out_miou": {f"k={setting.k} {setting.distance}": 100 * value for setting, value in tried.items()},
@@ -110,7 +106,7 @@ def run(config: PatchKnnConfig, run: RunDir) -> Outcome:
         facts=facts,
         peak_memory=peak_memory(device),
         device=device_name(device),
-        family=info.family if info else None,
+        family=frozen.family,
     )
 
 

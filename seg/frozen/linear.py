@@ -6,69 +6,27 @@ The encoder runs without gradients in the training process; only the head is tra
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mimbench.backbones.checkpoint import EncoderInfo
 from mimbench.engine.data.batches import move
 from mimbench.engine.data.datasets import locate
-from mimbench.engine.run.process import autocast_dtype, device_name, rank_and_world, seed_all, setup_process
+from mimbench.engine.run.process import device_name, rank_and_world, seed_all, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.optim import adamw
 from mimbench.engine.training.train import Training, train
-from mimbench.seg.config import Backbone, LinearSegmentationConfig, PatchKnnConfig
+from mimbench.seg.config import LinearSegmentationConfig
 from mimbench.seg.data.split import open_split
-from mimbench.seg.model.build import AS_IT_IS, build_backbone, image_statistics
+from mimbench.seg.frozen.encoder import Blocks, frozen_encoder
 from mimbench.seg.model.linear import FrozenEncoder, FrozenSegmenter, LinearHead
 from mimbench.seg.model.segmenter import RGB, prepared
 from mimbench.seg.optim import BETAS, learning_rate
 from mimbench.seg.upernet import data_facts, evaluation_of, inference_facts, training_batches, write_results
 
 PREFIX = "seg_linear_"
-
-
-class Blocks:
-    """Which blocks' outputs are features: the last ones, or those named."""
-
-    def __init__(self, layers: int, named: tuple[int, ...] | None = None) -> None:
-        self.layers, self.named = layers, named
-
-    def of(self, depth: int) -> tuple[int, ...]:
-        """In an encoder of `depth` blocks.
-
-        Raises:
-            ValueError: if it has not as many.
-        """
-        if self.named is not None:
-            return Backbone(blocks=self.named).outputs(depth)
-        if self.layers > depth:
-            raise ValueError(f"layers={self.layers}, and the encoder has {depth} blocks")
-        return tuple(range(depth - self.layers, depth))
-
-
-def frozen_encoder(
-    config: LinearSegmentationConfig | PatchKnnConfig, blocks: Blocks, device: torch.device
-) -> tuple[FrozenEncoder, EncoderInfo | None]:
-    """The encoder of `config` as it is, with its final norm if it has one.
-
-    Raises:
-        FileNotFoundError, ValueError: as `build_backbone`.
-    """
-    backbone, info, _ = build_backbone(
-        config.checkpoint,
-        config.encoder,
-        AS_IT_IS,
-        blocks.of,
-        image=config.image,
-        allow_partial=config.allow_partial,
-        frozen=True,
-    )
-    return FrozenEncoder(backbone, device, autocast_dtype(config.compute, device)), info
 
 
 def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
@@ -81,8 +39,8 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
     val = open_split(directory, "val")
-    encoder, info = frozen_encoder(config, Blocks(config.layers, config.blocks), device)
-    mean, std = image_statistics(config.pixels, info)
+    frozen = frozen_encoder(config, Blocks(config.layers, config.blocks), config.pixels, device)
+    encoder, mean, std = frozen.encoder, frozen.mean, frozen.std
     seed_all(config.seed)  # the head is the same whatever came before
     head = LinearHead(
         encoder.width, len(val.classes), norm=config.norm, dropout=config.dropout, loss_over=config.loss_over
@@ -110,10 +68,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
         write_results(run, evaluation)
     facts = {
         "protocol": "linear head on frozen patch features",
-        "encoder": asdict(info.vit if info else config.encoder),
-        "weights": f"{info.family} checkpoint" if info else "random",
-        "final_norm": info is not None and info.final_norm,
-        "blocks": list(encoder.backbone.outputs),
+        **frozen.facts,
         "head": f"{'batch norm, ' if config.norm == 'batch' else ''}1x1 convolution, dropout {config.dropout:g}",
         "pixels": [list(mean), list(std)],
         **{name: getattr(config, name) for name in ("image", "steps", "batch", "lr", "schedule", "loss_over", "seed")},
@@ -126,7 +81,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
         images_per_second=trained.images_per_second,
         peak_memory=trained.peak_memory,
         device=device_name(device),
-        family=info.family if info else None,
+        family=frozen.family,
     )
 
 

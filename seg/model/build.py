@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mimbench.backbones.checkpoint import EncoderInfo, build_encoder
+from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.config import Traits, ViT
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.seg.config import Backbone as BackboneConfig
@@ -57,7 +58,8 @@ def build_segmenter(config: UPerNetConfig, classes: int) -> Built:
         FileNotFoundError: if the checkpoint is not there.
         ValueError: if it is not one, or its encoder does not fit.
     """
-    whole = segmenter_in(config.checkpoint) if config.checkpoint else None
+    is_file = config.checkpoint is not None and user_code(config.checkpoint) is None
+    whole = segmenter_in(str(config.checkpoint)) if is_file else None
     if whole is not None:
         return _whole(config, whole, classes)
     backbone, info, loaded = build_backbone(

@@ -34,27 +34,45 @@ def shifted(source: int, target: int, dtype: torch.dtype, device: torch.device) 
     return torch.stack([padded[shift : shift + target] for shift in range(3)])
 
 
-class Rows:
-    """A map (C, h, w) at another size, some rows at a time.
+@lru_cache(maxsize=64)
+def bands(source: int, target: int, step: int) -> tuple[tuple[slice, slice], ...]:
+    """For each `step` rows of a resized map, which they are and which rows of the map they are made of."""
+    used = matrix(source, target, torch.float64, torch.device("cpu")) != 0
+    found = []
+    for start in range(0, target, step):
+        rows = slice(start, min(start + step, target))
+        needed = used[rows].any(0).nonzero()[:, 0]
+        found.append((rows, slice(int(needed[0]), int(needed[-1]) + 1)))
+    return tuple(found)
 
-    Attributes:
-        slices: of the rows, which cover all of them.
+
+class Rows:
+    """A map (C, h, w) at another size, some rows at a time: by a matrix downwards, by torch's own kernel across.
+
+    Args:
+        source: h and w.
+        size: H and W.
+        step: rows at a time.
+        like: a tensor of the type and on the device of the maps.
     """
 
     def __init__(self, source: Sequence[int], size: Sequence[int], step: int, like: Tensor) -> None:
         self.down_Hh = matrix(source[0], size[0], like.dtype, like.device)
-        self.across_Ww = matrix(source[1], size[1], like.dtype, like.device)
-        self.slices = [slice(start, min(start + step, size[0])) for start in range(0, size[0], step)]
+        self.bands = bands(source[0], size[0], step)
+        self.widths = (source[1], size[1])
 
-    def of(self, map_Chw: Tensor, rows: slice) -> Tensor:
-        """The rows (C, r, W)."""
-        return torch.matmul(self.down_Hh[rows], map_Chw) @ self.across_Ww.T
+    def each(self, map_Chw: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+        """Which rows, of which band of the map, and what they hold: (C, r, W)."""
+        for rows, band in self.bands:
+            lowered = torch.matmul(self.down_Hh[rows, band], map_Chw[:, band])
+            yield (rows, band), enlarged(lowered[None], (lowered.shape[1], self.widths[1]))[0]
 
-    def back(self, gradient_CrW: Tensor, rows: slice) -> Tensor:
-        """The gradient (C, h, w) of the map, of that of its rows."""
-        return torch.matmul(self.down_Hh[rows].T, gradient_CrW @ self.across_Ww)
-
-    def each(self, map_Chw: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and what they hold."""
-        for rows in self.slices:
-            yield rows, self.of(map_Chw, rows)
+    def add_back(self, gradient_Chw: Tensor, of_rows_CrW: Tensor, at: tuple[slice, slice]) -> None:
+        """Add to the gradient of the map that of some of its rows."""
+        rows, band = at
+        channels, height = of_rows_CrW.shape[:2]
+        narrow, wide = self.widths
+        across = torch.ops.aten.upsample_bilinear2d_backward(
+            of_rows_CrW[None], (height, wide), (1, channels, height, narrow), False
+        )[0]
+        gradient_Chw[:, band] += torch.matmul(self.down_Hh[rows, band].T, across)

@@ -13,9 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mimbench.backbones.user_encoder import UserEncoder
 from mimbench.seg.model.loss import pixel_loss
 from mimbench.seg.model.norm import SyncBatchNorm
 from mimbench.seg.model.segmenter import RGB, Backbone
+
+
+class UserBackbone(nn.Module):
+    """A user's encoder that is none of ours: normalised images (B, 3, H, W) to its one map (B, D, h, w)."""
+
+    def __init__(self, user: UserEncoder) -> None:
+        super().__init__()
+        self.user, self.inner = user, user.module  # as a child it moves with the module
+        self.patch, self.width, self.outputs = user.encoder.patch, user.encoder.width, (0,)
+        self.grid: int | None = None
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """One map."""
+        return [self.user.features(images).grid.permute(0, 3, 1, 2)]
 
 
 class LinearHead(nn.Module):
@@ -55,8 +70,9 @@ class FrozenEncoder:
     Sides that are no multiple of the patch are padded around the middle, as DINOv2 does it.
     """
 
-    def __init__(self, backbone: Backbone, device: torch.device, precision: torch.dtype | None) -> None:
-        self.backbone = backbone.to(device).eval().requires_grad_(False)
+    def __init__(self, backbone: Backbone | UserBackbone, device: torch.device, precision: torch.dtype | None) -> None:
+        backbone.to(device).eval().requires_grad_(False)
+        self.backbone = backbone
         self.device, self.precision = device, precision
         self.patch = backbone.patch
         self.width = backbone.width * len(backbone.outputs)

@@ -40,8 +40,8 @@ class _Summed(torch.autograd.Function):
         gradient = torch.zeros_like(logits_BKhw) if ctx.needs_input_grad[0] else None
         total = logits_BKhw.new_zeros(())
         for place, (logits_Khw, labels_HW) in enumerate(zip(logits_BKhw, labels_BHW, strict=True)):
-            for rows, logits_KrW in enlarge.each(logits_Khw):
-                labels_1rW = labels_HW[None, rows].long()
+            for at, logits_KrW in enlarge.each(logits_Khw):
+                labels_1rW = labels_HW[None, at[0]].long()
                 known_1rW = labels_1rW != IGNORED
                 labels_1rW = labels_1rW.where(known_1rW, 0)
                 log_sum_1rW = logits_KrW.logsumexp(0, keepdim=True)
@@ -49,7 +49,7 @@ class _Summed(torch.autograd.Function):
                 if gradient is not None:
                     share_KrW = logits_KrW.sub_(log_sum_1rW).exp_()
                     share_KrW.scatter_add_(0, labels_1rW, share_KrW.new_full((), -1.0).expand_as(labels_1rW))
-                    gradient[place] += enlarge.back(share_KrW.mul_(known_1rW), rows)
+                    enlarge.add_back(gradient[place], share_KrW.mul_(known_1rW), at)
         ctx.save_for_backward(gradient)
         return total
 

@@ -65,8 +65,7 @@ def linear_handwritten() -> LinearSegmentationConfig:
     return LinearSegmentationConfig(
         data="handwritten",
         encoder=HANDWRITTEN,
-        augment=Augment(long=512, short=128, smallest=0.75, largest=1.25, flip=0.0),
-        inference=Inference(long=512, short=128),
+        augment=Augment(smallest=0.75, largest=1.25, flip=0.0),
         image=64,  # the encoder's own size
         steps=300,
         batch=16,

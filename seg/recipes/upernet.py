@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from mimbench.backbones.config import HANDWRITTEN, SIZES
 from mimbench.engine.run.config import Compute
-from mimbench.seg.config import Augment, Backbone, Heads, Inference, UPerNetConfig
+from mimbench.seg.config import Augment, Backbone, Heads, UPerNetConfig
 
 
 def upernet_vitb() -> UPerNetConfig:
@@ -116,13 +116,11 @@ def upernet_handwritten() -> UPerNetConfig:
         backbone=Backbone(drop_path=0.0),
         heads=Heads(channels=32, aux_channels=32),
         # a mirrored digit is another digit, or none
-        augment=Augment(long=512, short=128, smallest=0.75, largest=1.25, flip=0.0),
-        inference=Inference(long=512, short=128),
-        image=64,  # the encoder's own size
+        augment=Augment(smallest=0.75, largest=1.25, flip=0.0),
+        image=64,  # the encoder's own size, at which digits are as large as it knows them
         steps=300,
         batch=16,
-        lr=1e-3,
+        lr=5e-3,
         warmup=30,
-        layer_decay=0.8,
         compute=Compute(precision="fp32", workers=0, log_every=10, save_every=100),
     )

@@ -137,6 +137,37 @@ def test_frozen_protocols(config: Any, make_ade, tmp_path) -> None:
         assert not any("backbone" in name for name in weights)  # the encoder is not saved
 
 
+MINE = """
+import torch
+from mimbench.backbones.contract import Features
+
+class Colours(torch.nn.Module):
+    patch, width, mean, std = 8, 3, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    def forward(self, images):
+        grid = torch.nn.functional.avg_pool2d(images, 8).permute(0, 2, 3, 1)
+        return Features(grid.mean((1, 2)), grid)
+
+def build():
+    return Colours()
+"""
+
+
+@pytest.mark.parametrize("config", [LINEAR, KNN], ids=["linear", "knn"])
+def test_a_users_own_encoder(config: Any, make_ade, tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    config = replace(config, data=str(make_ade(6)), checkpoint=f"{tmp_path / 'mine.py'}:build")
+    outcome = run(config, _run_dir(tmp_path / "run", config))
+    assert outcome.family == "user code"
+    assert outcome.facts["encoder"] == "mine.py:build"
+    if isinstance(config, LinearSegmentationConfig):
+        with pytest.raises(ValueError, match="last block alone"):
+            run(replace(config, layers=2), _run_dir(tmp_path / "two", config))
+        whole = replace(UPERNET, data=config.data, checkpoint=config.checkpoint)
+        with pytest.raises(ValueError, match="no VisionTransformer of mimbench"):
+            run(whole, _run_dir(tmp_path / "whole", whole))
+
+
 @pytest.mark.parametrize("config", [UPERNET, LINEAR], ids=["upernet", "linear"])
 def test_a_killed_run_ends_with_the_same_weights(config: Any, make_pairs, tmp_path) -> None:
     config = replace(config, data=str(make_pairs(6)), steps=5, shown=0)
@@ -170,7 +201,7 @@ def _killed_at(step: int, config: Any, directory: RunDir) -> None:
 def test_two_processes_are_one_with_the_whole_batch(make_pairs, tmp_path) -> None:
     """Batch norm sees the whole batch, the loss is its mean, and no validation image is counted twice."""
     heads, backbone = replace(UPERNET.heads, dropout=0.0), replace(UPERNET.backbone, drop_path=0.0)
-    config = replace(UPERNET, data=str(make_pairs(5)), heads=heads, backbone=backbone, steps=3, grad_clip=None)
+    config = replace(UPERNET, data=str(make_pairs(5)), heads=heads, backbone=backbone, steps=3)
     one = run(config, _run_dir(tmp_path / "one", config))
     two = tmp_path / "two"
     _run_dir(two, config)

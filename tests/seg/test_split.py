@@ -151,3 +151,26 @@ def test_what_is_wrong_is_said(make_pairs, make_ade, tmp_path) -> None:
     (tmp_path / "empty" / "index_ade20k.pkl").touch()
     with pytest.raises(ValueError, match=r"full ADE20K.*ADEChallengeData2016"):
         open_split(tmp_path / "empty", "train")
+
+
+def test_pascal_context_and_isaid(make_pairs, tmp_path) -> None:
+    pairs, root = make_pairs(2), tmp_path / "context" / "VOC2010"
+    shutil.copytree(pairs / "images" / "train", root / "JPEGImages")
+    shutil.copytree(pairs / "labels" / "train", root / "SegmentationClassContext")
+    lists = root / "ImageSets" / "SegmentationContext"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("000\n")
+    (lists / "val.txt").write_text("001\n")
+    context = open_split(tmp_path / "context", "val")
+    assert (len(context), len(context.classes), context.classes[0]) == (1, 59, "aeroplane")
+    raw, labels = context.raw_labels(0), context.labels(0)
+    assert (labels[raw == 0] == 255).all()
+    assert (labels[raw == 1] == 0).all()
+    for folder, source, suffix in (("img_dir", "images", ""), ("ann_dir", "labels", "_instance_color_RGB")):
+        for split in ("train", "val"):
+            (tmp_path / "isaid" / folder / split).mkdir(parents=True)
+            for file in (pairs / source / split).iterdir():
+                shutil.copy(file, tmp_path / "isaid" / folder / split / f"{file.stem}{suffix}.png")
+    isaid = open_split(tmp_path / "isaid", "train")
+    assert (len(isaid), len(isaid.classes)) == (2, 16)
+    assert np.array_equal(isaid.labels(1), open_split(pairs, "train").labels(1))

@@ -1,0 +1,85 @@
+"""The encoder of a frozen protocol, as it is: of a checkpoint, random, or what a user's own function returns."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+
+from mimbench.backbones.checkpoints.location import user_code
+from mimbench.backbones.user_encoder import FAMILY, load_user_encoder
+from mimbench.engine.run.process import autocast_dtype
+from mimbench.seg.config import Backbone, LinearSegmentationConfig, PatchKnnConfig, Pixels
+from mimbench.seg.model.build import AS_IT_IS, build_backbone, image_statistics
+from mimbench.seg.model.linear import FrozenEncoder, UserBackbone
+from mimbench.seg.model.segmenter import RGB
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An encoder, how its images are normalised, and what is said of it in the result."""
+
+    encoder: FrozenEncoder
+    mean: RGB
+    std: RGB
+    facts: dict[str, Any]
+    family: str | None  # of the checkpoint
+
+
+class Blocks:
+    """Which blocks' outputs are features: the last ones, or those named."""
+
+    def __init__(self, layers: int, named: tuple[int, ...] | None = None) -> None:
+        self.layers, self.named = layers, named
+
+    def of(self, depth: int) -> tuple[int, ...]:
+        """In an encoder of `depth` blocks.
+
+        Raises:
+            ValueError: if it has not as many.
+        """
+        if self.named is not None:
+            return Backbone(blocks=self.named).outputs(depth)
+        if self.layers > depth:
+            raise ValueError(f"layers={self.layers}, and the encoder has {depth} blocks")
+        return tuple(range(depth - self.layers, depth))
+
+
+def frozen_encoder(
+    config: LinearSegmentationConfig | PatchKnnConfig, blocks: Blocks, pixels: Pixels, device: torch.device
+) -> Frozen:
+    """The encoder of `config` as it is, with its final norm if it has one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `build_backbone`; also if more than the last features are wanted of a user's
+            encoder.
+    """
+    precision = autocast_dtype(config.compute, device)
+    if config.checkpoint is not None and user_code(config.checkpoint) is not None:
+        user = load_user_encoder(config.checkpoint)
+        if user.ours is None:
+            if blocks.layers != 1 or blocks.named is not None:
+                raise ValueError(f"{user.name} gives the features of its last block alone; take layers=1, blocks=none")
+            mean, std = image_statistics("imagenet", None)
+            if pixels == "checkpoint":
+                mean, std = cast(RGB, user.mean), cast(RGB, user.std)
+            facts: dict[str, Any] = {"encoder": user.name, "weights": f"{FAMILY}, {user.type_name}", "final_norm": None}
+            return Frozen(FrozenEncoder(UserBackbone(user), device, precision), mean, std, facts, FAMILY)
+    backbone, info, _ = build_backbone(
+        config.checkpoint,
+        config.encoder,
+        AS_IT_IS,
+        blocks.of,
+        image=config.image,
+        allow_partial=config.allow_partial,
+        frozen=True,
+    )
+    facts = {
+        "encoder": asdict(info.vit if info else config.encoder),
+        "weights": f"{info.family} checkpoint" if info else "random",
+        "final_norm": info is not None and info.final_norm,
+        "blocks": list(backbone.outputs),
+    }
+    encoder = FrozenEncoder(backbone, device, precision)
+    return Frozen(encoder, *image_statistics(pixels, info), facts, info.family if info else None)
