@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,8 @@ READ_AGAIN = {
     "crossmae/table17": "MAE 47.7\n CrossMAE .25 47.7\n CrossMAE .75 48.1",
     "crossmae/table18": "MAE 83.3 5.19 -\n CrossMAE .25 83.5 3.38 41177",
     "mae/readme": "MAE 83.664 85.952 86.928",
+    "mae/table5": "MAE 48.1 53.6",
+    "mae/ade20k": "MAE, public run 48.15\n MAE, mmsegmentation 0.24, fp16 48.13",
     "mae/seeds": "MAE 83.57",
     "mae/linear": "MAE, README 67.8 76.0 77.2\n MAE, paper 68.0 75.8 76.6",
     "mae/transfer": "MAE 80.5 57.9",
@@ -152,9 +155,7 @@ def test_what_the_sources_do_not_say_is_marked() -> None:
 
 
 def test_nothing_that_is_only_recalled_is_here() -> None:
-    """UperNet's 48.1 and 53.6 of MAE, and MaskAlign's COCO numbers, are in nobody's source."""
-    text = "".join(file.read_text() for file in PAPERS.glob("*.toml"))
-    assert "53.6" not in text
+    """MaskAlign's COCO numbers are in nobody's source."""
     assert not [one for one in paper.references("maskalign/card") if one.metric != "finetune_top1"]
 
 
@@ -192,9 +193,8 @@ def test_names(name: str, meant: list[str]) -> None:
     ],
 )
 def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=r"no table") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         paper.find(name)
-    assert message in str(error.value)
 
 
 README = 'source = "the repository\'s README"\n'

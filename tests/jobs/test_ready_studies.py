@@ -20,6 +20,7 @@ ROWS = {  # pretrainings and evaluations of each
     "crossmae/table3": (14, 14),
     "crossmae/table4": (3, 3),
     "crossmae/table5": (4, 4),
+    "mae/ade20k": (2, 2),
     "mae/finetune": (3, 3),
     "mae/linear": (3, 3),
     "maskalign/finetune": (3, 3),
