@@ -51,7 +51,7 @@ def test_a_wrong_profile_is_one_line(settings: list[str], line: str) -> None:
 
 
 def test_an_unknown_cluster_and_names_that_are_none() -> None:
-    with pytest.raises(ValueError, match=r"unknown cluster 'a10' \(there is local\); `mimbench cluster add a10"):
+    with pytest.raises(ValueError, match=r"unknown cluster 'a10' \(known: local\); `mimbench cluster add a10"):
         cluster.load("a10")
     for name in ("local", "../x", ""):
         with pytest.raises(ValueError, match="is not a valid cluster name"):

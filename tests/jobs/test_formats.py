@@ -191,7 +191,7 @@ def test_the_command(
     assert _run(monkeypatch, root, "table", "crossmae/tabel2") == 1
     assert "did you mean crossmae/table2" in capsys.readouterr().err
     assert _run(monkeypatch, root, "table", "--format", "latex") == 1
-    assert "want the name of a paper's table" in capsys.readouterr().err
+    assert "need the name of a paper's table" in capsys.readouterr().err
     assert _run(monkeypatch, root, "papers", "check") == 0
     assert "numbers: ok" in capsys.readouterr().out
     assert _run(monkeypatch, root, "papers", "list", "--json") == 0

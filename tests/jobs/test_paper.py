@@ -199,7 +199,7 @@ def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
 
 README = 'source = "the repository\'s README"\n'
 BROKEN = [  # what is replaced, by what, and what is then said
-    ("schema = 1", "schema = 2", "has schema 2, this mimbench reads 1"),
+    ("schema = 1", "schema = 2", "has schema 2, but this mimbench reads 1"),
     ("schema = 1", "schema = ", "maskalign.toml is not a TOML file"),
     ("warmup_epochs = 20\n", "warmup_epoch = 20\n", "no run records pretrain.warmup_epoch; did you mean"),
     ('source = "ModelCard.md"', 'sauce = "ModelCard.md"', "sauce is not a key of a paper; did you mean source"),

@@ -117,12 +117,12 @@ def test_content_is_hashed_once() -> None:
 
 def test_a_need_that_never_made_its_encoder_says_so() -> None:
     made = STUDY.prepare(runs_root())
-    with pytest.raises(FileNotFoundError, match=r"has not written encoder.safetensors \(it is new\); `mimbench run "):
+    with pytest.raises(FileNotFoundError, match=r"\(state: new\) has not written encoder.safetensors; `mimbench run "):
         take(made[PROBE], made[PROBE].begin_attempt())
     early = Run("cls/knn_handwritten", checkpoint=PRETRAIN, epoch=5)
     _finish(made[PRETRAIN], "weights")
     made[PRETRAIN].encoder.rename(made[PRETRAIN].path / "moved")
-    again = r"has not written encoder.safetensors \(it is done\); the file was removed; `mimbench retry --anew "
+    again = r"\(state: done\) has not written encoder.safetensors; the file was removed; `mimbench retry --anew "
     with pytest.raises(FileNotFoundError, match=again):
         take(made[PROBE], 1)
     (made[PRETRAIN].path / "moved").rename(made[PRETRAIN].encoder)

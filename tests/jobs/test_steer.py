@@ -248,7 +248,7 @@ def test_retrying_leaves_alone_what_is_done(made: list[RunDir], bench: Bench) ->
     assert [run.state() for run in made] == ["done", "done", "done", "new"]
     assert [seed for seed, *_ in bench.submitted] == [1]
     done = mimbench("retry", made[1].path.name)
-    assert "left alone" in done.stderr
+    assert "not started" in done.stderr
     assert mimbench("retry", made[1].path.name, "--anew").exit_code == 0
     assert (made[1].path / "old-1" / "result.json").exists(), "what it had made lies aside"
     assert made[1].state() == "done"

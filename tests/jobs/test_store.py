@@ -113,7 +113,7 @@ def test_what_is_no_encoder_makes_no_run(images: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_directory_stands_for_its_encoder(knn: RunDir, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has not written an encoder \(it is new\)"):
+    with pytest.raises(FileNotFoundError, match=r"\(state: new\) has not written an encoder"):
         encoder_file(knn.path)
     knn.encoder.write_bytes(encoder_bytes("weights"))
     monkeypatch.chdir(knn.path.parent)
