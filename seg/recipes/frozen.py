@@ -61,7 +61,7 @@ def knn_capi() -> PatchKnnConfig:
 
 
 def linear_handwritten() -> LinearSegmentationConfig:
-    """DINOv2's linear head with the demo's encoder on handwritten; under two minutes of one CPU core."""
+    """DINOv2's linear head with the demo's encoder on handwritten."""
     return LinearSegmentationConfig(
         data="handwritten",
         encoder=HANDWRITTEN,
@@ -76,7 +76,7 @@ def linear_handwritten() -> LinearSegmentationConfig:
 
 
 def knn_handwritten() -> PatchKnnConfig:
-    """k-NN over patches with the demo's encoder on handwritten, cosine distance alone; minutes of one CPU core."""
+    """k-NN over patches with the demo's encoder on handwritten, cosine distance alone."""
     return PatchKnnConfig(
         data="handwritten", encoder=HANDWRITTEN, image=64, neighbours=(1, 10), distances=("cosine",), compute=_small()
     )

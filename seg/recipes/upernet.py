@@ -109,7 +109,7 @@ def _at_640(base: UPerNetConfig) -> UPerNetConfig:
 
 
 def upernet_handwritten() -> UPerNetConfig:
-    """UperNet on handwritten, eleven classes: the demo's encoder, two to three minutes of one CPU core."""
+    """UperNet on handwritten, eleven classes: the demo's encoder."""
     return UPerNetConfig(
         data="handwritten",
         encoder=HANDWRITTEN,
