@@ -208,7 +208,7 @@ def test_the_demo_ends_with_table_and_report(bench: Bench, monkeypatch: pytest.M
     assert len(bench.submitted) == 9
     assert "crossmae_handwritten" in done.stdout
     assert f"report: {runs_root() / 'report.html'}" in done.stdout
-    assert "GiB of memory" in done.stdout
+    assert " GiB" in done.stdout
     mimbench("demo")
     assert len(bench.submitted) == 9
 

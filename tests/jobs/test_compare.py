@@ -148,7 +148,7 @@ def test_a_card_says_what_it_is_and_what_it_can(runs: Published) -> None:
     assert values == {"finetune_top1": 83.42, "finetune_best_top1": 83.5}
     assert "license" not in _metadata(text)
     assert "11.00" not in text
-    assert "12 blocks 768 wide with 12 heads" in text
+    assert "12 blocks of width 768 with 12 heads" in text
     assert "crossmae/table1, CrossMAE .25: 83.5 printed, 83.5 here, 0.0: same protocol" in text
 
 
