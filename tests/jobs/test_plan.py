@@ -270,7 +270,7 @@ def study():
         ("study = (", r"my study.py:2: SyntaxError: '\(' was never closed"),
         ("import nowhere", r"my study.py:2: ModuleNotFoundError: No module named 'nowhere'"),
         ("runs = []", r"my study.py: `study` is missing; define it as a Study"),
-        ("study = 3", r"here it is of type int"),
+        ("study = 3", r"of type int"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_with_its_place(tmp_path: Path, text: str, complaint: str) -> None:

@@ -104,8 +104,8 @@ def test_filters_and_formats(made: list[RunDir]) -> None:
     assert len(plain) == 4
     assert plain[0].split("\t")[:3] == ["failed", directory_name(made[2]), "knn 1"]
     assert "choose one of running, queued" in mimbench("status", "--state", "odd").stderr
-    assert "no run under" in mimbench("status", "--study", "other").stderr
-    assert "(there is mine)" in mimbench("status", "--study", "other").stderr
+    assert "no runs under" in mimbench("status", "--study", "other").stderr
+    assert "mine" in mimbench("status", "--study", "other").stderr
 
 
 def test_a_narrow_screen_cuts_names_not_states(made: list[RunDir]) -> None:
@@ -119,7 +119,7 @@ def test_a_narrow_screen_cuts_names_not_states(made: list[RunDir]) -> None:
 
 def test_where_there_is_nothing_it_is_said() -> None:
     done = mimbench("status")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"no run under {runs_root()}\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"no runs under {runs_root()}\n")
     assert mimbench("status", "--state", "done").stderr == f"no such run under {runs_root()}\n"
     assert json.loads(mimbench("status", "--json").stdout) == []
 
