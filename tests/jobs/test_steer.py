@@ -120,7 +120,7 @@ def test_a_narrow_screen_cuts_names_not_states(made: list[RunDir]) -> None:
 def test_where_there_is_nothing_it_is_said() -> None:
     done = mimbench("status")
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"no runs under {runs_root()}\n")
-    assert mimbench("status", "--state", "done").stderr == f"no such run under {runs_root()}\n"
+    assert mimbench("status", "--state", "done").stderr == f"no such runs under {runs_root()}\n"
     assert json.loads(mimbench("status", "--json").stdout) == []
 
 
@@ -329,7 +329,7 @@ def test_clearing_away_keeps_results_logs_and_encoders(made: list[RunDir]) -> No
     found = {one.kind: one.bytes for one in gc.waste(root)}
     assert found == {"checkpoints": 5000, "features": 300, "snapshots": 70}
     refused = mimbench("gc")
-    assert "in all 5.2 KiB: 4.9 KiB of checkpoints, 300 B of features, 70 B of snapshots" in refused.stdout
+    assert "total 5.2 KiB: 4.9 KiB of checkpoints, 300 B of features, 70 B of snapshots" in refused.stdout
     assert "remove 5.2 KiB? Confirm with --yes" in refused.stderr
     assert len(gc.waste(root)) == 3
     assert "freed 5.2 KiB" in mimbench("gc", "--yes").stderr
@@ -402,11 +402,11 @@ def test_why_a_run_is_a_run_of_its_own(made: list[RunDir]) -> None:
     found = explain_run(other, root)
     assert found.nearest == made[2]
     assert [(one.key, one.here, one.there) for one in found.differences] == [("temperature", 0.1, 0.07)]
-    assert "temperature = 0.1, there 0.07" in mimbench("explain", other.path.name).stdout
+    assert "temperature = 0.1, the other run has 0.07" in mimbench("explain", other.path.name).stdout
     scratch = mimbench("explain", "cls/knn_handwritten", "seed=2")
     assert "not run yet" in scratch.stdout
     identity = made[0].read_about()["identity"]
-    assert f"checkpoint = none, there the encoder of run {identity}" in scratch.stdout
+    assert f"checkpoint = none, the other run has the encoder of run {identity}" in scratch.stdout
     recipe, config = resolve("cls/linear_vitb", [])
     alone = explain_place(place(recipe.name, config, root, strict=False), root)
     assert alone.nearest is not None
