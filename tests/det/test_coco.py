@@ -96,7 +96,7 @@ def test_a_file_of_annotations_that_is_missing_or_broken(make_coco, tmp_path) ->
 def test_what_is_wrong_with_annotations_stops_a_run(make_coco, edit) -> None:
     root = make_coco(1)
     edit(coco_files(root, "train").annotations, lambda content: content["annotations"][0].update(category_id=5))
-    with pytest.raises(ValueError, match="category 5"):
+    with pytest.raises(ValueError, match="category_id 5"):
         read_split(root, "train")
 
 
