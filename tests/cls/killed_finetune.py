@@ -48,7 +48,7 @@ MOMENTS: dict[str, Callable[[], Any] | None] = {
 def fine_tuning(data: str) -> Finetune:
     """Six epochs of six steps, at a rate that makes accuracy jump about."""
     return Finetune(
-        data=data, encoder=TINY, image=16, epochs=6, warmup_epochs=1, batch=12, base_lr=0.5, layer_decay=0.9,
+        data=data, encoder=TINY, image=16, epochs=6, warmup_epochs=1, batch=12, base_lr=1.0, layer_decay=0.9,
         mixup=0.2, randaugment=None, drop_path=0.1, compute=COMPUTE,
     )  # fmt: skip
 

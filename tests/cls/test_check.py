@@ -71,7 +71,7 @@ def test_damaged_lists_and_missing_images_are_findings(tmp_path: Path) -> None:
         (tmp_path / f"{split}2019.json").write_text(json.dumps(said))
     (tmp_path / "val2019.json").write_text("{}")
     assert [(finding.file, finding.what) for finding in _errors(tmp_path)] == [
-        (str(tmp_path / "val2019.json"), "is no list of iNaturalist (KeyError('categories'))"),
+        (str(tmp_path / "val2019.json"), "is not an iNaturalist list (KeyError('categories'))"),
         (str(tmp_path / "train_val2019" / "Fungi" / "0" / "2.png"), "does not exist"),
     ]
 
@@ -111,7 +111,7 @@ def test_one_split_alone(folder: Path, split: str) -> None:
     other = "val" if split == "train" else "train"
     (folder / other).rename(folder / "elsewhere")
     report = check_images(folder)
-    assert [finding.what for finding in report.findings] == [f"has {split}/ alone"]
+    assert [finding.what for finding in report.findings] == [f"has only {split}/"]
     assert report.facts == {"classes": 2, f"{split} images": 2}
 
 
@@ -267,16 +267,16 @@ def test_numbered_folders_sort_as_texts(tmp_path: Path) -> None:
     (finding,) = check_images(tmp_path).findings
     assert (finding.severity, finding.what) == (
         "warning",
-        "has classes named by numbers, which sort as texts: 0, 1, 10",
+        "class names are numbers, which are sorted as text: 0, 1, 10",
     )
-    assert "labels come out wrong" in str(check_images(tmp_path, "imagenet").findings)
+    assert "numbers are sorted as text, so labels are wrong" in str(check_images(tmp_path, "imagenet").findings)
 
 
 def test_what_a_published_set_should_hold(folder: Path) -> None:
     found = check_images(folder, "cifar10").findings
     assert [finding.what for finding in found] == [
-        "has 2 classes, where CIFAR-10 has 10",
-        "numbers its classes ant, bee, ..., where CIFAR-10 has airplane, automobile, bird, ...",
+        "has 2 classes, but CIFAR-10 has 10",
+        "orders its classes ant, bee, ..., but CIFAR-10 orders them airplane, automobile, bird, ...",
         "has 2 train images, 49,998 fewer than CIFAR-10",
         "has 2 val images, 9,998 fewer than CIFAR-10",
     ]
@@ -292,4 +292,4 @@ def test_many_empty_classes_are_one_finding(folder: Path) -> None:
     for name in ("cat", "dog", "eel", "fox"):
         (folder / "train" / name).mkdir()
     found = check_images(folder).findings
-    assert [finding.what for finding in found] == ["has 4 classes without images: cat, dog, eel, ..."] * 2
+    assert [finding.what for finding in found] == ["4 classes have no images: cat, dog, eel, ..."] * 2

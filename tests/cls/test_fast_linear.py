@@ -88,7 +88,7 @@ def test_every_head_of_a_grid_ends_as_though_alone(folder: Path, checkpoint: Pat
         classes = 4
 
     class Encoder:
-        model = type("Model", (), {"width": 16})
+        token_width = 16
 
     class Frozen:
         splits, encoder = Splits, Encoder

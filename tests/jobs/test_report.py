@@ -90,7 +90,7 @@ def test_of_one_study(tmp_path: Path) -> None:
     assert probe.path.name in text
     assert other.path.name not in text
     assert "77.0" not in text
-    with pytest.raises(ValueError, match="'another'.*just <one>"):
+    with pytest.raises(ValueError, match=r"'another'.*just <one>"):
         report.write_report(tmp_path, tmp_path / "none.html", "another")
     assert not (tmp_path / "none.html").exists()
 

@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 from mimbench.engine.run import rundir
-from mimbench.jobs.cli import main as cli
+from mimbench.jobs.cli import pretraining
 from mimbench.jobs.demo import EVALUATIONS, Method, demo
 from mimbench.jobs.runs.store import config_of, runs_root
 from mimbench.jobs.studies.plan import plan
@@ -214,7 +214,7 @@ def test_maskalign_is_taught_by_the_encoder_pretrained_before_it() -> None:
 
 def test_the_command_knows_every_method_of_the_demo() -> None:
     """The command line repeats them, so as not to import the demo for its help."""
-    hint = inspect.signature(cli.demo).parameters["method"].annotation
+    hint = inspect.signature(pretraining.demo).parameters["method"].annotation
     assert all(f"'{method}'" in hint for method in get_args(Method))
 
 

@@ -246,7 +246,7 @@ def test_what_is_not_installed_still_shows_by_its_key(shell: Shell) -> None:
     assert (refused.exit_code, "unknown recipe 'toy/tiny'" in refused.stderr) == (1, True)
     place = next(run for run in (shell.directory / "runs" / "toy").iterdir())
     refused = shell.process("run", place, "rate=0.1", installed=False)
-    assert "a task that is not installed" in refused.stderr
+    assert "its task is not installed" in refused.stderr
 
 
 def test_studies_cost_and_clusters(shell: Shell) -> None:
