@@ -230,7 +230,7 @@ def test_a_check_counts_classes_and_images_and_reads_them(tmp_path: Path) -> Non
     broken.write_text("no image")
     report = check_robustness(tmp_path, "imagenet-a")
     assert [(finding.file, finding.what) for finding in report.findings] == [
-        (str(tmp_path), "has images of 2 classes, where imagenet-a has 200"),
+        (str(tmp_path), "has images of 2 classes, but imagenet-a has 200"),
         (str(tmp_path), "has 4 images, where imagenet-a has 7,500"),
         (str(broken), "is not an image that can be read"),
     ]
@@ -245,7 +245,7 @@ def test_a_check_names_corruptions_that_are_missing(tmp_path: Path) -> None:
             _write(tmp_path / name / str(severity) / wnids()[0])
     found = [str(finding) for finding in check_robustness(tmp_path, "imagenet-c").findings]
     assert "has no gaussian_noise/1, gaussian_noise/2, gaussian_noise/3, ...: 70 of 75 are missing" in found[0]
-    assert "holds spatter as well" in found[1]
+    assert "also has spatter" in found[1]
 
 
 def test_a_damaged_file_of_labels(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_bad_names_are_said(tmp_path: Path, code: Path, folder: Path) -> None:
         "run", "cls/knn", f"checkpoint={code}", f"data={folder}", "image=16", "layers=2", "neighbours=3", "k=3"
     )
     assert done.exit_code == 1
-    assert "layers=2 of an encoder with 1 blocks" in done.stderr
+    assert "layers=2 exceeds the encoder's 1 blocks" in done.stderr
 
 
 def test_what_needs_blocks_refuses_it(code: Path, folder: Path) -> None:

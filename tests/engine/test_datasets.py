@@ -76,7 +76,7 @@ def test_a_place_that_has_gone_is_named_with_who_sent_us_there(folder: Path, mon
     with pytest.raises(FileNotFoundError, match=r"not a directory, but .*datasets\.toml"):
         locate("imagenet")
     monkeypatch.setenv("MIMBENCH_DATA_COCO", "/no/such/place")
-    with pytest.raises(FileNotFoundError, match="MIMBENCH_DATA_COCO says"):
+    with pytest.raises(FileNotFoundError, match="MIMBENCH_DATA_COCO names it"):
         locate("coco")
 
 

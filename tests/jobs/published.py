@@ -15,6 +15,7 @@ from tests.jobs.runs import Runs
 
 IMAGENET = {"classes": 1000, "train_images": 1_281_167, "val_images": 50_000}
 COCO = {"classes": 80, "train_images": 117_266, "val_images": 5_000}
+ADE20K = {"classes": 150, "train_images": 20_210, "val_images": 2_000}
 LVIS = {"classes": 1203, "train_images": 99_388, "val_images": 19_809}
 
 
@@ -45,10 +46,13 @@ class Published(Runs):
         config = with_overrides(find(recipe).build(), [*overrides, f"seed={seed}"])
         config = replace(config, checkpoint=str(file) if file else None)
         run = self.new(recipe, config, file)
-        detection = LVIS if "lvis" in recipe else COCO
-        data = detection if recipe.startswith("det/") else IMAGENET
         side = config.image if config.image > 224 else round(config.image * 256 / 224)
-        own = {"patch": 16} if recipe.startswith("det/") else {"eval_resize": side, "final_norm": True}
+        own: dict[str, Any] = {"eval_resize": side, "final_norm": True}
+        data = IMAGENET
+        if recipe.startswith("det/"):
+            data, own = LVIS if "lvis" in recipe else COCO, {"patch": 16}
+        elif recipe.startswith("seg/"):
+            data, own = ADE20K, {}
         self.finish(run, metrics, {**data, **own, "encoder": asdict(config.encoder), **(facts or {})}, 3600.0 * 8)
         return run
 

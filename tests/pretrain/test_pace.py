@@ -75,4 +75,4 @@ def test_doctor_says_so(config: Pretrain, monkeypatch: pytest.MonkeyPatch) -> No
     assert "the model is the bottleneck, loading is 5.0 times as fast" in done.stdout
     done = CliRunner().invoke(app, ["doctor", "--data", config.data, "--recipe", "cls/knn"])
     assert done.exit_code == 1
-    assert "cls/knn does not pretrain; name a recipe" in done.stderr
+    assert "--recipe cls/knn cannot be timed" in done.stderr
