@@ -231,7 +231,7 @@ def test_a_check_counts_classes_and_images_and_reads_them(tmp_path: Path) -> Non
     report = check_robustness(tmp_path, "imagenet-a")
     assert [(finding.file, finding.what) for finding in report.findings] == [
         (str(tmp_path), "has images of 2 classes, but imagenet-a has 200"),
-        (str(tmp_path), "has 4 images, where imagenet-a has 7,500"),
+        (str(tmp_path), "has 4 images, but imagenet-a has 7,500"),
         (str(broken), "is not an image that can be read"),
     ]
     assert (report.failed, report.facts) == (True, {"images": 4})
