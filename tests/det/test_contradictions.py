@@ -166,7 +166,9 @@ def test_images_of_both_splits_and_copies(make_coco) -> None:
     report = check_coco(root)
     said = {finding.severity: finding.what for finding in report.findings}
     assert set(said) == {"warning"}
-    assert any("1 of 3 images are copies of another (the first: 2.png of 3.png)" in one.what for one in report.findings)
+    assert any(
+        "1 of 3 images are copies of another image (the first: 2.png of 3.png)" in one.what for one in report.findings
+    )
     assert "1 of 2 validation images are training images (the first: 1.png is 2.png)" in report.findings[-1].what
     assert report.facts["val images in train"] == 1
     for number in (1, 2, 3):
