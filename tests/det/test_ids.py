@@ -100,4 +100,4 @@ def test_id_0_is_said_once(make_coco, edit) -> None:
     edit(files.annotations, lambda content: renumbered(content, "from 0"))
     said = list(annotation_findings(json.loads(files.annotations.read_text()), files))
     assert [finding.severity for finding in said] == ["note"]
-    assert said[0].what.startswith("an annotation has id 0, which pycocotools takes for no match")
+    assert said[0].what.startswith("an annotation has id 0, which pycocotools treats as unmatched")
