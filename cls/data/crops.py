@@ -134,11 +134,10 @@ def resized_side(side: int, eval_crop: float | None) -> int:
     return int(side / eval_crop)
 
 
-class CentreCrops(Dataset[Item]):
-    """Centre crops for evaluation; images are resized so that `eval_crop` of the short side is `side` pixels."""
+class Crops(Dataset[Item]):
+    """One view of each image of a folder."""
 
-    def __init__(self, folder: ImageFolder, side: int, eval_crop: float | None = None) -> None:
-        self.folder, self.side, self.short = folder, side, resized_side(side, eval_crop)
+    folder: ImageFolder
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -146,25 +145,25 @@ class CentreCrops(Dataset[Item]):
     def image_name(self, index: int) -> str:
         """Return the file of item `index`."""
         return self.folder.image_name(index)
+
+
+class CentreCrops(Crops):
+    """Centre crops for evaluation; images are resized so that `eval_crop` of the short side is `side` pixels."""
+
+    def __init__(self, folder: ImageFolder, side: int, eval_crop: float | None = None) -> None:
+        self.folder, self.side, self.short = folder, side, resized_side(side, eval_crop)
 
     def __getitem__(self, index: int) -> Item:
         image, label = self.folder[index]
         return centre_crop(image, self.side, self.short, self.folder.decoder), label
 
 
-class TimmCrops(Dataset[Item]):
+class TimmCrops(Crops):
     """timm's random crops for fine-tuning; the options are those of `FinetuneTransform`."""
 
     def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, randaugment: str | None) -> None:
         self.folder = folder
         self.transform = FinetuneTransform(side, smallest=smallest, flip=flip, randaugment=randaugment)
-
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def image_name(self, index: int) -> str:
-        """Return the file of item `index`."""
-        return self.folder.image_name(index)
 
     def __getitem__(self, index: int) -> Item:
         from PIL import Image
@@ -173,18 +172,11 @@ class TimmCrops(Dataset[Item]):
         return self.transform(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())), label
 
 
-class ProbeCrops(Dataset[Item]):
+class ProbeCrops(Crops):
     """Random crops for the linear probe: drawn once (`draw_once`), or until one fits, as torchvision does (`again`)."""
 
     def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, again: bool = False) -> None:
         self.folder, self.side, self.smallest, self.flip, self.again = folder, side, smallest, flip, again
-
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def image_name(self, index: int) -> str:
-        """Return the file of item `index`."""
-        return self.folder.image_name(index)
 
     def __getitem__(self, index: int) -> Item:
         image, label = self.folder[index]
