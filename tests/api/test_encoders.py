@@ -17,7 +17,7 @@ from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.cls.config import Knn
-from mimbench.cls.frozen.features import frozen_encoder
+from mimbench.cls.frozen.encoders import frozen_encoder
 from mimbench.jobs.cli.inspect import show
 from tests.backbones.golden.make_families import SWING
 from tests.backbones.golden.sine import filled, image, summary
