@@ -168,6 +168,10 @@ class RunDir:
         """Renew the heartbeat of attempt `number`; call this every `HEARTBEAT` seconds."""
         os.utime(self._attempt(number))
 
+    def is_superseded(self, number: int) -> bool:
+        """Return whether a later attempt than `number` has started: SLURM believed the node of this one to be lost."""
+        return max(self._numbers(), default=number) > number
+
     def end_attempt(self, number: int, state: State, why: str = "") -> None:
         """Record how attempt `number` ended."""
         begun = self._read_attempt(number)

@@ -59,7 +59,7 @@ def execute(run: RunDir) -> int:
             return _follow(run, config, signals)
         slurm_job.settle(run)
         try:
-            number = run.begin_attempt(step=slurm_job.steps_done(run), job=slurm_job.current())
+            number = run.begin_attempt(step=slurm_job.steps_done(run), **slurm_job.facts())
         except ValueError:
             if _is_done(run):  # another process has just finished it
                 return 0
@@ -85,6 +85,9 @@ def _follow(run: RunDir, config: Any, signals: Signals) -> int:
     except (ValueError, OSError, MemoryError, LoadingError) as error:
         if not signals.received:
             slurm_job.note_rank_error(run, explained(error), getattr(error, "image", None))
+        raise
+    except KeyboardInterrupt:
+        slurm_job.note_signal(run)
         raise
     return 0
 
@@ -112,6 +115,8 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
         _end(run, number, state, why)
         note_image(run, number, image)
         print(f"error: {why}" if state == "failed" else why, file=sys.stderr)
+        if state == "interrupted":
+            slurm_job.requeue_without_shell()
         return code
 
 
@@ -247,6 +252,9 @@ def _heartbeat(run: RunDir, number: int) -> AbstractContextManager[None]:
     def beat() -> None:
         try:
             run.beat(number)
+            if run.is_superseded(number):
+                log.error("attempt %d stops: a later attempt of this run has started", number)
+                os.kill(os.getpid(), signal.SIGTERM)
         except OSError as error:
             log.warning("the heartbeat could not be written: %s", explained(error))
 

@@ -4,7 +4,8 @@
 
 A job that is preempted, nears its time limit or has a process killed is requeued under the same id, and its next start
 resumes from the newest checkpoint. A job that failed by its own error stays failed, a cancelled job stays cancelled,
-and a job that made no progress three times is given up, with the reason.
+and a job that made no progress three times is given up, with the reason. A preemption does not count among the three,
+unless the job had half of its time limit before.
 
 Nothing is saved when SLURM's warning arrives: checkpoints are written on schedule. Steps since the last one are lost.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.engine.run.atomic import write_json
-from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.run.rundir import RunDir, process_started
 from mimbench.jobs.runs.failed_images import failed_before, note_image
 from mimbench.jobs.runs.heartbeat import every
 from mimbench.jobs.runs.tasks import makes_encoders
@@ -41,12 +42,20 @@ LOOK = 5.0  # seconds between two checks for intermediate encoders of a pretrain
 PORTS = range(20000, 32000)  # below 32768, where the ports of outgoing connections begin on Linux
 EMPTY_STARTS = 3  # restarts of a job whose process died before it recorded its start
 ENDED_BY_ITSELF = ("done", "failed")
+OUTSIDE, KILLED = "from outside", "killed"  # `stopped` of an attempt: by SLURM or a person, or a process of it died
 PEER = re.compile(r"closed by peer|connection (reset|refused)|broken pipe|nccl|socket|gloo|heartbeat", re.IGNORECASE)
 
 
 def current() -> str | None:
     """Return the id of the job that runs this process, if our sbatch file started it: `12`, or `12_3` in an array."""
     return os.environ.get("MIMBENCH_JOB_ID") if "SLURM_JOB_ID" in os.environ else None
+
+
+def facts() -> dict[str, Any]:
+    """Return what an attempt records of the job that runs it: its id, its restart, its number of processes."""
+    job = current()
+    world = {"restart": restarts(), "world": int(os.environ.get("WORLD_SIZE", "1"))} if job else {}
+    return {"job": job, **world}
 
 
 def warning() -> signal.Signals | None:
@@ -145,15 +154,16 @@ def steps_done(run: RunDir) -> int:
 def no_progress(run: RunDir, limit: int = ATTEMPTS) -> str | None:
     """Return why the run is given up: `limit` starts in a row made no progress; None if it should continue.
 
-    Counts the starts by a scheduler since a person last submitted the run that were stopped from outside.
+    Counts the starts by a scheduler since a person last submitted the run that ended because a process was killed, or
+    that had half of the job's time limit. A start that SLURM ended earlier (preemption, node failure) does not count.
     """
     submission = read(run)
     *before, now = run.attempts()
-    since = submission.submitted if submission else 0.0
-    latest = [attempt for attempt in before if attempt["started"] > since][-limit:]
+    since, minutes = (submission.submitted, submission.resources["minutes"]) if submission else (0.0, 0)
+    counted = [a for a in before if a["started"] > since and not _is_excused(a, minutes * 60 / 2)][-limit:]
     stuck = [
         attempt
-        for attempt in latest
+        for attempt in counted
         if attempt["state"] not in ENDED_BY_ITSELF and attempt.get("step") == now.get("step") and attempt.get("job")
     ]
     if len(stuck) < limit:
@@ -163,6 +173,13 @@ def no_progress(run: RunDir, limit: int = ATTEMPTS) -> str | None:
         f"given up: {limit} attempts in a row made no progress after step {now.get('step', 0)} ({reasons}); save more "
         "often (compute.save_every) or request more time or memory, then start it with `mimbench retry`"
     )
+
+
+def _is_excused(attempt: dict[str, Any], enough: float) -> bool:
+    """Return whether SLURM or a person ended an attempt before it had `enough` seconds: it does not count."""
+    if attempt["state"] in ENDED_BY_ITSELF or attempt.get("stopped") == KILLED:
+        return False
+    return "ended" not in attempt or attempt["state"] == "lost" or attempt["ended"] - attempt["started"] < enough
 
 
 def is_loss_of_peer(error: BaseException) -> bool:
@@ -175,6 +192,21 @@ def note_rank_error(run: RunDir, why: str, image: str | None = None) -> None:
     """Record that this rank, not rank 0, failed by its own error, at `image` if any."""
     file = run.path / MEETING / f"error-{os.environ.get('RANK')}.json"
     write_json(file, {"why": why, "image": image, "rank": os.environ.get("RANK"), "time": time.time()})
+
+
+def note_signal(run: RunDir) -> None:
+    """Record that a signal reached this rank: a rank without such a record was killed before the others."""
+    write_json(run.path / MEETING / f"signal-{os.environ.get('RANK', '0')}.json", {"time": time.time()})
+
+
+def _stopped(run: RunDir, attempt: dict[str, Any], code: int) -> str:
+    """Return how an attempt was stopped: `OUTSIDE` if its end is recorded and a signal reached all of its ranks."""
+    if attempt["state"] != "interrupted" or code == 128 + signal.SIGKILL:
+        return KILLED
+    told = [json.loads(file.read_text(encoding="utf-8")) for file in (run.path / MEETING).glob("signal-*.json")]
+    others = sum(record["time"] >= attempt["started"] for record in told)
+    announced = code - 128 in (signal.SIGUSR1, signal.SIGUSR2)
+    return OUTSIDE if announced or others + 1 >= attempt.get("world", 1) else KILLED
 
 
 def _rank_error(run: RunDir, since: float) -> tuple[str, str | None] | None:
@@ -243,6 +275,8 @@ def verdict(run: RunDir, job: str, restarts: int) -> str | None:
         last = attempts[-1]
         if last["state"] in ENDED_BY_ITSELF:
             return f"the run is {last['state']}"
+        if last.get("restart", restarts) > restarts:  # the node was cut off, and SLURM started the job elsewhere
+            return "a later start of this job runs it"
         if error := _rank_error(run, last["started"]):
             number, (why, image) = len(run.attempts()), error
             why += failed_before(run, number, image)
@@ -255,18 +289,48 @@ def verdict(run: RunDir, job: str, restarts: int) -> str | None:
     return None if state == "RUNNING" else f"SLURM is ending the job itself ({state})"
 
 
+def requeue_without_shell() -> None:
+    """Requeue this job if the shell of its sbatch file, which would do it, was killed.
+
+    SLURM ends a job whose shell is gone as failed and sends the run a signal first: a few seconds to ask for a requeue.
+    """
+    job, shell = current(), os.environ.get("MIMBENCH_JOB_SHELL", "")
+    host, _, pid = shell.rpartition(":")
+    if job is None or host != socket.gethostname() or process_started(int(pid)) is not None:
+        return
+    try:
+        slurm.requeue(job)
+    except (ValueError, OSError) as error:
+        log.warning("the shell of job %s was killed, and it cannot be requeued: %s", job, error)
+    else:
+        log.warning("the shell of job %s was killed; the job is requeued to resume from the last checkpoint", job)
+
+
+def restarts() -> int:
+    """Return how often SLURM has restarted this job."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
 def main(arguments: list[str]) -> int:
     """Decide whether to requeue the job, and print the decision to the job's output."""
     run, job, code = RunDir(Path(arguments[0])), arguments[1], arguments[2]
     try:
-        why = verdict(run, job, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+        why = verdict(run, job, restarts())
         if why is None:
+            _note_end(run, job, int(code))
             slurm.requeue(job)
     except (ValueError, OSError) as error:
         why = str(error)
     said = "requeued to resume from the last checkpoint" if why is None else f"not requeued: {why}"
     print(f"job {job} ended with {code}; {said}", file=sys.stderr)
     return 0
+
+
+def _note_end(run: RunDir, job: str, code: int) -> None:
+    """Record how the last attempt was stopped, if it is this job's and has begun in this start."""
+    attempts = run.attempts()
+    if attempts and attempts[-1].get("job") == job and attempts[-1].get("restart") == restarts():
+        run.amend_attempt(len(attempts), {"stopped": _stopped(run, attempts[-1], code)})
 
 
 if __name__ == "__main__":

@@ -171,7 +171,8 @@ def _choice(batch: Batch) -> list[str]:
 def _environment(batch: Batch, cluster: Cluster) -> list[str]:
     code = batch.code.get("snapshot")
     return [
-        "trap : TERM USR1 USR2  # warnings are for the run; this shell outlives them",
+        "trap : TERM USR1 USR2 INT HUP QUIT  # signals are for the run; this shell outlives them",
+        'export MIMBENCH_JOB_SHELL="$HOSTNAME:$$"  # if this shell is killed, the run requeues the job',
         f"export MIMBENCH_JOB_WARNING={cluster.signal}",
         'export MIMBENCH_JOB_ID="$job"',
         f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{batch.shape.cpus}}}",

@@ -10,6 +10,8 @@ import pytest
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm import job as slurm_job
+from mimbench.jobs.slurm.cluster import Shape
+from mimbench.jobs.slurm.submission import Batch
 
 
 @pytest.fixture
@@ -18,10 +20,11 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir.create(tmp_path / "cls" / "a", "", {"recipe": "cls/a", "stage": "cls", "identity": "a"})
 
 
-def _attempts(run: RunDir, *ends: tuple[str, int], job: str | None = "12") -> None:
+def _attempts(run: RunDir, *ends: tuple[str, int], job: str | None = "12", stopped: str = slurm_job.KILLED) -> None:
     for state, step in ends:
         number = run.begin_attempt(step=step, job=job)
         run.end_attempt(number, state, f"{state} at {step}")  # type: ignore[arg-type]
+        run.amend_attempt(number, {"stopped": stopped})
 
 
 def test_three_attempts_without_progress_are_enough(run: RunDir) -> None:
@@ -50,6 +53,67 @@ def test_others_go_on(run: RunDir, ends: list[tuple[str, int]], now: int, job: s
     _attempts(run, *ends, job=job)
     run.begin_attempt(step=now, job=job)
     assert slurm_job.no_progress(run) is None
+
+
+def _submitted(run: RunDir, minutes: int) -> None:
+    batch = Batch(run.path.parents[1], "a100", "x", {0: "cls/a"}, Shape(minutes=minutes), submitted=1.0)
+    batch.note()
+
+
+def _spent(run: RunDir, number: int, seconds: float) -> None:
+    run.amend_attempt(number, {"ended": run.attempts()[number - 1]["started"] + seconds})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "given_up"),
+    [((60, 60, 60, 60), False), ((1801, 60, 60, 60), False), ((1801, 60, 1801, 1801), True), ((-5, -5, -5, -5), False)],
+    ids=["preempted at once", "time once", "time three times", "a clock set back"],
+)
+def test_a_preemption_does_not_count_unless_there_was_time(
+    run: RunDir, seconds: tuple[float, ...], given_up: bool
+) -> None:
+    _submitted(run, minutes=60)
+    _attempts(run, *[("interrupted", 40)] * 4, stopped=slurm_job.OUTSIDE)
+    for number, lasted in enumerate(seconds, 1):
+        _spent(run, number, lasted)
+    run.begin_attempt(step=40, job="12")
+    assert (slurm_job.no_progress(run) is not None) == given_up
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "world", "told", "stopped"),
+    [
+        ("interrupted", 143, 1, 0, "from outside"),
+        ("interrupted", 143, 3, 2, "from outside"),
+        ("interrupted", 143, 3, 1, "killed"),  # srun ended the others after one rank was killed
+        ("interrupted", 137, 3, 2, "killed"),
+        ("interrupted", 140, 3, 0, "from outside"),  # the warning reaches rank 0 alone
+        ("running", 137, 1, 0, "killed"),
+    ],
+)
+def test_how_an_attempt_was_stopped(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, state: str, code: int, world: int, told: int, stopped: str
+) -> None:
+    monkeypatch.setattr(slurm, "state_of", lambda job: "RUNNING")
+    monkeypatch.setattr(slurm, "requeue", lambda job: None)
+    number = run.begin_attempt(step=0, job="12", restart=0, world=world)
+    for rank in range(1, told + 1):
+        monkeypatch.setenv("RANK", str(rank))
+        slurm_job.note_signal(run)
+    if state == "interrupted":
+        run.end_attempt(number, "interrupted", "stopped")
+    assert slurm_job.main([str(run.path), "12", str(code)]) == 0
+    assert run.attempts()[0]["stopped"] == stopped
+
+
+def test_a_node_that_was_cut_off_does_not_requeue_the_later_start(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "state_of", lambda job: "RUNNING")
+    first = run.begin_attempt(step=0, job="12", restart=0)
+    run.end_attempt(first, "lost")
+    second = run.begin_attempt(step=0, job="12", restart=1)
+    assert slurm_job.verdict(run, "12", 0) == "a later start of this job runs it"
+    assert run.is_superseded(first)
+    assert not run.is_superseded(second)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,29 @@ def test_a_node_fails_and_what_is_cancelled_stays_so(site: Site, cluster: Cluste
     assert read(run) is None
 
 
+def test_the_shell_of_the_job_is_killed(site: Site, never_stopped: dict[int, RunDir], cluster: Cluster) -> None:
+    """By SIGKILL and, side by side, by `scancel --signal=HUP --batch`: both jobs come back by themselves."""
+    places = [Site(site.root / name, site.profile, cluster) for name in ("kill", "hup")]
+    runs = [place.pretrain() for place in places]
+    for place, run in zip(places, runs, strict=True):
+        place.submit(run)
+    for place, run in zip(places, runs, strict=True):
+        place.wait_for_step(run, 10)
+    psutil.Process(int(_environment(runs[0])["MIMBENCH_JOB_SHELL"].rpartition(":")[2])).kill()
+    found = read(runs[1])
+    assert found is not None
+    cluster.ask("scancel", "--signal=HUP", "--batch", str(found.job))
+    for place, run in zip(places, runs, strict=True):
+        place.wait(run, "done")
+        _same(run, never_stopped[1])
+    assert [attempt["state"] for attempt in runs[0].attempts()] == ["interrupted", "done"]
+    assert [attempt["state"] for attempt in runs[1].attempts()] == ["done"], "the shell ignores it"
+
+
+def _environment(run: RunDir) -> dict[str, str]:
+    return _processes(run)[0].environ()
+
+
 def _time_limit(cluster: Cluster, job: str, minutes: int) -> str:
     """Change it; what it is then."""
     cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
