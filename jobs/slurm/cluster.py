@@ -44,23 +44,42 @@ class Cluster:
     account: str | None = plumbing(None, about="who pays")
     qos: str | None = plumbing(None, about="quality of service")
     constraint: str | None = plumbing(None, about="features that nodes must have")
-    gpu_request: Literal["gpus-per-node", "gres", "none"] = plumbing("gpus-per-node", about="how to request GPUs")
+    reservation: str | None = plumbing(None, about="reservation to run in")
+    exclude: str | None = plumbing(None, about="nodes to avoid, for example node[03,07]")
+    licenses: str | None = plumbing(None, about="licences a job takes, for example scratch:1")
+    comment: str | None = plumbing(None, about="comment that the site requires or reads")
+    exclusive: bool = plumbing(False, about="no other job on the nodes")
+    mail_user: str | None = plumbing(None, about="address for SLURM's mails")
+    mail_type: str = plumbing("END,FAIL", about="events that send a mail, if mail_user is set")
+    gpu_request: Literal["gpus-per-node", "gpus-per-task", "gres", "none"] = plumbing(
+        "gpus-per-node", about="how to request GPUs"
+    )
     gpu_type: str | None = plumbing(None, about="the site's name of the GPU, for example a100")
     gpus_per_node: int = plumbing(8, about="GPUs on each node; 0: none")
     gpu_memory_gb: float | None = plumbing(None, about="GiB of each GPU; runs that do not fit are not submitted")
     cpus_per_task: int = plumbing(8, about="CPUs for each process; each GPU has one process")
     srun_inherits_cpus: bool = plumbing(False, about="srun inherits cpus-per-task from sbatch (not in 22.05)")
     memory_gb: float | None = plumbing(None, about="GiB for each process")
+    memory_request: Literal["mem", "mem-per-cpu", "mem-per-gpu"] = plumbing("mem", about="how to request memory")
     minutes: int = plumbing(1440, about="default time limit of a job; a run continues in the next job")
     max_minutes: int | None = plumbing(None, about="the longest time limit of the site")
     signal: Literal["USR2", "USR1"] = plumbing("USR2", about="signal before the time limit; NCCL may catch USR1")
     signal_seconds: int = plumbing(120, about="seconds between the signal and the time limit")
     can_requeue: bool = plumbing(True, about="jobs may requeue themselves with scontrol")
     has_sacct: bool = plumbing(False, about="sacct works: the site has an accounting database")
+    login_shell: bool = plumbing(False, about="start the job's shell as a login shell, for sites whose modules need it")
+    export: Literal["ALL", "NONE"] | None = plumbing(None, about="does the job get the submitting shell's variables?")
     setup: tuple[str, ...] = plumbing((), about="shell lines before the run: modules, proxies, a cache directory")
+    cleanup: tuple[str, ...] = plumbing((), about="shell lines after the run, however it ended")
+    scratch: str | None = plumbing(None, about="local directory of a node, for example $SLURM_TMPDIR")
+    stage: tuple[str, ...] = plumbing((), about="data to copy to scratch once per node, each as NAME=DIRECTORY")
+    container: str | None = plumbing(None, about="image to run in: a .sif file, or what Pyxis imports")
+    container_kind: Literal["apptainer", "pyxis"] = plumbing("apptainer", about="what runs the container")
+    container_binds: tuple[str, ...] = plumbing((), about="further directories that the container sees")
     shared_root: str | None = plumbing(None, about="directory shared by nodes and login node; contains the runs")
     python: str | None = plumbing(None, about="Python interpreter on the nodes; none: the submitting one")
     max_array: int | None = plumbing(None, about="MaxArraySize; none: ask SLURM")
+    max_submit: int | None = plumbing(None, about="jobs that you may have in the queue (MaxSubmitJobs); more wait here")
     throttle: int = plumbing(64, about="runs of one array that run at the same time")
     wckey: str | None = plumbing(None, about="workload characterization key")
     sbatch: tuple[str, ...] = plumbing((), about="further options of sbatch, for example --reservation=x")
@@ -77,6 +96,14 @@ class Cluster:
             raise ValueError(
                 f"minutes={self.minutes} exceeds the site's limit max_minutes={self.max_minutes}; lower minutes"
             )
+        if self.max_submit is not None and self.max_submit < 1:
+            raise ValueError(f"max_submit={self.max_submit} must be at least 1")
+        if self.memory_request == "mem-per-gpu" and self.gpu_request == "none":
+            raise ValueError("memory_request=mem-per-gpu needs GPUs, but gpu_request=none; use mem or mem-per-cpu")
+        if bad := [data for data in self.stage if not all(data.partition("="))]:
+            raise ValueError(f"stage={bad[0]!r} is not NAME=DIRECTORY, for example imagenet=/data/imagenet-shards")
+        if self.stage and self.scratch is None:
+            raise ValueError("stage needs scratch, the local directory of a node, for example scratch='$SLURM_TMPDIR'")
         if bad := [option for option in self.sbatch if not option.startswith("--")]:
             raise ValueError(f"sbatch={bad[0]!r} is not a long option; write it as --reservation=x")
 

@@ -268,8 +268,8 @@ def _waiting_for(run: RunDir) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------- at the end of the job
 
 
-def verdict(run: RunDir, job: str, restarts: int) -> str | None:
-    """Return why the job must not be requeued; None if it should be."""
+def verdict(run: RunDir, job: str, restarts: int, state: str | None = None) -> str | None:
+    """Return why the job must not be requeued; None if it should be. Without `state`, asks SLURM for the job's."""
     attempts = [attempt for attempt in run.attempts() if attempt.get("job") == job]
     if attempts:
         last = attempts[-1]
@@ -285,7 +285,7 @@ def verdict(run: RunDir, job: str, restarts: int) -> str | None:
             return why
     if len(attempts) <= restarts - EMPTY_STARTS:
         return f"its process died {EMPTY_STARTS} times before the run began"
-    state = slurm.state_of(job)
+    state = slurm.state_of(job) if state is None else state
     return None if state == "RUNNING" else f"SLURM is ending the job itself ({state})"
 
 
@@ -312,18 +312,23 @@ def restarts() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Decide whether to requeue the job, and print the decision to the job's output."""
-    run, job, code = RunDir(Path(arguments[0])), arguments[1], arguments[2]
+    """Decide whether to requeue the job, and print the decision to the job's output.
+
+    With a fourth argument, the job's state, nothing is asked of SLURM (a container has no SLURM): the shell requeues
+    the job if this returns 0.
+    """
+    run, job, code, *state = RunDir(Path(arguments[0])), *arguments[1:]
     try:
-        why = verdict(run, job, restarts())
+        why = verdict(run, job, restarts(), *state)
         if why is None:
             _note_end(run, job, int(code))
-            slurm.requeue(job)
+            if not state:
+                slurm.requeue(job)
     except (ValueError, OSError) as error:
         why = str(error)
     said = "requeued to resume from the last checkpoint" if why is None else f"not requeued: {why}"
     print(f"job {job} ended with {code}; {said}", file=sys.stderr)
-    return 0
+    return int(bool(state) and why is not None)
 
 
 def _note_end(run: RunDir, job: str, code: int) -> None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import io
 import os
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
-from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from mimbench.jobs.runs.tasks import VARIABLE, elsewhere
-from mimbench.jobs.slurm.cluster import Cluster, Shape
+from mimbench.jobs.slurm import staging
+from mimbench.jobs.slurm.cluster import Cluster
 from mimbench.jobs.slurm.commands import refusal
+from mimbench.jobs.slurm.container import before_python, beside, python
+from mimbench.jobs.slurm.directives import parameters
 from mimbench.jobs.slurm.submission import Batch
 
 # Variables of an allocation that must not reach jobs submitted from inside it: above all CPU binding, which silently
@@ -39,8 +40,12 @@ class Executor(submitit.SlurmExecutor):
 
     def __init__(self, batch: Batch, cluster: Cluster, dependency: str | None, module: str = "mimbench run") -> None:
         super().__init__(batch.folder)
-        self._module, self._cluster = module, cluster
-        self.update_parameters(**_parameters(batch, cluster, dependency))
+        self._module, self._cluster, self._before = module, cluster, before_python(batch, cluster)
+        self.update_parameters(
+            **parameters(batch, cluster, dependency),
+            setup=[*cluster.setup, *_choice(batch), *_environment(batch, cluster), *staging.lines(batch, cluster)],
+            teardown=_afterwards(batch, cluster),
+        )
         if len(batch.runs) > 1:
             self.parameters["map_count"] = len(batch.runs)
 
@@ -51,11 +56,15 @@ class Executor(submitit.SlurmExecutor):
 
     @property
     def _submitit_command_str(self) -> str:
-        return f'{_python(self._cluster)} -u -m {self._module} "$run"'
+        return f'{self._before}{python(self._cluster)} -u -m {self._module} "$run"'
 
     def text(self) -> str:
         """Return the text of the sbatch file."""
         return self._make_submission_file_text(self._submitit_command_str, "")
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        text = super()._make_submission_file_text(command, uid)
+        return text.replace("#!/bin/bash\n", "#!/bin/bash -l\n", 1) if self._cluster.login_shell else text
 
     def send(self) -> str:
         """Call sbatch; return the job id.
@@ -82,11 +91,7 @@ class Executor(submitit.SlurmExecutor):
 @contextmanager
 def scrubbed() -> Iterator[None]:
     """Remove variables of an allocation, a launcher or a snapshot from the environment within the block."""
-    gone = {
-        name: value
-        for name, value in os.environ.items()
-        if (name.startswith(LEFTOVERS) and name not in KEPT) or name in RANKS
-    }
+    gone = {name: value for name, value in os.environ.items() if _is_leftover(name) or name in RANKS}
     for name in gone:
         del os.environ[name]
     try:
@@ -95,63 +100,14 @@ def scrubbed() -> Iterator[None]:
         os.environ.update(gone)
 
 
-def _parameters(batch: Batch, cluster: Cluster, dependency: str | None) -> dict[str, Any]:
-    shape = batch.shape
-    typed = f"{cluster.gpu_type}:{shape.gpus}" if cluster.gpu_type else shape.gpus
-    wanted = {
-        "job_name": batch.job_name,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "wckey": cluster.wckey,
-        "time": shape.minutes,
-        "nodes": shape.nodes,
-        "ntasks_per_node": shape.tasks,
-        "cpus_per_task": shape.cpus,
-        "mem": None if shape.memory_gb is None else f"{round(shape.memory_gb * 1024)}MB",
-        "gpus_per_node": typed if shape.gpus and cluster.gpu_request == "gpus-per-node" else None,
-        "gres": f"gpu:{typed}" if shape.gpus and cluster.gpu_request == "gres" else None,
-        "dependency": dependency,
-        "array_parallelism": cluster.throttle,
-        "stderr_to_stdout": True,
-        "setup": [*cluster.setup, *_choice(batch), *_environment(batch, cluster)],
-        "teardown": _afterwards(batch, cluster),
-        "srun_args": ["--kill-on-bad-exit=1", *_cpus(shape, cluster)],
-        "additional_parameters": _additional(batch, cluster),
-    }
-    return {key: value for key, value in wanted.items() if value is not None or key == "wckey"}
+def _is_leftover(name: str) -> bool:
+    return name.startswith(LEFTOVERS) and name not in KEPT
 
 
-def _cpus(shape: Shape, cluster: Cluster) -> list[str]:
-    """Return srun's CPU option: since SLURM 22.05 srun gives each process one CPU without it; the profile decides."""
-    return [] if cluster.srun_inherits_cpus else [f"--cpus-per-task={shape.cpus}"]
-
-
-def _additional(batch: Batch, cluster: Cluster) -> dict[str, Any]:
-    """Return options that submitit has no parameter for or would write differently."""
-    options: dict[str, Any] = {
-        "signal": f"{cluster.signal}@{cluster.signal_seconds}",
-        "kill-on-invalid-dep": "yes",  # a run that needs a failed run must not wait for ever
-        **({"requeue": True} if cluster.can_requeue else {"no-requeue": True}),
-    }
-    if len(batch.runs) > 1:
-        options["array"] = f"{_ranges(sorted(batch.runs))}%{min(len(batch.runs), cluster.throttle)}"
-    for option in cluster.sbatch:
-        name, separator, value = option.removeprefix("--").partition("=")
-        options[name] = value if separator else True
-    return options
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Return numbers such as 0,1,2,5 as 0-2,5."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)
+def overridden() -> list[str]:
+    """Return sbatch's options in this shell's environment, which a submission ignores: `SBATCH_...=value`."""
+    names = (name for name in sorted(os.environ) if name.startswith("SBATCH_") and name not in KEPT)
+    return [f"{name}={os.environ[name]}" for name in names]
 
 
 def _choice(batch: Batch) -> list[str]:
@@ -190,16 +146,15 @@ def _tasks() -> list[str]:
 
 
 def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
+    """Return the shell lines after the run: the site's own, then the decision to requeue the job."""
+    kept = ["code=$?", *cluster.cleanup]
     if not cluster.can_requeue:
-        return ["exit $?"]
-    return [
-        "code=$?",
-        "# Stopped from outside, not by an error of its own: back into the queue, to go on from the last checkpoint.",
-        f'[ $code -gt 128 ] && {_python(cluster)} -m mimbench.jobs.slurm.job "$run" "$job" $code',
-        "exit $code",
-    ]
-
-
-def _python(cluster: Cluster) -> str:
-    """Return the interpreter with -P, because the working directory of a job must not provide its code."""
-    return f"{cluster.python or shlex.quote(sys.executable)} -P"
+        return [*kept, "exit $code"]
+    ask = f'{python(cluster)} -m mimbench.jobs.slurm.job "$run" "$job" $code'
+    comment = "# Stopped from outside, not by an error of its own: requeue it, to go on from the last checkpoint."
+    if cluster.container is None:
+        return [*kept, comment, f"[ $code -gt 128 ] && {ask}", "exit $code"]
+    # An image has no SLURM: the shell asks for the job's state, the image decides, the shell requeues.
+    state = '"$(squeue -h -r -j "$job" -o %T)"'
+    decide = f'{beside(batch, cluster)}{ask} {state} && scontrol requeue "$job"'
+    return [*kept, comment, f"[ $code -gt 128 ] && {decide}", "exit $code"]

@@ -65,6 +65,8 @@ def submit(units: Sequence[Unit], cluster: Cluster, root: Path, *, dry: bool = F
     check(cluster, root)
     if dry:
         return "\n".join(_written(batch, cluster) for batch in _example(units, cluster, root))
+    if ignored := _overridden():
+        log.warning("%s in this shell's environment does not apply; the profile %s does", ignored, cluster.name)
     with lock(root / ".mimbench" / "submit", wait=WAIT):
         queued, before = _queued_now(units), submission.unsent(root)
         wanted = [unit for unit in units if unit.run.path not in queued and unit.run.state() not in ("done", "running")]
@@ -114,6 +116,7 @@ def _noted(units: Sequence[Unit], cluster: Cluster, root: Path) -> list[Batch]:
         size = slurm.max_array(cluster)
     except slurm.SilentError:
         size = SMALL_ARRAY
+    size = min(size, cluster.max_submit or size)
     batches = arrays.plan(units, root, size, cluster.name, snapshot(root))
     for batch in batches:
         batch.note()
@@ -140,6 +143,12 @@ def _executor(batch: Batch, cluster: Cluster, dependency: str | None) -> Executo
     from mimbench.jobs.slurm.sbatch import Executor  # imports submitit
 
     return Executor(batch, cluster, dependency)
+
+
+def _overridden() -> str:
+    from mimbench.jobs.slurm.sbatch import overridden
+
+    return ", ".join(overridden())
 
 
 def _send_all(batches: Iterable[Batch], cluster: Cluster, fresh: Container[str] = ()) -> None:

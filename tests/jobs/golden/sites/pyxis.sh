@@ -1,0 +1,42 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=vision
+#SBATCH --array=0-1%2
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=vit.0011aabb
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/lustre/runs/.mimbench/jobs/0011aabb/%A_%a_0_log.out
+#SBATCH --partition=batch
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+runs=(
+  [0]=/lustre/runs/cls/a
+  [1]=/lustre/runs/cls/b
+)
+run=${runs[$SLURM_ARRAY_TASK_ID]}
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+trap : TERM USR1 USR2 INT HUP QUIT  # signals are for the run; this shell outlives them
+export MIMBENCH_JOB_SHELL="$HOSTNAME:$$"  # if this shell is killed, the run requeues the job
+export MIMBENCH_JOB_WARNING=USR2
+export MIMBENCH_JOB_ID="$job"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
+export PYTHONPATH=/lustre/runs/.mimbench/code/ab  # the code as it was when this was submitted
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /lustre/runs/.mimbench/jobs/0011aabb/%A_%a_%t_log.out --kill-on-bad-exit=1 --export=ALL --container-image=registry/team/mimbench:1 --container-mounts=/lustre/runs:/lustre/runs,/lustre/data:/lustre/data python3 -P -u -m mimbench run "$run"
+
+
+# teardown
+code=$?
+# Stopped from outside, not by an error of its own: requeue it, to go on from the last checkpoint.
+[ $code -gt 128 ] && srun --nodes=1 --ntasks=1 --export=ALL --container-image=registry/team/mimbench:1 --container-mounts=/lustre/runs:/lustre/runs,/lustre/data:/lustre/data python3 -P -m mimbench.jobs.slurm.job "$run" "$job" $code "$(squeue -h -r -j "$job" -o %T)" && scontrol requeue "$job"
+exit $code

@@ -1,0 +1,125 @@
+"""Six sites, each by its profile and the sbatch file it leads to, word for word; and data staged to a node's disk."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm import commands as slurm
+from mimbench.jobs.slurm import job as slurm_job
+from mimbench.jobs.slurm import staging
+from mimbench.jobs.slurm.cluster import Cluster
+from mimbench.jobs.slurm.sbatch import Executor, overridden
+from mimbench.jobs.slurm.submission import Batch
+
+GOLDEN = Path(__file__).parent / "golden" / "sites"
+SITES = {
+    "typed_gres": Cluster(
+        partition="gpu", account="vision", gpu_request="gres", gpu_type="a100", gpus_per_node=4, memory_gb=60.0,
+        setup=("module load cuda/12.4",), login_shell=True, python="/sw/env/bin/python",
+    ),
+    "memory_and_limits": Cluster(
+        partition="long,short", qos="high", gpu_request="gpus-per-task", gpu_type="h100", cpus_per_task=16,
+        memory_gb=96.0, memory_request="mem-per-gpu", max_minutes=2880, max_submit=20, reservation="course",
+        exclude="node[03,07]", licenses="scratch:1", comment="project 12", mail_user="a@b.org", python="/sw/python",
+    ),
+    "cpu_only": Cluster(
+        partition="cpu", gpu_request="none", gpus_per_node=0, cpus_per_task=4, memory_gb=8.0,
+        memory_request="mem-per-cpu", exclusive=True, python="/sw/python",
+    ),
+    "no_scontrol": Cluster(
+        partition="gpu", can_requeue=False, signal="USR1", signal_seconds=300, export="NONE", python="/sw/python",
+        cleanup=("rm -rf /tmp/cache",), scratch="$SLURM_TMPDIR", stage=("imagenet=/data/imagenet shards",),
+    ),
+    "apptainer": Cluster(
+        partition="gpu", container="/images/mim bench.sif", container_binds=("/data",), scratch="/local/$USER",
+        stage=("ade=/data/ade20k",), python=None,
+    ),
+    "pyxis": Cluster(
+        partition="batch", account="vision", container="registry/team/mimbench:1", container_kind="pyxis",
+        container_binds=("/lustre/data",), srun_inherits_cpus=True,
+    ),
+}  # fmt: skip
+
+
+def _text(cluster: Cluster) -> str:
+    batch = Batch(
+        Path("/lustre/runs"), "site", "vit", {0: "cls/a", 1: "cls/b"}, cluster.shape(gpus=2), id="0011aabb",
+        code={"snapshot": "/lustre/runs/.mimbench/code/ab"},
+    )  # fmt: skip
+    return Executor(batch, cluster, None).text()
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_files_of_six_sites(name: str) -> None:
+    text = _text(SITES[name])
+    assert text == (GOLDEN / f"{name}.sh").read_text()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"stage": ("imagenet",), "scratch": "/tmp"}, "stage='imagenet' is not NAME=DIRECTORY"),
+        ({"stage": ("a=/b",)}, "stage needs scratch"),
+        ({"gpu_request": "none", "memory_request": "mem-per-gpu"}, "memory_request=mem-per-gpu needs GPUs"),
+        ({"max_submit": 0}, "max_submit=0 must be at least 1"),
+    ],
+)
+def test_contradictions_are_named(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Cluster(**settings)  # type: ignore[arg-type]
+
+
+def test_options_of_this_shell_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "debug")
+    monkeypatch.setenv("SBATCH_CLUSTERS", "a")
+    assert overridden() == ["SBATCH_PARTITION=debug"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A data set of two files."""
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "a.tar").write_bytes(b"abc")
+    (tmp_path / "data" / "classes.txt").write_text("cat")
+    return tmp_path / "data"
+
+
+def test_data_is_staged_once_and_again_if_it_changed(source: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    arguments = [str(scratch), f"toy={source}"]
+    assert staging.main(arguments) == 0
+    copied = scratch / "toy" / "train" / "a.tar"
+    assert copied.read_bytes() == b"abc"
+    before = copied.stat().st_ino
+    assert staging.main(arguments) == 0
+    assert copied.stat().st_ino == before, "a complete copy is used as it is"
+    copied.unlink()
+    (source / "train" / "b.tar").write_bytes(b"defg")
+    (scratch / "toy.complete").unlink()  # as after a kill
+    assert staging.main(arguments) == 0
+    assert sorted(file.name for file in copied.parent.iterdir()) == ["a.tar", "b.tar"]
+
+
+def test_what_cannot_be_staged_is_read_where_it_is(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scratch").write_text("not a directory")
+    assert staging.main([str(tmp_path / "scratch"), f"toy={source}"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"toy is not staged, the run reads {source}" in said
+
+
+@pytest.mark.parametrize(("state", "code"), [("RUNNING", 0), ("COMPLETING", 1), ("", 1)])
+def test_in_a_container_the_shell_requeues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, code: int
+) -> None:
+    monkeypatch.setattr(slurm, "ask", lambda *command: pytest.fail(f"there is no SLURM here: {command}"))
+    run = RunDir.create(tmp_path / "cls" / "a", "", {"recipe": "cls/a", "stage": "cls", "identity": "a"})
+    run.end_attempt(run.begin_attempt(step=5, job="12"), "interrupted")
+    assert slurm_job.main([str(run.path), "12", "143", state]) == code
