@@ -96,7 +96,7 @@ def test_the_sbatch_file(tmp_path: Path) -> None:
         "#SBATCH --signal=USR2@120",
     }
     assert not any("wckey" in option for option in written), "some sites reject one they do not know"
-    assert "--kill-on-bad-exit=1 --cpus-per-task=10 " in text
+    assert "--kill-on-bad-exit=1 --export=ALL --cpus-per-task=10 " in text
     lines = text.replace("srun --unbuffered", 'printf "%s\\n" "$PYTHONPATH" "$run" "$job" #').replace(
         "module load", "true"
     )
