@@ -90,9 +90,7 @@ class UserEncoder:
                 f"fine-tuning need its blocks and weights by name; {ADVICE}"
             )
         if pool == "cls" and not model.traits.class_token:
-            raise ValueError(
-                f"pool=cls needs a class token, and the encoder of {self.name} has none; use pool=avg"
-            )
+            raise ValueError(f"pool=cls needs a class token, and the encoder of {self.name} has none; use pool=avg")
         model.pool, model.interpolation = pool, interpolation or model.interpolation
         final_norm = isinstance(model.norm, nn.LayerNorm)
         mean, std = (cast("tuple[float, float, float]", values) for values in (self.mean, self.std))

@@ -180,8 +180,8 @@ class ViTDet(nn.Module):
         norm: apply the encoder's final norm to the map; its weights come with the encoder.
 
         Raises:
-            ValueError: if an index of `global_blocks` is not a block, `image` is not a multiple of the patch, or `traits`
-                have no meaning in ViTDet.
+            ValueError: if an index of `global_blocks` is not a block, `image` is not a multiple of the patch, or ViTDet
+                does not support `traits`.
         """
         super().__init__()
         chosen = config.global_blocks(vit.depth) if global_blocks is None else tuple(global_blocks)
