@@ -116,7 +116,7 @@ def test_copies_are_a_choice(tmp_path: Path) -> None:
     assert open_checkpoint(path, "model").found_under == "model"
     with pytest.raises(ValueError, match="'teacher'; it holds model, model_ema, critic"):
         open_checkpoint(path, "teacher")
-    with pytest.raises(ValueError, match="copy=.* and .copy="):
+    with pytest.raises(ValueError, match="copy=model"):
         open_checkpoint(f"{path}?copy=ema", "model")
 
 
@@ -251,11 +251,11 @@ def test_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_location("~/a.pth") == (Path("/home/someone/a.pth"), {})
     assert parse_location(str(odd)) == (odd, {})
     for url in ("https://example.org/a.pth", "s3://bucket/a.pth", "file://server/a.pth", "detectron2://a/b.pkl"):
-        with pytest.raises(ValueError, match="download it first"):
+        with pytest.raises(ValueError, match="downloads nothing"):
             parse_location(url)
-    with pytest.raises(ValueError, match=r"https://example\.org/a\.pth is not on this machine"):
+    with pytest.raises(ValueError, match=r"https://example\.org/a\.pth is not a local file"):
         open_checkpoint(Path("https://example.org/a.pth"))
-    with pytest.raises(ValueError, match="'copies'.* copy=NAME"):
+    with pytest.raises(ValueError, match="'copies'"):
         parse_location("a.pth?copies=ema")
 
 
