@@ -1,1 +1,1 @@
-"""The encoders, and checkpoints in and out. Knows nothing of data, training or jobs."""
+"""The encoders, and reading and writing their checkpoints. Independent of data, training and jobs."""

@@ -1,10 +1,10 @@
-"""The blocks of an encoder by its traits, all of them timm's own.
+"""Build the transformer blocks of an encoder from its traits; all blocks are timm's classes.
 
     plain, LayerScale, SwiGLU, ...   timm.models.vision_transformer.Block, with the MLP below
     positions="relative"             timm.models.beit.Block: a table of biases in each block (BEiT, SimMIM)
     positions="rope", or rope=...    timm.models.eva.EvaBlock: queries and keys are rotated by position (DINOv3, EVA-02)
 
-Parameters are named as timm names them, so that timm's files load by name and ours go back.
+Parameters have timm's names, so timm's files load here by name and ours load in timm.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ ACTIVATIONS: dict[str, Any] = {
     "quick_gelu": QuickGELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
 }
-LAYER_SCALE = 1.0  # where training of a new encoder starts; a checkpoint brings its own
+LAYER_SCALE = 1.0  # initial value in a new encoder; a checkpoint replaces it
 
 
 class Mlp(timm.layers.Mlp):
-    """timm's MLP, which keeps for the backward pass what goes into the GELU and not what comes out of it.
+    """timm's MLP that keeps only the input of the GELU for the backward pass, not its output.
 
-    That is computed again, to the same bits. A fifth of the activations of a ViT's training go with it, for a
-    hundredth of its time (`benchmarks/crossmae_parts.py`, B24).
+    The output is recomputed, to the same bits. This saves a fifth of the activation memory of training a ViT and costs
+    a hundredth of its time (`benchmarks/crossmae_parts.py`, B24).
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., D) to the same."""
+        """Map tokens (..., D) to tokens of the same shape."""
         exact = isinstance(self.act, nn.GELU) and self.act.approximate == "none" and self.fc2.bias is not None
         exact = exact and isinstance(self.norm, nn.Identity)
         if not (exact and self.drop1.p == self.drop2.p == 0 and torch.is_grad_enabled()):
@@ -50,7 +50,7 @@ class Mlp(timm.layers.Mlp):
 
 
 class _GeluLinear(torch.autograd.Function):
-    """A linear layer on the GELU of its input (..., H), which alone is kept."""
+    """A linear layer on the GELU of its input (..., H); only the input is kept for the backward pass."""
 
     @staticmethod
     def forward(hidden: Tensor, weight_DH: Tensor, bias_D: Tensor) -> Tensor:
@@ -69,12 +69,12 @@ class _GeluLinear(torch.autograd.Function):
 
 
 def norm_layer(traits: Traits) -> Callable[[int], nn.Module]:
-    """What makes a norm of the encoder's kind, of a width."""
+    """Return a function that builds the encoder's kind of norm for a given width."""
     return partial(RmsNorm if traits.norm == "rms" else nn.LayerNorm, eps=traits.norm_eps)
 
 
 def build_block(shape: ViT, traits: Traits, drop_path: float = 0.0) -> nn.Module:
-    """One block: tokens (B, T, D) to the same; with rotary positions also `rope`, from `rotary_positions`."""
+    """Build one block: tokens (B, T, D) to the same shape; with rotary positions it also takes `rope`."""
     options: dict[str, Any] = {
         "qkv_bias": traits.qkv_bias,
         "init_values": LAYER_SCALE if traits.layer_scale else None,
@@ -99,14 +99,14 @@ def build_block(shape: ViT, traits: Traits, drop_path: float = 0.0) -> nn.Module
 
 
 def _own_mlp(traits: Traits) -> bool:
-    """The MLP is another than timm's blocks come with."""
+    """Whether the encoder's MLP differs from the one in timm's blocks."""
     plain = Traits()
     names = ("activation", "mlp", "hidden", "mlp_bias", "mlp_norm")
     return any(getattr(traits, name) != getattr(plain, name) for name in names)
 
 
 def build_mlp(width: int, traits: Traits) -> nn.Module:
-    """What follows attention in a block: tokens (..., D) to the same, by timm's names."""
+    """Build the MLP of a block, with timm's parameter names: tokens (..., D) to the same shape."""
     hidden = traits.hidden or 4 * width
     options: dict[str, Any] = {"bias": traits.mlp_bias, "norm_layer": norm_layer(traits) if traits.mlp_norm else None}
     if traits.mlp == "swiglu":

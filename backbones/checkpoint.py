@@ -4,9 +4,9 @@
     model, info = build_encoder("crossmae_vitb.pth", vit)            # the same, as a model
     save_encoder("encoder.safetensors", model.state_dict(), info)    # ours: the same weights give the same bytes
 
-The short way to `backbones.weights`. What a file is, is told by the names and shapes of its weights; every key must be
-accounted for, or the load stops and names it (`backbones/checkpoints/match.py`). Files are data, never code
-(`backbones/checkpoints/opening.py`).
+A short interface to `backbones.weights`. The names and shapes of the weights tell which family a file belongs to. Every
+key must be accounted for; otherwise loading stops and names the key (`backbones/checkpoints/match.py`). No code in a
+file is ever run (`backbones/checkpoints/opening.py`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = ["EncoderInfo", "build_encoder", "load_encoder", "save_encoder"]
 def save_encoder(path: str | Path, state: Mapping[str, Tensor], about: EncoderInfo) -> None:
     """Write the encoder `state` to `path`, atomically; the same weights and `about` give the same bytes.
 
-    Keys of `state` that are not the encoder's (a decoder's) are left out.
+    Keys of `state` that do not belong to the encoder (a decoder's, for example) are left out.
 
     Raises:
-        ValueError: if a weight of the encoder is missing or has another shape than `about` says.
-        OSError: if it cannot be written; what was at `path` before stays.
+        ValueError: if a weight of the encoder is missing, or its shape differs from `about`.
+        OSError: if the file cannot be written; an existing file at `path` is then unchanged.
     """
     wanted = encoder_shapes(about.vit, about.final_norm, about.traits)
     lacking = [key for key in sorted(wanted) if key not in state]
@@ -53,19 +53,19 @@ def save_encoder(path: str | Path, state: Mapping[str, Tensor], about: EncoderIn
 def load_encoder(
     path: str | Path, *, allow_partial: bool = False, copy: str | None = None
 ) -> tuple[dict[str, Tensor], EncoderInfo]:
-    """The encoder weights in the file at `path`, in float32 on the CPU, and what they are.
+    """Load the encoder weights in the file at `path`, in float32 on the CPU, with their description.
 
     Args:
-        path: a file of any known family, or what else `checkpoints.location` takes; of `my_encoder.py:build` the
-            encoder must be one of ours.
-        allow_partial: let keys pass that are not accounted for. What is missing is drawn at random, the same each time,
-            what is unknown is left out, and `EncoderInfo.partial` names both.
-        copy: which set of weights to take from a file that holds several ("ema", "teacher", ...).
+        path: a file of any known family, or any other location that `checkpoints.location` accepts. The function in
+            `my_encoder.py:build` must return a `VisionTransformer` of mimbench.
+        allow_partial: accept keys that are not accounted for. Missing weights are drawn at random, the same each time;
+            unknown ones are left out; `EncoderInfo.partial` names both.
+        copy: the set of weights to take from a file that holds several ("ema", "teacher", ...).
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: in one line, if the file is not a checkpoint, is not safe to open, is of no known family, has keys
-            that are not accounted for, contradicts itself, or holds weights that are not finite.
+        FileNotFoundError: if the file does not exist.
+        ValueError: in one line, if the file is not a checkpoint, is not safe to open, belongs to no known family, has
+            keys that are not accounted for, contradicts itself, or holds weights that are not finite.
     """
     if user_code(path) is not None:
         model, info = load_user_encoder(path).build()
@@ -82,11 +82,11 @@ def build_encoder(
     allow_partial: bool = False,
     interpolation: Interpolation | None = None,
 ) -> tuple[VisionTransformer, EncoderInfo | None]:
-    """The encoder in `checkpoint`; without one, a random encoder shaped like `vit`, drawn from torch's generator.
+    """Build the encoder in `checkpoint`; without one, a random encoder shaped like `vit`, from torch's generator.
 
-    Its positions are brought to other grids by `interpolation`; by default as the checkpoint's family does it.
-    A user's function (`my_encoder.py:build`) must return a `VisionTransformer` of ours; `backbones.user_encoder` takes
-    others.
+    `interpolation` resizes its positions to other grids; the default is the method of the checkpoint's family.
+    A user's function (`my_encoder.py:build`) must return a `VisionTransformer` of mimbench; `backbones.user_encoder`
+    accepts other encoders.
 
     Raises:
         FileNotFoundError, ValueError: as `load_encoder`.

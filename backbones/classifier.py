@@ -1,10 +1,10 @@
-"""The classifier that fine-tuning puts on an encoder.
+"""The classifier that fine-tuning trains: an encoder with a linear head.
 
-On a plain ViT it is timm's own VisionTransformer; an encoder with other traits (backbones/config.py) keeps its own
-blocks, with the same head on them. With `pool="avg"` the mean of the patch tokens goes through `fc_norm` to the head
-and there is no other final norm (MAE's fine-tuning default); with `pool="cls"` the class token goes through `norm` to
-the head. Positions are learned from the encoder's table on. `layer_of` and `no_decay` are MAE's rules for layer decay
-and weight decay.
+A plain ViT becomes timm's VisionTransformer. An encoder with other traits (backbones/config.py) keeps its own blocks
+and gets the same head. With `pool="avg"` the mean of the patch tokens goes through `fc_norm` to the head, and there is
+no other final norm (MAE's fine-tuning default). With `pool="cls"` the class token goes through `norm` to the head. The
+position table starts as the encoder's and is trained. `layer_of` and `no_decay` are MAE's rules for layer decay and
+weight decay.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ EMBEDDED = ("cls_token", "reg_token", "pos_embed")
 
 
 class TraitsClassifier(Trunk):
-    """A classifier on an encoder that is no plain ViT; the parts beside the encoder are named as in timm's."""
+    """A classifier on an encoder that is not a plain ViT; the parts around the encoder have timm's names."""
 
     def __init__(self, shape: ViT, traits: Traits, classes: int, drop_path: float, pool: Pool) -> None:
         super().__init__(shape, traits, drop_path=drop_path)
         if pool == "cls" and not traits.class_token:
-            raise ValueError("pool=cls asks for the class token, and this encoder has none; take pool=avg")
+            raise ValueError("pool=cls needs a class token, and this encoder has none; use pool=avg")
         self.global_pool = "avg" if pool == "avg" else "token"
         norm = nn.LayerNorm(shape.width, traits.norm_eps)
         self.norm: nn.Module = nn.Identity() if pool == "avg" else norm
@@ -44,7 +44,7 @@ class TraitsClassifier(Trunk):
             self.pos_embed.requires_grad_(True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of normalised images (B, 3, H, W)."""
+        """Return the logits (B, classes) of normalised images (B, 3, H, W)."""
         tokens = self.norm(self.encode(images))
         pooled = tokens[:, self.traits.prefix :].mean(dim=1) if self.global_pool == "avg" else tokens[:, 0]
         logits: Tensor = self.head(self.fc_norm(pooled))
@@ -57,17 +57,17 @@ Classifier = VisionTransformer | TraitsClassifier
 def build_classifier(
     vit: ViT, classes: int, drop_path: float, pool: Pool, image: int, traits: Traits = PLAIN
 ) -> Classifier:
-    """A classifier of `classes` on an encoder shaped like `vit`, for images of side `image`.
+    """Build a classifier of `classes` classes on an encoder shaped like `vit`, for images of side `image`.
 
     Drop path rises linearly over the blocks from 0 to `drop_path`. The head starts near zero (std 2e-5).
 
     Raises:
-        ValueError: if the encoder has no class token and `pool` asks for it, or relative positions for another `image`.
+        ValueError: if `pool` needs a class token that the encoder lacks, or its relative positions do not fit `image`.
     """
     if traits.positions == "relative" and image != vit.image:
         raise ValueError(
-            f"image={image}: this encoder's relative positions are a table learned at {vit.image} pixels, and none can "
-            f"be made from it for another size that is exact; take image={vit.image}"
+            f"image={image}: this encoder learned its table of relative positions at {vit.image} pixels, and resizing "
+            f"the table would change the encoder; use image={vit.image}"
         )
     model: Classifier
     if traits.plain:
@@ -94,7 +94,7 @@ def _plain(vit: ViT, classes: int, drop_path: float, pool: Pool, image: int) -> 
 
 
 def initialise_head(model: Classifier) -> None:
-    """MAE's start of fine-tuning: head weights from a truncated normal of std 2e-5, bias zero."""
+    """Initialise the head as MAE does for fine-tuning: weights from a truncated normal of std 2e-5, bias zero."""
     assert isinstance(model.head, nn.Linear)
     timm.layers.trunc_normal_(model.head.weight, std=2e-5)
     nn.init.zeros_(model.head.bias)
@@ -103,12 +103,12 @@ def initialise_head(model: Classifier) -> None:
 def load_encoder_into(model: Classifier, state: dict[str, Tensor], interpolation: Interpolation = "bicubic") -> None:
     """Load an encoder's `state` (from `load_encoder` or an encoder's state_dict) into a classifier.
 
-    Positions are resized to the classifier's grid by `interpolation`. The head and `fc_norm` stay as they are, and so
-    does `norm`, at scale 1 and shift 0, when the encoder has none (CrossMAE with `pool="cls"`). An encoder's own final
-    norm is left out with `pool="avg"`, which has no place for it.
+    `interpolation` resizes the positions to the classifier's grid. The head and `fc_norm` are not changed. If the
+    encoder has no final norm (CrossMAE with `pool="cls"`), `norm` keeps scale 1 and shift 0. With `pool="avg"` the
+    classifier has no `norm`, and an encoder's final norm is left out.
 
     Raises:
-        ValueError: if any other key is missing, unexpected or of another shape.
+        ValueError: if any other key is missing, unexpected or of the wrong shape.
     """
     averaging = model.global_pool == "avg"
     loaded = {key: value for key, value in state.items() if not (averaging and key in NORM)}
@@ -126,7 +126,7 @@ def load_encoder_into(model: Classifier, state: dict[str, Tensor], interpolation
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer of parameter `name` for layer decay: 0 embedding, i + 1 block i, depth + 1 everything after.
+    """Return the layer of parameter `name` for layer decay: 0 embedding, i + 1 block i, depth + 1 everything after.
 
     A layer's learning rate is scaled by decay ** (depth + 1 - layer).
     """
@@ -138,5 +138,5 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def no_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Whether fine-tuning leaves `parameter` out of weight decay: vectors, positions, class token and registers."""
+    """Whether fine-tuning excludes `parameter` from weight decay: vectors, positions, class token and registers."""
     return parameter.ndim == 1 or name in EMBEDDED

@@ -1,11 +1,11 @@
-"""Whole classifiers in files: an encoder with its head, as fine-tuning leaves it.
+"""Read and write whole classifiers: an encoder with its head, as fine-tuning saves it.
 
     save_classifier(run.classifier, model, ClassifierInfo(...))       ours: safetensors, names as in timm
     model, info = load_classifier("mae_finetuned_vit_base.pth")       ours, MAE's, CrossMAE's, MaskAlign's, timm's ...
 
-Any file that `load_encoder` knows and that holds `head.weight` beside its encoder is a classifier: averaged patches
-where it has an `fc_norm`, the class token where it has a final norm. Evaluations of encoders take these files too, and
-leave the head out.
+Any file that `load_encoder` reads and that also holds `head.weight` is a classifier. It pools the mean of the patches
+if it has an `fc_norm`, and the class token if it has a final norm. Evaluations of encoders accept these files too, and
+ignore the head.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from mimbench.engine.run.atomic import write_with
 
 @dataclass(frozen=True)
 class ClassifierInfo:
-    """What a classifier is: enough to build it, to feed it, and to say what its outputs mean."""
+    """The description of a classifier: how to build it, how to normalise its images, what its outputs mean."""
 
-    family: str  # of the encoder that was fine-tuned, a name of `families.FAMILIES`; "random" from scratch
-    vit: ViT  # with the side of the images that it was trained on
+    family: str  # of the fine-tuned encoder, a name in `families.FAMILIES`; "random" if trained from scratch
+    vit: ViT  # `vit.image` is the side of the training images
     pool: Pool
     outputs: int
-    classes: tuple[str, ...] = ()  # their names in the order of the outputs; empty where the file does not tell
-    mean: tuple[float, ...] = IMAGENET_MEAN  # of its images, in 0..1
+    classes: tuple[str, ...] = ()  # names in the order of the outputs; empty if the file does not name them
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of its images, for values in 0..1
     std: tuple[float, ...] = IMAGENET_STD
     traits: Traits = PLAIN
-    interpolation: Interpolation = "bicubic"  # how its positions are brought to another grid
-    eval_crop: float | None = None  # as fine-tuning evaluated it; None: 224/256 up to 224 px, 1 above
+    interpolation: Interpolation = "bicubic"  # how its positions are resized to another grid
+    eval_crop: float | None = None  # the crop of fine-tuning's evaluation; None: 224/256 up to 224 px, 1 above
     recipe: str | None = None
     identity: str | None = None  # of the run that trained it
     step: int | None = None  # optimiser steps of that run
-    metrics: Mapping[str, float] = field(default_factory=dict)  # as measured then
+    metrics: Mapping[str, float] = field(default_factory=dict)  # measured at that step
 
 
 def save_classifier(path: Path, model: Classifier, info: ClassifierInfo) -> None:
     """Write `model` to `path`, atomically; the same weights and `info` give the same bytes.
 
     Raises:
-        OSError: if it cannot be written; what was at `path` before stays.
+        OSError: if the file cannot be written; an existing file at `path` is then unchanged.
     """
     tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     data = save(dict(sorted(tensors.items())), {CLASSIFIER: json.dumps(asdict(info), sort_keys=True)})
@@ -63,7 +63,7 @@ def save_classifier(path: Path, model: Classifier, info: ClassifierInfo) -> None
 
 
 def read_info(path: Path) -> ClassifierInfo:
-    """What the file at `path`, one of ours, says of itself; no weight is read.
+    """Read the description of the classifier in `path`, a file of mimbench, without reading any weight.
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifier`.
@@ -72,18 +72,18 @@ def read_info(path: Path) -> ClassifierInfo:
 
 
 def load_classifier(path: str | Path, image: int | None = None) -> tuple[Classifier, ClassifierInfo]:
-    """The classifier in the file at `path`, in eval mode, for images of side `image` (by default, its own).
+    """Load the classifier in the file at `path`, in eval mode, for images of side `image` (default: its own).
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: in one line, if the file is no checkpoint, holds no classifier, has keys that are not accounted for
-            or weights that are not finite, or cannot be brought to `image`.
+        FileNotFoundError: if the file does not exist.
+        ValueError: in one line, if the file is not a checkpoint, holds no classifier, has keys that are not accounted
+            for or weights that are not finite, or cannot be resized to `image`.
     """
     return classifier_in(open_checkpoint(path), image)
 
 
 def classifier_in(opened: Opened, image: int | None = None) -> tuple[Classifier, ClassifierInfo]:
-    """The classifier in a file that is open; as `load_classifier`.
+    """Return the classifier in an open file; otherwise as `load_classifier`.
 
     Raises:
         ValueError: as `load_classifier`.
@@ -112,13 +112,13 @@ def _recorded(opened: Opened) -> ClassifierInfo:
             values[name] = tuple(values[name])
         return ClassifierInfo(**values)
     except KeyError:
-        raise ValueError(f"{opened.file} is no classifier that mimbench wrote") from None
+        raise ValueError(f"{opened.file} is not a classifier that mimbench wrote") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{opened.file} has metadata of another version of mimbench: {error}") from None
+        raise ValueError(f"{opened.file} has metadata of a different version of mimbench: {error}") from None
 
 
 def _foreign(opened: Opened) -> tuple[ClassifierInfo, dict[str, Tensor]]:
-    """What a file of another project holds."""
+    """The description and the tensors of another project's classifier."""
     matched = match(opened)
     names, _ = unwrap(opened.weights)
     named = {name: opened.weights[key] for key, name in names.items()}
@@ -143,24 +143,24 @@ def _foreign(opened: Opened) -> tuple[ClassifierInfo, dict[str, Tensor]]:
 
 
 def _require_head(opened: Opened, matched: Matched, named: Mapping[str, Tensor]) -> None:
-    """There is a head that fits the encoder, and a norm before it.
+    """Check that the file has a head that fits the encoder, and a norm before the head.
 
     Raises:
-        ValueError: if not, saying what is there instead.
+        ValueError: if not, naming what is missing.
     """
-    advice = "fine-tune it (`mimbench run cls/finetune_...`), or name a fine-tuned checkpoint"
+    advice = "fine-tune it (`mimbench run cls/finetune_...`), or give a fine-tuned checkpoint"
     lacking = [name for name in sorted(HEAD) if name not in named]
     if lacking:
-        raise ValueError(f"{opened.file}: {matched.family.title} without {lacking[0]} is no classifier; {advice}")
+        raise ValueError(f"{opened.file}: {matched.family.title} without {lacking[0]} is not a classifier; {advice}")
     if not named.keys() & {"fc_norm.weight", "norm.weight"}:
         raise ValueError(f"{opened.file} has a head but neither fc_norm nor norm before it; {advice}")
     head = named["head.weight"]
     if head.ndim != 2 or head.shape[1] != matched.vit.width or len(named["head.bias"]) != len(head):
         raise ValueError(
-            f"{opened.file}: head.weight {tuple(head.shape)} does not fit an encoder {matched.vit.width} wide"
+            f"{opened.file}: head.weight {tuple(head.shape)} does not fit the encoder's width {matched.vit.width}"
         )
 
 
 def scored(info: ClassifierInfo, step: int, metrics: Mapping[str, float]) -> ClassifierInfo:
-    """`info` with what was measured after `step` optimiser steps."""
+    """Return `info` with the metrics measured after `step` optimiser steps."""
     return replace(info, step=step, metrics=dict(metrics))

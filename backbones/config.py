@@ -1,4 +1,4 @@
-"""The shape of an encoder and its traits, without torch, so that recipes can be read at once."""
+"""The sizes and the traits of an encoder. Does not import torch, so recipes load fast."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Interpolation = Literal[
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 MlpKind = Literal["mlp", "swiglu", "swiglu_split"]
 Norm = Literal["layer", "rms"]
-Prefix = Literal["drop", "global", "copies"]  # what becomes of class token and registers in ViTDet, see `vitdet`
-PositionTable = Literal["resize", "tile"]  # what becomes of a table of absolute positions there
-RopeWindows = Literal["window", "image"]  # where rotary positions count from, in a window
-Kernel = Literal["bicubic", "pseudo-inverse"]  # how a patch kernel is resampled; the latter keeps its responses
+Prefix = Literal["drop", "global", "copies"]  # treatment of class token and registers in ViTDet, see `vitdet`
+PositionTable = Literal["resize", "tile"]  # treatment of a table of absolute positions in ViTDet
+RopeWindows = Literal["window", "image"]  # origin of rotary positions in a window
+Kernel = Literal["bicubic", "pseudo-inverse"]  # resampling of a patch kernel; the pseudo-inverse keeps its responses
 RelativeResize = Literal["cubic", "linear", "none"]  # `relative_table`
 
 
@@ -44,7 +44,7 @@ class ViT:
 
     @property
     def grid(self) -> int:
-        """Patches along one side."""
+        """The number of patches along one side."""
         return self.image // self.patch
 
 
@@ -52,15 +52,15 @@ class ViT:
 class Rope:
     """Axial rotary positions of EVA-02 and the Perception Encoder; DINOv3's are `positions="rope"` of `Traits`.
 
-    The patch in row i of h lies at (i + offset) * span / h, and likewise in its column: an image of another size takes
-    finer or coarser steps over the same span. Channel pair j of d / 4 turns by that times theta ** (-4 j / d).
+    The patch in row i of h has the position (i + offset) * span / h, and its column likewise: an image of another size
+    has finer or coarser steps over the same span. Channel pair j of d / 4 turns by that times theta ** (-4 j / d).
     Sources: baaivision/EVA, EVA-02/asuka/rope.py; timm's `build_rotary_pos_embed`.
     """
 
     span: int | None  # patches along one side of a pretraining image; None: steps of 1 at every size
     theta: float = 10_000.0
-    order: Literal["yx", "xy"] = "yx"  # whether the row or the column turns the first half of a head's channels
-    offset: float = 0.0  # 1 where a class token lies at (0, 0)
+    order: Literal["yx", "xy"] = "yx"  # "yx": the row turns the first half of a head's channels; "xy": the column
+    offset: float = 0.0  # 1 if the class token is at (0, 0)
 
     def __post_init__(self) -> None:
         if (self.span is not None and self.span < 1) or self.theta <= 0:
@@ -71,25 +71,25 @@ class Rope:
 
 @dataclass(frozen=True)
 class Traits:
-    """What an encoder has beyond, or without, what MAE's plain ViT has; the defaults are MAE's.
+    """The differences of an encoder from MAE's plain ViT; the defaults are MAE's.
 
-    Sizes are `ViT`'s. Everything else that changes the arithmetic is here, so that the two and a state dictionary are
-    an encoder. The sources of the values are the papers' code, as each checkpoint family says.
+    Sizes are in `ViT`; everything else that changes the arithmetic is here. Together with a state dictionary they
+    define an encoder. The values come from the papers' code; each checkpoint family names its source.
     """
 
     class_token: bool = True
-    registers: int = 0  # tokens beside the class token that are no patch (DINOv2, DINOv3)
+    registers: int = 0  # extra tokens that are neither class token nor patch (DINOv2, DINOv3)
     positions: Positions = "absolute"
     pre_norm: bool = False  # a norm before the first block (CLIP)
     layer_scale: bool = False  # a learned factor per channel after attention and after the MLP
     activation: Activation = "gelu"
     mlp: MlpKind = "mlp"  # swiglu: gate and value in one matrix (DINOv2), or in two
-    hidden: int | None = None  # width inside the MLP (of the gated product); None: four times the encoder's
+    hidden: int | None = None  # width inside the MLP (of the gated product); None: four times the encoder's width
     patch_bias: bool = True
     qkv_bias: bool = True
     norm_eps: float = 1e-6
-    rope: Rope | None = None  # rotary positions beside those of `positions` (EVA-02, Perception Encoder)
-    key_bias: bool = True  # False: of queries and values alone (EVA-02), as always with a relative table or DINOv3's
+    rope: Rope | None = None  # rotary positions in addition to `positions` (EVA-02, Perception Encoder)
+    key_bias: bool = True  # False: only queries and values have one (EVA-02; always for a relative table and DINOv3)
     proj_bias: bool = True  # of attention's projection
     mlp_bias: bool = True
     attention_norm: bool = False  # a norm before attention's projection (EVA02-CLIP)
@@ -113,36 +113,36 @@ class Traits:
         if self.registers and not self.class_token:
             raise ValueError(f"registers={self.registers} need a class token before them, as in DINOv2")
         if self.rope is not None and self.positions in ("relative", "rope"):
-            raise ValueError(f"rope cannot stand beside positions={self.positions}, which place each pair themselves")
+            raise ValueError(f"rope cannot be combined with positions={self.positions}, which are already relative")
 
     @property
     def prefix(self) -> int:
-        """Tokens before the patches: the class token and the registers."""
+        """The number of tokens before the patches: the class token and the registers."""
         return int(self.class_token) + self.registers
 
     @property
     def plain(self) -> bool:
-        """It is MAE's ViT, which everything here can use."""
+        """Whether it is MAE's ViT, which every part of mimbench supports."""
         return self == Traits()
 
     @property
     def mae_like(self) -> bool:
-        """It is MAE's ViT, with or without a class token: detectron2's ViTDet can be it as well."""
+        """Whether it is MAE's ViT, with or without a class token; detectron2's ViTDet supports it too."""
         return replace(self, class_token=True).plain
 
     @property
     def rotary(self) -> bool:
-        """Queries and keys are rotated by position."""
+        """Whether queries and keys are rotated by position."""
         return self.rope is not None or self.positions == "rope"
 
     @property
     def separate_bias(self) -> bool:
-        """Queries and values have biases of their own, `q_bias` and `v_bias`, and keys have none."""
+        """Whether queries and values have separate biases, `q_bias` and `v_bias`, and keys have none."""
         return self.qkv_bias and (not self.key_bias or self.positions in ("relative", "rope"))
 
     @property
     def gammas(self) -> bool:
-        """LayerScale is called `gamma_1` and `gamma_2`, as in BEiT's and EVA's blocks, not `ls1.gamma`."""
+        """Whether LayerScale is named `gamma_1` and `gamma_2`, as in BEiT's and EVA's blocks, not `ls1.gamma`."""
         return self.rotary or self.positions == "relative"
 
 
@@ -155,7 +155,7 @@ SIZES = {
 
 
 def global_blocks(depth: int) -> tuple[int, ...]:
-    """The blocks of ViTDet that attend to the whole image, of `depth`: the last of each quarter (ViTDet, section 3.2).
+    """Return the blocks of ViTDet with global attention: the last of each quarter of `depth` (ViTDet, section 3.2).
 
     That is 2, 5, 8, 11 of ViT-B and 5, 11, 17, 23 of ViT-L.
     """
@@ -163,10 +163,10 @@ def global_blocks(depth: int) -> tuple[int, ...]:
 
 
 def vitdet_window(vit: ViT, traits: Traits, image: int) -> int:
-    """The side of ViTDet's windows, in patches, for an encoder of which nothing else is known to be better.
+    """Return the default side of ViTDet's windows for an encoder, in patches.
 
-    14 for MAE's relatives, as published. Others take their pretraining grid where it has 14 to 32 patches a side and
-    divides the grid of images of `image` pixels, so that a window is what they were pretrained on; else 16.
+    14 for encoders like MAE's, as published. For others it is the pretraining grid, if that has 14 to 32 patches a side
+    and divides the grid of images of `image` pixels: a window then looks like a pretraining image. Otherwise 16.
     """
     if traits.mae_like:
         return 14
@@ -174,4 +174,4 @@ def vitdet_window(vit: ViT, traits: Traits, image: int) -> int:
     return own if 14 <= own <= 32 and (image // vit.patch) % own == 0 else 16
 
 
-HANDWRITTEN = ViT(96, 4, 4, patch=8, image=64)  # the demo's: what a CPU core trains in minutes
+HANDWRITTEN = ViT(96, 4, 4, patch=8, image=64)  # the demo's encoder: one CPU core trains it in minutes

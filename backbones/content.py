@@ -1,15 +1,15 @@
-"""The content hash of a checkpoint: what names the encoder that a run starts from, wherever its file lies.
+"""The content hash of a checkpoint: it identifies the encoder that a run starts from, independent of the file's path.
 
 It is the sha256 of the encoder's tensors: their names, shapes and values, sorted by name. Names are canonical (those of
-`load_encoder`) and values are float32, as evaluations get them. So these are one encoder and have one hash: a training
-file with optimizer and decoder, the same stripped, renamed by a wrapper, converted from .pth to safetensors, exported
-for timm, detectron2 or MAE. A copy in half precision is another encoder, for its values were rounded.
+`load_encoder`) and values are float32, as evaluations get them. So the following files have the same hash: a training
+file with optimizer and decoder, the encoder alone, the same with renamed keys, converted from .pth to safetensors, or
+exported for timm, detectron2 or MAE. A copy in half precision has another hash, because its values were rounded.
 
-Of a user's own function (`my_encoder.py:build`) the source file and the function's name are hashed, and nothing that
-the file imports or reads.
+For a user's function (`my_encoder.py:build`) only the source file and the function's name are hashed, not the modules
+and files that it imports or reads.
 
-Files that mimbench wrote are hashed without torch; others are opened as `weights.open_weights` opens them. A file is
-read once as long as its size and time stay.
+Files that mimbench wrote are hashed without torch; others are opened by `weights.open_weights`. A file is read again
+only if its size or modification time has changed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ __all__ = ["Role", "content_hash", "is_location", "tensors_hash"]
 
 
 def content_hash(path: str | Path, *, allow_partial: bool = False, role: Role = "encoder") -> str:
-    """The hash of the encoder in the file at `path`, in hexadecimal.
+    """Return the hash of the encoder in the file at `path`, in hexadecimal.
 
     Args:
-        path: a file, or what else `checkpoints.location` takes.
-        allow_partial: as for `load_encoder`; what is missing counts as it is drawn.
-        role: what a run takes the file for. A whole detector taken as "detector" is hashed with all its weights, and so
-            are a "classifier", and what is no encoder to us when taken as "teacher".
+        path: a file, or any other location that `checkpoints.location` accepts.
+        allow_partial: as for `load_encoder`; randomly drawn weights are hashed too.
+        role: the role of the file in the run. All weights are hashed of a whole detector used as "detector", of a
+            "classifier", and of a "teacher" that is not an encoder known to mimbench.
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: in one line, if it holds no encoder that `load_encoder` would load.
+        FileNotFoundError: if the file does not exist.
+        ValueError: in one line, if `load_encoder` cannot load an encoder from it.
     """
     if (code := user_code(path)) is not None:
         return _code_hash(code)
@@ -69,7 +69,7 @@ def _hash(
 
 
 def _encoder_of_ours(file: Path) -> tuple[Place, ...] | None:
-    """Where an encoder's file that mimbench wrote holds its tensors; None of any other, and of one that is damaged."""
+    """The places of the tensors in an encoder file that mimbench wrote; None for other and for damaged files."""
     try:
         header = read_header(file)
     except ValueError:

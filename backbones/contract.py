@@ -1,4 +1,4 @@
-"""What every encoder gives, and all that an evaluation may ask of it."""
+"""The interface every encoder implements, and the only one evaluations use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Features(NamedTuple):
-    """What an encoder sees in a batch of images."""
+    """The features of a batch of images."""
 
     pooled: Tensor  # (B, D)
     grid: Tensor  # (B, h, w, D), row-major patches
@@ -22,5 +22,5 @@ class Encoder(Protocol):
     width: int
 
     def __call__(self, images: Tensor) -> Features:
-        """The pooled feature and the grid of patch features of each image."""
+        """Return the pooled feature and the grid of patch features of each image."""
         ...

@@ -1,20 +1,20 @@
-"""Position tables: the fixed two-dimensional sine-cosine one, and any table for another grid; patch kernels likewise.
+"""Position tables: the fixed two-dimensional sine-cosine table, and resizing of tables and patch kernels.
 
 A position is (row y, column x) of a patch. Its vector of length D is [e(x), e(y)], the column first, where
 e(t) = [sin(t w), cos(t w)] and w_i = 10000^(-i / (D/4)), i = 0 .. D/4 - 1. The class token's vector is zero.
 Indices are not rescaled with the resolution: a 28 x 28 grid uses 0 .. 27.
 
 MAE computes w in double precision, as here; CrossMAE's own table uses single precision for w and so differs
-by at most 3e-6. A checkpoint brings its own table along, which is then used as it is.
+by at most 3e-6. If a checkpoint holds its own table, that table is used unchanged.
 
-How a position table is brought to another grid changes results (by up to .17 on values in -1..1, from 14 to 7 patches a
-side), so it is always said which way was taken:
+The way a position table is resized to another grid changes results (by up to .17 on values in -1..1, from 14 to 7
+patches a side), so every result names the method:
 
     bicubic            corners not aligned, no antialiasing: MAE, CrossMAE, ViTDet
-    bicubic-antialias  the same with antialiasing: timm; another kernel, so it differs in growing too
-    bilinear-antialias the same, bilinear: TIPS
-    bicubic-offset     by the factor (rows + .1) / n instead of to a size: DINO, DINOv2 without registers
-    regenerate         the fixed sine-cosine table of the new grid, in place of the old one's image
+    bicubic-antialias  with antialiasing: timm; its kernel differs, so enlarging differs too
+    bilinear-antialias bilinear with antialiasing: TIPS
+    bicubic-offset     scaled by the factor (rows + .1) / n instead of to a size: DINO, DINOv2 without registers
+    regenerate         the fixed sine-cosine table is computed for the new grid
 
 Shapes: n and m patches of a grid, D width, p patch side.
 """
@@ -33,7 +33,7 @@ TOLERANCE = 2e-3  # a table stored in half precision is off by 5e-4, CrossMAE's 
 
 
 def sincos_2d(width: int, grid: tuple[int, int], class_token: bool = True) -> Tensor:
-    """The position table of a grid.
+    """Return the fixed sine-cosine position table of a grid.
 
     Args:
         width: length of a position's vector, a multiple of 4.
@@ -56,7 +56,7 @@ def sincos_2d(width: int, grid: tuple[int, int], class_token: bool = True) -> Te
 
 
 def square_side(table: Tensor) -> int:
-    """Patches along one side of the square grid that `table` (1, 1 + n * n, D) describes.
+    """Return the patches along one side of the square grid of `table` (1, 1 + n * n, D).
 
     Raises:
         ValueError: if the number of patches is not a square.
@@ -76,9 +76,9 @@ def interpolate_rows(
     offset: float = 0.0,
     kernel: str = "bicubic",
 ) -> Tensor:
-    """The rows (1, side * side, D) of a square grid for another: (1, rows * columns, D); corners not aligned.
+    """Resize the rows (1, side * side, D) of a square grid to (1, rows * columns, D); corners are not aligned.
 
-    `offset` scales by (rows + offset) / side instead of to the size itself: DINO's way, with 0.1.
+    With `offset` the scale is (rows + offset) / side instead of rows / side; DINO uses 0.1.
     """
     image = rows.unflatten(1, (side, side)).permute(0, 3, 1, 2)
     if offset:
@@ -91,13 +91,13 @@ def interpolate_rows(
 
 
 def fixed_table(width: int, grid: tuple[int, int], rows_first: bool = False) -> Tensor:
-    """The sine-cosine table (1, rows * columns, D) of MAE; with `rows_first` MoCo v3's, which begins with the row."""
+    """Return MAE's sine-cosine table (1, rows * columns, D); with `rows_first` MoCo v3's, which puts the row first."""
     table = sincos_2d(width, grid, class_token=False)
     return table.roll(width // 2, dims=2) if rows_first else table
 
 
 def rows_first(table: Tensor) -> bool | None:
-    """Which fixed table `table` (1, [1 +] n * n, D) is: MAE's (False), MoCo v3's (True), or none (None)."""
+    """Tell which fixed table `table` (1, [1 +] n * n, D) is: MAE's (False), MoCo v3's (True), or neither (None)."""
     if table.ndim != 3 or table.shape[2] % 4 or not table.is_floating_point():
         return None
     patches, _ = split_table(table)
@@ -111,23 +111,23 @@ def rows_first(table: Tensor) -> bool | None:
 
 
 def split_table(table: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of the patches, and those of the class token: none where the table is of a square grid alone."""
+    """Split a table into the rows of the patches and the class token's row (empty if the table has none)."""
     extra = 0 if math.isqrt(table.shape[1]) ** 2 == table.shape[1] else 1
     return table[:, extra:], table[:, :extra]
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int], how: Interpolation = "bicubic") -> Tensor:
-    """`table` (1, [1 +] n * n, D) for `grid`, (1, [1 +] rows * columns, D); the class token's row is kept as it is.
+    """Resize `table` (1, [1 +] n * n, D) to `grid`: (1, [1 +] rows * columns, D); the class token's row is unchanged.
 
-    The same grid gives the same tensor back.
+    Returns `table` itself if it already has this grid.
 
     Raises:
-        ValueError: if `table` is of no square grid, or is to be regenerated and is not a fixed table.
+        ValueError: if `table` has no square grid, or `how` is "regenerate" and it is not a fixed table.
     """
     patches, token = split_table(table)
     side = math.isqrt(patches.shape[1])
     if side * side != patches.shape[1] or not side:
-        raise ValueError(f"a position table of {table.shape[1]} rows is of no square grid, class token or not")
+        raise ValueError(f"a position table of {table.shape[1]} rows is not a square grid with or without class token")
     if grid == (side, side):
         return table
     if how == "regenerate":
@@ -143,14 +143,14 @@ def _regenerated(table: Tensor, grid: tuple[int, int]) -> Tensor:
     first = rows_first(table)
     if first is None:
         raise ValueError(
-            "positions=regenerate is for fixed sine-cosine tables, and this encoder learned its own; "
-            "take bicubic or bicubic-antialias"
+            "positions=regenerate needs a fixed sine-cosine table, but this encoder learned its table; "
+            "use bicubic or bicubic-antialias"
         )
     return fixed_table(table.shape[2], grid, first).to(table)
 
 
 def resize_kernel(kernel: Tensor, patch: int) -> Tensor:
-    """A kernel (D, 3, p, p) for patches of side `patch`: bicubic, as ViTDet brings ViT-H from 14 to 16."""
+    """Resize a kernel (D, 3, p, p) to patches of side `patch`: bicubic, as ViTDet does for ViT-H, from 14 to 16."""
     if kernel.shape[-2:] == (patch, patch):
         return kernel
     return F.interpolate(kernel, size=(patch, patch), mode="bicubic", align_corners=False)

@@ -1,9 +1,9 @@
-"""The simple feature pyramid of ViTDet: every level made from the encoder's last map alone.
+"""The simple feature pyramid of ViTDet: every level is computed from the encoder's last map.
 
-A level is the map brought to its resolution (two transposed convolutions for 4, one for 2, nothing for 1, max-pooling
-below), then a 1x1 and a 3x3 convolution, each with a norm over channels and no activation. One more level, half the
-resolution of the coarsest, takes every second cell of it. Names as in detectron2's `SimpleFeaturePyramid`:
-`simfp_{log2 of the stride}.*`, and `net.*` for the encoder.
+A level is the map resized to the level's resolution (two transposed convolutions for 4, one for 2, nothing for 1,
+max-pooling below), then a 1x1 and a 3x3 convolution, each with a norm over channels and no activation. One more level
+takes every second cell of the coarsest, which halves the resolution. Names are those of detectron2's
+`SimpleFeaturePyramid`: `simfp_{log2 of the stride}.*`, and `net.*` for the encoder.
 """
 
 # B image, C channel
@@ -20,14 +20,14 @@ from torch.nn import functional as F
 
 from mimbench.backbones.vitdet import ViTDet
 
-REGION = 14 * 14  # cells of a map up to which convolutions train faster with channels last on a CPU
+REGION = 14 * 14  # cells of a map; up to this size, convolutions on a CPU train faster with channels last
 
 
 def suited(maps_BCHW: Tensor) -> Tensor:
-    """The maps in the order of memory in which a convolution is fastest.
+    """Return the maps in the memory format in which a convolution is fastest.
 
-    The backward pass of a 3x3 convolution takes 1.5 times as long on a CPU where channels are last; forward is a fifth
-    faster so, and so is everything on the small maps of regions.
+    With channels last, the backward pass of a 3x3 convolution on a CPU takes 1.5 times as long; the forward pass is a
+    fifth faster, and so is everything on the small maps of regions.
     """
     large = maps_BCHW.shape[2] * maps_BCHW.shape[3] > REGION
     if large and maps_BCHW.device.type == "cpu" and torch.is_grad_enabled():
@@ -42,19 +42,19 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(channels, eps=1e-6)
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
-        """The same shape; channels last in memory, which convolutions take as it is."""
+        """Normalise the maps; the shape is unchanged, in channels-last memory format."""
         return super().forward(maps_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ConvNorm(nn.Conv2d):
-    """A convolution of odd side that keeps the resolution, without bias, and a norm over channels, `norm.*`."""
+    """A convolution with an odd kernel that keeps the resolution, without bias, then a norm over channels, `norm.*`."""
 
     def __init__(self, channels: int, out_channels: int, side: int) -> None:
         super().__init__(channels, out_channels, side, padding=side // 2, bias=False)
         self.norm = ChannelNorm(out_channels)
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
-        """(B, out_channels, H, W)."""
+        """Return maps (B, out_channels, H, W)."""
         return self.norm(super().forward(suited(maps_BCHW)))
 
 
@@ -65,11 +65,11 @@ class SimpleFeaturePyramid(nn.Module):
         """Args:
         net: the encoder.
         channels: of every level.
-        scales: resolution of the levels relative to the encoder's, each half of the one before. One level more of
-            half the last resolution comes by itself.
+        scales: resolutions of the levels relative to the encoder's map; each is half the one before. One more level
+            at half the last resolution is always added.
 
         Raises:
-            ValueError: for scales that are not such powers of 2, or a stride that is not one.
+            ValueError: if the scales are not such powers of 2, or a stride is not a power of 2.
         """
         super().__init__()
         self.net = net
@@ -79,7 +79,7 @@ class SimpleFeaturePyramid(nn.Module):
         if any(stride < 1 or not math.log2(stride).is_integer() for stride in strides):
             raise ValueError(
                 f"patch={net.vit.patch} with scales={tuple(scales)} gives strides {strides}, not powers of 2; "
-                "give a patch that is one (16 for ViT-H), and a patch-14 encoder is resampled to it"
+                "set a patch that is a power of 2 (16 for ViT-H), and a patch-14 encoder is resampled to it"
             )
         self.strides = (*(int(stride) for stride in strides), int(2 * strides[-1]))
         self._names = [f"simfp_{int(math.log2(stride))}" for stride in strides]
@@ -89,14 +89,14 @@ class SimpleFeaturePyramid(nn.Module):
             self.add_module(name, level)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """One map per stride of `strides`."""
+        """Return one map per stride in `strides`."""
         last = self.net(images)
         maps = [self.get_submodule(name)(last) for name in self._names]
         return [*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2)]
 
 
 def _resizing(width: int, scale: float) -> tuple[list[nn.Module], int]:
-    """Layers that bring a map of `width` channels to `scale` times its resolution, and the channels they leave."""
+    """Return layers that resize a map of `width` channels by `scale`, and the number of output channels."""
     if scale == 4:
         half = nn.ConvTranspose2d(width, width // 2, 2, stride=2)
         quarter = nn.ConvTranspose2d(width // 2, width // 4, 2, stride=2)

@@ -1,14 +1,15 @@
-"""BEiT's and SimMIM's tables of relative positions, in windows and on grids that they were not learned for.
+"""BEiT's and SimMIM's tables of relative positions, used in windows and on grids of other sizes.
 
-A table (rows, heads) is learned for a grid of n x n patches: its first (2 n - 1)^2 rows are what a key at (i, j) adds
-to the logit of a query at (y, x), row (y - i + n - 1) (2 n - 1) + (x - j + n - 1). Three more follow where there is a
-class token: what a patch adds to the class token's logit, the class token to a patch's, and the class token to its own.
+A table (rows, heads) is learned for a grid of n x n patches. Its first (2 n - 1)^2 rows are biases: the key at (i, j)
+adds row (y - i + n - 1) (2 n - 1) + (x - j + n - 1) to the logit of the query at (y, x). With a class token three rows
+follow: the bias of a patch in the class token's logit, of the class token in a patch's, and of the class token in its
+own.
 
-A grid that is not larger takes the middle of the table, which is exact: the distances in it are those of pretraining. A
-larger grid needs distances that were never seen. BEiT's detection and segmentation stretch the table for them: the
-learned distances are taken to lie at 0, 1, 1 + q, 1 + q + q^2, ..., so that the nearest stay what they are and the last
-reaches as far as is needed, and a cubic spline through them gives the rest (microsoft/unilm,
-beit/semantic_segmentation/ mmcv_custom/checkpoint.py). timm interpolates linearly on the same axis, which differs by up
+A grid of the same size or smaller uses the middle of the table. That is exact, because its distances occurred in
+pretraining. A larger grid has distances that did not. For these, BEiT's detection and segmentation code stretches the
+table: it places the learned distances at 0, 1, 1 + q, 1 + q + q^2, ..., so the nearest stay and the last one reaches
+the largest distance, and interpolates between them by a cubic spline (microsoft/unilm,
+beit/semantic_segmentation/mmcv_custom/checkpoint.py). timm interpolates linearly on the same axis, which differs by up
 to .07 on values of .25.
 """
 
@@ -29,20 +30,20 @@ CLASS_ROWS = 3
 
 
 def table_side(rows: int) -> tuple[int, int]:
-    """Patches along a side of the grid that a table of `rows` rows is for, and how many rows are the class token's.
+    """Return the patches along a side of the grid of a table of `rows` rows, and the number of class token rows.
 
     Raises:
-        ValueError: if it is of no square grid.
+        ValueError: if no square grid has this number of rows.
     """
     for extra in (0, CLASS_ROWS):
         side = math.isqrt(max(rows - extra, 0))
         if side * side == rows - extra and side % 2:
             return (side + 1) // 2, extra
-    raise ValueError(f"a table of relative positions with {rows} rows is of no square grid")
+    raise ValueError(f"a table of relative positions with {rows} rows does not fit a square grid")
 
 
 def resize_relative(table_RH: Tensor, grid: tuple[int, int], how: RelativeResize = "cubic") -> Tensor:
-    """The rows of a table for `grid`: ((2 h - 1) (2 w - 1) [+ 3], heads); the class token's are kept as they are.
+    """Resize a table to `grid`: ((2 h - 1) (2 w - 1) [+ 3], heads); the class token's rows are unchanged.
 
     Raises:
         ValueError: if the grid is larger than the table's and `how` is "none".
@@ -68,7 +69,7 @@ def resize_relative(table_RH: Tensor, grid: tuple[int, int], how: RelativeResize
 
 @lru_cache(maxsize=64)
 def stretch(side: int, new: int, how: RelativeResize = "cubic") -> Tensor:
-    """(2 new - 1, 2 side - 1), in double precision: takes a table's axis for `side` patches to one for `new`, more."""
+    """Return the matrix (2 new - 1, 2 side - 1), in double precision, that stretches an axis of a table to `new`."""
     learned = geometric_axis(side, new)
     wanted = torch.arange(1 - new, new, dtype=torch.float64).clamp(learned[0], learned[-1])
     degree = min(3 if how == "cubic" else 1, len(learned) - 1)
@@ -77,10 +78,10 @@ def stretch(side: int, new: int, how: RelativeResize = "cubic") -> Tensor:
 
 
 def geometric_axis(side: int, new: int) -> Tensor:
-    """Where the 2 side - 1 learned distances lie, the last at new - 1: 0, 1, 1 + q, ..., and the same below zero.
+    """Return the places of the 2 side - 1 learned distances: 0, 1, 1 + q, ... up to new - 1, mirrored below zero.
 
-    q lies in 1.01..1.5, found by bisection to 1e-6; beyond 1.5 the last distance stays short of new - 1. BEiT and timm
-    take the last q that was tried, this the middle of what is left: that moves a value of a table by up to 3e-5 of it.
+    q is in 1.01..1.5, found by bisection to 1e-6; if it would exceed 1.5, the last distance is below new - 1. BEiT and
+    timm take the last q tried, we take the middle of the remaining interval: values differ by up to a relative 3e-5.
     """
     low, high = 1.01, 1.5
     while high - low > 1e-6:
@@ -93,9 +94,9 @@ def geometric_axis(side: int, new: int) -> Tensor:
 
 
 def relative_bias(rows_RH: Tensor, grid: tuple[int, int], prefix: int = 0) -> Tensor:
-    """What keys add to the logits of queries: (heads, P + h w, P + h w), for the rows of a table for `grid`.
+    """Return the bias of each key in each query's logit, (heads, P + h w, P + h w), from the rows of `grid`'s table.
 
-    The tokens before the patches, `prefix` of them, all use the class token's rows.
+    All `prefix` tokens before the patches use the class token's rows.
     """
     height, width = grid
     patches = rows_RH[: (2 * height - 1) * (2 * width - 1)]

@@ -1,7 +1,7 @@
-"""Rotary positions: queries and keys are turned by angles that depend on the place of their patch.
+"""Rotary positions: queries and keys are rotated by angles that depend on the position of their patch.
 
-RotaryPositions     DINOv3's: places in -1..1, whatever the grid
-EvaPositions        EVA-02's and the Perception Encoder's: places in patches of the pretraining grid
+RotaryPositions     DINOv3's: positions in -1..1 for every grid
+EvaPositions        EVA-02's and the Perception Encoder's: positions in patches of the pretraining grid
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mimbench.backbones.config import Rope, Traits
 
 
 class RotaryPositions(nn.Module):
-    """DINOv3's axial rotary positions for a grid of any size; no weights, but `periods` in the checkpoint.
+    """DINOv3's axial rotary positions for a grid of any size; no trained weights, but `periods` in the checkpoint.
 
-    The patch in row i of h lies at 2 (i + 1/2) / h - 1, in -1..1, and likewise in its column; each period p turns a
-    pair of channels by 2 pi of that over p. The released files hold the periods in bfloat16's precision, which is why
-    they are taken from there. A grid's table is computed once, and again when the periods change.
+    The patch in row i of h has the position 2 (i + 1/2) / h - 1, in -1..1, and its column likewise; each period p turns
+    a pair of channels by 2 pi of that over p. The periods are read from the file, because released files hold them
+    rounded to bfloat16. A grid's table is computed once, and again when the periods change.
     """
 
     rotates_halves = True  # a pair is channels j and j + d / 2
@@ -32,7 +32,7 @@ class RotaryPositions(nn.Module):
         self._tables: dict[Any, Tensor] = {}
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
-        """(h * w, 2 d): for each patch the sines, then the cosines, of the d channels of a head."""
+        """Return (h * w, 2 d): for each patch the sines, then the cosines, of the d channels of a head."""
         periods = self.periods
         key = (grid, periods.device, periods.dtype, periods._version)
         if key not in self._tables:
@@ -49,9 +49,9 @@ class RotaryPositions(nn.Module):
 
 
 class EvaPositions(RotaryPositions):
-    """The rotary positions that `Rope` describes, for a grid of any size; nothing of them is in a checkpoint.
+    """The rotary positions that `Rope` describes, for a grid of any size; checkpoints hold nothing of them.
 
-    They are computed in double precision and kept in single, or in the encoder's where that is higher.
+    They are computed in double precision and kept in single precision, or in the encoder's if that is higher.
     """
 
     rotates_halves = False  # a pair is channels 2 j and 2 j + 1
@@ -77,14 +77,14 @@ class EvaPositions(RotaryPositions):
 
 
 def rotary_positions(head_width: int, traits: Traits) -> RotaryPositions | None:
-    """The rotary positions of an encoder with `traits` and heads `head_width` wide; None where it has none."""
+    """Build the rotary positions of an encoder with `traits` and heads `head_width` wide; None if it has none."""
     if traits.rope is not None:
         return EvaPositions(head_width, traits.rope)
     return RotaryPositions(head_width) if traits.positions == "rope" else None
 
 
 def rotated(heads: Tensor, table: Tensor, half: bool) -> Tensor:
-    """Queries or keys (..., N, d) turned by a table (..., N, 2 d) of sines and cosines, in `heads`' precision."""
+    """Rotate queries or keys (..., N, d) by a table (..., N, 2 d) of sines and cosines, in `heads`' precision."""
     sine, cosine = table.chunk(2, dim=-1)
     if half:
         first, second = heads.chunk(2, dim=-1)
@@ -95,5 +95,5 @@ def rotated(heads: Tensor, table: Tensor, half: bool) -> Tensor:
 
 
 def rotary_periods(head_width: int, base: float = 100.0) -> Tensor:
-    """The periods (d / 4,) that DINOv3 starts from, for heads `head_width` wide: base ** (2 i / (d / 2))."""
+    """Return DINOv3's initial periods (d / 4,) for heads `head_width` wide: base ** (2 i / (d / 2))."""
     return base ** (torch.arange(head_width // 4) / (head_width / 4))

@@ -1,4 +1,4 @@
-"""A user's own encoder: what a function in a Python file of theirs returns, checked against `backbones.contract`.
+"""A user's own encoder: returned by a function in the user's Python file and checked against `backbones.contract`.
 
     def build():                                  # my_encoder.py
         return Mine()                             # images (B, 3, H, W) to Features(pooled, grid)
@@ -8,8 +8,8 @@
     user.ours                                     # the encoder, if it is a VisionTransformer of mimbench; else None
     user.features(images)                         # Features, checked
 
-`encoder.patch` and `encoder.width` are numbers; `encoder.mean` and `encoder.std`, three numbers each, say how its
-images are normalised, ImageNet's where it has none. The file is run as it is, by the user's own choice: it is not data.
+`encoder.patch` and `encoder.width` are whole numbers. `encoder.mean` and `encoder.std`, three numbers each, normalise
+its images; without them ImageNet's are used. The file is code and is run: use only files you trust.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from mimbench.backbones.content import content_hash
 from mimbench.backbones.contract import Encoder, Features
 from mimbench.backbones.vit import VisionTransformer
 
-FAMILY = "user code"  # of such an encoder, in results
-ADVICE = "k-NN, linear, fast linear and few-shot take it as it is"
+FAMILY = "user code"  # the family of such an encoder in results
+ADVICE = "k-NN, linear, fast linear and few-shot accept it"
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class UserEncoder:
 
     code: UserCode
     encoder: Encoder
-    mean: tuple[float, ...]  # of its images, in 0..1
+    mean: tuple[float, ...]  # of its images, for values in 0..1
     std: tuple[float, ...]
-    statistics_given: bool  # by the encoder; else they are ImageNet's
+    statistics_given: bool  # whether the encoder has its own; otherwise they are ImageNet's
 
     @property
     def name(self) -> str:
@@ -57,42 +57,40 @@ class UserEncoder:
 
     @property
     def type_name(self) -> str:
-        """The encoder's class."""
+        """The name of the encoder's class."""
         return type(self.encoder).__name__
 
     @property
     def ours(self) -> VisionTransformer | None:
-        """The encoder, if it is one of mimbench's: everything takes such a one."""
+        """The encoder if it is a VisionTransformer of mimbench, which every evaluation accepts; otherwise None."""
         return self.encoder if isinstance(self.encoder, VisionTransformer) else None
 
     @property
     def module(self) -> nn.Module | None:
-        """The encoder, if it is a module, whose weights are known."""
+        """The encoder if it is a torch module, whose weights are known; otherwise None."""
         return self.encoder if isinstance(self.encoder, nn.Module) else None
 
     def to(self, device: torch.device) -> None:
-        """Move it to `device`, frozen and in eval mode, if it is a module; what is not one sees to that itself."""
+        """Move it to `device`, frozen and in eval mode, if it is a module; other objects must do so themselves."""
         if self.module is not None:
             self.module.requires_grad_(False).eval().to(device)
 
     def build(
         self, pool: Literal["avg", "cls"] = "avg", interpolation: Interpolation | None = None
     ) -> tuple[VisionTransformer, EncoderInfo]:
-        """The encoder and what it is, where it is one of ours; as `weights.Weights.build_encoder`.
+        """Return the encoder, if it is mimbench's, and its description; as `weights.Weights.build_encoder`.
 
         Raises:
-            ValueError: if it is not one of ours, saying what takes it; if it has no class token and `pool` asks for it.
+            ValueError: if it is not mimbench's, naming what accepts it; if `pool` needs a class token that it lacks.
         """
         model = self.ours
         if model is None:
             raise ValueError(
-                f"{self.name} returns a {self.type_name}, which is no VisionTransformer of mimbench: ViTDet and "
+                f"{self.name} returns a {self.type_name}, which is not a VisionTransformer of mimbench: ViTDet and "
                 f"fine-tuning need its blocks and weights by name; {ADVICE}"
             )
         if pool == "cls" and not model.traits.class_token:
-            raise ValueError(
-                f"pool=cls asks for the class token, and the encoder of {self.name} has none; take pool=avg"
-            )
+            raise ValueError(f"pool=cls needs a class token, and the encoder of {self.name} has none; use pool=avg")
         model.pool, model.interpolation = pool, interpolation or model.interpolation
         final_norm = isinstance(model.norm, nn.LayerNorm)
         mean, std = (cast("tuple[float, float, float]", values) for values in (self.mean, self.std))
@@ -110,10 +108,10 @@ class UserEncoder:
         return model, info
 
     def features(self, images: Tensor) -> Features:
-        """Pooled features (B, D) and maps (B, h, w, D) of normalised images (B, 3, H, W).
+        """Return pooled features (B, D) and maps (B, h, w, D) of normalised images (B, 3, H, W).
 
         Raises:
-            ValueError: in one line, if it raises an error, or returns what the contract does not allow.
+            ValueError: in one line, if the encoder raises an error or breaks the contract.
         """
         with _as_one_line(self.code, "encoding images"):
             found: Any = self.encoder(images)
@@ -131,18 +129,18 @@ class UserEncoder:
                     f"and width={width} it must be {shape}"
                 )
             if not value.is_floating_point():
-                raise ValueError(f"{self.name}: {part} is of {value.dtype}; it must be floating-point")
+                raise ValueError(f"{self.name}: {part} has dtype {value.dtype}; it must be floating-point")
         return features
 
     def try_out(self, image: int, device: torch.device) -> None:
-        """Encode two images of noise of side `image`, to know that it meets the contract.
+        """Encode two images of noise of side `image` to check that it meets the contract.
 
         Raises:
             ValueError: as `features`; also for features that are not finite.
         """
         patch = self.encoder.patch
         if image % patch:
-            raise ValueError(f"image={image} cannot be cut into patches of {patch}, which {self.name} says are its")
+            raise ValueError(f"image={image} is not a multiple of patch={patch} of {self.name}")
         images = torch.randn(2, 3, image, image, generator=torch.Generator().manual_seed(0)).to(device)
         with torch.no_grad():
             features = self.features(images)
@@ -152,7 +150,7 @@ class UserEncoder:
 
 
 def about(user: UserEncoder) -> dict[str, Any]:
-    """What there is to tell of a user's encoder, as plain values; it is tried out on the way.
+    """Return the description of a user's encoder as plain values, after trying the encoder out.
 
     Raises:
         ValueError: if it does not meet the contract.
@@ -172,7 +170,7 @@ def about(user: UserEncoder) -> dict[str, Any]:
         "weights": None if module is None else sum(value.numel() for value in module.parameters()),
         "mean": list(user.mean),
         "std": list(user.std),
-        "statistics": "the encoder's" if user.statistics_given else "ImageNet's, for the encoder gives none",
+        "statistics": "the encoder's" if user.statistics_given else "ImageNet's, because the encoder has none",
         "tried_on": image,
         "ours": ours is not None,
     }
@@ -182,9 +180,9 @@ def load_user_encoder(location: str | Path) -> UserEncoder:
     """Run the user's file and call its function.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: in one line, if the file or the function raises an error, there is no such function, or what it
-            returns has no patch and width or is not called with images.
+        FileNotFoundError: if the file does not exist.
+        ValueError: in one line, if the file or the function raises an error, the function does not exist, or the
+            returned object has no patch and width or cannot be called.
     """
     code = user_code(location)
     if code is None:
@@ -200,7 +198,7 @@ def load_user_encoder(location: str | Path) -> UserEncoder:
 
 
 def _imported(code: UserCode) -> ModuleType:
-    """The user's file as a module; files beside it can be imported, after everything that is installed."""
+    """Import the user's file; it can import files beside it, but installed packages come first."""
     beside = str(code.file.absolute().parent)
     if beside not in sys.path:
         sys.path.append(beside)
@@ -235,15 +233,15 @@ def _checked(code: UserCode, encoder: Any) -> UserEncoder:
 
 
 def _colours(code: UserCode, name: str, value: Any) -> tuple[float, ...]:
-    """Three finite numbers."""
+    """Return `value` as three finite numbers."""
     try:
         numbers = tuple(float(number) for number in (value.flatten() if isinstance(value, Tensor) else value))
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise ValueError(
-            f"{code.name}: {name}={value!r} of the encoder must be three numbers of images in 0..1; give mean and std, "
-            f"or neither for ImageNet's"
+            f"{code.name}: {name}={value!r} of the encoder must be three numbers, for images in 0..1; set both mean "
+            f"and std, or neither to use ImageNet's"
         )
     return numbers
 
@@ -256,7 +254,7 @@ def _kind(value: Any) -> str:
 
 @contextmanager
 def _as_one_line(code: UserCode, doing: str) -> Iterator[None]:
-    """An error of the user's code as one line that names the file, the line and the error."""
+    """Report an error of the user's code in one line that names the file, the line and the error."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):

@@ -1,11 +1,11 @@
 """The plain ViT that masked-image-modelling methods pretrain, and its relatives.
 
-`Trunk` is what every method shares: patch embedding, class token, fixed sin-cos positions and timm's pre-norm
-blocks. It can be shown some of the patches only, and then embeds no others. `VisionTransformer` is the encoder as
-evaluations see it: images to `Features`.
+`Trunk` is the part that all methods share: patch embedding, class token, fixed sin-cos positions and timm's pre-norm
+blocks. Given only some of the patches, it embeds only these. `VisionTransformer` is the encoder for evaluations: images
+to `Features`.
 
-Parameters are named as in MAE and CrossMAE: cls_token, pos_embed, patch_embed.proj.*, blocks.N.*, and norm.* where
-the method has a final norm. `Traits` say what else other people's encoders have; its parameters are named as in timm.
+Parameters have the names of MAE and CrossMAE: cls_token, pos_embed, patch_embed.proj.*, blocks.N.*, and norm.* if the
+method has a final norm. `Traits` describe what other encoders have in addition; those parameters have timm's names.
 
 Shapes: B image, N patch (h * w, row-major), V patch shown, T token (class token and patches), D width, p patch side.
 """
@@ -30,11 +30,11 @@ from mimbench.backbones.rotary import rotary_positions
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 PLAIN = Traits()
-FIRST_TOKENS = ("cls_token", "reg_token")  # what comes before the patches, as far as an encoder has it
+FIRST_TOKENS = ("cls_token", "reg_token")  # tokens before the patches, if the encoder has them
 
 
 def patch_view(images: Tensor, patch: int) -> Tensor:
-    """Images (B, 3, H, W) as patches (B, h, w, 3, p, p), without copying.
+    """Return images (B, 3, H, W) as patches (B, h, w, 3, p, p), without copying.
 
     Raises:
         ValueError: if a side of the images is not a multiple of `patch`.
@@ -45,7 +45,7 @@ def patch_view(images: Tensor, patch: int) -> Tensor:
 
 
 def pick_patches(patches: Tensor, index_BV: Tensor | None) -> Tensor:
-    """Of patches (B, h, w, ...) those at row-major indices (B, V), or all: (B, V, ...)."""
+    """Return the patches (B, h, w, ...) at row-major indices (B, V), or all of them: (B, V, ...)."""
     if index_BV is None:
         return patches.flatten(1, 2)
     columns = patches.shape[2]
@@ -54,7 +54,7 @@ def pick_patches(patches: Tensor, index_BV: Tensor | None) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of each patch, kept as the convolution that checkpoints hold."""
+    """A linear map of each patch; its weights are stored as a convolution, as in checkpoints."""
 
     def __init__(self, patch: int, width: int, traits: Traits = PLAIN) -> None:
         super().__init__()
@@ -62,19 +62,19 @@ class PatchEmbed(nn.Module):
         self.norm = norm_layer(traits)(width) if traits.patch_norm else nn.Identity()
 
     def forward(self, patches_BV3pp: Tensor) -> Tensor:
-        """Tokens (B, V, D)."""
+        """Return tokens (B, V, D)."""
         tokens: Tensor = self.norm(F.linear(patches_BV3pp.flatten(2), self.proj.weight.flatten(1), self.proj.bias))
         return tokens
 
 
 class Trunk(nn.Module):
-    """Patch embedding, class token, positions and blocks; subclasses add what they read out and initialise.
+    """Patch embedding, class token, positions and blocks; subclasses add outputs and initialisation.
 
     Args:
         shape: sizes.
-        traits: what it has beyond MAE's ViT.
-        interpolation: how the position table is brought to the grid of other images than `shape.image`.
-        drop_path: stochastic depth of the last block; rises linearly from 0.
+        traits: its differences from MAE's ViT.
+        interpolation: how the position table is resized for images of other sizes than `shape.image`.
+        drop_path: stochastic depth of the last block; rises linearly from 0 over the blocks.
     """
 
     cls_token: nn.Parameter
@@ -98,14 +98,14 @@ class Trunk(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, traits.registers, shape.width))
         if traits.positions == "absolute":
             table = sincos_2d(shape.width, (shape.grid, shape.grid), traits.class_token)
-            self.pos_embed = nn.Parameter(table, requires_grad=False)  # a Parameter, so that files hold it as MAE's do
+            self.pos_embed = nn.Parameter(table, requires_grad=False)  # a Parameter, to be saved as in MAE
         self.rope = rotary_positions(shape.width // shape.heads, traits)
         self.norm_pre = norm_layer(traits)(shape.width) if traits.pre_norm else nn.Identity()
         rates = [drop_path * index / max(shape.depth - 1, 1) for index in range(shape.depth)]
         self.blocks = nn.ModuleList(build_block(shape, traits, rate) for rate in rates)
 
     def initialise(self, *tokens: nn.Parameter) -> None:
-        """MAE's initialisation, in its order, so that the same seed gives the same weights.
+        """Initialise the weights as MAE does, in the same order, so that the same seed gives the same weights.
 
         The patch embedding's bias keeps the convolution's default; `tokens` are drawn after the class token.
         """
@@ -116,12 +116,12 @@ class Trunk(nn.Module):
         self.apply(_initialise)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens (B, 1 + V, D) of the patches at indices `keep` (B, V), in that order, or of all; class token first.
+        """Embed the patches at indices `keep` (B, V), in that order, or all: tokens (B, 1 + V, D), class token first.
 
-        Registers come between the two; without a class token there are the patches alone.
+        Registers come between class token and patches; an encoder without a class token has only the patches.
 
         Raises:
-            ValueError: if the images cannot be cut into patches, or have another grid than relative positions are for.
+            ValueError: if the images cannot be cut into patches, or their grid does not fit the relative positions.
         """
         patches = patch_view(images, self.patch)
         tokens = self.patch_embed(pick_patches(patches, keep))
@@ -140,25 +140,25 @@ class Trunk(nn.Module):
         return embedded
 
     def require_grid(self, rows: int, columns: int) -> None:
-        """Refuse a grid of patches that the positions are not for: only relative ones are for one grid alone.
+        """Refuse a grid that does not fit the positions; only tables of relative positions are tied to one grid.
 
         Raises:
-            ValueError: in one line that says which size of images will do.
+            ValueError: in one line that names the right image size.
         """
         own = self.shape.grid
         if self.traits.positions == "relative" and (rows, columns) != (own, own):
             raise ValueError(
-                f"this encoder's relative positions are a table learned for {own} x {own} patches, and none for "
-                f"{rows} x {columns} can be made from it exactly; take images of {self.shape.image} pixels"
+                f"this encoder learned its table of relative positions for {own} x {own} patches, and resizing it to "
+                f"{rows} x {columns} would change the encoder; use images of {self.shape.image} pixels"
             )
 
     def forward_tokens(self, images: Tensor, keep: Tensor | None = None, blocks: int | None = None) -> list[Tensor]:
-        """What the blocks see and make: the tokens (B, 1 + V, D) before the first block and after each, not normalised.
+        """Return the tokens (B, 1 + V, D) before the first block and after each block, not normalised.
 
         Args:
             images: (B, 3, H, W), normalised; H and W multiples of the patch side.
             keep: row-major indices (B, V) of the patches to embed; all when None.
-            blocks: how many blocks to pass, from the first; all when None.
+            blocks: number of blocks to run, from the first; all when None.
         """
         maps = [self.embed(images, keep)]
         for block in self.blocks[:blocks]:
@@ -166,12 +166,12 @@ class Trunk(nn.Module):
         return maps
 
     def encode(self, images: Tensor) -> Tensor:
-        """The tokens (B, T, D) after the last block, not normalised: class token, registers, patches."""
+        """Return the tokens (B, T, D) after the last block, not normalised: class token, registers, patches."""
         [tokens] = deque(self.after_each_block(images), maxlen=1)
         return tokens
 
     def after_each_block(self, images: Tensor) -> Iterator[Tensor]:
-        """The tokens (B, T, D) after the first block, after the second, and so on; not normalised."""
+        """Yield the tokens (B, T, D) after each block, from the first to the last; not normalised."""
         tokens = self.embed(images)
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         rope = {} if self.rope is None else {"rope": self.rope(grid)}
@@ -180,7 +180,7 @@ class Trunk(nn.Module):
             yield tokens
 
     def through(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        """What `block` makes of `inputs`; with `recompute`, the backward pass computes that again."""
+        """Return `block(*inputs)`; with `recompute`, the backward pass runs the block again to save memory."""
         if self.recompute and torch.is_grad_enabled():
             again: Tensor = checkpoint(block, *inputs, use_reentrant=False)
             return again
@@ -189,20 +189,20 @@ class Trunk(nn.Module):
 
 
 class VisionTransformer(Trunk):
-    """An encoder to evaluate: images (B, 3, H, W), normalised as in its pretraining, to `Features`.
+    """An encoder for evaluations: maps images (B, 3, H, W), normalised as in its pretraining, to `Features`.
 
-    Tokens pass the final norm, `norm.*`, where the method trains one (MAE); else (CrossMAE) they are the last block's
-    output, and `norm` is the identity. An evaluation that wants another norm puts it in its place.
+    If the method trains a final norm (MAE), tokens pass it, `norm.*`. Otherwise (CrossMAE) they are the last block's
+    output, and `norm` is the identity. An evaluation that needs another norm replaces `norm`.
 
     Args:
         shape: sizes of the encoder.
-        final_norm: the method trains a final LayerNorm.
+        final_norm: whether the method trains a final LayerNorm.
         pool: "avg", the mean of the patch tokens, or "cls", the class token.
-        traits: what it has beyond MAE's ViT.
-        interpolation: how its position table is brought to other grids.
+        traits: its differences from MAE's ViT.
+        interpolation: how its position table is resized to other grids.
 
     Raises:
-        ValueError: if the class token is asked for and there is none.
+        ValueError: if `pool` is "cls" and the encoder has no class token.
     """
 
     def __init__(
@@ -215,13 +215,13 @@ class VisionTransformer(Trunk):
     ) -> None:
         super().__init__(shape, traits, interpolation)
         if pool == "cls" and not traits.class_token:
-            raise ValueError("pool=cls asks for the class token, and this encoder has none; take pool=avg")
+            raise ValueError("pool=cls needs a class token, and this encoder has none; use pool=avg")
         self.pool = pool
         self.norm = norm_layer(traits)(shape.width) if final_norm else nn.Identity()
         self.initialise()
 
     def forward(self, images: Tensor) -> Features:
-        """Pooled feature (B, D) and patch features (B, h, w, D)."""
+        """Return the pooled feature (B, D) and the patch features (B, h, w, D)."""
         tokens = self.norm(self.encode(images))
         patches = tokens[:, self.traits.prefix :]
         pooled = patches.mean(dim=1) if self.pool == "avg" else tokens[:, 0]

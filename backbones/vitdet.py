@@ -1,16 +1,17 @@
-"""ViTDet's encoder: a ViT whose blocks attend in windows, but for a few that attend to the whole image.
+"""ViTDet's encoder: a ViT whose blocks attend in windows, except for a few that attend to the whole image.
 
-Any encoder that `Traits` describe: its blocks' arithmetic is kept as it is, and what needs a definition in windows has
-one. Parameters are named as in the encoder, plus `rel_pos_h` and `rel_pos_w` in every `attn`; for MAE's ViT these are
-detectron2's names. The position table keeps the class token's row, learns, and is resized to the grid of each image.
+It supports every encoder that `Traits` describe and keeps the arithmetic of its blocks; the options below define what
+happens in windows. Parameters have the encoder's names, plus `rel_pos_h` and `rel_pos_w` in every `attn`; for MAE's ViT
+these are detectron2's names. The position table keeps the class token's row, is trained, and is resized to the grid of
+each image.
 
-What becomes of class token and registers (`prefix`):
+The treatment of class token and registers (`prefix`):
 
-    drop     they are left out, as in all published ViTDets (detectron2, EVA-02, Perception Encoder, ViT-Adapter)
+    drop     left out, as in all published ViTDets (detectron2, EVA-02, Perception Encoder, ViT-Adapter)
     global   windowed blocks neither see nor change them; they take part in global blocks (NVlabs/RADIO, vitdet.py)
-    copies   each window has a copy of its own; global blocks see all copies (RF-DETR)
+    copies   each window has its own copy; global blocks see all copies (RF-DETR)
 
-With all blocks global and the prefix kept, the map is the plain encoder's.
+With all blocks global and the prefix kept, the output equals the plain encoder's.
 """
 
 # B image, h and w grid of patches, W window, P token of the prefix, D width
@@ -46,13 +47,13 @@ from mimbench.backbones.window_attention import Side, WindowAttention, sides
 __all__ = ["NOT_IN_VITDET", "Block", "PatchEmbed", "ViTDet", "detectron2_reason", "vitdet_reason"]
 
 PLAIN = Traits()
-NOT_IN_VITDET = ("cls_token", "norm.weight", "norm.bias")  # what MAE's encoder has beyond detectron2's ViTDet
+NOT_IN_VITDET = ("cls_token", "norm.weight", "norm.bias")  # weights of MAE's encoder that detectron2's ViTDet lacks
 PREFIX = ("cls_token", "reg_token")
 RELATIVE = ".attn.relative_position_bias_table"
 
 
 class Block(nn.Module):
-    """A pre-norm block over a grid of tokens, and over those before it."""
+    """A pre-norm block on a grid of tokens and the prefix tokens."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Block(nn.Module):
         traits: Traits = PLAIN,
         prefix: Prefix = "drop",
     ) -> None:
-        """`window` 0 attends globally; see `WindowAttention`, and the top of the file for `prefix`."""
+        """Build the block; `window` 0 attends globally (see `WindowAttention`); `prefix`: see the top of the file."""
         super().__init__()
         seen = traits.class_token and (prefix == "copies" or (prefix == "global" and not window))
         self.norm1 = norm_layer(traits)(width)
@@ -85,7 +86,7 @@ class Block(nn.Module):
     def forward(
         self, tokens_BhwD: Tensor, prefix_BPD: Tensor | None = None, rope: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, h, w, D) and those before them to the same; `rope` as of `WindowAttention`."""
+        """Map tokens (B, h, w, D) and the prefix to the same shapes; `rope` as in `WindowAttention`."""
         if prefix_BPD is None or not self.sees_prefix:
             attended, _ = self.attn(self.norm1(tokens_BhwD), None, rope)
             tokens_BhwD = tokens_BhwD + self.drop_path(self._scaled(1, attended))
@@ -98,19 +99,19 @@ class Block(nn.Module):
         return self._added(tokens_BhwD, prefix_BPD, 2, *made)
 
     def _windows(self, tokens_BhwD: Tensor) -> int:
-        """Into how many windows the grid is cut; 1 in a global block."""
+        """The number of windows of the grid; 1 in a global block."""
         return count_windows(tokens_BhwD.shape[1:3], self.attn.window) if self.attn.window else 1
 
     def _added(
         self, tokens_BhwD: Tensor, prefix_BPD: Tensor, which: int, grid: Tensor, prefix: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The tokens and what the block's attention (1) or MLP (2) adds to them, dropped for an image or for none."""
+        """Add the output of the block's attention (1) or MLP (2), scaled and with drop path, to the tokens."""
         kept_B = self.drop_path(tokens_BhwD.new_ones(len(tokens_BhwD), 1, 1, 1))
         tokens_BhwD = tokens_BhwD + kept_B * self._scaled(which, grid)
         return tokens_BhwD, prefix_BPD + kept_B[:, 0] * self._scaled(which, prefix)
 
     def _scaled(self, which: int, tokens: Tensor) -> Tensor:
-        """Times LayerScale, where there is one."""
+        """Multiply by LayerScale, if the encoder has it."""
         if hasattr(self, f"gamma_{which}"):
             return tokens * getattr(self, f"gamma_{which}")
         if hasattr(self, f"ls{which}"):
@@ -120,13 +121,13 @@ class Block(nn.Module):
 
 
 def count_windows(grid: Sequence[int], window: Side) -> int:
-    """How many windows a grid of (rows, columns) is cut into, those that stick out among them."""
+    """Return the number of windows of a grid of (rows, columns), including those that extend beyond it."""
     down, across = (-(-side // of) for side, of in zip(grid, sides(window), strict=True))
     return down * across
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of each patch, and a norm where the encoder has one there."""
+    """A linear map of each patch, then a norm if the encoder has one there."""
 
     def __init__(self, patch: int, width: int, traits: Traits = PLAIN) -> None:
         super().__init__()
@@ -134,13 +135,13 @@ class PatchEmbed(nn.Module):
         self.norm = norm_layer(traits)(width) if traits.patch_norm else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to tokens (B, h, w, D)."""
+        """Map images (B, 3, H, W) to tokens (B, h, w, D)."""
         tokens_BhwD: Tensor = self.norm(self.proj(images).permute(0, 2, 3, 1))
         return tokens_BhwD
 
 
 class ViTDet(nn.Module):
-    """Images (B, 3, H, W), normalised, to a map (B, D, h, w) of patches."""
+    """ViTDet's encoder: maps normalised images (B, 3, H, W) to a map (B, D, h, w) of patches."""
 
     def __init__(
         self,
@@ -161,24 +162,26 @@ class ViTDet(nn.Module):
         norm: bool = False,
     ) -> None:
         """Args:
-        vit: sizes; `vit.image` is the pretraining image, which the position table is made for. traits: what the encoder
-        has beyond MAE's. image: side of the images to come, in pixels; relative positions of global blocks are made for
-        it. window: side of a window in patches, or its rows and columns; None takes `config.vitdet_window`.
-        global_blocks: indices of the blocks that attend to the whole image; None takes `config.global_blocks`. rel_pos:
-        decomposed relative positions in every block, of an encoder that brings no table nor rotary ones. abs_pos: the
-        position table; without it an encoder's is left out. drop_path: stochastic depth of the last block; rises
-        linearly from 0. prefix: what becomes of class token and registers, see the top of the file. positions: resize
-        the position table to the image's grid; or tile it, so that each window of the table's size sees
-            it whole, as in pretraining (Perception Encoder).
-        interpolation: how it is resized; detectron2's way is bicubic.
+        vit: sizes; `vit.image` is the side of the pretraining images, which sets the size of the position table.
+        traits: the encoder's differences from MAE's ViT.
+        image: side of the images in pixels; sets the size of the relative positions of global blocks.
+        window: side of a window in patches, or its rows and columns; None takes `config.vitdet_window`.
+        global_blocks: indices of the blocks that attend to the whole image; None takes `config.global_blocks`.
+        rel_pos: use decomposed relative positions in every block, unless the encoder has relative or rotary positions.
+        abs_pos: use the position table; without it, an encoder's table is left out.
+        drop_path: stochastic depth of the last block; rises linearly from 0 over the blocks.
+        prefix: treatment of class token and registers, see the top of the file.
+        positions: "resize" resizes the position table to the image's grid; "tile" repeats it, so that each window of
+            the table's size sees the whole table, as in pretraining (Perception Encoder).
+        interpolation: how the table is resized; detectron2 uses bicubic.
         rope_windows: rotary positions count from each window's corner, in steps of a window of that many patches
-            (EVA-02, Perception Encoder), or from the image's.
+            (EVA-02, Perception Encoder), or from the image's corner.
         relative_resize: how a table of relative positions is stretched to a larger grid, see `relative_table`.
-        norm: the encoder's final norm, on the map; its weights come with the encoder.
+        norm: apply the encoder's final norm to the map; its weights come with the encoder.
 
         Raises:
-            ValueError: if an index of `global_blocks` is not a block, `image` is no multiple of the patch, or `traits`
-                have no meaning in ViTDet.
+            ValueError: if an index of `global_blocks` is not a block, `image` is not a multiple of the patch, or ViTDet
+                does not support `traits`.
         """
         super().__init__()
         chosen = config.global_blocks(vit.depth) if global_blocks is None else tuple(global_blocks)
@@ -214,22 +217,22 @@ class ViTDet(nn.Module):
         self.apply(_initialise)
 
     def freeze(self) -> None:
-        """Keep every weight as it is from now on, in eval mode whatever the detector's, and save nothing of a pass."""
+        """Freeze all weights, stay in eval mode even if the detector trains, and store no activations."""
         self.frozen = True
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> ViTDet:
-        """As of every module, but that a frozen one stays in eval mode."""
+        """As for every module, except that a frozen encoder stays in eval mode."""
         return super().train(mode and not self.frozen)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, D, h, w), the output of the last block."""
+        """Return the output of the last block, (B, D, h, w)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens_BhwD, _ = self.encode(images)
         return tokens_BhwD.permute(0, 3, 1, 2)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The tokens (B, h, w, D) of the patches and (B, P, D) of the prefix, where it is kept; with the final norm."""
+        """Return the tokens of the patches (B, h, w, D) and of the prefix (B, P, D) if kept, after the final norm."""
         tokens_BhwD = self.patch_embed(images)
         grid = (tokens_BhwD.shape[1], tokens_BhwD.shape[2])
         if self.pos_embed is not None:
@@ -246,7 +249,7 @@ class ViTDet(nn.Module):
         return self.norm(tokens_BhwD), None if prefix_BPD is None else self.norm(prefix_BPD)
 
     def _positions(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The rows of the patches, (1, h, w, D) or (h, w, D), of the table (1, 1 + n * n, D)."""
+        """Return the rows of the patches, (1, h, w, D) or (h, w, D), from the table (1, 1 + n * n, D)."""
         if self.positions == "resize":
             return resize_positions(table, grid, self.interpolation)[:, 1:].unflatten(1, grid)
         side = square_side(table)
@@ -254,7 +257,7 @@ class ViTDet(nn.Module):
         return table[0, 1:].unflatten(0, (side, side)).repeat(*times, 1)[: grid[0], : grid[1]]
 
     def _prefix(self, tokens_BhwD: Tensor) -> Tensor | None:
-        """Class token and registers (B, P, D) before the first block, or a copy of them for each window."""
+        """Return class token and registers (B, P, D) before the first block, or a copy of them for each window."""
         if self.prefix == "drop":
             return None
         token = self.cls_token if self.pos_embed is None else self.cls_token + self.pos_embed[:, :1]
@@ -265,7 +268,7 @@ class ViTDet(nn.Module):
         return first.repeat(1, copies, 1).expand(len(tokens_BhwD), -1, -1)
 
     def _ropes(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
-        """The rotary positions of global and of windowed blocks: (h w, 2 d), and (N, 2 d) or (W, N, 2 d)."""
+        """Return the rotary positions of global and of windowed blocks: (h w, 2 d), and (N, 2 d) or (W, N, 2 d)."""
         if self.rope is None:
             return None, None
         whole, sides_of = self.rope(grid), sides(self.window)
@@ -274,25 +277,25 @@ class ViTDet(nn.Module):
         filled = [-(-side // of) * of for side, of in zip(grid, sides_of, strict=True)]
         if tuple(filled) != grid:
             raise ValueError(
-                f"rope_windows=image needs windows that divide the grid; {sides_of} do not divide {grid}. Take "
+                f"rope_windows=image needs windows that divide the grid; {sides_of} do not divide {grid}. Use "
                 "rope_windows=window, or another window"
             )
         cut = whole.unflatten(0, grid).unflatten(1, (-1, sides_of[1])).unflatten(0, (-1, sides_of[0]))
         return whole, cut.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     def load_encoder(self, state: Mapping[str, Tensor], traits: Traits = PLAIN, kernel: Kernel = "bicubic") -> None:
-        """Take the weights of an encoder (`backbones.checkpoint.load_encoder`); `rel_pos_h` and `rel_pos_w` stay zero.
+        """Load an encoder's weights (from `backbones.checkpoint.load_encoder`); `rel_pos_h`, `rel_pos_w` stay zero.
 
-        A kernel for patches of another size is resampled (see `config.Kernel`), and so is a position table for another
-        grid, bicubic. A table without a class token's row gets one of zeros; a table of relative positions is stretched
-        to the windows and to the image, once, and learns there.
+        A kernel for patches of another size is resampled (see `config.Kernel`); a position table for another grid is
+        resized, bicubic. A table without a class token's row gets a row of zeros. A table of relative positions is
+        stretched once, to the windows and to the image, and trained from there.
 
         Raises:
-            ValueError: if the encoder's `traits` are not this ViTDet's, or its width or depth differs, naming the first
-                weight that does not fit.
+            ValueError: if the encoder's `traits` differ from this ViTDet's, or its width or depth differs; names the
+                first weight that does not fit.
         """
         if not (traits == self.traits or (traits.mae_like and self.traits.mae_like)):
-            raise ValueError(f"the encoder has {traits}, and this ViTDet is made for {self.traits}")
+            raise ValueError(f"the encoder has {traits}, but this ViTDet was built for {self.traits}")
         own = self.state_dict()
         left_out = {"norm.weight", "norm.bias", *PREFIX} - set(own)
         given = {key: value for key, value in state.items() if key not in left_out}
@@ -318,14 +321,14 @@ class ViTDet(nn.Module):
         self.load_state_dict(given, strict=False)
 
     def _resampled_relative(self, table: Tensor, like: Tensor) -> Tensor:
-        """A table of relative positions for the grid of `like`, with the class token's rows where that has them."""
+        """Resize a table of relative positions to the grid of `like`, with class token rows if `like` has them."""
         side, kept = table_side(len(like))
         resized = resize_relative(table, (side, side), self.relative_resize)
         return resized if kept else resized[: len(resized) - table_side(len(table))[1]]
 
 
 def _require_fit(vit: ViT, traits: Traits, global_blocks: Sequence[int], image: int, prefix: Prefix) -> None:
-    """Refuse what `ViTDet` says it refuses."""
+    """Raise the errors that `ViTDet` documents."""
     if any(not 0 <= index < vit.depth for index in global_blocks):
         raise ValueError(f"global_blocks={tuple(global_blocks)}: the encoder's blocks are 0..{vit.depth - 1}")
     if image % vit.patch:
@@ -335,7 +338,7 @@ def _require_fit(vit: ViT, traits: Traits, global_blocks: Sequence[int], image: 
 
 
 def _initialise(module: nn.Module) -> None:
-    """detectron2's start: truncated normals for linear maps; convolutions and norms keep torch's own."""
+    """Initialise as detectron2 does: truncated normals for linear maps; torch's default for the rest."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -343,7 +346,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _resampled_kernel(kernel: Tensor, patch: int, how: Kernel) -> Tensor:
-    """A patch embedding's kernel (D, 3, p, p) for patches of another side."""
+    """Resample a patch embedding's kernel (D, 3, p, p) to another patch side."""
     if how == "bicubic":
         return resize_kernel(kernel, patch)
     resampled: Tensor = resample_patch_embed(kernel, [patch, patch])
@@ -351,5 +354,5 @@ def _resampled_kernel(kernel: Tensor, patch: int, how: Kernel) -> Tensor:
 
 
 def _resampled_positions(table: Tensor, like: Tensor) -> Tensor:
-    """A position table (1, 1 + n * n, D) for another square grid."""
+    """Resize a position table (1, 1 + n * n, D) to another square grid."""
     return resize_positions(table, (square_side(like), square_side(like)))

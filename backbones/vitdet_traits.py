@@ -1,4 +1,4 @@
-"""What ViTDet does with an encoder's traits, which it refuses, and which detectron2's ViT lacks."""
+"""How ViTDet treats an encoder's traits, which ones it refuses, and which ones detectron2's ViT lacks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ PLAIN = Traits()
 
 
 def vitdet_reason(traits: Traits, prefix: Prefix = "drop") -> str | None:
-    """Why an encoder with `traits` cannot be ViTDet's, in one line; None if it can.
+    """Return the reason why ViTDet cannot use an encoder with `traits`, in one line; None if it can.
 
-    Refused is only what has no meaning in windows; every other trait is kept as the encoder has it.
+    It refuses only what has no meaning in windows; every other trait is kept unchanged.
     """
     if traits.positions == "relative" and traits.registers and prefix != "drop":
         return (
@@ -21,20 +21,20 @@ def vitdet_reason(traits: Traits, prefix: Prefix = "drop") -> str | None:
 
 
 def detectron2_reason(traits: Traits) -> str | None:
-    """Why an encoder with `traits` cannot be detectron2's ViT, in one line; None if it can.
+    """Return the reason why detectron2's ViT cannot be an encoder with `traits`, in one line; None if it can.
 
-    That has MAE's blocks and nothing else. Its matcher leaves out weights that have no place in it without a word, and
-    what is left is another encoder, with a poor AP.
+    detectron2's ViT has only MAE's blocks. Its loader silently skips unknown weights, which changes the encoder and
+    gives a poor AP.
     """
     lacking = {
         "registers": f"{traits.registers} registers",
-        "positions": f"{traits.positions} positions, where it has a table of absolute ones",
+        "positions": f"{traits.positions} positions instead of a table of absolute positions",
         "rope": "rotary positions",
         "pre_norm": "a norm before the first block",
         "layer_scale": "LayerScale",
         "activation": f"{traits.activation} as activation",
-        "mlp": "SwiGLU in place of the MLP",
-        "hidden": f"an MLP {traits.hidden} wide, where it has four times the encoder's width",
+        "mlp": "SwiGLU instead of the MLP",
+        "hidden": f"an MLP of width {traits.hidden} instead of four times the encoder's width",
         "patch_bias": "no bias in the patch embedding",
         "qkv_bias": "no bias in query, key and value",
         "key_bias": "no bias in keys",
@@ -44,19 +44,19 @@ def detectron2_reason(traits: Traits) -> str | None:
         "mlp_norm": "a norm inside the MLP",
         "patch_norm": "a norm of embedded patches",
         "norm": f"{traits.norm} norms",
-        "norm_eps": f"norms with eps {traits.norm_eps:g}, where it has {PLAIN.norm_eps:g}",
+        "norm_eps": f"norms with eps {traits.norm_eps:g} instead of {PLAIN.norm_eps:g}",
     }
     found = [what for name, what in lacking.items() if getattr(traits, name) != getattr(PLAIN, name)]
     if not found:
         return None
     return (
         f"detectron2's ViT cannot be this encoder, because it does not support {'; '.join(found)}; leaving that out "
-        "would change the encoder. engine=mimbench trains it as it is"
+        "would change the encoder. engine=mimbench trains it unchanged"
     )
 
 
 def vitdet_plan(vit: ViT, traits: Traits, image: int = 1024) -> tuple[str, ...]:
-    """What the COCO recipes do with an encoder by default, at images of `image` pixels, a phrase for each part."""
+    """Describe the COCO recipes' defaults for an encoder at images of `image` pixels, one phrase for each part."""
     blocks = ", ".join(map(str, global_blocks(vit.depth)))
     fitted = vitdet_window(vit, traits, image)
     window = "14" if fitted == 14 else f"14 ({fitted} with vitdet.window=none)"

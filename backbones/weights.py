@@ -1,23 +1,23 @@
-"""The one door for weights: what a checkpoint is, by its file and by what it is taken for.
+"""Open any checkpoint: what it holds, and what a run takes from it. All other code opens weights here.
 
     found = open_weights("mae_pretrain_vit_base.pth")               # names and shapes; no weight is read
     found.kind, found.family, found.vit, found.mean                 # "encoder", "mae", ViT(768, 12, 12), ...
     found.require()                                                 # refuse keys that are not accounted for
-    found.tensors                                                   # read: float32, finite, by canonical names
+    found.tensors                                                   # read now: float32, finite, canonical names
     model, info = found.build_encoder()
-    open_weights("model_final.pkl", "detector").kind                # "detector": all of it is taken
+    open_weights("model_final.pkl", "detector").kind                # "detector": all its weights are taken
 
-`inspect`, run identities, and whatever builds an encoder, a classifier, a detector or a teacher ask here. A file is
-opened once in a process (`checkpoints.opening`). What a file is depends on the role it is taken in:
+`inspect`, run identities, and all code that builds an encoder, a classifier, a detector or a teacher use it. A file is
+opened once in a process (`checkpoints.opening`). The role decides what is taken from a file:
 
-| role | what is taken |
+| role | weights taken |
 |---|---|
-| encoder | the encoder in it; a detector's, where its relative positions are untrained |
+| encoder | the encoder; a detector's encoder only if its relative positions are untrained |
 | classifier | encoder and head |
-| detector | a whole detector; a ViTDet backbone with trained relative positions; else the encoder |
-| teacher | the encoder; of a network that is no encoder to us, all weights as they are |
+| detector | a whole detector; a ViTDet backbone with trained relative positions; otherwise the encoder |
+| teacher | the encoder; if the network is not an encoder known to mimbench, all weights unchanged |
 
-`my_encoder.py:build` is a user's own encoder (`backbones.user_encoder`): its file is code, and is run.
+`my_encoder.py:build` is a user's own encoder (`backbones.user_encoder`): its file is code and is run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Kind = Literal["encoder", "classifier", "detector", "ViTDet backbone", "other ne
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint's file that is open, taken in a role."""
+    """An open checkpoint file and the role it is used in."""
 
     opened: Opened
     role: Role
@@ -57,42 +57,42 @@ class Weights:
 
     @property
     def file(self) -> Path:
-        """Where it is."""
+        """The path of the file."""
         return self.opened.file
 
     @property
     def family(self) -> str:
-        """A name of `families.FAMILIES`, or the kind of what has none."""
+        """The name of its family in `families.FAMILIES`; its kind if it has no family."""
         return self.matched.family.name if self.holds_encoder else self.kind
 
     @property
     def vit(self) -> ViT:
-        """Sizes of the encoder."""
+        """The sizes of the encoder."""
         return self.matched.vit
 
     @property
     def traits(self) -> Traits:
-        """What the encoder has beyond MAE's ViT."""
+        """The encoder's differences from MAE's ViT."""
         return self.matched.traits
 
     @property
     def holds_encoder(self) -> bool:
-        """Whether an encoder is what is taken, alone or with what belongs to it; not so of a whole detector."""
+        """Whether an encoder is taken, alone or with its head or relative positions; False for a whole detector."""
         return self.kind not in ("detector", "other network")
 
     @cached_property
     def matched(self) -> Matched:
-        """What every key of the file is.
+        """The verdict on every key of the file.
 
         Raises:
-            ValueError: in one line, if it is of no known family, or what is taken is no encoder.
+            ValueError: in one line, if the file belongs to no known family, or no encoder is taken.
         """
         if not self.holds_encoder:
-            raise ValueError(f"{self.file} is taken as a {self.kind}, which is no encoder alone")
+            raise ValueError(f"{self.file} is used as a {self.kind}, not as an encoder")
         return match(self.opened)
 
     def require(self) -> tuple[str, ...]:
-        """Refuse keys that are not accounted for; with `allow_partial`, say which were let pass.
+        """Refuse keys that are not accounted for; with `allow_partial`, return those that were accepted.
 
         Raises:
             ValueError: in one line that names the keys.
@@ -101,14 +101,14 @@ class Weights:
 
     @cached_property
     def relative_positions(self) -> dict[str, Tensor]:
-        """Trained relative positions of a ViTDet backbone, by a detector's names; empty of any other kind."""
+        """The trained relative positions of a ViTDet backbone, with a detector's names; empty for other kinds."""
         return trained_relative_positions(self.opened) if self.kind == "ViTDet backbone" else {}
 
     @property
     def encoder(self) -> dict[str, Tensor]:
-        """The encoder's weights by our names, in float32 on the CPU; copies, which may be changed.
+        """The encoder's weights with mimbench's names, in float32 on the CPU; copies, which may be changed.
 
-        What `allow_partial` lets be missing is drawn at random, the same each time.
+        With `allow_partial`, missing weights are drawn at random, the same each time.
 
         Raises:
             ValueError: in one line, if keys are not accounted for, or weights are not finite.
@@ -121,7 +121,7 @@ class Weights:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All weights that the role takes, in float32 on the CPU; copies, but for another network's.
+        """All weights that the role takes, in float32 on the CPU; copies, except of another network.
 
         Raises:
             ValueError: as `encoder`.
@@ -136,7 +136,7 @@ class Weights:
 
     @property
     def content_hash(self) -> str:
-        """As `backbones.content.content_hash`, which remembers it."""
+        """The content hash, as `backbones.content.content_hash`, which caches it."""
         try:
             return tensors_hash(self.tensors)
         except ValueError:
@@ -146,7 +146,7 @@ class Weights:
 
     @property
     def info(self) -> EncoderInfo:
-        """What the encoder is: enough to build it, to feed it, and to say where it came from.
+        """The description of the encoder: how to build it, how to normalise its images, and its origin.
 
         Raises:
             ValueError: as `require`.
@@ -169,16 +169,16 @@ class Weights:
         )
 
     def report(self) -> Report:
-        """What there is to tell a person: every key, what the file holds, and whether it loads."""
+        """The report for people: every key, the contents of the file, and whether it loads."""
         return report(self.matched)
 
     def build_encoder(
         self, pool: Pool = "avg", interpolation: Interpolation | None = None
     ) -> tuple[VisionTransformer, EncoderInfo]:
-        """The encoder as a model; positions go to other grids by `interpolation`, by default as its family does it.
+        """Build the encoder; `interpolation` resizes its positions to other grids (default: its family's method).
 
         Raises:
-            ValueError: as `encoder`; also if `pool` asks for a class token that there is not.
+            ValueError: as `encoder`; also if `pool` needs a class token that the encoder lacks.
         """
         state, info = self.encoder, self.info
         info = replace(info, interpolation=interpolation or info.interpolation)
@@ -190,19 +190,19 @@ class Weights:
 def open_weights(
     path: str | Path, role: Role = "encoder", *, allow_partial: bool = False, copy: str | None = None
 ) -> Weights:
-    """What the file at `path` is when it is taken as `role`.
+    """Open the checkpoint at `path` for use as `role`.
 
     Args:
-        path: a file of any known family; a `file://` URL, or `?copy=ema` at the end, will do.
-        role: what it is taken for.
-        allow_partial: let keys pass that are not accounted for. What is missing is drawn at random, the same each time,
-            what is unknown is left out, and `EncoderInfo.partial` names both.
-        copy: which set of weights to take from a file that holds several ("ema", "teacher", ...).
+        path: a file of any known family, also as a `file://` URL or with `?copy=ema` at the end.
+        role: what the run uses it as.
+        allow_partial: accept keys that are not accounted for. Missing weights are drawn at random, the same each time;
+            unknown ones are left out; `EncoderInfo.partial` names both.
+        copy: the set of weights to take from a file that holds several ("ema", "teacher", ...).
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: in one line, if the file is not a checkpoint, or is not safe to open. That it is of no known family
-            is said when the encoder in it is asked for.
+        FileNotFoundError: if the file does not exist.
+        ValueError: in one line, if the file is not a checkpoint, or is not safe to open. A file of no known family
+            raises only when its encoder is used.
     """
     opened = open_checkpoint(path, copy)
     if role == "detector" and is_detector(opened):
@@ -235,7 +235,7 @@ def _require_finite(state: Mapping[str, Tensor], file: Path) -> None:
 
 
 def _drawn(matched: Matched, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the file lacks, from a fresh encoder of a fixed seed; nothing where it is whole."""
+    """Draw the weights that the file lacks from a fixed seed; empty if it lacks none."""
     if len(state) == len(encoder_shapes(matched.vit, matched.final_norm, matched.traits)):
         return {}
     with torch.random.fork_rng(devices=[]):

@@ -1,21 +1,20 @@
-"""Attention over a grid of tokens, in windows or over the whole grid, with the positions that the encoder has.
+"""Attention over a grid of tokens, in windows or over the whole grid, with the encoder's kind of positions.
 
 Decomposed relative positions (ViTDet; detectron2's `Attention`): with q, k, v of a head, query at (y, x), key at (i,
 j),
 
     logit = q . k / sqrt(width of a head) + q . R_h[y - i] + q . R_w[x - j]
 
-The tables R_h and R_w are shared by the heads; in a window of side S each has 2 S - 1 rows, and is interpolated
-linearly for a grid of another size. Windows that stick out at the bottom or the right are filled with tokens whose
-input is zero; these take part in the softmax, so their q, k and v are the bias of the projection, and they need not
-pass through it.
+The heads share the tables R_h and R_w. In a window of side S each has 2 S - 1 rows; for a grid of another size it is
+interpolated linearly. Windows that extend beyond the bottom or the right are filled with tokens whose input is zero.
+These take part in the softmax; their q, k and v equal the bias of the projection, so they skip the projection.
 
-How: the bias is of low rank, so that it folds into queries and keys exactly: the query gets its products with the
-tables appended, the key the one-hot codes of its row and column. That is a plain attention which fused kernels do
-without ever holding the matrix of logits. Two cases are faster otherwise on a CPU. Without gradients, a large grid
-is done a few rows of one head's queries at a time, while their logits are in the cache. With gradients, a small
-window is done by matrix products, whose backward reuses the probabilities instead of computing them again.
-tests/backbones/test_vitdet.py holds all of them equal to the plain form.
+Implementation: the bias has low rank, so it can be folded into queries and keys exactly: the query's products with the
+tables are appended to the query, the one-hot codes of row and column to the key. The result is plain attention, which
+fused kernels compute without storing the matrix of logits. On a CPU two cases are faster in another way. Without
+gradients, a large grid is computed a few rows of one head's queries at a time, while their logits are in the cache.
+With gradients, a small window is computed by matrix products, whose backward pass reuses the probabilities.
+tests/backbones/test_vitdet.py compares all of them with the plain form.
 """
 
 # B image or window, W window of an image, N token of a grid (h * w, row-major), P token before it (class token,
@@ -32,19 +31,19 @@ from mimbench.backbones.config import Traits
 from mimbench.backbones.relative_table import CLASS_ROWS, relative_bias, resize_relative
 from mimbench.backbones.rotary import rotated
 
-Side = int | tuple[int, int]  # of a window: rows and columns where they differ
+Side = int | tuple[int, int]  # side of a window, or its rows and columns
 
 PLAIN = Traits()
-SMALL = 256  # tokens up to which matrix products beat the fused kernel in training on a CPU
-LARGE = 1024  # tokens from which a few rows at a time beat the fused kernel at inference on a CPU
-CACHED = 2**19  # logits that stay in the cache while a few rows are worked on
+SMALL = 256  # up to this many tokens, matrix products are faster than the fused kernel in training on a CPU
+LARGE = 1024  # from this many tokens, a few rows at a time are faster than the fused kernel at inference on a CPU
+CACHED = 2**19  # logits of a few rows that fit in the cache
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention over a grid, and over the tokens before it where there are any.
+    """Multi-head self-attention over a grid and the tokens before it, if any.
 
-    Parameters are `qkv` and `proj`; `rel_pos_h` and `rel_pos_w` with `rel_pos`; and by the encoder's traits `q_bias`
-    and `v_bias`, `norm`, `relative_position_bias_table`, by timm's names.
+    Parameters are `qkv` and `proj`; with `rel_pos` also `rel_pos_h` and `rel_pos_w`; and, depending on the encoder's
+    traits, `q_bias` and `v_bias`, `norm`, `relative_position_bias_table`, with timm's names.
     """
 
     def __init__(
@@ -59,13 +58,13 @@ class WindowAttention(nn.Module):
         class_rows: bool = False,
     ) -> None:
         """Args:
-        width: of a token, over all heads.
+        width: width of a token, over all heads.
         heads: number of heads.
         window: side of a window in tokens, or its rows and columns; 0 attends over the whole grid.
-        grid: side of the whole grid that the tables of a global block are made for.
-        rel_pos: have decomposed relative positions.
-        traits: of the encoder.
-        class_rows: a table of relative positions has rows for the class token, which takes part.
+        grid: side of the whole grid; sets the size of a global block's tables.
+        rel_pos: use decomposed relative positions.
+        traits: the encoder's traits.
+        class_rows: whether a table of relative positions has rows for the class token.
         """
         super().__init__()
         self.heads, self.window, self.rotates_halves = heads, window, traits.rope is None
@@ -91,12 +90,12 @@ class WindowAttention(nn.Module):
     def forward(
         self, tokens_BhwD: Tensor, prefix_BWPD: Tensor | None = None, rope: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, h, w, D) to the same, and those before them.
+        """Map tokens (B, h, w, D) and the tokens before them to the same shapes.
 
         Args:
-            tokens_BhwD: of the grid.
-            prefix_BWPD: for each window W, or one for the whole grid, the tokens that take part beside its patches.
-            rope: sines and cosines (N, 2 d) of the N places of a window, or (W, N, 2 d) of each window's own.
+            tokens_BhwD: the tokens of the grid.
+            prefix_BWPD: the tokens before the patches, for each window W or once for the whole grid.
+            rope: sines and cosines (N, 2 d) of the N positions in a window, or (W, N, 2 d) if they differ by window.
         """
         images, height, width, channels = tokens_BhwD.shape
         side_h, side_w = sides(self.window) if self.window else (height, width)
@@ -122,7 +121,7 @@ class WindowAttention(nn.Module):
         return self.proj(self.norm(mixed[:, :height, :width])), first
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], before: int) -> Tensor:
-        """(B, n, P + N, d) of queries, keys and values, the P tokens before the patches first."""
+        """Attend: (B, n, P + N, d), the P tokens before the patches first."""
         if self.relative_position_bias_table is not None:
             rows = resize_relative(self.relative_position_bias_table, grid)
             return F.scaled_dot_product_attention(q, k, v, relative_bias(rows, grid, before).to(q.dtype))
@@ -132,20 +131,20 @@ class WindowAttention(nn.Module):
         return attend(q, k, v, towards_h, towards_w, before)
 
     def _project(self, tokens: Tensor) -> Tensor:
-        """Queries, keys and values (..., 3 D)."""
+        """Return queries, keys and values (..., 3 D)."""
         if self.q_bias is None or self.v_bias is None:
             return self.qkv(tokens)
         return F.linear(tokens, self.qkv.weight, self._bias())
 
     def _bias(self) -> Tensor | None:
-        """Of the projection: what queries, keys and values of a zero input are."""
+        """The bias of the projection, which equals queries, keys and values of a zero input."""
         if self.q_bias is None or self.v_bias is None:
             bias: Tensor | None = self.qkv.bias
             return bias
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def _filled(self, qkv_BhwD: Tensor, height: int, width: int) -> Tensor:
-        """`qkv_BhwD` in a grid of (height, width) whose other tokens have zero input."""
+        """Pad `qkv_BhwD` to a grid of (height, width) with the values of zero inputs."""
         images, rows, columns, channels = qkv_BhwD.shape
         if (rows, columns) == (height, width):
             return qkv_BhwD
@@ -157,12 +156,12 @@ class WindowAttention(nn.Module):
 
 
 def sides(window: Side) -> tuple[int, int]:
-    """Rows and columns of a window."""
+    """Return the rows and columns of a window."""
     return window if isinstance(window, tuple) else (window, window)
 
 
 def _relative(table_Rd: Tensor, side: int) -> Tensor:
-    """(side, side, d): for positions y and i along one axis, the row of the table for y - i."""
+    """Return (side, side, d): for positions y and i along one axis, the row of the table for y - i."""
     if len(table_Rd) != 2 * side - 1:
         table_Rd = F.interpolate(table_Rd.T[None], size=2 * side - 1, mode="linear")[0].T
     position = torch.arange(side, device=table_Rd.device)
@@ -170,12 +169,12 @@ def _relative(table_Rd: Tensor, side: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, towards_h: Tensor, towards_w: Tensor, before: int = 0) -> Tensor:
-    """Attention with the bias q . towards_h[y, i] + q . towards_w[x, j]; the fastest of the forms below.
+    """Attend with the bias q . towards_h[y, i] + q . towards_w[x, j], by the fastest of the forms below.
 
     Args:
         q, k, v: (B, n, P + N, d), N = h * w.
         towards_h, towards_w: (h, h, d) and (w, w, d).
-        before: P, tokens before those of the grid, which have no bias.
+        before: P, the number of tokens before the grid; they have no bias.
 
     Returns:
         (B, n, P + N, d), contiguous.
@@ -189,12 +188,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, towards_h: Tensor, towards_w: Tensor
 
 
 def _after(before: int, rows: Tensor) -> Tensor:
-    """`rows` (..., N, C) behind as many rows of zeros: the tokens before the grid have no relative positions."""
+    """Put `before` rows of zeros before `rows` (..., N, C): tokens before the grid have no relative positions."""
     return F.pad(rows, (0, 0, before, 0)) if before else rows
 
 
 def _biases(q: Tensor, towards_h: Tensor, towards_w: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, n, N, h) and (B, n, N, w): what each query adds to the logits of a key's row, and of its column."""
+    """Return (B, n, N, h) and (B, n, N, w): the biases of each query for each row and each column of keys."""
     query = q.unflatten(2, (len(towards_h), len(towards_w)))
     bias_h = torch.einsum("Bnhwd,hid->Bnhwi", query, towards_h)
     bias_w = torch.einsum("Bnhwd,wjd->Bnhwj", query, towards_w)
@@ -202,7 +201,7 @@ def _biases(q: Tensor, towards_h: Tensor, towards_w: Tensor) -> tuple[Tensor, Te
 
 
 def attend_folded(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor, *, fused: bool) -> Tensor:
-    """Attention of scaled queries, the bias folded into them and the keys; `fused` never holds the logits."""
+    """Attend with the bias folded into scaled queries and keys; `fused` never stores the logits."""
     rows, columns, width = bias_h.shape[-1], bias_w.shape[-1], v.shape[-1]
     row_code = torch.eye(rows, dtype=k.dtype, device=k.device).repeat_interleave(columns, 0)
     column_code = torch.eye(columns, dtype=k.dtype, device=k.device).repeat(rows, 1)
@@ -211,12 +210,12 @@ def attend_folded(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tenso
     key = torch.cat([k, code.expand(*k.shape[:2], -1, -1)], dim=-1)
     if not fused:
         return (query @ key.transpose(-2, -1)).softmax(-1) @ v
-    value = F.pad(v, (0, rows + columns))  # the fused kernels want one width for all three
+    value = F.pad(v, (0, rows + columns))  # fused kernels need the same width for all three
     return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :width].contiguous()
 
 
 def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
-    """The same for one head after another and a few rows of queries at a time, without gradients."""
+    """The same, one head and a few rows of queries at a time, without gradients."""
     rows, columns = bias_h.shape[-1], bias_w.shape[-1]
     tokens = rows * columns
     step = columns * max(CACHED // (columns * tokens), 1)

@@ -1,1 +1,1 @@
-"""Semantic segmentation with an encoder: UperNet end to end, and frozen linear and patch k-NN protocols."""
+"""Semantic segmentation with an encoder: UperNet end to end, and linear and patch k-NN protocols on frozen encoders."""

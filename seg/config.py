@@ -1,11 +1,11 @@
-"""What a segmentation run depends on, as frozen dataclasses without torch.
+"""The configs of segmentation runs, as frozen dataclasses. Does not import torch.
 
     UPerNetConfig              the encoder fine-tuned under UPerHead: BEiT's code, which MAE's Table 5 used
     LinearSegmentationConfig   a linear head on the frozen encoder: DINOv2's, DINOv3's or iBOT's
-    PatchKnnConfig             nothing trained: neighbours of frozen patch features, CAPI's
+    PatchKnnConfig             no training: nearest neighbours of frozen patch features, CAPI's
 
 The defaults of `UPerNetConfig` are those of the public run that reproduces MAE-B's 48.1 mIoU
-(implus/mae_segmentation@772c0c1: 48.15). The number of classes is not here: the data set says it.
+(implus/mae_segmentation@772c0c1: 48.15). The number of classes comes from the data set.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.run.config import Compute, plumbing, science, speed
 
 _DATA = "a directory of images and label maps, or the name of one (ADEChallengeData2016, images/ and labels/, ...)"
-_CHECKPOINT = "encoder to start from; none draws a random one shaped like `encoder`"
-_PARTIAL = "take a checkpoint whose keys are not all accounted for; the result names what was let pass"
-_ENCODER = "shape of the encoder when there is no checkpoint"
-_PIXELS = "mean and deviation of the images: ImageNet's, as all of BEiT's segmentation configs, or the checkpoint's own"
+_CHECKPOINT = "encoder to start from; none uses a random encoder shaped like `encoder`"
+_PARTIAL = "accept a checkpoint whose keys are not all accounted for; the result names these keys"
+_ENCODER = "shape of the encoder if there is no checkpoint"
+_PIXELS = "mean and deviation of the images: ImageNet's (as in BEiT's segmentation configs), or the checkpoint's"
 _CROP = "side of the training crop in pixels, and of the window at test time"
-_PREDICTIONS = "write the predicted label maps as PNG files, at the size and with the ids of the data set's own"
-_SHOWN = "validation images drawn beside ground truth and prediction; 0 draws nothing"
+_PREDICTIONS = "write the predicted label maps as PNG files, with the data set's sizes and ids"
+_SHOWN = "number of validation images to draw with ground truth and prediction; 0 draws none"
 Pixels = Literal["imagenet", "checkpoint"]
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What fine-tuning for segmentation adds to a plain ViT (BEiT's code; MAE keeps its own position table beside)."""
+    """What fine-tuning for segmentation adds to a plain ViT (BEiT's code; MAE's position table is kept too)."""
 
     rel_pos: bool = science(
-        True, about="relative positions in every block, from zero unless the encoder brings its own; tied to `image`"
+        True, about="relative positions in every block, zero at the start unless the encoder has them; tied to `image`"
     )
     layer_scale: float | None = science(
-        1.0, about="start of a learned factor per channel where the encoder has none; none adds none"
+        1.0, about="initial LayerScale factor if the encoder has no LayerScale; none adds no LayerScale"
     )
-    drop_path: float = science(0.1, about="rate of the last block; it rises linearly from 0")
+    drop_path: float = science(0.1, about="drop path rate of the last block; rises linearly from 0 over the blocks")
     blocks: tuple[int, ...] | None = science(
-        None, about="blocks whose outputs are used, 0-based; none: at a third, a half, two thirds and the end"
+        None, about="blocks whose outputs are used, 0-based; none: at a third, half, two thirds and the end"
     )
     final_norm: bool = science(False, about="apply the encoder's final norm to each output (iBOT); BEiT and MAE do not")
 
@@ -51,10 +51,10 @@ class Backbone:
             raise ValueError(f"backbone.blocks={list(self.blocks)} must be block numbers in rising order, or none")
 
     def outputs(self, depth: int) -> tuple[int, ...]:
-        """The blocks whose outputs are used in an encoder of `depth` blocks: 3 5 7 11 of 12, 7 11 15 23 of 24.
+        """Return the blocks whose outputs are used in an encoder of `depth` blocks: 3 5 7 11 of 12, 7 11 15 23 of 24.
 
         Raises:
-            ValueError: if `blocks` names one that the encoder does not have.
+            ValueError: if `blocks` names a block that the encoder does not have.
         """
         if self.blocks is None:
             return tuple(max(round(depth * share), 1) - 1 for share in (1 / 3, 1 / 2, 2 / 3, 1))
@@ -67,16 +67,16 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Heads:
-    """UPerHead and the auxiliary FCNHead, as mmsegmentation has them."""
+    """UPerHead and the auxiliary FCNHead of mmsegmentation."""
 
-    channels: int | None = science(None, about="channels of UPerHead; none takes the encoder's width (768 B, 1024 L)")
+    channels: int | None = science(None, about="channels of UPerHead; none uses the encoder's width (768 B, 1024 L)")
     pool_scales: tuple[int, ...] = science((1, 2, 3, 6), about="sides of the pooled maps of the pyramid pooling module")
-    aux_channels: int = science(256, about="channels of the auxiliary head; for every size of encoder")
-    aux_output: int = science(2, about="which of the outputs the auxiliary head sees, 0-based")
-    aux_weight: float = science(0.4, about="weight of its loss; 0 leaves the head out")
-    dropout: float = science(0.1, about="share of channels dropped before each classifier")
+    aux_channels: int = science(256, about="channels of the auxiliary head, the same for all encoders")
+    aux_output: int = science(2, about="output that the auxiliary head uses, 0-based")
+    aux_weight: float = science(0.4, about="weight of the auxiliary head's loss; 0 omits the head")
+    dropout: float = science(0.1, about="fraction of channels dropped before each classifier")
     loss_over: Literal["all", "valid"] = science(
-        "all", about="pixels in the mean of the loss: all, as the originals, or those that are not ignored"
+        "all", about="pixels in the mean of the loss: all (as in the originals), or only those not ignored"
     )
 
     def __post_init__(self) -> None:
@@ -92,14 +92,14 @@ class Heads:
 
 @dataclass(frozen=True)
 class Augment:
-    """What happens to a training image: scale jitter, a crop, a flip and photometric distortion (mmsegmentation)."""
+    """Augmentation of training images: scale jitter, a crop, a flip and photometric distortion (mmsegmentation)."""
 
     long: int = science(2048, about="longest side at scale 1, in pixels")
-    short: int | None = science(None, about="shortest side at scale 1; none takes the side of the crop")
+    short: int | None = science(None, about="shortest side at scale 1; none uses the side of the crop")
     smallest: float = science(0.5, about="smallest scale")
     largest: float = science(2.0, about="largest scale")
-    cat_max_ratio: float = science(0.75, about="a crop with one class on this share or more is drawn again; 1 never")
-    flip: float = science(0.5, about="chance of a horizontal flip")
+    cat_max_ratio: float = science(0.75, about="redraw a crop if one class covers this fraction; 1: never")
+    flip: float = science(0.5, about="probability of a horizontal flip")
     photometric: bool = science(True, about="random brightness, contrast, saturation and hue")
 
     def __post_init__(self) -> None:
@@ -115,20 +115,20 @@ class Augment:
 
 @dataclass(frozen=True)
 class Inference:
-    """How a validation image is looked at; the prediction is always at the size of its label map."""
+    """Inference on a validation image; the prediction always has the size of its label map."""
 
     mode: Literal["slide", "whole"] = science(
-        "slide", about="by windows of the crop's side, or the whole image at once"
+        "slide", about="slide windows of the crop's side over the image, or take the whole image at once"
     )
-    stride: int | None = science(None, about="pixels between windows; none takes two thirds of the crop (341 of 512)")
+    stride: int | None = science(None, about="pixels between windows; none uses two thirds of the crop (341 of 512)")
     long: int = science(2048, about="longest side of the resized image")
-    short: int | None = science(None, about="its shortest side; none takes the side of the crop")
-    scales: tuple[float, ...] = science((1.0,), about="sizes at which the image is looked at, the softmax averaged")
-    flip: bool = science(False, about="each also mirrored")
+    short: int | None = science(None, about="shortest side of the resized image; none uses the side of the crop")
+    scales: tuple[float, ...] = science((1.0,), about="scales of the image; their softmax outputs are averaged")
+    flip: bool = science(False, about="also average over the mirrored image at each scale")
     scaling: Literal["beit", "described"] = science(
         "beit",
-        about="several scales: as BEiT's code (the short side at least the crop's, so that .5 and .75 repeat 1, and no "
-        "limit to the long side), or as described (every size as it is, within long x scale)",
+        about="sizes at several scales: as in BEiT's code (short side at least the crop's, so .5 and .75 equal 1; "
+        "long side unlimited), or as papers describe it (every scale as given, within long x scale)",
     )
 
     def __post_init__(self) -> None:
@@ -168,19 +168,19 @@ class UPerNetConfig:
     inference: Inference = Inference()
     pixels: Pixels = science("imagenet", about=_PIXELS)
     image: int = science(512, about=_CROP)
-    steps: int = science(160_000, about="optimiser steps; 0 evaluates a checkpoint that is a whole segmenter as it is")
+    steps: int = science(160_000, about="optimiser steps; 0 evaluates a whole segmenter, the checkpoint")
     batch: int = science(16, about="images per optimiser step, over all processes and micro-batches")
     lr: float = science(1e-4, about="peak learning rate of the heads")
     warmup: int = science(1500, about="steps of linear warm-up, from a millionth of the peak")
     schedule: Literal["beit", "mmseg"] = science(
-        "beit", about="linear decay to 0 over all steps and warm-up on top (mmcv 1.x), or the one after the other (2.x)"
+        "beit", about="linear decay to 0 over all steps, times warm-up (mmcv 1.x), or first warm-up, then decay (2.x)"
     )
-    layer_decay: float = science(0.65, about="rate of each encoder layer relative to the one above it")
-    weight_decay: float = science(0.05, about="of matrices and tables, the position table and class token included")
-    grad_clip: float | None = science(None, about="largest gradient norm; none does not clip")
-    recompute: bool = speed(False, about="compute the encoder's activations again in the backward pass: less memory")
+    layer_decay: float = science(0.65, about="learning rate of each encoder layer relative to the next")
+    weight_decay: float = science(0.05, about="of matrices and tables, including the position table and class token")
+    grad_clip: float | None = science(None, about="largest gradient norm; none disables clipping")
+    recompute: bool = speed(False, about="recompute the encoder's activations in the backward pass to save memory")
     fused_head: bool = speed(
-        True, about="mix the head's channels before maps are enlarged: two fifths less arithmetic, equal to rounding"
+        True, about="mix the head's channels before enlarging maps: two fifths fewer operations, equal up to rounding"
     )
     evaluate_every: int | None = plumbing(None, about="steps between evaluations; none evaluates at the end only")
     shown: int = plumbing(6, about=_SHOWN)
@@ -190,13 +190,13 @@ class UPerNetConfig:
 
     @property
     def takes(self) -> str | None:
-        """What the checkpoint is to the run, where that is not an encoder: without training, all of its weights."""
+        """The role of the checkpoint if it is not an encoder: without training, all its weights are used."""
         return "teacher" if self.steps == 0 else None
 
     def __post_init__(self) -> None:
         _require_positive(self, "image", "batch")
         if self.steps < 0 or (self.steps == 0 and self.checkpoint is None):
-            raise ValueError(f"steps={self.steps} must be at least 1; or 0 with checkpoint= naming a whole segmenter")
+            raise ValueError(f"steps={self.steps} must be at least 1, or 0 if checkpoint= is a whole segmenter")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise ValueError(f"evaluate_every={self.evaluate_every} must be at least 1, or none")
         if self.warmup < 0:
@@ -216,9 +216,9 @@ class LinearSegmentationConfig:
     allow_partial: bool = science(False, about=_PARTIAL)
     encoder: ViT = science(SIZES["B"], about=_ENCODER)
     layers: int = science(1, about="last blocks whose patch features are concatenated (DINOv2: 1, multi-scale 4)")
-    blocks: tuple[int, ...] | None = science(None, about="these blocks in place of the last ones, 0-based (iBOT)")
+    blocks: tuple[int, ...] | None = science(None, about="blocks to use instead of the last ones, 0-based (iBOT)")
     norm: Literal["batch", "none"] = science("batch", about="batch norm before the classifier; iBOT has none")
-    dropout: float = science(0.0, about="share of channels dropped before the norm (DINOv3: 0.1)")
+    dropout: float = science(0.0, about="fraction of channels dropped before the norm (DINOv3: 0.1)")
     augment: Augment = Augment()
     inference: Inference = Inference()
     pixels: Pixels = science("checkpoint", about=_PIXELS)
@@ -228,10 +228,10 @@ class LinearSegmentationConfig:
     lr: float = science(1e-3, about="peak learning rate")
     warmup: int = science(1500, about="steps of linear warm-up, from a millionth of the peak")
     schedule: Literal["beit", "mmseg", "dinov3"] = science(
-        "beit", about="linear decay and warm-up on top (mmcv 1.x), one after the other (2.x), or DINOv3's cosine"
+        "beit", about="linear decay times warm-up (mmcv 1.x), first warm-up, then decay (2.x), or DINOv3's cosine"
     )
     weight_decay: float = science(1e-4)
-    decay_all: bool = science(True, about="weight decay on vectors too: these heads have no parameter groups")
+    decay_all: bool = science(True, about="apply weight decay to vectors too, as the originals do")
     loss_over: Literal["all", "valid"] = science("all", about="pixels in the mean of the loss")
     evaluate_every: int | None = plumbing(None, about="steps between evaluations; none evaluates at the end only")
     shown: int = plumbing(6, about=_SHOWN)
@@ -247,18 +247,18 @@ class LinearSegmentationConfig:
 
 @dataclass(frozen=True)
 class PatchKnnConfig:
-    """k-NN over frozen patch features: CAPI's protocol, with its own mIoU."""
+    """k-NN on frozen patch features: CAPI's protocol, with its own mIoU."""
 
     data: str = science(about=_DATA)
     checkpoint: str | None = science(None, about=_CHECKPOINT)
     allow_partial: bool = science(False, about=_PARTIAL)
     encoder: ViT = science(SIZES["B"], about=_ENCODER)
-    image: int = science(224, about="side of the square that images and label maps are squashed to, in pixels")
-    neighbours: tuple[int, ...] = science((1, 3, 10, 30), about="numbers of neighbours tried; the best is taken")
-    distances: tuple[Literal["cosine", "L2"], ...] = science(("cosine", "L2"), about="distances tried")
-    held_out: float = science(0.1, about="share of the training images on which the best setting is chosen")
+    image: int = science(224, about="side of the square that images and label maps are resized to, in pixels")
+    neighbours: tuple[int, ...] = science((1, 3, 10, 30), about="numbers of neighbours to try; the best is used")
+    distances: tuple[Literal["cosine", "L2"], ...] = science(("cosine", "L2"), about="distances to try")
+    held_out: float = science(0.1, about="fraction of the training images on which the best setting is chosen")
     ignore: tuple[int, ...] | None = science(
-        None, about="raw ids not evaluated and not learned from; none: what the data set says, for ADE20K 0 and 255"
+        None, about="raw ids to exclude from training and evaluation; none: the data set's (ADE20K: 0 and 255)"
     )
     eval_batch: int = speed(64, about="images per batch when features are computed")
     seed: int = science(0)
@@ -267,7 +267,7 @@ class PatchKnnConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "image", "eval_batch")
         if not self.neighbours or min(self.neighbours) < 1 or not self.distances:
-            raise ValueError(f"neighbours={list(self.neighbours)} and distances={list(self.distances)} name no setting")
+            raise ValueError(f"neighbours={list(self.neighbours)}, distances={list(self.distances)}: both need a value")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out={self.held_out} must lie in (0, 1)")
 

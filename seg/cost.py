@@ -1,7 +1,7 @@
-"""What segmentation runs cost, by the multiplications of encoder and heads; without torch.
+"""Estimate the cost of segmentation runs from the operations of encoder and heads. Does not import torch.
 
-Multiply-adds for an image of 512 pixels, in 10^9: encoder 107 (ViT-B) and 362 (ViT-L); all of UperNet 374 and 836 with
-channels mixed at low resolution, 607 and 1,249 without. A step with gradients is three forward passes.
+Multiply-adds for an image of 512 pixels, in 10^9: encoder 107 (ViT-B) and 362 (ViT-L); whole UperNet 374 and 836 with
+channels mixed at low resolution, 607 and 1,249 without. A training step counts as three forward passes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ADE_IMAGES = 20_210
 
 
 def cost(config: Segmentation) -> Cost | None:
-    """Return the cost of a run; None for an encoder of a width that was not counted."""
+    """Return the cost of a run; None if the encoder's width is not in the table."""
     width = config.encoder.width
     if width not in ENCODER:
         return None

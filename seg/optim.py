@@ -1,9 +1,9 @@
-"""Which learning rate and weight decay each parameter of a segmenter gets, and the rate at each step: BEiT's rules.
+"""Learning rate and weight decay of each parameter of a segmenter, and the schedule: BEiT's rules.
 
-The rate falls by `layer_decay` from each block to the one before it: class token, positions and patch embedding are
-layer 0, the blocks 1 to depth, all else (pyramid, heads) depth + 1. Vectors and biases are spared weight decay. The
-position table, the class token and the tables of relative positions decay: the originals mean to spare the first two,
-but test for names that these parameters do not have inside a segmenter.
+The learning rate is multiplied by `layer_decay` from each block to the one before it. Class token, positions and patch
+embedding are layer 0, the blocks 1 to depth, the rest (pyramid, heads) depth + 1. Vectors and biases have no weight
+decay. The position table, the class token and the tables of relative positions do: the originals intend to exclude the
+first two, but test for names that these parameters do not have in a segmenter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from mimbench.engine.training.optim import adamw, parameter_groups
 
 BETAS = (0.9, 0.999)
-FIRST = 1e-6  # of the peak, at the first step of warm-up
+FIRST = 1e-6  # fraction of the peak at the first step of warm-up
 
 Schedule = Literal["beit", "mmseg", "dinov3"]
 _BLOCK = re.compile(r"backbone\.(?:layers|blocks)\.(\d+)\.")
@@ -26,14 +26,14 @@ _EMBEDDED = re.compile(r"backbone\.(cls_token|reg_token|pos_embed|patch_embed|no
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer of a segmenter's parameter: 0 to depth + 1."""
+    """Return the layer of a segmenter's parameter: 0 to depth + 1."""
     if match := _BLOCK.match(name):
         return int(match[1]) + 1
     return 0 if _EMBEDDED.match(name) else depth + 1
 
 
 def groups(model: nn.Module, weight_decay: float, layer_decay: float, depth: int) -> list[dict[str, Any]]:
-    """Parameter groups by layer and weight decay, in order of first appearance (28 for ViT-B)."""
+    """Return parameter groups by layer and weight decay, in order of first appearance (28 for ViT-B)."""
     return parameter_groups(
         model.named_parameters(),
         weight_decay,
@@ -45,16 +45,16 @@ def groups(model: nn.Module, weight_decay: float, layer_decay: float, depth: int
 
 
 def optimizer(model: nn.Module, lr: float, weight_decay: float, layer_decay: float, depth: int) -> torch.optim.AdamW:
-    """AdamW on `groups`."""
+    """Return AdamW on `groups`."""
     return adamw(groups(model, weight_decay, layer_decay, depth), lr, BETAS)
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup: int, schedule: Schedule) -> float:
-    """The rate at `step` (0-based) of `steps`.
+    """Return the learning rate at `step` (0-based) of `steps`.
 
-    beit      falls linearly to 0 over all steps; while warming up, times a ramp from a millionth (mmcv 1.x, BEiT)
-    mmseg     a ramp to the peak, and from there linearly to 0 at the last step (mmsegmentation 1.x)
-    dinov3    the ramp of `beit`, a step late, then half a cosine over all steps, to which it jumps
+    beit      decreases linearly to 0 over all steps; during warm-up, times a ramp from a millionth (mmcv 1.x, BEiT)
+    mmseg     a ramp to the peak, then linearly to 0 at the last step (mmsegmentation 1.x)
+    dinov3    the ramp of `beit`, one step late, then a jump to half a cosine that spans all steps
     """
     if schedule == "mmseg":
         return peak * _one_after_the_other(step, steps, warmup)

@@ -1,4 +1,4 @@
-"""What a segmentation run does: the protocol is told by the type of its config."""
+"""Run a segmentation config; its type selects the protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def run(config: Segmentation, run: RunDir) -> Outcome:
 
     Raises:
         OSError: if the data set, the checkpoint or the run directory cannot be read or written.
-        ValueError: if data or checkpoint are not what they should be, or the loss becomes NaN.
+        ValueError: if the data set or the checkpoint is invalid, or the loss becomes NaN.
     """
     if isinstance(config, UPerNetConfig):
         return upernet.run(config, run)

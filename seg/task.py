@@ -1,4 +1,4 @@
-"""Segmentation as a task: what `mimbench` must know of this folder (engine/run/task.py). Starts without torch."""
+"""The task of segmentation: what the rest of mimbench knows of this folder (engine/run/task.py). Without torch."""
 
 from __future__ import annotations
 
@@ -74,27 +74,27 @@ TASK = Task(
     glossary=(
         (
             "mIoU",
-            "Intersection over union of predicted and annotated pixels, averaged over classes: UperNet on the encoder, "
-            "both trained together, by mmsegmentation's rule at the images' own size.",
+            "Intersection over union of predicted and annotated pixels, averaged over classes. UperNet and the encoder "
+            "are trained together; the metric is mmsegmentation's, at the images' original size.",
         ),
-        ("linear mIoU", "The same of one linear layer on the patch features of the frozen encoder."),
+        ("linear mIoU", "The mean IoU of one linear layer on the patch features of the frozen encoder."),
         (
             "patch k-NN mIoU",
-            "Pixels labelled by the most similar training patches, nothing trained; by CAPI's own rule, so it compares "
-            "with no other mIoU.",
+            "Pixels get the labels of the most similar training patches; nothing is trained. The metric is CAPI's own; "
+            "do not compare it with other mIoU.",
         ),
     ),
     pictures=(
-        Picture("segmentations", "Segmentations", "Validation images beside ground truth and prediction."),
+        Picture("segmentations", "Segmentations", "Validation images with ground truth and prediction."),
         Picture(
             "worst_segmentations",
             "Worst segmentations",
-            "Validation images with the smallest share of right pixels, beside ground truth and prediction.",
+            "The validation images with the lowest fraction of correct pixels, with ground truth and prediction.",
         ),
         Picture(
             "confusion",
-            "Classes taken for others",
-            "Which share of each class's pixels was predicted to be of which class; the most frequent classes.",
+            "Confused classes",
+            "The percentage of each class's pixels predicted as each class; the most frequent classes.",
         ),
     ),
     categories=Categories("classes.json", "iou", "IoU"),

@@ -1,9 +1,9 @@
 """Train UperNet end to end and evaluate it: `mimbench run seg/upernet_...`.
 
-Reads a data set with label maps and, if there is one, an encoder. Writes metrics and training states
-(engine/training/train.py), segmenter.pth (all weights, by mmsegmentation's names), classes.json (IoU and accuracy of
-each class) and plots/ (images beside ground truth and prediction, the worst of them, confusions) into the run
-directory, and predictions/ with `save_predictions`.
+Reads a data set with label maps and, if given, an encoder. Writes into the run directory: metrics and training states
+(engine/training/train.py), segmenter.pth (all weights, with mmsegmentation's names), classes.json (IoU and accuracy of
+each class), plots/ (images with ground truth and prediction, the worst of them, confused classes) and, with
+`save_predictions`, predictions/.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     """Train the segmenter of `config` in the directory `run` and evaluate it: `miou`, `macc`, `aacc`, percent.
 
     Raises:
-        FileNotFoundError: for data or a checkpoint that is not there.
-        ValueError: for data, a checkpoint or settings that cannot be used, and for a loss that is not finite.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if the data, the checkpoint or the settings are invalid, or the loss is not finite.
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
@@ -75,7 +75,7 @@ def evaluation_of(
     path: Path,
     prefix: str = "",
 ) -> Evaluation:
-    """What measures a model on the validation split, in the precision that it is trained in."""
+    """Return the evaluation of a model on the validation split, in the precision of training."""
     return Evaluation(
         val,
         config.inference,
@@ -91,15 +91,15 @@ def evaluation_of(
 
 def _as_it_is(config: UPerNetConfig, built: Built, evaluation: Evaluation) -> dict[str, float]:
     if built.info is None or built.info.family != WHOLE:
-        raise ValueError(f"steps=0 evaluates a whole segmenter as it is, and {config.checkpoint} is none")
+        raise ValueError(f"steps=0 evaluates a whole segmenter, but {config.checkpoint} is not one")
     return evaluation(built.model.to(evaluation.device).eval())
 
 
 def micro_batch(config: UPerNetConfig | LinearSegmentationConfig) -> int:
-    """Images that one process takes at a time.
+    """Return the number of images that one process takes at a time.
 
     Raises:
-        ValueError: if the batch cannot be divided so, or batch norm would have a single image.
+        ValueError: if the batch cannot be divided evenly, or batch norm would get a single image.
     """
     _, world = rank_and_world()
     parts = world * config.compute.accumulate
@@ -107,8 +107,8 @@ def micro_batch(config: UPerNetConfig | LinearSegmentationConfig) -> int:
         raise ValueError(f"batch={config.batch} must be a multiple of processes x compute.accumulate = {parts}")
     if config.batch // config.compute.accumulate < 2:
         raise ValueError(
-            f"batch={config.batch} in {config.compute.accumulate} parts leaves batch norm one image at a time; it "
-            "needs two: lower compute.accumulate"
+            f"batch={config.batch} with compute.accumulate={config.compute.accumulate} gives batch norm one image at a "
+            "time, but it needs two; lower compute.accumulate"
         )
     return config.batch // parts
 
@@ -116,7 +116,7 @@ def micro_batch(config: UPerNetConfig | LinearSegmentationConfig) -> int:
 def training_batches(
     config: UPerNetConfig | LinearSegmentationConfig, train_split: LabelledSplit, **options: Any
 ) -> Batches:
-    """Batches of random crops."""
+    """Return batches of random crops."""
     return Batches(
         TrainingCrops(train_split, config.augment, config.image),
         micro_batch(config),
@@ -146,7 +146,7 @@ def _training(config: UPerNetConfig, built: Built, train_split: LabelledSplit, e
 
 
 def write_results(run: RunDir, evaluation: Evaluation) -> None:
-    """IoU of each class and pictures, into the run directory."""
+    """Write the IoU of each class and pictures into the run directory."""
     split = evaluation.split
     write_text(run.path / "classes.json", json.dumps(evaluation.confusion.of_each(split.classes), indent=1))
     if not evaluation.shown:
@@ -157,12 +157,12 @@ def write_results(run: RunDir, evaluation: Evaluation) -> None:
 
 
 def data_facts(val: LabelledSplit) -> dict[str, Any]:
-    """What of the data changes the numbers."""
+    """Return the facts about the data that affect the numbers."""
     return {"data_layout": val.layout.name, "classes": len(val.classes), "val_images": len(val)}
 
 
 def inference_facts(config: UPerNetConfig | LinearSegmentationConfig) -> dict[str, Any]:
-    """How validation images are looked at."""
+    """Return the facts about inference that affect the numbers."""
     inference = config.inference
     several = len(inference.scales) > 1 or inference.flip
     return {
@@ -175,7 +175,7 @@ def inference_facts(config: UPerNetConfig | LinearSegmentationConfig) -> dict[st
 
 
 def _facts(config: UPerNetConfig, built: Built, val: LabelledSplit) -> dict[str, Any]:
-    """What changes these numbers, besides the weights."""
+    """Return the facts that affect the numbers, other than the weights."""
     info, loaded = built.info, built.loaded
     return {
         "protocol": "UperNet, BEiT's segmentation code",

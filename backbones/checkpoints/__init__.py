@@ -1,5 +1,5 @@
-"""Encoder checkpoints of other people's code and of ours: opened safely, checked key by key, written out.
+"""Read encoder checkpoints of other projects and of mimbench safely, check every key, and write them.
 
-`opening` makes a file into tensors, `match` says what every one of them is by the declarations in `families/`,
-`report` tells a person, `export` writes. `backbones.checkpoint` is the short way.
+`opening` reads the tensors of a file, `match` assigns each of them by the declarations in `families/`, `report` shows
+the result to people, `export` writes. `backbones.checkpoint` is the short interface.
 """

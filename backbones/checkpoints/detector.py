@@ -1,6 +1,6 @@
-"""A whole detector in a file: ViTDet Mask R-CNN as detectron2 saves it, or as we do, whose names are detectron2's.
+"""Read a whole detector: ViTDet Mask R-CNN as detectron2 saves it, or as mimbench does, with detectron2's names.
 
-`backbones.weights` asks these questions, of files that are taken as detectors.
+`backbones.weights` uses this for files in the role of a detector.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoints.opening import Opened
 
-PARTS = ("backbone.net.", "proposal_generator.", "roi_heads.")  # what the names of a whole detector begin with
-NO_WEIGHTS = re.compile(r"pixel_(mean|std)|proposal_generator\.anchor_generator\..*")  # constants that old files hold
-RELATIVE = re.compile(r"(?:(?:backbone\.)?net\.)?(blocks\.\d+\.attn\.rel_pos_[hw])")  # of a backbone alone
+PARTS = ("backbone.net.", "proposal_generator.", "roi_heads.")  # the prefixes of a whole detector's names
+NO_WEIGHTS = re.compile(r"pixel_(mean|std)|proposal_generator\.anchor_generator\..*")  # constants in old files
+RELATIVE = re.compile(r"(?:(?:backbone\.)?net\.)?(blocks\.\d+\.attn\.rel_pos_[hw])")  # in a file of the backbone alone
 
 
 def is_detector(opened: Opened) -> bool:
@@ -25,7 +25,7 @@ def is_detector(opened: Opened) -> bool:
 
 
 def detector_weights(opened: Opened) -> dict[str, Tensor]:
-    """The weights of a whole detector in float32, by detectron2's names.
+    """Return the weights of a whole detector in float32, with detectron2's names.
 
     Raises:
         ValueError: naming the first that is not finite.
@@ -35,9 +35,9 @@ def detector_weights(opened: Opened) -> dict[str, Tensor]:
 
 
 def trained_relative_positions(opened: Opened) -> dict[str, Tensor]:
-    """The relative positions, in float32, of a ViTDet backbone alone, by a detector's names.
+    """Return the relative positions of a file with only a ViTDet backbone, in float32, with a detector's names.
 
-    Empty for any other file, and where they are zero, as they are before training.
+    Empty for any other file, and if all are zero, as before training.
 
     Raises:
         ValueError: naming the first that is not finite.
@@ -48,7 +48,7 @@ def trained_relative_positions(opened: Opened) -> dict[str, Tensor]:
 
 
 def named(opened: Opened) -> dict[str, Tensor]:
-    """The tensors in a file by a detector's names, as they are in the file."""
+    """Return the tensors of a file, unchanged, with a detector's names."""
     return {key.removeprefix("module."): value for key, value in opened.weights.items()}
 
 

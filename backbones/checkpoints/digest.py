@@ -1,6 +1,6 @@
 """The digest of an encoder's tensors: sha256 of their names, shapes and float32 values, sorted by name.
 
-Without torch until a torch tensor is given. `backbones.content` says what is hashed of a file.
+Imports torch only for torch tensors. `backbones.content` documents which tensors of a file are hashed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Entry = tuple[str, tuple[int, ...], bytes]  # name, shape, float32 values in lit
 
 
 def digest(entries: Iterable[Entry]) -> str:
-    """The digest, in hexadecimal, of `entries`, which must be sorted by name."""
+    """Return the digest of `entries`, in hexadecimal; they must be sorted by name."""
     found = hashlib.sha256(b"mimbench encoder\n")
     for name, shape, values in entries:
         found.update(f"{name} {list(shape)}\n".encode())
@@ -25,6 +25,6 @@ def digest(entries: Iterable[Entry]) -> str:
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """The digest of an encoder's `tensors` by their canonical names; the precision they are held in does not count."""
+    """Return the digest of an encoder's `tensors` with canonical names; it does not depend on their dtype."""
     arrays = ((name, tensors[name].detach().cpu().float().contiguous().numpy()) for name in sorted(tensors))
     return digest((name, array.shape, array.tobytes()) for name, array in arrays)

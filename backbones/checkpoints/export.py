@@ -1,18 +1,18 @@
-"""Encoders out: the file that another library takes, with everything that is needed to get the encoder back exactly.
+"""Write an encoder as a file for another library, with the metadata to restore the encoder exactly.
 
-    safetensors   ours: canonical names, and in the metadata `mimbench`, which is `EncoderInfo` as JSON
-    timm          the same, and in the metadata `timm`, as JSON: the architecture and the arguments of
+    safetensors   mimbench's format: canonical names, and `EncoderInfo` as JSON in the metadata `mimbench`
+    timm          the same, and as JSON in the metadata `timm`: the architecture and the arguments of
                   `timm.create_model` that build exactly this encoder (`timm_model`); it loads with strict=True
-    detectron2    {"model": ...} for its `DetectionCheckpointer`, by a ViTDet detector's names (`backbone.net.*`)
-    mae           {"model": ...}, as the fine-tuning and the linear probing of MAE's repository read it
+    detectron2    {"model": ...} for its `DetectionCheckpointer`, with a ViTDet detector's names (`backbone.net.*`)
+    mae           {"model": ...}, for the fine-tuning and the linear probing of MAE's repository
 
-No weight is made up, left out or resampled. ViTDet has neither class token nor final norm: the file keeps them beside
-"model", under "mimbench", where detectron2 does not look. Its relative positions and its pyramid are no part of an
-encoder, are absent, and begin as the detector sets them. An encoder without a final norm (CrossMAE) stays without: timm
-is told so (`final_norm=False`); MAE's code has no such setting, but needs no norm when it averages the patches
+No weight is invented, left out or resampled. ViTDet has neither class token nor final norm: the file keeps them beside
+"model", under "mimbench", where detectron2 ignores them. Relative positions and the pyramid are not part of an encoder;
+they are absent, and the detector initialises them. An encoder without a final norm (CrossMAE) is exported without one:
+timm gets `final_norm=False`; MAE's code has no such setting, but needs no norm when it averages the patches
 (`--global_pool`).
 
-The same encoder gives the same bytes. What is written comes back through `load_encoder` bit for bit, with the same
+The same encoder gives the same bytes. `load_encoder` reads the written file back bit for bit, with the same
 `EncoderInfo` and the same `content_hash`.
 """
 
@@ -41,33 +41,33 @@ from mimbench.engine.run.atomic import write_with
 
 Target = Literal["safetensors", "timm", "detectron2", "mae"]
 SUFFIX: dict[Target, str] = {"safetensors": ".safetensors", "timm": ".safetensors", "detectron2": ".pth", "mae": ".pth"}
-IN_DETECTOR = "backbone.net."  # what a ViTDet detector's names for its encoder begin with
+IN_DETECTOR = "backbone.net."  # prefix of the encoder's names in a ViTDet detector
 MAE_MODELS = {"B": "vit_base_patch16", "L": "vit_large_patch16", "H": "vit_huge_patch14"}
-LEAST_PATCH = 4  # pixels; the finest level of ViTDet's pyramid has a quarter of it as its stride
+LEAST_PATCH = 4  # pixels; the stride of the finest level of ViTDet's pyramid is a quarter of the patch
 
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and how the other library reads it."""
+    """The written file, and how the other library reads it."""
 
     file: str
     target: Target
     family: str
     tensors: int
     bytes: int
-    content: str  # the `content_hash` of the encoder, the source's and the export's
+    content: str  # the encoder's `content_hash`, the same for source and export
     usage: str  # a line of Python or of a shell
-    notes: tuple[str, ...]  # what the other library cannot know
+    notes: tuple[str, ...]  # facts that the file cannot tell the other library
 
 
 @dataclass(frozen=True)
 class _Content:
-    """What goes into a file."""
+    """The content of a file."""
 
-    tensors: dict[str, Any]  # of a safetensors file, or all that is pickled
-    usage: str  # with FILE for its name
+    tensors: dict[str, Any]  # of a safetensors file, or everything that is pickled
+    usage: str  # with FILE in place of its name
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] | None = None  # of a safetensors file
 
@@ -75,11 +75,11 @@ class _Content:
 def export_encoder(source: str | Path, target: str, out: str | Path | None = None, patch: int | None = None) -> Export:
     """Write the encoder in the checkpoint `source` for `target`, to `out` or to `default_name` in this directory.
 
-    With `patch` it is first resampled to patches of that side in pixels, and is then another encoder (see `resampled`).
+    With `patch` it is first resampled to patches of that side in pixels, which changes the encoder (see `resampled`).
 
     Raises:
-        FileNotFoundError: if there is no `source`.
-        ValueError: if `source` is no encoder, `target` is unknown or cannot hold it, or `out` has another suffix.
+        FileNotFoundError: if `source` does not exist.
+        ValueError: if `source` is not an encoder, `target` is unknown or cannot hold it, or `out` has a wrong suffix.
         OSError: if `out` exists or cannot be written.
     """
     to = _known(target)
@@ -107,7 +107,7 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
 
 
 def _whole_detector(weights: State, file: Path) -> Export:
-    """A detector as detectron2 saves one: all its weights, by the names they have."""
+    """Export a detector as detectron2 saves one: all its weights with their own names."""
     content = _Content({"model": dict(sorted(weights.items()))}, "DetectionCheckpointer(model).load('FILE')")
     write_with(file, lambda temporary: _write(temporary, content))
     return Export(
@@ -118,20 +118,20 @@ def _whole_detector(weights: State, file: Path) -> Export:
         bytes=file.stat().st_size,
         content=tensors_hash(weights),
         usage=content.usage.replace("FILE", str(file)),
-        notes=("the detector must be built with the sizes it was trained with; then nothing is missing or unexpected",),
+        notes=("build the detector with the sizes it was trained with; then no weight is missing or unexpected",),
     )
 
 
 def default_name(source: str | Path, target: Target) -> str:
-    """`encoder-timm.safetensors` for encoder.pth and timm."""
+    """Return the default file name: `encoder-timm.safetensors` for encoder.pth and timm."""
     return f"{parse_location(str(source))[0].stem}-{target}{SUFFIX[target]}"
 
 
 def _free(file: Path, target: Target) -> Path:
     if file.suffix != SUFFIX[target]:
-        raise ValueError(f"--output {file}: a file for {target} must end in {SUFFIX[target]}, by which it is read")
+        raise ValueError(f"--output {file}: a file for {target} must end in {SUFFIX[target]}")
     if file.exists():
-        raise FileExistsError(f"{file} exists; remove it, or name another file with --output")
+        raise FileExistsError(f"{file} exists; remove it, or give another file with --output")
     return file
 
 
@@ -157,7 +157,7 @@ def _timm(state: State, info: EncoderInfo) -> _Content:
     about = json.dumps({"architecture": name, "model_args": arguments, "pretrained_cfg": images}, sort_keys=True)
     notes = [f"images: mean {info.mean}, standard deviation {info.std}"]
     if not info.final_norm:
-        notes.append("final_norm=False, for this encoder has none; without it timm would put an untrained one in")
+        notes.append("final_norm=False, because this encoder has none; otherwise timm adds an untrained norm")
     return _Content(
         dict(state),
         f"timm.create_model('{name}', checkpoint_path='FILE', {given})",
@@ -168,13 +168,11 @@ def _timm(state: State, info: EncoderInfo) -> _Content:
 
 def _mae(state: State, info: EncoderInfo) -> _Content:
     if not info.traits.plain:
-        raise ValueError(f"MAE's code knows the plain ViT alone, and this one has {_departures(info.traits)}")
+        raise ValueError(f"MAE's code supports only the plain ViT, and this encoder has {_departures(info.traits)}")
     name = next((name for size, name in MAE_MODELS.items() if _body(SIZES[size]) == _body(info.vit)), None)
-    notes = [] if name else ["MAE's code has no model of this size: one must be added to its models_vit.py"]
+    notes = [] if name else ["MAE's code has no model of this size; add one to its models_vit.py"]
     if not info.final_norm:
-        notes.append(
-            "no final norm: MAE's code needs none with --global_pool, and with --cls_token stops without norm.*"
-        )
+        notes.append("no final norm: MAE's code works with --global_pool, but --cls_token needs norm.* and stops")
     usage = (
         f"python main_finetune.py --finetune FILE --model {name or 'MODEL'} --input_size {info.vit.image} --global_pool"
     )
@@ -186,7 +184,7 @@ def _body(vit: ViT) -> tuple[int, int, int, int]:
 
 
 def _departures(traits: Traits) -> str:
-    """What differs from the plain ViT, as `field=value`."""
+    """Return the differences from the plain ViT, as `field=value`."""
     plain = asdict(Traits())
     return ", ".join(f"{name}={value}" for name, value in asdict(traits).items() if value != plain[name])
 
@@ -198,8 +196,8 @@ def _detectron2(state: State, info: EncoderInfo) -> _Content:
         raise ValueError(reason)
     if vit.patch < LEAST_PATCH or vit.patch & (vit.patch - 1):
         raise ValueError(
-            f"patches of {vit.patch} pixels give ViTDet's pyramid strides that are no powers of 2; --patch 16 resamples"
-            " them, as detectron2's own ViT-H was, which makes it another encoder"
+            f"patches of {vit.patch} pixels give ViTDet's pyramid strides that are not powers of 2; --patch 16 "
+            "resamples them, as for detectron2's own ViT-H, which changes the encoder"
         )
     named = {f"{IN_DETECTOR}{key}": value for key, value in state.items()}
     beside = {f"{IN_DETECTOR}{key}": state[key] for key in NOT_IN_VITDET if key in state}
@@ -208,7 +206,7 @@ def _detectron2(state: State, info: EncoderInfo) -> _Content:
     table = f"pretrain_img_size={vit.image}, pretrain_use_cls_token={info.traits.class_token}"
     notes = (
         f"the detector's ViT must have {sizes}, {table}",
-        "missing afterwards, as it should be: rel_pos_*, the pyramid and the heads; unexpected: nothing",
+        "detectron2 reports as missing, correctly: rel_pos_*, the pyramid and the heads; unexpected: nothing",
         f"the detector must have pixel_mean={_of_255(info.mean)}, pixel_std={_of_255(info.std)}",
     )
     tree = {"model": model, METADATA: {"about": to_json(info), **beside}}
@@ -228,10 +226,10 @@ WRITERS: Mapping[Target, Callable[[State, EncoderInfo], _Content]] = {
 
 
 def resampled(state: State, info: EncoderInfo, patch: int) -> tuple[dict[str, Tensor], EncoderInfo]:
-    """The encoder for patches of another size and images of the same: kernel and positions bicubic, as in ViTDet.
+    """Resample the encoder to another patch size at the same image size: kernel and positions bicubic, as in ViTDet.
 
     Raises:
-        ValueError: if the pretraining image is no multiple of `patch`.
+        ValueError: if the side of the pretraining image is not a multiple of `patch`.
     """
     vit = replace(info.vit, patch=patch)
     resized = dict(state)
@@ -246,7 +244,7 @@ def resampled(state: State, info: EncoderInfo, patch: int) -> tuple[dict[str, Te
 
 def _write(file: Path, content: _Content) -> None:
     if content.metadata is None:
-        with file.open("wb") as handle:  # a handle, for torch writes a path's name into the file
+        with file.open("wb") as handle:  # a handle, because torch writes a path's name into the file
             torch.save(content.tensors, handle)
         return
     data = memoryview(save(content.tensors, dict(content.metadata)))
@@ -258,7 +256,7 @@ def _write(file: Path, content: _Content) -> None:
 
 
 def _sorted(header: bytes) -> bytes:
-    """The header of a safetensors file, its metadata sorted; the library's order differs from run to run."""
+    """Return the header of a safetensors file with sorted metadata; the library's order differs from run to run."""
     entries = json.loads(header)
     entries = {"__metadata__": dict(sorted(entries.pop("__metadata__").items())), **entries}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode().ljust(len(header))

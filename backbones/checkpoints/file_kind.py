@@ -1,9 +1,10 @@
-"""What a file is, by its bytes and not by its name; and when it is no checkpoint, the one line that says what it is.
+"""Tell the kind of a checkpoint file from its bytes, not its name; if it is not a checkpoint, say what it is.
 
     kind_of(Path("mae_vit_b.pth"))   "torch"
     kind_of(Path("error.pth"))       ValueError: error.pth is a web page ...
 
-Reads the beginning of a file, and the directory at the end of a zip archive; nothing is unpickled. Without torch.
+Reads the first bytes of a file, and the directory at the end of a zip archive; nothing is unpickled. Does not import
+torch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from mimbench.backbones.checkpoints.safetensors_header import LONGEST
 
 Kind = Literal["torch", "torch (legacy)", "safetensors", "detectron2 pickle"]
 
-HEAD = 4096  # bytes that are looked at
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".ckpt", ".tar")  # what checkpoints are mostly called
+HEAD = 4096  # bytes that are read
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".ckpt", ".tar")  # common suffixes of checkpoints
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle has it, after two bytes of protocol
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -28,7 +29,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xfd7zXZ", "an xz archive; unpack it and give the checkpoint in it"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive; unpack it and give the checkpoint in it"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it and give the checkpoint in it"),
-    (b"\x89HDF", "an HDF5 file, as Keras writes; mimbench reads PyTorch files, safetensors and detectron2's .pkl"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes them; mimbench reads PyTorch files, safetensors and detectron2's .pkl"),
     (b"\x93NUMPY", "a single numpy array, not a checkpoint"),
     (b"GGUF", "a GGUF file of a quantised language model, not a vision encoder"),
     (b"\x89PNG", "a PNG picture, not a checkpoint"),
@@ -43,27 +44,27 @@ _TEXTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"(<!--.*?-->\s*)*(<!doctype html|<html|<head|<body)",
-        "a web page (HTML) and not the file: the download went to an error or login page; download it again",
+        "a web page (HTML), not the file: the download got an error or login page; download it again",
     ),
-    (r"<\?xml|<error", "an XML text, as a storage server's error message is; download the file again"),
+    (r"<\?xml|<error", "an XML text, probably a storage server's error message; download the file again"),
     (r"/?\S*annex/objects/", "a git-annex pointer, not the file itself; run `git annex get` where it comes from"),
     (r"model_checkpoint_path:", "the index of a TensorFlow checkpoint; mimbench reads PyTorch files and safetensors"),
 )
 
 
 def kind_of(file: Path) -> Kind:
-    """What kind of checkpoint `file` is.
+    """Return the kind of checkpoint that `file` is.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: in one line that says what it is instead, and what to do.
+        FileNotFoundError: if the file does not exist.
+        ValueError: in one line that says what the file is instead, and what to do.
     """
     _require_file(file)
     size = file.stat().st_size
     with file.open("rb") as handle:
         head = handle.read(HEAD)
     if not head.strip(b"\0"):
-        what = "empty (0 bytes)" if not size else "nothing but zero bytes at its beginning"
+        what = "empty (0 bytes)" if not size else "all zero bytes at its beginning"
         raise ValueError(f"{file} is {what}: the copy or download did not finish; fetch it again")
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(file, size)
@@ -79,14 +80,14 @@ def kind_of(file: Path) -> Kind:
 
 
 def one_line(text: str) -> str:
-    """`text`, parts of which came out of a file, so that it can be shown: no line breaks, no control characters."""
+    """Return `text` from a file in printable form: no line breaks, no control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text)[:1000]
 
 
 def _require_file(file: Path) -> None:
     if file.is_dir():
         inside = [entry.name for entry in sorted(file.iterdir()) if entry.suffix in SUFFIXES]
-        hint = f"give the file in it: {', '.join(inside[:3])}" if inside else "and holds no checkpoint file"
+        hint = f"give the file in it: {', '.join(inside[:3])}" if inside else "and contains no checkpoint file"
         raise ValueError(f"{file} is a directory; {hint}" if inside else f"{file} is a directory, {hint}")
     if not file.exists():
         raise FileNotFoundError(f"checkpoint {file} does not exist")
@@ -102,7 +103,7 @@ def _zip_kind(file: Path, size: int) -> Kind:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
     except EOFError:
-        what = f"is cut short: it is a zip archive of which the end is missing ({size:,} bytes are here)"
+        what = f"is cut short: it is a zip archive whose end is missing (the file has {size:,} bytes); fetch it again"
         raise ValueError(f"{file} {what}") from None
     except (zipfile.BadZipFile, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{file} is damaged: {error}; fetch it again") from None
@@ -121,38 +122,38 @@ def _archive(names: list[str], inner: list[str]) -> str:
     if "archive_format" in inner or "archive_format" in names:
         return "an exported torch program (torch.export), not a checkpoint; save the model's state_dict and give that"
     if any(name.endswith(".npy") for name in names):
-        return "a numpy archive (.npz), as JAX projects publish; mimbench reads PyTorch files and safetensors"
+        return "a numpy archive (.npz), as JAX projects publish them; mimbench reads PyTorch files and safetensors"
     if "model.weights.h5" in names:
         return "a Keras model; mimbench reads PyTorch files, safetensors and detectron2's .pkl"
     checkpoints = [name for name in names if name.endswith(SUFFIXES)]
-    what = f"a zip archive with {', '.join(checkpoints[:3])} in it" if checkpoints else "a zip archive"
+    what = f"a zip archive that contains {', '.join(checkpoints[:3])}" if checkpoints else "a zip archive"
     rest = "unpack it and give the checkpoint in it" if checkpoints else f"it holds {', '.join(names[:3]) or 'nothing'}"
     return f"{what}, not a checkpoint; {rest}"
 
 
 def _what(file: Path, head: bytes, size: int) -> str:
-    """What a file is that no checkpoint is like."""
+    """Say what a file is that is not a checkpoint."""
     known = next((what for magic, what in _MAGIC if head.startswith(magic)), None)
     if known:
         return known
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it and give the checkpoint in it"
     if file.suffix == ".onnx" or re.match(rb"\x08[\x01-\x20]\x12[\x01-\x40][ -~]+", head):
-        return "an ONNX model; export goes one way: give the PyTorch checkpoint that it was made from"
+        return "an ONNX model, which cannot be converted back; give the PyTorch checkpoint it was exported from"
     if ".data-0" in file.name or file.suffix == ".index":
         return "a part of a TensorFlow checkpoint; mimbench reads PyTorch files, safetensors and detectron2's .pkl"
     text = _text(head)
     if text is None:
         begin = " ".join(f"{byte:02x}" for byte in head[:8])
         kinds = "neither a PyTorch file nor safetensors nor a detectron2 .pkl"
-        return f"not a checkpoint: {kinds} ({size:,} bytes that begin with {begin})"
+        return f"not a checkpoint: {kinds} (it has {size:,} bytes and begins with {begin})"
     known = next((what for rule, what in _TEXTS if re.match(rule, text, re.IGNORECASE | re.DOTALL)), None)
     shown = " ".join(text.split())[:60]
-    return known or f"a text and not a checkpoint; it begins with {shown!r}"
+    return known or f"a text file, not a checkpoint; it begins with {shown!r}"
 
 
 def _text(head: bytes) -> str | None:
-    """The beginning as text, if it is one."""
+    """Return the beginning of the file as text, or None if it is not text."""
     try:
         text = head.decode("utf-8-sig", errors="strict" if len(head) < HEAD else "ignore")
     except UnicodeDecodeError:
@@ -162,10 +163,10 @@ def _text(head: bytes) -> str | None:
 
 
 def shards_of(file: Path) -> list[Path]:
-    """The files that a safetensors index (`model.safetensors.index.json`) names; `file` itself if it is none.
+    """Return the files named by a safetensors index (`model.safetensors.index.json`); `file` itself if not an index.
 
     Raises:
-        ValueError: if it is not an index, a file is missing, or one is not beside it.
+        ValueError: if it is not a valid index, or a file that it names is not beside it.
     """
     if file.suffix != ".json":
         return [file]
@@ -173,7 +174,7 @@ def shards_of(file: Path) -> list[Path]:
         places: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file} is not the index of a checkpoint in several files") from None
+        raise ValueError(f"{file} is not a valid index of a checkpoint in several files") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(

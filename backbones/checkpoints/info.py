@@ -1,4 +1,4 @@
-"""What an encoder is, as the metadata of our files says it and as evaluations read it."""
+"""The description of an encoder, as stored in the metadata of our files and read by evaluations."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ CLASSIFIER = "mimbench_classifier"  # the metadata key of our fine-tuned files; 
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """What an encoder is: enough to build it, to feed it, and to say where it came from."""
+    """The description of an encoder: how to build it, how to normalise its images, and its origin."""
 
-    family: str  # a name of `families.FAMILIES`
+    family: str  # a name in `families.FAMILIES`
     vit: ViT
-    final_norm: bool  # it has a final norm with learned scale, `norm.*`
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # of the images it was pretrained on, in 0..1
+    final_norm: bool  # whether it has a final norm with a learned scale, `norm.*`
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of its pretraining images, for values in 0..1
     std: tuple[float, float, float] = IMAGENET_STD
-    positions: str = "sincos"  # of family.Positions
+    positions: str = "sincos"  # a value of family.Positions
     recipe: str | None = None
     identity: str | None = None  # of the run that pretrained it
     traits: Traits = PLAIN
-    interpolation: Interpolation = "bicubic"  # how the family's own protocol brings positions to another grid
-    copy: str | None = None  # which set of weights was taken, of a file that holds several
-    partial: tuple[str, ...] = ()  # what `allow_partial` let pass: "head.weight is no part of the encoder"
+    interpolation: Interpolation = "bicubic"  # how the family's own protocol resizes positions
+    copy: str | None = None  # the set of weights taken from a file that holds several
+    partial: tuple[str, ...] = ()  # what `allow_partial` accepted: "head.weight is not part of the encoder"
 
 
 def to_json(info: EncoderInfo) -> str:
-    """`info` as the metadata of our files hold it; the same text for the same `info`."""
+    """Return `info` as JSON for the metadata of our files; the same `info` gives the same text."""
     return json.dumps(asdict(info), sort_keys=True)
 
 
 def from_json(text: str) -> EncoderInfo:
-    """What `to_json` wrote. Fields that came with later versions may be absent.
+    """Read what `to_json` wrote. Fields added in later versions may be absent.
 
     Raises:
-        ValueError: if `text` is not that.
+        ValueError: if `text` is not valid.
     """
     try:
         values: dict[str, Any] = json.loads(text)
@@ -50,14 +50,14 @@ def from_json(text: str) -> EncoderInfo:
         values["partial"] = tuple(values.get("partial", ()))
         return EncoderInfo(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"metadata of another version of mimbench, or none of ours: {error}") from None
+        raise ValueError(f"metadata that this version of mimbench cannot read: {error}") from None
 
 
 def of_classifier(text: str) -> EncoderInfo:
-    """What the metadata of a fine-tuned file of ours say of the encoder in it.
+    """Return the description of the encoder in a fine-tuned file, from the metadata that mimbench wrote.
 
     Raises:
-        ValueError: if `text` is not that.
+        ValueError: if `text` is not valid.
     """
     try:
         values: dict[str, Any] = json.loads(text)
@@ -66,10 +66,10 @@ def of_classifier(text: str) -> EncoderInfo:
         about = {"final_norm": values["pool"] == "cls", "positions": "learned" if kind == "absolute" else kind}
         return from_json(json.dumps({"family": "finetuned", **about, **{name: values[name] for name in names}}))
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"metadata of another version of mimbench: {error}") from None
+        raise ValueError(f"metadata of a different version of mimbench: {error}") from None
 
 
 def differences(traits: Traits) -> dict[str, Any]:
-    """The traits in which an encoder is not MAE's."""
+    """Return the traits in which an encoder differs from MAE's."""
     found = {field.name: getattr(traits, field.name) for field in fields(traits)}
     return {name: value for name, value in found.items() if value != getattr(PLAIN, name)}

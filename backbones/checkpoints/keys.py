@@ -1,4 +1,4 @@
-"""The names of a state dictionary: wrappers around all of them, and what a file is that is no ViT's."""
+"""The names in a state dictionary: remove common wrappers, and recognise networks that are not ViTs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WRAPPERS = (
 )  # fmt: skip
 ENCODER_LIKE = re.compile(r"(.*\.)?(patch_embed\.|blocks\.\d+\.|cls_token$|pos_embed$)")
 
-OTHER_NETWORKS = (  # (what it is, a key that gives it away), looked for in order
+OTHER_NETWORKS = (  # (network, a key that identifies it), tried in order
     ("a text model", r"(.*\.)?(word_embeddings|embed_tokens|wte|tok_embeddings|shared)\.weight"),
     ("a text model", r"(.*\.)?(lm_head|token_embedding)\.weight"),
     ("a Swin transformer", r"(.*\.)?layers\.\d+\.blocks\.\d+\..*"),
@@ -27,14 +27,14 @@ OTHER_NETWORKS = (  # (what it is, a key that gives it away), looked for in orde
 class Unwrapped(NamedTuple):
     """Names without wrappers."""
 
-    names: dict[str, str]  # by the file's name, in its order
-    wrappers: tuple[str, ...]  # what was taken off, outermost first
+    names: dict[str, str]  # the file's name -> the name without wrappers, in the file's order
+    wrappers: tuple[str, ...]  # the removed wrappers, outermost first
 
 
 def unwrap(keys: Iterable[str]) -> Unwrapped:
-    """Take off each wrapper that all keys of an encoder share; where there are none of an encoder, all keys.
+    """Remove each wrapper that all encoder keys share; if no key looks like an encoder's, that all keys share.
 
-    Other keys lose it as well, and keep their name if they do not have it: `head.*` beside `backbone.*`.
+    Other keys lose the wrapper too if they have it, and otherwise keep their name: `head.*` beside `backbone.*`.
     """
     names, taken = {key: key for key in keys}, []
     while (wrapper := _shared(names.values())) is not None:
@@ -53,7 +53,7 @@ def _shared(names: Iterable[str]) -> str | None:
 
 
 def other_network(weights: Mapping[str, Tensor]) -> str | None:
-    """What `weights` of no known family are, where that can be told; a text model has no kernel over an image."""
+    """Name the network of `weights` of no known family, if it can be told; a text model has no image kernel."""
     sees = any(value.ndim == 4 for value in weights.values())
     for what, rule in OTHER_NETWORKS:
         if sees != (what == "a text model") and any(re.fullmatch(rule, key) for key in weights):

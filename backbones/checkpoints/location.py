@@ -1,6 +1,6 @@
-"""What people write for a checkpoint: a path, a `file://` URL, either with `?copy=NAME`, or `my_encoder.py:build`.
+"""Parse the location of a checkpoint: a path or a `file://` URL, also with `?copy=NAME`, or `my_encoder.py:build`.
 
-`Role` says what a run takes it for. Without torch.
+`Role` is what a run uses the checkpoint as. Does not import torch.
 """
 
 from __future__ import annotations
@@ -10,57 +10,55 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-Role = Literal["encoder", "classifier", "detector", "teacher"]  # what a run takes a checkpoint for
-OPTIONS = ("copy", "matching_heuristics")  # the second is detectron2's and changes nothing: keys are always matched
+Role = Literal["encoder", "classifier", "detector", "teacher"]  # what a run uses a checkpoint as
+OPTIONS = ("copy", "matching_heuristics")  # the second is detectron2's and has no effect: keys are always matched
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<function>[^:/?]*)")
 
 
 class UserCode(NamedTuple):
-    """A function in a Python file of the user's own."""
+    """A function in a user's Python file."""
 
     file: Path
     function: str
 
     @property
     def name(self) -> str:
-        """As results show it: `my_encoder.py:build`."""
+        """The name shown in results: `my_encoder.py:build`."""
         return f"{self.file.name}:{self.function}"
 
     @property
     def location(self) -> Path:
-        """As runs keep it: the file's absolute path and the function."""
+        """The location that runs store: the file's absolute path and the function."""
         return Path(f"{self.file.absolute()}:{self.function}")
 
 
 def user_code(text: str | Path) -> UserCode | None:
-    """The function that `text` names as FILE.py:FUNCTION; None of anything else, and of a file that has this name.
+    """Parse `text` as FILE.py:FUNCTION; None for anything else, and if a file of that very name exists.
 
     Raises:
-        ValueError: if no function is named: `my_encoder.py` or `my_encoder.py:`.
+        ValueError: if the function is missing: `my_encoder.py` or `my_encoder.py:`.
     """
     text = str(text)
     found = _CODE.fullmatch(text)
     if text.endswith(".py") or (found and not found["function"].isidentifier()):
-        raise ValueError(
-            f"{text} names no function of a Python file; write my_encoder.py:build, where build() returns the encoder"
-        )
+        raise ValueError(f"{text} lacks a function name; write my_encoder.py:build, where build() returns the encoder")
     if found is None or Path(text).exists():
         return None
     return UserCode(Path(found["file"]).expanduser(), found["function"])
 
 
 def is_location(text: str) -> bool:
-    """Whether `text` may be more than a path: a URL, or a file with options."""
+    """Whether `text` may be a URL or a file with options, not a plain path."""
     return "?" in text or ":/" in text
 
 
 def parse_location(text: str) -> tuple[Path, dict[str, str]]:
-    """The file and the options in `text`: a path or a `file://` URL, either with `?copy=NAME` at its end.
+    """Return the file and the options in `text`: a path or a `file://` URL, also with `?copy=NAME` at the end.
 
-    A file that really has a question mark in its name is taken by that name. `~` is the home directory.
+    If a file with a question mark in its name exists, `text` is that name. `~` is the home directory.
 
     Raises:
-        ValueError: if it is a URL of another kind, or has an option that there is not.
+        ValueError: if it is a URL of another kind, or has an unknown option.
     """
     path, query = text, ""
     if not Path(text).exists():
@@ -71,7 +69,7 @@ def parse_location(text: str) -> tuple[Path, dict[str, str]]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     for key in options:
         if key not in OPTIONS:
-            raise ValueError(f"{text}: a checkpoint has no option {key!r}; there is copy=NAME")
+            raise ValueError(f"{text}: unknown option {key!r} of a checkpoint; the only option is copy=NAME")
     options.pop("matching_heuristics", None)
     return Path(path).expanduser(), options
 
@@ -80,5 +78,5 @@ def _local(url: str, scheme: str) -> str:
     parts = urlsplit(url)
     if scheme != "file" or parts.netloc not in ("", "localhost"):
         url = re.sub(r":/+", "://", url, count=1)  # one slash was lost if it came as a Path
-        raise ValueError(f"{url} is not on this machine, and runs fetch nothing: download it first and give the file")
+        raise ValueError(f"{url} is not a local file; mimbench downloads nothing, so download it and give the file")
     return unquote(parts.path)

@@ -1,11 +1,11 @@
-"""What every key of a checkpoint is: which family the file is of, and what becomes of each of its tensors.
+"""Recognise the family of a checkpoint, and give every key a verdict: loaded, converted, dropped, suspicious.
 
     matched = match(open_checkpoint("mae_pretrain_vit_base_full.pth"))
     matched.family.name, matched.vit, matched.count("loaded")
-    matched.require()           # stops, naming it, at anything that is not accounted for
-    matched.tensors             # the encoder's, by our names; views of the file until they are read
+    matched.require()           # raises an error that names every key not accounted for
+    matched.tensors             # the encoder's, with mimbench's names; views of the file until they are read
 
-Nothing here reads a file's tensors but small ones (a position table), so that a look at a large file stays a look.
+Only small tensors (a position table) are read here, so inspecting a large file is fast.
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ from mimbench.backbones.vit import VisionTransformer
 
 Verdict = Literal["loaded", "converted", "expected missing", "expected dropped", "suspicious"]
 VERDICTS: tuple[Verdict, ...] = ("loaded", "converted", "expected missing", "expected dropped", "suspicious")
-NAMED = 3  # keys or differences that an error names
+NAMED = 3  # number of keys or differences that an error names
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One key of the file, or one that it lacks, and what becomes of it."""
+    """One key of the file, or a missing key, with its verdict."""
 
-    key: str  # as the file has it; the encoder's name where the file lacks it
+    key: str  # the file's name; the encoder's name if the file lacks it
     verdict: Verdict
-    to: str | None = None  # the encoder's name, of what is loaded or converted
-    note: str = ""  # how it was converted, what it is that is dropped, why it is suspicious
+    to: str | None = None  # the encoder's name, if loaded or converted
+    note: str = ""  # how it was converted, what was dropped, or why it is suspicious
     shape: tuple[int, ...] = ()
     bytes: int = 0  # in the file
-    fatal: bool = False  # suspicious in a way that `allow_partial` does not let pass: the file contradicts itself
+    fatal: bool = False  # not accepted even with `allow_partial`: the file contradicts itself
 
 
 @dataclass(frozen=True)
 class Matched:
-    """A checkpoint that was recognised, with every key accounted for."""
+    """A recognised checkpoint with a verdict on every key."""
 
     opened: Opened
     family: Family
-    wrappers: tuple[str, ...]  # taken off the names
+    wrappers: tuple[str, ...]  # removed from the names
     vit: ViT
     traits: Traits
     final_norm: bool
     positions: Positions
-    entries: tuple[Entry, ...]  # in the file's order, then what it lacks
-    tensors: Mapping[str, Tensor]  # the encoder's by our names: what is loaded and converted
-    recorded: EncoderInfo | None = None  # the metadata of a file of ours
+    entries: tuple[Entry, ...]  # in the file's order, then missing keys
+    tensors: Mapping[str, Tensor]  # the encoder's loaded and converted weights, with mimbench's names
+    recorded: EncoderInfo | None = None  # the metadata of a file that mimbench wrote
 
     def of(self, verdict: Verdict) -> tuple[Entry, ...]:
-        """The entries with this verdict."""
+        """Return the entries with this verdict."""
         return tuple(entry for entry in self.entries if entry.verdict == verdict)
 
     def require(self, allow_partial: bool = False) -> tuple[str, ...]:
-        """Refuse what is not accounted for; with `allow_partial`, say what was let pass: "head.weight is ...".
+        """Refuse keys that are not accounted for; with `allow_partial`, return them: "head.weight is ...".
 
         Raises:
             ValueError: in one line that names the keys.
@@ -83,10 +83,10 @@ class Matched:
 
 
 def match(opened: Opened) -> Matched:
-    """Recognise the family of `opened` and say what every key is.
+    """Recognise the family of `opened` and give every key a verdict.
 
     Raises:
-        ValueError: in one line, if it is of no known family, or its shapes are of no Vision Transformer.
+        ValueError: in one line, if it belongs to no known family, or its shapes are not a Vision Transformer's.
     """
     recorded = _recorded(opened)
     names, wrappers = unwrap(opened.weights)
@@ -96,7 +96,7 @@ def match(opened: Opened) -> Matched:
     try:
         return sorting.matched(wrappers, recorded)
     except ValueError as error:
-        raise ValueError(f"{opened.file}: taken for {family.title}, but {error}") from None
+        raise ValueError(f"{opened.file}: recognised as {family.title}, but {error}") from None
 
 
 def _recorded(opened: Opened) -> EncoderInfo | None:
@@ -119,7 +119,7 @@ def _family_of(opened: Opened, seen: Mapping[str, Tensor]) -> Family:
 
 
 def _unknown(opened: Opened, seen: Mapping[str, Tensor]) -> str:
-    known = "mimbench takes Vision Transformers"
+    known = "mimbench reads Vision Transformers"
     what = other_network(seen)
     if what is not None:
         return f"{opened.file} holds {what}, by its keys ({', '.join(list(seen)[:NAMED])} ...); {known}"
@@ -127,8 +127,8 @@ def _unknown(opened: Opened, seen: Mapping[str, Tensor]) -> str:
     faults, nearest = min(((found, family) for found, family in differing if found), key=lambda pair: len(pair[0]))
     where = f" (under {opened.found_under!r})" if opened.found_under else ""
     return (
-        f"{opened.file} is of no known family{where}. "
-        f"Nearest is {nearest.name}, but the file {', '.join(faults[:NAMED])}; "
+        f"{opened.file} belongs to no known family{where}. "
+        f"The nearest is {nearest.name}, but the file {', '.join(faults[:NAMED])}; "
         f"it begins with {', '.join(list(opened.weights)[:NAMED])}"
     )
 
@@ -137,7 +137,7 @@ def _unknown(opened: Opened, seen: Mapping[str, Tensor]) -> str:
 
 
 class _Sorting:
-    """The keys of one file on their way to the encoder's."""
+    """Convert the keys of one file to the encoder's."""
 
     def __init__(self, opened: Opened, family: Family, names: Mapping[str, str]) -> None:
         self.opened, self.family = opened, family
@@ -149,7 +149,7 @@ class _Sorting:
             self._rename(key, name)
 
     def matched(self, wrappers: tuple[str, ...], recorded: EncoderInfo | None) -> Matched:
-        """The verdict on every key."""
+        """Return the verdict on every key."""
         self._convert()
         traits = self.family.traits(self.tensors)
         final_norm = recorded.final_norm if recorded else self._final_norm()
@@ -177,7 +177,7 @@ class _Sorting:
             self._enter(key, "expected dropped", note=what)
             return
         if not name.startswith(self.family.prefix):
-            self._enter(key, "suspicious", note=f"is not under {self.family.prefix}, and not known of this family")
+            self._enter(key, "suspicious", note=f"has no prefix {self.family.prefix} and is unknown in this family")
             return
         new = name.removeprefix(self.family.prefix)
         for rule, replacement in self.family.renames:
@@ -209,14 +209,14 @@ class _Sorting:
         width, colours, patch, other = kernel.shape
         if colours != 3 or patch != other:
             raise ValueError(
-                f"it embeds patches of {colours} channels and {patch} x {other} pixels, not of 3 in a square"
+                f"its patches have {colours} channels and {patch} x {other} pixels; need 3 and square"
             )
         numbers = [int(name.split(".")[1]) for name in self.tensors if re.match(r"blocks\.\d+\.", name)]
         image = self.family.grid(self.tensors) * patch
         return ViT(width, 1 + max(numbers, default=-1), self.family.heads(width), patch, image)
 
     def _fit_table(self, wanted: Mapping[str, torch.Size]) -> None:
-        """Give the position table the class token's row, which is zero where it has none, or take it off."""
+        """Add a row of zeros for the class token to the position table, or remove its row, as the encoder needs."""
         table, shape = self.tensors.get("pos_embed"), wanted.get("pos_embed")
         if table is None or shape is None or table.ndim != 3:
             return
@@ -238,14 +238,14 @@ class _Sorting:
     def _judge_one(self, name: str, key: str, wanted: Mapping[str, torch.Size]) -> None:
         tensor = self.tensors[name]
         if name not in wanted:
-            unknown = f"is no part of the encoder, and not known of {self.family.name} files"
+            unknown = f"is not part of the encoder and unknown in {self.family.name} files"
             why = next((why for rule, why in self.family.unfit if matches(rule, name)), unknown)
             self._enter(key, "suspicious", note=why)
         elif tensor.shape != wanted[name]:
-            shapes = f"{_by(tensor.shape)}, where the rest of the file asks for {_by(wanted[name])}"
+            shapes = f"{_by(tensor.shape)}, but the rest of the file needs {_by(wanted[name])}"
             self._enter(key, "suspicious", note=f"has shape {shapes}", fatal=True)
         elif not tensor.is_floating_point():
-            self._enter(key, "suspicious", note=f"holds {tensor.dtype}, which are no weights", fatal=True)
+            self._enter(key, "suspicious", note=f"has dtype {tensor.dtype}, which is not floating-point", fatal=True)
         elif name in self.how:
             self._enter(key, "converted", to=name, note=self.how[name])
         else:
@@ -263,21 +263,21 @@ class _Sorting:
 
 
 def encoder_shapes(vit: ViT, final_norm: bool, traits: Traits) -> dict[str, torch.Size]:
-    """The names and shapes of an encoder's weights."""
+    """Return the names and shapes of an encoder's weights."""
     with torch.device("meta"):
         weights = VisionTransformer(vit, final_norm, traits=traits).state_dict()
     return {key: value.shape for key, value in weights.items()}
 
 
 def _positions(tensors: Mapping[str, Tensor], traits: Traits) -> Positions:
-    """What its positions are; a fixed table is told by its values."""
+    """Return the kind of its positions; a fixed table is recognised by its values."""
     if traits.positions != "absolute":
         return traits.positions
     return "learned" if rows_first(tensors["pos_embed"]) is None else "sincos"
 
 
 def _stand_in(name: str, shape: torch.Size) -> tuple[Tensor, str]:
-    """What an absent weight is where its family leaves it out."""
+    """Return the value of a weight that its family's files leave out, and how it was made."""
     if name == "pos_embed":
         side = int((shape[1] - shape[1] % 2) ** 0.5)
         return sincos_2d(shape[2], (side, side)), "the fixed sine-cosine table"
@@ -287,7 +287,7 @@ def _stand_in(name: str, shape: torch.Size) -> tuple[Tensor, str]:
 
 
 def _nearest(name: str, candidates: Mapping[str, str]) -> str | None:
-    """The converted weight that a used-up one went into: the one beside it in the tree of names."""
+    """Return the converted weight that a consumed one was merged into: its neighbour in the tree of names."""
     parts = name.split(".")
 
     def shared(other: str) -> int:
@@ -307,14 +307,14 @@ def _said(entry: Entry) -> str:
 
 def _refusal(file: object, family: Family, said: list[str], fatal: bool) -> str:
     more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
-    way_out = "" if fatal else "; allow_partial=true takes the encoder as far as it goes"
+    way_out = "" if fatal else "; allow_partial=true loads the keys that fit"
     return (
-        f"{file}, taken for {family.title}, does not add up: {', '.join(said[:NAMED])}{more}. "
+        f"{file}, recognised as {family.title}, has unexplained keys: {', '.join(said[:NAMED])}{more}. "
         f"`mimbench inspect` shows every key{way_out}"
     )
 
 
 def counts(matched: Matched) -> dict[Verdict, int]:
-    """How many keys got each verdict."""
+    """Return the number of keys with each verdict."""
     found = Counter(entry.verdict for entry in matched.entries)
     return {verdict: found[verdict] for verdict in VERDICTS}

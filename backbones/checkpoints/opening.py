@@ -1,7 +1,7 @@
-"""Any checkpoint file, opened safely and lazily: what weights are in it, and what else.
+"""Open any checkpoint file safely and lazily: its weights, and what else it holds.
 
-    open_checkpoint("mae_vit_b.pth")           the weights, found under "model"; optimizer and options are reported
-    open_checkpoint("deit.pth?copy=ema")       of two sets of weights, the moving average
+    open_checkpoint("mae_vit_b.pth")           the weights under "model"; optimizer and options are reported
+    open_checkpoint("deit.pth?copy=ema")       the moving average, if the file holds several sets of weights
     open_checkpoint("dino.pth", copy="student")
 
 | kind | opened by | in memory |
@@ -11,14 +11,15 @@
 | safetensors, also in several files with an index | safetensors | views of the mapped file |
 | detectron2 pickle | `unpickler` | views of the mapped file; all of it if written with protocol 2 |
 
-Nothing in a file is run. Besides tensors and containers it may hold numpy numbers and arrays, `argparse.Namespace` and
-yacs' `CfgNode`; with anything else it is refused, and named. The options that files keep are plain values here.
+No code in a file is run. Besides tensors and containers a file may hold numpy numbers and arrays, `argparse.Namespace`
+and yacs' `CfgNode`; a file with any other object is refused, and the error names the object. Training options in a file
+become plain values.
 
-Opening reads names and shapes and no weight, so its cost is that of the file's index, whatever the file's size. Whether
-the numbers are finite, and whether they make an encoder, is for whoever loads the tensors that matter: reading 8 GB of
-optimizer to look for NaN would be a minute's work for nothing. For the same reason checksums are not verified.
+Opening reads names and shapes but no weight, so its cost does not depend on the file's size. The code that loads the
+tensors checks that they are finite and form an encoder: reading 8 GB of optimizer state to look for NaN would waste a
+minute. For the same reason checksums are not verified.
 
-A file is opened once in a process, as long as its size, time and inode stay: it is kept open, and given again.
+A file is opened once in a process and kept open; it is opened again only if its size, time or inode has changed.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ from mimbench.backbones.checkpoints.weight_sets import Held
 
 __all__ = ["Held", "Opened", "open_checkpoint"]
 
-KEPT = 4  # files that stay open; a mapped file costs no memory that the system could not take back
-_PLAIN = {  # what torch files may name beyond `ADMITTED`
+KEPT = 4  # files that stay open; the system can reclaim the memory of a mapped file at any time
+_PLAIN = {  # names that torch files may hold in addition to `ADMITTED`
     *("collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.complex", "builtins.bytearray"),
     *("argparse.Namespace", "yacs.config.CfgNode"),
 }
-_TORCHS = re.compile(  # what torch's safe loading may admit of its own
+_TORCHS = re.compile(  # torch's own names that its safe loading may admit
     r"torch\.([a-z]\w*|_utils\._rebuild_\w+|_tensor\._rebuild_\w+|serialization\._get_layout"
     r"|([\w.]+\.)?\w*(Storage|Tensor|Size|Parameter))"
 )
-_DAMAGE = (  # what unpickling raises on bytes that are not what they should be
+_DAMAGE = (  # errors that unpickling raises on damaged bytes
     *(RuntimeError, EOFError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, AssertionError),
     *(struct.error, zipfile.BadZipFile, MemoryError),
 )
@@ -64,33 +65,33 @@ _DAMAGE = (  # what unpickling raises on bytes that are not what they should be
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint file that is open: its tensors are views of the file until they are read."""
+    """An open checkpoint file; its tensors are views of the file until they are read."""
 
     file: Path
     kind: Kind
-    size: int  # bytes on disk; of all its files if it is in several
+    size: int  # bytes on disk; the sum if it consists of several files
     weights: Mapping[str, Tensor]  # the chosen state dictionary, names exactly as in the file
     found_under: str  # "" at the top level, else "model", "state_dict", "teacher", "model.state_dict" ...
-    copies: tuple[str, ...] = ()  # other sets of the same weights, each of which `copy` can name
-    others: tuple[Held, ...] = ()  # all that is not `weights`, the copies too
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # plain values of the options found in the file
-    metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors, of our exports and our detectors
+    copies: tuple[str, ...] = ()  # other sets of the same weights; `copy` selects one
+    others: tuple[Held, ...] = ()  # everything except `weights`, including the copies
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # training options in the file, as plain values
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors, our exports and our detectors
 
 
 def open_checkpoint(path: str | Path, copy: str | None = None) -> Opened:
-    """The checkpoint at `path`, which may be all that `location.parse_location` takes.
+    """Open the checkpoint at `path`, any location that `location.parse_location` accepts.
 
-    `copy` names the set of weights to take when there are several ("ema" for the only moving average); without it the
-    first of `contents.PREFERRED` is taken. The tensors are on the CPU and may be views of the file: clone before
-    changing them, and keep the file as it is while they are in use.
+    `copy` selects one of several sets of weights ("ema" for the only moving average); without it the first in
+    `weight_sets.PREFERRED` is taken. The tensors are on the CPU and may be views of the file: clone them before
+    changing them, and do not change the file while they are in use.
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: in one line that names the file: it is no checkpoint (and what it is instead), is cut short, holds
-            objects that are not admitted (and their names), holds no weights, or has not the set that is asked for.
+        FileNotFoundError: if the file does not exist.
+        ValueError: in one line that names the file: it is not a checkpoint (says what it is), is cut short, holds
+            objects that are not admitted (names them), holds no weights, or lacks the set that `copy` names.
     """
     if (code := user_code(path)) is not None:
-        raise ValueError(f"{code.name} is a function of user code, and what is wanted here is a file of weights")
+        raise ValueError(f"{code.name} is a function of user code; a file of weights is needed here")
     try:
         return _open(*parse_location(str(path)), copy)
     except ValueError as error:
@@ -98,10 +99,10 @@ def open_checkpoint(path: str | Path, copy: str | None = None) -> Opened:
 
 
 def _open(file: Path, options: Mapping[str, str], copy: str | None) -> Opened:
-    """The file as it is open already, if it is the same version of the same file; else opened now."""
+    """Return the file that is already open, if it has not changed; otherwise open it."""
     wanted, version = _wanted(file, options, copy), _version(file)
     if version is None:
-        return _read(file, wanted)  # it is no file, which `kind_of` says
+        return _read(file, wanted)  # not a file: `kind_of` raises the error
     key = (file.absolute(), wanted)
     held, opened = _kept.pop(key, (None, None))
     if opened is None or held != version:
@@ -113,19 +114,19 @@ def _open(file: Path, options: Mapping[str, str], copy: str | None) -> Opened:
 
 
 def mapped_anew(opened: Opened) -> Opened:
-    """The same file in a mapping of its own: what is read of it leaves memory with what this returns.
+    """Open the same file in a new mapping, whose memory is freed with the returned object.
 
-    For a look at a whole file; everything else shares the one that stays open.
+    For reading a whole file once; all other code shares the mapping that stays open.
     """
     return _read(opened.file, opened.found_under or None)
 
 
 Version = tuple[tuple[int, int, int, int], ...]
-_kept: OrderedDict[tuple[Path, str | None], tuple[Version, Opened]] = OrderedDict()  # the last used is the last
+_kept: OrderedDict[tuple[Path, str | None], tuple[Version, Opened]] = OrderedDict()  # least recently used first
 
 
 def _version(file: Path) -> Version | None:
-    """Device, inode, size and time of the file, and of those that an index names; None of what is no file."""
+    """Return device, inode, size and time of the file and of files named by an index; None if it is not a file."""
     if not file.is_file():
         return None
     files = shards_of(file) if file.suffix == ".json" and kind_of(file) == "safetensors" else []
@@ -142,15 +143,15 @@ def _read(file: Path, wanted: str | None) -> Opened:
 
 
 def _wanted(file: Path, options: Mapping[str, str], copy: str | None) -> str | None:
-    """The set of weights that is asked for, by either way."""
+    """Return the set of weights that `?copy=` or `copy` selects."""
     asked = options.get("copy", copy)
     if copy is not None and asked != copy:
-        raise ValueError(f"{file}: copy={copy} and ?copy={asked} are asked for at once; give one")
+        raise ValueError(f"{file}: copy={copy} and ?copy={asked} contradict each other; give one")
     return asked
 
 
 def _opened(file: Path, kind: Kind, tree: object, copy: str | None) -> Opened:
-    """What is in the unpickled `tree`."""
+    """Return the content of the unpickled `tree`."""
     sets = dict(contents.weight_sets(tree)) if isinstance(tree, Mapping) else {}
     if not isinstance(tree, Mapping) or not sets:
         raise ValueError(f"{file} holds no weights: {_instead(tree)}")
@@ -175,7 +176,7 @@ def _opened(file: Path, kind: Kind, tree: object, copy: str | None) -> Opened:
 
 
 def _instead(tree: object) -> str:
-    """What an unpickled file holds that has no weights in it."""
+    """Say what an unpickled file without weights holds."""
     if isinstance(tree, Tensor | Array):
         return "a single tensor, not a dictionary of them by name"
     if not isinstance(tree, Mapping):
@@ -191,11 +192,11 @@ def _require_dense(weights: Mapping[str, Tensor], file: Path) -> None:
 
 
 def _torch(file: Path, kind: Kind) -> object:
-    """What is in a torch file; without any code of its own."""
+    """Read a torch file without running code in it."""
     try:
         with torch.serialization.safe_globals(safe_globals()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's protocol; what matters is raised
-            if file.suffix == ".safetensors":  # torch would believe the name, which is wrong
+            warnings.simplefilter("ignore")  # about the pickle's protocol; real problems raise errors
+            if file.suffix == ".safetensors":  # torch would trust the wrong suffix
                 with file.open("rb") as handle:
                     return torch.load(handle, map_location="cpu", weights_only=True)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=kind == "torch" and _is_stored(file))
@@ -207,13 +208,13 @@ def _torch(file: Path, kind: Kind) -> object:
 
 
 def _is_stored(file: Path) -> bool:
-    """Whether nothing in the archive is compressed, so that the file can be mapped."""
+    """Whether the archive is uncompressed, so that the file can be mapped."""
     with zipfile.ZipFile(file) as archive:
         return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _refusal(file: Path, kind: Kind, message: str) -> str:
-    """Why torch's safe loading refuses a file, with the names of all that is in the way."""
+    """Return the reason why torch's safe loading refuses a file, with the names of all refused objects."""
     try:
         foreign = _foreign(file, kind)
     except _DAMAGE:
@@ -236,7 +237,7 @@ def _refused(foreign: list[str], advice: str) -> str:
 
 
 def _foreign(file: Path, kind: Kind) -> list[str]:
-    """The classes and functions in a pickle that are not admitted."""
+    """Return the classes and functions in a pickle that are not admitted."""
     if kind == "torch":
         with zipfile.ZipFile(file) as archive:
             entry = next(name for name in archive.namelist() if name.partition("/")[2] == "data.pkl")
@@ -251,7 +252,7 @@ def _foreign(file: Path, kind: Kind) -> list[str]:
 
 
 def _foreign_or(file: Path, first: str) -> list[str]:
-    """All that is not admitted in a plain pickle, or `first` alone if the pickle is not whole."""
+    """Return all names in a plain pickle that are not admitted, or only `first` if the pickle is cut short."""
     try:
         return _foreign(file, "detectron2 pickle") or [first]
     except EOFError:
@@ -259,11 +260,11 @@ def _foreign_or(file: Path, first: str) -> list[str]:
 
 
 def _arrays(file: Path) -> object:
-    """What is in a pickle of numpy arrays."""
+    """Read a pickle of numpy arrays."""
     try:
         return load_arrays(file)
     except Refused as error:
-        advice = "a plain pickle may hold numpy arrays alone: save the tensors with torch.save and give that"
+        advice = "a plain pickle may hold only numpy arrays: save the tensors with torch.save and give that"
         raise ValueError(f"{file} {_refused(_foreign_or(file, str(error)), advice)}") from None
     except EOFError:
         size = file.stat().st_size
@@ -274,14 +275,14 @@ def _arrays(file: Path) -> object:
 
 def _safetensors(file: Path, copy: str | None) -> Opened:
     if copy is not None:
-        raise ValueError(f"{file}: copy={copy} is asked for, and a safetensors file holds one set of weights")
+        raise ValueError(f"{file}: a safetensors file holds one set of weights; leave copy={copy} out")
     files = shards_of(file)
     weights: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for part in files:
         if kind_of(part) != "safetensors":
             raise ValueError(f"{part} is not a safetensors file")
-        read_header(part)  # which says how it is damaged, if it is
+        read_header(part)  # raises an error if the file is damaged
         try:
             with safe_open(part, framework="pt") as handle:
                 metadata.update(handle.metadata() or {})

@@ -1,4 +1,4 @@
-"""What a person is told of a checkpoint: what it is, what is in the file, and what becomes of every key.
+"""The report on a checkpoint for people: its encoder, the contents of the file, and the verdict on every key.
 
 `report(match(opened))` is plain values, exact, and JSON by `as_json`; `backbones.checkpoints.report_text` shows it.
 """
@@ -17,24 +17,24 @@ from mimbench.backbones.config import SIZES, ViT
 from mimbench.backbones.vitdet import detectron2_reason, vitdet_reason
 from mimbench.backbones.vitdet_traits import vitdet_plan
 
-READ = 512 * 2**20  # bytes of weights that a look reads to see whether they are finite; loading always reads them
+READ = 512 * 2**20  # a report reads up to this many bytes to check that weights are finite; loading always checks
 
-AT_ONCE = 96 * 2**20  # bytes of them that are in memory at a time: a mapped file's pages go when its mapping does
+AT_ONCE = 96 * 2**20  # bytes in memory at a time: closing the mapping frees a mapped file's pages
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something in the file: the encoder, a decoder, an optimizer."""
+    """A part of the file: the encoder, a decoder, an optimizer."""
 
     name: str
     keys: int
     bytes: int
-    encoder: bool = False  # an evaluation uses it
+    encoder: bool = False  # whether an evaluation uses it
 
 
 @dataclass(frozen=True)
 class Report:
-    """A checkpoint, as a look at it tells."""
+    """The report on a checkpoint."""
 
     file: str
     kind: str
@@ -42,10 +42,10 @@ class Report:
     family: str
     title: str
     source: str
-    architecture: str  # "ViT-B/16", or "ViT 96x4/8" where the size has no letter
+    architecture: str  # "ViT-B/16", or "ViT 96x4/8" if the size has no letter
     vit: ViT
-    traits: dict[str, Any]  # those in which it is not MAE's ViT
-    weights: int  # numbers in the encoder
+    traits: dict[str, Any]  # those that differ from MAE's ViT
+    weights: int  # number of weights in the encoder
     final_norm: bool
     positions: str
     interpolation: str
@@ -59,22 +59,22 @@ class Report:
     counts: dict[Verdict, int]
     keys: tuple[Entry, ...] = field(repr=False)
     arguments: dict[str, Any]
-    pretraining: dict[str, str]  # recipe and identity, of an encoder that mimbench pretrained
+    pretraining: dict[str, str]  # recipe and identity, if mimbench pretrained it
     notes: tuple[str, ...]
-    not_finite: tuple[str, ...] | None  # weights with NaN or infinity in them; None: too many bytes to read for a look
-    vitdet: str | None  # why ViTDet does not take it; None if it does
-    vitdet_plan: tuple[str, ...]  # what ViTDet does with it by default, a phrase for each part
-    detectron2: str | None  # why detectron2's ViT cannot be it; None if it can
-    refused: str | None  # why it does not load; None if it does
+    not_finite: tuple[str, ...] | None  # weights with NaN or infinity; None: not checked, too many bytes
+    vitdet: str | None  # why ViTDet cannot use it; None if it can
+    vitdet_plan: tuple[str, ...]  # how ViTDet uses it by default, a phrase for each part
+    detectron2: str | None  # why detectron2's ViT cannot hold it; None if it can
+    refused: str | None  # why it does not load; None if it loads
 
     @property
     def bytes_that_matter(self) -> int:
-        """Of the encoder, in the file."""
+        """The bytes of the encoder in the file."""
         return sum(part.bytes for part in self.parts if part.encoder)
 
 
 def report(matched: Matched) -> Report:
-    """What there is to say about `matched`. Reads the encoder's weights if they are few (`READ`)."""
+    """Return the report on `matched`. Reads the encoder's weights if they are small enough (`READ`)."""
     opened, family, recorded = matched.opened, matched.family, matched.recorded
     not_finite = _not_finite(matched)
     pretraining = {"recipe": recorded.recipe, "identity": recorded.identity} if recorded else {}
@@ -113,7 +113,7 @@ def report(matched: Matched) -> Report:
 
 
 def as_json(told: Report) -> dict[str, Any]:
-    """Plain values for `json.dumps`, exact."""
+    """Return the report as plain values for `json.dumps`, unrounded."""
     return {
         **asdict(told),
         "bytes_that_matter": told.bytes_that_matter,
@@ -122,7 +122,7 @@ def as_json(told: Report) -> dict[str, Any]:
 
 
 def architecture(vit: ViT) -> str:
-    """`ViT-B/16`, or `ViT 96x4/8` (width, depth, patch) where the size has no letter."""
+    """Return `ViT-B/16`, or `ViT 96x4/8` (width, depth, patch) if the size has no letter."""
     for letter, size in SIZES.items():
         if (size.width, size.depth, size.heads) == (vit.width, vit.depth, vit.heads):
             return f"ViT-{letter}/{vit.patch}"
@@ -130,7 +130,7 @@ def architecture(vit: ViT) -> str:
 
 
 def _parts(matched: Matched) -> tuple[Part, ...]:
-    """What the file holds, the encoder first, then by bytes."""
+    """Return the parts of the file: the encoder first, then by bytes."""
     used = [entry for entry in matched.entries if entry.verdict in ("loaded", "converted")]
     unknown = [entry for entry in matched.of("suspicious") if entry.bytes]
     rest: dict[str, list[Entry]] = {}
@@ -157,17 +157,17 @@ def _plain(value: object) -> bool:
 def _notes(matched: Matched) -> tuple[str, ...]:
     notes = list(matched.family.notes)
     if matched.family.positions == "sincos" and matched.positions == "learned" and matched.recorded is None:
-        notes.append("its position table is not the fixed one that the method starts from: it was trained further")
+        notes.append("its position table differs from the method's fixed table: it was trained")
     return tuple(notes)
 
 
 def _not_finite(matched: Matched) -> tuple[str, ...] | None:
-    """The keys of encoder weights with NaN or infinity in them."""
+    """Return the keys of encoder weights with NaN or infinity."""
     used = [entry for entry in matched.entries if entry.verdict in ("loaded", "converted")]
     if sum(entry.bytes for entry in used) > READ:
         return None
     opened = matched.opened
-    if opened.kind not in ("torch", "safetensors"):  # it is in memory as it is
+    if opened.kind not in ("torch", "safetensors"):  # already in memory
         return _broken(opened, used)
     found: list[str] = []
     for group in _groups(used):
@@ -180,7 +180,7 @@ def _broken(opened: Opened, entries: Iterable[Entry]) -> tuple[str, ...]:
 
 
 def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Entries of about `AT_ONCE` bytes together; at least one of them."""
+    """Group entries of about `AT_ONCE` bytes together; at least one in each group."""
     group: list[Entry] = []
     for entry in entries:
         if group and sum(other.bytes for other in group) + entry.bytes > AT_ONCE:

@@ -1,4 +1,4 @@
-"""A checkpoint's report as a terminal shows it: what it is, what the file holds, and the keys, a line for each kind."""
+"""Show the report on a checkpoint in a terminal: the encoder, the contents of the file, and the keys by kind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RESIZED = {
     "bicubic-antialias": "bicubic with antialiasing",
     "bilinear-antialias": "bilinear with antialiasing",
     "bicubic-offset": "bicubic, by DINO's factor",
-    "regenerate": "made anew",
+    "regenerate": "computed for the new grid",
 }
 BAR = 24  # characters
 ARGUMENTS = (
@@ -50,7 +50,7 @@ ARGUMENTS = (
 
 
 def render(told: Report, every_key: bool = False) -> Group:
-    """The report for rich; with `every_key` each has a line, else only those that are not simply loaded or dropped."""
+    """Return the report for rich; without `every_key`, keys loaded or dropped as expected are hidden."""
     blocks: list[RenderableType] = [_title(told), _facts(told), _parts(told), _counts(told)]
     shown = told.keys if every_key else [key for key in told.keys if key.verdict not in ("loaded", "expected dropped")]
     if shown:
@@ -59,7 +59,7 @@ def render(told: Report, every_key: bool = False) -> Group:
 
 
 def size(number: float) -> str:
-    """Bytes for people: 327.4 MiB."""
+    """Return a number of bytes for people: 327.4 MiB."""
     for unit in ("bytes", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
@@ -83,14 +83,14 @@ def _facts(told: Report) -> Table:
 
 def _lines(told: Report) -> Iterator[tuple[str, str | Text]]:
     vit = told.vit
-    body = f"{vit.width} wide, {vit.depth} blocks, {vit.heads} heads, {told.weights / 1e6:,.1f} M weights"
+    body = f"width {vit.width}, {vit.depth} blocks, {vit.heads} heads, {told.weights / 1e6:,.1f} M weights"
     yield "encoder", Text.assemble((told.architecture, "bold"), f"  {body}")
     if told.traits:
         yield "beyond MAE's", ", ".join(_trait(name, value) for name, value in told.traits.items())
     token = "and a class token" if told.traits.get("class_token", True) else "without a class token"
     yield "pretrained at", f"{vit.image} px: {vit.grid} x {vit.grid} patches of {vit.patch} px {token}"
     yield "positions", POSITIONS[told.positions] + _elsewhere(told)
-    yield "final norm", "its own" if told.final_norm else "none: an evaluation says what it takes in its place"
+    yield "final norm", "its own" if told.final_norm else "none; each evaluation names the norm it uses instead"
     yield "images", f"mean {_triple(told.mean)}, deviation {_triple(told.std)}"
     yield "evaluates on", _uses(told)
     if told.vitdet is None:
@@ -113,13 +113,13 @@ def _origins(told: Report) -> Iterator[tuple[str, str | Text]]:
     if told.not_finite:
         yield "not finite", Text(", ".join(told.not_finite), style="bold red")
     elif told.not_finite is None:
-        yield "values", "not read, for their number: whether they are finite is checked when they are loaded"
+        yield "values", "not read (too many); loading checks that they are finite"
 
 
 def _elsewhere(told: Report) -> str:
     if told.positions in ("sincos", "learned"):
         return f"; for another grid {RESIZED[told.interpolation]}"
-    return "; for this grid alone" if told.positions == "relative" else ""
+    return "; only for this grid" if told.positions == "relative" else ""
 
 
 def _uses(told: Report) -> str:
@@ -143,7 +143,7 @@ def _triple(values: Sequence[float]) -> str:
 
 
 def _parts(told: Report) -> Table:
-    """What the file holds, with a bar of its share of the bytes."""
+    """Build the table of the file's parts, with a bar for each part's share of the bytes."""
     whole = max(told.size, sum(part.bytes for part in told.parts), 1)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("in the file")
@@ -190,7 +190,7 @@ def _rows_of_one(entry: Entry) -> tuple[Verdict, str, str]:
 
 
 def _together(entries: Iterable[Entry]) -> list[tuple[Verdict, str, str]]:
-    """The same key of every block in one row: blocks.0-11.attn.q_bias."""
+    """Group the same key of all blocks in one row: blocks.0-11.attn.q_bias."""
     groups: dict[tuple[Verdict, str, str], list[int]] = {}
     for entry in entries:
         number = re.search(r"\.(\d+)\.", entry.key)

@@ -1,9 +1,9 @@
-"""The header of a safetensors file: which tensors are in it and where, and its metadata. Without torch.
+"""Read the header of a safetensors file: the tensors, their places and the metadata. Does not import torch.
 
     header = read_header(Path("encoder.safetensors"))
     header.metadata["mimbench"], header.places[0].shape
 
-A file is 8 bytes with the length of the header (little-endian), the header (JSON), and the tensors one behind another.
+A file is 8 bytes with the length of the header (little-endian), the header (JSON), and the tensors one after another.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 METADATA = "mimbench"  # the metadata key of our encoders; its value is `info.EncoderInfo` as JSON
-LONGEST = 100_000_000  # bytes of a header, by that format's own rule
+LONGEST = 100_000_000  # bytes of a header, the limit of the format
 
 
 class Place(NamedTuple):
-    """Where a file holds a tensor."""
+    """The place of a tensor in a file."""
 
     name: str
     dtype: str  # safetensors' name: "F32", "BF16"
@@ -30,41 +30,41 @@ class Place(NamedTuple):
 
     @property
     def numbers(self) -> int:
-        """How many numbers it holds."""
+        """The number of values in the tensor."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself."""
+    """The header of a file."""
 
     metadata: Mapping[str, str]
     places: tuple[Place, ...]  # sorted by name
-    size: int  # bytes of the whole file, as the header has it
+    size: int  # bytes of the whole file, according to the header
 
     def place(self, name: str) -> Place:
-        """Where the tensor called `name` is.
+        """Return the place of the tensor called `name`.
 
         Raises:
-            KeyError: if there is none.
+            KeyError: if the file has no such tensor.
         """
         return {place.name: place for place in self.places}[name]
 
 
 def read_header(file: Path) -> Header:
-    """The header of the safetensors file at `file`.
+    """Read the header of the safetensors file at `file`.
 
     Raises:
-        ValueError: in one line, if the file is no safetensors file, its header is damaged, or it is cut short.
+        ValueError: in one line, if the file is not a safetensors file, its header is damaged, or it is cut short.
     """
     size = file.stat().st_size
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         if length > LONGEST:
-            raise ValueError(f"{file} is no safetensors file: its header would be {length:,} bytes")
+            raise ValueError(f"{file} is not a safetensors file: its header would have {length:,} bytes")
         text = handle.read(length)
     if len(text) < length:
-        raise ValueError(f"{file} is cut short: its header alone is {length:,} bytes, and {size:,} are here")
+        raise ValueError(f"{file} is cut short: its header has {length:,} bytes, the file {size:,}; fetch it again")
     try:
         entries: dict[str, Any] = json.loads(text)
         metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
@@ -73,7 +73,7 @@ def read_header(file: Path) -> Header:
         raise ValueError(f"{file} has a damaged safetensors header; fetch it again") from None
     whole = max((place.end for place in places), default=8 + length)
     if size < whole:
-        raise ValueError(f"{file} is cut short: {size:,} of {whole:,} bytes are here; fetch it again")
+        raise ValueError(f"{file} is cut short: it has {size:,} of {whole:,} bytes; fetch it again")
     return Header(metadata, places, whole)
 
 

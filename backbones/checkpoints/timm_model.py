@@ -1,8 +1,8 @@
-"""The call of `timm.create_model` that builds exactly an encoder: an architecture's name and arguments.
+"""Find the call of `timm.create_model` that builds exactly a given encoder: an architecture's name and arguments.
 
-The pooled feature is then the one of `backbones.vit`: the mean of the patch tokens, behind the final norm where there
-is one. timm's own defaults would pool the class token, or move the norm behind the mean (`fc_norm`), for which an
-encoder's file has no weights.
+Its pooled feature equals that of `backbones.vit`: the mean of the patch tokens, after the final norm if there is one.
+timm's own defaults would pool the class token, or apply the norm after the mean (`fc_norm`), for which an encoder's
+file has no weights.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor
 from mimbench.backbones.checkpoints.info import EncoderInfo
 from mimbench.backbones.config import SIZES, Traits, ViT
 
-SIZED = {  # an encoder of another size is ViT-B with other arguments
+SIZED = {  # other sizes are built from ViT-B with other arguments
     "S": "vit_small_patch16_224",
     "B": "vit_base_patch16_224",
     "L": "vit_large_patch16_224",
     "H": "vit_huge_patch14_224",
 }
-CLIP = "vit_base_patch16_clip_224"  # the arguments cannot say it: norms with eps 1e-5
-GATED = "vit_giant_patch14_dinov2"  # nor this: gate and value in one matrix (SwiGLU)
+CLIP = "vit_base_patch16_clip_224"  # norms with eps 1e-5 cannot be set by arguments
+GATED = "vit_giant_patch14_dinov2"  # neither can gate and value in one matrix (SwiGLU)
 CANNOT = "timm's VisionTransformer cannot be this encoder"
 
 
 def timm_model(state: Mapping[str, Tensor], info: EncoderInfo) -> tuple[str, dict[str, Any]]:
-    """The name and the arguments (plain values) whose model has exactly the tensors of `state`.
+    """Return the name and the arguments (plain values) of the model with exactly the tensors of `state`.
 
     Raises:
-        ValueError: if timm's VisionTransformer cannot be this encoder, saying what is in the way.
+        ValueError: if timm's VisionTransformer cannot be this encoder; names the reason.
     """
     if info.traits.positions in ("relative", "rope"):
-        raise ValueError(f"{CANNOT}: its positions are {info.traits.positions}, not a table")
+        raise ValueError(f"{CANNOT}: its positions are {info.traits.positions}, not a table of absolute positions")
     if info.traits.rope is not None:
         raise ValueError(f"{CANNOT}: it has rotary positions")
     name = _name(info)
@@ -45,7 +45,7 @@ def timm_model(state: Mapping[str, Tensor], info: EncoderInfo) -> tuple[str, dic
     built = {(key, value.shape) for key, value in model.state_dict().items()}
     wrong = sorted(built ^ {(key, value.shape) for key, value in state.items()})
     if wrong:
-        raise ValueError(f"{CANNOT}: {wrong[0][0]} would have another shape in it, or no place")
+        raise ValueError(f"{CANNOT}: {wrong[0][0]} has another shape in timm's model, or is not part of it")
     return name, arguments
 
 
@@ -60,7 +60,7 @@ def _name(info: EncoderInfo) -> str:
 
 
 def _sizes(vit: ViT, name: str) -> dict[str, int]:
-    """The arguments of the encoder's size, less those that the name implies."""
+    """Return the arguments of the encoder's size that the name does not imply."""
     known = next((SIZES[size] for size, sized in SIZED.items() if sized == name), None)
     wanted = {"img_size": "image", "patch_size": "patch", "embed_dim": "width", "depth": "depth", "num_heads": "heads"}
     return {
@@ -71,10 +71,10 @@ def _sizes(vit: ViT, name: str) -> dict[str, int]:
 
 
 def _traits(state: Mapping[str, Tensor], info: EncoderInfo) -> dict[str, Any]:
-    """The arguments that depart from timm's own defaults, or from those of the name."""
+    """Return the arguments that differ from timm's defaults, or from those of the name."""
     traits, vit = info.traits, info.vit
     gated = traits.mlp != "mlp"
-    hidden = (traits.hidden or 4 * vit.width) * (2 if gated else 1)  # timm counts the gate's half as well
+    hidden = (traits.hidden or 4 * vit.width) * (2 if gated else 1)  # timm's width includes the gate
     rows = state["pos_embed"].shape[1] if "pos_embed" in state else 0
     stated = [
         ("fc_norm", False, info.final_norm),

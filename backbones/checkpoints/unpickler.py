@@ -1,13 +1,13 @@
-"""Pickles read without running any code of theirs: plain containers, numpy arrays and numbers, and nothing else.
+"""Read pickles without running code in them: only plain containers, numpy arrays and numbers are admitted.
 
-detectron2's model zoo is made of such files, `{"model": {name: ndarray}, "__author__": ...}`. Not even numpy's own code
-runs: each name that a pickle may hold stands for a class or function of this module, or for a plain container
-(`ADMITTED`), and every other name is refused before anything is made of it. Arrays of 4 kB and more are views of the
-mapped file, so reading a pickle costs time and memory by the number of its arrays, not by their size; those written
-with protocol 2 or older have their bytes in another form, and are taken into memory.
+detectron2's model zoo consists of such files, `{"model": {name: ndarray}, "__author__": ...}`. Not even numpy's own
+code runs: each admitted name in a pickle is replaced by a class or function of this module, or by a plain container
+(`ADMITTED`); every other name is refused before anything is built. Arrays of 4 kB and more are views of the mapped
+file, so the time and memory of reading depend on the number of arrays, not on their size. Pickles of protocol 2 or
+older encode the bytes differently; those arrays are read into memory.
 
-torch's safe loading is given the same stand-ins (`safe_globals`), because numpy believes what a pickled type says of
-itself, and one made up by a file could point anywhere.
+torch's safe loading uses the same stand-ins (`safe_globals`), because numpy trusts the description in a pickled type,
+and a malicious one could point to any memory.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import numpy
 import torch
 from torch import Tensor
 
-KINDS = "biufcSU"  # of numpy types whose bytes are plain values: no objects, no records, no dates
-VIEWED = 4096  # bytes from which on an array is a view of the file
+KINDS = "biufcSU"  # kinds of numpy types with plain values: no objects, no records, no dates
+VIEWED = 4096  # from this many bytes on, an array is a view of the file
 Buffer = bytes | bytearray | memoryview
 
 
 class Dtype:
-    """Stands for `numpy.dtype`: the type's code and byte order."""
+    """Replaces `numpy.dtype`: the type's code and byte order."""
 
     def __init__(self, code: str | bytes, _align: object = False, _copy: object = False) -> None:
         self.code = code.decode("ascii") if isinstance(code, bytes) else str(code)
@@ -41,7 +41,7 @@ class Dtype:
         self.order = state[1].decode("ascii") if isinstance(state[1], bytes) else str(state[1])
 
     def numpy(self) -> numpy.dtype[Any]:
-        """The real type, if its values are plain."""
+        """Return the numpy type, if its values are plain."""
         try:
             found = numpy.dtype(self.code).newbyteorder(cast(Any, self.order))
         except (TypeError, ValueError):
@@ -52,7 +52,7 @@ class Dtype:
 
 
 class Array:
-    """Stands for `numpy.ndarray`: filled by the pickle, and a tensor when asked."""
+    """Replaces `numpy.ndarray`: filled by the pickle; `tensor` converts it."""
 
     def __init__(self) -> None:
         self.values: numpy.ndarray[Any, Any] = numpy.zeros(0)
@@ -61,7 +61,7 @@ class Array:
         *_, shape, dtype, fortran, data = state
         if not isinstance(dtype, Dtype):
             raise pickle.UnpicklingError("it holds an array without a type")
-        content = data.encode("latin1") if isinstance(data, str) else data  # of Python 2
+        content = data.encode("latin1") if isinstance(data, str) else data  # from Python 2
         try:
             flat = numpy.frombuffer(content, dtype.numpy())
             self.values = flat.reshape(shape, order="F" if fortran else "C")
@@ -69,7 +69,7 @@ class Array:
             raise pickle.UnpicklingError(f"it holds an array whose bytes do not make its shape {shape}") from None
 
     def tensor(self) -> Tensor | None:
-        """The same numbers as a tensor; None if they are texts or of a type that torch does not know."""
+        """Return the numbers as a tensor; None for texts and types that torch does not support."""
         values = self.values
         if not values.dtype.isnative:
             values = values.astype(values.dtype.newbyteorder("="))
@@ -82,10 +82,10 @@ class Array:
 
 
 class CfgNode:
-    """Stands for `yacs.config.CfgNode`, which is a dictionary; yacs need not be installed."""
+    """Replaces `yacs.config.CfgNode`, which is a dictionary; yacs need not be installed."""
 
     def __new__(cls, *_: object) -> OrderedDict[str, Any]:  # type: ignore[misc]
-        """An ordinary dictionary, which torch's safe loading may fill."""
+        """Return an ordinary dictionary, which torch's safe loading may fill."""
         return OrderedDict()
 
 
@@ -118,7 +118,7 @@ _NUMPY: dict[str, Any] = {
     "multiarray.scalar": _scalar,
     "numeric._frombuffer": _frombuffer,
 }
-STAND_INS: dict[str, Any] = {  # for the names of numpy before and after its version 2
+STAND_INS: dict[str, Any] = {  # numpy's names before and since version 2
     "numpy.dtype": Dtype,
     "numpy.ndarray": Array,
     **{f"numpy.{core}.{name}": made for core in ("core", "_core") for name, made in _NUMPY.items()},
@@ -132,17 +132,17 @@ ADMITTED: dict[str, Any] = {
 
 
 def safe_globals() -> list[Any]:
-    """What torch's safe loading may make beyond its own, as `torch.serialization.safe_globals` takes it."""
+    """Return the additional classes for torch's safe loading, for `torch.serialization.safe_globals`."""
     named = [(made, name) for name, made in STAND_INS.items()]
     return [argparse.Namespace, (CfgNode, "yacs.config.CfgNode"), *named]
 
 
 class Refused(pickle.UnpicklingError):
-    """The pickle holds something that is not admitted."""
+    """The pickle holds an object that is not admitted."""
 
 
 class _Mapped:
-    """A file as an unpickler reads it, of which large pieces are views of the memory-mapped file."""
+    """A memory-mapped file for an unpickler; large pieces are views of the mapping."""
 
     def __init__(self, content: memoryview) -> None:
         self.content, self.at = content, 0
@@ -163,7 +163,7 @@ class _Mapped:
         raise EOFError
 
 
-class _Unpickler(pickle._Unpickler):  # the one written in Python, which leaves the pieces that `read` gives as they are
+class _Unpickler(pickle._Unpickler):  # the Python version, which keeps the views that `read` returns
     stack: list[Any]
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
@@ -174,7 +174,7 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python, which leaves 
             raise Refused(f"{module}.{name}") from None
 
     def load_build(self) -> None:
-        """Give an object its state: numpy's stand-ins take theirs, a dictionary has none that matters."""
+        """Set the state of an object: numpy's stand-ins use it, dictionaries ignore it."""
         state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, Dtype | Array):
             made.__setstate__(state)
@@ -188,16 +188,16 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python, which leaves 
 
 
 def _spelled(name: str) -> str:
-    """A pickle's name for a function, as Python 3 spells it."""
+    """Return Python 3's name for a function named in a pickle."""
     return f"builtins.{name.removeprefix('__builtin__.')}" if name.startswith("__builtin__.") else name
 
 
 def load_arrays(file: Path) -> Any:
-    """What is in the pickle at `file`: containers, texts, numbers and `Array`s.
+    """Read the pickle at `file`: containers, texts, numbers and `Array`s.
 
     Raises:
-        Refused: naming the first thing in it that is not admitted.
-        pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError: it is damaged.
+        Refused: naming the first object in it that is not admitted.
+        pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError: if it is damaged.
     """
     with file.open("rb") as handle:
         content = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY))
@@ -205,15 +205,15 @@ def load_arrays(file: Path) -> Any:
 
 
 def names_in(handle: IO[bytes], pickles: int = 1) -> list[str]:
-    """The classes and functions that the next `pickles` pickles of `handle` name, found without unpickling.
+    """Return the classes and functions named in the next `pickles` pickles of `handle`, without unpickling.
 
     Raises:
-        EOFError: if they are not whole.
+        EOFError: if a pickle is cut short.
     """
     try:
         names = [name for _ in range(pickles) for name in _names(pickletools.genops(handle))]
-    except (ValueError, MemoryError, OverflowError):  # the latter by lengths that cannot be
-        raise EOFError("the pickle is not whole") from None
+    except (ValueError, MemoryError, OverflowError):  # OverflowError from impossible lengths
+        raise EOFError("the pickle is cut short") from None
     return sorted({_spelled(name) for name in names})
 
 

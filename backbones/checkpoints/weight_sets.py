@@ -1,9 +1,9 @@
-"""What is in an unpickled checkpoint: its sets of weights, which of them is meant, and what else there is.
+"""Find the sets of weights in an unpickled checkpoint, choose one of them, and list what else it holds.
 
 A set of weights is a dictionary with tensors in it, at the top or up to three levels down: `model`, `state_dict`,
 `teacher`, `model.student`. Of several, the first in the order of `PREFERRED` is taken, an exponential moving average
-last, and the others are reported; `copy` takes another. One with a quarter of the largest's tensors or fewer (a
-head, a centre) is taken by its name only. Names, shapes and bytes are looked at, never the tensors' values.
+last, and the others are reported; `copy` selects another. A small set (at most a quarter of the tensors of the largest:
+a head, a centre) is taken only if named. Only names, shapes and bytes are read, never the tensors' values.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.checkpoints.unpickler import Array
 
 What = Literal["optimizer", "scheduler", "arguments", "scaler", "ema", "weights", "numbers", "other"]
-PREFERRED = (  # DINO and its kin evaluate the teacher, I-JEPA the target encoder
+PREFERRED = (  # DINO and related methods evaluate the teacher, I-JEPA the target encoder
     *("model", "state_dict", "model_state_dict", "model_state", "teacher", "target_encoder"),
     *("net", "network", "module", "backbone", "encoder", "student"),
 )
-DEPTH = 3  # levels of wrappers
-DETECTOR = "detector"  # the key beside the weights of our detectors; its value says what the detector is, as JSON
-_TRAINING: tuple[tuple[str, What], ...] = (  # by names, beginning with these
+DEPTH = 3  # levels of nesting
+DETECTOR = "detector"  # the key beside the weights in our detectors; its value describes the detector, as JSON
+_TRAINING: tuple[tuple[str, What], ...] = (  # prefixes of names
     (r"optim|opt$|opt_state", "optimizer"),
     (r"(lr_?)?sched|lr_scheduler|param_sched", "scheduler"),
     (r"\w*scaler$|amp$", "scaler"),
@@ -39,16 +39,16 @@ _PREFIX = re.compile(r"^(module\.|_orig_mod\.|backbone\.)+")
 
 @dataclass(frozen=True)
 class Held:
-    """Something in the file that is not the chosen weights."""
+    """A part of the file other than the chosen weights."""
 
-    name: str  # where it stands: "optimizer", "model_ema", "model.epoch"
+    name: str  # its dotted name: "optimizer", "model_ema", "model.epoch"
     what: What
-    bytes: int  # of the tensors in it
-    keys: int  # how many entries it has, 1 for a single value
+    bytes: int  # of its tensors
+    keys: int  # number of entries; 1 for a single value
 
 
 def weight_sets(tree: Mapping[Any, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Every dictionary in `tree` that has tensors of its own, and the dotted name that it stands under."""
+    """Yield the dotted name and content of every dictionary in `tree` that directly holds tensors."""
     if _count(tree):
         yield name, tree
     if depth < DEPTH:
@@ -58,21 +58,21 @@ def weight_sets(tree: Mapping[Any, Any], name: str = "", depth: int = 0) -> Iter
 
 
 def chosen(sets: Mapping[str, Mapping[Any, Any]], copy: str | None) -> str:
-    """The name of the set that is meant: `copy`, or the first that is preferred.
+    """Return the name of the chosen set: `copy`, or the first in the order of preference.
 
     Raises:
-        ValueError: if `copy` names none of them, or without it none is preferred.
+        ValueError: if `copy` names no set, or without it no set is preferred.
     """
     names = ", ".join(name or "the top level" for name in sets)
     if copy is not None:
         found = [name for name in sets if name == copy] or [name for name in sets if copy == "ema" and is_ema(name)]
         if len(found) != 1:
-            raise ValueError(f"has no single set of weights called {copy!r}: it holds {names}")
+            raise ValueError(f"has no unique set of weights called {copy!r}; it holds {names}")
         return found[0]
     counts = {name: _count(content) for name, content in sets.items()}
     ranked = sorted((_rank(name), name) for name, count in counts.items() if 4 * count > max(counts.values()))
     if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
-        raise ValueError(f"holds several sets of weights, {names}: say which with copy=NAME")
+        raise ValueError(f"holds several sets of weights: {names}; choose one with copy=NAME")
     return ranked[0][1]
 
 
@@ -82,7 +82,7 @@ def is_ema(name: str) -> bool:
 
 
 def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors of one dictionary, detached; arrays become tensors."""
+    """Return the tensors of one dictionary, detached; arrays become tensors."""
     found: dict[str, Tensor] = {}
     for key, value in content.items():
         tensor = value.tensor() if isinstance(value, Array) else value
@@ -92,7 +92,7 @@ def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def kept_beside(tree: Mapping[Any, Any], name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What our exports keep beside "model": weights that the other library has no place for, and the metadata."""
+    """Return what our exports keep beside "model": weights that the other library cannot hold, and the metadata."""
     kept = tree.get(METADATA)
     if name != "model" or not isinstance(kept, Mapping) or not isinstance(kept.get("about"), str):
         return {}, {}
@@ -100,20 +100,20 @@ def kept_beside(tree: Mapping[Any, Any], name: str) -> tuple[dict[str, Tensor], 
 
 
 def texts_in(tree: Mapping[Any, Any]) -> dict[str, str]:
-    """What our detectors keep beside "model": their config, as text."""
+    """Return what our detectors keep beside "model": their config, as text."""
     about = tree.get(DETECTOR)
     return {DETECTOR: about} if isinstance(about, str) else {}
 
 
 def copies_of(sets: Mapping[str, Mapping[Any, Any]], name: str) -> tuple[str, ...]:
-    """The other sets that hold the same weights as `name` by names and shapes, at least half of them."""
+    """Return the other sets that share at least half of the names and shapes of the set `name`."""
     shapes = _shapes(sets[name])
     others = ((other, _shapes(content)) for other, content in sets.items() if other != name)
     return tuple(other for other, found in others if 2 * len(found & shapes) >= len(shapes))
 
 
 def others_in(tree: Mapping[Any, Any], name: str) -> tuple[Held, ...]:
-    """Everything in `tree` but the set of weights called `name`, one entry for each that stands on the way to it."""
+    """Return everything in `tree` except the set of weights called `name`, one entry for each dictionary item."""
     held: list[Held] = []
     at, path = "", name
     while path:
@@ -125,7 +125,7 @@ def others_in(tree: Mapping[Any, Any], name: str) -> tuple[Held, ...]:
 
 
 def arguments_in(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """The options of training that the file has kept, as plain values; of several holders, all."""
+    """Return the training options in the file as plain values, merged if there are several."""
     options: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(key, str) and _what(key, value) == "arguments":
@@ -135,7 +135,7 @@ def arguments_in(tree: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def plain(value: object, depth: int = 4) -> Any:
-    """`value` as texts, numbers, lists and dictionaries; what is neither becomes the name of its type."""
+    """Return `value` as texts, numbers, lists and dictionaries; other objects become the name of their type."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.device | torch.dtype):
@@ -162,7 +162,7 @@ def _joined(name: str, key: str) -> str:
 
 
 def _rank(name: str) -> tuple[int, ...]:
-    """Where a set stands in the order of preference: the top level first, an average last."""
+    """Return a set's rank in the order of preference: the top level first, an average last."""
     parts = name.split(".") if name else []
     known = [PREFERRED.index(part) if part in PREFERRED else len(PREFERRED) for part in parts]
     return (is_ema(name), *known)
@@ -173,7 +173,7 @@ def _shapes(content: Mapping[Any, Any]) -> set[tuple[str, torch.Size]]:
 
 
 def _training(key: str) -> What | None:
-    """What a part of a training state is by its name; None for weights."""
+    """Return the kind of a part of a training state from its name; None for weights."""
     return next((what for rule, what in _TRAINING if re.match(rule, key, re.IGNORECASE)), None)
 
 
@@ -198,7 +198,7 @@ def _held(name: str, key: str, value: object) -> Held:
 
 
 def _bytes(value: object) -> int:
-    """Bytes of all tensors in `value`, each once."""
+    """Return the bytes of all tensors in `value`, each counted once."""
     total, seen, waiting = 0, set[int](), [value]
     while waiting:
         entry = waiting.pop()

@@ -1,6 +1,6 @@
-"""What happens to a training image: scale jitter, crop, flip and photometric distortion, as mmsegmentation does it.
+"""Augment training images as mmsegmentation does: scale jitter, crop, flip and photometric distortion.
 
-Draws come from NumPy's generator in mmsegmentation's order, so that the same state gives the same bytes.
+Random numbers come from NumPy's generator in mmsegmentation's order, so the same state gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mimbench.seg.data.pixels import (
 )
 
 IGNORED = 255
-TRIES = 10  # crops tested by `cat_max_ratio`; the one drawn after the last failure is taken as it is
+TRIES = 10  # crops tested against `cat_max_ratio`; after the last failure one more is drawn and used untested
 BRIGHTNESS = 32
 FACTOR = (0.5, 1.5)  # of contrast and saturation
 HUE = 18  # of 180; excluded at the upper end
@@ -30,9 +30,9 @@ _LEVELS = np.arange(256, dtype=np.float32)
 
 
 def augmented(image: Image, labels: Labels, config: Augment, side: int) -> tuple[Image, Labels]:
-    """A random crop, at most `side` x `side`, of an image and its label map at a random scale.
+    """Return a random crop, at most `side` x `side`, of an image and its label map at a random scale.
 
-    The crop is chosen by the labels.
+    The labels decide whether a crop is accepted.
     """
     ratio = np.random.random_sample() * (config.largest - config.smallest) + config.smallest
     size = jittered_size((labels.shape[0], labels.shape[1]), ratio, config, side)
@@ -48,13 +48,13 @@ def augmented(image: Image, labels: Labels, config: Augment, side: int) -> tuple
 
 
 def jittered_size(size: Size, ratio: float, config: Augment, side: int) -> Size:
-    """The size of an image at scale `ratio`."""
+    """Return the size of an image at scale `ratio`."""
     short = side if config.short is None else config.short
     return rescaled_size(size, int(config.long * ratio), int(short * ratio))
 
 
 def draw_crop(labels: Labels, side: int, cat_max_ratio: float) -> tuple[int, int]:
-    """Top and left of a crop on which several classes lie, none on `cat_max_ratio` of it or more, if one is found."""
+    """Return top and left of a crop; one with several classes, each below `cat_max_ratio`, if found in `TRIES`."""
     corner = _corner(labels.shape, side)
     if cat_max_ratio < 1:
         for _ in range(TRIES):
@@ -70,13 +70,13 @@ def _corner(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 
 
 def varied(labels: Labels, cat_max_ratio: float) -> bool:
-    """Whether more than one class is there, and none on `cat_max_ratio` or more of the pixels that are not ignored."""
+    """Whether there are several classes, each on less than `cat_max_ratio` of the pixels that are not ignored."""
     counts = np.bincount(labels.ravel(), minlength=256)[:IGNORED]
     return bool((counts > 0).sum() > 1 and counts.max() / counts.sum() < cat_max_ratio)
 
 
 def photometric_distortion(image: Image) -> Image:
-    """Brightness, contrast, saturation and hue, each with an even chance; every step rounds down to uint8."""
+    """Change brightness, contrast, saturation and hue, each with probability 1/2; each step truncates to uint8."""
     draw = np.random
     if draw.randint(2):
         image = look_up(image, linear(1.0, draw.uniform(-BRIGHTNESS, BRIGHTNESS)))
@@ -93,19 +93,19 @@ def photometric_distortion(image: Image) -> Image:
 
 
 def linear(factor: float, offset: float) -> NDArray[np.uint8]:
-    """The table (256,) of `level * factor + offset` in single precision, clipped and cut off to whole numbers."""
+    """Return the table (256,) of `level * factor + offset` in single precision, clipped and truncated to integers."""
     return np.clip(_LEVELS * np.float32(factor) + np.float32(offset), 0, 255).astype(np.uint8)
 
 
 def saturated(image: Image, factor: float) -> Image:
-    """The image with its saturation times `factor`."""
+    """Multiply the saturation of an image by `factor`."""
     hsv = to_hsv(image)
     hsv[..., 1] = look_up(np.ascontiguousarray(hsv[..., 1]), linear(factor, 0.0))
     return from_hsv(hsv)
 
 
 def hue_turned(image: Image, offset: int) -> Image:
-    """The image with `offset` added to its hue, modulo 180."""
+    """Add `offset` to the hue of an image, modulo 180."""
     hsv = to_hsv(image)
     table = ((np.arange(256) + offset) % 180).astype(np.uint8)
     hsv[..., 0] = look_up(np.ascontiguousarray(hsv[..., 0]), table)

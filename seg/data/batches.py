@@ -1,7 +1,7 @@
-"""A split as training and validation samples, and samples as batches of the form `seg.model.segmenter` describes.
+"""Training and validation samples of a split, and batches in the form that `seg.model.segmenter` documents.
 
 Images stay uint8; the model normalises them on the device. A crop smaller than the square is padded at the bottom and
-the right, labels with 255; the image's padding is the mean colour, which is zero after normalisation.
+the right: labels with 255, images with the mean colour, which is zero after normalisation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mimbench.seg.data.split import LabelledSplit
 class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
     """Random crops: (uint8 image (3, h, w), red first; uint8 labels (h, w)), h and w at most `side`.
 
-    Draws come from NumPy's generator, so each item wants seeding (`Batches` does it).
+    Random numbers come from NumPy's generator, so each item must be seeded (`Batches` does it).
     """
 
     def __init__(self, split: LabelledSplit, config: Augment, side: int) -> None:
@@ -34,7 +34,7 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
         return len(self.split)
 
     def image_name(self, index: int) -> str:
-        """The file of item `index`."""
+        """Return the file of item `index`."""
         return self.split.image_name(index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -43,16 +43,16 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
 
 
 class View(NamedTuple):
-    """A size at which an image is looked at, and how much that counts."""
+    """An image at one size, and its weight in the average."""
 
     image: Tensor  # uint8 (3, h, w)
     weight: int
 
 
 class Looked(NamedTuple):
-    """A validation image: how it is looked at, and its labels."""
+    """A validation image: its views and its labels."""
 
-    place: int  # in the split
+    place: int  # index in the split
     views: list[View]
     labels: Tensor  # uint8 (H, W), at the original size
 
@@ -68,7 +68,7 @@ class ValidationViews(Dataset[Looked]):
         return len(self.images)
 
     def image_name(self, number: int) -> str:
-        """The file of item `number`."""
+        """Return the file of item `number`."""
         return self.split.image_name(self.images[number])
 
     def __getitem__(self, number: int) -> Looked:
@@ -78,13 +78,13 @@ class ValidationViews(Dataset[Looked]):
 
 
 def views_of(image: Image, config: Inference, side: int) -> list[View]:
-    """An image at each size of `config.scales`; sizes that are the same are one view with more weight."""
+    """Return an image at each size of `config.scales`; equal sizes become one view with more weight."""
     sizes = [view_size((image.shape[0], image.shape[1]), scale, config, side) for scale in config.scales]
     return [View(to_tensor(resize_image(image, size)), sizes.count(size)) for size in dict.fromkeys(sizes)]
 
 
 def view_size(size: Size, scale: float, config: Inference, side: int) -> Size:
-    """The size of an image at a scale; see `Inference.scaling`."""
+    """Return the size of an image at a scale; see `Inference.scaling`."""
     short = side if config.short is None else config.short
     if len(config.scales) > 1 and config.scaling == "beit":
         at_least = max(int(short * scale), side)
@@ -94,12 +94,12 @@ def view_size(size: Size, scale: float, config: Inference, side: int) -> Size:
 
 
 def to_tensor(image: Image) -> Tensor:
-    """An image (H, W, 3), blue first, as a tensor (3, H, W), red first, that lies in memory by pixel."""
+    """Return an image (H, W, 3), blue first, as a tensor (3, H, W), red first, in channels-last memory."""
     return torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1)
 
 
 def training_batch(samples: Sequence[tuple[Tensor, Tensor]], side: int) -> dict[str, Any]:
-    """{"images", "sizes", "labels"}, as `seg.model.segmenter` takes it."""
+    """Return the batch {"images", "sizes", "labels"} for `seg.model.segmenter`."""
     images = torch.zeros(len(samples), side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.full((len(samples), side, side), IGNORED, dtype=torch.uint8)
     sizes = []
@@ -112,7 +112,7 @@ def training_batch(samples: Sequence[tuple[Tensor, Tensor]], side: int) -> dict[
 
 
 def collate(side: int) -> partial[dict[str, Any]]:
-    """`training_batch` for crops of `side`, which loading processes can be given."""
+    """Return `training_batch` for crops of `side`, in a form that can be sent to loading processes."""
     return partial(training_batch, side=side)
 
 

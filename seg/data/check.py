@@ -1,10 +1,10 @@
-"""What is wrong with a data set of label maps, found before a run finds it.
+"""Check a data set of label maps before a run uses it.
 
     mimbench data check seg PATH
 
-Reads everything: every image and every label map of both splits. Named are: the full ADE20K in place of the 150-class
-set, label pictures in colour or of 16 bits, ids beyond the classes (labelIds for labelTrainIds among them), sizes that
-differ (images turned by EXIF among them), missing label maps, maps with nothing labelled, and classes never shown.
+Reads every image and every label map of both splits. Reports: the full ADE20K instead of the 150-class set, label maps
+in colour or with 16 bits, ids beyond the classes (for example labelIds instead of labelTrainIds), label maps whose size
+differs from the image's (for example by EXIF rotation), missing label maps, maps without labels, and unused classes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mimbench.engine.data.datasets import Finding, Report, Severity, Split, Unfi
 from mimbench.engine.run.bar import track
 from mimbench.seg.data.split import LabelledSplit, open_split
 
-SHOWN = 20  # findings of a kind that are listed one by one
+SHOWN = 20  # findings of one kind that are listed individually
 SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 def check_segmentation(path: str | Path) -> Report:
-    """Everything that can be said about the data set of label maps at `path`."""
+    """Return all findings about the data set of label maps at `path`."""
     report = Report(Path(path))
     for split in SPLITS:
         try:
@@ -38,7 +38,7 @@ def check_segmentation(path: str | Path) -> Report:
 
 
 def _few(findings: Iterator[Finding]) -> Iterator[Finding]:
-    """The first of each kind, and how many more there are."""
+    """Yield the first findings of each kind, and the number of the rest."""
     counts: dict[str, int] = {}
     last: dict[str, Finding] = {}
     for finding in findings:
@@ -49,7 +49,7 @@ def _few(findings: Iterator[Finding]) -> Iterator[Finding]:
     for remedy, count in counts.items():
         if count > SHOWN:
             folder = str(Path(last[remedy].file).parent)
-            yield Finding(last[remedy].severity, folder, f"{count - SHOWN} more files have this fault", remedy)
+            yield Finding(last[remedy].severity, folder, f"{count - SHOWN} more files have the same problem", remedy)
 
 
 def _findings(split: LabelledSplit, facts: dict[str, int]) -> Iterator[Finding]:
@@ -63,18 +63,18 @@ def _findings(split: LabelledSplit, facts: dict[str, int]) -> Iterator[Finding]:
             continue
         pixels += found
         if not found[: len(split.classes)].sum():
-            yield _of(split, index, "note", "has no labelled pixel", "nothing is learned or measured on it")
+            yield _of(split, index, "note", "has no labelled pixel", "training and metrics ignore it")
     unseen = [name for name, count in zip(split.classes, pixels, strict=False) if not count]
     folder = str(split.store.path / split.layout.labels[split.split][0])
     if not pixels[: len(split.classes)].sum():
-        yield Finding("error", folder, "has no labelled pixel at all", "ids that are not 255 are classes")
+        yield Finding("error", folder, "has no labelled pixel in any map", "use ids other than 255 for classes")
     elif unseen:
-        what = f"{len(unseen)} of {len(split.classes)} classes are never shown: {', '.join(unseen[:5])}"
-        yield Finding("note", folder, what, "their IoU is left out of the mean unless they are predicted")
+        what = f"{len(unseen)} of {len(split.classes)} classes have no pixels: {', '.join(unseen[:5])}"
+        yield Finding("note", folder, what, "the mean IoU excludes them unless they are predicted")
 
 
 def _counts(split: LabelledSplit, index: int) -> NDArray[np.int64] | Finding:
-    """Pixels of each class of an image; or what is wrong with it or its label map."""
+    """Return the number of pixels of each class in an image, or the problem with the image or its label map."""
     try:
         _, labels = split.pair(index)
     except UnfitError as error:

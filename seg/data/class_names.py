@@ -1,6 +1,6 @@
 """Names of the classes of known data sets, by id, as mmsegmentation 1.2.2 lists them.
 
-Kept as text, one list a name; classes are separated by `; `.
+Each data set has one text; its classes are separated by `; `.
 """
 
 from __future__ import annotations

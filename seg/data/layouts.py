@@ -1,4 +1,4 @@
-"""Where data sets of label maps keep their files, and what the ids in these mean.
+"""Find the files of data sets with label maps, and the meaning of the ids in the maps.
 
     images/{training,validation}/*.jpg   annotations/{training,validation}/*.png     ADEChallengeData2016
     JPEGImages/  SegmentationClassAug/ or SegmentationClass/  ImageSets/Segmentation/  VOC2012 (or VOCdevkit/VOC2012)
@@ -6,11 +6,11 @@
     img_dir/{train,val}/*  ann_dir/{train,val}/*_instance_color_RGB.png              iSAID, patches with ids
     leftImg8bit/{train,val}/CITY/*  gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png  Cityscapes
     {train,val}2017/*.jpg   annotations/{train,val}2017/*_labelTrainIds.png          COCO-Stuff 164k
-    images/{train,val}/*   labels/{train,val}/*.png   classes.txt                     any other
+    images/{train,val}/*   labels/{train,val}/*.png   classes.txt                     any other data set
     coco/{train,val}2017/*   coco/labels/{train,val}2017/*.png   coco/labels/classes.txt   handwritten
 
-A label map has the name of its image, with another ending. `classes.txt` has one name a line; the first is of id 0.
-ADEChallengeData2016 is also read straight from its zip, if that lies in the directory and was not unpacked.
+A label map has the name of its image, with another suffix. `classes.txt` has one class name per line, starting at id 0.
+ADEChallengeData2016 is also read directly from its zip file in the directory, if it was not unpacked.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Layout:
 
     name: str
     images: dict[Split, str]  # folders below the root
-    labels: dict[Split, tuple[str, ...]]  # the first that is there
-    label_suffix: str = ".png"  # what follows the name of the image
-    image_suffix: str = ""  # what is cut off an image's name before its ending
-    lists: dict[Split, tuple[str, ...]] | None = None  # text files of names, one a line; the first that is there
+    labels: dict[Split, tuple[str, ...]]  # folders; the first that exists is used
+    label_suffix: str = ".png"  # appended to the image's name
+    image_suffix: str = ""  # removed from the image's name before its suffix
+    lists: dict[Split, tuple[str, ...]] | None = None  # text files with one name per line; the first that exists
     classes: str = CLASSES_FILE  # the file of names, or the key of a known list
-    zero_is_ignored: bool = False  # id 0 is no class, and id k is class k - 1 (ADE20K)
-    root: str = ""  # below the directory
-    marks: tuple[str, ...] = ()  # what tells it; by default the images and labels of one split
+    zero_is_ignored: bool = False  # id 0 is not a class, and id k is class k - 1 (ADE20K)
+    root: str = ""  # folder below the directory
+    marks: tuple[str, ...] = ()  # paths that identify it; by default the images and labels of one split
 
 
 ADE = Layout(
@@ -133,7 +133,7 @@ LAYOUTS = (
 
 
 class Store(Protocol):
-    """Files below a directory, or in a zip."""
+    """The files in a directory or a zip file."""
 
     path: Path
 
@@ -148,7 +148,7 @@ class Store(Protocol):
 
 
 class Directory:
-    """Files on disk."""
+    """The files in a directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -168,7 +168,7 @@ class Directory:
 
 
 class Zip:
-    """Files in a zip, below its one folder at the top; opened anew in each process."""
+    """The files in a zip file, below its single top folder; each process opens the zip file again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -203,7 +203,7 @@ def _opened(path: str) -> zipfile.ZipFile:
 
 
 def store_of(directory: Path) -> Store:
-    """What the files of the data set in `directory` are read from: the directory, or the zip of ADE20K in it."""
+    """Return the source of the data set's files: `directory`, or ADE20K's zip file in it."""
     if directory.is_file() or (not (directory / "images").exists() and (directory / ADE_ZIP).is_file()):
         return Zip(directory if directory.is_file() else directory / ADE_ZIP)
     if not (directory / "images").exists() and (directory / "ADEChallengeData2016" / "annotations").is_dir():
@@ -212,10 +212,10 @@ def store_of(directory: Path) -> Store:
 
 
 def recognise(store: Store) -> Layout:
-    """How the data set is laid out.
+    """Recognise the layout of the data set.
 
     Raises:
-        UnfitError: (a ValueError) if it is in no known way, with what it probably is.
+        UnfitError: (a ValueError) if the layout is unknown, with a guess.
     """
     for layout in LAYOUTS:
         below = f"{layout.root}/" if layout.root else ""
@@ -229,23 +229,23 @@ def recognise(store: Store) -> Layout:
 def _unknown(store: Store) -> tuple[str, str]:
     if store.has("index_ade20k.pkl") or store.has("images/ADE/training") or store.has("ADE20K_2021_17_01"):
         return (
-            "is the full ADE20K (ADE20K_2021), with 3,000 classes coded in colours",
-            "take ADEChallengeData2016.zip, the 150-class set that papers report",
+            "is the full ADE20K (ADE20K_2021), with 3,000 classes coded as colours",
+            "use ADEChallengeData2016.zip, the 150-class set that papers report",
         )
     if store.has("images/training"):
         return "has images/training but no annotations/training", "unpack ADEChallengeData2016.zip again"
     names = sorted({layout.name for layout in LAYOUTS})
     return (
-        "is laid out in no known way",
-        f"known are {', '.join(names)}; simplest is images/{{train,val}}, labels/{{train,val}} and {CLASSES_FILE}",
+        "has an unknown layout",
+        f"known layouts: {', '.join(names)}; the simplest: images/{{train,val}}, labels/{{train,val}}, {CLASSES_FILE}",
     )
 
 
 def pairs_of(store: Store, layout: Layout, split: Split) -> list[tuple[str, str]]:
-    """The names of all images of a split, sorted, each with that of its label map, which need not be there.
+    """Return the sorted names of a split's images, each with the name of its label map, which may not exist.
 
     Raises:
-        UnfitError: (a ValueError) if there are no images, or a list of names is missing.
+        UnfitError: (a ValueError) if the split has no images, or a list of names is missing.
     """
     below = f"{layout.root}/" if layout.root else ""
     folder = below + layout.images[split]
@@ -257,7 +257,7 @@ def pairs_of(store: Store, layout: Layout, split: Split) -> list[tuple[str, str]
         wanted = set(_listed(store, [below + name for name in layout.lists[split]]))
         images = [name for name in images if PurePosixPath(name).stem in wanted]
     if not images:
-        raise unfit(store.path / folder, "holds no images", "the split needs at least one")
+        raise unfit(store.path / folder, "contains no images", "the split needs at least one")
     return [(name, f"{labels}/{_stem(name, folder, layout)}{layout.label_suffix}") for name in images]
 
 
@@ -271,14 +271,14 @@ def _listed(store: Store, names: Sequence[str]) -> Iterator[str]:
         if store.has(name):
             yield from (line.split()[0] for line in bytes(store.read(name)).decode().splitlines() if line.strip())
             return
-    raise unfit(store.path / names[0], "is not there", "it lists the images of the split, one name a line")
+    raise unfit(store.path / names[0], "does not exist", "it must list the images of the split, one name per line")
 
 
 def classes_of(store: Store, layout: Layout) -> tuple[str, ...]:
-    """The names of the classes, by id.
+    """Return the names of the classes, by id.
 
     Raises:
-        UnfitError: (a ValueError) if the file of names is missing, empty, or has more than can be told apart.
+        UnfitError: (a ValueError) if the file of names is missing, empty, or has too many names.
     """
     from mimbench.seg.data.class_names import KNOWN
 
@@ -286,15 +286,15 @@ def classes_of(store: Store, layout: Layout) -> tuple[str, ...]:
         return KNOWN[layout.classes]
     file = store.path / layout.classes
     if not store.has(layout.classes):
-        raise unfit(file, "is not there", "it names the classes, one a line; the first is of id 0")
+        raise unfit(file, "does not exist", "write one class name per line, starting at id 0")
     lines = bytes(store.read(layout.classes)).decode(errors="replace").splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise unfit(file, "names no classes", "write one name a line; the first is of id 0")
+        raise unfit(file, "names no classes", "write one class name per line, starting at id 0")
     if len(names) > MOST_CLASSES:
-        raise unfit(file, f"names {len(names)} classes", f"8-bit label maps hold {MOST_CLASSES} at the most")
+        raise unfit(file, f"names {len(names)} classes", f"8-bit label maps allow at most {MOST_CLASSES}")
     if len(names) == 1:
-        raise unfit(file, "names one class, which every pixel would be", "add the background as a class")
+        raise unfit(file, "names only one class", "add the background as a class")
     return names
 
 

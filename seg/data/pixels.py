@@ -1,7 +1,7 @@
-"""Images and label maps as arrays, decoded, resized and recoloured with OpenCV's arithmetic, as mmsegmentation does it.
+"""Decode, resize and recolour images and label maps with OpenCV, as mmsegmentation does.
 
-OpenCV comes with mmengine, so it costs no dependency; it is used because its bilinear kernel has no antialiasing, its
-nearest neighbour rounds down, and its HSV has 180 hues: training bytes equal the originals' with nothing less.
+OpenCV comes with mmengine, so it adds no dependency. Only with OpenCV do the training images equal the originals' byte
+for byte: its bilinear kernel has no antialiasing, its nearest neighbour rounds down, and its HSV has 180 hues.
 
 Images are uint8 (H, W, 3) in OpenCV's order, blue first, until they leave this package.
 """
@@ -29,7 +29,7 @@ REPLACE = "replace or delete this file"
 
 @cache
 def opencv() -> ModuleType:
-    """OpenCV, on one thread: loading processes are many."""
+    """Return OpenCV set to one thread, because there are many loading processes."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -37,10 +37,10 @@ def opencv() -> ModuleType:
 
 
 def decode_image(encoded: bytes | bytearray, name: str) -> Image:
-    """The image that the file `name` holds, turned as its EXIF data say.
+    """Decode the image in the file `name`, rotated according to its EXIF data.
 
     Raises:
-        UnfitError: (a ValueError) naming the file, if it is not an image that OpenCV reads.
+        UnfitError: (a ValueError) naming the file, if OpenCV cannot read it.
     """
     cv2 = opencv()
     buffer = np.frombuffer(encoded, dtype=np.uint8)
@@ -51,10 +51,10 @@ def decode_image(encoded: bytes | bytearray, name: str) -> Image:
 
 
 def decode_labels(encoded: bytes | bytearray, name: str) -> Labels:
-    """The label map in the PNG file `name`: its grey values, or the indices of its palette.
+    """Decode the label map in the PNG file `name`: its grey values, or the indices of its palette.
 
     Raises:
-        UnfitError: (a ValueError) naming the file, if it is damaged, in colour or of 16 bits.
+        UnfitError: (a ValueError) naming the file, if it is damaged, in colour or has 16 bits.
     """
     from PIL import Image as Pillow
 
@@ -72,54 +72,54 @@ def decode_labels(encoded: bytes | bytearray, name: str) -> Labels:
 
 def _not_labels(mode: str) -> tuple[str, str]:
     if mode.startswith("I") or mode == "F":
-        return "is a label map of 16 bits or more", "write ids as an 8-bit PNG; cutting values off would change them"
-    what = f"is a picture in colour ({mode}), not a map of class ids"
+        return "is a label map with 16 bits or more", "write the ids as an 8-bit PNG"
+    what = f"is a colour image ({mode}), not a map of class ids"
     return (
         what,
-        "write one 8-bit PNG with an id per pixel, from the data set's list of colours; convert('P') makes it up",
+        "write an 8-bit PNG of ids, using the data set's list of colours; Pillow's convert('P') gives wrong ids",
     )
 
 
 def rescaled_size(size: Size, long: float, short: float) -> Size:
-    """The size of an image fitted into `long` x `short`, whichever way round it lies (mmcv's rescale_size)."""
+    """Return the size of an image fitted into `long` x `short`, in either orientation (mmcv's rescale_size)."""
     height, width = size
     factor = min(max(long, short) / max(height, width), min(long, short) / min(height, width))
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
 def resize_image(image: Image, size: Size) -> Image:
-    """Bilinear without antialiasing."""
+    """Resize an image bilinearly, without antialiasing."""
     cv2 = opencv()
     resized: Any = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8)
 
 
 def resize_labels(labels: Labels, size: Size) -> Labels:
-    """The nearest neighbour, rounded down."""
+    """Resize a label map by nearest neighbour, rounding down."""
     cv2 = opencv()
     resized: Any = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
     return np.asarray(resized, dtype=np.uint8)
 
 
 def to_hsv(image: Image) -> Image:
-    """Hue 0..179, saturation and value 0..255."""
+    """Convert to hue 0..179, saturation and value 0..255."""
     cv2 = opencv()
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), dtype=np.uint8)
 
 
 def from_hsv(image: Image) -> Image:
-    """The inverse of `to_hsv`, as far as it goes."""
+    """Convert back from `to_hsv`, up to rounding."""
     cv2 = opencv()
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_HSV2BGR), dtype=np.uint8)
 
 
 def look_up(values: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`table[values]`, by OpenCV, which is several times as fast."""
+    """Return `table[values]`, computed by OpenCV, which is several times faster."""
     return np.asarray(opencv().LUT(values, table), dtype=np.uint8)
 
 
 def exif_turns(encoded: bytes | bytearray) -> bool:
-    """Whether EXIF data say that the image lies on its side."""
+    """Whether the EXIF data rotate the image by a quarter turn."""
     from PIL import Image as Pillow
 
     try:

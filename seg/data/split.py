@@ -1,8 +1,8 @@
-"""A split of a data set with label maps: `open_split(directory, "train")`.
+"""Open a split of a data set with label maps: `open_split(directory, "train")`.
 
 split.image(i)     uint8 (H, W, 3), blue first
 split.labels(i)    uint8 (H, W), classes from 0, 255 ignored
-split.pair(i)      both, of one size
+split.pair(i)      both, with the same size
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mimbench.seg.data.augment import IGNORED
 from mimbench.seg.data.layouts import Layout, Store, classes_of, pairs_of, recognise, store_of
 from mimbench.seg.data.pixels import Image, Labels, decode_image, decode_labels, exif_turns, look_up
 
-BEYOND = 254  # marks an id that is no class
+BEYOND = 254  # marks an id that is not a class
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class LabelledSplit:
         return len(self.pairs)
 
     def name(self, index: int) -> str:
-        """The path of an image below the data set's directory."""
+        """Return the path of an image below the data set's directory."""
         return self.pairs[index][0]
 
     def image_name(self, index: int) -> str:
-        """The file of an image."""
+        """Return the file of an image."""
         return self._path(self.pairs[index][0])
 
     def image(self, index: int) -> Image:
-        """An image, turned as its EXIF data say.
+        """Read an image, rotated according to its EXIF data.
 
         Raises:
             UnfitError: (a ValueError) naming the file, if it cannot be read.
@@ -52,19 +52,19 @@ class LabelledSplit:
         return decode_image(self._read(name), self._path(name))
 
     def raw_labels(self, index: int) -> Labels:
-        """A label map with the ids that the file has.
+        """Read a label map with the ids in the file.
 
         Raises:
-            UnfitError: (a ValueError) naming the file, if it is missing, damaged or no label map.
+            UnfitError: (a ValueError) naming the file, if it is missing, damaged or not a label map.
         """
         name = self.pairs[index][1]
         return decode_labels(self._read(name), self._path(name))
 
     def labels(self, index: int) -> Labels:
-        """A label map with classes from 0 on, and 255 where pixels are ignored.
+        """Read a label map with classes starting at 0; ignored pixels are 255.
 
         Raises:
-            UnfitError: (a ValueError) as `raw_labels`; also for an id that is no class.
+            UnfitError: (a ValueError) as `raw_labels`; also for an id that is not a class.
         """
         raw = self.raw_labels(index)
         mapped = look_up(raw, self.table())
@@ -73,7 +73,7 @@ class LabelledSplit:
         return mapped
 
     def pair(self, index: int) -> tuple[Image, Labels]:
-        """An image and its label map.
+        """Read an image and its label map.
 
         Raises:
             UnfitError: (a ValueError) as `image` and `labels`; also if they differ in size.
@@ -84,29 +84,29 @@ class LabelledSplit:
         return image, labels
 
     def size_reason(self, index: int, image: Image, labels: Labels) -> tuple[str, str]:
-        """Why a label map of another size than its image is refused, and what to do."""
+        """Return the problem with a label map whose size differs from its image, and what to do."""
         (h, w), (height, width) = labels.shape, image.shape[:2]
-        what = f"is {w} x {h} pixels, and its image {width} x {height}"
+        what = f"has {w} x {h} pixels, but its image has {width} x {height}"
         if (h, w) == (width, height) and exif_turns(self._read(self.pairs[index][0])):
-            return what, "the image is turned by its EXIF orientation and the labels are not; save it upright without"
-        return what, "make the label map from this very image, or resize it by nearest neighbour"
+            return what, "EXIF rotates the image but not the labels; save the image upright, without EXIF orientation"
+        return what, "make the label map from this image, or resize it by nearest neighbour"
 
     def table(self) -> NDArray[np.uint8]:
-        """What each id in a file means: (256,)."""
+        """Return the class of each id in a file: (256,)."""
         return label_table(len(self.classes), self.layout.zero_is_ignored)
 
     def _read(self, name: str) -> bytes | bytearray:
         try:
             return self.store.read(name)
         except (FileNotFoundError, KeyError):
-            raise unfit(Path(self._path(name)), "is not there", "every image of a split needs its label map") from None
+            raise unfit(Path(self._path(name)), "does not exist", "every image needs its label map") from None
 
     def _path(self, name: str) -> str:
         return f"{self.store.path}/{name}"
 
 
 def label_table(classes: int, zero_is_ignored: bool) -> NDArray[np.uint8]:
-    """What each id means: its class, 255 if it is ignored, `BEYOND` if it is none; (256,)."""
+    """Return the class of each id, 255 if ignored, `BEYOND` if it is not a class: (256,)."""
     first = int(zero_is_ignored)
     table = np.full(256, BEYOND, dtype=np.uint8)
     table[first : first + classes] = np.arange(classes)
@@ -117,23 +117,23 @@ def label_table(classes: int, zero_is_ignored: bool) -> NDArray[np.uint8]:
 
 
 def beyond_reason(split: LabelledSplit, raw: Labels) -> tuple[str, str]:
-    """Why ids beyond the classes are refused, and what to do."""
+    """Return the problem with ids beyond the classes, and what to do."""
     ids = np.unique(raw)
     wrong = ids[split.table()[ids] == BEYOND].tolist()
     first = int(split.layout.zero_is_ignored)
-    what = f"holds id {wrong[0]}, and the {len(split.classes)} classes are {first} to {first + len(split.classes) - 1}"
+    what = f"has id {wrong[0]}; the {len(split.classes)} classes are {first} to {first + len(split.classes) - 1}"
     if split.layout.name == "Cityscapes":
         return what, "these are labelIds; make labelTrainIds with cityscapesScripts' createTrainIdLabelImgs"
     if not first and wrong == [len(split.classes)]:
-        return what, "ids count from 0 here; subtract 1, with 255 for what is to be ignored"
-    return what, "write 255 for pixels to ignore, and name every class"
+        return what, "ids must start at 0; subtract 1, and write 255 for ignored pixels"
+    return what, "write 255 for ignored pixels, and name every class"
 
 
 def open_split(directory: str | Path, split: Split) -> LabelledSplit:
-    """The split of the data set in `directory`; no image is opened.
+    """Open a split of the data set in `directory`; no image is opened.
 
     Raises:
-        UnfitError: (a ValueError) if it is laid out in no known way, or lacks images, label maps or names of classes.
+        UnfitError: (a ValueError) if its layout is unknown, or it lacks images, label maps or class names.
     """
     store = store_of(Path(directory))
     layout = recognise(store)

@@ -1,1 +1,1 @@
-"""Inference by sliding windows, mIoU by mmsegmentation's rule, and pictures of the results."""
+"""Inference by sliding windows, mIoU as in mmsegmentation, and pictures of the results."""

@@ -1,4 +1,4 @@
-"""Pictures of segmentations: images beside ground truth and prediction, and which classes are taken for which.
+"""Draw segmentations: images with ground truth and prediction, and the confusion of classes.
 
     draw_segmentations(split, predictions, places, path)
     draw_confusion(confusion, split.classes, path)
@@ -21,11 +21,11 @@ from mimbench.seg.evaluation.metric import IGNORED, Confusion
 
 INCHES = 3.0  # width of one image
 MOST = 20  # classes in the picture of confusions
-NAMED = 6  # classes named beside a prediction
+NAMED = 6  # classes named above a prediction
 
 
 def palette(classes: int) -> NDArray[np.uint8]:
-    """A colour for each id (256, 3); black where there is no class."""
+    """Return a colour for each id (256, 3); black for ids without a class."""
     colours = np.zeros((256, 3), dtype=np.uint8)
     for index in range(classes):
         number = index + 1
@@ -39,7 +39,7 @@ def palette(classes: int) -> NDArray[np.uint8]:
 def draw_segmentations(
     split: LabelledSplit, predictions: Mapping[int, NDArray[np.uint8]], places: Sequence[int], path: Path
 ) -> None:
-    """Write a PNG of images at `places` of `split`: image, ground truth, prediction. Nothing if there are none."""
+    """Write a PNG of the images at `places` of `split`: image, ground truth, prediction. No places, no file."""
     places = [place for place in places if place in predictions]
     if not places:
         return
@@ -65,14 +65,14 @@ def draw_segmentations(
 
 
 def _named(labels: NDArray[np.uint8], classes: Sequence[str]) -> str:
-    """The classes that cover most of a label map."""
+    """Return the names of the classes that cover most of a label map."""
     counts = np.bincount(labels.ravel(), minlength=256)[: len(classes)]
     order = [int(index) for index in np.argsort(-counts, kind="stable")[:NAMED] if counts[index]]
     return ", ".join(classes[index] for index in order)
 
 
 def draw_confusion(confusion: Confusion, classes: Sequence[str], path: Path) -> None:
-    """Write a PNG of which share of each class's pixels is taken for which; the `MOST` most frequent classes."""
+    """Write a PNG of the confusion matrix of the `MOST` most frequent classes, in % of each class's pixels."""
     counts = confusion.counts.cpu().numpy()
     order = np.argsort(-counts.sum(1), kind="stable")[:MOST]
     order = np.sort(order[counts.sum(1)[order] > 0])

@@ -1,11 +1,11 @@
-"""Segments a validation split with a model and keeps what reports and pictures need of it.
+"""Segment a validation split with a model, and keep the results for reports and pictures.
 
     evaluation = Evaluation(split, config.inference, side, device, workers=2, prefix="")
     metrics = evaluation(model)            # {"miou": ..., "macc": ..., "aacc": ...}, percent
     evaluation.confusion, evaluation.shown, evaluation.worst
 
-Under torchrun each process takes its part of the images and all end up with the metrics of all; no image is counted
-twice.
+Under torchrun each process segments a part of the images, and all processes get the metrics of all images. No image is
+counted twice.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class Evaluation:
     """Measures a model on a split when called, and keeps the results of the last call.
 
     Args:
-        split: of a data set.
-        config: how images are looked at.
-        side: of a window, in pixels.
-        device: of the model.
-        workers: processes that load images.
-        prefix: of the metrics' names.
-        shown: images whose predictions are kept for pictures: so many evenly chosen, and so many of the worst.
-        precision: what half-precision type the model runs in; None for single precision.
-        predictions: a directory to write every prediction to, as a PNG file with the data set's own ids.
+        split: the split of a data set.
+        config: the inference settings.
+        side: side of a window, in pixels.
+        device: device of the model.
+        workers: number of processes that load images.
+        prefix: prefix of the metrics' names.
+        shown: number of predictions kept for pictures: this many evenly spaced images, and this many of the worst.
+        precision: half-precision type of the model; None for single precision.
+        predictions: a directory for all predictions, as PNG files with the data set's ids.
 
     Attributes:
-        confusion: of all images.
-        kept: predictions by place in the split, in the first process.
-        worst: places in the split, smallest share of right pixels first.
+        confusion: the confusion of all images.
+        kept: predictions by index in the split, in the first process.
+        worst: indices in the split, lowest fraction of correct pixels first.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Evaluation:
         self.worst: list[int] = []
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """mIoU, mAcc and aAcc in percent."""
+        """Return mIoU, mAcc and aAcc in percent."""
         self.confusion = Confusion(len(self.split.classes), self.device)
         kept: dict[int, Prediction] = {}
         right: dict[int, float] = {}
@@ -119,7 +119,7 @@ class Evaluation:
 
 
 def evenly(images: int, count: int) -> list[int]:
-    """`count` places among `images`, the first and the last among them."""
+    """Return `count` evenly spaced indices of `images`, including the first and the last."""
     chosen: list[int] = np.linspace(0, images - 1, min(count, images)).round().astype(int).tolist()
     return chosen
 
@@ -130,7 +130,7 @@ def _only(samples: list[Looked]) -> Looked:
 
 
 def _merged(mine: dict[int, Any], world: int) -> dict[int, Any]:
-    """The dictionaries of all processes as one."""
+    """Merge the dictionaries of all processes."""
     if world == 1:
         return mine
     parts: list[Any] = [None] * world

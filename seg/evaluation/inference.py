@@ -1,15 +1,15 @@
-"""Label maps from a model: sliding windows or the whole image, several sizes and mirror images.
+"""Predict label maps: by sliding windows or on the whole image, at several sizes, also mirrored.
 
     predicted = predict(model, views, size, config, side)      # uint8 (H, W), at the size of the label map
 
-Windows are mmsegmentation's: `stride` apart, the last flush with the edge, logits enlarged to the window, added up and
-divided by how many windows saw each pixel. Logits are then resized to the label map's size. Of several views the
-softmax is averaged. Windows of an image go through the model together.
+Windows are mmsegmentation's: `stride` pixels apart, the last at the edge. Logits are enlarged to the window, added up
+and divided by the number of windows that contain each pixel, then resized to the label map's size. With several views
+the softmax outputs are averaged. The windows of an image form batches.
 
-An image smaller than the window is padded with the mean colour at the bottom and the right for a model that takes one
-size alone (relative positions), as in training; the originals end in an error there.
+If a model accepts only one size (relative positions), a smaller image is padded with the mean colour at the bottom and
+the right, as in training; the originals fail there.
 
-Shapes: K class, H x W image, h x w a size at which it is looked at.
+Shapes: K class, H x W image, h x w the size of a view.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from mimbench.seg.data.batches import View
 from mimbench.seg.model.enlarge import Rows, enlarged
 from mimbench.seg.model.segmenter import Segmenter
 
-WINDOWS = 8  # that go through the model together
-PIXELS = 65_536  # whose logits are enlarged together
+WINDOWS = 8  # windows in one batch
+PIXELS = 65_536  # pixels whose logits are enlarged at a time
 
 
 @torch.no_grad()
 def predict(model: Segmenter, views: Sequence[View], size: tuple[int, int], config: Inference, side: int) -> Tensor:
-    """The class of each pixel, int64 (H, W), of an image that is looked at in `views`, on the model's device."""
+    """Return the class of each pixel, int64 (H, W), from the `views` of an image, on the model's device."""
     single = len(views) == 1 and not config.flip
     summed: Tensor | None = None
     for view in views:
@@ -50,7 +50,7 @@ def predict(model: Segmenter, views: Sequence[View], size: tuple[int, int], conf
 
 
 def _most_likely(logits_Khw: Tensor, size: tuple[int, int]) -> Tensor:
-    """The class of each pixel at `size`, some rows at a time."""
+    """Return the class of each pixel at `size`, computed some rows at a time."""
     if tuple(logits_Khw.shape[1:]) == size:
         return logits_Khw.argmax(0)
     with torch.autocast(logits_Khw.device.type, enabled=False):
@@ -59,18 +59,18 @@ def _most_likely(logits_Khw: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def logits_of(model: Segmenter, image: Tensor, config: Inference, side: int) -> Tensor:
-    """Logits (1, K, h, w) of a normalised image (1, 3, h, w), at its size.
+    """Return the logits (1, K, h, w) of a normalised image (1, 3, h, w), at its size.
 
     Raises:
-        ValueError: if the whole image is wanted at once, and the model takes another size alone.
+        ValueError: if the mode is "whole" and the model accepts only another size.
     """
     height, width = image.shape[2:]
     multiple, fixed = model.patch_side(), model.fixed_side()
     if config.mode == "whole":
         if fixed is not None and (height, width) != (fixed, fixed):
             raise ValueError(
-                f"inference.mode=whole: this model's relative positions are for {fixed} x {fixed} pixels alone, and an "
-                f"image is {width} x {height}; use inference.mode=slide"
+                f"inference.mode=whole: this model's relative positions fit only {fixed} x {fixed} pixels, but an "
+                f"image has {width} x {height}; use inference.mode=slide"
             )
         padded = _padded(image, _up(height, multiple), _up(width, multiple))
         return enlarged(model.logits(padded).to(image.dtype), padded.shape[2:])[:, :, :height, :width]
@@ -81,12 +81,12 @@ def logits_of(model: Segmenter, image: Tensor, config: Inference, side: int) -> 
 
 
 def round_down(stride: float) -> int:
-    """The whole number of pixels below; at least one. 341 of 512 x 2 / 3, 426 of 640's."""
+    """Round a number of pixels down, to at least one: 341 for 512 x 2 / 3, 426 for 640 x 2 / 3."""
     return max(int(stride), 1)
 
 
 def slide(model: Segmenter, image: Tensor, window: tuple[int, int], stride: int) -> Tensor:
-    """Logits (1, K, h, w) of an image (1, 3, h, w) at least as large as the window, averaged over windows."""
+    """Return the logits (1, K, h, w) of an image at least as large as the window, averaged over windows."""
     places = [
         (top, left)
         for top in window_starts(image.shape[2], window[0], stride)
@@ -109,7 +109,7 @@ def slide(model: Segmenter, image: Tensor, window: tuple[int, int], stride: int)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along an axis of `length` pixels, at least as long as the window."""
+    """Return the starts of windows along an axis of `length` pixels, at least as long as the window."""
     steps = max(length - window + stride - 1, 0) // stride + 1
     return [min(step * stride, length - window) for step in range(steps)]
 
@@ -119,5 +119,5 @@ def _up(length: int, multiple: int) -> int:
 
 
 def _padded(image: Tensor, height: int, width: int) -> Tensor:
-    """With zeros, the mean colour, at the bottom and the right."""
+    """Pad with zeros (the mean colour) at the bottom and the right."""
     return F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))

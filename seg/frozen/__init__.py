@@ -1,1 +1,1 @@
-"""Protocols that leave the encoder as it is: a linear head, and k-NN over patches."""
+"""Protocols with a frozen encoder: a linear head, and k-NN over patches."""

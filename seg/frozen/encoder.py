@@ -1,4 +1,4 @@
-"""The encoder of a frozen protocol, as it is: of a checkpoint, random, or what a user's own function returns."""
+"""The frozen encoder of a protocol: from a checkpoint, random, or returned by a user's function."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from mimbench.seg.model.segmenter import RGB
 
 @dataclass(frozen=True)
 class Frozen:
-    """An encoder, how its images are normalised, and what is said of it in the result."""
+    """An encoder, the normalisation of its images, and its description in the result."""
 
     encoder: FrozenEncoder
     mean: RGB
     std: RGB
     facts: dict[str, Any]
-    family: str | None  # of the checkpoint
+    family: str | None  # the checkpoint's family
 
 
 class Blocks:
-    """Which blocks' outputs are features: the last ones, or those named."""
+    """The blocks whose outputs are features: the last ones, or the named ones."""
 
     def __init__(self, layers: int, named: tuple[int, ...] | None = None) -> None:
         self.layers, self.named = layers, named
 
     def of(self, depth: int) -> tuple[int, ...]:
-        """In an encoder of `depth` blocks.
+        """Return the blocks in an encoder of `depth` blocks.
 
         Raises:
-            ValueError: if it has not as many.
+            ValueError: if the encoder has fewer blocks.
         """
         if self.named is not None:
             return Backbone(blocks=self.named).outputs(depth)
         if self.layers > depth:
-            raise ValueError(f"layers={self.layers}, and the encoder has {depth} blocks")
+            raise ValueError(f"layers={self.layers} exceeds the encoder's {depth} blocks")
         return tuple(range(depth - self.layers, depth))
 
 
 def frozen_encoder(
     config: LinearSegmentationConfig | PatchKnnConfig, blocks: Blocks, pixels: Pixels, device: torch.device
 ) -> Frozen:
-    """The encoder of `config` as it is, with its final norm if it has one.
+    """Build the frozen encoder of `config`, with its final norm if it has one.
 
     Raises:
-        FileNotFoundError, ValueError: as `build_backbone`; also if more than the last features are wanted of a user's
+        FileNotFoundError, ValueError: as `build_backbone`; also if `config` needs more than the last block of a user's
             encoder.
     """
     precision = autocast_dtype(config.compute, device)
@@ -60,7 +60,7 @@ def frozen_encoder(
         user = load_user_encoder(config.checkpoint)
         if user.ours is None:
             if blocks.layers != 1 or blocks.named is not None:
-                raise ValueError(f"{user.name} gives the features of its last block alone; take layers=1, blocks=none")
+                raise ValueError(f"{user.name} returns only the features of its last block; use layers=1 blocks=none")
             mean, std = image_statistics("imagenet", None)
             if pixels == "checkpoint":
                 mean, std = cast(RGB, user.mean), cast(RGB, user.std)

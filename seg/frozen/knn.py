@@ -1,11 +1,11 @@
 """k-NN over frozen patch features: `mimbench run seg/knn_capi checkpoint=PATH data=ade20k`. Nothing is trained.
 
-CAPI's protocol. Images and label maps are squashed to a square; the patches of the training images, less those that
-mostly show what is to be ignored, are neighbours. On a tenth of the training images the number of neighbours and the
-distance are chosen; then all training images are searched. The metric is `seg_knn_miou`, CAPI's own mean IoU at the
-square's size (`seg.frozen.neighbours.capi_miou`): no number to set beside those of ADE20K's usual protocol.
+CAPI's protocol. Images and label maps are resized to a square. The neighbours are the patches of the training images,
+without those whose pixels are mostly ignored. The number of neighbours and the distance are chosen on a tenth of the
+training images; then all training images are searched. The metric is `seg_knn_miou`, CAPI's own mean IoU at the
+square's size (`seg.frozen.neighbours.capi_miou`). Do not compare it with ADE20K's usual mIoU.
 
-One process does it all; several would repeat the same work.
+Use one process; several would repeat the same work.
 """
 
 from __future__ import annotations
@@ -60,24 +60,24 @@ class Patches(NamedTuple):
     each: int  # patches of one image
 
     def of(self, images: Tensor) -> Patches:
-        """Those of the images at places (I,)."""
+        """Return the patches of the images at indices (I,)."""
         rows = (images[:, None] * self.each + torch.arange(self.each)).flatten().to(self.features.device)
         return Patches(self.features[rows], self.labels[rows], self.each)
 
 
 class Setting(NamedTuple):
-    """One way to vote."""
+    """A number of neighbours and a distance."""
 
     k: int
     distance: Distance
 
 
 def run(config: PatchKnnConfig, run: RunDir) -> Outcome:
-    """Measure: `seg_knn_miou` in percent, of the setting that is best on held-out training images.
+    """Measure `seg_knn_miou`, in percent, with the setting that is best on held-out training images.
 
     Raises:
-        FileNotFoundError: if the data set or the checkpoint is not there.
-        ValueError: if either is not what it should be, or there are too few training images.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if one of them is invalid, or there are too few training images.
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
@@ -113,15 +113,15 @@ def run(config: PatchKnnConfig, run: RunDir) -> Outcome:
 def best_of(
     config: PatchKnnConfig, train: Patches, val: Patches, images: int, ignore: tuple[int, ...]
 ) -> tuple[Setting, dict[Setting, float], float]:
-    """The setting chosen on held-out images, the mIoU of each there, and the mIoU of the chosen one on `val`.
+    """Return the setting chosen on held-out images, the mIoU of each setting there, and the chosen one's on `val`.
 
-    Features are standardised by the images that are not held out.
+    Features are standardised with the statistics of the images that are not held out.
 
     Raises:
         ValueError: if there are fewer than two training images.
     """
     if images < 2:
-        raise ValueError("k-NN over patches chooses its setting on held-out training images, so it needs two or more")
+        raise ValueError("k-NN over patches needs at least two training images: some are held out")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(config.seed))
     held = max(round(images * config.held_out), 1)
     rest = train.of(order[held:].sort().values)
@@ -140,26 +140,26 @@ def best_of(
 def _voted(
     query: Patches, train: Patches, neighbours: tuple[int, ...], distance: Distance, ignore: tuple[int, ...]
 ) -> dict[int, Tensor]:
-    """Labels (M, P) for each k, from one search."""
+    """Return labels (M, P) for each k, from one search."""
     kept = learnable(train.labels, ignore)
     features, labels = train.features[kept], train.labels[kept]
     if len(features) < max(neighbours):
         raise ValueError(
-            f"{max(neighbours)} neighbours are wanted of {len(features)} training patches; lower neighbours="
+            f"neighbours={max(neighbours)} exceeds the {len(features)} training patches; lower neighbours="
         )
     found = nearest_patches(query.features, features, max(neighbours), distance)
     return {k: torch.cat([vote(labels, part[:, :k]) for part in found.split(4096)]) for k in neighbours}
 
 
 def _statistics(features_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each feature; a feature that never changes is divided by one."""
+    """Return the mean and deviation of each feature; the deviation of a constant feature is set to one."""
     mean_D, deviation_D = features_ND.mean(0), features_ND.std(0, unbiased=False)
     return mean_D, deviation_D.where(deviation_D > 0, torch.ones_like(deviation_D))
 
 
 @torch.no_grad()
 def _patches(config: PatchKnnConfig, split: LabelledSplit, encoder: FrozenEncoder, mean: RGB, std: RGB) -> Patches:
-    """Features and labels of all patches of a split, on the encoder's device."""
+    """Compute features and labels of all patches of a split, on the encoder's device."""
     features, labels, grid, patch = [], [], config.image // encoder.patch, encoder.patch
     loader = evaluation_loader(Squashed(split, config.image), config.eval_batch, config.compute.workers)
     for images, maps in track(loader, f"encoding {split.split} images", len(loader)):

@@ -33,15 +33,15 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
     """Train a head and evaluate it.
 
     Raises:
-        FileNotFoundError: if the data set or the checkpoint is not there.
-        ValueError: if either is not what it should be, or the loss becomes NaN.
+        FileNotFoundError: if the data set or the checkpoint does not exist.
+        ValueError: if one of them is invalid, or the loss becomes NaN.
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
     val = open_split(directory, "val")
     frozen = frozen_encoder(config, Blocks(config.layers, config.blocks), config.pixels, device)
     encoder, mean, std = frozen.encoder, frozen.mean, frozen.std
-    seed_all(config.seed)  # the head is the same whatever came before
+    seed_all(config.seed)  # the head must not depend on earlier random numbers
     head = LinearHead(
         encoder.width, len(val.classes), norm=config.norm, dropout=config.dropout, loss_over=config.loss_over
     )
@@ -98,6 +98,6 @@ def _as_head(model: Any) -> LinearHead:
 
 
 def _encoded(encoder: FrozenEncoder, mean: RGB, std: RGB, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """A batch of images as features."""
+    """Encode a batch of images."""
     batch = move(batch, encoder.device)
     return {"features": encoder(prepared(batch["images"], batch["sizes"], mean, std)), "labels": batch["labels"]}

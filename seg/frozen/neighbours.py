@@ -1,8 +1,8 @@
-"""k-NN over patches, with every k and both distances from one search, and CAPI's mean IoU.
+"""k-NN over patches, with one search for every k, and CAPI's mean IoU.
 
-Each pixel of a patch takes the most frequent label, at that pixel of the patch, of the k nearest training patches. A
-smaller k looks at the first of the same neighbours. For cosine distance features are scaled to unit length, after which
-the nearest by L2 are the nearest by cosine.
+Each pixel of a patch gets the most frequent label at the same pixel of the k nearest training patches. A smaller k uses
+the first of the same neighbours. For cosine distance, features are scaled to unit length, so that the nearest by L2 are
+the nearest by cosine.
 
 Shapes: N training patch, M test patch, D feature, P pixel of a patch, k neighbour.
 """
@@ -21,13 +21,13 @@ QUERIES, TRAINING = 1024, 65_536  # patches compared at a time
 
 
 def learnable(labels_NP: Tensor, ignore: Sequence[int]) -> Tensor:
-    """Which training patches (N,) are learned from: those whose most frequent label is not to be ignored."""
+    """Return which training patches (N,) are used: those whose most frequent label is not ignored."""
     modal = labels_NP.mode(dim=1).values
     return ~torch.isin(modal, torch.tensor(list(ignore), dtype=modal.dtype, device=modal.device))
 
 
 def nearest_patches(query_MD: Tensor, train_ND: Tensor, most: int, distance: Distance) -> Tensor:
-    """The `most` nearest training patches of each query, nearest first: int64 (M, most)."""
+    """Return the `most` nearest training patches of each query, nearest first: int64 (M, most)."""
     if distance == "cosine":
         query_MD, train_ND = F.normalize(query_MD, dim=1), F.normalize(train_ND, dim=1)
     most = min(most, len(train_ND))
@@ -36,12 +36,12 @@ def nearest_patches(query_MD: Tensor, train_ND: Tensor, most: int, distance: Dis
 
 
 def _nearest(query_MD: Tensor, train_ND: Tensor, most: int) -> Tensor:
-    """Block by block, so that memory does not grow with the product of the two."""
+    """Search block by block, so that memory does not grow with the product of the two sizes."""
     best: Tensor | None = None
     index: Tensor | None = None
     for start in range(0, len(train_ND), TRAINING):
         block = train_ND[start : start + TRAINING]
-        closeness = torch.addmm(-0.5 * block.square().sum(1), query_MD, block.mT)  # falls with the distance
+        closeness = torch.addmm(-0.5 * block.square().sum(1), query_MD, block.mT)  # decreases with the distance
         value, place = closeness.topk(min(most, len(block)), dim=1)
         place = place + start
         if best is not None and index is not None:
@@ -53,22 +53,22 @@ def _nearest(query_MD: Tensor, train_ND: Tensor, most: int) -> Tensor:
 
 
 def vote(labels_NP: Tensor, neighbours_Mk: Tensor) -> Tensor:
-    """The most frequent label of the neighbours at each pixel, the smallest of equals: (M, P)."""
+    """Return the most frequent label of the neighbours at each pixel, the smallest if equal: (M, P)."""
     return labels_NP[neighbours_Mk].mode(dim=1).values
 
 
 def capi_miou(predicted: Tensor, labels: Tensor, ignore: Sequence[int]) -> float:
-    """The mean Jaccard index of all labels that are there or predicted, 0..1, without pixels whose label is ignored.
+    """Return the mean Jaccard index, 0..1, of all present or predicted labels, without ignored pixels.
 
-    A predicted label that is itself to be ignored stays a class, and lowers the mean: it cannot be compared with the
-    mIoU of `seg.evaluation.metric`.
+    A predicted label that is in `ignore` counts as a class and lowers the mean, so this differs from the mIoU of
+    `seg.evaluation.metric`.
 
     Raises:
         ValueError: if every pixel is ignored.
     """
     known = ~torch.isin(labels, torch.tensor(list(ignore), dtype=labels.dtype, device=labels.device))
     if not known.any():
-        raise ValueError("every pixel of the validation label maps is ignored, so that there is nothing to measure")
+        raise ValueError("all pixels of the validation label maps are ignored; nothing can be measured")
     pairs = labels[known].long() * 256 + predicted[known].long()
     counts = torch.bincount(pairs, minlength=256 * 256).view(256, 256).double()
     union = counts.sum(0) + counts.sum(1) - counts.diagonal()

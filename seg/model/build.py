@@ -1,4 +1,4 @@
-"""The segmenter that a config describes: `build_segmenter(config, classes)`."""
+"""Build the segmenter of a config: `build_segmenter(config, classes)`."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from mimbench.seg.model.segmenter_file import Described, described
 from mimbench.seg.model.vit import OtherViT, QkvBias, SegmentationViT
 
 AS_IT_IS = BackboneConfig(rel_pos=False, layer_scale=None, drop_path=0.0)
-WHOLE = "mmsegmentation, the whole segmenter"  # the family of such a checkpoint, mmsegmentation's or ours
+WHOLE = "mmsegmentation, the whole segmenter"  # the family of a checkpoint of mmsegmentation's or mimbench's segmenter
 
 
 @dataclass(frozen=True)
 class Built:
-    """A segmenter and where its weights came from."""
+    """A segmenter and the source of its weights."""
 
     model: UPerNet
-    info: EncoderInfo | None  # of the checkpoint; None if there is none
-    loaded: Loaded | None  # how the encoder's weights met the segmenter; None unless they are a checkpoint's
+    info: EncoderInfo | None  # of the checkpoint; None without one
+    loaded: Loaded | None  # missing and unexpected weights; None without a checkpoint
 
     @property
     def depth(self) -> int:
-        """Blocks of the encoder."""
+        """The number of blocks of the encoder."""
         backbone = self.model.backbone
         return len(backbone.layers if isinstance(backbone, SegmentationViT) else backbone.blocks)
 
     def description(self, config: UPerNetConfig, classes: tuple[str, ...]) -> Described:
-        """What is written beside the weights of the model, trained under `config`."""
+        """Return the description saved with the weights of the model trained with `config`."""
         vit, traits = (self.info.vit, self.info.traits) if self.info else (config.encoder, Traits())
         if isinstance(self.model.backbone, SegmentationViT):
             vit = replace(vit, image=config.image)
@@ -50,13 +50,13 @@ class Built:
 
 
 def build_segmenter(config: UPerNetConfig, classes: int) -> Built:
-    """UperNet on the encoder of the checkpoint; on a random one if there is none; or the checkpoint itself.
+    """Build UperNet on the checkpoint's encoder, on a random encoder without one, or load a whole segmenter.
 
-    The random encoder is what pretraining starts from (fixed sin-cos positions, Xavier), as in every other evaluation.
+    The random encoder is initialised as for pretraining (fixed sin-cos positions, Xavier), as in all evaluations.
 
     Raises:
-        FileNotFoundError: if the checkpoint is not there.
-        ValueError: if it is not one, or its encoder does not fit.
+        FileNotFoundError: if the checkpoint does not exist.
+        ValueError: if it is not a checkpoint, or its encoder does not fit.
     """
     is_file = config.checkpoint is not None and user_code(config.checkpoint) is None
     whole = segmenter_in(str(config.checkpoint)) if is_file else None
@@ -79,7 +79,7 @@ def build_segmenter(config: UPerNetConfig, classes: int) -> Built:
 def image_statistics(
     pixels: Pixels, info: EncoderInfo | None
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and deviation of the images: ImageNet's, or the checkpoint's if wanted and known."""
+    """Return the mean and deviation of the images: ImageNet's, or the checkpoint's if selected and known."""
     if info is None or pixels == "imagenet":
         return IMAGENET_MEAN, IMAGENET_STD
     return info.mean, info.std
@@ -95,19 +95,19 @@ def build_backbone(
     allow_partial: bool,
     frozen: bool = False,
 ) -> tuple[Backbone, EncoderInfo | None, Loaded | None]:
-    """An encoder as a segmenter's backbone, with the weights of `checkpoint` or, without one, random ones.
+    """Build an encoder as a segmenter's backbone, with the weights of `checkpoint` or, without one, random weights.
 
     Args:
-        checkpoint: of any known family.
-        encoder: shape of the random one.
-        config: what is added to it.
-        outputs: the blocks whose outputs are wanted, of an encoder of so many blocks.
-        image: side of the images to come, in pixels.
-        allow_partial: take a checkpoint whose keys are not all accounted for.
-        frozen: the encoder as it is: with its final norm if it has one, positions for whole patches around `image`.
+        checkpoint: a checkpoint of any known family.
+        encoder: shape of the random encoder.
+        config: what is added to the encoder.
+        outputs: returns the blocks whose outputs are used, given the number of blocks.
+        image: side of the images in pixels.
+        allow_partial: accept a checkpoint whose keys are not all accounted for.
+        frozen: keep the encoder unchanged, with its final norm if it has one; positions cover `image`, rounded up.
 
     Raises:
-        FileNotFoundError, ValueError: as `build_encoder`; also if `image` is no multiple of the encoder's patch.
+        FileNotFoundError, ValueError: as `build_encoder`; also if `image` is not a multiple of the encoder's patch.
     """
     model, info = build_encoder(checkpoint, encoder, allow_partial=allow_partial)
     vit, traits = (info.vit, info.traits) if info else (encoder, Traits())
@@ -116,7 +116,7 @@ def build_backbone(
         config = AS_IT_IS if info is None or not info.final_norm else replace(AS_IT_IS, final_norm=True)
         image = -(-image // vit.patch) * vit.patch
     if config.final_norm and info is not None and not info.final_norm:
-        raise ValueError(f"backbone.final_norm=true: {checkpoint} has no final norm; take backbone.final_norm=false")
+        raise ValueError(f"backbone.final_norm=true: {checkpoint} has no final norm; use backbone.final_norm=false")
     backbone: Backbone
     common: dict[str, Any] = {
         "outputs": outputs(vit.depth),
@@ -142,7 +142,7 @@ def build_backbone(
             if name.endswith((".gamma_1", ".gamma_2")):
                 nn.init.constant_(parameter, config.layer_scale)
     state = model.state_dict()
-    if config.final_norm and info is None:  # a random encoder has no final norm; the backbone's begins as it is
+    if config.final_norm and info is None:  # a random encoder has no final norm; the backbone's keeps its initial value
         state |= {name: value for name, value in backbone.state_dict().items() if name in ("norm.weight", "norm.bias")}
     loaded = load_encoder_into(backbone, state, interpolation)
     return backbone, info, loaded if info else None
@@ -161,15 +161,15 @@ def _qkv_bias(traits: Traits) -> QkvBias:
 
 
 def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -> Built:
-    """The segmenter whose `weights` the checkpoint holds; its shape is read from them, or from what we wrote beside."""
+    """Load a whole segmenter from `weights`; its shape comes from them, or from mimbench's description in the file."""
     file, names = str(config.checkpoint), weights.keys()
     if len(weights["decode_head.conv_seg.weight"]) != classes:
         known = len(weights["decode_head.conv_seg.weight"])
-        raise ValueError(f"{file} knows {known} classes, and {config.data} has {classes}; evaluate it on its own data")
+        raise ValueError(f"{file} has {known} classes, but {config.data} has {classes}; evaluate it on its own data")
     about = described(file)
     vit = about.vit if about else _shape_of(weights, file)
     if vit.image != config.image:
-        raise ValueError(f"image={config.image}: this segmenter was trained at {vit.image}; take image={vit.image}")
+        raise ValueError(f"image={config.image}: this segmenter was trained at {vit.image} px; use image={vit.image}")
     has_auxiliary = "auxiliary_head.conv_seg.weight" in names
     model = UPerNet(
         _backbone_of(weights, vit, about, config.backbone),
@@ -188,18 +188,16 @@ def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -
     wrong = sorted(own.keys() ^ names) or [name for name in names if own[name].shape != weights[name].shape]
     if wrong:
         raise ValueError(
-            f"{file} is not a UperNet of this kind: {', '.join(wrong[:3])} missing, left over or misshapen"
+            f"{file} is not a UperNet of this kind: {', '.join(wrong[:3])}: missing, unexpected or of the wrong shape"
         )
     model.load_state_dict(dict(weights))
     return Built(model, EncoderInfo(WHOLE, vit, final_norm=False), None)
 
 
 def _shape_of(weights: Mapping[str, Tensor], file: str) -> ViT:
-    """The encoder's sizes. Heads are told by the relative positions; without them 64 channels are a head."""
+    """Return the encoder's sizes. Relative positions tell the number of heads; without them a head has 64 channels."""
     if "backbone.patch_embed.projection.weight" not in weights:
-        raise ValueError(
-            f"{file}: a segmenter on an encoder that is no plain ViT cannot be told from its weights alone"
-        )
+        raise ValueError(f"{file}: the weights alone do not describe a segmenter whose encoder is not a plain ViT")
     width, _, patch, _ = weights["backbone.patch_embed.projection.weight"].shape
     depth = len({name.split(".")[2] for name in weights if name.startswith("backbone.layers.")})
     table = weights.get(f"backbone.layers.0.{TABLE}")

@@ -1,6 +1,6 @@
-"""Bilinear enlargement (corners not aligned), whole or by rows, as fixed matrices along each axis.
+"""Bilinear enlargement (corners not aligned), whole or by rows, by fixed matrices along each axis.
 
-Logits of 150 classes at the size of a label map fill 157 MB an image; by rows they never stand in memory together.
+Logits of 150 classes at the size of a label map take 157 MB per image; by rows they are never in memory all at once.
 
 Shapes: C channels, h x w of a map, H x W its new size.
 """
@@ -16,27 +16,27 @@ from torch import Tensor
 
 
 def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (B, C, h, w) resized bilinearly to `size`, corners not aligned."""
+    """Resize maps (B, C, h, w) bilinearly to `size`, corners not aligned."""
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 @lru_cache(maxsize=64)
 def matrix(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix (target, source) that resizes an axis bilinearly."""
+    """Return the matrix (target, source) that resizes an axis bilinearly."""
     identity = torch.eye(source, dtype=torch.float64)[None]
     made = F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T
     return made.to(device, dtype).contiguous()
 
 
 def shifted(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Matrices (3, target, source) that resize an axis bilinearly and shift it by -1, 0 and 1; zeros beyond."""
+    """Return matrices (3, target, source) that resize an axis bilinearly and shift it by -1, 0 and 1, zero-padded."""
     padded = F.pad(matrix(source, target, dtype, device), (0, 0, 1, 1))
     return torch.stack([padded[shift : shift + target] for shift in range(3)])
 
 
 @lru_cache(maxsize=64)
 def bands(source: int, target: int, step: int) -> tuple[tuple[slice, slice], ...]:
-    """For each `step` rows of a resized map, which they are and which rows of the map they are made of."""
+    """Return for each `step` rows of a resized map: their slice, and the slice of source rows they depend on."""
     used = matrix(source, target, torch.float64, torch.device("cpu")) != 0
     found = []
     for start in range(0, target, step):
@@ -47,13 +47,13 @@ def bands(source: int, target: int, step: int) -> tuple[tuple[slice, slice], ...
 
 
 class Rows:
-    """A map (C, h, w) at another size, some rows at a time: by a matrix downwards, by torch's own kernel across.
+    """Resize a map (C, h, w) some rows at a time: vertically by a matrix, horizontally by torch's kernel.
 
     Args:
         source: h and w.
         size: H and W.
-        step: rows at a time.
-        like: a tensor of the type and on the device of the maps.
+        step: number of rows at a time.
+        like: a tensor with the dtype and device of the maps.
     """
 
     def __init__(self, source: Sequence[int], size: Sequence[int], step: int, like: Tensor) -> None:
@@ -62,13 +62,13 @@ class Rows:
         self.widths = (source[1], size[1])
 
     def each(self, map_Chw: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-        """Which rows, of which band of the map, and what they hold: (C, r, W)."""
+        """Yield the slices of the rows and of their source band, and the rows' values (C, r, W)."""
         for rows, band in self.bands:
             lowered = torch.matmul(self.down_Hh[rows, band], map_Chw[:, band])
             yield (rows, band), enlarged(lowered[None], (lowered.shape[1], self.widths[1]))[0]
 
     def add_back(self, gradient_Chw: Tensor, of_rows_CrW: Tensor, at: tuple[slice, slice]) -> None:
-        """Add to the gradient of the map that of some of its rows."""
+        """Add the gradient of some rows to the gradient of the map."""
         rows, band = at
         channels, height = of_rows_CrW.shape[:2]
         narrow, wide = self.widths

@@ -4,10 +4,10 @@
     logits = UPerHead(768, 768, classes=150)(maps)              # at stride 4
     auxiliary = FCNHead(768, 256, classes=150)(maps[2])         # at stride 16
 
-UPerHead's last 3 x 3 convolution sees four maps of `channels`, three of them enlarged from coarser ones: 57 % of the
-arithmetic of a whole ViT-B segmenter. Enlarging and mixing channels commute, so with `fused` each coarse map's channels
-are mixed for the nine taps at its own size and then enlarged and shifted in one go: a third of the
-multiplications, equal to rounding.
+UPerHead's last 3 x 3 convolution takes four maps of `channels` channels, three of them enlarged from coarser maps. It
+is 57 % of the arithmetic of a whole ViT-B segmenter. Enlarging and mixing channels commute. So with `fused` the
+channels of each coarse map are mixed for the nine taps at the coarse size, then enlarged and shifted in one step: a
+third of the multiplications, equal up to rounding.
 
 Shapes: B image, C channels, h x w of a map, K class.
 """
@@ -36,12 +36,12 @@ class ConvModule(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, source, h, w) to (B, channels, h, w)."""
+        """Map (B, source, h, w) to (B, channels, h, w)."""
         return F.relu(self.bn(self.conv(maps)))
 
 
 class Feature2Pyramid(nn.Module):
-    """Four maps of one size to maps of strides 4, 8, 16 and 32, for patches of about 16 (or 8) pixels."""
+    """Resize four maps of the same size to strides 4, 8, 16 and 32, for patches of about 16 (or 8) pixels."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Feature2Pyramid(nn.Module):
         self.upsample_2x = nn.Sequential(nn.ConvTranspose2d(width, width, 2, 2))
 
     def forward(self, maps: Maps) -> list[Tensor]:
-        """(B, D, h, w) each, to 4h, 2h, h and h / 2; for a fine patch 2h, h, h / 2 and h / 4."""
+        """Resize maps (B, D, h, w) to 4h, 2h, h and h / 2; for small patches to 2h, h, h / 2 and h / 4."""
         first, second, third, fourth = maps
         if self.fine:
             return [self.upsample_2x(first), second, F.max_pool2d(third, 2), F.max_pool2d(fourth, 4)]
@@ -89,7 +89,7 @@ class UPerHead(nn.Module):
         _initialise_classifier(self.conv_seg)
 
     def forward(self, maps: Maps) -> Tensor:
-        """Logits (B, K, h, w) at the size of the finest map."""
+        """Return logits (B, K, h, w) at the size of the finest map."""
         laterals = [lateral(level) for lateral, level in zip(self.lateral_convs, maps, strict=False)]
         laterals.append(self._pooled(maps[-1]))
         for level in (2, 1, 0):
@@ -127,7 +127,7 @@ class FCNHead(nn.Module):
         _initialise_classifier(self.conv_seg)
 
     def forward(self, level: Tensor) -> Tensor:
-        """Logits (B, K, h, w) of a map (B, D, h, w)."""
+        """Return logits (B, K, h, w) of a map (B, D, h, w)."""
         logits: Tensor = self.conv_seg(self.dropout(self.convs(level)))
         return logits
 
@@ -139,10 +139,10 @@ def _initialise_classifier(conv: nn.Conv2d) -> None:
 
 
 def mixed_then_enlarged(maps_BChw: Tensor, kernel_OC33: Tensor, size: tuple[int, int]) -> Tensor:
-    """What a 3 x 3 convolution (padding 1) makes of `maps` enlarged to `size`: (B, O, H, W).
+    """Return a 3 x 3 convolution (padding 1) of `maps` enlarged to `size`: (B, O, H, W).
 
     Channels are mixed for each of the nine taps at the low resolution. Each tap is then enlarged and shifted by a fixed
-    matrix along each axis, whose rows of zeros are the padding; the taps of a column are added up between the two axes.
+    matrix along each axis (its zero rows are the padding); the taps of a column are summed between the two axes.
     """
     batch, _, height, width = maps_BChw.shape
     out = len(kernel_OC33)

@@ -1,6 +1,6 @@
-"""A linear head on frozen patch features, as DINOv2 (mmsegmentation's BNHead), DINOv3 and iBOT have it.
+"""A linear head on frozen patch features, as in DINOv2 (mmsegmentation's BNHead), DINOv3 and iBOT.
 
-Parameters are named as in DINOv2's head: bn.*, conv_seg.*.
+Parameters have the names of DINOv2's head: bn.*, conv_seg.*.
 
 Shapes: B image, D feature (of all layers side by side), K class, h x w grid of patches.
 """
@@ -20,16 +20,16 @@ from mimbench.seg.model.segmenter import RGB, Backbone
 
 
 class UserBackbone(nn.Module):
-    """A user's encoder that is none of ours: normalised images (B, 3, H, W) to its one map (B, D, h, w)."""
+    """A user's encoder as a backbone: maps normalised images (B, 3, H, W) to one map (B, D, h, w)."""
 
     def __init__(self, user: UserEncoder) -> None:
         super().__init__()
-        self.user, self.inner = user, user.module  # as a child it moves with the module
+        self.user, self.inner = user, user.module  # a child module moves to the device with its parent
         self.patch, self.width, self.outputs = user.encoder.patch, user.encoder.width, (0,)
         self.grid: int | None = None
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """One map."""
+        """Return a list of one map."""
         return [self.user.features(images).grid.permute(0, 3, 1, 2)]
 
 
@@ -55,19 +55,19 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.conv_seg.bias)
 
     def logits(self, features_BDhw: Tensor) -> Tensor:
-        """Logits (B, K, h, w)."""
+        """Return logits (B, K, h, w)."""
         made: Tensor = self.conv_seg(self.bn(self.dropout(features_BDhw)))
         return made
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss of "features" (B, D, h, w) with "labels", uint8 (B, H, W)."""
+        """Return the loss of "features" (B, D, h, w) with "labels", uint8 (B, H, W)."""
         return {"loss": pixel_loss(self.logits(batch["features"]), batch["labels"], self.loss_over)}
 
 
 class FrozenEncoder:
-    """Normalised images (B, 3, H, W) to patch features (B, D, h, w), without gradients; no module, and not saved.
+    """Map normalised images (B, 3, H, W) to patch features (B, D, h, w), without gradients; not a module, not saved.
 
-    Sides that are no multiple of the patch are padded around the middle, as DINOv2 does it.
+    Sides that are not a multiple of the patch are padded on both ends, as in DINOv2.
     """
 
     def __init__(self, backbone: Backbone | UserBackbone, device: torch.device, precision: torch.dtype | None) -> None:
@@ -79,37 +79,37 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features of all layers side by side, in single precision."""
+        """Return the features of all layers, concatenated, in single precision."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             maps = self.backbone(centre_padded(images, self.patch))
         return torch.cat(maps, dim=1).to(images.dtype)
 
     def fixed_side(self) -> int | None:
-        """The only side of images that the encoder takes; None if there is none."""
+        """The only image side that the encoder accepts; None if it accepts any."""
         return None if self.backbone.grid is None else self.backbone.grid * self.patch
 
 
 class FrozenSegmenter:
-    """Encoder and head as inference wants them (`seg.model.segmenter.Segmenter`)."""
+    """Encoder and head with the interface for inference (`seg.model.segmenter.Segmenter`)."""
 
     def __init__(self, encoder: FrozenEncoder, head: LinearHead, mean: RGB, std: RGB) -> None:
         self.encoder, self.head, self.mean, self.std = encoder, head, mean, std
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K, h, w) of normalised images."""
+        """Return logits (B, K, h, w) of normalised images."""
         return self.head.logits(self.encoder(images))
 
     def fixed_side(self) -> int | None:
-        """The only side of images that it takes; None if any will do."""
+        """The only image side that it accepts; None if it accepts any."""
         return self.encoder.fixed_side()
 
     def patch_side(self) -> int:
-        """Any side will do: images are padded here."""
+        """One pixel: it accepts any side, because images are padded here."""
         return 1
 
 
 def centre_padded(images: Tensor, multiple: int) -> Tensor:
-    """Images with zeros around them, up to the next multiple of `multiple` on each side."""
+    """Pad images with zeros on all sides, up to the next multiple of `multiple` along each axis."""
     pads = []
     for length in (images.shape[3], images.shape[2]):
         missing = -length % multiple

@@ -1,7 +1,7 @@
-"""Weights into a segmenter: an encoder's from any known family, or a whole segmenter as mmsegmentation saves it.
+"""Load weights into a segmenter: an encoder's of any known family, or a whole segmenter in mmsegmentation's format.
 
-An encoder's weights are renamed to mmsegmentation's; what the segmenter adds (LayerScale, relative positions) is
-missing in a file of MAE's, and MAE's final norm is left over. `Loaded` lists both.
+An encoder's weights are renamed to mmsegmentation's. In a file of MAE's the segmenter's additions (LayerScale, relative
+positions) are missing, and MAE's final norm is unexpected. `Loaded` lists both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mimbench.backbones.positions import resize_positions
 from mimbench.seg.model.relative import resize_relative
 from mimbench.seg.model.vit import OtherViT, SegmentationViT
 
-WHOLE = ("backbone.", "decode_head.")  # what the names of a whole segmenter begin with
+WHOLE = ("backbone.", "decode_head.")  # the prefixes of a whole segmenter's names
 TABLE = "attn.relative_position_bias_table"
 RENAMED = (
     (r"^blocks\.", "layers."),
@@ -30,8 +30,8 @@ RENAMED = (
     (r"^(layers\.\d+)\.mlp\.fc1\.", r"\1.ffn.layers.0.0."),
     (r"^(layers\.\d+)\.mlp\.fc2\.", r"\1.ffn.layers.1."),
 )
-COMPUTED = re.compile(r".*relative_position_index|.*attn\.k_bias|data_preprocessor\..*")  # in files, and no weights
-OF_BEIT = (  # BEiT's own code (mmsegmentation 0.x) has the pyramid in the backbone, by other names
+COMPUTED = re.compile(r".*relative_position_index|.*attn\.k_bias|data_preprocessor\..*")  # in files, but not weights
+OF_BEIT = (  # BEiT's code (mmsegmentation 0.x) has the pyramid in the backbone, with other names
     (r"^backbone\.fpn1\.", "neck.upsample_4x."),
     (r"^backbone\.fpn2\.", "neck.upsample_2x."),
 )
@@ -39,14 +39,14 @@ OF_BEIT = (  # BEiT's own code (mmsegmentation 0.x) has the pyramid in the backb
 
 @dataclass(frozen=True)
 class Loaded:
-    """What did not meet when an encoder was loaded, by the segmenter's names."""
+    """The weights that did not match when an encoder was loaded, with the segmenter's names."""
 
-    missing: tuple[str, ...]  # in the file: they keep their start
-    unexpected: tuple[str, ...]  # in the segmenter: they are left out
+    missing: tuple[str, ...]  # not in the file: they keep their initial values
+    unexpected: tuple[str, ...]  # not in the segmenter: they are left out
 
 
 def renamed(name: str) -> str:
-    """The name that mmsegmentation gives the parameter `name` of a timm-like encoder."""
+    """Return mmsegmentation's name for the parameter `name` of an encoder with timm's names."""
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
     return name
@@ -55,10 +55,11 @@ def renamed(name: str) -> str:
 def load_encoder_into(
     backbone: SegmentationViT | OtherViT, state: Mapping[str, Tensor], interpolation: Interpolation
 ) -> Loaded:
-    """Take the weights of an encoder (`backbones.checkpoint.load_encoder`); positions are resized to the backbone's.
+    """Load an encoder's weights (from `backbones.checkpoint.load_encoder`), with positions resized to the backbone's.
 
     Raises:
-        ValueError: if a weight is missing or left over beyond LayerScale, relative positions and `norm`, or misshapen.
+        ValueError: if a weight other than LayerScale, relative positions and `norm` is missing or unexpected, or a
+            weight has the wrong shape.
     """
     if isinstance(backbone, OtherViT):
         given = dict(state)
@@ -70,7 +71,7 @@ def load_encoder_into(
 def resized(
     backbone: SegmentationViT | OtherViT, given: Mapping[str, Tensor], interpolation: Interpolation
 ) -> dict[str, Tensor]:
-    """`given` with position tables for the grid of `backbone`: bicubic or as the family does, BEiT's geometrically."""
+    """Resize the position tables in `given` to the grid of `backbone`: bicubic or as the family; BEiT's by splines."""
     own, made = backbone.state_dict(), dict(given)
     for name, value in given.items():
         if name == "pos_embed" and name in own and own[name].shape != value.shape:
@@ -97,9 +98,9 @@ def _loaded(backbone: SegmentationViT | OtherViT, given: Mapping[str, Tensor]) -
 
 
 def segmenter_in(path: str | Path) -> dict[str, Tensor] | None:
-    """The weights in float32 of the whole segmenter in the file at `path`; None of any other file.
+    """Return the weights, in float32, of the whole segmenter in the file at `path`; None for any other file.
 
-    Takes mmsegmentation's files, BEiT's (of mmsegmentation 0.x, whose names are brought to 1.x's) and ours.
+    Reads files of mmsegmentation, of BEiT (mmsegmentation 0.x; names are converted to 1.x) and of mimbench.
 
     Raises:
         FileNotFoundError, ValueError: as `open_checkpoint`; also for weights that are not finite.

@@ -1,10 +1,10 @@
-"""Cross-entropy of enlarged logits over the pixels of label maps, as mmsegmentation has it.
+"""Cross-entropy of enlarged logits over the pixels of label maps, as in mmsegmentation.
 
-The mean is over all pixels, ignored ones included in the denominator (`over="all"`): with a fifth of the pixels ignored
-loss and gradients are a fifth smaller than torch's `ignore_index` gives. `over="valid"` is the mean over the others.
+With `over="all"` the denominator of the mean includes ignored pixels: if a fifth of the pixels is ignored, loss and
+gradients are a fifth smaller than with torch's `ignore_index`. `over="valid"` is the mean over the other pixels.
 
-Logits are enlarged some rows at a time, and with the loss of those rows their gradient is computed: what is kept for
-the backward pass is as large as the small logits, a hundredth of what the plain form keeps.
+Logits are enlarged some rows at a time, and the gradient of these rows is computed together with their loss. So the
+backward pass keeps only as much as the small logits, a hundredth of the plain form.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from mimbench.seg.model.enlarge import Rows
 
 IGNORED = 255
-PIXELS = {"cpu": 8_192, "cuda": 131_072}  # enlarged at a time, which a CPU's cache or a GPU's units want
-_EPS = torch.finfo(torch.float32).eps  # in the denominator, as mmsegmentation has it
+PIXELS = {"cpu": 8_192, "cuda": 131_072}  # enlarged at a time; suits a CPU's cache and a GPU's units
+_EPS = torch.finfo(torch.float32).eps  # in the denominator, as in mmsegmentation
 
 
 def pixel_loss(logits_BKhw: Tensor, labels_BHW: Tensor, over: Literal["all", "valid"] = "all") -> Tensor:
-    """The mean cross-entropy of logits (B, K, h, w) enlarged to the labels (B, H, W), integers with 255 ignored."""
+    """Return the mean cross-entropy of logits (B, K, h, w) enlarged to integer labels (B, H, W); 255 is ignored."""
     exact = logits_BKhw if logits_BKhw.dtype == torch.float64 else logits_BKhw.float()  # not in half precision
     with torch.autocast(exact.device.type, enabled=False):
         total: Tensor = _Summed.apply(exact, labels_BHW)

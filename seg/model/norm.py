@@ -1,7 +1,7 @@
-"""Batch norm over all processes: the statistics of the whole batch, on GPUs and on CPUs.
+"""Batch norm with the statistics of the whole batch over all processes, on GPUs and on CPUs.
 
-torch's SyncBatchNorm refuses a CPU, and a module that holds one refuses to be spread over CPU processes. So sums over
-all processes are taken here; a single process takes torch's plain batch norm.
+torch's SyncBatchNorm does not support CPUs, and a module that contains it cannot be distributed over CPU processes. So
+this module sums over all processes; a single process uses torch's plain batch norm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
     """Batch norm of maps (B, C, h, w) with statistics over B, h, w and all processes in training."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Normalised, scaled and shifted maps (B, C, h, w)."""
+        """Normalise, scale and shift maps (B, C, h, w)."""
         if not self.training or rank_and_world()[1] == 1:
             normalised: Tensor = super().forward(maps)
             return normalised
@@ -27,7 +27,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return self._over_processes(maps if maps.dtype == torch.float64 else maps.float()).to(maps.dtype)
 
     def _over_processes(self, maps_BChw: Tensor) -> Tensor:
-        """In two passes, mean and then deviation, so that nothing cancels."""
+        """Compute the mean, then the deviation, in two passes, to avoid cancellation."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None

@@ -1,4 +1,4 @@
-"""BEiT's relative positions: which entry of the table each pair of tokens looks up, and tables for other grids.
+"""BEiT's relative positions: the row of the table for each pair of tokens, and resizing of tables.
 
 A table for a grid of n x n patches has (2n - 1) ** 2 rows, one for each offset between two patches, and three more:
 class token to patch, patch to class token, class token to itself.
@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-EXTRA = 3  # rows that concern the class token
-SMALLEST, LARGEST, PRECISION = 1.01, 1.5, 1e-6  # of the ratio of the geometric series, in BEiT's bisection
+EXTRA = 3  # rows for the class token
+SMALLEST, LARGEST, PRECISION = 1.01, 1.5, 1e-6  # bounds and precision of the geometric ratio in BEiT's bisection
 
 
 def rows_of(grid: int) -> int:
-    """Rows of the table for `grid` x `grid` patches."""
+    """Return the number of rows of the table for `grid` x `grid` patches."""
     return (2 * grid - 1) ** 2 + EXTRA
 
 
 def relative_index(grid: int) -> Tensor:
-    """The row for each pair (token, token), class token first: int64 (1 + n * n, 1 + n * n)."""
+    """Return the row for each pair (token, token), class token first: int64 (1 + n * n, 1 + n * n)."""
     rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     y, x = rows.flatten(), columns.flatten()
     down, right = (axis[:, None] - axis[None] + grid - 1 for axis in (y, x))
@@ -35,17 +35,17 @@ def relative_index(grid: int) -> Tensor:
 
 
 def resize_relative(table: Tensor, grid: int) -> Tensor:
-    """A table (rows, heads) for another grid, as BEiT's code does it; the same grid gives the same tensor back.
+    """Resize a table (rows, heads) to another grid as BEiT's code does; returns `table` itself for the same grid.
 
     The old offsets are placed at the partial sums of a geometric series that ends at the largest new offset, so that
-    near offsets keep their place; between them a cubic spline. The class token's rows are kept.
+    near offsets keep their places; a cubic spline interpolates between them. The class token's rows are unchanged.
 
     Raises:
-        ValueError: if the table is of no square grid.
+        ValueError: if the table does not fit a square grid.
     """
     side = math.isqrt(max(len(table) - EXTRA, 0))
     if side * side != len(table) - EXTRA or side % 2 == 0:
-        raise ValueError(f"a table of {len(table)} relative positions is of no square grid of patches")
+        raise ValueError(f"a table of {len(table)} relative positions does not fit a square grid of patches")
     if side == 2 * grid - 1:
         return table
     places = _places(side // 2, grid - 1)
@@ -57,7 +57,7 @@ def resize_relative(table: Tensor, grid: int) -> Tensor:
 def _spline(
     values: NDArray[np.float64], places: NDArray[np.float64], wanted: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """`values` (side, side) at `places` along both axes, at the offsets `wanted`: (wanted * wanted,)."""
+    """Interpolate `values` (side, side), located at `places` on both axes, at the offsets `wanted`: (wanted ** 2,)."""
     from scipy.interpolate import RectBivariateSpline
 
     resized: NDArray[np.float64] = RectBivariateSpline(places, places, values)(wanted, wanted)
@@ -65,7 +65,7 @@ def _spline(
 
 
 def _places(source: int, largest: int) -> NDArray[np.float64]:
-    """Where the offsets -source .. source are put, so that the outermost falls on `largest` or a trifle beyond."""
+    """Return the places of the offsets -source .. source; the outermost is at `largest` or slightly beyond."""
     ratio, low, high = SMALLEST, SMALLEST, LARGEST
     while high - low > PRECISION:
         ratio = (low + high) / 2

@@ -1,6 +1,6 @@
-"""UperNet on an encoder: `model(batch)` is the training loss, `model.logits(images)` what it says of each pixel.
+"""UperNet on an encoder: `model(batch)` returns the training loss, `model.logits(images)` the logits of each pixel.
 
-Parameters are named as mmsegmentation names them: backbone.*, neck.*, decode_head.*, auxiliary_head.*.
+Parameters have mmsegmentation's names: backbone.*, neck.*, decode_head.*, auxiliary_head.*.
 
 Shapes: B image, H x W its size, K class, h x w the finest map.
 """
@@ -25,21 +25,21 @@ RGB = tuple[float, float, float]
 
 
 class Segmenter(Protocol):
-    """What inference asks of a model: logits of normalised images, and which sizes it takes."""
+    """The interface of models for inference: logits of normalised images, and the accepted sizes."""
 
     mean: RGB
     std: RGB
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K, h, w) of images (B, 3, H, W), h and w being fractions of H and W."""
+        """Return logits (B, K, h, w) of images (B, 3, H, W); h and w are fractions of H and W."""
         ...
 
     def fixed_side(self) -> int | None:
-        """The only side of images that the model takes; None if any multiple of `patch_side` will do."""
+        """The only image side that the model accepts; None if it accepts any multiple of `patch_side`."""
         ...
 
     def patch_side(self) -> int:
-        """What sides of images must be a multiple of."""
+        """The number that image sides must be a multiple of."""
         ...
 
 
@@ -47,12 +47,12 @@ class UPerNet(nn.Module):
     """An encoder with a pyramid, UPerHead and, in training, an auxiliary head.
 
     Args:
-        backbone: gives four maps.
-        classes: K.
-        config: of the heads.
+        backbone: returns four maps.
+        classes: number of classes K.
+        config: the config of the heads.
         fused: see `UPerHead`.
-        mean: of the images, in 0..1.
-        std: their deviation.
+        mean: mean of the images, for values in 0..1.
+        std: their standard deviation.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class UPerNet(nn.Module):
         width = backbone.width
         if len(backbone.outputs) != 4 or not 0 <= config.aux_output < 4:
             raise ValueError(
-                f"UperNet takes the outputs of four blocks, not of {len(backbone.outputs)}, and its auxiliary head one "
-                f"of them, 0 to 3, not {config.aux_output}: see backbone.blocks and heads.aux_output"
+                f"UperNet needs the outputs of four blocks, not {len(backbone.outputs)} (backbone.blocks), and "
+                f"heads.aux_output={config.aux_output} must be one of them, 0 to 3"
             )
         self.mean, self.std, self.config, self.classes = mean, std, config, classes
         self.backbone = backbone
@@ -81,7 +81,7 @@ class UPerNet(nn.Module):
         self.auxiliary_head = auxiliary
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Losses of a batch: `loss`, and `loss_decode` and `loss_aux` (weighted), of which it is the sum.
+        """Return the losses of a batch: `loss`, the sum of `loss_decode` and `loss_aux` (weighted), and both.
 
         Args:
             batch: "images", uint8 (B, 3, H, W), padded at the bottom and the right; "sizes", the true (h, w) of each;
@@ -95,21 +95,21 @@ class UPerNet(nn.Module):
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K, H / 4, W / 4) of normalised images (B, 3, H, W)."""
+        """Return logits (B, K, H / 4, W / 4) of normalised images (B, 3, H, W)."""
         made: Tensor = self.decode_head(self.neck(self.backbone(images)))
         return made
 
     def fixed_side(self) -> int | None:
-        """The only side of images that the model takes: with relative positions, what they are for."""
+        """The only image side that the model accepts: the one of its relative positions; None without them."""
         return None if self.backbone.grid is None else self.backbone.grid * self.backbone.patch
 
     def patch_side(self) -> int:
-        """What sides of images must be a multiple of: two patches, for the coarsest map is half as fine."""
+        """The number that image sides must be a multiple of: two patches, because the coarsest map is halved."""
         return 2 * self.backbone.patch
 
 
 def prepared(images: Tensor, sizes: Sequence[Size], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 images (B, 3, H, W) as normalised floats, zero (the mean colour) beyond the true size of each."""
+    """Normalise uint8 images (B, 3, H, W) to floats, with zeros (the mean colour) beyond the true size of each."""
     made = normalise(images, mean, std)
     for image, (height, width) in zip(made, sizes, strict=True):
         image[:, height:] = 0

@@ -1,8 +1,8 @@
-"""A trained segmenter as a file, for mmsegmentation as well as for us.
+"""Read and write a trained segmenter as a file for mmsegmentation and for mimbench.
 
-What is written is {"state_dict": weights by mmsegmentation's names, "meta": names of the classes, "segmenter": JSON}.
-mmsegmentation's runner loads the first two. The third says what weights do not tell: heads of the attention, an
-encoder's traits, and the mean and deviation of the images.
+The file holds {"state_dict": weights with mmsegmentation's names, "meta": class names, "segmenter": JSON}.
+mmsegmentation's runner loads the first two. The third holds what the weights do not tell: the number of attention
+heads, the encoder's traits, and the mean and deviation of the images.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Described:
-    """What `save_segmenter` writes beside the weights."""
+    """The description that `save_segmenter` writes with the weights."""
 
-    vit: ViT  # of the encoder, for the segmenter's own size of image
+    vit: ViT  # the encoder's sizes; `vit.image` is the segmenter's image side
     traits: Traits
     interpolation: Interpolation
     outputs: tuple[int, ...]
@@ -42,27 +42,27 @@ def save_segmenter(file: Path, model: UPerNet, about: Described) -> None:
     """Write `model` to `file` (.pth), atomically.
 
     Raises:
-        OSError: if it cannot be written; what was there before stays.
+        OSError: if it cannot be written; an existing file is then unchanged.
     """
     weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     meta = {"dataset_meta": {"classes": list(about.classes)}}
     content = {"state_dict": weights, "meta": meta, ABOUT: json.dumps(asdict(about))}
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as handle:  # a handle, for torch writes a path's name into the file
+        with temporary.open("wb") as handle:  # a handle, because torch writes a path's name into the file
             torch.save(content, handle)
 
     write_with(file, write)
 
 
 def described(path: str | Path) -> Described | None:
-    """What `save_segmenter` wrote beside the weights; None of another's file."""
+    """Return the description that `save_segmenter` wrote; None for a file of another project."""
     file = parse_location(str(path))[0]
     if kind_of(file) != "torch":
         return None
     try:
         text = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(ABOUT)
-    except (RuntimeError, AttributeError, pickle.UnpicklingError):  # what we write has weights and text alone
+    except (RuntimeError, AttributeError, pickle.UnpicklingError):  # mimbench's files hold only weights and text
         return None
     if not isinstance(text, str):
         return None

@@ -1,11 +1,10 @@
-"""The plain ViT inside a segmenter, as BEiT's segmentation code has it: images to the outputs of four blocks.
+"""The plain ViT in a segmenter, as in BEiT's segmentation code: images to the outputs of four blocks.
 
-Beside the position table of MAE's ViT it has relative positions in each block, and LayerScale; both start so that the
-encoder is what it was (zero and one). No norm follows the blocks. Parameters have mmsegmentation's names in
-mmsegmentation's order, so that its MAE and BEiT checkpoints load and ours go out. Relative positions are for one size
-of image alone.
+In addition to the position table of MAE's ViT it has relative positions in each block and LayerScale. They start at
+zero and one, so the encoder is unchanged at first. No norm follows the blocks. Parameters have mmsegmentation's names
+and order, so its MAE and BEiT checkpoints load here and ours load there. Relative positions fit only one image size.
 
-Encoders with other traits (registers, rotary positions, SwiGLU, ...) are `OtherViT`: our own blocks, the same outputs.
+Encoders with other traits (registers, rotary positions, SwiGLU, ...) use `OtherViT`: mimbench's blocks, same outputs.
 
 Shapes: B image, T token (class token and N patches), D width, A head, h x w grid of patches.
 """
@@ -26,7 +25,7 @@ from mimbench.backbones.positions import resize_positions
 from mimbench.backbones.vit import Trunk
 from mimbench.seg.model.relative import relative_index, rows_of
 
-QkvBias = Literal["full", "qv", "none"]  # MAE's, BEiT's (none for the keys), none
+QkvBias = Literal["full", "qv", "none"]  # MAE: full; BEiT: no bias for keys; none
 
 
 class Attention(nn.Module):
@@ -45,7 +44,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens_BTD: Tensor, index_TT: Tensor | None) -> Tensor:
-        """Tokens (B, T, D) to the same; `index_TT` names the row of the table for each pair of tokens."""
+        """Map tokens (B, T, D) to the same shape; `index_TT` is the row of the table for each pair of tokens."""
         bias: Tensor | None = self.qkv.bias
         if self.qkv_bias == "qv":
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
@@ -59,7 +58,7 @@ class Attention(nn.Module):
 
 
 class FFN(nn.Module):
-    """The MLP, by mmcv's names."""
+    """The MLP, with mmcv's names."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,13 +66,13 @@ class FFN(nn.Module):
         self.layers = nn.Sequential(inner, nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., D) to the same."""
+        """Map tokens (..., D) to the same shape."""
         made: Tensor = self.layers(tokens)
         return made
 
 
 class Block(nn.Module):
-    """A pre-norm block, each half scaled by a learned factor per channel where `scaled`."""
+    """A pre-norm block; if `scaled`, each half is multiplied by a learned factor per channel."""
 
     def __init__(
         self, vit: ViT, qkv_bias: QkvBias, grid: int | None, *, scaled: bool, drop_path: float, eps: float
@@ -88,7 +87,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, tokens_BTD: Tensor, index_TT: Tensor | None) -> Tensor:
-        """Tokens (B, T, D) to the same."""
+        """Map tokens (B, T, D) to the same shape."""
         tokens_BTD = tokens_BTD + self.drop_path(_scaled(self.attn(self.ln1(tokens_BTD), index_TT), self.gamma_1))
         return tokens_BTD + self.drop_path(_scaled(self.ffn(self.ln2(tokens_BTD)), self.gamma_2))
 
@@ -98,23 +97,23 @@ def _scaled(tokens: Tensor, factor: Tensor | None) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of each patch, by mmsegmentation's name."""
+    """A linear map of each patch, with mmsegmentation's name."""
 
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
         self.projection = nn.Conv2d(3, width, patch, patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to tokens (B, N, D)."""
+        """Map images (B, 3, H, W) to tokens (B, N, D)."""
         return self.projection(images).flatten(2).transpose(1, 2)
 
 
 class SegmentationViT(nn.Module):
-    """Images (B, 3, H, W), normalised, to maps (B, D, h, w): the patches after each of `outputs`.
+    """Map normalised images (B, 3, H, W) to maps (B, D, h, w): the patches after each block in `outputs`.
 
     Attributes:
         patch: side of a patch; H and W must be multiples of it.
-        grid: patches along a side that relative positions are for; None without them.
+        grid: patches along a side for the relative positions; None without them.
     """
 
     def __init__(
@@ -132,10 +131,10 @@ class SegmentationViT(nn.Module):
         final_norm: bool = False,
         interpolation: Interpolation = "bicubic",
     ) -> None:
-        """`image` is the side of the images to come, in pixels: both kinds of positions are made for it.
+        """Build the encoder; `image` is the side of its images in pixels, which sets the size of both position tables.
 
         Raises:
-            ValueError: if `image` is no multiple of the patch.
+            ValueError: if `image` is not a multiple of the patch.
         """
         super().__init__()
         require_whole_patches(image, vit.patch)
@@ -156,10 +155,10 @@ class SegmentationViT(nn.Module):
         self.relative_position_index: Tensor | None
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps (B, D, h, w), one for each of `outputs`.
+        """Return maps (B, D, h, w), one for each of `outputs`.
 
         Raises:
-            ValueError: if the images are of another size than relative positions are for.
+            ValueError: if the size of the images does not fit the relative positions.
         """
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         if self.grid is not None and grid != (self.grid, self.grid):
@@ -179,7 +178,7 @@ class SegmentationViT(nn.Module):
 
 
 class OtherViT(Trunk):
-    """The same for an encoder with traits that `SegmentationViT` has no place for; parameters by our own names."""
+    """The same for an encoder with traits that `SegmentationViT` does not support; parameters have mimbench's names."""
 
     def __init__(
         self,
@@ -200,7 +199,7 @@ class OtherViT(Trunk):
             self.pos_embed.requires_grad_(True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps (B, D, h, w), one for each of `outputs`."""
+        """Return maps (B, D, h, w), one for each of `outputs`."""
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         maps = []
         for number, tokens in enumerate(self.after_each_block(images)):
@@ -211,20 +210,20 @@ class OtherViT(Trunk):
 
 
 def require_whole_patches(image: int, patch: int) -> None:
-    """Refuse a side of images that is no multiple of the patch.
+    """Refuse an image side that is not a multiple of the patch.
 
     Raises:
-        ValueError: naming the nearest sides that are.
+        ValueError: naming the nearest multiples.
     """
     if image % patch:
         below = image // patch * patch
         near = f"{below} or {below + patch}" if below else str(patch)
-        raise ValueError(f"image={image} must be a multiple of the encoder's patch={patch}; take {near}")
+        raise ValueError(f"image={image} must be a multiple of the encoder's patch={patch}; use {near}")
 
 
 def other_grid_reason(grid: int, patch: int, images: Tensor) -> str:
-    """Why images of another size than relative positions are for are refused, and what to do."""
+    """Return why images whose size does not fit the relative positions are refused, and what to do."""
     return (
-        f"images of {images.shape[2]} x {images.shape[3]} pixels, and the relative positions are for "
-        f"{grid * patch} x {grid * patch} alone; use inference.mode=slide, or train with backbone.rel_pos=false"
+        f"images of {images.shape[2]} x {images.shape[3]} pixels do not fit the relative positions, which need "
+        f"{grid * patch} x {grid * patch}; use inference.mode=slide, or train with backbone.rel_pos=false"
     )

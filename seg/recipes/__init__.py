@@ -1,1 +1,1 @@
-"""Segmentation recipes: every public function of a module here is one."""
+"""Segmentation recipes: every public function of a module here is a recipe."""

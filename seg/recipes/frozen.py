@@ -1,7 +1,7 @@
-"""Recipes for frozen encoders: linear heads by three papers, and CAPI's k-NN over patches.
+"""Recipes for frozen encoders: linear heads of three papers, and CAPI's k-NN over patches.
 
 Reference numbers are mIoU on ADE20K. They depend on the resolution of label maps and on augmentation as much as on the
-encoder, so compare within a protocol.
+encoder, so compare only results of the same protocol.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def linear_dinov2_ms() -> LinearSegmentationConfig:
 
 
 def linear_dinov3() -> LinearSegmentationConfig:
-    """DINOv3's linear head: dropout of channels, its own schedule. Its pipeline resizes otherwise. B: 51.8 mIoU."""
+    """DINOv3's linear head: dropout of channels, its own schedule. Its resizing differs. B: 51.8 mIoU."""
     return replace(linear_dinov2(), dropout=0.1, schedule="dinov3", weight_decay=1e-3)
 
 
@@ -76,7 +76,7 @@ def linear_handwritten() -> LinearSegmentationConfig:
 
 
 def knn_handwritten() -> PatchKnnConfig:
-    """k-NN over patches with the demo's encoder on handwritten, cosine distance alone."""
+    """k-NN over patches with the demo's encoder on handwritten, only cosine distance."""
     return PatchKnnConfig(
         data="handwritten", encoder=HANDWRITTEN, image=64, neighbours=(1, 10), distances=("cosine",), compute=_small()
     )

@@ -1,7 +1,7 @@
-"""UperNet recipes: functions that return a complete config.
+"""UperNet recipes.
 
-Reference numbers are mIoU on ADE20K's 2,000 validation images, single scale, UperNet at 512 pixels unless said. One
-run varies by .3 to .5: 48.1 and 48.4 are not told apart by one seed each.
+Reference numbers are mIoU on ADE20K's 2,000 validation images, single scale, 512 pixels unless stated. Runs vary by .3
+to .5: one seed each cannot distinguish 48.1 from 48.4.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mimbench.seg.config import Augment, Backbone, Heads, UPerNetConfig
 def upernet_vitb() -> UPerNetConfig:
     """UperNet, ViT-B/16, MAE's recipe, 160k iterations. MAE 1600 ep: 48.1 mIoU; this recipe, public run: 48.15.
 
-    27 hours on 8 RTX 3090. MAE published no code for it: this is implus/mae_segmentation's, on BEiT's.
+    27 hours on 8 RTX 3090. MAE published no code for it; this follows implus/mae_segmentation, based on BEiT's code.
 
     mimbench run seg/upernet_vitb data=ade20k checkpoint=mae_pretrain_vit_base.pth
     """
@@ -24,7 +24,7 @@ def upernet_vitb() -> UPerNetConfig:
 
 
 def upernet_vitb_100ep() -> UPerNetConfig:
-    """UperNet, ViT-B/16, 126,300 iterations: the 100 epochs that MAE's appendix names, where its code has 160k."""
+    """UperNet, ViT-B/16, 126,300 iterations: the 100 epochs of MAE's appendix; the public run has 160k."""
     return replace(upernet_vitb(), steps=126_300)
 
 
@@ -115,9 +115,9 @@ def upernet_handwritten() -> UPerNetConfig:
         encoder=HANDWRITTEN,
         backbone=Backbone(drop_path=0.0),
         heads=Heads(channels=32, aux_channels=32),
-        # a mirrored digit is another digit, or none
+        # a mirrored digit is another digit or no digit
         augment=Augment(smallest=0.75, largest=1.25, flip=0.0),
-        image=64,  # the encoder's own size, at which digits are as large as it knows them
+        image=64,  # the encoder's image size, so digits have the size seen in pretraining
         steps=300,
         batch=16,
         lr=5e-3,

@@ -173,7 +173,7 @@ def test_files_with_several_sets_of_weights_and_with_unknown_keys(tmp_path: Path
     state = VisionTransformer(TINY).state_dict()
     ema = {key: value + 1 for key, value in state.items()}
     torch.save({"model": {**state, "adapter.weight": torch.zeros(3)}, "model_ema": ema}, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"adapter.weight is no part of the encoder"):
+    with pytest.raises(ValueError, match=r"adapter.weight"):
         mimbench.load_encoder(tmp_path / "odd.pth")
     partial = mimbench.load_encoder(tmp_path / "odd.pth", allow_partial=True)
     assert len(partial.info.partial) == 1

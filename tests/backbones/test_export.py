@@ -129,7 +129,7 @@ def test_mae_gets_the_encoder_under_model(tmp_path: Path) -> None:
 def test_another_patch_is_another_encoder(tmp_path: Path) -> None:
     vit = ViT(64, 1, 1, patch=14, image=224)
     source = saved(tmp_path, encoder(True, vit), True)
-    with pytest.raises(ValueError, match=r"patches of 14 pixels give .* --patch 16 resamples them"):
+    with pytest.raises(ValueError, match=r"patches of 14 pixels.*--patch 16"):
         export_encoder(source, "detectron2", tmp_path / "out.pth")
     made = export_encoder(source, "detectron2", tmp_path / "out.pth", patch=16)
     state, info = load_encoder(made.file)
@@ -145,10 +145,10 @@ def test_another_patch_is_another_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "traits", "why"),
     [("detectron2", CLIP, "detectron2's ViT cannot be this encoder.*a norm before the first block"),
-     ("mae", CLIP, "plain ViT alone, and this one has pre_norm=True, activation=quick_gelu"),
+     ("mae", CLIP, "pre_norm=True, activation=quick_gelu"),
      ("timm", Traits(positions="rope"), "its positions are rope, not a table"),
      ("timm", Traits(rope=Rope(4)), "it has rotary positions"),
-     ("timm", Traits(registers=2), "pos_embed would have another shape")],
+     ("timm", Traits(registers=2), "pos_embed")],
 )  # fmt: skip
 def test_what_the_other_cannot_be_is_said(tmp_path: Path, target: str, traits: Traits, why: str) -> None:
     source = saved(tmp_path, encoder(True, traits=traits), True)
@@ -163,7 +163,7 @@ def test_where_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "there.pth").write_text("mine")
     (tmp_path / "file").write_text("")
     for out, error, why in [
-        ("there.pth", FileExistsError, r"there\.pth exists; remove it, or name another"),
+        ("there.pth", FileExistsError, r"there\.pth exists"),
         ("out.pkl", ValueError, r"out\.pkl: a file for mae must end in \.pth"),
         ("file/out.pth", OSError, "file"),
     ]:

@@ -66,7 +66,7 @@ def test_the_shared_positions_are_in_every_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [50, 3, 39])
 def test_a_relative_table_of_no_square_grid(tmp_path: Path, rows: int) -> None:
     state = {**state_of(tmp_path, "beit"), "rel_pos_bias.relative_position_bias_table": torch.zeros(rows, 1)}
-    with pytest.raises(ValueError, match=f"has {rows} rows, which is no square grid"):
+    with pytest.raises(ValueError, match=f"has {rows} rows"):
         load(tmp_path, state)
 
 
@@ -83,13 +83,13 @@ def test_a_key_with_a_bias_under_rotary_positions_is_refused(tmp_path: Path, spo
         state = {key: value for key, value in state.items() if not key.endswith("bias_mask")}
     else:
         state["blocks.1.attn.qkv.bias_mask"] = torch.full((3 * WIDTH,), torch.nan)
-    with pytest.raises(ValueError, match=r"attn\.qkv\.bias is no part of the encoder"):
+    with pytest.raises(ValueError, match=r"attn\.qkv\.bias"):
         load(tmp_path, state)
 
 
 def test_a_norm_of_its_own_for_the_class_token_is_refused(tmp_path: Path) -> None:
     norm = {"cls_norm.weight": torch.ones(WIDTH), "cls_norm.bias": torch.zeros(WIDTH)}
-    with pytest.raises(ValueError, match=r"cls_norm\.weight is no part of the encoder"):
+    with pytest.raises(ValueError, match=r"cls_norm\.weight"):
         load(tmp_path, {**state_of(tmp_path, "dinov3"), **norm})
 
 

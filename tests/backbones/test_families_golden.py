@@ -114,7 +114,7 @@ def test_relative_positions_are_for_one_size_alone(tmp_path: Path, name: str) ->
     state, info = load_encoder(write(tmp_path, name))
     encoder = VisionTransformer(info.vit, info.final_norm, traits=info.traits)
     encoder.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"4 x 4 patches, and none for 6 x 5 .* exactly; take images of 32 pixels"):
+    with pytest.raises(ValueError, match=r"4 x 4 patches.* 6 x 5 .*images of 32 pixels"):
         encoder(torch.zeros(1, 3, 48, 40))
 
 

@@ -34,11 +34,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # timm's name: family, what is
     "deit3_base_patch16_224": ("vit", {"img_size": 64}),
 }
 REFUSED = {
-    "vit_pe_spatial_base_patch16_512": ({"img_size": 64}, "nothing in the file tells CLIP.* from PE spatial"),
-    "vit_pe_spatial_gigantic_patch14_448": ({"img_size": 56}, "nothing in the file tells CLIP.* from PE spatial"),
-    "vit_pe_lang_large_patch14_448": ({"img_size": 56}, "nothing in the file tells CLIP.* from PE spatial"),
-    "vit_base_patch16_rope_224": ({"img_size": 64}, "is of no known family"),
-    "vit_base_patch16_rope_mixed_224": ({"img_size": 64}, "is of no known family|rope.freqs"),
+    "vit_pe_spatial_base_patch16_512": ({"img_size": 64}, "CLIP.* or PE spatial"),
+    "vit_pe_spatial_gigantic_patch14_448": ({"img_size": 56}, "CLIP.* or PE spatial"),
+    "vit_pe_lang_large_patch14_448": ({"img_size": 56}, "CLIP.* or PE spatial"),
+    "vit_base_patch16_rope_224": ({"img_size": 64}, "no known family"),
+    "vit_base_patch16_rope_mixed_224": ({"img_size": 64}, "no known family|rope.freqs"),
 }
 
 

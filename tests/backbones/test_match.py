@@ -146,7 +146,7 @@ def test_suspicious_keys_stop_the_load_and_are_named(tmp_path: Path) -> None:
     state = {**learned(), "adapter.weight": torch.zeros(3)}
     del state["blocks.1.mlp.fc2.bias"]
     torch.save(state, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"adapter\.weight is no part of the encoder.*fc2\.bias is missing") as error:
+    with pytest.raises(ValueError, match=r"adapter\.weight.*fc2\.bias is missing") as error:
         load_encoder(tmp_path / "odd.pth")
     assert "allow_partial=true" in str(error.value)
     assert "\n" not in str(error.value)
@@ -160,7 +160,7 @@ def test_suspicious_keys_stop_the_load_and_are_named(tmp_path: Path) -> None:
 
 def test_contradictions_stop_the_load_in_any_case(tmp_path: Path) -> None:
     for key, value, said in [
-        ("blocks.0.norm1.bias", torch.zeros(3), "has shape 3, where the rest of the file asks for 64"),
+        ("blocks.0.norm1.bias", torch.zeros(3), "blocks.0.norm1.bias has shape 3, .* 64"),
         ("blocks.0.norm1.bias", torch.zeros(64, dtype=torch.int64), "holds torch.int64"),
     ]:
         torch.save({**learned(), key: value}, tmp_path / "wrong.pth")
@@ -213,8 +213,8 @@ def test_an_unknown_vit_gets_the_nearest_family_and_its_differences(tmp_path: Pa
 def test_shapes_of_no_vit_are_explained(tmp_path: Path) -> None:
     narrow = VisionTransformer(ViT(48, 1, 4, 8, 32)).state_dict()
     for state, said in [
-        ({**learned(), "pos_embed": torch.zeros(1, 12, 64)}, "pos_embed has 12 rows, which is no square grid"),
-        (narrow, "does not tell its heads"),
+        ({**learned(), "pos_embed": torch.zeros(1, 12, 64)}, "pos_embed has 12 rows"),
+        (narrow, "number of heads"),
         ({**encoder(final_norm=False), "patch_embed.proj.weight": torch.zeros(64, 1, 8, 8)}, "patches of 1 channels"),
     ]:
         with pytest.raises(ValueError, match=said):

@@ -114,17 +114,15 @@ def test_copies_are_a_choice(tmp_path: Path) -> None:
         assert held(chosen)["model"].what == "weights"
     assert open_checkpoint(path, "critic").weights.keys() == {"bias"}
     assert open_checkpoint(path, "model").found_under == "model"
-    with pytest.raises(
-        ValueError, match="no single set of weights called 'teacher': it holds model, model_ema, critic"
-    ):
+    with pytest.raises(ValueError, match="'teacher'; it holds model, model_ema, critic"):
         open_checkpoint(path, "teacher")
-    with pytest.raises(ValueError, match="are asked for at once"):
+    with pytest.raises(ValueError, match="copy=model"):
         open_checkpoint(f"{path}?copy=ema", "model")
 
 
 def test_of_several_unknown_sets_none_is_guessed(tmp_path: Path) -> None:
     path = saved(tmp_path / "file.pth", {"left": weights(), "right": weights(1)})
-    with pytest.raises(ValueError, match=r"several sets of weights, left, right: say which with copy=NAME"):
+    with pytest.raises(ValueError, match=r"left, right; .*copy=NAME"):
         open_checkpoint(path)
     assert same(open_checkpoint(path, "right"), weights(1))
 
@@ -253,11 +251,11 @@ def test_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_location("~/a.pth") == (Path("/home/someone/a.pth"), {})
     assert parse_location(str(odd)) == (odd, {})
     for url in ("https://example.org/a.pth", "s3://bucket/a.pth", "file://server/a.pth", "detectron2://a/b.pkl"):
-        with pytest.raises(ValueError, match="download it first"):
+        with pytest.raises(ValueError, match="downloads nothing"):
             parse_location(url)
-    with pytest.raises(ValueError, match=r"https://example\.org/a\.pth is not on this machine"):
+    with pytest.raises(ValueError, match=r"https://example\.org/a\.pth is not a local file"):
         open_checkpoint(Path("https://example.org/a.pth"))
-    with pytest.raises(ValueError, match="no option 'copies'; there is copy=NAME"):
+    with pytest.raises(ValueError, match="'copies'"):
         parse_location("a.pth?copies=ema")
 
 

@@ -77,20 +77,20 @@ BIG_NUMBER = (2**63).to_bytes(8, "little")
 
 FILES: dict[str, tuple[bytes, str]] = {
     "empty.pth": (b"", r"is empty \(0 bytes\): the copy or download did not finish"),
-    "zeros.pth": (bytes(9000), "nothing but zero bytes"),
+    "zeros.pth": (bytes(9000), "zero bytes"),
     "tiny.pth": (b"\x80", "not a checkpoint"),
-    "page.pth": (HTML, r"is a web page \(HTML\) and not the file"),
+    "page.pth": (HTML, r"web page \(HTML\)"),
     "denied.pth": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "storage server's error"),
     "pointer.safetensors": (LFS, "Git LFS pointer, not the file itself; run `git lfs pull`"),
     "annex.pth": (b"/annex/objects/SHA256E-s343249461--4d7a.pth\n", "git-annex pointer"),
-    "notes.pth": ("Gewichte für später\n".encode(), "is a text and not a checkpoint; it begins with 'Gewichte für"),
-    "error.pth": (b'{"message": "Not Found"}', "is a text and not a checkpoint"),
-    "config.json": (b'{"architectures": ["ViT"]}', "is a text and not a checkpoint"),
-    "noise.pth": (bytes(range(255, 0, -1)) * 9, r"not a checkpoint: neither .* \(2,295 bytes that begin with ff fe"),
+    "notes.pth": ("Gewichte für später\n".encode(), "'Gewichte für"),
+    "error.pth": (b'{"message": "Not Found"}', "is a text file"),
+    "config.json": (b'{"architectures": ["ViT"]}', "is a text file"),
+    "noise.pth": (bytes(range(255, 0, -1)) * 9, r"2,295 bytes and begins with ff fe"),
     "model.tar": (tar_bytes(), "a tar archive; unpack it"),
     "model.pth.gz": (gzip.compress(TORCH), "a gzip archive; unpack it"),
     "model.pth.bz2": (bz2.compress(TORCH), "a bzip2 archive; unpack it"),
-    "model.zip": (zip_bytes(weights__model_DOT_pth=""), "zip archive with weights/model.pth in it.*unpack it"),
+    "model.zip": (zip_bytes(weights__model_DOT_pth=""), "zip archive.*weights/model.pth.*unpack"),
     "code.zip": (zip_bytes(main_DOT_py=""), r"a zip archive, not a checkpoint; it holds main\.py"),
     "clip.pt": (script_bytes(), "a TorchScript program, not a checkpoint; save the weights alone"),
     "vit.npz": (npz_bytes(), r"a numpy archive \(\.npz\), as JAX projects publish"),
@@ -100,18 +100,18 @@ FILES: dict[str, tuple[bytes, str]] = {
     "named_otherwise.bin": (b"\x08\x07\x12\x07pytorch", "an ONNX model"),
     "checkpoint": (b'model_checkpoint_path: "model.ckpt-1"', "the index of a TensorFlow checkpoint"),
     "model.ckpt.data-00000-of-00001": (b"\xff\x01" * 90, "a part of a TensorFlow checkpoint"),
-    "cut.pth": (TORCH[: len(TORCH) // 2], "is cut short: it is a zip archive of which the end"),
+    "cut.pth": (TORCH[: len(TORCH) // 2], "is cut short: it is a zip archive"),
     "cut_old.pth": (OLD[: len(OLD) - 100], "or is cut short"),
     "cut_old_early.pth": (OLD[:200], "is cut short: the pickle in it ends too soon"),
     "cut.safetensors": (TENSORS[:-10], r"is cut short: \d+ of \d+ bytes are here"),
-    "cut_early.safetensors": (TENSORS[:40], "is cut short: its header alone is"),
+    "cut_early.safetensors": (TENSORS[:40], "is cut short: its header"),
     "cut.pkl": (ARRAYS[:-40], "is cut short: the pickle ends too soon"),
     "long.safetensors": (TENSORS + b"more", "is not a readable safetensors file"),
     "header.safetensors": (struct.pack("<Q", 5) + b"{bad}" + bytes(9), "damaged safetensors header"),
     "header2.safetensors": (struct.pack("<Q", 8) + b'{"a": 3}', "damaged safetensors header"),
     "length.safetensors": (BIG_NUMBER + b"{}", "not a checkpoint"),
     "nothing.safetensors": (save({}), "holds no weights: it is empty"),
-    "broken.index.json": (b'{"weight_map": 3}', "is not the index of a checkpoint in several files"),
+    "broken.index.json": (b'{"weight_map": 3}', "not a valid index"),
     "epoch.pth": (torch_bytes({"epoch": 3, "args": Namespace()}), "holds no weights: its entries are epoch, args"),
     "list.pth": (torch_bytes([1, 2]), "holds no weights: a list, not a dictionary"),
     "tensor.pth": (torch_bytes(torch.ones(3)), "holds no weights: a single tensor"),
@@ -147,7 +147,7 @@ def test_each_has_its_own_line(tmp_path: Path, name: str) -> None:
 def test_what_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"checkpoint .*none\.pth does not exist"):
         open_checkpoint(tmp_path / "none.pth")
-    with pytest.raises(ValueError, match="is a directory, and holds no checkpoint file"):
+    with pytest.raises(ValueError, match="is a directory"):
         open_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match=r"is a directory; give the file in it: model\.safetensors"):
@@ -235,7 +235,7 @@ def test_a_state_dictionary_pickled_by_hand_is_told_how_to_be_saved(tmp_path: Pa
 def test_what_a_file_says_is_shown_on_one_line_without_control_characters(tmp_path: Path) -> None:
     path = tmp_path / "odd.pth"
     path.write_bytes(torch_bytes({"le\nft": STATE, "\x1b[31mright": STATE}))
-    with pytest.raises(ValueError, match=r"holds several sets of weights, le ft,  \[31mright: say which"):
+    with pytest.raises(ValueError, match=r"several sets of weights: le ft,  \[31mright;"):
         open_checkpoint(path)
 
 

@@ -105,7 +105,7 @@ def test_an_encoder_without_a_class_token() -> None:
     encoder = VisionTransformer(TINY, traits=traits)
     assert encoder(torch.randn(1, 3, 64, 40)).grid.shape == (1, 8, 5, 48)
     assert "cls_token" not in encoder.state_dict()
-    with pytest.raises(ValueError, match="take pool=avg"):
+    with pytest.raises(ValueError, match="pool=avg"):
         VisionTransformer(TINY, pool="cls", traits=traits)
 
 

@@ -106,7 +106,7 @@ def test_what_allow_partial_let_pass_is_in_the_facts(tmp_path: Path) -> None:
     state = {**VisionTransformer(ViT(64, 1, 1, 8, 16), final_norm=True).state_dict(), "adapter.weight": torch.zeros(3)}
     torch.save({"model": state}, tmp_path / "odd.pth")
     config = Knn(checkpoint=str(tmp_path / "odd.pth"), image=16, compute=SMALL)
-    with pytest.raises(ValueError, match=r"adapter\.weight is no part of the encoder"):
+    with pytest.raises(ValueError, match=r"adapter\.weight"):
         frozen_vit(config, CPU)
     encoder = frozen_vit(replace(config, allow_partial=True), CPU)
     [passed] = encoder_facts(config, encoder.model, encoder.info)["partial"]

@@ -107,7 +107,7 @@ def test_what_is_no_encoder_makes_no_run(images: Path, tmp_path: Path) -> None:
     file.write_text("<!DOCTYPE html>")
     with pytest.raises(ValueError, match=r"page\.pth is a web page"):
         _run(f"data={images}", f"checkpoint={file}")
-    with pytest.raises(ValueError, match="download it first"):
+    with pytest.raises(ValueError, match="downloads nothing"):
         _run(f"data={images}", "checkpoint=https://example.org/vit.pth")
     assert not runs_root().exists()
 

@@ -191,9 +191,9 @@ def test_label_maps_of_every_mode() -> None:
     indexed.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9, 8, 8, 8])
     for file in (Pillow.fromarray(ids), indexed):
         assert np.array_equal(decode_labels(_png(file), "x.png"), ids)
-    with pytest.raises(ValueError, match=r"x\.png: is a picture in colour \(RGB\).*8-bit PNG"):
+    with pytest.raises(ValueError, match=r"x\.png: .*\(RGB\).*8-bit PNG"):
         decode_labels(_png(Pillow.fromarray(ids).convert("RGB")), "x.png")
-    with pytest.raises(ValueError, match=r"x\.png: is a label map of 16 bits"):
+    with pytest.raises(ValueError, match=r"x\.png: .*16 bits"):
         decode_labels(_png(Pillow.fromarray(ids.astype(np.uint16))), "x.png")
     with pytest.raises(ValueError, match=r"x\.png: is not an image"):
         decode_labels(b"", "x.png")

@@ -1,4 +1,4 @@
-"""The table of families. A file is of the first that matches: those with decoders and heads before bare encoders."""
+"""The table of families. The first match wins, so families with decoders and heads come before bare encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AIMv2 by timm: RMS norms, SwiGLU, no class token, heads of 128 channels, and biases in the patch embedding alone."""
+"""AIMv2 by timm: RMS norms, SwiGLU, no class token, heads of 128 channels, and biases only in the patch embedding."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mimbench.backbones.config import Traits
 
 
 def aimv2_heads(width: int) -> int:
-    """128 channels a head in all sizes."""
+    """Return the number of heads: 128 channels per head in all sizes."""
     return max(width // 128, 1)
 
 
 def aimv2_traits(weights: Mapping[str, Tensor]) -> Traits:
-    """An encoder's traits; only the width inside the MLP differs between sizes."""
+    """Return an encoder's traits; only the width inside the MLP differs between sizes."""
     last = weights.get("blocks.0.mlp.fc2.weight")
     return Traits(
         class_token=False,

@@ -1,9 +1,9 @@
-"""BEiT and BEiT v2, and what fine-tuning makes of them and of SimMIM: relative positions, LayerScale, no bias in keys.
+"""BEiT and BEiT v2, and these and SimMIM after fine-tuning: relative positions, LayerScale, no bias in keys.
 
-A pretraining file has one table of relative positions for all blocks, a fine-tuned one a table in each block. The
-first is copied into every block, as the fine-tuning code of both does, and that is exact. A table for another number
-of patches would have to be interpolated on an uneven grid of distances, which gives another encoder: it is refused
-where it is asked for (`backbones/vit.py`), and so is ViTDet (`backbones/vitdet.py`).
+A pretraining file has one table of relative positions for all blocks; a fine-tuned file has a table in each block. The
+shared table is copied into every block, as the fine-tuning code of both does; this is exact. Resizing a table to
+another number of patches would interpolate on an uneven grid of distances and change the encoder: `backbones/vit.py`
+refuses it. ViTDet stretches the table (`backbones/relative_table.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INDEX = (r"(.*\.)?relative_position_index", "index into the positions, computed 
 
 
 def relative_traits(weights: Mapping[str, Tensor]) -> Traits:
-    """The traits of an encoder by BEiT's names; whatever is there in the file, the encoder has."""
+    """Return the traits of an encoder with BEiT's names, from the weights in the file."""
     return Traits(
         positions="relative",
         layer_scale="blocks.0.gamma_1" in weights,
@@ -38,21 +38,21 @@ def relative_traits(weights: Mapping[str, Tensor]) -> Traits:
 
 
 def relative_grid(weights: Mapping[str, Tensor]) -> int:
-    """Patches along one side, by the rows of the first block's table: (2 n - 1) ** 2 and three of the class token.
+    """Return the patches along one side, from the first block's table of (2 n - 1) ** 2 + 3 rows.
 
     Raises:
-        ValueError: if there is no table, or it is of no square grid.
+        ValueError: if there is no table, or it does not fit a square grid.
     """
     table = weights.get(f"blocks.0.{TABLE}")
     rows = 0 if table is None else len(table) - 3
     side = math.isqrt(max(rows, 0))
     if side * side != rows or side % 2 == 0:
-        raise ValueError(f"its table of relative positions has {rows + 3} rows, which is no square grid")
+        raise ValueError(f"its table of relative positions has {rows + 3} rows, which does not fit a square grid")
     return (side + 1) // 2
 
 
 def shared_table(weights: dict[str, Tensor]) -> Converted:
-    """The one table of all blocks, as a table in each."""
+    """Copy the shared table into every block."""
     made = {key: value for key, value in weights.items() if key != SHARED}
     blocks = sorted({key.split(".")[1] for key in weights if key.startswith("blocks.")})
     tables = {f"blocks.{block}.{TABLE}": weights[SHARED] for block in blocks}
@@ -82,9 +82,7 @@ BEIT = _relative(
     dropped=(INDEX, (r"lm_head\..*", "decoder: logits of visual tokens"), (r"mask_token", "mask token")),
     mean=HALF,
     std=HALF,
-    notes=(
-        "BEiT's images are normalised by .5, as on ImageNet-22k; its runs on ImageNet-1k alone took ImageNet's own",
-    ),
+    notes=("image mean and deviation .5, as BEiT uses on ImageNet-22k; its runs on ImageNet-1k alone use ImageNet's",),
 )
 BEIT_FINETUNED = _relative(
     name="beit",
@@ -99,5 +97,5 @@ BEIT_FINETUNED = _relative(
     ),
     mean=HALF,
     std=HALF,
-    notes=("images are normalised by .5, as BEiT's are; BEiT v2 and SimMIM took ImageNet's own mean and deviation",),
+    notes=("image mean and deviation .5 as in BEiT; BEiT v2 and SimMIM use ImageNet's mean and deviation",),
 )

@@ -1,8 +1,8 @@
 """CLIP's image towers: a norm before the first block, no bias in the patch embedding, norms with eps 1e-5.
 
-By the names of timm, of OpenAI (and of open_clip, which are the same), and of Hugging Face. The text tower is left out,
-and so is the projection into the space that image and text share. No weight tells the activation: OpenAI's towers have
-QuickGELU, and the larger ones of others (1280 wide and more) GELU.
+Reads the names of timm, of OpenAI (open_clip uses the same), and of Hugging Face. The text tower and the projection
+into the space shared by image and text are left out. The weights do not tell the activation: OpenAI's towers have
+QuickGELU, larger towers of others (width 1280 and more) have GELU.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from mimbench.backbones.config import Traits
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HEADS = {1280: 16, 1408: 16, 1664: 16}  # ViT-H, g and bigG of open_clip; else 64 channels a head
-NOTES = ("taken for OpenAI's, with QuickGELU; others' towers up to ViT-L may have GELU, and the file does not tell",)
+NOTES = ("assumed to be OpenAI's, with QuickGELU; towers of others up to ViT-L may have GELU, which no weight tells",)
 BIAS = r"patch_embed\.proj\.bias"
 
 
 def clip_heads(width: int) -> int:
-    """Heads of a tower."""
+    """Return the number of heads of a tower."""
     return HEADS.get(width, max(width // 64, 1))
 
 
 def clip_traits(weights: Mapping[str, Tensor]) -> Traits:
-    """A tower's traits. The sizes that OpenAI published have QuickGELU."""
+    """Return a tower's traits. The sizes that OpenAI published have QuickGELU."""
     openai = len(weights["patch_embed.proj.weight"]) not in HEADS
     return replace(shown(weights), pre_norm=True, norm_eps=1e-5, activation="quick_gelu" if openai else "gelu")
 
 
 def with_axes(weights: dict[str, Tensor]) -> Converted:
-    """The class token and the positions with the axes that timm gives them."""
+    """Give the class token and the positions timm's axes."""
     made = dict(weights)
     how = {}
     for name, axes in (("cls_token", 3), ("pos_embed", 3)):
@@ -47,7 +47,7 @@ def with_axes(weights: dict[str, Tensor]) -> Converted:
 
 
 def joined_heads(weights: dict[str, Tensor]) -> Converted:
-    """Query, key and value of Hugging Face's layout as one matrix, and the axes of `with_axes`."""
+    """Join Hugging Face's query, key and value into one matrix, and give the axes of `with_axes`."""
     made, how = with_axes(weights)
     for key in [key for key in made if ".attn.q_proj." in key]:
         parts = [key.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
@@ -74,7 +74,7 @@ CLIP_TIMM = _clip(
     signature=Signature(
         has=(
             r"norm_pre\.weight",
-            r"norm\.weight",  # without it, it may be PE spatial, and is asked about in `perception_encoder`
+            r"norm\.weight",  # without it, it may be PE spatial, which `perception_encoder` handles
             r"patch_embed\.proj\.weight",
             r"pos_embed",
             r"cls_token",

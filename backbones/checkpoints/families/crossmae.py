@@ -1,9 +1,9 @@
-"""CrossMAE: no final norm, and a decoder that attends to the encoder's maps, mixed by `wfm`.
+"""CrossMAE: no final norm, and a decoder that attends to a mixture (`wfm`) of the encoder's maps.
 
-Without `wfm` the decoder attends to the last map alone, behind a final norm. The authors' code forgets that norm, and
-so cannot be run in this way; ours has it (`method.mixing=none`), and so has who mended theirs.
+Without `wfm` the decoder attends only to the last map, after a final norm. The authors' code lacks that norm, so it
+cannot run without `wfm`; mimbench has the norm (`method.mixing=none`), and so have repaired copies of their code.
 
-The encoder alone, without the decoder, cannot be told from another ViT without a final norm: it is `plain`.
+An encoder without its decoder looks like any other ViT without a final norm: its family is `plain`.
 """
 
 from __future__ import annotations

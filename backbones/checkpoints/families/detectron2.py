@@ -1,9 +1,9 @@
-"""ViTDet in detectron2: the encoder of a detector, alone or with the pyramid and the heads, `.pkl` or `.pth`.
+"""ViTDet in detectron2: a detector's encoder, alone or with the pyramid and the heads, `.pkl` or `.pth`.
 
-Its names are MAE's under `backbone.net.`. There is no class token, whose row of the position table is not used, and no
-final norm. Most blocks attend in windows, and each has tables of relative positions that start at zero; where they are
-still zero the encoder is the plain one that the detector started from. Where they were trained they are suspicious: a
-plain encoder has no place for them. Detection runs take such a file whole (det/model/load_weights.py).
+Its names are MAE's with the prefix `backbone.net.`. There is no class token (the position table keeps its unused row)
+and no final norm. Each block has tables of relative positions that start at zero. If they are still zero, the encoder
+is the plain one that the detector started from. If they were trained, they are suspicious: a plain encoder cannot hold
+them. Detection runs load such a file whole (det/model/load_weights.py).
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ SIGNATURE = Signature(
 
 
 def of_vitdet(weights: Mapping[str, Tensor]) -> bool:
-    """There is a detector's part or a relative position in it, or else a row for a class token that is not there."""
+    """Whether the file has a part of a detector, relative positions, or a position row for an absent class token."""
     rows = weights["pos_embed"].shape[1] if weights["pos_embed"].ndim == 3 else 0
     tokenless = "cls_token" not in weights and rows > 1 and math.isqrt(rows - 1) ** 2 == rows - 1
     return tokenless or any(matches(rule, key) for key in weights for rule in (RELATIVE, *dict(DETECTOR)))
 
 
 def untouched(weights: Mapping[str, Tensor]) -> bool:
-    """It is a ViTDet whose relative positions, if there are any, are zero, as they are before training."""
+    """Whether it is a ViTDet whose relative positions, if any, are zero, as before training."""
     return of_vitdet(weights) and not any(value.any() for key, value in weights.items() if matches(RELATIVE, key))
 
 
 def traits(weights: Mapping[str, Tensor]) -> Traits:
-    """MAE's, but for the class token, which ViTDet has not."""
+    """Return MAE's traits without the class token, which ViTDet lacks."""
     return Traits(class_token="cls_token" in weights)
 
 
@@ -61,9 +61,7 @@ TRAINED = Family(
     signature=SIGNATURE,
     source="facebookresearch/detectron2, projects/ViTDet",
     dropped=DETECTOR,
-    unfit=(
-        (RELATIVE, "is trained, and a plain encoder has no place for it (COCO runs take a whole detector, with it)"),
-    ),
+    unfit=((RELATIVE, "is trained, and a plain encoder cannot hold it (COCO runs load the whole detector, with it)"),),
     traits=traits,
     fits=of_vitdet,
 )

@@ -1,8 +1,7 @@
 """DINOv2, with and without registers, by its authors and by timm: LayerScale, patches of 14, SwiGLU in the giant.
 
-The authors' file holds a mask token, which timm's does not. Without registers their code brings positions to another
-grid by a factor of (n + .1) / m (`bicubic-offset`), with registers to the size and antialiased; timm always does the
-latter.
+The authors' files hold a mask token; timm's do not. Without registers the authors' code resizes positions by a factor
+of (n + .1) / m (`bicubic-offset`); with registers it resizes to the exact size, with antialiasing, as timm always does.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ HEADS = (
 )
 RENAMES = (
     (r"^register_tokens$", "reg_token"),
-    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # of training, where blocks come in chunks but keep their number
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # training files group blocks in chunks but keep their numbers
     (r"\.mlp\.w12\.", ".mlp.fc1."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
 )
 
 
 def gated_traits(weights: Mapping[str, Tensor]) -> Traits:
-    """The traits by timm's names; the first matrix of a gated MLP makes gate and value, twice what the second takes."""
+    """Return the traits from timm's names; a gated MLP's first matrix is twice as wide as its second (gate, value)."""
     found = shown(weights)
     first, second = (weights.get(f"blocks.0.mlp.fc{number}.weight") for number in (1, 2))
     if first is None or second is None or len(first) != 2 * second.shape[1]:
@@ -53,7 +52,7 @@ def gated_traits(weights: Mapping[str, Tensor]) -> Traits:
 
 
 def of_dinov2(weights: Mapping[str, Tensor]) -> bool:
-    """Patches of 14 pixels, which DeiT III has only 1280 wide: nothing else tells timm's files of the two apart."""
+    """Whether patches have 14 pixels and the width is not 1280: only that distinguishes timm's DINOv2 from DeiT III."""
     kernel = weights["patch_embed.proj.weight"]
     return kernel.shape[-1] == 14 and len(kernel) != 1280
 

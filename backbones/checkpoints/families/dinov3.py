@@ -1,9 +1,9 @@
 """DINOv3's ViTs, by its authors and by timm: rotary positions, registers, LayerScale, SwiGLU in some.
 
-Keys have no bias: the authors' file holds one for query, key and value and a mask that makes the middle third zero.
-Where that mask is missing while the third is not zero, or is NaN (a model that was never initialised), the bias stays
-as it is and is refused with the rest. Nothing tells the size of the pretraining images, which is 256 pixels in the
-paper; rotary positions do not depend on it.
+Keys have no bias: the authors' files hold a bias for query, key and value and a mask that zeroes the middle third. If
+that mask is missing and the middle third is not zero, or the mask is NaN (a model that was never initialised), the bias
+is left unchanged and refused as suspicious. The file does not tell the size of the pretraining images, which is 256
+pixels in the paper; rotary positions do not depend on it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from mimbench.backbones.config import Traits
 from mimbench.backbones.rotary import rotary_periods
 
 PRETRAINED_ON = 256  # pixels
-NOTES = ("the file does not tell the size of its pretraining images: the paper's 256 pixels are taken",)
+NOTES = ("the file does not tell the size of its pretraining images: assumed 256 pixels, as in the paper",)
 BODY = (r"patch_embed\.proj\.weight", r"cls_token", r"norm\.weight")
 NEVER = (r"pos_embed", r"decoder\w*\..*", r".*relative_position\w*", r"norm_pre\..*")
 
 
 def dinov3_heads(width: int) -> int:
-    """64 channels a head, but 128 in the 7B model (4096 wide)."""
+    """Return the number of heads: 64 channels per head, but 128 in the 7B model (width 4096)."""
     return 32 if width == 4096 else max(width // 64, 1)
 
 
 def dinov3_grid(weights: Mapping[str, Tensor]) -> int:
-    """Patches along one side of a pretraining image of 256 pixels."""
+    """Return the patches along one side of a pretraining image of 256 pixels."""
     return max(PRETRAINED_ON // weights["patch_embed.proj.weight"].shape[-1], 1)
 
 
 def rotary_traits(weights: Mapping[str, Tensor]) -> Traits:
-    """The traits by the names of timm's Eva."""
+    """Return the traits from the names of timm's Eva."""
     width = len(weights["patch_embed.proj.weight"])
     gate, last = weights.get("blocks.0.mlp.fc1_g.weight"), weights.get("blocks.0.mlp.fc2.weight")
     hidden = 4 * width if last is None else last.shape[1]
@@ -52,7 +52,7 @@ def rotary_traits(weights: Mapping[str, Tensor]) -> Traits:
 
 
 def split_bias(weights: dict[str, Tensor]) -> Converted:
-    """The bias of query and value where that of the key is masked; the mask itself is used up."""
+    """Keep the bias of query and value if the key's is masked; the mask is consumed."""
     made = {key: value for key, value in weights.items() if not key.endswith((".qkv.bias", ".qkv.bias_mask"))}
     how: dict[str, str] = {}
     for key in [key for key in weights if key.endswith(".qkv.bias")]:
@@ -69,7 +69,7 @@ def split_bias(weights: dict[str, Tensor]) -> Converted:
 
 
 def with_periods(weights: dict[str, Tensor]) -> Converted:
-    """The periods of the rotary positions, which timm's files leave out."""
+    """Add the periods of the rotary positions, which timm's files lack."""
     width = len(weights["patch_embed.proj.weight"])
     periods = rotary_periods(width // dinov3_heads(width))
     return {**weights, "rope.periods": periods}, {"rope.periods": "computed as DINOv3 does, from base 100"}

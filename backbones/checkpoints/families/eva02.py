@@ -1,6 +1,6 @@
-"""EVA-02 and EVA02-CLIP by timm: rotary positions beside the table, SwiGLU with a norm inside, no bias in keys.
+"""EVA-02 and EVA02-CLIP by timm: rotary positions and a table, SwiGLU with a norm inside, no bias in keys.
 
-Rotary positions are in no file. All sizes of both have those of 16 x 16 patches, whatever image they were tuned at.
+Files do not hold rotary positions. All sizes of both use those of 16 x 16 patches, at every fine-tuning resolution.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ PARTS = ("q", "k", "v")
 
 
 def eva02_heads(width: int) -> int:
-    """64 channels a head in all sizes."""
+    """Return the number of heads: 64 channels per head in all sizes."""
     return max(width // 64, 1)
 
 
 def eva02_traits(weights: Mapping[str, Tensor]) -> Traits:
-    """An encoder's traits; EVA02-CLIP has a norm before attention's projection as well."""
+    """Return an encoder's traits; EVA02-CLIP also has a norm before attention's projection."""
     last = weights.get("blocks.0.mlp.fc2.weight")
     return Traits(
         mlp="swiglu_split",
@@ -37,7 +37,7 @@ def eva02_traits(weights: Mapping[str, Tensor]) -> Traits:
 
 
 def joined(weights: dict[str, Tensor]) -> Converted:
-    """Query, key and value as one matrix, and the biases of query and value by the names that go with it."""
+    """Join query, key and value into one matrix, and rename the biases of query and value to match."""
     made = dict(weights)
     how: dict[str, str] = {}
     for key in [key for key in weights if key.endswith(".attn.q_proj.weight")]:

@@ -1,4 +1,4 @@
-"""MAE: whole pretraining files (encoder and decoder), and the encoder alone as its authors publish it."""
+"""MAE: whole pretraining files (encoder and decoder), and the encoder alone, as its authors publish it."""
 
 from __future__ import annotations
 

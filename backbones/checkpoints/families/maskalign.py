@@ -1,7 +1,7 @@
-"""MaskAlign: MAE's encoder with heads that predict the features of a teacher, which the file holds as a whole.
+"""MaskAlign: MAE's encoder with heads that predict the features of a teacher; the file also holds the whole teacher.
 
-The final norm is computed in pretraining but nothing comes of it, so it keeps scale 1 and shift 0. It is loaded as it
-is found: the authors' linear probe goes through it.
+Pretraining computes the final norm but does not use its output, so it keeps scale 1 and shift 0. It is loaded
+unchanged, because the authors' linear probe uses it.
 """
 
 from __future__ import annotations

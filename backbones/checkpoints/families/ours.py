@@ -1,6 +1,6 @@
-"""Our own files: safetensors whose metadata say what they are. They are told by that, never by their keys.
+"""Files that mimbench wrote: safetensors recognised by their metadata, never by their keys.
 
-A fine-tuned one holds a classifier's head and perhaps its norm beside the encoder.
+A fine-tuned file also holds a classifier's head and possibly its norm.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from mimbench.backbones.checkpoints.info import EncoderInfo
 
 
 def ours(info: EncoderInfo, tuned: bool) -> Family:
-    """The family of one file of ours, by its metadata `info`: every key is the encoder's, or a `tuned` one's head's."""
+    """Return the family of a file with metadata `info`: all keys are the encoder's, or a head's if `tuned`."""
     return Family(
         name=info.family,
         title="a classifier that mimbench wrote" if tuned else "an encoder that mimbench wrote",

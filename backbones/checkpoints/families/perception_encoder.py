@@ -1,8 +1,8 @@
-"""Perception Encoder by timm: CLIP's names, and rotary positions which are in no file.
+"""Perception Encoder by timm: CLIP's names, and rotary positions that files do not hold.
 
-PE core is told by its attention pool; the grid of its position table is that of its rotary positions. PE spatial and
-lang have no final norm and nothing else that a stripped CLIP has not, so that such a file is refused: taken for CLIP's
-it would be another encoder (cosine .956 of its features).
+PE core is recognised by its attention pool; its rotary positions have the grid of its position table. PE spatial and
+lang have no final norm and otherwise the keys of a CLIP tower. A CLIP file without its final norm looks the same, so
+such a file is refused: loaded as CLIP it would be another encoder (cosine of the features .956).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ NEVER = (r"patch_embed\.proj\.bias", r"reg_token", r".*\.inner_attn_ln\..*")
 
 
 def pe_heads(width: int) -> int:
-    """Heads of a tower."""
+    """Return the number of heads of a tower."""
     return HEADS.get(width, max(width // 64, 1))
 
 
 def pe_traits(weights: Mapping[str, Tensor]) -> Traits:
-    """A tower's traits; where there is a class token it lies at (0, 0), and the patches begin at (1, 1)."""
+    """Return a tower's traits; a class token has the position (0, 0), and the patches begin at (1, 1)."""
     found = shown(weights)
     rope = Rope(table_grid(weights), order="xy", offset=1.0 if found.class_token else 0.0)
     return replace(found, pre_norm=True, norm_eps=1e-5, layer_scale="blocks.0.gamma_1" in weights, rope=rope)
@@ -41,8 +41,8 @@ def ambiguous(_weights: Mapping[str, Tensor]) -> NoReturn:
         ValueError: always.
     """
     raise ValueError(
-        "it has no final norm, and then nothing in the file tells CLIP, which has no rotary positions, from PE spatial "
-        "or PE lang, which have; a CLIP file with its final norm is taken, and so is PE core with its attention pool"
+        "it has no final norm, so it may be CLIP (without rotary positions) or PE spatial or PE lang (with them), and "
+        "the file does not tell which; give a CLIP file with its final norm, or PE core with its attention pool"
     )
 
 

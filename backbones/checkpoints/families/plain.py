@@ -1,8 +1,8 @@
-"""Everything whose encoder is the plain ViT by its keys: timm's ViTs, DeiT, DINO, MoCo v3, fine-tuned MAE and CrossMAE.
+"""Encoders with the keys of a plain ViT: timm's ViTs, DeiT, DINO, MoCo v3, fine-tuned MAE and CrossMAE.
 
-Many of these files cannot be told apart: timm's DINO, a DeiT and an ImageNet ViT without their heads hold the same
-keys. They are then `vit`, or `plain` when there is no final norm, and that is all an evaluation has to know; what a
-file does not tell (the statistics of its images) is in the entry's notes.
+Many of these files cannot be distinguished: timm's DINO, a DeiT and an ImageNet ViT without their heads hold the same
+keys. Their family is then `vit`, or `plain` without a final norm, which is enough for an evaluation. The notes of the
+entry name what is assumed (the statistics of the images).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ HEAD = (
     (r"fc_norm\.(weight|bias)", "norm of the classification head"),
     (r"pre_logits\..*", "classification head"),
 )
-ORIGIN = "by its keys it may be DINO's, a DeiT, an ImageNet ViT of timm's ...: the file does not tell"
-STATISTICS = "nor does it tell the mean and deviation of its images: ImageNet's are taken (Google's ViTs have .5)"
+ORIGIN = "the file does not tell its origin: its keys fit DINO, DeiT, timm's ImageNet ViTs and others"
+STATISTICS = "nor the mean and deviation of its images: ImageNet's are assumed (Google's ViTs use .5)"
 
 
 def shown(weights: Mapping[str, Tensor]) -> Traits:
-    """The traits of a ViT by timm's names: what is there in the file, the encoder has."""
+    """Return the traits of a ViT with timm's names, from the weights in the file."""
     width = weights["patch_embed.proj.weight"].shape[0] if "patch_embed.proj.weight" in weights else 0
     hidden = next((len(value) for key, value in weights.items() if key.endswith(".mlp.fc1.weight")), 4 * width)
     rows = weights["pos_embed"].shape[1] if "pos_embed" in weights else 0
@@ -47,12 +47,12 @@ def shown(weights: Mapping[str, Tensor]) -> Traits:
 
 
 def moco_heads(width: int) -> int:
-    """MoCo v3's own sizes have 12 heads in ViT-S (384 wide) as in ViT-B."""
+    """Return the number of heads of MoCo v3: 12 in its ViT-S (width 384), as in its ViT-B."""
     return 12 if width == 384 else papers_heads(width)
 
 
 def distillation_token(weights: dict[str, Tensor]) -> Converted:
-    """DeiT's second token as a register: it is never pooled, and brings its position, row 1 of the table, with it."""
+    """Convert DeiT's distillation token to a register: it is never pooled; its position (row 1) is added to it."""
     table, token = weights["pos_embed"], weights["dist_token"]
     made = {key: value for key, value in weights.items() if key != "dist_token"}
     made["reg_token"] = token + table[:, 1:2]
@@ -171,7 +171,7 @@ PLAIN = Family(
         has=(*EMBEDDING, r"cls_token", r"pos_embed"),
         never=(*NOT_PLAIN, r"(fc_)?norm\.weight", r"mask_token", r".*gamma_1", r".*ls1\.gamma"),
     ),
-    source="an encoder that was taken out of its file",
+    source="an encoder extracted from its file",
     dropped=HEAD[:1],
-    notes=("by its keys it may be CrossMAE's encoder alone, or another's: the file does not tell",),
+    notes=("the file does not tell its origin: its keys fit CrossMAE's encoder and others",),
 )

@@ -1,8 +1,8 @@
 """SigLIP and SigLIP 2 by timm: no class token, learned positions, heads of 72 or 96 channels in the larger sizes.
 
-Nothing in a file tells the activation. timm's are those of the released weights: the GELU by tanh in patches of 32, in
-so400m/16, in the giant and in large/16 at 512 pixels, the exact one in all others. Files without the attention pool
-(`*_siglip_gap_*`) are told from other ViTs by what they lack: class token, head and a fixed table.
+Files do not tell the activation. timm uses that of the released weights: the tanh approximation of GELU with patches of
+32, in so400m/16, in the giant and in large/16 at 512 pixels; the exact GELU in all others. Files without the attention
+pool (`*_siglip_gap_*`) are recognised by what they lack: class token, head and a fixed table.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ NEVER = (*NOT_PLAIN, r"cls_token", r"reg_token", r"blocks\.\d+\.(ls1\.gamma|gamm
 
 
 def siglip_heads(width: int) -> int:
-    """Heads of a tower."""
+    """Return the number of heads of a tower."""
     return HEADS.get(width, max(width // 64, 1))
 
 
 def siglip_traits(weights: Mapping[str, Tensor]) -> Traits:
-    """A tower's traits; the activation by the sizes that were released."""
+    """Return a tower's traits; the released sizes determine the activation."""
     width, _, patch, _ = weights["patch_embed.proj.weight"].shape
     small_grid = width == 1024 and table_grid(weights) < TANH_GRID
     tanh = patch == 32 or (patch == 16 and width >= 1024 and not small_grid)
@@ -37,7 +37,7 @@ def siglip_traits(weights: Mapping[str, Tensor]) -> Traits:
 
 
 def tokenless(weights: Mapping[str, Tensor]) -> bool:
-    """A learned table of a square grid alone, without a class token's row."""
+    """Whether it has a learned table of a square grid, without a class token's row."""
     rows = weights["pos_embed"].shape[1] if weights["pos_embed"].ndim == 3 else 0
     return rows > 0 and table_grid(weights) ** 2 == rows and rows_first(weights["pos_embed"]) is None
 
@@ -66,6 +66,6 @@ SIGLIP_GAP = _siglip(
         never=(*NEVER, r"(head|attn_pool)\..*"),
     ),
     source="timm's vit_*_siglip_gap_*",
-    notes=("told by what it lacks: class token, head and a fixed table; the file does not name SigLIP",),
+    notes=("recognised by what it lacks: class token, head and a fixed table; the file does not name SigLIP",),
     fits=tokenless,
 )

@@ -1,8 +1,8 @@
-"""SimMIM on a ViT, by its authors and by AMT: names under `encoder.`, no bias in keys, LayerScale, one-layer decoder.
+"""SimMIM on a ViT, by its authors and by AMT: prefix `encoder.`, no bias in keys, LayerScale, one-layer decoder.
 
-The authors' ViT-B has relative positions that all blocks share, and no absolute ones. AMT's has absolute positions,
-and a quirk: its blocks do not multiply attention by `gamma_1`, which so keeps the value that it starts from. That is
-how the two are told apart, and the factor becomes 1.
+The authors' ViT-B has relative positions shared by all blocks, and no absolute ones. AMT's ViT-B has absolute
+positions, and its blocks do not use `gamma_1`, so it keeps its initial value. This distinguishes the two; for AMT
+`gamma_1` is set to 1.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ NEVER = (r".*relative_position_bias_table", r"lm_head\..*")
 
 
 def absolute_traits(weights: Mapping[str, Tensor]) -> Traits:
-    """A plain ViT, but for LayerScale where it is there."""
+    """Return the traits of a plain ViT, with LayerScale if the file has it."""
     return Traits(layer_scale="blocks.0.ls1.gamma" in weights)
 
 
 def plain_names(weights: dict[str, Tensor]) -> Converted:
-    """The biases of queries and values with zeros for the keys between; ones for a `gamma_1` that is not used."""
+    """Join the biases of queries and values with zeros for the keys, and set an unused `gamma_1` to one."""
     unused = _first_scales_unused(weights)
     made: dict[str, Tensor] = {}
     how: dict[str, str] = {}
@@ -44,14 +44,14 @@ def plain_names(weights: dict[str, Tensor]) -> Converted:
             made[f"{attention}qkv.bias"] = torch.cat([value, torch.zeros_like(value), weights[f"{attention}v_bias"]])
             how[f"{attention}qkv.bias"] = "q_bias, zeros for the keys, v_bias"
         elif key.endswith(FIRST_SCALE) and unused:
-            made[key], how[key] = torch.ones_like(value), "ones: it never left its start, as AMT's blocks do not use it"
+            made[key], how[key] = torch.ones_like(value), "set to ones: AMT's blocks do not use it"
         elif not key.endswith(".v_bias"):
             made[key] = value
     return made, how
 
 
 def _first_scales_unused(weights: Mapping[str, Tensor]) -> bool:
-    """Every factor of attention is one and the same number, which training would have changed."""
+    """Whether all factors of attention are the same number, which training would have changed."""
     scales = [value.flatten() for key, value in weights.items() if key.endswith(FIRST_SCALE)]
     return bool(scales) and torch.cat(scales).unique().numel() == 1
 

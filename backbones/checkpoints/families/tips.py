@@ -1,7 +1,7 @@
-"""TIPS and TIPS v2: DINOv2's names with one register, which is a second class token, for the text.
+"""TIPS and TIPS v2: DINOv2's names with one register, which is a second class token for the text.
 
-Told from DINOv2 by that one register, where DINOv2 has four. Its images are in 0..1 as they are, and its positions are
-brought to another grid bilinearly, with antialiasing (google-deepmind/tips, its script for inference).
+Recognised by that one register; DINOv2 has none or four. Its images are in 0..1, not normalised further, and its
+positions are resized bilinearly, with antialiasing (google-deepmind/tips, its script for inference).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NAMES = ("reg_token", "register_tokens")
 
 
 def one_register(weights: Mapping[str, Tensor]) -> bool:
-    """There is a register, and one alone."""
+    """Whether there is exactly one register."""
     return any(name in weights and weights[name].shape[1] == 1 for name in NAMES)
 
 
 def tips_heads(width: int) -> int:
-    """72 channels a head in so400m (1152 wide), else 64."""
+    """Return the number of heads: 72 channels per head in so400m (width 1152), otherwise 64."""
     return 16 if width == 1152 else max(width // 64, 1)
 
 
@@ -35,7 +35,7 @@ TIPS: Family = replace(
     interpolation="bilinear-antialias",
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
-    notes=("told from DINOv2 by its one register, which is a second class token",),
+    notes=("distinguished from DINOv2 by its single register, which is a second class token",),
     fits=one_register,
     heads=tips_heads,
 )
