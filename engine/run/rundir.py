@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mimbench.engine.run.atomic import claim_json, write_json, write_text
+from mimbench.engine.run.rungs import may_go_on
 
 HEARTBEAT = 30.0  # seconds between two heartbeats of a run
 SILENCE = 300.0  # seconds without a heartbeat after which a run on another machine counts as lost
 ABOUT = ("recipe", "stage", "identity")  # required keys of run.json
 ATTEMPT = ("state", "started", "host", "pid", "process_started")  # required keys of each attempt's file
 
-State = Literal["new", "running", "done", "failed", "interrupted", "lost"]
+State = Literal["new", "running", "done", "failed", "interrupted", "lost", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,10 @@ class RunDir:
         write_json(self._attempt(number), {**begun, **facts})
 
     def state(self) -> State:
-        """Return the state: done, how the last attempt ended, or lost if its process or its result is gone."""
+        """Return the state: done, how the last attempt ended, or lost if its process or its result is gone.
+
+        A run that stopped early at a rung of its sweep and was promoted since is interrupted: it can go on.
+        """
         if self.result.exists():
             return "done"
         numbers = self._numbers()
@@ -192,6 +196,8 @@ class RunDir:
         file = self._attempt(numbers[-1])
         last = self._read_attempt(numbers[-1])
         state: State = last["state"]
+        if state == "stopped" and may_go_on(self.path):
+            return "interrupted"
         gone = state == "done" or (state == "running" and not _lives(last, file))  # done: its result was removed later
         return "lost" if gone else state
 

@@ -1,19 +1,22 @@
 """The training loop and hooks that replace mmengine's. Import this only when a run starts: mmengine takes seconds.
 
 mmengine's Runner calls the hooks in the order of their priority. Order within a step: collect the model's scalars,
-write a line of metrics, save a checkpoint, evaluate. An evaluation interrupted by a kill is repeated on restart.
+write a line of metrics, save a checkpoint, evaluate, stop early. An evaluation interrupted by a kill is repeated on
+restart.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
+from mimbench.engine.run.rungs import StoppedEarly
 from mimbench.engine.training.session import Session
 from mimbench.engine.training.state import prune, save_state, state_path, steps_saved
 
@@ -129,6 +132,10 @@ class Save(SessionHook):
             with self.session.clock.paused():
                 self._save()
 
+    def due(self) -> bool:
+        """Return whether a checkpoint is due: a run that stops at a rung of its sweep resumes there."""
+        return super().due() or self.session.rung is not None
+
     def _save(self) -> None:
         session = self.session
         session.must_be_finite()
@@ -145,6 +152,10 @@ class Evaluate(SessionHook):
 
     priority = 30
 
+    def due(self) -> bool:
+        """Return whether an evaluation is due: the runs of a sweep are compared at its rungs."""
+        return super().due() or self.session.rung is not None
+
     def before_train(self, runner: Runner) -> None:
         """Called by Runner."""
         if self.session.step and self.due():
@@ -155,3 +166,43 @@ class Evaluate(SessionHook):
         if self.due():
             with self.session.clock.paused():
                 self.session.evaluate()
+
+
+class Stop(SessionHook):
+    """Stops the run at a rung of its sweep if too many others are better (`engine/run/rungs.py`)."""
+
+    priority = 40
+
+    def before_train(self, runner: Runner) -> None:
+        """Called by Runner. Decide again: an attempt may have been killed before it stopped."""
+        self._decide()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
+        """Called by Runner."""
+        self._decide()
+
+    def _decide(self) -> None:
+        if self.session.rung is not None:
+            self.session.flush()
+            stop_if_told(self.session)
+
+
+def stop_if_told(session: Session) -> None:
+    """Let rank 0 compare the run with the others at this rung, and stop all ranks if it must stop.
+
+    Raises:
+        StoppedEarly: if it must.
+        ValueError: if the sweep's metric is not evaluated.
+    """
+    told: list[StoppedEarly | ValueError | None] = [None]
+    if session.rank == 0:
+        assert session.rungs is not None
+        assert session.rung is not None
+        try:
+            session.rungs.arrive(session.run.path, session.rung, session.metrics)
+        except (StoppedEarly, ValueError) as error:
+            told = [error]
+    if dist.is_initialized():
+        dist.broadcast_object_list(told)
+    if told[0] is not None:
+        raise told[0]

@@ -16,6 +16,7 @@ from rich.console import Console
 from mimbench.engine.run.atomic import sweep
 from mimbench.engine.run.process import derived_seed, peak_memory, rank_and_world, seed_all
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.run.rungs import rungs_of
 from mimbench.engine.training.metric_log import Means, NonFiniteLoss, Sink, sinks
 from mimbench.engine.training.progress import Display
 from mimbench.engine.training.state import load_newest
@@ -61,6 +62,7 @@ class Session:
         self.means, self.clock = Means(), Clock()
         self.step = 0  # optimiser steps done
         self.metrics: dict[str, float] = {}  # of the last evaluation
+        self.rungs = rungs_of(run.path)
         if self.rank == 0:
             sweep(run.path)
         newest, state = load_newest(run.checkpoints) or (None, None)
@@ -90,6 +92,13 @@ class Session:
     def epoch(self) -> float:
         """The epochs done, as a fraction."""
         return self.training.epoch(self.step)
+
+    @property
+    def rung(self) -> int | None:
+        """The rung of the run's sweep that this step reaches; None if none, or after the last step."""
+        if self.rungs is None or not 0 < self.step < self.training.steps:
+            return None
+        return self.rungs.at(self.training.epoch(self.step - 1), self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a restart needs."""

@@ -55,6 +55,7 @@ def train(run: RunDir, training: Training) -> Trained:
     Raises:
         NonFiniteLoss: naming the iteration; the last good checkpoint is kept.
         OSError: naming the file that could not be written; earlier checkpoints are kept.
+        StoppedEarly: at a rung of the run's sweep, if too many other runs are better.
         ValueError: if W&B is requested but not installed.
     """
     device = setup_process(training.compute, training.seed)
@@ -83,7 +84,7 @@ def to_runner(session: Session) -> Runner:
     from mmengine.runner import Runner
     from torch import multiprocessing
 
-    from mimbench.engine.training.loop import Evaluate, Handle, NoVisualizer, Record, Save, StepLoop
+    from mimbench.engine.training.loop import Evaluate, Handle, NoVisualizer, Record, Save, StepLoop, Stop
 
     training, compute = session.training, session.training.compute
     name = f"mimbench-{uuid.uuid4().hex}"  # Runner keeps named objects for the life of the process
@@ -100,6 +101,7 @@ def to_runner(session: Session) -> Runner:
                 Record(session, compute.log_every),
                 Save(session, compute.save_every),
                 Evaluate(session, training.evaluate_every or training.steps),
+                Stop(session, training.steps),
             ],
             env_cfg={"mp_cfg": {"mp_start_method": multiprocessing.get_start_method()}},  # else it forces fork
             randomness={"seed": training.seed},

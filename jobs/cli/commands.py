@@ -150,7 +150,7 @@ def _as_json(task: Task) -> dict[str, Any]:
 
 
 def _code(tasks: Sequence[Task]) -> int:
-    return 0 if all(task.fate == "done" for task in tasks) else 1
+    return 0 if all(task.is_well for task in tasks) else 1
 
 
 def run_demo(study: Study, slots: int | None) -> int:

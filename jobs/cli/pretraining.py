@@ -54,14 +54,16 @@ def run(
     An interrupted run continues from its last checkpoint; a finished run is not repeated.
     """
     from mimbench.jobs.cli import commands
-    from mimbench.jobs.runs.execute import execute
+    from mimbench.jobs.runs.execute import execute, go_on_with
     from mimbench.jobs.studies.seeds import asked_for
 
     overrides, seeds = asked_for(overrides or [], seeds)
     if seeds > 1:
         raise typer.Exit(commands.run_seeds(target, overrides, seeds, json))
     code = execute(directory := commands.run_of(target, overrides))
-    if code == 0:
+    if code == 0 and not directory.result.exists():  # stopped early: this process is free for another run of the sweep
+        go_on_with(directory)
+    elif code == 0:
         commands.show_result(directory, json)
     raise typer.Exit(code)
 

@@ -133,7 +133,7 @@ def _show_tasks(tasks: Any, as_json: bool) -> int:
             {"name": t.name, "state": t.fate, "why": t.why, "run": str(t.directory.path) if t.directory else None}
             for t in tasks
         ])  # fmt: skip
-    return 0 if all(task.fate == "done" for task in tasks) else 1
+    return 0 if all(task.is_well for task in tasks) else 1
 
 
 def _show_submitted(found: Any, submissions: Any, as_json: bool) -> None:
@@ -184,12 +184,16 @@ def sweep(
         int | None, typer.Option(min=1, metavar="N", help="Let Optuna propose N runs, in rounds.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="The metric that Optuna optimises. Default: the task's main metric.")
+        str | None, typer.Option(help="The metric for Optuna and rungs. Default: the task's main metric.")
     ] = None,
     at_a_time: Annotated[
         int, typer.Option("--round", min=1, metavar="K", help="Runs that Optuna proposes in each round.")
     ] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the random draws.")] = 0,
+    rungs: Annotated[
+        str | None, typer.Option(metavar="E,E,...", help="Epochs at which the worse runs stop early.")
+    ] = None,
+    keep: Annotated[int, typer.Option(min=2, metavar="K", help="At a rung, one of K runs goes on.")] = 3,
     name: Annotated[str | None, typer.Option(help="Name of the study. Default: recipe and keys.")] = None,
     json: Json = False,
 ) -> None:
@@ -212,12 +216,24 @@ def sweep(
     else:
         runs = sweeping.draws(axes, random, seed) if random else sweeping.grid(axes)
         made = sweeping.sweep_of(recipe, axes, runs, name)
+    if rungs is not None:
+        from mimbench.jobs.runs.recipes import find
+        from mimbench.jobs.runs.tasks import task_of
+
+        made = made.halved(_epochs(rungs), keep, metric or task_of(find(recipe).stage).main_metric)
     study = made.study()
     study.check()
     found = planning.plan(study, root)
     made.keep(root)
     _show_plan(found, json)
     print(f"`mimbench submit {shlex.quote(made.name)}` starts this study", file=sys.stderr)
+
+
+def _epochs(rungs: str) -> list[int]:
+    try:
+        return [int(epoch) for epoch in rungs.split(",")]
+    except ValueError:
+        raise ValueError(f"--rungs {rungs} is not a list of epochs, as in --rungs 5,15,45") from None
 
 
 def _searched(recipe: str, axes: Any, how: tuple[int, int, str | None, int], name: str | None, root: Path) -> Any:

@@ -87,6 +87,8 @@ class Display:
             return glimpse.share, f"{glimpse.text}  {clock(time.monotonic() - task.started)}".strip()
         if task.fate == "waiting" and task.needs:
             return 0.0, f"waits for {', '.join(need.name for need in task.needs if need.fate != 'done')}"
+        if task.fate == "stopped early":
+            return 0.0, task.why
         return 0.0, task.fate + (f": {task.why}" if task.why else "")
 
     def say(self, text: str, style: str = "") -> None:
@@ -99,6 +101,9 @@ class Display:
         if task.fate == "done":
             if self._progress is None:
                 self.say(f"{task.name}: done, {self._state(task)[1]}")
+            return
+        if task.fate == "stopped early":
+            self.say(f"{task.name}: {task.why}")
             return
         self.say(f"{task.name}: {task.fate}: {task.why}", style="red")
         if task.fate == "failed" and task.directory is not None:

@@ -12,7 +12,7 @@ from mimbench.jobs.studies.study import Run
 if TYPE_CHECKING:
     from submitit import Job
 
-Fate = Literal["waiting", "running", "elsewhere", "done", "failed", "left out", "stopped"]
+Fate = Literal["waiting", "running", "elsewhere", "done", "failed", "left out", "stopped", "stopped early"]
 
 
 @dataclass
@@ -36,4 +36,9 @@ class Task:
     @property
     def over(self) -> bool:
         """Return whether the task has ended."""
-        return self.fate in ("done", "failed", "left out", "stopped")
+        return self.fate in ("done", "failed", "left out", "stopped", "stopped early")
+
+    @property
+    def is_well(self) -> bool:
+        """Return whether the task ended as its study wants: done, or stopped early at a rung."""
+        return self.fate in ("done", "stopped early")

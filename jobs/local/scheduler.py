@@ -70,6 +70,7 @@ class Local:
             try:
                 while not all(task.over for task in self.tasks):
                     self._look()
+                    self._look()  # what has just ended may have promoted a run that stopped before
                     self._start()
                     self.display.draw()
                     memory.look()
@@ -88,6 +89,8 @@ class Local:
                 self._ended(task)
             elif task.fate == "elsewhere" and task.directory is not None and task.directory.state() != "running":
                 task.fate = "waiting"  # done, or to be done here
+            elif task.fate == "stopped early" and task.directory is not None and task.directory.state() != "stopped":
+                task.fate = "waiting"  # promoted by the arrival of another run at its rung
             lost = next((need for need in task.needs if need.fate in ("failed", "left out")), None)
             if task.fate == "waiting" and lost is not None and not self._is_ready(task):
                 self._settle(task, "left out", f"it needs {lost.name}")
@@ -118,6 +121,8 @@ class Local:
         if state == "done":
             task.done_before = True
             self._settle(task, "done")
+        elif state == "stopped":
+            self._settle(task, "stopped early", str(task.directory.attempts()[-1]["why"]))
         elif state == "failed" and not self.retry and not task.starts:
             self._settle(
                 task, "failed", f"{why(task.directory)} (in an earlier attempt; `mimbench retry` starts it again)"
@@ -139,8 +144,13 @@ class Local:
         state = task.directory.state()
         if state == "done":
             self._settle(task, "done")
+        elif state == "stopped":
+            self._settle(task, "stopped early", str(task.directory.attempts()[-1]["why"]))
         elif state == "running":  # another process took its directory first
             task.fate = "elsewhere"
+            return
+        elif state == "interrupted" and task.directory.attempts()[-1]["state"] == "stopped":
+            task.fate = "waiting"  # promoted while it was stopping
             return
         elif state == "lost" and (task.starts < STARTS or _reached(task.directory) != task.at):
             self.display.say(f"{task.name}: {self._reason(task, state)}; starting it again")

@@ -28,6 +28,7 @@ from typing import Any, TextIO
 from mimbench.engine.data.faults import LoadingError
 from mimbench.engine.run.atomic import sweep
 from mimbench.engine.run.rundir import HEARTBEAT, RunDir, State
+from mimbench.engine.run.rungs import StoppedEarly
 from mimbench.jobs.runs.failed_images import failed_before, note_image
 from mimbench.jobs.runs.heartbeat import every
 from mimbench.jobs.runs.lineage import take
@@ -51,7 +52,7 @@ def execute(run: RunDir) -> int:
         OSError: if its files cannot be written.
     """
     config = config_of(run)
-    if _is_done(run):
+    if _is_done(run) or _is_stopped(run):
         return 0
     slurm_job.take_ranks()
     with _signals() as signals:
@@ -76,6 +77,28 @@ def _is_done(run: RunDir) -> bool:
     return done
 
 
+def _is_stopped(run: RunDir) -> bool:
+    """Return whether the run stopped early and may not go on, and say so on stderr."""
+    stopped = run.state() == "stopped"
+    if stopped:
+        print(f"{run.path}: {run.attempts()[-1]['why']}", file=sys.stderr)
+    return stopped
+
+
+def go_on_with(run: RunDir) -> None:
+    """Replace this process by one that goes on with the run that `run`, which stopped early, has promoted, if any.
+
+    Every rank comes here; those other than 0 first wait for rank 0 to record the end.
+    """
+    deadline = time.monotonic() + PEER_GONE
+    while run.state() == "running" and os.environ.get("RANK", "0") != "0" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    following = slurm_job.last_of(run)
+    if following.state() in ("interrupted", "lost"):
+        print(f"going on with {following.path}, which may go on beyond its rung", file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable, "-P", "-u", "-m", "mimbench", "run", str(following.path)])
+
+
 def _follow(run: RunDir, config: Any, signals: Signals) -> int:
     """Do the work of a rank other than 0."""
     signals.listen()
@@ -89,6 +112,8 @@ def _follow(run: RunDir, config: Any, signals: Signals) -> int:
     except KeyboardInterrupt:
         slurm_job.note_signal(run)
         raise
+    except StoppedEarly:
+        return 0
     return 0
 
 
@@ -110,6 +135,8 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
         if slurm_job.is_loss_of_peer(error):
             signals.wait(PEER_GONE)  # SLURM ends the remaining processes of the run
         state, code, why = _ending(error, signals.received, run)
+        if isinstance(error, StoppedEarly) and error.heir is not None:
+            run.amend_attempt(number, {"heir": f"{error.heir.parent.name}/{error.heir.name}"})
         image = getattr(error, "image", None) if state == "failed" else None
         why += failed_before(run, number, image)
         _end(run, number, state, why)
@@ -153,6 +180,9 @@ def _ending(error: BaseException, received: list[int], run: RunDir) -> tuple[Sta
         log.info("stopped by %s", signal.Signals(number).name, exc_info=error, extra=IN_FILE_ONLY)
         how = "interrupted" if number != slurm_job.warning() else "interrupted by SLURM: preemption or time limit"
         return "interrupted", 128 + number, f"{how}; {go_on}"
+    if isinstance(error, StoppedEarly):
+        log.info("%s", error, extra=IN_FILE_ONLY)
+        return "stopped", 0, str(error)
     why = explained(error)
     expected = isinstance(error, ValueError | OSError | MemoryError)
     log.log(logging.DEBUG if expected else logging.CRITICAL, "traceback", exc_info=error, extra=IN_FILE_ONLY)

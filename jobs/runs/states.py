@@ -1,6 +1,6 @@
 """The state of runs, from their files and, for runs submitted to a cluster, from its scheduler.
 
-    new queued running done failed interrupted lost blocked       (and `damaged`: a directory that cannot be read)
+    new queued running done failed interrupted lost stopped blocked   (and `damaged`: a directory that cannot be read)
 
 The scheduler is asked once for all runs, and only if a submitted run is not done.
 """
@@ -44,7 +44,7 @@ class States:
             state = self.of(run)
             if state == "done":
                 run.read_result()
-            return state, why(run) if state == "failed" else ""
+            return state, why(run) if state in ("failed", "stopped") else ""
         except (ValueError, OSError) as error:
             return "damaged", str(error)
 

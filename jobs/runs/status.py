@@ -24,7 +24,7 @@ from mimbench.jobs.studies.study_registry import must_be_known, studies
 if TYPE_CHECKING:
     from rich.table import Table
 
-ORDER = ("running", "queued", "blocked", "failed", "damaged", "lost", "interrupted", "new", "done")
+ORDER = ("running", "queued", "blocked", "failed", "damaged", "lost", "interrupted", "new", "stopped", "done")
 STYLES = {"running": "cyan", "done": "green", "failed": "red", "damaged": "red", "blocked": "red", "lost": "yellow",
           "interrupted": "yellow", "queued": "blue"}  # fmt: skip
 REFRESH = 2.0  # seconds between two updates of `watch` and `logs -f`
@@ -112,7 +112,7 @@ def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]]) -> tuple
     if state in ("running", "interrupted", "lost") and attempts:
         glimpse = Watch(run).look()
         return glimpse.share or None, glimpse.text
-    return None, str(attempts[-1].get("why", "")) if attempts and state == "failed" else ""
+    return None, str(attempts[-1].get("why", "")) if attempts and state in ("failed", "stopped") else ""
 
 
 # --------------------------------------------------------------------------------------------------------- for people

@@ -41,7 +41,7 @@ PATIENCE = 600.0  # seconds that ranks wait for the address of rank 0
 LOOK = 5.0  # seconds between two checks for intermediate encoders of a pretraining
 PORTS = range(20000, 32000)  # below 32768, where the ports of outgoing connections begin on Linux
 EMPTY_STARTS = 3  # restarts of a job whose process died before it recorded its start
-ENDED_BY_ITSELF = ("done", "failed")
+ENDED_BY_ITSELF = ("done", "failed", "stopped")
 OUTSIDE, KILLED = "from outside", "killed"  # `stopped` of an attempt: by SLURM or a person, or a process of it died
 PEER = re.compile(r"closed by peer|connection (reset|refused)|broken pipe|nccl|socket|gloo|heartbeat", re.IGNORECASE)
 
@@ -149,6 +149,13 @@ def settle(run: RunDir) -> None:
 def steps_done(run: RunDir) -> int:
     """Return the optimiser steps of the newest checkpoint; 0 without a checkpoint."""
     return max((int(file.stem.rpartition("-")[2]) for file in run.checkpoints.glob("step-*.pt")), default=0)
+
+
+def last_of(run: RunDir) -> RunDir:
+    """Return the run that the job of `run` went on with, if `run` stopped early and promoted another; else `run`."""
+    attempts = run.attempts()
+    name = attempts[-1].get("heir") if attempts and attempts[-1]["state"] == "stopped" else None
+    return run if name is None else last_of(RunDir(run.path.absolute().parents[1] / name))
 
 
 def no_progress(run: RunDir, limit: int = ATTEMPTS) -> str | None:
@@ -317,7 +324,7 @@ def main(arguments: list[str]) -> int:
     With a fourth argument, the job's state, nothing is asked of SLURM (a container has no SLURM): the shell requeues
     the job if this returns 0.
     """
-    run, job, code, *state = RunDir(Path(arguments[0])), *arguments[1:]
+    run, job, code, *state = last_of(RunDir(Path(arguments[0]))), *arguments[1:]
     try:
         why = verdict(run, job, restarts(), *state)
         if why is None:

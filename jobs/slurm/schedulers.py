@@ -36,7 +36,7 @@ __all__ = ["Queue", "Shape", "Submission", "Unit", "cancel", "queue", "requeue",
 
 log = logging.getLogger(__name__)
 
-Status = Literal["new", "queued", "running", "done", "failed", "interrupted", "lost", "blocked"]
+Status = Literal["new", "queued", "running", "done", "failed", "interrupted", "lost", "blocked", "stopped"]
 
 WAIT = 120.0  # seconds to wait for another shell that is submitting
 SMALL_ARRAY = 100  # runs in an array if SLURM's limit cannot be asked
@@ -250,7 +250,7 @@ def _written(batch: Batch, cluster: Cluster) -> str:
 def status_of(run: RunDir, seen: Queue | dict[str, str], cluster: Cluster | None = None) -> Status:
     """Return the state of a run from its files, then the queue, accounting (with `cluster`) and the heartbeat."""
     state = run.state()
-    found = submission.read(run) if state != "done" else None
+    found = submission.read(run) if state not in ("done", "stopped") else None
     if found is None:
         return "blocked" if state == "new" and _needs_failed(run) else state
     live = "NOTED" if found.job is None else seen.get(found.job)

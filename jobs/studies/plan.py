@@ -6,6 +6,7 @@
     queued       submitted, not started          running      running, here or elsewhere
     done         has a result                    stale        done, but its encoder was made again since
     failed       ended by an error               interrupted, lost    stopped; resumes when submitted again
+    stopped      early, at a rung of its sweep: others were better
     blocked      cannot start: a run it needs has failed
     orphaned     was submitted under this name, but is no longer in the study
 
@@ -31,7 +32,8 @@ from mimbench.jobs.studies.study_registry import directory_name, members
 
 STARTABLE = ("new", "interrupted", "lost")  # states that submitting a study starts
 STATES = (
-    "new", "queued", "running", "done", "stale", "failed", "interrupted", "lost", "blocked", "damaged", "orphaned"
+    "new", "queued", "running", "done", "stale", "failed", "interrupted", "lost", "stopped", "blocked", "damaged",
+    "orphaned"
 )  # fmt: skip
 
 
@@ -148,7 +150,7 @@ def _orphans(study: Study, root: Path, listed: set[str], states: States) -> list
 
 MARKS = {
     "new": "+", "queued": ".", "running": ">", "done": "=", "stale": "~", "failed": "!", "interrupted": "/",
-    "lost": "?", "blocked": "x", "damaged": "!", "orphaned": "-",
+    "lost": "?", "stopped": "|", "blocked": "x", "damaged": "!", "orphaned": "-",
 }  # fmt: skip
 
 

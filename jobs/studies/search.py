@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,4 +122,4 @@ def next_round(sweep: Sweep, search: Search, root: Path, total: int, count: int)
         there = run.about.exists()
         search.tell(own, run.read_result() if there else None, failed=there and run.state() == "failed")
     wanted = max(0, min(count, total - len(runs)))
-    return Sweep(sweep.name, sweep.recipe, [*runs, *search.ask(wanted, runs)], sweep.fixed)
+    return replace(sweep, runs=[*runs, *search.ask(wanted, runs)])

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from mimbench.engine.run.config import keys
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.run.rungs import Rungs
 from mimbench.jobs.runs.lineage import made_by
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import Place, create, place, resolve
@@ -145,6 +146,7 @@ class Study:
 
     name: str
     runs: Sequence[Run]
+    rungs: Rungs | None = None  # stops its runs early
 
     def __post_init__(self) -> None:
         listed = set(self.runs)
@@ -240,7 +242,10 @@ class Study:
         places = self.places(root)
         new = [found.run for found in places.values() if not found.run.about.exists()]
         try:
-            return {run: create(found) for run, found in places.items()}
+            made = {run: create(found) for run, found in places.items()}
+            for run in made.values() if self.rungs else ():
+                self.rungs.write(run.path)
+            return made
         except OSError:
             for run in new:
                 _unmake(run)
@@ -294,7 +299,7 @@ def at_epochs(study: Study, every: int) -> Study:
         if run.need in kept.values() and run.epoch is None:
             epochs = range(every, length, every)
             runs += [replace(run, label=f"{run.name}, epoch {epoch}", epoch=epoch) for epoch in epochs]
-    return Study(study.name, runs)
+    return replace(study, runs=runs)
 
 
 def _epochs(run: Run) -> int:
@@ -325,7 +330,7 @@ def start_from(study: Study, given: Sequence[str]) -> Study:
         for run in study.runs
         if run not in files
     }
-    return Study(study.name, [_with(run, kept) for run in kept])
+    return replace(study, runs=[_with(run, kept) for run in kept])
 
 
 def _given(text: str, study: Study) -> tuple[Run, Path]:
@@ -361,7 +366,7 @@ def overridden(study: Study, overrides: Sequence[str]) -> Study:
         for run in takers:
             given = (*changed[run].overrides, rest if of_stage else text)
             changed[run] = replace(changed[run], overrides=given)
-    return Study(study.name, [_with(run, changed) for run in study.runs])
+    return replace(study, runs=[_with(run, changed) for run in study.runs])
 
 
 def _has(run: Run, override: str) -> bool:

@@ -165,7 +165,7 @@ def start_again(runs: Iterable[RunDir], root: Path, slots: int, name: str = "ret
     from mimbench.jobs.local.scheduler import Local
 
     tasks = Local(Study(name, _with_needs(here, root)), root, slots, retry=True).run()
-    return 0 if all(task.fate == "done" for task in tasks) else 1
+    return 0 if all(task.is_well for task in tasks) else 1
 
 
 def _requeue(runs: Sequence[RunDir], root: Path, name: str) -> None:

@@ -22,12 +22,15 @@ import math
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.rungs import Rungs
+from mimbench.jobs.runs.store import resolve
+from mimbench.jobs.runs.tasks import metric_of
 from mimbench.jobs.studies.study import Run, Study
 
 RANGE = re.compile(r"(?P<low>[^,:]+?)\.\.(?P<high>[^,:]+)(:(?P<log>log)?(?P<count>\d+)?)?")
@@ -176,6 +179,7 @@ class Sweep:
     recipe: str
     runs: list[list[str]]  # overrides of each run
     fixed: list[str] = field(default_factory=list)  # overrides of all runs
+    rungs: dict[str, Any] | None = None  # how runs are stopped early, as engine.run.rungs.Rungs has it
 
     def study(self) -> Study:
         """Return the sweep as a study; each run is labelled with its varying settings.
@@ -184,7 +188,24 @@ class Sweep:
             ValueError: if two runs are the same.
         """
         runs = [Run(self.recipe, (*self.fixed, *own), label=" ".join(own) or self.recipe) for own in self.runs]
-        return Study(self.name, runs)
+        rungs = None if self.rungs is None else Rungs(**{**self.rungs, "epochs": tuple(self.rungs["epochs"])})
+        return Study(self.name, runs, rungs)
+
+    def halved(self, epochs: Sequence[int], keep: int, metric: str) -> Sweep:
+        """Return the sweep with its runs stopped early: one of `keep` goes on beyond each of these epochs.
+
+        Raises:
+            ValueError: if the recipe has no epochs, or the last rung is not before the end of the shortest run.
+        """
+        configs = [resolve(self.recipe, (*self.fixed, *own))[1] for own in self.runs]
+        lengths = [getattr(config, "epochs", None) for config in configs]
+        if None in lengths:
+            raise ValueError(f"{self.recipe} has no epochs, so its runs have no rungs to stop at")
+        if epochs[-1] >= min(lengths):
+            raise ValueError(f"rung {epochs[-1]} is not before the end of the runs, which have {min(lengths)} epochs")
+        quoted = quote(self.name, safe=" ,")
+        rungs = Rungs(quoted, metric, metric_of(metric).quantity.better, tuple(epochs), keep)
+        return replace(self, rungs=asdict(rungs))
 
     def keep(self, root: Path) -> None:
         """Save the sweep, atomically.

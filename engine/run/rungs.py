@@ -1,0 +1,153 @@
+"""Early stopping of the runs of a sweep: asynchronous successive halving (ASHA; Li et al., MLSys 2020, algorithm 2).
+
+    <run>/rungs.json                      the rule: sweep, metric, direction, epochs of the rungs, share that goes on
+    <root>/.mimbench/rungs/<sweep>/<rung>/<stage>+<run>.json      the metric that a run had at a rung
+                                          <stage>+<run>.promoted  exists if the run may go on beyond the rung
+
+No process coordinates the runs. Whichever reaches a rung writes its metric there, then reads those of the others: of n
+runs at a rung, the best n / keep go on. A run that may not go on stops, and can be promoted later by the arrival of
+others: its promotion is claimed by exactly one of them, and that one's process goes on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from mimbench.engine.run.atomic import claim_json, write_json
+
+FILE = "rungs.json"
+MARK = ".promoted"
+
+
+class StoppedEarly(Exception):  # noqa: N818
+    """A run of a sweep stops at a rung; `heir` is the run that its process should go on with, if any."""
+
+    def __init__(self, why: str, heir: Path | None = None) -> None:
+        super().__init__(why)
+        self.heir = heir
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """The rule by which the runs of a sweep are stopped.
+
+    Raises:
+        ValueError: if it would stop no run, or all.
+    """
+
+    sweep: str
+    metric: str  # a metric of the evaluations during training
+    better: Literal["higher", "lower"]
+    epochs: tuple[int, ...]  # of the rungs, rising
+    keep: int = 3  # one of `keep` runs goes on beyond a rung
+
+    def __post_init__(self) -> None:
+        if not self.epochs or list(self.epochs) != sorted(set(self.epochs)) or self.epochs[0] < 1:
+            raise ValueError(f"rungs {','.join(map(str, self.epochs))} must be rising numbers of epochs from 1")
+        if self.keep < 2:
+            raise ValueError(f"keep={self.keep} must be at least 2: one of that many runs goes on beyond a rung")
+
+    def write(self, run: Path) -> None:
+        """Apply the rule to the run at `run`."""
+        write_json(run / FILE, asdict(self))
+
+    def at(self, before: float, now: float) -> int | None:
+        """Return the number of the rung reached between two times in epochs; None if none is."""
+        return next((number for number, epoch in enumerate(self.epochs) if before < epoch <= now), None)
+
+    def arrive(self, run: Path, rung: int, metrics: dict[str, float]) -> None:
+        """Record the metric of the run at `run` at a rung, and promote whichever run now deserves it.
+
+        Raises:
+            StoppedEarly: if this run does not go on.
+            ValueError: if the metric is not evaluated, or not finite.
+        """
+        value = metrics.get(self.metric)
+        if value is None:
+            known = ", ".join(metrics) or "no metrics"
+            raise ValueError(f"the sweep stops runs by {self.metric}, but evaluations during training have {known}")
+        if not math.isfinite(value):
+            raise ValueError(f"{self.metric} is {value} after {self.epochs[rung]} epochs")
+        write_json(_record(self, run, rung), {"value": value})
+        ranked = self._ranked(run, rung)
+        allowed = len(ranked) // self.keep
+        claimed = [name for name in ranked[:allowed] if self._claim(_folder(self, run, rung), name)]
+        if is_promoted(run, self, rung):
+            return
+        place = ranked.index(_name(run)) + 1
+        heir = next((_path(run, name) for name in claimed), None)
+        raise StoppedEarly(
+            f"stopped early after {self.epochs[rung]} epochs: {self.metric} {value:.4g} is number {place} of "
+            f"{len(ranked)} runs so far, and {allowed} may go on",
+            heir,
+        )
+
+    def _ranked(self, run: Path, rung: int) -> list[str]:
+        """Return the names of the runs at a rung, the best first; of equals, the first by name."""
+        sign = -1.0 if self.better == "higher" else 1.0
+        files = _folder(self, run, rung).glob("*.json")
+        values = {file.stem: json.loads(file.read_text(encoding="utf-8"))["value"] for file in files}
+        return sorted(values, key=lambda name: (sign * values[name], name))
+
+    @staticmethod
+    def _claim(folder: Path, name: str) -> bool:
+        """Promote a run; return whether this call did it."""
+        try:
+            claim_json(folder / f"{name}{MARK}", {})
+        except FileExistsError:
+            return False
+        return True
+
+
+def rungs_of(run: Path) -> Rungs | None:
+    """Return the rule that applies to the run at `run`; None if it belongs to no such sweep.
+
+    Raises:
+        ValueError: if its file is damaged.
+    """
+    file = run / FILE
+    if not file.is_file():
+        return None
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return Rungs(**{**kept, "epochs": tuple(kept["epochs"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error}); submit the sweep again to write it anew") from None
+
+
+def is_promoted(run: Path, rule: Rungs, rung: int) -> bool:
+    """Return whether the run at `run` may go on beyond a rung."""
+    return (_folder(rule, run, rung) / f"{_name(run)}{MARK}").exists()
+
+
+def may_go_on(run: Path) -> bool:
+    """Return whether a run that stopped early may go on now: it was promoted at the last rung that it reached.
+
+    Without its rule (the sweep was submitted again without early stopping) it may.
+    """
+    rule = rungs_of(run)
+    if rule is None:
+        return True
+    reached = [rung for rung in range(len(rule.epochs)) if _record(rule, run, rung).exists()]
+    return not reached or is_promoted(run, rule, reached[-1])
+
+
+def _folder(rule: Rungs, run: Path, rung: int) -> Path:
+    return run.absolute().parents[1] / ".mimbench" / "rungs" / rule.sweep / str(rule.epochs[rung])
+
+
+def _record(rule: Rungs, run: Path, rung: int) -> Path:
+    return _folder(rule, run, rung) / f"{_name(run)}.json"
+
+
+def _name(run: Path) -> str:
+    return f"{run.absolute().parent.name}+{run.name}"
+
+
+def _path(run: Path, name: str) -> Path:
+    stage, _, directory = name.partition("+")
+    return run.absolute().parents[1] / stage / directory
