@@ -171,13 +171,13 @@ def _choice(batch: Batch) -> list[str]:
 def _environment(batch: Batch, cluster: Cluster) -> list[str]:
     code = batch.code.get("snapshot")
     return [
-        "trap : TERM USR1 USR2  # warnings are for the run; this shell outlives them",
+        "trap : TERM USR1 USR2  # this shell ignores warnings; the run handles them",
         f"export MIMBENCH_JOB_WARNING={cluster.signal}",
         'export MIMBENCH_JOB_ID="$job"',
         f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{batch.shape.cpus}}}",
-        f"export PYTHONPATH={shlex.quote(code)}  # the code as it was when this was submitted"
+        f"export PYTHONPATH={shlex.quote(code)}  # the code at submission"
         if code
-        else f"# the code: mimbench {batch.code.get('version', '')} as installed",
+        else f"# the code: the installed mimbench {batch.code.get('version', '')}",
         *_tasks(),
     ]
 
@@ -193,7 +193,7 @@ def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
         return ["exit $?"]
     return [
         "code=$?",
-        "# Stopped from outside, not by an error of its own: back into the queue, to go on from the last checkpoint.",
+        "# Above 128 a signal stopped the run, not an error: requeue the job, to resume from the last checkpoint.",
         f'[ $code -gt 128 ] && {_python(cluster)} -m mimbench.jobs.slurm.job "$run" "$job" $code',
         "exit $code",
     ]

@@ -193,7 +193,7 @@ def text(two: TwoRuns, width: int | None = None, categories_shown: int = 20) -> 
         ("Metrics", ("metric", "first", "second", "difference"), numbers(two, two.metrics)),
         (f"{two.categories_title} by category", ("category", "first", "second", "difference"),
          numbers(two, two.categories[:categories_shown])),
-        ("Circumstances", ("", "first", "second"), _rows(two.circumstances)),
+        ("Versions and device", ("", "first", "second"), _rows(two.circumstances)),
     ]  # fmt: skip
     for title, heads, rows in sections:
         if rows:

@@ -23,17 +23,18 @@ HEADS = (
     "", "params (M)", "GFLOP, encoder", "GFLOP, decoder", "GFLOP, all", "MB kept", "printed", "measured",
 )  # fmt: skip
 NOTES = (
-    "GFLOP: of a forward pass on one image, a multiply-add is two operations, attention counted; decoder: its blocks, "
-    "MAE's decoder_embed and CrossMAE's mixing, MaskAlign's heads; for a detector: pyramid, proposals and heads with "
+    "GFLOP: a forward pass on one image, including attention; a multiply-add is two operations. Decoder: its blocks, "
+    "MAE's decoder_embed, CrossMAE's mixing, MaskAlign's heads; of a detector: pyramid, proposals and heads with "
     "1000 proposals and 100 detections, at 1024 pixels.",
-    "MB kept: what autograd saves of one image for the backward pass, in float32 and without weights; half precision "
-    "keeps about a third less. Optimiser and weights need additional memory.",
+    "MB kept: memory that autograd keeps of one image for the backward pass, in float32, without weights; half "
+    "precision keeps about a third less. Optimiser and weights need additional memory.",
     "Printed by CrossMAE for ViT-B: minutes an epoch and MB on each GPU, on 2 A100-80GB (Table 4) or 4 (Table 18); by "
     "detectron2: seconds and GB for an image on an A100.",
-    "AMT: in epochs after its attention maps are made (40). MaskAlign, all: includes its teacher on the whole image.",
-    "With all hidden patches predicted, 12 decoder blocks save no operations against MAE; predicting 25 % does.",
+    "AMT: in epochs after its attention maps exist (40). MaskAlign, all: includes its teacher on the whole image.",
+    "With all hidden patches predicted, CrossMAE's 12 decoder blocks do not need fewer operations than MAE's decoder; "
+    "with 25 % predicted they do.",
 )
-NOTHING = "Nothing measured yet; finished pretrainings and detections appear here by method and size."
+NOTHING = "No runs measured yet; finished pretrainings and detections appear here by method and size."
 
 
 @dataclass(frozen=True)

@@ -182,14 +182,14 @@ def lead(rows: Sequence[table.Row]) -> str:
     data = list(dict.fromkeys(cell.data for row in rows for cell in row.cells.values()))
     if not data:
         return "No evaluation has finished yet, so there is nothing to compare."
-    idea = "A pretrained encoder should serve other tasks better than the same network that starts from random weights."
+    idea = "A pretrained encoder should do better on other tasks than the same network with random initial weights."
     if not pretrained:
-        return f"{idea} Only that baseline has been evaluated so far, on {_listed(data)}."
+        return f"{idea} Only the network with random weights has been evaluated so far, on {_listed(data)}."
     are = "is" if len(pretrained) == 1 else "are"
     who = _listed(pretrained) if len(pretrained) < 4 else f"{len(pretrained)} of them"
     if any(row.kind == "gain" for row in rows):
-        return f"{idea} Here {who} {are} measured against that baseline on {_listed(data)}."
-    return f"{idea} Here {who} {are} measured on {_listed(data)}; the baseline has not been run."
+        return f"{idea} Here {who} {are} compared with it on {_listed(data)}."
+    return f"{idea} Here {who} {are} evaluated on {_listed(data)}; the random initial weights have not been evaluated."
 
 
 def findings(rows: Sequence[table.Row]) -> list[str]:

@@ -103,7 +103,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "cut.pth": (TORCH[: len(TORCH) // 2], "is cut short: it is a zip archive"),
     "cut_old.pth": (OLD[: len(OLD) - 100], "or is cut short"),
     "cut_old_early.pth": (OLD[:200], "is cut short: the pickle in it ends too soon"),
-    "cut.safetensors": (TENSORS[:-10], r"is cut short: \d+ of \d+ bytes are here"),
+    "cut.safetensors": (TENSORS[:-10], r"is cut short: it has \d+ of \d+ bytes"),
     "cut_early.safetensors": (TENSORS[:40], "is cut short: its header"),
     "cut.pkl": (ARRAYS[:-40], "is cut short: the pickle ends too soon"),
     "long.safetensors": (TENSORS + b"more", "is not a readable safetensors file"),

@@ -160,7 +160,7 @@ def test_a_card_of_weights_made_elsewhere(runs: Published, tmp_path: Path, monke
     save_encoder(file, model.state_dict(), info)
     text = card.card(str(file), runs.root)
     assert _metadata(text)["license"] == "cc-by-nc-4.0"
-    assert "Made elsewhere" in text
+    assert "Trained outside mimbench" in text
     assert "Not evaluated yet." in text
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
