@@ -137,22 +137,22 @@ TASK = Task(
         Picture(
             "detections",
             "Detections",
-            "Validation images: what was annotated, beside the boxes, masks and classes that were found.",
+            "Validation images: annotations, beside detected boxes, masks and classes.",
         ),
         Picture(
             "worst",
             "Worst images",
-            "Validation images with the smallest share of right detections, what was annotated beside what was found.",
+            "The validation images with the worst detections: annotations, beside detections.",
         ),
         Picture(
             "precision_recall",
             "Precision and recall",
-            "Mean over categories, for boxes and masks that overlap the annotated ones by so much.",
+            "Mean over categories. A detection counts as correct from the given overlap (IoU) with an annotation on.",
         ),
         Picture(
             "errors",
             "Mistakes of detectors",
-            "What box AP50 would gain without each kind of mistake, and how many there are. Costs do not add up.",
+            "Box AP50 lost to each kind of mistake, and the number of mistakes. The losses do not add up.",
         ),
     ),
     categories=Categories("categories.json", "box_ap", "Box AP"),

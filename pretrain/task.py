@@ -76,8 +76,8 @@ TASK = Task(
     pictures=(
         Picture(
             "reconstructions",
-            "What the encoder was shown",
-            "Validation images: the original, the patches shown to the encoder, and the weights they were drawn by.",
+            "Patches shown to the encoder",
+            "Validation images: the original, the patches shown to the encoder, and the weights for drawing them.",
             when=("method.kind", "maskalign"),
         ),
         Picture(

@@ -184,12 +184,11 @@ def lead(rows: Sequence[table.Row]) -> str:
         return "No evaluation has finished yet, so there is nothing to compare."
     idea = "A pretrained encoder should do better on other tasks than the same network with random initial weights."
     if not pretrained:
-        return f"{idea} Only the network with random weights has been evaluated so far, on {_listed(data)}."
-    are = "is" if len(pretrained) == 1 else "are"
-    who = _listed(pretrained) if len(pretrained) < 4 else f"{len(pretrained)} of them"
+        return f"{idea} Only the network with random weights has been evaluated so far; data: {_listed(data)}."
+    who = _listed(pretrained) if len(pretrained) < 4 else f"{len(pretrained)} pretrained encoders"
     if any(row.kind == "gain" for row in rows):
-        return f"{idea} Here {who} {are} compared with it on {_listed(data)}."
-    return f"{idea} Here {who} {are} evaluated on {_listed(data)}; the random initial weights have not been evaluated."
+        return f"{idea} This report compares {who} with that baseline; data: {_listed(data)}."
+    return f"{idea} This report evaluates {who}; data: {_listed(data)}. The baseline has not been evaluated."
 
 
 def findings(rows: Sequence[table.Row]) -> list[str]:

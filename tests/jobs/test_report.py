@@ -69,7 +69,7 @@ def test_nothing_in_it_is_fetched_or_run(written: Path) -> None:
 
 def test_it_says_what_is_compared_and_what_came_out(written: Path) -> None:
     text = written.read_text()
-    assert "Here crossmae_handwritten is compared with it on handwritten." in text
+    assert "compares crossmae_handwritten with that baseline; data: handwritten." in text
     assert "in points: linear +34.9, box AP +11.5 and mask AP +11.5." in text
     assert "1 run did not finish." in text
     assert "3 min 01 s" in text
