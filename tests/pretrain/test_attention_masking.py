@@ -83,7 +83,7 @@ def test_nothing_left_to_see_is_refused() -> None:
         AttentionMasking(throw=0.6)
     with pytest.raises(ValueError, match=r"mask=0.44 and throw=0.5 leave none of 4 patches"):
         build_masking(replace(AMT, mask=0.44, throw=0.5, unit=2), ViT(16, 1, 2, 8, 32), 5)
-    with pytest.raises(ValueError, match="9 patches cannot be divided into squares of unit=2"):
+    with pytest.raises(ValueError, match=r"9 patches .*unit=2"):
         build_masking(replace(AMT, unit=2), ViT(16, 1, 2, 8, 24), 5)
 
 
@@ -281,7 +281,7 @@ def test_the_original_crop_loses_the_place_that_is_attended_to() -> None:
 
 
 def test_the_original_crop_wants_the_grid_it_was_written_for() -> None:
-    with pytest.raises(ValueError, match=r"crop_mode=original needs a square grid that divides 224, not 9 x 9"):
+    with pytest.raises(ValueError, match=r"crop_mode=original .*9 x 9"):
         as_published(torch.ones(1, 9, 9), crop_of(0, 0, 5, 5, (10, 10)))
 
 

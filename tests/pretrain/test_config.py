@@ -51,7 +51,7 @@ def test_every_recipe_comes_back_from_its_text(recipe: Callable[[], Pretrain]) -
         (lambda: Pretrain(base_lr=0.0), "base_lr"),
         (lambda: Pretrain(smallest_crop=0.0), "smallest_crop"),
         (lambda: CrossMAEConfig(heads=0), "heads=0 of the decoder"),
-        (lambda: Pretrain(method=CrossMAEConfig(feature_maps=(3, 11, 12))), "must be blocks of the encoder, 0 to 11"),
+        (lambda: Pretrain(method=CrossMAEConfig(feature_maps=(3, 11, 12))), "0 to 11"),
         (lambda: MAEConfig(width=30), "width=30 of the decoder"),
         (lambda: Pretrain(grad_clip=0.0), "grad_clip=0.0 must be positive"),
         (lambda: Pretrain(start_lr=-1.0), "start_lr"),

@@ -185,9 +185,7 @@ def test_a_run_is_looked_at_every_so_often_and_nothing_of_it_changes(tmp_path: P
 def test_images_that_cannot_be_decoded_are_in_the_result(tmp_path: Path, config: Pretrain) -> None:
     broken = Path(config.data) / "train" / "dark" / "3.png"
     broken.write_bytes(broken.read_bytes()[:70])
-    with pytest.raises(
-        ValueError, match=r"1 of 12 images cannot be decoded, more than skip=0.01 allows; the last: .*3\.png"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 12 images .*skip=0.01 .*3\.png"):
         run(config, directory(tmp_path / "strict", config))
     lenient = replace(config, skip=0.1)
     outcome = run(lenient, directory(tmp_path / "run", lenient))

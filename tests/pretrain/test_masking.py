@@ -58,7 +58,7 @@ def test_what_leaves_nothing_is_refused_before_training() -> None:
         build_masking(RandomMasking(mask=0.9, predict=0.9), tiny, 10)
     with pytest.raises(ValueError, match="leaves none of 4 units"):
         build_masking(RandomMasking(mask=0.8, predict=0.8, unit=2), ViT(width=48, heads=4, patch=8, image=32), 10)
-    with pytest.raises(ValueError, match="196 patches cannot be divided into squares of cell=3 by 3"):
+    with pytest.raises(ValueError, match=r"196 patches .*cell=3"):
         build_masking(GridMasking(cell=3), SIZES["B"], 10)
 
 

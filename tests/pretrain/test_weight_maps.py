@@ -99,7 +99,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, left: int) -> None:
     made(tmp_path)
     path = tmp_path / "epoch-00041.safetensors"
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(ValueError, match=r"epoch-00041.safetensors is damaged or holds no weight maps: delete it"):
+    with pytest.raises(ValueError, match=r"epoch-00041.safetensors is damaged"):
         WeightMaps(tmp_path, SUBJECT, "AMT").use(41)
 
 
@@ -107,7 +107,7 @@ def test_a_file_that_is_gone_is_said_and_none_are_in_force(tmp_path: Path, caplo
     maps = WeightMaps(tmp_path, SUBJECT, "AMT")
     maps.load_state_dict({"epoch": 81})
     assert maps.epoch is None
-    assert "epoch-00081.safetensors do not exist: the current encoder computes them again" in caplog.text
+    assert "epoch-00081.safetensors do not exist" in caplog.text
 
 
 def test_making_maps_that_stops_leaves_the_ones_before(tmp_path: Path) -> None:

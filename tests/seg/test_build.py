@@ -158,7 +158,7 @@ def test_a_whole_segmenter_is_taken_as_it_is(names: str, tmp_path) -> None:
 
 
 def test_what_cannot_be(tmp_path) -> None:
-    with pytest.raises(ValueError, match="image=30 .*patch=4; use 28 or 32"):
+    with pytest.raises(ValueError, match=r"image=30 .*patch=4; use 28 or 32"):
         build_segmenter(replace(CONFIG, image=30), 5)
     file = tmp_path / "mae.safetensors"
     _mae_file(file, final_norm=False)
