@@ -85,7 +85,7 @@ def record(session: Session) -> None:
     """The session."""
     home = session.home
     (home / "seeds.py").write_text(STUDY)
-    session.say("Create a profile of the site. It holds everything that differs between sites; the code contains nothing about a site.")
+    session.say("Create a profile of the site. It holds everything that differs between sites.")
     session.run("mimbench cluster add site partition=low gpus_per_node=0 cpus_per_task=1 minutes=30 signal_seconds=60")
     session.run("mimbench cluster check site")
     session.say("Write a study, and see which runs it would start.")
