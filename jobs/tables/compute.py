@@ -37,8 +37,8 @@ NOTHING = "Nothing measured yet; finished pretrainings and detections appear her
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Time and memory of finished runs of one method and size (the median)."""
+class StepCost:
+    """Time and memory of an optimiser step, over finished runs of one method and size (the median)."""
 
     seconds: float  # for each optimiser step
     images: int  # in each step
@@ -57,7 +57,7 @@ class Measured:
 Key = tuple[str, tuple[Any, ...]]  # architecture, and `told_by` of the method
 
 
-def measured(found: Sequence[Record]) -> dict[Key, Measured]:
+def measured(found: Sequence[Record]) -> dict[Key, StepCost]:
     """Return the measurements of finished pretrainings and detections, by method and size."""
     from mimbench.jobs.tables.counting import told_by  # imports torch
 
@@ -71,14 +71,14 @@ def measured(found: Sequence[Record]) -> dict[Key, Measured]:
             key = (encoders[record.run.path].architecture, told_by(science))
             group = (key, str(result.get("device")), int(science.get("batch", 1)))
             groups.setdefault(group, []).append(record)
-    return {key: _measured(records, device, batch) for (key, device, batch), records in groups.items()}
+    return {key: _step_cost(records, device, batch) for (key, device, batch), records in groups.items()}
 
 
-def _measured(records: Sequence[Record], device: str, batch: int) -> Measured:
+def _step_cost(records: Sequence[Record], device: str, batch: int) -> StepCost:
     results = [record.result or {} for record in records]
     seconds = statistics.median(batch / result["images_per_second"] for result in results)
     memories = [result["peak_memory"] for result in results if result.get("peak_memory")]
-    return Measured(seconds, batch, statistics.median(memories) if memories else None, device, len(records))
+    return StepCost(seconds, batch, statistics.median(memories) if memories else None, device, len(records))
 
 
 def table(found: Sequence[Record], sizes: str = "SBLH", detectors: bool = True) -> Grid:
@@ -104,7 +104,7 @@ def table(found: Sequence[Record], sizes: str = "SBLH", detectors: bool = True) 
     )
 
 
-def _row(one: Any, printed: str, mine: Measured | None) -> list[str]:
+def _row(one: Any, printed: str, mine: StepCost | None) -> list[str]:
     kept = f"{one.kept / 1e6:.1f}" if one.kept else BLANK
     operations = (f"{value / 1e9:.2f}" if value < 1e12 else f"{value / 1e9:,.0f}" for value in _parts(one))
     label = f"ViT-{one.size}, {one.name}"
