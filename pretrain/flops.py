@@ -57,7 +57,7 @@ def decoder_table() -> Iterator[Flops]:
 
 def flops(size: str, name: str, config: MethodConfig, shape: ViT, predict: float, mask: float = 0.75) -> Flops:
     """Return the operations of one method for one image."""
-    masking = Random(RandomMasking(mask=mask, predict=predict))
+    masking = Random(RandomMasking(mask_ratio=mask, predict=predict))
     with torch.device("meta"):
         method = build_method(config, shape)
         masked = masking(torch.zeros(1, shape.grid**2), None, (shape.grid, shape.grid), 0.0)

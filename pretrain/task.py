@@ -88,9 +88,9 @@ TASK = Task(
         ),
     ),
     settings=(
-        "method.kind", "masking.kind", "masking.mask", "masking.predict", "data", "epochs", "warmup_epochs", "batch",
-        "base_lr", "weight_decay", "encoder.width", "encoder.depth", "encoder.heads", "encoder.patch", "encoder.image",
-        "seed",
+        "method.kind", "masking.kind", "masking.mask_ratio", "masking.predict", "data", "epochs", "warmup_epochs",
+        "batch", "base_lr", "weight_decay", "encoder.width", "encoder.depth", "encoder.heads", "encoder.patch",
+        "encoder.image", "seed",
     ),
     cost=_cost,
     throughput=_throughput,

@@ -39,7 +39,7 @@ ENCODER = ("patch_embed", "blocks", "encoder")  # names of encoder modules in a 
 DECODER = ("decoder_blocks", "decoder_embed", "wfm", "decoder", "distill_heads")
 SHARES = (
     "masking.kind",
-    "masking.mask",
+    "masking.mask_ratio",
     "masking.predict",
     "masking.throw",
     "masking.unit",

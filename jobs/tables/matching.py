@@ -42,7 +42,7 @@ SELECTION, BEST = "eval.selection", "best on validation images"
 NAMES = {  # readable names of keys
     "pretrain.method.kind": "method",
     "pretrain.masking.kind": "kind of masking",
-    "pretrain.masking.mask": "share hidden",
+    "pretrain.masking.mask_ratio": "share hidden",
     "pretrain.masking.predict": "share predicted",
     "pretrain.method.depth": "decoder blocks",
     "pretrain.method.width": "decoder width",
@@ -213,7 +213,7 @@ def _derived(maker: Record) -> dict[str, Any]:
         depth = int(science["encoder.depth"])
         found["pretrain.maps"] = 1 if mixing == "none" else len(maps) if isinstance(maps, list) else depth
     if "masking.cell" in science:
-        found["pretrain.masking.mask"] = 1 - 1 / science["masking.cell"] ** 2
+        found["pretrain.masking.mask_ratio"] = 1 - 1 / science["masking.cell"] ** 2
     return found
 
 
