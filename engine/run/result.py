@@ -33,6 +33,7 @@ from mimbench.engine.run.rundir import RunDir
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+PREDICTIONS = "mimbench_predictions"  # the metadata key of `predictions.safetensors`, one prediction for each image
 FORMER_FACTS = {  # facts of earlier releases, by their names today
     "interpolation": "image_resize",  # in encoder files, `interpolation` is that of position tables
     "mask": "mask_ratio",
