@@ -96,7 +96,7 @@ def _predict(source):
     def predict(files, device, score):
         for number, file in enumerate(files):
             found = [{"image_id": number, "source": source.name}]
-            yield Predicted(file, found, f"height of {source.name}", 1, lambda out: out.write_bytes(bytes.fromhex(PIXEL)))
+            yield Predicted(file, found, "a height", 1, lambda out: out.write_bytes(bytes.fromhex(PIXEL)))
     return predict
 
 def _flops():
