@@ -245,8 +245,10 @@ def cell_json(cell: Cell) -> dict[str, Any]:
 def _ours_json(comparison: Comparison | None) -> dict[str, Any] | None:
     if comparison is None:
         return None
+    ours = comparison.measured.to_json()
+    numbers = {key: ours[key] for key in ("mean", "deviation", "values")}
     encoder = comparison.group.encoder.name
-    return {**comparison.measured.to_json(), "metric": comparison.metric, "encoder": encoder}
+    return {**numbers, "metric": comparison.metric, "runs": ours["runs"], "encoder": encoder}
 
 
 def _verdict_json(comparison: Comparison | None) -> dict[str, Any] | None:

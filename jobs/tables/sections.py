@@ -33,7 +33,7 @@ class Section:
     data: str  # the data set; empty for encoders that have not been evaluated
     note: str  # how the protocol differs from the data set's first table
     rows: tuple[Row, ...]
-    alone: bool = True  # whether it is the only table with results
+    alone: bool = True  # whether it is the first table of the only data set
 
     @property
     def title(self) -> str:
@@ -42,7 +42,7 @@ class Section:
 
     @cached_property
     def columns(self) -> dict[str, Metric]:
-        """Return the columns by key: those measured, and in the only table also those of the most common metrics."""
+        """Return the columns by key: those measured; for the only data set also those of the most common metrics."""
         measured = {key for row in self.rows for key in row.cells}
         always = self.alone and bool(measured)
         every = all_columns(self.rows)
@@ -65,8 +65,8 @@ class Section:
 def sections(table: Iterable[Row]) -> list[Section]:
     """Return the tables, in the order of the rows: consecutive rows of one data set and protocol are one table."""
     groups = [(key, tuple(rows)) for key, rows in groupby(table, key=lambda row: (row.data, row.note))]
-    alone = sum(bool(data) for (data, _), _ in groups) == 1
-    return [Section(data, note, rows, alone) for (data, note), rows in groups]
+    alone = len({data for (data, _), _ in groups if data}) == 1
+    return [Section(data, note, rows, alone and not note) for (data, note), rows in groups]
 
 
 def _units(metrics: Iterable[Metric]) -> str:

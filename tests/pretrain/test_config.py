@@ -22,6 +22,8 @@ from mimbench.pretrain.config import (
     RandomMasking,
 )
 from mimbench.pretrain.recipes import crossmae as recipes
+from mimbench.pretrain.recipes.amt import mae_amt_vitb_400ep
+from mimbench.pretrain.recipes.maskalign import maskalign_vitb
 
 RECIPES = [f for name, f in inspect.getmembers(recipes, inspect.isfunction) if name.startswith("crossmae_")]
 
@@ -107,12 +109,11 @@ def test_a_field_of_the_method_can_be_overridden() -> None:
     assert config.masking == RandomMasking(predict=0.75)
 
 
-@pytest.mark.parametrize("masking", ["random", "keep", "attention"])
-def test_the_former_name_of_the_mask_ratio(masking: str, caplog: pytest.LogCaptureFixture) -> None:
-    base = with_overrides(recipes.crossmae_vitb_800ep(), [f"masking={masking}"])
-    former = with_overrides(base, ["masking.mask=0.6"])
-    assert former == with_overrides(base, ["masking.mask_ratio=0.6"])
-    assert former.masking.mask_ratio == 0.6  # type: ignore[union-attr]
+@pytest.mark.parametrize("recipe", [recipes.crossmae_vitb_800ep, maskalign_vitb, mae_amt_vitb_400ep])
+def test_the_former_name_of_the_mask_ratio(recipe: Callable[[], Pretrain]) -> None:
+    former = with_overrides(recipe(), ["masking.mask=0.5"])
+    assert former == with_overrides(recipe(), ["masking.mask_ratio=0.5"])
+    assert former.masking.mask_ratio == 0.5  # type: ignore[union-attr]
     text = to_text(former).replace("masking.mask_ratio", "masking.mask")  # as an earlier release wrote it
     assert from_text(Pretrain, text) == former
     assert {leaf.recorded for leaf in leaves(former)} >= {"masking.mask"}  # identities keep the first name
