@@ -210,7 +210,7 @@ def test_batches_get_the_weights_of_their_crops_the_moment_they_are_taken(tmp_pa
 
 def test_what_is_attended_to_is_predicted_wherever_a_crop_has_it(tmp_path: Path, config: Pretrain) -> None:
     """End to end, with noise that leaves the draw to the weights: lookup, crop, mirroring, draw."""
-    guide, _ = guide_of(replace(config, masking=AttentionMasking(mask=0.07, start_epoch=0)), tmp_path / "run")
+    guide, _ = guide_of(replace(config, masking=AttentionMasking(mask_ratio=0.07, start_epoch=0)), tmp_path / "run")
     spot = torch.zeros(12, 4, 4)
     spot[8, 1, 2] = 1  # of an image of 20 x 24 pixels: rows 5 to 10, columns 12 to 18
     guide.maps.write(0, [spot])
