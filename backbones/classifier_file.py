@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.backbones.checkpoints.finite import require_finite
 from mimbench.backbones.checkpoints.info import CLASSIFIER
 from mimbench.backbones.checkpoints.keys import unwrap
 from mimbench.backbones.checkpoints.match import Matched, match
@@ -93,9 +94,7 @@ def classifier_in(opened: Opened, image: int | None = None) -> tuple[Classifier,
     else:
         info, state = _foreign(opened)
     state = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise ValueError(f"{opened.file}: {name} holds NaN or infinite weights; the training diverged")
+    require_finite(state, opened.file)
     side = info.vit.image if image is None else image
     model = build_classifier(info.vit, info.outputs, 0.0, info.pool, side, info.traits)
     parts = {name: value for name, value in state.items() if name in HEAD | FC_NORM}

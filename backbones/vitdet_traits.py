@@ -72,5 +72,5 @@ def vitdet_plan(vit: ViT, traits: Traits, image: int = 1024) -> tuple[str, ...]:
     if traits.positions == "relative":
         said.append("the table of relative positions is exact in windows and stretched for global blocks")
     if traits.positions == "absolute" and not traits.rotary:
-        said.append("decomposed relative positions are added, from zero")
+        said.append("decomposed relative positions are added, starting at zero")
     return tuple(said)

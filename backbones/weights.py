@@ -33,6 +33,7 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoints.detector import detector_weights, is_detector, trained_relative_positions
 from mimbench.backbones.checkpoints.digest import tensors_hash
+from mimbench.backbones.checkpoints.finite import require_finite
 from mimbench.backbones.checkpoints.info import EncoderInfo
 from mimbench.backbones.checkpoints.location import Role
 from mimbench.backbones.checkpoints.match import Matched, encoder_shapes, match
@@ -116,7 +117,7 @@ class Weights:
         matched = self.matched
         self.require()
         state = {key: value.to(torch.float32, copy=True) for key, value in matched.tensors.items()}
-        _require_finite(state, self.file)
+        require_finite(state, self.file)
         return {**_drawn(matched, state), **state}
 
     @property
@@ -222,16 +223,6 @@ def _is_encoder(found: Weights) -> bool:
         return bool(found.matched)
     except ValueError:
         return False
-
-
-def _require_finite(state: Mapping[str, Tensor], file: Path) -> None:
-    for name, value in state.items():
-        if not value.isfinite().all():
-            wrong = int((~value.isfinite()).sum())
-            raise ValueError(
-                f"{file}: {wrong} of the {value.numel()} weights in {name} are NaN or infinite; "
-                f"the training diverged, or the file is damaged"
-            )
 
 
 def _drawn(matched: Matched, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

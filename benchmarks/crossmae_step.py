@@ -94,7 +94,7 @@ class Case:
 
 def masked(noise: Tensor, shape: ViT, predict: float) -> Masked:
     """Three quarters hidden."""
-    return Random(RandomMasking(mask=0.75, predict=predict))(noise, None, (shape.grid, shape.grid), 0.0)
+    return Random(RandomMasking(mask_ratio=0.75, predict=predict))(noise, None, (shape.grid, shape.grid), 0.0)
 
 
 def gemm_rate(shape: ViT, batch: int, dtype: torch.dtype) -> float:

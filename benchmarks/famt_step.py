@@ -72,7 +72,7 @@ def measure(size: str, batch: int, repeats: int) -> Measured:
     guided = AttentionMasking(start_epoch=0)
     masks = [
         build_masking(config, shape, 1)(noise, weights, (shape.grid, shape.grid), 0.0)
-        for config in (guided, RandomMasking(mask=0.75, predict=0.75))
+        for config in (guided, RandomMasking(mask_ratio=0.75, predict=0.75))
     ]
     if shape.grid == 14:
         found = [(mask.shown.shape[1], mask.shown.shape[1] + mask.predicted.shape[1]) for mask in masks]

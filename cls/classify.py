@@ -172,7 +172,7 @@ def facts(config: Classify, info: ClassifierInfo, image: int) -> dict[str, Any]:
         "pool": info.pool,
         "image": image,
         "eval_resize": resized_side(image, share),
-        "interpolation": "bicubic, antialiased",
+        "image_resize": "bicubic, antialiased",
         "decoder": config.jpeg_decoder,
         "classes": info.outputs,
         "encoder": asdict(info.vit),

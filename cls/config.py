@@ -53,7 +53,6 @@ _CROP = (
     "training crops: one-draw draws once and clips to the image (MAE); torchvision draws until a crop fits; "
     "with features=augmented only"
 )
-PREDICTIONS = "mimbench_predictions"  # the metadata key of a file of predictions
 _DATA = "name of a data set or its path; the layout is recognised (engine/data/layouts/recognise.py)"
 _SUBSET = "a text file with the training images to use, one per line (SimCLR's 1 % and 10 %); none uses all"
 

@@ -338,7 +338,7 @@ def facts(config: Finetune, splits: Splits, encoder: VisionTransformer, info: En
         "pool": config.pool,
         "image": config.image,
         "eval_resize": resized_side(config.image, config.eval_crop),
-        "interpolation": "bicubic, antialiased",
+        "image_resize": "bicubic, antialiased",
         "epochs": config.epochs,
         "batch": config.batch,
         "base_lr": config.base_lr,

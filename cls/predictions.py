@@ -17,10 +17,10 @@ import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor
 
-from mimbench.cls.config import PREDICTIONS
 from mimbench.engine.data.images import ImageFolder
 from mimbench.engine.run.atomic import write_with
 from mimbench.engine.run.process import rank_and_world
+from mimbench.engine.run.result import PREDICTIONS
 
 # B image of a batch, N image of a split, C class
 

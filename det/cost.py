@@ -5,6 +5,7 @@ from __future__ import annotations
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.engine.run.cost import Cost
 
+COUNTED_AS = ("mask_rcnn",)  # what its runs have in common in the table of compute costs, beside their encoders
 SECONDS = {768: 0.314, 1024: 0.603, 1280: 1.098}  # width -> seconds per image on one A100 (detectron2, projects/ViTDet)
 
 

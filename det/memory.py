@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -28,6 +28,7 @@ from mimbench.det.model.cascade import CascadeHeads
 from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.model.roi_heads import POSITIVE
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
+from mimbench.engine.training.counting import Saved
 
 CONTEXT = 800 * 2**20  # bytes of a CUDA context and cuDNN's workspaces
 SPARE = 0.10  # share of the rest: rounding, fragmentation, temporary values of the backward pass
@@ -50,35 +51,6 @@ class Estimate:
         """The sum of all parts."""
         tensors = self.parameters + self.gradients + self.optimizer + self.activations
         return CONTEXT + round(tensors * (1 + SPARE))
-
-
-class Saved:
-    """Counts the bytes of the distinct storages that autograd saves, without parameters."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._known = {_key(parameter): 0 for parameter in model.parameters()}
-        self._kept: list[Tensor] = []  # keeps storages alive, so that no address is reused
-
-    @property
-    def bytes(self) -> int:
-        """So far."""
-        return sum(self._known.values())
-
-    def _take(self, tensor: Tensor) -> Tensor:
-        if _key(tensor) not in self._known:
-            self._known[_key(tensor)] = tensor.untyped_storage().nbytes()
-            self._kept.append(tensor.detach())
-        return tensor
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Return a context in which everything that autograd saves is counted."""
-        with torch.autograd.graph.saved_tensors_hooks(self._take, lambda tensor: tensor):
-            yield
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def estimate(config: MaskRCNNConfig, world: int = 1, classes: int = COCO_CLASSES) -> Estimate:

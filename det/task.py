@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mimbench.engine.run.task import (
     CardEntry,
     Categories,
+    Counting,
     DataKind,
     Finding,
     Input,
     Memory,
     Metric,
     Picture,
+    Predictor,
     Protocol,
     Quantity,
     Task,
@@ -99,6 +101,38 @@ def _doctor() -> Iterator[Finding]:
     yield Finding("detectron2", "ok", f"there ({how})")
 
 
+def _counted(sizes: str) -> Iterable[Any]:
+    from mimbench.det.counting import detectors
+
+    return detectors(sizes)
+
+
+def _count(sizes: str) -> int:
+    return sum(size in "BLH" for size in sizes)
+
+
+def _told_by(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    from mimbench.det.cost import COUNTED_AS
+
+    return COUNTED_AS
+
+
+def _label(told_by: tuple[Any, ...]) -> str:
+    return str(told_by[0])
+
+
+def _predict(source: Path) -> Predictor:
+    from mimbench.det.evaluation.predict import predictor
+
+    return predictor(source)
+
+
+def _lazyconfig(config: Any, out: Path) -> None:
+    from mimbench.det.detectron2.run import lazyconfig_of
+
+    lazyconfig_of(config, out)
+
+
 TASK = Task(
     name="det",
     title="detection",
@@ -137,22 +171,22 @@ TASK = Task(
         Picture(
             "detections",
             "Detections",
-            "Validation images: what was annotated, beside the boxes, masks and classes that were found.",
+            "Validation images: annotations, beside detected boxes, masks and classes.",
         ),
         Picture(
             "worst",
             "Worst images",
-            "Validation images with the smallest share of right detections, what was annotated beside what was found.",
+            "The validation images with the worst detections: annotations, beside detections.",
         ),
         Picture(
             "precision_recall",
             "Precision and recall",
-            "Mean over categories, for boxes and masks that overlap the annotated ones by so much.",
+            "Mean over categories. A detection counts as correct from the given overlap (IoU) with an annotation on.",
         ),
         Picture(
             "errors",
             "Mistakes of detectors",
-            "What box AP50 would gain without each kind of mistake, and how many there are. Costs do not add up.",
+            "Box AP50 lost to each kind of mistake, and the number of mistakes. The losses do not add up.",
         ),
     ),
     categories=Categories("categories.json", "box_ap", "Box AP"),
@@ -165,5 +199,7 @@ TASK = Task(
     cost=_cost,
     memory=Memory(_estimate, _advice),
     doctor=_doctor,
-    computes=True,
+    counting=Counting(_counted, _count, _told_by, _label),
+    predict=_predict,
+    lazyconfig=_lazyconfig,
 )

@@ -85,27 +85,27 @@ def record(session: Session) -> None:
     """The session."""
     home = session.home
     (home / "seeds.py").write_text(STUDY)
-    session.say("A profile of the site. Everything that differs between sites is in it, nothing in code.")
+    session.say("Create a profile of the site. It holds everything that differs between sites.")
     session.run("mimbench cluster add site partition=low gpus_per_node=0 cpus_per_task=1 minutes=30 signal_seconds=60")
     session.run("mimbench cluster check site")
-    session.say("A study, and what of it would run.")
+    session.say("Write a study, and see which runs it would start.")
     session.run("cat seeds.py")
     session.run("mimbench plan seeds.py")
     session.run("mimbench submit seeds.py --cluster site --dry-run", keep=40)
-    session.say("Submitted: one call of sbatch for the pretrainings, one for the evaluations, which wait for them.")
+    session.say("Submit it: one call of sbatch for the pretrainings, and one for the evaluations, which wait for them.")
     session.run("mimbench submit seeds.py --cluster site")
     session.run("squeue -r -o '%.8i %.10P %.36j %.10T %.20r'")
     checkpoints = home / "runs" / "pretrain"
     session.wait(lambda: len(list(checkpoints.glob("*/checkpoints/step-*.pt"))) >= 4, "checkpoints")
     session.run("mimbench status")
-    session.say("Somebody with more urgent work takes both nodes.")
+    session.say("A job with a higher priority preempts both nodes.")
     session.run("sbatch -p high -N 2 --exclusive -o /dev/null --wrap 'sleep 5'")
     session.wait(lambda: session.states().count("queued") == 4, "the preemption")
     session.run("mimbench status")
     session.run("cat runs/pretrain/*/attempts/1.json", keep=12)
-    session.say("Asked again, nothing is submitted twice.")
+    session.say("Submitting again submits nothing twice.")
     session.run("mimbench submit seeds.py --cluster site")
-    session.say("The jobs come back under their old ids and go on from their last checkpoints.")
+    session.say("The jobs restart under their old ids and resume from their last checkpoints.")
     session.wait(lambda: session.states().count("done") == 4, "the end")
     session.run("mimbench status")
     session.run("grep -h 'carries on' runs/.mimbench/jobs/*/*_log.out")
@@ -134,8 +134,8 @@ def main(out: Path) -> int:
             cluster.stop()
     head = (
         "# A study on SLURM: plan, submit, preempted, status, table\n\n"
-        "Recorded by `python docs/record_slurm_session.py` on SLURM 22.05 with two nodes of two cores: every command "
-        "below was run, and what it printed is what stands here.\n"
+        "Recorded by `python docs/record_slurm_session.py` on SLURM 22.05 with two nodes of two cores: all commands "
+        "below were run, and the page shows their real output.\n"
     )
     out.write_text(head + "\n".join(session.page), encoding="utf-8")
     print(out)

@@ -18,6 +18,7 @@ from mimbench.jobs.runs import records
 from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.tables import formats, paper, paper_table
 from mimbench.jobs.tables import table as own_table
+from mimbench.jobs.tables.sections import sections
 from mimbench.records import data_frame
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Row:
     kind: str = (
         "paper"  # in the table of all runs: scratch, pretrained, or gain (pretrained minus scratch, in `measured`)
     )
-    note: str = ""  # how its protocol differs from the rows above
+    note: str = ""  # how its protocol differs from that of the data set's first rows
+    data: str = ""  # in the table of all runs: the data set
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,13 @@ class Table:
     commands: tuple[str, ...] = field(default=(), repr=False)  # commands that fill the empty cells
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return one flat dictionary for each cell: table, row, kind, column, and the fields of `Cell`."""
+        """Return one flat dictionary for each cell: table, row, kind, data, column, and the fields of `Cell`."""
         return [
             {
                 "table": self.name,
                 "row": row.label,
                 "kind": row.kind,
+                "data": row.data,
                 "column": self.columns[key],
                 "published": cell.published,
                 "measured": cell.measured,
@@ -150,15 +153,16 @@ def _cell(cell: Mapping[str, Any], footnotes: Sequence[str]) -> Cell:
 
 
 def _own(rows: Sequence[own_table.Row]) -> Table:
-    columns = {key: metric.title for key, metric in own_table.shown_columns(rows).items()}
-    caption = own_table.caption(rows)
+    parts = sections(rows)
+    shown = {key for section in parts for key in section.columns}
+    columns = {key: metric.title for key, metric in own_table.all_columns(rows).items() if key in shown}
     return Table(
         name="runs",
         title="All finished runs",
         source="",
         columns=columns,
         rows=tuple(_own_row(row, columns) for row in own_table.to_json(rows)),
-        notes=(caption,) if caption else (),
+        notes=tuple(section.caption for section in parts if section.caption),
     )
 
 
@@ -173,4 +177,4 @@ def _own_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> Row:
         for key, cell in row["metrics"].items()
         if cell is not None and key in columns
     }
-    return Row(f"{row['recipe']}, {row['encoder']}", cells, row["kind"], row["note"])
+    return Row(f"{row['recipe']}, {row['encoder']}", cells, row["kind"], row["note"], row["data"])

@@ -11,7 +11,7 @@ positions and the last layer, as in CrossMAE's figure. CrossMAE's mixing of feat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.run.task import Operations
 from mimbench.engine.training.flops import module_table, operations
 from mimbench.pretrain.config import CrossMAEConfig, MAEConfig, MaskAlignConfig, MethodConfig, Pretrain, RandomMasking
 from mimbench.pretrain.masking.strategies import Masked, Random
@@ -55,9 +56,23 @@ def decoder_table() -> Iterator[Flops]:
             yield flops(size, name, replace(config, **SMALL) if size == "S" else config, shape, predict)
 
 
+def shown_table() -> Operations:
+    """Return `decoder_table` in GFLOP, with each decoder's saving against MAE's of its size."""
+    found, rows = list(decoder_table()), []
+    of_mae = {row.size: row.decoder for row in reversed(found)}  # the first row of each size
+    for row in found:
+        less = "" if row.name == ROWS[0][0] else f"{of_mae[row.size] / row.decoder:.1f}x"
+        numbers = (f"{count / 1e9:.2f}" if count else "" for count in (row.decoder, row.mixing, row.encoder, row.total))
+        decoder, *others = numbers
+        rows.append((f"ViT-{row.size}", row.name, decoder, less, *others))
+    title = "forward pass, one image, GFLOP (a multiply-add is two operations)"
+    heads = ("size", "method", "decoder", "MAE's", "mixing", "encoder", "all")
+    return Operations(title, heads, tuple(rows), names=2, numbers=[asdict(row) for row in found])
+
+
 def flops(size: str, name: str, config: MethodConfig, shape: ViT, predict: float, mask: float = 0.75) -> Flops:
     """Return the operations of one method for one image."""
-    masking = Random(RandomMasking(mask=mask, predict=predict))
+    masking = Random(RandomMasking(mask_ratio=mask, predict=predict))
     with torch.device("meta"):
         method = build_method(config, shape)
         masked = masking(torch.zeros(1, shape.grid**2), None, (shape.grid, shape.grid), 0.0)

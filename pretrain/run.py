@@ -242,9 +242,9 @@ def _outcome(config: Pretrain, trained: Trained, epoch: int, device: torch.devic
         "learning_rate": config.learning_rate,
         "image": config.encoder.image,
         "patch": config.encoder.patch,
-        "mask": config.masking.hidden_share,
+        "mask_ratio": config.masking.hidden_share,
         "predict": config.masking.predicted_share,
-        "interpolation": config.resizing,
+        "image_resize": config.resizing,
         "seed": config.seed,
     }
     if isinstance(config.masking, AttentionMasking):

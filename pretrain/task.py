@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mimbench.engine.run.task import Curve, Metric, Picture, Quantity, Task
+from mimbench.engine.run.task import Counting, Curve, Metric, Operations, Picture, Quantity, Task
 
 if TYPE_CHECKING:
     from mimbench.engine.run.cost import Cost
@@ -44,10 +44,10 @@ def _throughput(config: Any) -> Any:
     return measure(config, SECONDS)
 
 
-def _flops() -> Iterable[Any]:
-    from mimbench.pretrain.flops import decoder_table
+def _flops() -> Operations:
+    from mimbench.pretrain.flops import shown_table
 
-    return decoder_table()
+    return shown_table()
 
 
 def _module_flops(config: Any, depth: int) -> tuple[dict[str, Any], str]:
@@ -55,6 +55,30 @@ def _module_flops(config: Any, depth: int) -> tuple[dict[str, Any], str]:
 
     by_module, teacher = method_operations(*without_numbers(config))
     return {"modules": by_module, "teacher": teacher}, recipe_table(config, depth)
+
+
+def _counted(sizes: str) -> Iterable[Any]:
+    from mimbench.pretrain.counting import pretraining
+
+    return pretraining(sizes)
+
+
+def _count(sizes: str) -> int:
+    from mimbench.pretrain.counting import wanted
+
+    return len(wanted(sizes))
+
+
+def _told_by(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    from mimbench.pretrain.counting import told_by
+
+    return told_by(settings)
+
+
+def _label(told_by: tuple[Any, ...]) -> str:
+    from mimbench.pretrain.counting import label
+
+    return label(told_by)
 
 
 TASK = Task(
@@ -76,8 +100,8 @@ TASK = Task(
     pictures=(
         Picture(
             "reconstructions",
-            "What the encoder was shown",
-            "Validation images: the original, the patches shown to the encoder, and the weights they were drawn by.",
+            "Patches shown to the encoder",
+            "Validation images: the original, the patches shown to the encoder, and the weights for drawing them.",
             when=("method.kind", "maskalign"),
         ),
         Picture(
@@ -88,13 +112,13 @@ TASK = Task(
         ),
     ),
     settings=(
-        "method.kind", "masking.kind", "masking.mask", "masking.predict", "data", "epochs", "warmup_epochs", "batch",
-        "base_lr", "weight_decay", "encoder.width", "encoder.depth", "encoder.heads", "encoder.patch", "encoder.image",
-        "seed",
+        "method.kind", "masking.kind", "masking.mask_ratio", "masking.predict", "data", "epochs", "warmup_epochs",
+        "batch", "base_lr", "weight_decay", "encoder.width", "encoder.depth", "encoder.heads", "encoder.patch",
+        "encoder.image", "seed",
     ),
     cost=_cost,
     throughput=_throughput,
     flops=_flops,
     module_flops=_module_flops,
-    computes=True,
+    counting=Counting(_counted, _count, _told_by, _label),
 )  # fmt: skip

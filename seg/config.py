@@ -155,13 +155,19 @@ def _require_parts(batch: int, compute: Compute) -> None:
 
 
 @dataclass(frozen=True)
-class UPerNetConfig:
-    """UperNet on a ViT, trained end to end and evaluated on a data set with label maps."""
+class DataAndEncoder:
+    """The first fields of every segmentation config."""
 
     data: str = science(about=_DATA)
     checkpoint: str | None = science(None, about=_CHECKPOINT)
     allow_partial: bool = science(False, about=_PARTIAL)
     encoder: ViT = science(SIZES["B"], about=_ENCODER)
+
+
+@dataclass(frozen=True)
+class UPerNetConfig(DataAndEncoder):
+    """UperNet on a ViT, trained end to end and evaluated on a data set with label maps."""
+
     backbone: Backbone = Backbone()
     heads: Heads = Heads()
     augment: Augment = Augment()
@@ -208,13 +214,9 @@ class UPerNetConfig:
 
 
 @dataclass(frozen=True)
-class LinearSegmentationConfig:
+class LinearSegmentationConfig(DataAndEncoder):
     """A linear head on frozen patch features, trained and evaluated on a data set with label maps."""
 
-    data: str = science(about=_DATA)
-    checkpoint: str | None = science(None, about=_CHECKPOINT)
-    allow_partial: bool = science(False, about=_PARTIAL)
-    encoder: ViT = science(SIZES["B"], about=_ENCODER)
     layers: int = science(1, about="last blocks whose patch features are concatenated (DINOv2: 1, multi-scale 4)")
     blocks: tuple[int, ...] | None = science(None, about="blocks to use instead of the last ones, 0-based (iBOT)")
     norm: Literal["batch", "none"] = science("batch", about="batch norm before the classifier; iBOT has none")
@@ -246,13 +248,9 @@ class LinearSegmentationConfig:
 
 
 @dataclass(frozen=True)
-class PatchKnnConfig:
+class PatchKnnConfig(DataAndEncoder):
     """k-NN on frozen patch features: CAPI's protocol, with its own mIoU."""
 
-    data: str = science(about=_DATA)
-    checkpoint: str | None = science(None, about=_CHECKPOINT)
-    allow_partial: bool = science(False, about=_PARTIAL)
-    encoder: ViT = science(SIZES["B"], about=_ENCODER)
     image: int = science(224, about="side of the square that images and label maps are resized to, in pixels")
     neighbours: tuple[int, ...] = science((1, 3, 10, 30), about="numbers of neighbours to try; the best is used")
     distances: tuple[Literal["cosine", "L2"], ...] = science(("cosine", "L2"), about="distances to try")

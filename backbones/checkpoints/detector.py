@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mimbench.backbones.checkpoints.finite import require_finite
 from mimbench.backbones.checkpoints.opening import Opened
 
 PARTS = ("backbone.net.", "proposal_generator.", "roi_heads.")  # the prefixes of a whole detector's names
@@ -54,7 +55,5 @@ def named(opened: Opened) -> dict[str, Tensor]:
 
 def _in_float32(weights: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
-    for key, value in copies.items():
-        if not value.isfinite().all():
-            raise ValueError(f"{file}: {key} holds NaN or infinite weights; the training diverged")
+    require_finite(copies, file)
     return copies

@@ -208,9 +208,7 @@ class _Sorting:
             raise ValueError("patch_embed.proj.weight is missing or has not 4 axes")
         width, colours, patch, other = kernel.shape
         if colours != 3 or patch != other:
-            raise ValueError(
-                f"its patches have {colours} channels and {patch} x {other} pixels; need 3 and square"
-            )
+            raise ValueError(f"its patches have {colours} channels and {patch} x {other} pixels; need 3 and square")
         numbers = [int(name.split(".")[1]) for name in self.tensors if re.match(r"blocks\.\d+\.", name)]
         image = self.family.grid(self.tensors) * patch
         return ViT(width, 1 + max(numbers, default=-1), self.family.heads(width), patch, image)

@@ -118,7 +118,7 @@ def _origins(told: Report) -> Iterator[tuple[str, str | Text]]:
 
 def _elsewhere(told: Report) -> str:
     if told.positions in ("sincos", "learned"):
-        return f"; for another grid {RESIZED[told.interpolation]}"
+        return f"; other grids: {RESIZED[told.interpolation]}"
     return "; only for this grid" if told.positions == "relative" else ""
 
 

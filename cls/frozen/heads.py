@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimbench.engine.training.optim import with_momentum
+from mimbench.engine.training.optim import trust_factor, with_momentum
 
 # B image of a batch, H head, C class, D feature
 
@@ -171,7 +171,5 @@ def _decayed(weight: Tensor, gradient: Tensor, decays: Sequence[float]) -> Tenso
 
 def _trust(weight: Tensor, gradient: Tensor, trust: float) -> Tensor:
     """Return LARS's factor of each head: `trust` |w| / |g|, or 1 if either norm is zero."""
-    weight_norm, gradient_norm = (value.flatten(1).norm(dim=1) for value in (weight, gradient))
-    both = (weight_norm > 0) & (gradient_norm > 0)
-    factor = torch.where(both, trust * weight_norm / gradient_norm, torch.ones_like(weight_norm))
+    factor = trust_factor(weight.flatten(1).norm(dim=1), gradient.flatten(1).norm(dim=1), trust)
     return factor.view(-1, *[1] * (weight.ndim - 1))

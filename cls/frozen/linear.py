@@ -165,7 +165,7 @@ def facts(config: Linear, encoder: FrozenEncoder, splits: Splits) -> dict[str, A
         "norm": config.norm,
         "image": config.image,
         "eval_resize": resized_side(config.image, config.eval_crop),
-        "interpolation": "bicubic, antialiased",
+        "image_resize": "bicubic, antialiased",
         "epochs": config.epochs,
         "batch": config.batch,
         "micro_batch": micro_batch(config),

@@ -53,7 +53,7 @@ class Frozen:
         return {
             "image": config.image,
             "eval_resize": resized_side(config.image, config.eval_crop),
-            "interpolation": "bicubic, antialiased",
+            "image_resize": "bicubic, antialiased",
             "features": f"stored in {config.stored}, without augmentation",
             "seed": config.seed,
             **self.encoder.facts(config),

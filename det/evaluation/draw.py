@@ -31,13 +31,13 @@ from mimbench.det.data.coco import CocoSplit, Region
 from mimbench.det.evaluation.errors import ImageJudged
 from mimbench.det.evaluation.evaluate import Result
 from mimbench.engine.run.atomic import write_with
+from mimbench.engine.run.task import DRAWN_BY
 
 MOST = 20
 PAIRS = 2  # pairs of ground truth and detections per row
 INCHES = 3.0  # width of one image
 LONGEST = 700  # pixels of the longest side of an image: twice the displayed size
 LONGEST_ALONE = 2000  # the same for a single image
-PROGRAM = "mimbench predict"  # written into files by `draw_objects`: such files may be overwritten
 TINT = 0.5  # opacity of a mask's colour
 
 
@@ -106,7 +106,7 @@ def draw_objects(image: NDArray[np.uint8], objects: Iterable[Drawn], path: Path)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     _panel(axes, *_shrunk(image, LONGEST_ALONE), objects, "", size=max(6.0, 9 * inches / 6.4))
-    about = {"Software": PROGRAM}
+    about = {"Software": DRAWN_BY}
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, metadata=about))
 
 

@@ -48,7 +48,7 @@ def draw_errors(found: Breakdown, path: Path) -> None:
     labels = [f"{cost:.1f}  ({found.counts[kind]:,})" for kind, cost in zip(KINDS, costs, strict=True)]
     axes.bar_label(bars, labels, padding=4, fontsize=9)
     axes.set_xlim(0, max(*costs, 1.0) * 1.3)
-    axes.set_xlabel("points of AP50 that mistakes of this kind cost (how many there are)")
+    axes.set_xlabel("AP50 lost to this kind of mistake, in points (number of mistakes)")
     axes.set_title(f"box AP50 is {found.ap50:.1f}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.augment import fitted, render
 from mimbench.det.data.batches import padded
 from mimbench.det.data.coco import read_split
+from mimbench.det.evaluation.draw import detected, draw_objects
 from mimbench.det.evaluation.evaluate import Result, coco_results
 from mimbench.det.model.as_stored import as_stored
 from mimbench.det.model.build import build_detector
@@ -33,6 +35,7 @@ from mimbench.engine.data.images import read_image
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.config import from_text
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.run.task import Predicted, Predictor
 from mimbench.engine.training.state import load_state, newest_valid
 
 COCO_CLASSES = 80
@@ -77,6 +80,29 @@ class Detector:
             images, sizes = padded([render(image, fitted(size, self.config.image))])
             (found,) = detections(model, move(images, device), sizes, [size], self.config.test_time_augmentation)
             yield Seen(file, image, coco_results(found, number, self.category_ids, size))
+
+
+def predictor(source: Path) -> Predictor:
+    """Return what `mimbench predict` calls for the detector in a run directory or a file.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: as `from_run` and `from_file`.
+    """
+    detector = from_run(RunDir(source)) if source.is_dir() else from_file(source)
+
+    def predict(files: Sequence[Path], device: torch.device, score: float) -> Iterator[Predicted | Exception]:
+        for seen in detector.predict(files, device):
+            yield seen if isinstance(seen, UnfitError) else _predicted(detector, seen, score)
+
+    return predict
+
+
+def _predicted(detector: Detector, seen: Seen, score: float) -> Predicted:
+    objects = detected(seen.results, detector.category_ids, detector.categories, score)
+    text = ", ".join(drawn.text for drawn in objects) or "nothing"
+    draw = partial(draw_objects, seen.image.permute(1, 2, 0).numpy(), objects)
+    return Predicted(seen.file, seen.results, text, len(objects), draw)
 
 
 def from_run(run: RunDir) -> Detector:

@@ -8,41 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mimbench.backbones.pyramid import ConvNorm
 from mimbench.det.config import Heads, LossWeights
 from mimbench.det.model.boxes import Weights, at_least_float32, decode, encode
+from mimbench.det.model.conv_head import ConvHead
 from mimbench.det.model.federated import drawn_classes, sigmoid_losses
 from mimbench.det.model.regions import Regions
 
 
-def init_conv(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
-    """Initialise a hidden convolution as detectron2 does (Caffe2's MSRA fill)."""
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-class BoxHead(nn.Module):
-    """Maps regions' features (R, C, side, side) to (R, fc)."""
+class BoxHead(ConvHead):
+    """Maps regions' features (R, C, side, side) to (R, fc): convolutions, and a linear layer of `fc` units."""
 
     def __init__(self, channels: int, side: int, options: Heads) -> None:
-        """`options.convs` 3x3 convolutions of width `options.channels`, each with a norm and a ReLU; `fc` units."""
-        super().__init__()
-        self.hidden = options.convs
-        for index in range(options.convs):
-            layer = ConvNorm(channels, options.channels, 3)
-            init_conv(layer)
-            self.add_module(f"conv{index + 1}", layer)
-            channels = options.channels
-        self.fc1 = nn.Linear(channels * side * side, options.fc)
+        super().__init__(channels, options, "conv")
+        self.fc1 = nn.Linear(self.channels * side * side, options.fc)
         nn.init.kaiming_uniform_(self.fc1.weight, a=1)  # Caffe2's Xavier fill
         nn.init.zeros_(self.fc1.bias)
 
     def forward(self, regions_RCMM: Tensor) -> Tensor:
         """Return the hidden feature of each region."""
-        for index in range(self.hidden):
-            regions_RCMM = self.get_submodule(f"conv{index + 1}")(regions_RCMM).relu_()
-        return self.fc1(regions_RCMM.flatten(1)).relu_()
+        return self.fc1(self.convolve(regions_RCMM).flatten(1)).relu_()
 
 
 class BoxPredictor(nn.Module):

@@ -8,24 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mimbench.backbones.pyramid import ConvNorm
 from mimbench.det.config import Heads
-from mimbench.det.model.box_head import init_conv
 from mimbench.det.model.boxes import at_least_float32
+from mimbench.det.model.conv_head import ConvHead, init_conv
 
 
-class MaskHead(nn.Module):
+class MaskHead(ConvHead):
     """Maps regions' features (R, C, side, side) to mask logits (R, K, 2 * side, 2 * side)."""
 
     def __init__(self, channels: int, options: Heads, classes: int) -> None:
-        """`options.convs` 3x3 convolutions of width `options.channels`, each followed by a norm and a ReLU."""
-        super().__init__()
-        self.hidden = options.convs
-        for index in range(options.convs):
-            layer = ConvNorm(channels, options.channels, 3)
-            init_conv(layer)
-            self.add_module(f"mask_fcn{index + 1}", layer)
-            channels = options.channels
+        super().__init__(channels, options, "mask_fcn")
+        channels = self.channels
         self.deconv = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         init_conv(self.deconv)
         self.predictor = nn.Conv2d(channels, classes, 1)
@@ -34,9 +27,7 @@ class MaskHead(nn.Module):
 
     def forward(self, regions_RCMM: Tensor, label_R: Tensor) -> Tensor:
         """Return logits (R, 2 * side, 2 * side) of the mask of each region's class `label_R`."""
-        for index in range(self.hidden):
-            regions_RCMM = self.get_submodule(f"mask_fcn{index + 1}")(regions_RCMM).relu_()
-        logits_RKMM = self.predictor(self.deconv(regions_RCMM).relu_())
+        logits_RKMM = self.predictor(self.deconv(self.convolve(regions_RCMM)).relu_())
         return logits_RKMM[torch.arange(len(label_R), device=label_R.device), label_R]
 
 

@@ -33,6 +33,11 @@ from mimbench.engine.run.rundir import RunDir
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+PREDICTIONS = "mimbench_predictions"  # the metadata key of `predictions.safetensors`, one prediction for each image
+FORMER_FACTS = {  # facts of earlier releases, by their names today
+    "interpolation": "image_resize",  # in encoder files, `interpolation` is that of position tables
+    "mask": "mask_ratio",
+}
 PACKAGES = (
     "mimbench",
     "torch",
@@ -102,6 +107,12 @@ def write_result(run: RunDir, outcome: Outcome, seconds: float, checkpoint_hash:
     }
     write_json(run.result, result)
     return result
+
+
+def with_current_facts(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a `result.json` with its facts under their current names."""
+    facts = {FORMER_FACTS.get(name, name): value for name, value in result.get("facts", {}).items()}
+    return {**result, "facts": facts}
 
 
 def versions() -> dict[str, str]:

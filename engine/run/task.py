@@ -20,7 +20,7 @@ group `mimbench.tasks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -151,6 +151,50 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Operations:
+    """A table of operations, for `mimbench flops NAME`."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    names: int  # the first columns, which name a row; the others are numbers
+    numbers: list[dict[str, Any]]  # unrounded, for --json
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Operations, parameters and memory of a task's models, for the table of compute costs.
+
+    rows(sizes): yields an `engine.training.counting.Counted` for each model of the sizes, such as "SB".
+    count(sizes): returns their number, for a progress bar.
+    told_by(settings): returns the same tuple for the runs that compute the same.
+    label(told_by): returns the name of a model without a row.
+    """
+
+    rows: Callable[[str], Iterable[Any]]
+    count: Callable[[str], int]
+    told_by: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    label: Callable[[tuple[Any, ...]], str]
+
+
+DRAWN_BY = "mimbench predict"  # the `Software` in the pictures that `Predicted.draw` writes
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The prediction for one image."""
+
+    file: Path
+    results: list[Any]  # JSON objects with "image_id", the number of the image
+    text: str  # for people, on one line
+    drawn: int  # number of objects in the picture
+    draw: Callable[[Path], None]  # writes a PNG, with `DRAWN_BY` as its Software
+
+
+Predictor = Callable[[Sequence[Path], Any, float], Iterator[Predicted | Exception]]  # files, torch device, least score
+
+
+@dataclass(frozen=True)
 class Finding:
     """One check of `mimbench doctor` for this task."""
 
@@ -208,9 +252,13 @@ class Task:
     memory: Memory | None = None
     throughput: Callable[[Any], Any] | None = None  # config -> speed of loading and of a step, for `mimbench doctor`
     doctor: Callable[[], Iterable[Finding]] | None = None
-    flops: Callable[[], Iterable[Any]] | None = None  # rows of `mimbench flops NAME`
+    flops: Callable[[], Operations] | None = None  # printed by `mimbench flops NAME`
     module_flops: Callable[[Any, int], tuple[dict[str, Any], str]] | None = None  # config, depth -> counts, table
-    computes: bool = False  # whether its runs are in the table of compute costs (crossmae/compute)
+    counting: Counting | None = None  # of its models, for the table of compute costs (crossmae/compute)
+
+    # commands on single runs
+    predict: Callable[[Path], Predictor] | None = None  # reads a run directory or a file, for `mimbench predict`
+    lazyconfig: Callable[[Any, Path], None] | None = None  # writes a config for detectron2, for `mimbench lazyconfig`
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

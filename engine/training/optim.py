@@ -62,6 +62,12 @@ def with_momentum(state: dict[str, Any], parameter: Tensor, gradient: Tensor, mo
     return kept.mul_(momentum).add_(gradient)
 
 
+def trust_factor(weight_norm: Tensor, gradient_norm: Tensor, trust: float) -> Tensor:
+    """Return LARS's factor `trust` |w| / |g| for each pair of norms; 1 where either norm is zero."""
+    both = (weight_norm > 0) & (gradient_norm > 0)
+    return torch.where(both, trust * weight_norm / gradient_norm, torch.ones_like(weight_norm))
+
+
 class LARS(torch.optim.Optimizer):
     """LARS as MAE's and CrossMAE's linear probe uses it (You et al., 2017; no Nesterov, no dampening).
 
@@ -95,6 +101,4 @@ class LARS(torch.optim.Optimizer):
 
 def _trusted(weight: Tensor, gradient: Tensor, weight_decay: float, trust: float) -> Tensor:
     gradient = gradient.add(weight, alpha=weight_decay)
-    weight_norm, gradient_norm = weight.norm(), gradient.norm()
-    both = (weight_norm > 0) & (gradient_norm > 0)
-    return gradient * torch.where(both, trust * weight_norm / gradient_norm, torch.ones_like(weight_norm))
+    return gradient * trust_factor(weight.norm(), gradient.norm(), trust)

@@ -196,7 +196,7 @@ def explain_run(name: str, overrides: Sequence[str], as_json: bool) -> None:
 
 def show_table(root: Path, as_json: bool) -> None:
     """Print the table of every finished run under `root`."""
-    from mimbench.jobs.tables import table
+    from mimbench.jobs.tables import sections, table
 
     rows = table.rows(root)
     if as_json:
@@ -206,7 +206,7 @@ def show_table(root: Path, as_json: bool) -> None:
     else:
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else IN_A_FILE).print(table.render(rows))
+        Console(width=None if sys.stdout.isatty() else IN_A_FILE).print(sections.render(rows))
 
 
 def write_report(root: Path, path: Path | None, study: str | None = None) -> None:

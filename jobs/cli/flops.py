@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
-
 from mimbench.jobs.cli.commands import print_json
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.tasks import task_of
 
 
 def show(stage: str, as_json: bool) -> None:
-    """Print the table of a task's decoders: GFLOP of a forward pass on one image."""
+    """Print the table of a task's operations for a forward pass on one image."""
     count = task_of(stage).flops
     assert count is not None
-    rows: list[Any] = list(count())
+    found = count()
     if as_json:
-        print_json([asdict(row) for row in rows])
+        print_json(found.numbers)
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="forward pass, one image, GFLOP (a multiply-add is two operations)")
-    for name in ("size", "method"):
-        table.add_column(name, no_wrap=True)
-    for name in ("decoder", "MAE's", "mixing", "encoder", "all"):
-        table.add_column(name, justify="right", no_wrap=True)
-    mae = None
-    for row in rows:
-        mae = row if mae is None or row.size != mae.size else mae  # the first of each size
-        less = f"{mae.decoder / row.decoder:.1f}x" if row is not mae else ""
-        decoder, mixing, encoder, total = (
-            f"{count / 1e9:.2f}" if count else "" for count in (row.decoder, row.mixing, row.encoder, row.total)
-        )
-        table.add_row(f"ViT-{row.size}", row.name, decoder, less, mixing, encoder, total)
+    table = Table(title=found.title)
+    for place, name in enumerate(found.heads):
+        table.add_column(name, justify="left" if place < found.names else "right", no_wrap=True)
+    for row in found.rows:
+        table.add_row(*row)
     Console().print(table)
 
 

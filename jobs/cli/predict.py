@@ -12,18 +12,17 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.run.task import DRAWN_BY, Predictor
 from mimbench.jobs.cli.commands import print_json
 from mimbench.jobs.runs.control import path_of
 from mimbench.jobs.runs.store import runs_root
-
-if TYPE_CHECKING:
-    from mimbench.det.evaluation.predict import Detector
+from mimbench.jobs.runs.tasks import tasks
 
 RESULTS = "results.json"
 
@@ -35,30 +34,26 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
         FileNotFoundError: if the detector or an image does not exist.
         ValueError: if `source` is not a detector, or `images` contains no images.
     """
-    from mimbench.engine.data.datasets import UnfitError
     from mimbench.engine.run.config import Compute
     from mimbench.engine.run.process import setup_process
 
     files = _files(images)
-    detector = _detector(source)
-    from mimbench.det.evaluation.draw import detected, draw_objects
-
+    predictor = _predictor(path_of(source, runs_root()))
     device = setup_process(Compute(), seed=0)
     names = _names(files, out)
     _require_free(out / RESULTS)
     out.mkdir(parents=True, exist_ok=True)
     found, listing, code = [], [], 0
-    for place, (seen, name) in enumerate(zip(detector.predict(files, device), names, strict=True)):
-        if isinstance(seen, UnfitError):
+    for place, (seen, name) in enumerate(zip(predictor(files, device, score), names, strict=True)):
+        if isinstance(seen, Exception):
             print(f"error: {seen}", file=sys.stderr)
             code = 1
             continue
-        objects = detected(seen.results, detector.category_ids, detector.categories, score)
-        draw_objects(seen.image.permute(1, 2, 0).numpy(), objects, out / name)
+        seen.draw(out / name)
         found += seen.results
-        listing.append({"image_id": place, "file": str(seen.file), "picture": str(out / name), "drawn": len(objects)})
+        listing.append({"image_id": place, "file": str(seen.file), "picture": str(out / name), "drawn": seen.drawn})
         if not as_json:
-            print(f"{seen.file}: {', '.join(drawn.text for drawn in objects) or 'nothing'}")
+            print(f"{seen.file}: {seen.text}")
     write_json(out / RESULTS, found)
     if as_json:
         print_json({"images": listing, "results": found})
@@ -67,11 +62,30 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
     return code
 
 
-def _detector(source: str) -> Detector:
-    from mimbench.det.evaluation.predict import from_file, from_run
+def _predictor(path: Path) -> Predictor:
+    """Return the predictor of the task that made a run directory, or of the first task that reads a file.
 
-    path = path_of(source, runs_root())
-    return from_run(RunDir(path)) if path.is_dir() else from_file(path)
+    Raises:
+        ValueError: if no task with predictions made it or reads it.
+    """
+    able = {name: task.predict for name, task in tasks().items() if task.predict is not None}
+    if not path.is_dir():
+        return _first_that_reads(path, list(able.values()))
+    about = RunDir(path).read_about()
+    if about["stage"] not in able:
+        raise ValueError(
+            f"{path} is a {about['stage']} run ({about['recipe']}), which predicts nothing to draw; name a run of "
+            f"{' or '.join(able)}"
+        )
+    return able[about["stage"]](path)
+
+
+def _first_that_reads(file: Path, able: Sequence[Callable[[Path], Predictor]]) -> Predictor:
+    *others, last = able
+    for read in others:
+        with suppress(ValueError):
+            return read(file)
+    return last(file)
 
 
 def _files(given: Sequence[Path]) -> list[Path]:
@@ -104,11 +118,9 @@ def _is_free(path: Path) -> bool:
         return not path.exists()
     from PIL import Image
 
-    from mimbench.det.evaluation.draw import PROGRAM
-
     try:
         with Image.open(path) as image:
-            return image.info.get("Software") == PROGRAM
+            return image.info.get("Software") == DRAWN_BY
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 

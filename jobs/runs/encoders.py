@@ -41,7 +41,19 @@ def encoders_of(found: Sequence[Record]) -> dict[Path, Encoder]:
     bases: dict[str, dict[str, Any]] = {}  # recipe -> the settings of its bare name
     for record in pretrained:
         bases.setdefault(record.recipe, _settings(record, made_by))
-    return {record.run.path: _encoder(record, made_by, bases) for record in found}
+    return _told_apart({record.run.path: _encoder(record, made_by, bases) for record in found})
+
+
+def _told_apart(encoders: dict[Path, Encoder]) -> dict[Path, Encoder]:
+    """Return the encoders with the start of their origin in the name where two have the same name."""
+    origins: dict[tuple[str, str], set[str]] = {}
+    for encoder in encoders.values():
+        origins.setdefault((encoder.architecture, encoder.name), set()).add(encoder.origin)
+    same = {of for of, different in origins.items() if len(different) > 1}
+    return {
+        path: one._replace(name=f"{one.name} [{one.origin[:6]}]") if (one.architecture, one.name) in same else one
+        for path, one in encoders.items()
+    }
 
 
 def makers(found: Sequence[Record]) -> dict[str, Record]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mimbench.cls.config import PREDICTIONS
+from mimbench.engine.run.result import PREDICTIONS
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.control import path_of
 from mimbench.jobs.runs.store import runs_root

@@ -19,7 +19,7 @@ from typing import Any
 
 from mimbench.engine.run.config import leaves
 from mimbench.engine.run.fields import under_current_names, with_later_fields
-from mimbench.engine.run.result import SCHEMA
+from mimbench.engine.run.result import SCHEMA, with_current_facts
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.recipes import config_type
 
@@ -96,6 +96,7 @@ def record_of(run: RunDir) -> Record:
         result = run.read_result()
         if result is not None and result.get("schema") != SCHEMA:
             raise ValueError(f"its result.json has schema {result.get('schema')}, but this mimbench reads {SCHEMA}")
+        result = with_current_facts(result) if result else None
         return Record(run, about, science, result, run.attempts(), run.state())
     except (ValueError, OSError) as error:
         log.warning("%s is left out: %s", run.path, error)

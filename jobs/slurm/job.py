@@ -225,7 +225,7 @@ def _rank_error(run: RunDir, since: float) -> tuple[str, str | None] | None:
     return None
 
 
-# -------------------------------------------------------------------------------------- evaluations of what is there
+# ------------------------------------------------------------------------------- evaluations of intermediate encoders
 
 
 @contextmanager

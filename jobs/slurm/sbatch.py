@@ -127,14 +127,14 @@ def _choice(batch: Batch) -> list[str]:
 def _environment(batch: Batch, cluster: Cluster) -> list[str]:
     code = batch.code.get("snapshot")
     return [
-        "trap : TERM USR1 USR2 INT HUP QUIT  # signals are for the run; this shell outlives them",
+        "trap : TERM USR1 USR2 INT HUP QUIT  # this shell ignores signals; the run handles them",
         'export MIMBENCH_JOB_SHELL="$HOSTNAME:$$"  # if this shell is killed, the run requeues the job',
         f"export MIMBENCH_JOB_WARNING={cluster.signal}",
         'export MIMBENCH_JOB_ID="$job"',
         f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{batch.shape.cpus}}}",
-        f"export PYTHONPATH={shlex.quote(code)}  # the code as it was when this was submitted"
+        f"export PYTHONPATH={shlex.quote(code)}  # the code at submission"
         if code
-        else f"# the code: mimbench {batch.code.get('version', '')} as installed",
+        else f"# the code: the installed mimbench {batch.code.get('version', '')}",
         *_tasks(),
     ]
 
@@ -151,7 +151,7 @@ def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
     if not cluster.can_requeue:
         return [*kept, "exit $code"]
     ask = f'{python(cluster)} -m mimbench.jobs.slurm.job "$run" "$job" $code'
-    comment = "# Stopped from outside, not by an error of its own: requeue it, to go on from the last checkpoint."
+    comment = "# Above 128 a signal stopped the run, not an error: requeue the job, to resume from the last checkpoint."
     if cluster.container is None:
         return [*kept, comment, f"[ $code -gt 128 ] && {ask}", "exit $code"]
     # An image has no SLURM: the shell asks for the job's state, the image decides, the shell requeues.

@@ -100,7 +100,7 @@ def check(cluster: Cluster, root: Path) -> None:
     """
     if cluster.kind != "slurm":
         raise ValueError(
-            f"cluster {cluster.name} is this machine, which takes no jobs; name a cluster of `mimbench cluster show`"
+            f"cluster {cluster.name} is this machine, which accepts no jobs; name a cluster of `mimbench cluster show`"
         )
     shared = Path(cluster.shared_root).expanduser().resolve() if cluster.shared_root else None
     if shared is not None and not root.resolve().is_relative_to(shared):
@@ -136,7 +136,7 @@ def _queued_now(units: Sequence[Unit]) -> set[Path]:
     return {path for path, one in known.items() if one.job is None or one.job in states}
 
 
-# ---------------------------------------------------------------------------------------------------------- handing in
+# ---------------------------------------------------------------------------------------------------------- submitting
 
 
 def _executor(batch: Batch, cluster: Cluster, dependency: str | None) -> Executor:
@@ -244,7 +244,7 @@ def _written(batch: Batch, cluster: Cluster) -> str:
     return _executor(batch, cluster, jobs).text()
 
 
-# ------------------------------------------------------------------------------------------------- seeing and steering
+# ------------------------------------------------------------------------------------------------- states and control
 
 
 def status_of(run: RunDir, seen: Queue | dict[str, str], cluster: Cluster | None = None) -> Status:

@@ -243,8 +243,9 @@ class Study:
         new = [found.run for found in places.values() if not found.run.about.exists()]
         try:
             made = {run: create(found) for run, found in places.items()}
-            for run in made.values() if self.rungs else ():
-                self.rungs.write(run.path)
+            if self.rungs is not None:
+                for directory in made.values():
+                    self.rungs.write(directory.path)
             return made
         except OSError:
             for run in new:

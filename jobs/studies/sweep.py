@@ -198,8 +198,8 @@ class Sweep:
             ValueError: if the recipe has no epochs, or the last rung is not before the end of the shortest run.
         """
         configs = [resolve(self.recipe, (*self.fixed, *own))[1] for own in self.runs]
-        lengths = [getattr(config, "epochs", None) for config in configs]
-        if None in lengths:
+        lengths = [int(config.epochs) for config in configs if hasattr(config, "epochs")]
+        if len(lengths) < len(configs):
             raise ValueError(f"{self.recipe} has no epochs, so its runs have no rungs to stop at")
         if epochs[-1] >= min(lengths):
             raise ValueError(f"rung {epochs[-1]} is not before the end of the runs, which have {min(lengths)} epochs")

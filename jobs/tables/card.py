@@ -158,7 +158,7 @@ _SHAPE = ("width", "depth", "heads", "patch", "image")
 def _training(maker: Record | None, info: Any) -> list[str]:
     if maker is None:
         recipe = f", recipe {escape_markdown(info.recipe)}" if getattr(info, "recipe", None) else ""
-        return [f"Made elsewhere{recipe}; only the information in the file is known."]
+        return [f"Trained outside mimbench{recipe}; only the information in the file is known."]
     result = maker.result or {}
     lines = ["| setting | value |", "| :-- | :-- |"]
     lines += [f"| {key} | {escape_markdown(shown(value))} |" for key, value in _settings(maker).items()]
@@ -217,6 +217,6 @@ def _loading(file: Path) -> list[str]:
 
 def _licence(family: str, maker: Record | None) -> str:
     if maker is not None:
-        return "mimbench is Apache-2.0; whoever trained these weights chooses their licence and writes it here."
+        return "mimbench is Apache-2.0. Those who trained these weights choose their licence and state it here."
     known = LICENCES.get(family)
     return f"The authors of {family} publish their weights under {known}." if known else "Unknown; ask the authors."

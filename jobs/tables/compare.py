@@ -21,7 +21,7 @@ from mimbench.jobs.runs.encoders import Encoder, encoders_of
 from mimbench.jobs.runs.records import Record
 from mimbench.jobs.runs.tasks import known, makes_encoders
 from mimbench.jobs.tables.matching import equal, shown
-from mimbench.jobs.tables.paper_table import signed
+from mimbench.jobs.tables.significance import signed
 from mimbench.jobs.tables.table import protocol_of
 
 NOT_PROTOCOL = ("seed", "best_epoch", "encoder", "weights", "copy", "traits", "final_norm")  # facts of one encoder
@@ -193,7 +193,7 @@ def text(two: TwoRuns, width: int | None = None, categories_shown: int = 20) -> 
         ("Metrics", ("metric", "first", "second", "difference"), numbers(two, two.metrics)),
         (f"{two.categories_title} by category", ("category", "first", "second", "difference"),
          numbers(two, two.categories[:categories_shown])),
-        ("Circumstances", ("", "first", "second"), _rows(two.circumstances)),
+        ("Versions and device", ("", "first", "second"), _rows(two.circumstances)),
     ]  # fmt: skip
     for title, heads, rows in sections:
         if rows:

@@ -1,6 +1,6 @@
 """`mimbench table crossmae/compute`: computation, memory and time of each method, beside CrossMAE's Tables 4, 5 and 18.
 
-Counted in models built here (counting.py), in half a minute: parameters, operations of a forward pass on one image,
+Counted in models built here (`Task.counting`), in half a minute: parameters, operations of a forward pass on one image,
 bytes kept for the backward pass. Printed by the paper: minutes an epoch and memory on 2 (Tables 4 and 5) and on 4
 (Table 18) A100-80GB; of ViTDet, detectron2's seconds and memory for an image. Measured: step time, images per second
 and peak memory of runs under the runs root, on their device, which is named.
@@ -9,13 +9,13 @@ and peak memory of runs under the runs root, on their device, which is named.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mimbench.jobs.runs.encoders import encoders_of
 from mimbench.jobs.runs.records import Record
-from mimbench.jobs.runs.tasks import known
+from mimbench.jobs.runs.tasks import known, tasks
 from mimbench.jobs.tables import paper
 from mimbench.jobs.tables.grids import BLANK, Grid
 
@@ -23,22 +23,23 @@ HEADS = (
     "", "params (M)", "GFLOP, encoder", "GFLOP, decoder", "GFLOP, all", "MB kept", "printed", "measured",
 )  # fmt: skip
 NOTES = (
-    "GFLOP: of a forward pass on one image, a multiply-add is two operations, attention counted; decoder: its blocks, "
-    "MAE's decoder_embed and CrossMAE's mixing, MaskAlign's heads; for a detector: pyramid, proposals and heads with "
+    "GFLOP: a forward pass on one image, including attention; a multiply-add is two operations. Decoder: its blocks, "
+    "MAE's decoder_embed, CrossMAE's mixing, MaskAlign's heads; of a detector: pyramid, proposals and heads with "
     "1000 proposals and 100 detections, at 1024 pixels.",
-    "MB kept: what autograd saves of one image for the backward pass, in float32 and without weights; half precision "
-    "keeps about a third less. Optimiser and weights need additional memory.",
+    "MB kept: memory that autograd keeps of one image for the backward pass, in float32, without weights; half "
+    "precision keeps about a third less. Optimiser and weights need additional memory.",
     "Printed by CrossMAE for ViT-B: minutes an epoch and MB on each GPU, on 2 A100-80GB (Table 4) or 4 (Table 18); by "
     "detectron2: seconds and GB for an image on an A100.",
-    "AMT: in epochs after its attention maps are made (40). MaskAlign, all: includes its teacher on the whole image.",
-    "With all hidden patches predicted, 12 decoder blocks save no operations against MAE; predicting 25 % does.",
+    "AMT: in epochs after its attention maps exist (40). MaskAlign, all: includes its teacher on the whole image.",
+    "With all hidden patches predicted, CrossMAE's 12 decoder blocks do not need fewer operations than MAE's decoder; "
+    "with 25 % predicted they do.",
 )
-NOTHING = "Nothing measured yet; finished pretrainings and detections appear here by method and size."
+NOTHING = "No runs measured yet; finished pretrainings and detections appear here by method and size."
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Time and memory of finished runs of one method and size (the median)."""
+class StepCost:
+    """Time and memory of an optimiser step, over finished runs of one method and size (the median)."""
 
     seconds: float  # for each optimiser step
     images: int  # in each step
@@ -54,57 +55,55 @@ class Measured:
         return f"{self.seconds:.3g} s/step of {self.images} ({rate}{memory}, {self.device})"
 
 
-Key = tuple[str, tuple[Any, ...]]  # architecture, and `told_by` of the method
+Key = tuple[str, str, tuple[Any, ...]]  # task, architecture, and `told_by` of the model
 
 
-def measured(found: Sequence[Record]) -> dict[Key, Measured]:
+def measured(found: Sequence[Record]) -> dict[Key, StepCost]:
     """Return the measurements of finished pretrainings and detections, by method and size."""
-    from mimbench.jobs.tables.counting import told_by  # imports torch
-
     encoders = encoders_of(found)
     groups: dict[tuple[Key, str, int], list[Record]] = {}
     for record in found:
         result = record.result or {}
         task = known(record.stage)
-        if result.get("images_per_second") and task is not None and task.computes:
+        if result.get("images_per_second") and task is not None and task.counting is not None:
             science = record.science
-            key = (encoders[record.run.path].architecture, told_by(science))
+            key = (task.name, encoders[record.run.path].architecture, task.counting.told_by(science))
             group = (key, str(result.get("device")), int(science.get("batch", 1)))
             groups.setdefault(group, []).append(record)
-    return {key: _measured(records, device, batch) for (key, device, batch), records in groups.items()}
+    return {key: _step_cost(records, device, batch) for (key, device, batch), records in groups.items()}
 
 
-def _measured(records: Sequence[Record], device: str, batch: int) -> Measured:
+def _step_cost(records: Sequence[Record], device: str, batch: int) -> StepCost:
     results = [record.result or {} for record in records]
     seconds = statistics.median(batch / result["images_per_second"] for result in results)
     memories = [result["peak_memory"] for result in results if result.get("peak_memory")]
-    return Measured(seconds, batch, statistics.median(memories) if memories else None, device, len(records))
+    return StepCost(seconds, batch, statistics.median(memories) if memories else None, device, len(records))
 
 
-def table(found: Sequence[Record], sizes: str = "SBLH", detectors: bool = True) -> Grid:
-    """Return the whole table; rows of sizes that no paper has come last, with measurements only."""
+def table(found: Sequence[Record], sizes: str = "SBLH", only: Collection[str] | None = None) -> Grid:
+    """Return the whole table, or that of the tasks in `only`; rows that no paper has come last, measurements only."""
     from mimbench.engine.run.bar import track
-    from mimbench.jobs.tables import counting  # imports torch
 
     taken, printed = measured(found), _printed()
-    counted = list(track(counting.pretraining(sizes), "counting", len(counting.wanted(sizes))))
-    counted += list(track(counting.detectors(), "counting detectors", 3)) if detectors else []
-    rows = []
-    for one in counted:
-        architecture = f"ViT-{one.size}/{14 if one.size == 'H' and one.told_by != counting.told_by({}) else 16}"
-        mine = taken.pop((architecture, one.told_by), None)
-        rows.append(_row(one, printed.get((one.size, one.name), BLANK), mine))
-    for (architecture, (kind, masking, _, predict, *_)), mine in taken.items():
-        share = f" {predict:.2g}".replace(" 0.", " .") if kind == "crossmae" and masking == "random" else ""
-        chosen = " with attention-driven masking" if masking == "attention" else ""
-        rows.append([f"{architecture}, {kind}{share}{chosen}", *[BLANK] * 6, mine.text])
+    rows, labels = [], {}
+    for name, task in tasks().items():
+        counting = task.counting
+        if counting is None:
+            continue
+        labels[name] = counting.label
+        if only is None or name in only:
+            for one in track(counting.rows(sizes), f"counting {task.title}", counting.count(sizes)):
+                mine = taken.pop((name, one.architecture, one.told_by), None)
+                rows.append(_row(one, printed.get((one.size, one.name), BLANK), mine))
+    for (name, architecture, told_by), mine in taken.items():
+        rows.append([f"{architecture}, {labels[name](told_by)}", *[BLANK] * 6, mine.text])
     notes = NOTES if any(row[-1] != BLANK for row in rows) else (*NOTES, NOTHING)
     return Grid(
         "crossmae/compute", "Computation, memory and time of the methods", HEADS, tuple(map(tuple, rows)), notes
     )
 
 
-def _row(one: Any, printed: str, mine: Measured | None) -> list[str]:
+def _row(one: Any, printed: str, mine: StepCost | None) -> list[str]:
     kept = f"{one.kept / 1e6:.1f}" if one.kept else BLANK
     operations = (f"{value / 1e9:.2f}" if value < 1e12 else f"{value / 1e9:,.0f}" for value in _parts(one))
     label = f"ViT-{one.size}, {one.name}"

@@ -245,10 +245,10 @@ def cell_json(cell: Cell) -> dict[str, Any]:
 def _ours_json(comparison: Comparison | None) -> dict[str, Any] | None:
     if comparison is None:
         return None
-    sample, metric = comparison.sample, comparison.metric
-    numbers = {"mean": sample.mean, "deviation": sample.deviation, "values": list(sample.values)}
-    group = comparison.group
-    return {**numbers, "metric": metric, "runs": list(group.runs(metric)), "encoder": group.encoder.name}
+    ours = comparison.measured.to_json()
+    numbers = {key: ours[key] for key in ("mean", "deviation", "values")}
+    encoder = comparison.group.encoder.name
+    return {**numbers, "metric": comparison.metric, "runs": ours["runs"], "encoder": encoder}
 
 
 def _verdict_json(comparison: Comparison | None) -> dict[str, Any] | None:

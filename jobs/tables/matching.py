@@ -31,7 +31,7 @@ from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.records import GROUPS, Record, groups_of, science_of
 from mimbench.jobs.runs.tasks import at_best_epoch, makes_encoders
 from mimbench.jobs.tables.paper import EVALUATION, PRETRAINING, Reference
-from mimbench.jobs.tables.significance import Interval, Sample, interval
+from mimbench.jobs.tables.significance import Interval, Measured, Sample, interval
 from mimbench.jobs.tables.table import protocol_of
 
 Status = Literal["same", "differs", "unknown"]
@@ -42,8 +42,8 @@ SELECTION, BEST = "eval.selection", "best on validation images"
 NAMES = {  # readable names of keys
     "pretrain.method.kind": "method",
     "pretrain.masking.kind": "kind of masking",
-    "pretrain.masking.mask": "share hidden",
-    "pretrain.masking.predict": "share predicted",
+    "pretrain.masking.mask_ratio": "fraction hidden",
+    "pretrain.masking.predict": "fraction predicted",
     "pretrain.method.depth": "decoder blocks",
     "pretrain.method.width": "decoder width",
     "pretrain.method.heads": "decoder heads",
@@ -52,7 +52,7 @@ NAMES = {  # readable names of keys
     "eval.vitdet.rel_pos": "relative positions",
     "eval.vitdet.drop_path": "drop path",
     "eval.vitdet.window": "window",
-    SELECTION: "epoch taken",
+    SELECTION: "epoch evaluated",
     "eval.pool": "feature",
     "eval.classes": "classes",
     "eval.val_images": "validation images",
@@ -117,9 +117,10 @@ class Group:
         """Return the values over seeds, in the order of the runs' starts."""
         return tuple(record.metrics[metric] for record in self.records if metric in record.metrics)
 
-    def runs(self, metric: str) -> tuple[str, ...]:
-        """Return the runs of these values."""
-        return tuple(record.name for record in self.records if metric in record.metrics)
+    def measured(self, metric: str, digits: int) -> Measured:
+        """Return the values over seeds with their runs, for numbers shown with `digits` decimals."""
+        names = tuple(record.name for record in self.records if metric in record.metrics)
+        return Measured(self.values(metric), names, digits, digits + 1, self.records[0].data)
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,13 @@ class Comparison:
     metric: str  # our metric: the reference's, or its value at the best epoch
 
     @property
+    def measured(self) -> Measured:
+        """Return ours, with the digits of the printed number and one more for the deviation."""
+        return self.group.measured(self.metric, self.reference.digits)
+
+    @property
     def sample(self) -> Sample:
-        """Ours."""
+        """Return ours as a sample."""
         return Sample(self.group.values(self.metric))
 
     @property
@@ -207,7 +213,7 @@ def _derived(maker: Record) -> dict[str, Any]:
         depth = int(science["encoder.depth"])
         found["pretrain.maps"] = 1 if mixing == "none" else len(maps) if isinstance(maps, list) else depth
     if "masking.cell" in science:
-        found["pretrain.masking.mask"] = 1 - 1 / science["masking.cell"] ** 2
+        found["pretrain.masking.mask_ratio"] = 1 - 1 / science["masking.cell"] ** 2
     return found
 
 

@@ -22,7 +22,7 @@ from mimbench.jobs.runs.records import Record
 from mimbench.jobs.tables import paper
 from mimbench.jobs.tables.matching import Comparison, Group, compare, groups
 from mimbench.jobs.tables.paper import Column, Reference
-from mimbench.jobs.tables.significance import Sample
+from mimbench.jobs.tables.significance import Sample, plus_minus, signed
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,12 @@ class Cell:
     def printed(self) -> str:
         """Return the number as printed; with several seeds, with their sample deviation."""
         deviation = Sample(self.reference.seeds).deviation if self.reference.seeds else None
-        return f"{self.reference.value}" + _spread(deviation, self.reference.digits)
+        return f"{self.reference.value}" + plus_minus(deviation, self.reference.digits + 1)
 
     @property
     def ours(self) -> str:
         """Return our mean and deviation over seeds; empty if nothing was measured."""
-        if self.best is None:
-            return ""
-        sample = self.best.sample
-        return f"{sample.mean:.{self.reference.digits}f}" + _spread(sample.deviation, self.reference.digits)
+        return self.best.measured.text() if self.best else ""
 
     @property
     def difference(self) -> str:
@@ -115,16 +112,6 @@ class Footnotes:
 def heading(column: Column) -> str:
     """Return the column's title, with the unit unless it is percent."""
     return column.title if column.unit in ("%", "") else f"{column.title} ({column.unit})"
-
-
-def signed(value: float, digits: int) -> str:
-    """Return the value with its sign (a real minus); a value that rounds to 0 has no sign."""
-    text = f"{value:+.{digits}f}"
-    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
-
-
-def _spread(deviation: float | None, digits: int) -> str:
-    return "" if deviation is None else f" ± {deviation:.{digits + 1}f}"
 
 
 def build(name: str, found: Sequence[Record]) -> list[PaperTable]:

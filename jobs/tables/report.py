@@ -31,8 +31,9 @@ from mimbench.jobs.runs import records, status
 from mimbench.jobs.runs.encoders import Encoder, digest, encoders_of, maker_of, makers
 from mimbench.jobs.runs.records import Record
 from mimbench.jobs.runs.tasks import known, makes_encoders, metric_of, tasks
-from mimbench.jobs.tables import compare, curves, paper_table, table
+from mimbench.jobs.tables import compare, curves, dots, drawing, paper_table, table
 from mimbench.jobs.tables.formats_html import environment
+from mimbench.jobs.tables.sections import Section, sections
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,16 @@ class Picture:
     caption: str
     width: int | None  # pixels, if the file states it
     height: int | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The table of one data set and protocol, with its charts and findings."""
+
+    section: Section
+    overview: dots.Overview | None
+    scatters: list[dots.Scatter]
+    findings: list[str]
 
 
 @dataclass(frozen=True)
@@ -110,29 +121,29 @@ def _of_study(found: Sequence[Record], root: Path, study: str) -> list[Record]:
 
 def _page(found: Sequence[Record], title: str) -> str:
     encoders = encoders_of(found)
-    styles = curves.styles(encoders.values())
+    styles = drawing.styles(encoders.values())
     drawn = curves.charts(found, encoders, styles)
-    rows = table.rows_of(found)
+    rows, hours = table.rows_of(found), dots.hours_of(found, encoders)
+    parts = [
+        Results(part, dots.overview(part, styles), dots.scatters(part, hours, styles), findings(part.rows))
+        for part in sections(rows)
+    ]
     return (
         environment()
         .get_template(TEMPLATE)
         .render(
             title=title,
-            rows=rows,
-            columns=table.shown_columns(rows),
-            with_seeds=table.several_seeds(rows),
-            caption=table.caption(rows),
+            parts=parts,
             lead=lead(rows),
-            overview=curves.overview(rows, styles),
-            scatters=curves.scatters(rows, found, encoders, styles),
+            hues=drawing.generated_hues(styles.values()),
+            colours=sorted(style.colour for style in styles.values()),
             glossary=[entry for task in tasks().values() for entry in task.glossary],
             makes_encoders=makes_encoders,
             papers=paper_table.touched(found),
             by_category=_by_category(found, encoders),
-            findings=findings(rows),
             charts=[chart for chart in drawn if not chart.minor],
             minor_charts=[chart for chart in drawn if chart.minor],
-            plot=curves,
+            plot=drawing,
             galleries=_galleries(found, encoders),
             runs=[_summary(record, encoders[record.run.path]) for record in found if record.state != "damaged"],
             problems=[_problem(record) for record in found if record.state in UNFINISHED],
@@ -177,19 +188,37 @@ def _changes(first: Record, second: Record) -> list[Any]:
 
 
 def lead(rows: Sequence[table.Row]) -> str:
-    """Return the introduction: which encoders are compared on which data."""
-    pretrained = list(dict.fromkeys(row.recipe for row in rows if row.kind == "pretrained"))
-    data = list(dict.fromkeys(cell.data for row in rows for cell in row.cells.values()))
-    if not data:
+    """Return the introduction: which encoders are compared with the baseline, for each data set."""
+    by_data: dict[str, list[table.Row]] = {}
+    for row in rows:
+        if row.data:
+            by_data.setdefault(row.data, []).append(row)
+    if not by_data:
         return "No evaluation has finished yet, so there is nothing to compare."
-    idea = "A pretrained encoder should serve other tasks better than the same network that starts from random weights."
-    if not pretrained:
-        return f"{idea} Only that baseline has been evaluated so far, on {_listed(data)}."
-    are = "is" if len(pretrained) == 1 else "are"
-    who = _listed(pretrained) if len(pretrained) < 4 else f"{len(pretrained)} of them"
-    if any(row.kind == "gain" for row in rows):
-        return f"{idea} Here {who} {are} measured against that baseline on {_listed(data)}."
-    return f"{idea} Here {who} {are} measured on {_listed(data)}; the baseline has not been run."
+    idea = "A pretrained encoder should do better on other tasks than the same network with random initial weights."
+    if all(row.kind == "scratch" for row in rows if row.data):
+        return f"{idea} Only that baseline has been evaluated so far, on {_listed(by_data)}."
+    said: dict[tuple[str, str], list[str]] = {}  # what is said -> data sets
+    for data, of_one in by_data.items():
+        said.setdefault(_compared(of_one), []).append(data)
+    clauses = (f"{what} on {_listed(data)}{more}" for (what, more), data in said.items())
+    return f"{idea} Here {'; '.join(clauses)}."
+
+
+def _compared(rows: Sequence[table.Row]) -> tuple[str, str]:
+    """Return what stands before and after the name of a data set: the encoders measured on it, and those compared."""
+    measured = dict.fromkeys(row.encoder for row in rows if row.kind == "pretrained")
+    compared = {row.encoder for row in rows if row.kind == "gain"}
+    if not measured:
+        return "only that baseline is measured", ""
+    names = [encoder.name for encoder in measured]
+    who = _listed(names) if len(names) < 4 else f"{len(names)} encoders"
+    are = "is" if len(names) == 1 else "are"
+    if len(compared) == len(names):
+        return f"{who} {are} measured against that baseline", ""
+    if not compared:
+        return f"{who} {are} measured", " (the baseline has not been run)"
+    return f"{who} {are} measured", f", {len(compared)} of them against that baseline"
 
 
 def findings(rows: Sequence[table.Row]) -> list[str]:
@@ -198,16 +227,19 @@ def findings(rows: Sequence[table.Row]) -> list[str]:
 
 
 def _finding(row: table.Row) -> str:
-    under = f" ({row.note})" if row.note else ""
     gains = _listed(f"{metric_of(metric).title} {gain.text()}" for metric, gain in row.gains.items())
+    noise = {gain.interval.outside if gain.interval else None for gain in row.gains.values()}
     within = [
-        metric_of(metric).title for metric, gain in row.gains.items()
-        if gain.deviation is not None and abs(gain.mean) <= gain.deviation
-    ]  # fmt: skip
-    known = all(gain.deviation is not None for gain in row.gains.values())
-    noise = f" Within the spread over seeds: {_listed(within)}." if within else ""
-    noise = noise or (" Each of these is larger than the spread over seeds." if known else "")
-    return f"{row.recipe} against {row.architecture} from scratch{under}, in points: {gains}.{noise}"
+        metric_of(metric).title for metric, gain in row.gains.items() if gain.interval and not gain.interval.outside
+    ]
+    unknown = [metric_of(metric).title for metric, gain in row.gains.items() if gain.interval is None]
+    judged = f" Within the noise over seeds (95 % interval): {_listed(within)}." if within else ""
+    if noise == {True}:
+        judged = " Each of these is outside the noise over seeds (95 % interval)."
+    if unknown:
+        which = "" if noise == {None} else f" of {_listed(unknown)}"
+        judged += f" The noise{which} is unknown: it takes at least two seeds on both sides."
+    return f"{row.recipe} against {row.architecture} from scratch, in points: {gains}.{judged}"
 
 
 def _listed(parts: Iterable[str]) -> str:

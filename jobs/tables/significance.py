@@ -19,7 +19,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 LEVEL = 0.95
 
@@ -40,6 +40,17 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+def signed(value: float, digits: int) -> str:
+    """Return the value with its sign (a real minus); a value that rounds to 0 has no sign."""
+    text = f"{value:+.{digits}f}"
+    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
+
+
+def plus_minus(deviation: float | None, digits: int) -> str:
+    """Return " ± deviation"; empty without one."""
+    return "" if deviation is None else f" ± {deviation:.{digits}f}"
+
+
 @dataclass(frozen=True)
 class Values:
     """The values of one metric over seeds."""
@@ -55,6 +66,30 @@ class Values:
     def deviation(self) -> float | None:
         """Return the sample standard deviation; None for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Measured(Values):
+    """Our measurements of one metric of one encoder under one protocol, over seeds, in the metric's unit."""
+
+    runs: tuple[str, ...] = ()  # directories below the runs root, in the order of `values`
+    digits: int = 1  # decimals shown: of the metric's quantity, or of the number printed by a paper
+    spread_digits: int = 1  # decimals shown of the deviation
+    data: str = ""  # the data set
+
+    def text(self) -> str:
+        """Return mean and deviation; percent have one decimal, as in papers."""
+        return f"{self.mean:.{self.digits}f}" + plus_minus(self.deviation, self.spread_digits)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the unrounded numbers as JSON values."""
+        return {
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "values": list(self.values),
+            "data": self.data,
+            "runs": list(self.runs),
+        }
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ The columns are the metrics described by the installed tasks (`Task.metrics`); m
 have separate columns, named by their keys.
 
 Seeds. Runs that differ only in the seed (their own or that of their pretraining) share a cell: mean and sample standard
-deviation. The gain over scratch has the deviation of a difference of two runs.
+deviation. The gain over scratch has the deviation of a difference of two runs, and with several seeds on both sides the
+95 % interval of the difference (significance.py).
 
-Protocols. A cell never mixes results whose settings differ. If an encoder was evaluated under two protocols, the one
-that most encoders share comes first; the other gets separate rows that state the differences. A gain compares results
-of the same protocol.
+Data sets and protocols. Every data set has tables of its own (sections.py), and a cell never mixes results whose
+settings differ. If encoders were evaluated under two protocols, the one that most encoders share comes first; the other
+gets another table that states the differences. A gain compares results of the same data set and protocol.
 
 Reads result files only; does not import torch.
 """
@@ -19,38 +20,20 @@ Reads result files only; does not import torch.
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mimbench.engine.run.task import Metric
 from mimbench.jobs.runs import records
 from mimbench.jobs.runs.encoders import Encoder, difference, digest, encoder_hash, encoders_of, without
 from mimbench.jobs.runs.records import Record
 from mimbench.jobs.runs.tasks import columns, known, metric_of, undescribed
-from mimbench.jobs.tables.significance import Values
-
-if TYPE_CHECKING:
-    import rich.table
+from mimbench.jobs.tables.significance import Interval, Measured, Sample, interval, plus_minus, signed
 
 MISSING = "–"
-RECIPE = 24  # width in characters of a line about differences
-
-
-@dataclass(frozen=True)
-class Cell(Values):
-    """One metric of one encoder under one protocol: its values over seeds, in the metric's unit."""
-
-    data: str = ""
-    runs: tuple[str, ...] = ()
-    digits: int = 1  # decimals of the metric's quantity
-
-    def text(self) -> str:
-        """Return the cell's text; percent have one decimal, as in papers."""
-        return f"{self.mean:.{self.digits}f}" + _plus_minus(self.deviation, self.digits)
 
 
 @dataclass(frozen=True)
@@ -60,23 +43,32 @@ class Gain:
     mean: float
     deviation: float | None
     digits: int = 1
-    better: bool | None = None  # whether the change is an improvement; None without a change
+    interval: Interval | None = None  # of the difference; None with one seed on a side
+    higher_is_better: bool = True
+
+    @property
+    def better(self) -> bool | None:
+        """Return whether the change is an improvement; None if noise is unknown or may explain the change."""
+        if self.interval is None or not self.interval.outside:
+            return None
+        return (self.mean > 0) == self.higher_is_better
 
     def text(self) -> str:
         """Return the gain with its sign."""
-        return f"{self.mean:+.{self.digits}f}".replace("-", "−") + _plus_minus(self.deviation, self.digits)
+        return signed(self.mean, self.digits) + plus_minus(self.deviation, self.digits)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One encoder under one protocol per column, or the gain of one over scratch."""
+    """One encoder on one data set under one protocol per column, or the gain of one over scratch."""
 
     kind: Literal["scratch", "pretrained", "gain"]
     encoder: Encoder
-    note: str = ""  # how the protocol differs from the rows above
-    cells: dict[str, Cell] = field(default_factory=dict)  # by the key of the metric
+    note: str = ""  # how the protocol differs from the data set's first table
+    cells: dict[str, Measured] = field(default_factory=dict)  # by the key of the metric
     gains: dict[str, Gain] = field(default_factory=dict)  # of a gain row
     checkpoints: tuple[str, ...] = ()  # content hashes
+    data: str = ""  # the data set; empty for an encoder that has not been evaluated
 
     @property
     def recipe(self) -> str:
@@ -96,16 +88,17 @@ class Row:
     @property
     def seeds(self) -> str:
         """Return the number of runs behind each cell: "3", or "1–3" if columns differ."""
-        return _seeds([self])
+        return seeds([self])
 
 
 @dataclass(frozen=True)
-class Measured:
+class _Result:
     """One metric of one run."""
 
     metric: str
     encoder: Encoder
     record: Record
+    data: str  # the data set's name
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -135,7 +128,7 @@ def rows(root: Path) -> list[Row]:
 
 
 def rows_of(found: Sequence[Record]) -> list[Row]:
-    """Return the table of records that are already read."""
+    """Return the table of records that are already read: by data set, protocol and architecture."""
     encoders, metrics = encoders_of(found), _columns_of(found)
     checkpoints: dict[Encoder, set[str]] = {}  # content hashes of every encoder with a row
     for record in found:
@@ -143,12 +136,28 @@ def rows_of(found: Sequence[Record]) -> list[Row]:
         if made or record.metrics.keys() & metrics.keys():
             used = made or (record.checkpoint or {}).get("hash")
             checkpoints.setdefault(encoders[record.run.path], set()).update({used} if used else ())
-    measured = [
-        Measured(metric, encoders[record.run.path], record)
-        for record in found for metric in metrics if metric in record.metrics
-    ]  # fmt: skip
-    architectures = dict.fromkeys(encoder.architecture for encoder in checkpoints)
-    return [row for architecture in architectures for row in _block(architecture, list(metrics), measured, checkpoints)]
+    names = data_names(found)
+    results: dict[str, list[_Result]] = {}  # by data set
+    for record in found:
+        for metric in metrics.keys() & record.metrics.keys():
+            results.setdefault(names[record.run.path], []).append(
+                _Result(metric, encoders[record.run.path], record, names[record.run.path])
+            )
+    table = [row for of_one in results.values() for row in _of_data_set(list(metrics), of_one, checkpoints)]
+    evaluated = {row.encoder for row in table}
+    idle = [encoder for encoder in checkpoints if encoder not in evaluated]
+    return table + [_row(encoder, {}, 0, checkpoints[encoder]) for encoder in idle]
+
+
+def data_names(found: Sequence[Record]) -> dict[Path, str]:
+    """Return the name of each run's data set: the last part of its path, or all of it if two paths end alike."""
+    whole = {record.run.path: str(record.science.get("data", "")).rstrip("/") for record in found}
+    paths: dict[str, set[str]] = {}
+    for record in found:
+        paths.setdefault(record.data, set()).add(whole[record.run.path])
+    return {
+        record.run.path: record.data if len(paths[record.data]) == 1 else whole[record.run.path] for record in found
+    }
 
 
 def _columns_of(found: Sequence[Record]) -> dict[str, Metric]:
@@ -157,28 +166,28 @@ def _columns_of(found: Sequence[Record]) -> dict[str, Metric]:
     return {**columns(), **{key: metric for key, metric in foreign.items() if key not in columns()}}
 
 
-def _block(
-    architecture: str, metrics: Sequence[str], measured: Sequence[Measured], checkpoints: dict[Encoder, set[str]]
-) -> list[Row]:
-    """Return the rows of one architecture: for each protocol from scratch, then every encoder with its gain."""
-    here = [result for result in measured if result.encoder.architecture == architecture]
-    encoders = sorted((e for e in checkpoints if e.architecture == architecture), key=lambda e: bool(e.origin))
-    grouped = {metric: _by_protocol([result for result in here if result.metric == metric]) for metric in metrics}
-    block: list[Row] = []
-    for variant in range(max([1, *(len(protocols) for protocols in grouped.values())])):
-        scratch = None
-        for encoder in encoders:
-            row = _row(encoder, grouped, variant, checkpoints[encoder])
-            if variant and not row.cells:
-                continue
-            scratch = scratch if encoder.origin else row
-            block += [row, *_gain(row, scratch)]
-    return block
+def _of_data_set(
+    metrics: Sequence[str], results: Sequence[_Result], checkpoints: dict[Encoder, set[str]]
+) -> Iterator[Row]:
+    """Yield the rows of one data set: for each protocol and architecture scratch, then every encoder with its gain."""
+    grouped = {metric: _by_protocol([one for one in results if one.metric == metric]) for metric in metrics}
+    encoders = list(dict.fromkeys(one.encoder for one in results))
+    architectures = dict.fromkeys(encoder.architecture for encoder in encoders)
+    for variant in range(max(len(protocols) for protocols in grouped.values())):
+        for architecture in architectures:
+            scratch = None
+            here = [encoder for encoder in encoders if encoder.architecture == architecture]
+            for encoder in sorted(here, key=lambda one: bool(one.origin)):
+                row = _row(encoder, grouped, variant, checkpoints[encoder])
+                if not row.cells:
+                    continue
+                scratch = scratch if encoder.origin else row
+                yield from (row, *_gain(row, scratch))
 
 
-def _by_protocol(results: Sequence[Measured]) -> list[list[Measured]]:
+def _by_protocol(results: Sequence[_Result]) -> list[list[_Result]]:
     """Return the results of one column by protocol: first the one that most encoders share, in a tie the latest."""
-    groups: dict[str, list[Measured]] = {}
+    groups: dict[str, list[_Result]] = {}
     for result in results:
         groups.setdefault(result.protocol, []).append(result)
     return sorted(
@@ -188,23 +197,25 @@ def _by_protocol(results: Sequence[Measured]) -> list[list[Measured]]:
     )
 
 
-def _row(encoder: Encoder, grouped: dict[str, list[list[Measured]]], variant: int, checkpoints: set[str]) -> Row:
+def _row(encoder: Encoder, grouped: dict[str, list[list[_Result]]], variant: int, checkpoints: set[str]) -> Row:
     """Return the row of `encoder` under the `variant`-th protocol of each column."""
-    cells: dict[str, Cell] = {}
+    cells: dict[str, Measured] = {}
     notes: dict[str, list[str]] = {}  # difference -> columns
     for metric, protocols in grouped.items():
-        group = protocols[variant] if variant < len(protocols) else []
+        if variant >= len(protocols):
+            continue
+        group, described = protocols[variant], metric_of(metric)
+        changes = difference(group[0].settings, protocols[0][0].settings)
+        notes.setdefault(changes, []).append(described.title)
         mine = [result.record for result in group if result.encoder == encoder]
         if mine:
-            values = tuple(record.metrics[metric] for record in mine)
-            described = metric_of(metric)
-            names = tuple(record.name for record in mine)
-            cells[metric] = Cell(values, mine[0].data, names, described.quantity.digits)
-            changes = difference(group[0].settings, protocols[0][0].settings)
-            notes.setdefault(changes, []).append(described.title)
+            values, names = tuple(one.metrics[metric] for one in mine), tuple(one.name for one in mine)
+            digits = described.quantity.digits
+            cells[metric] = Measured(values, names, digits, digits, group[0].data)
     note = "; ".join(f"{', '.join(titles)}: {changes}" for changes, titles in notes.items() if changes)
     kind: Literal["scratch", "pretrained"] = "pretrained" if encoder.origin else "scratch"
-    return Row(kind, encoder, note, cells, checkpoints=tuple(sorted(checkpoints)))
+    data = next((cell.data for cell in cells.values()), "")
+    return Row(kind, encoder, note, cells, checkpoints=tuple(sorted(checkpoints)), data=data)
 
 
 def _gain(row: Row, scratch: Row | None) -> list[Row]:
@@ -213,21 +224,22 @@ def _gain(row: Row, scratch: Row | None) -> list[Row]:
         return []
     both = [metric for metric in row.cells if metric in scratch.cells]
     gains = {metric: _minus(metric_of(metric), row.cells[metric], scratch.cells[metric]) for metric in both}
-    return [Row("gain", row.encoder, row.note, gains=gains)] if gains else []
+    return [Row("gain", row.encoder, row.note, gains=gains, data=row.data)] if gains else []
 
 
-def _minus(metric: Metric, one: Cell, other: Cell) -> Gain:
+def _minus(metric: Metric, one: Measured, other: Measured) -> Gain:
     spreads = [cell.deviation for cell in (one, other) if cell.deviation is not None]
-    gain = one.mean - other.mean
-    better = (gain > 0) == (metric.quantity.better == "higher") if gain else None
-    return Gain(gain, math.hypot(*spreads) if len(spreads) == 2 else None, one.digits, better)
+    return Gain(
+        one.mean - other.mean,
+        math.hypot(*spreads) if len(spreads) == 2 else None,
+        one.digits,
+        interval(Sample(one.values), Sample(other.values)),
+        metric.quantity.better == "higher",
+    )
 
 
-def _plus_minus(deviation: float | None, digits: int) -> str:
-    return "" if deviation is None else f" ± {deviation:.{digits}f}"
-
-
-def _seeds(table: Iterable[Row]) -> str:
+def seeds(table: Iterable[Row]) -> str:
+    """Return the number of runs behind each cell: "3", or "1–3" if cells differ; empty without cells."""
     counts = [len(cell.values) for row in table for cell in row.cells.values()]
     return "–".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
@@ -238,76 +250,6 @@ def all_columns(table: Sequence[Row]) -> dict[str, Metric]:
     return found | {key: metric_of(key) for row in table for key in row.cells if key not in found}
 
 
-def shown_columns(table: Sequence[Row]) -> dict[str, Metric]:
-    """Return the columns of a table for people, by key."""
-    measured = {key for row in table for key in row.cells}
-    every = all_columns(table)
-    return {key: metric for key, metric in every.items() if metric.column == "always" or key in measured}
-
-
-def several_seeds(table: Iterable[Row]) -> bool:
-    """Return whether any cell is a mean."""
-    return any(len(cell.values) > 1 for row in table for cell in row.cells.values())
-
-
-def caption(table: Sequence[Row]) -> str:
-    """Return units, data sets and the meaning of ± in one line; empty for an empty table."""
-    measured: dict[str, list[str]] = {}  # data sets -> titles of the columns measured on them
-    shown = shown_columns(table)
-    for key, metric in shown.items():
-        data = dict.fromkeys(row.cells[key].data for row in table if key in row.cells)
-        if data:
-            measured.setdefault(" and ".join(data), []).append(metric.title)
-    if not measured:
-        return ""
-    one = len(measured) == 1
-    where = "; ".join(data if one else f"{', '.join(names)} on {data}" for data, names in measured.items())
-    spread = f" ± is the standard deviation over {_seeds(table)} seeds." if several_seeds(table) else ""
-    return f"Data: {where}. {_units(shown.values())}{spread}"
-
-
-def _units(metrics: Iterable[Metric]) -> str:
-    """Return a sentence for each unit: `Top-1 accuracy and average precision in %.`"""
-    by_unit: dict[str, dict[str, None]] = {}
-    for metric in metrics:
-        if metric.quantity.name:
-            by_unit.setdefault(metric.quantity.unit, {})[metric.quantity.name] = None
-    sentences = []
-    for unit, names in by_unit.items():
-        *first, last = names
-        text = f"{', '.join(first)} and {last}" if first else last
-        sentences.append(f"{text[0].upper()}{text[1:]}{f' in {unit}' if unit else ''}.")
-    return " ".join(sentences)
-
-
-def render(table: Sequence[Row]) -> rich.table.Table:
-    """Return the table for a terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=box.SIMPLE_HEAD, collapse_padding=True, caption=Text(caption(table)), caption_justify="left")
-    shown.add_column("recipe", no_wrap=True)
-    shown.add_column("encoder", no_wrap=True)
-    shown_metrics = shown_columns(table)
-    for metric in shown_metrics.values():  # on a narrow terminal these shrink, with the deviation on a second line
-        heading = metric.title.replace("-", "-\n") if several_seeds(table) and len(metric.title) > 6 else metric.title
-        shown.add_column(heading, justify="right", overflow="fold")
-    for row in table:
-        numbers = (row.text(key).replace("± ", "±") for key in shown_metrics)
-        style = {"gain": "dim", "scratch": "", "pretrained": "bold"}[row.kind]
-        shown.add_row(*map(Text, [*_first_cells(row), *numbers]), style=style)
-    return shown
-
-
-def _first_cells(row: Row) -> list[str]:
-    if row.kind == "gain":
-        return ["  gain over scratch", ""]
-    name, bracket, changes = row.recipe.partition(" (")
-    lines = [name, *textwrap.wrap(bracket.strip() + changes, RECIPE), *textwrap.wrap(row.note, RECIPE)]
-    return ["\n  ".join(lines), row.architecture]
-
-
 def to_json(table: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the rows as JSON values, unrounded."""
     every = all_columns(table)
@@ -316,6 +258,7 @@ def to_json(table: Sequence[Row]) -> list[dict[str, Any]]:
             "kind": row.kind,
             "recipe": row.recipe,
             "encoder": row.architecture,
+            "data": row.data,
             "note": row.note,
             "checkpoints": list(row.checkpoints),
             "metrics": {metric: _cell_json(row.cells.get(metric) or row.gains.get(metric)) for metric in every},
@@ -324,10 +267,7 @@ def to_json(table: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _cell_json(cell: Cell | Gain | None) -> dict[str, Any] | None:
+def _cell_json(cell: Measured | Gain | None) -> dict[str, Any] | None:
     if cell is None:
         return None
-    numbers: dict[str, Any] = {"mean": cell.mean, "deviation": cell.deviation}
-    if isinstance(cell, Gain):
-        return numbers
-    return {**numbers, "values": list(cell.values), "data": cell.data, "runs": list(cell.runs)}
+    return cell.to_json() if isinstance(cell, Measured) else {"mean": cell.mean, "deviation": cell.deviation}

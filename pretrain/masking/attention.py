@@ -48,21 +48,21 @@ class MaskAndThrow:
     def __init__(self, config: AttentionMasking, epochs: int) -> None:
         self.config = config
         self.schedule = config.schedule(epochs)
-        alike = RandomMasking(mask=config.random_mask, predict=config.random_predict, unit=config.unit)
+        alike = RandomMasking(mask_ratio=config.random_mask, predict=config.random_predict, unit=config.unit)
         self.before = Random(alike)
 
     def counts(self, patches: int, epoch: float) -> Counts:
         """See `Masking`. Of 196, mask .45 and throw .40 give 30 shown, 78 dropped and 88 predicted."""
         if epoch < self.schedule.start:
             return self.before.counts(patches, epoch)
-        mask, throw = self.config.mask, self.config.throw
+        mask, throw = self.config.mask_ratio, self.config.throw
         if self.config.unit == 1:
             predicted = int(patches * mask)  # rounded as in AMT's MAE
             dropped = int(patches * (mask + throw)) - predicted
         else:
             predicted, dropped = math.ceil(patches * mask), math.ceil(patches * throw)  # as in AMT's SimMIM
         if predicted + dropped >= patches:
-            raise ValueError(f"mask={mask} and throw={throw} leave none of {patches} patches to see; lower one")
+            raise ValueError(f"mask_ratio={mask} and throw={throw} leave none of {patches} patches to see; lower one")
         return Counts(patches - predicted - dropped, dropped, predicted)
 
     def __call__(self, noise_BN: Tensor, weights_BN: Tensor | None, grid: tuple[int, int], epoch: float) -> Masked:

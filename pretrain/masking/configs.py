@@ -35,23 +35,23 @@ class RandomMasking:
     needs: ClassVar[Needs] = "nothing"
 
     kind: Literal["random"] = science("random")
-    mask: float = science(0.75, about="share of all patches that the encoder does not see")
-    predict: float = science(0.25, about="share of all patches that are reconstructed, at most mask")
+    mask_ratio: float = science(0.75, about="share of all patches that the encoder does not see", formerly="mask")
+    predict: float = science(0.25, about="share of all patches that are reconstructed, at most mask_ratio")
     unit: int = science(1, about="side, in patches, of the squares that are drawn as one (SimMIM: 2)")
 
     def __post_init__(self) -> None:
-        _between("mask", self.mask, "some patches must be hidden and some seen")
-        if not 0 < self.predict <= self.mask:
+        _between("mask_ratio", self.mask_ratio, "some patches must be hidden and some seen")
+        if not 0 < self.predict <= self.mask_ratio:
             raise ValueError(
-                f"predict={self.predict} must lie in (0, mask={self.mask}]: only hidden patches can be reconstructed. "
-                "CrossMAE uses mask=0.75 with predict=0.25 or 0.75"
+                f"predict={self.predict} must lie in (0, mask_ratio={self.mask_ratio}]: only hidden patches can be "
+                "reconstructed. CrossMAE uses mask_ratio=0.75 with predict=0.25 or 0.75"
             )
         _unit(self.unit)
 
     @property
     def hidden_share(self) -> float:
         """Of all patches."""
-        return self.mask
+        return self.mask_ratio
 
     @property
     def predicted_share(self) -> float:
@@ -100,16 +100,20 @@ class KeepMasking:
     predicted_share: ClassVar[float] = 0.0
 
     kind: Literal["keep"] = science("keep")
-    mask: float = science(0.7, about="share of all patches that the encoder does not see; 0 shows all")
+    mask_ratio: float = science(
+        0.7, about="share of all patches that the encoder does not see; 0 shows all", formerly="mask"
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mask < 1:
-            raise ValueError(f"mask={self.mask} must lie in [0, 1): some patches must be seen. The paper uses mask=0.7")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} must lie in [0, 1): some patches must be seen. The paper uses 0.7"
+            )
 
     @property
     def hidden_share(self) -> float:
         """Of all patches."""
-        return self.mask
+        return self.mask_ratio
 
 
 FreqMode = Literal["none", "lowpass_energy", "attn_of_lowpass", "attn_map_lowpass"]
@@ -130,7 +134,7 @@ class AttentionMasking:
     needs: ClassVar[Needs] = "maps"
 
     kind: Literal["attention"] = science("attention")
-    mask: float = science(0.45, about="share of all patches that are masked and reconstructed")
+    mask_ratio: float = science(0.45, about="share of all patches that are masked and reconstructed", formerly="mask")
     throw: float = science(0.40, about="share of all patches that neither the encoder nor the decoder sees")
     unit: int = science(1, about="side, in patches, of the squares that are drawn as one (SimMIM: 2)")
     random_mask: float = science(0.75, about="share hidden before start_epoch")
@@ -153,14 +157,15 @@ class AttentionMasking:
     )
 
     def __post_init__(self) -> None:
-        _between("mask", self.mask, "some patches must be masked and some seen")
+        _between("mask_ratio", self.mask_ratio, "some patches must be masked and some seen")
         _between("random_mask", self.random_mask, "some patches must be hidden and some seen")
         _unit(self.unit)
         if not 0 < self.random_predict <= self.random_mask:
             raise ValueError(f"random_predict={self.random_predict} must lie in (0, random_mask={self.random_mask}]")
-        if not 0 <= self.throw < 1 - self.mask:
+        if not 0 <= self.throw < 1 - self.mask_ratio:
             raise ValueError(
-                f"throw={self.throw} must lie in [0, {1 - self.mask:.4g}), so that with mask={self.mask} some are seen"
+                f"throw={self.throw} must lie in [0, {1 - self.mask_ratio:.4g}), so that some are seen with "
+                f"mask_ratio={self.mask_ratio}"
             )
         if (self.start_epoch or 0) < 0:
             raise ValueError(f"start_epoch={self.start_epoch} must not be negative")
@@ -179,12 +184,12 @@ class AttentionMasking:
     @property
     def hidden_share(self) -> float:
         """The share hidden of all patches, from `start_epoch` on."""
-        return round(self.mask + self.throw, 9)
+        return round(self.mask_ratio + self.throw, 9)
 
     @property
     def predicted_share(self) -> float:
         """The share predicted of all patches, from `start_epoch` on."""
-        return self.mask
+        return self.mask_ratio
 
     @property
     def label(self) -> str:

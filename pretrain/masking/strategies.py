@@ -1,6 +1,6 @@
 """Maskings: choose which patches of each image are shown, predicted and dropped; one interface for all methods.
 
-    masking = Random(RandomMasking(mask=0.75, predict=0.25))
+    masking = Random(RandomMasking(mask_ratio=0.75, predict=0.25))
     masked = masking(noise_BN, None, grid=(14, 14), epoch=0.0)     # Masked(shown, predicted, dropped)
 
 All counts depend only on the config (and the epoch), so no shape depends on data: nothing waits for the device,
@@ -74,7 +74,7 @@ def fixed_counts(patches: int, mask: float, predict: float) -> Counts:
     """
     shown, dropped = int(patches * (1 - mask)), int(patches * (mask - predict))
     if not shown:
-        raise ValueError(f"mask={mask} leaves none of {patches} patches for the encoder to see; lower mask")
+        raise ValueError(f"mask_ratio={mask} leaves none of {patches} patches for the encoder to see; lower mask_ratio")
     return Counts(shown, dropped, patches - shown - dropped)
 
 
@@ -86,7 +86,7 @@ def unit_counts(units: int, mask: float, predict: float) -> Counts:
     """
     hidden, predicted = math.ceil(units * mask), math.ceil(units * predict)
     if hidden >= units:
-        raise ValueError(f"mask={mask} leaves none of {units} units for the encoder to see; lower mask")
+        raise ValueError(f"mask_ratio={mask} leaves none of {units} units for the encoder to see; lower mask_ratio")
     return Counts(units - hidden, hidden - predicted, predicted)
 
 
@@ -119,7 +119,7 @@ class Random:
     def counts(self, patches: int, epoch: float) -> Counts:
         """See `Masking`."""
         count = fixed_counts if self.config.unit == 1 else unit_counts
-        return count(patches, self.config.mask, self.config.predict)
+        return count(patches, self.config.mask_ratio, self.config.predict)
 
     def __call__(self, noise_BN: Tensor, weights_BN: Tensor | None, grid: tuple[int, int], epoch: float) -> Masked:
         """See `Masking`."""
@@ -170,7 +170,7 @@ class Keep:
 
     def counts(self, patches: int, epoch: float) -> Counts:
         """See `Masking`."""
-        shown, _, hidden = fixed_counts(patches, self.config.mask, self.config.mask)
+        shown, _, hidden = fixed_counts(patches, self.config.mask_ratio, self.config.mask_ratio)
         return Counts(shown, hidden, 0)
 
     def __call__(self, noise_BN: Tensor, weights_BN: Tensor | None, grid: tuple[int, int], epoch: float) -> Masked:

@@ -38,12 +38,12 @@ def mae_amt_vitb_400ep() -> Pretrain:
 
 def mae_amt_vitb_400ep_mask60() -> Pretrain:
     """AMT on MAE ViT-B/16, 60 % masked and 15 % thrown away: "6015" in the authors' job script."""
-    return replace(mae_amt_vitb_400ep(), masking=replace(PUBLISHED, mask=0.60, throw=0.15))
+    return replace(mae_amt_vitb_400ep(), masking=replace(PUBLISHED, mask_ratio=0.60, throw=0.15))
 
 
 def mae_amt_vitb_400ep_mask75() -> Pretrain:
     """AMT on MAE ViT-B/16, 75 % masked and none thrown away: attention-driven masking alone."""
-    return replace(mae_amt_vitb_400ep(), masking=replace(PUBLISHED, mask=0.75, throw=0.0))
+    return replace(mae_amt_vitb_400ep(), masking=replace(PUBLISHED, mask_ratio=0.75, throw=0.0))
 
 
 def mae_famt_vitb_400ep() -> Pretrain:
@@ -59,7 +59,7 @@ def simmim_vitb_800ep() -> Pretrain:
     return Pretrain(
         encoder=SIZES["B"],
         method=SimMIMConfig(),
-        masking=RandomMasking(mask=0.6, predict=0.6, unit=2),
+        masking=RandomMasking(mask_ratio=0.6, predict=0.6, unit=2),
         epochs=800,
         warmup_epochs=10.0,
         batch=2048,
@@ -83,7 +83,7 @@ def simmim_amt_vitb_200ep() -> Pretrain:
     return replace(
         simmim_vitb_800ep(),
         method=SimMIMConfig(positions="absolute"),
-        masking=replace(PUBLISHED, mask=0.44, throw=0.26, unit=2, random_mask=0.44, random_predict=0.44),
+        masking=replace(PUBLISHED, mask_ratio=0.44, throw=0.26, unit=2, random_mask=0.44, random_predict=0.44),
         epochs=200,
         schedule="simmim_cosine",
         drops=(),
@@ -106,6 +106,6 @@ def simmim_handwritten() -> Pretrain:
     return replace(
         amt_handwritten(),
         method=SimMIMConfig(positions="absolute", layer_scale=None, drop_path=0.0),
-        masking=RandomMasking(mask=0.6, predict=0.6, unit=2),
+        masking=RandomMasking(mask_ratio=0.6, predict=0.6, unit=2),
         grad_clip=5.0,
     )

@@ -17,7 +17,7 @@ from mimbench.engine.run.config import Compute
 from mimbench.engine.run.cost import costs
 from mimbench.pretrain.config import CrossMAEConfig, GridMasking, MonitorConfig, Pretrain, RandomMasking
 
-ALL_HIDDEN = RandomMasking(mask=0.75, predict=0.75)
+ALL_HIDDEN = RandomMasking(mask_ratio=0.75, predict=0.75)
 
 
 @costs(hours=45, gpus=4)
@@ -84,17 +84,17 @@ def crossmae_vitb_400ep_predict75() -> Pretrain:
 
 def crossmae_vitb_400ep_predict15() -> Pretrain:
     """CrossMAE ViT-B/16, 400 epochs, 15 % predicted. Fine-tuned 83.1."""
-    return replace(crossmae_vitb_400ep(), masking=RandomMasking(mask=0.75, predict=0.15))
+    return replace(crossmae_vitb_400ep(), masking=RandomMasking(mask_ratio=0.75, predict=0.15))
 
 
 def crossmae_vitb_400ep_mask65() -> Pretrain:
     """CrossMAE ViT-B/16, 400 epochs, 65 % hidden and predicted. Fine-tuned 83.5."""
-    return replace(crossmae_vitb_400ep(), masking=RandomMasking(mask=0.65, predict=0.65))
+    return replace(crossmae_vitb_400ep(), masking=RandomMasking(mask_ratio=0.65, predict=0.65))
 
 
 def crossmae_vitb_400ep_mask85() -> Pretrain:
     """CrossMAE ViT-B/16, 400 epochs, 85 % hidden and predicted. Fine-tuned 83.3."""
-    return replace(crossmae_vitb_400ep(), masking=RandomMasking(mask=0.85, predict=0.85))
+    return replace(crossmae_vitb_400ep(), masking=RandomMasking(mask_ratio=0.85, predict=0.85))
 
 
 def crossmae_vitb_400ep_grid() -> Pretrain:

@@ -20,7 +20,7 @@ def mae_vitb_800ep() -> Pretrain:
 
     mimbench run pretrain/mae_vitb_800ep data=imagenet
     """
-    return Pretrain(method=MAEConfig(), masking=RandomMasking(mask=0.75, predict=0.75), lr_factor="none")
+    return Pretrain(method=MAEConfig(), masking=RandomMasking(mask_ratio=0.75, predict=0.75), lr_factor="none")
 
 
 def mae_vits_800ep() -> Pretrain:
@@ -68,5 +68,5 @@ def mae_handwritten() -> Pretrain:
     return replace(
         crossmae_handwritten(),
         method=MAEConfig(depth=1, width=48, heads=4),
-        masking=RandomMasking(mask=0.75, predict=0.75),
+        masking=RandomMasking(mask_ratio=0.75, predict=0.75),
     )

@@ -22,7 +22,7 @@ def maskalign_vitb() -> Pretrain:
     """
     return Pretrain(
         method=MaskAlignConfig(),
-        masking=KeepMasking(mask=0.7),
+        masking=KeepMasking(mask_ratio=0.7),
         epochs=200,
         warmup_epochs=20.0,
         batch=1024,
@@ -39,7 +39,7 @@ def maskalign_vitb_dino() -> Pretrain:
 
 def maskalign_vitb_random() -> Pretrain:
     """MaskAlign ViT-B/16, patches shown at random instead of by attention: an ablation, no number known."""
-    return replace(maskalign_vitb(), masking=RandomMasking(mask=0.7, predict=0.7))
+    return replace(maskalign_vitb(), masking=RandomMasking(mask_ratio=0.7, predict=0.7))
 
 
 def maskalign_vitl() -> Pretrain:
@@ -67,5 +67,5 @@ def maskalign_handwritten() -> Pretrain:
     return replace(
         crossmae_handwritten(),
         method=MaskAlignConfig(teacher=None, layers="top2", drop_path=0.0),
-        masking=KeepMasking(mask=0.7),
+        masking=KeepMasking(mask_ratio=0.7),
     )

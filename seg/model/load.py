@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mimbench.backbones.checkpoints.finite import require_finite
 from mimbench.backbones.checkpoints.opening import open_checkpoint
 from mimbench.backbones.config import Interpolation
 from mimbench.backbones.positions import resize_positions
@@ -115,9 +116,8 @@ def segmenter_in(path: str | Path) -> dict[str, Tensor] | None:
         if COMPUTED.fullmatch(key):
             continue
         name = _from_beit(key) if of_beit else key
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{opened.file}: {key} holds NaN or infinite weights; the training diverged")
         weights[name] = value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
+    require_finite(weights, opened.file)
     return weights
 
 

@@ -53,7 +53,7 @@ def test_vitdet_has_the_strides_and_channels_it_says(file: Path) -> None:
         assert {name: tuple(one.shape) for name, one in maps.items()} == {
             name: (2, 32, -(-height // stride), -(-width // stride)) for name, stride in backbone.strides.items()
         }
-    with pytest.raises(ValueError, match="128 x 80 pixels do not fit the strides; pad both sides to multiples of 32"):
+    with pytest.raises(ValueError, match=r"128 x 80 pixels.* multiples of 32"):
         backbone(torch.rand(1, 3, 128, 80))
 
 

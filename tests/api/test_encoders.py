@@ -159,7 +159,7 @@ def test_wrong_images_are_refused_in_a_line(file: Path, images: Any, size: int |
 
 def test_wrong_arguments_are_refused(file: Path, tmp_path: Path) -> None:
     encoder = mimbench.load_encoder(file)
-    with pytest.raises(TypeError, match="must be a file's path, a PIL image, an array or a tensor, not int"):
+    with pytest.raises(TypeError, match="tensor, not int"):
         encoder.features(3)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
         encoder.features(tmp_path / "nowhere.jpg")

@@ -159,5 +159,5 @@ def test_a_classifier_with_traits_at_another_size() -> None:
 
 
 def test_relative_positions_are_not_for_another_size() -> None:
-    with pytest.raises(ValueError, match=r"image=64.*take image=32"):
+    with pytest.raises(ValueError, match=r"image=64.*use image=32"):
         build_classifier(TINY, 10, 0.0, "avg", 64, EVERY["beit"])

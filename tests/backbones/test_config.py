@@ -15,7 +15,7 @@ from mimbench.backbones.config import SIZES, ViT
         ({"heads": 5}, "multiple of heads=5"),
         ({"width": 18, "heads": 3}, "multiple of 4"),
         ({"image": 230}, "multiple of patch=16"),
-        ({"heads": 0}, "heads=0 of the encoder must be at least 1"),
+        ({"heads": 0}, "heads=0"),
         ({"patch": -1}, "patch=-1"),
     ],
 )

@@ -160,8 +160,8 @@ def test_suspicious_keys_stop_the_load_and_are_named(tmp_path: Path) -> None:
 
 def test_contradictions_stop_the_load_in_any_case(tmp_path: Path) -> None:
     for key, value, said in [
-        ("blocks.0.norm1.bias", torch.zeros(3), "blocks.0.norm1.bias has shape 3, .* 64"),
-        ("blocks.0.norm1.bias", torch.zeros(64, dtype=torch.int64), "holds torch.int64"),
+        ("blocks.0.norm1.bias", torch.zeros(3), "blocks.0.norm1.bias has shape 3,"),
+        ("blocks.0.norm1.bias", torch.zeros(64, dtype=torch.int64), "torch.int64"),
     ]:
         torch.save({**learned(), key: value}, tmp_path / "wrong.pth")
         for allow in (False, True):
@@ -204,9 +204,7 @@ def test_other_networks_are_called_what_they_are(tmp_path: Path, name: str) -> N
 
 def test_an_unknown_vit_gets_the_nearest_family_and_its_differences(tmp_path: Path) -> None:
     state = {key.replace("blocks.", "stages."): value for key, value in encoder(final_norm=False).items()}
-    with pytest.raises(
-        ValueError, match=r"no known family\. Nearest is plain, but the file has no blocks\.N\.norm1\.weight"
-    ):
+    with pytest.raises(ValueError, match=r"no known family.* plain, but the file has no blocks\.N\.norm1\.weight"):
         matched(tmp_path, state)
 
 
@@ -215,7 +213,7 @@ def test_shapes_of_no_vit_are_explained(tmp_path: Path) -> None:
     for state, said in [
         ({**learned(), "pos_embed": torch.zeros(1, 12, 64)}, "pos_embed has 12 rows"),
         (narrow, "number of heads"),
-        ({**encoder(final_norm=False), "patch_embed.proj.weight": torch.zeros(64, 1, 8, 8)}, "patches of 1 channels"),
+        ({**encoder(final_norm=False), "patch_embed.proj.weight": torch.zeros(64, 1, 8, 8)}, "1 channels"),
     ]:
         with pytest.raises(ValueError, match=said):
             matched(tmp_path, state)

@@ -22,7 +22,7 @@ OTHER: dict[str, Any] = {  # a value of each trait that is not MAE's
 }  # fmt: skip
 SAID = {
     "registers": "4 registers", "positions": "rope positions", "pre_norm": "norm before the first block",
-    "layer_scale": "LayerScale", "activation": "quick_gelu", "mlp": "SwiGLU", "hidden": "MLP 96 wide",
+    "layer_scale": "LayerScale", "activation": "quick_gelu", "mlp": "SwiGLU", "hidden": "MLP of width 96",
     "patch_bias": "no bias in the patch embedding", "qkv_bias": "no bias in query", "norm_eps": "eps 1e-05",
     "rope": "rotary positions", "key_bias": "no bias in keys", "proj_bias": "no bias in attention's projection",
     "mlp_bias": "no bias in the MLP", "attention_norm": "norm inside attention", "mlp_norm": "norm inside the MLP",

@@ -216,7 +216,7 @@ def test_refuses_an_encoder_of_another_shape() -> None:
 def test_refuses_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"global_blocks=\(2, 4\): the encoder's blocks are 0\.\.3"):
         ViTDet(TINY, image=64, global_blocks=(2, 4))
-    with pytest.raises(ValueError, match="image=100 must be a multiple of the encoder's patch=16"):
+    with pytest.raises(ValueError, match=r"image=100 .*patch=16"):
         ViTDet(TINY, image=100, global_blocks=())
     with pytest.raises(ValueError, match="halve from one to the next"):
         SimpleFeaturePyramid(ViTDet(TINY, image=64, global_blocks=()), 16, (4.0, 1.0))

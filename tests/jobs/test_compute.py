@@ -14,12 +14,15 @@ import torch
 from torch import nn
 
 from mimbench.backbones.config import SIZES
-from mimbench.det.memory import Saved
+from mimbench.det.counting import detectors
 from mimbench.engine.run.cost import Cost, costs, stated
+from mimbench.engine.training.counting import Counted, Saved, kept_for_backward
+from mimbench.engine.training.counting import operations as forward_operations
 from mimbench.jobs.runs import cost, records
 from mimbench.jobs.runs.recipes import Recipe, find, recipes
-from mimbench.jobs.tables import compute, counting
+from mimbench.jobs.tables import compute
 from mimbench.jobs.tables.paper import references
+from mimbench.pretrain import counting
 from mimbench.pretrain.config import MAEConfig
 from mimbench.pretrain.cost import operations
 from mimbench.pretrain.masking.strategies import Masked
@@ -36,18 +39,18 @@ ELSEWHERE = {  # worked out by hand from the methods' descriptions, in GFLOP: en
 
 
 @pytest.fixture(scope="module")
-def counted() -> list[counting.Counted]:
+def counted() -> list[Counted]:
     return list(counting.pretraining("SB"))
 
 
-def test_parameters_are_the_originals(counted: list[counting.Counted]) -> None:
+def test_parameters_are_the_originals(counted: list[Counted]) -> None:
     papers = [one for one in counted if "MAE" in one.name and "AMT" not in one.name]
     assert len(papers) == 6
     for one in papers:
         assert one.parameters == PARAMETERS[one.size, str(one.told_by[0])]
 
 
-def test_other_methods_compute_what_was_worked_out_by_hand(counted: list[counting.Counted]) -> None:
+def test_other_methods_compute_what_was_worked_out_by_hand(counted: list[Counted]) -> None:
     found = {one.name: (one.encoder / 1e9, one.decoder / 1e9, one.total / 1e9) for one in counted if one.size == "B"}
     for name, by_hand in ELSEWHERE.items():
         assert found[name] == pytest.approx(by_hand, rel=0.03)
@@ -62,7 +65,7 @@ def test_other_methods_compute_what_was_worked_out_by_hand(counted: list[countin
     }
 
 
-def test_decoders_compute_what_was_worked_out_by_hand(counted: list[counting.Counted]) -> None:
+def test_decoders_compute_what_was_worked_out_by_hand(counted: list[Counted]) -> None:
     """Decoder blocks in GFLOP, by hand from their sizes; CrossMAE's own figure shows the like (1.0 and 4.1 of 25 %)."""
     by_hand = {("S", "MAE"): 2.81, ("S", "CrossMAE .25"): 1.04, ("S", "CrossMAE .75"): 2.64,
                ("B", "MAE"): 10.59, ("B", "CrossMAE .25"): 4.09, ("B", "CrossMAE .75"): 10.37}  # fmt: skip
@@ -70,7 +73,7 @@ def test_decoders_compute_what_was_worked_out_by_hand(counted: list[counting.Cou
         assert one.decoder / 1e9 == pytest.approx(by_hand[one.size, one.name], abs=0.02)
 
 
-def test_what_is_kept_is_in_the_papers_proportion(counted: list[counting.Counted]) -> None:
+def test_what_is_kept_is_in_the_papers_proportion(counted: list[Counted]) -> None:
     """Table 4's memory, weights and optimiser (16 bytes a parameter) off, is to ours as one number, within a tenth."""
     kept = {one.name: one.kept for one in counted if one.size == "B"}
     parameters = {one.name: one.parameters for one in counted if one.size == "B"}
@@ -79,7 +82,7 @@ def test_what_is_kept_is_in_the_papers_proportion(counted: list[counting.Counted
     assert max(ratios) / min(ratios) < 1.15
 
 
-def test_what_is_kept_is_what_a_cpu_keeps(counted: list[counting.Counted]) -> None:
+def test_what_is_kept_is_what_a_cpu_keeps(counted: list[Counted]) -> None:
     """CrossMAE ViT-S with 25 % predicted, built in earnest."""
     config = find("pretrain/crossmae_vits_800ep").build()
     order = torch.arange(196)[None]
@@ -96,7 +99,7 @@ def test_what_is_kept_is_what_a_cpu_keeps(counted: list[counting.Counted]) -> No
 def test_saved_tensors_of_a_layer_one_can_count() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
-        found = counting.kept_for_backward(model, torch.zeros(7, 10))
+        found = kept_for_backward(model, torch.zeros(7, 10))
     assert found == 4 * 7 * (10 + 20)  # each layer's input, the second's being the ReLU's output
 
 
@@ -105,13 +108,13 @@ def test_attention_is_counted(image: int, multiply_adds: float) -> None:
     """Of a plain ViT-B/16: the figures at which fvcore alone says 16.87 and 350.8."""
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", img_size=image, num_classes=0).eval()
-        found = counting.operations(model, torch.zeros(1, 3, image, image))
+        found = forward_operations(model, torch.zeros(1, 3, image, image))
     assert found / 2e9 == pytest.approx(multiply_adds, rel=2e-3)
 
 
 @pytest.mark.slow
 def test_detectors_have_detectron2s_parameters() -> None:
-    counts = [one.parameters for one in counting.detectors()]
+    counts = [one.parameters for one in detectors()]
     assert counts == [110_895_792, 330_684_656, 661_203_760]
 
 
@@ -120,7 +123,7 @@ def test_the_table_without_and_with_runs(tmp_path: Path) -> None:
     runs.pretrain()
     runs.pretraining("pretrain/crossmae_vits_800ep")
     runs.pretraining("pretrain/mae_amt_vitb_400ep", "encoder.width=384", "encoder.heads=6", "batch=512")
-    grid = compute.table(records.read(tmp_path), sizes="S", detectors=False)
+    grid = compute.table(records.read(tmp_path), sizes="S", only=("pretrain",))
     assert [row[0] for row in grid.rows] == [
         "ViT-S, MAE", "ViT-S, CrossMAE .75", "ViT-S, CrossMAE .25",
         "ViT 96x4/8, crossmae .25", "ViT-S/16, mae with attention-driven masking",
@@ -162,14 +165,14 @@ def test_the_predicted_cost_is_near_the_printed_one(recipe: str, table: str, row
     assert predicted.hours == pytest.approx(float(minutes) / 60 * gpus * config.epochs, rel=0.15)
 
 
-def test_the_arithmetic_is_that_of_the_live_models(counted: list[counting.Counted]) -> None:
+def test_the_arithmetic_is_that_of_the_live_models(counted: list[Counted]) -> None:
     totals = {(one.size, one.name): one.total for one in counted}
     for size, name, recipe in counting.wanted("SB"):
         if name not in (
             "MaskAlign",
             "AMT on SimMIM",
         ):  # a teacher is not trained; the arithmetic knows no throwing here
-            assert operations(find(recipe).build()) == pytest.approx(totals[size, name], rel=0.03)
+            assert operations(counting.config_of(recipe)) == pytest.approx(totals[size, name], rel=0.03)
 
 
 def test_where_a_cost_comes_from() -> None:

@@ -85,7 +85,7 @@ def test_the_epoch_that_is_taken(runs: Published) -> None:
     result = json.loads(run.result.read_text())
     run.result.write_text(json.dumps({**result, "metrics": {"finetune_top1": 83.42}}))
     [found] = _compared(runs, _reference(*TABLE1))
-    assert found.verdict.text == "differs in epoch taken (last, paper best on validation images)"
+    assert found.verdict.text == "differs in epoch evaluated (last, paper best on validation images)"
     assert found.difference is None
 
 
@@ -141,7 +141,7 @@ def test_a_finetuning_that_departs_is_no_plain_difference(
     [
         (["epochs=400", "warmup_epochs=20"], "pretraining epochs (400, paper 800)"),
         (["batch=1024"], "pretraining batch (1,024, paper 4,096)"),
-        (["masking.mask=0.5"], "share hidden (0.5, paper 0.75)"),
+        (["masking.mask_ratio=0.5"], "fraction hidden (0.5, paper 0.75)"),
         (["method.depth=8"], "decoder blocks (8, paper 12)"),
         (["method.mixing=softmax"], "pretraining method mixing (softmax, paper linear)"),
         (["method.norm_pix=false"], "pretraining method norm pix (off, paper on)"),

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from mimbench.cls.config import PREDICTIONS
+from mimbench.engine.run.result import PREDICTIONS
 from mimbench.jobs.cli.main import app
 from mimbench.jobs.runs.predictions import CHANGES, Saved, compare, read
 from mimbench.jobs.runs.store import runs_root

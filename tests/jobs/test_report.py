@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mimbench.backbones.config import SIZES
 from mimbench.cls.recipes.published import finetune_handwritten
+from mimbench.jobs.runs.encoders import Encoder
 from mimbench.jobs.studies.study_registry import add_members
-from mimbench.jobs.tables import curves, report
+from mimbench.jobs.tables import curves, drawing, report, table
 from mimbench.jobs.tables.curves import Point
+from mimbench.jobs.tables.drawing import Scale, Style
 from mimbench.pretrain.recipes.crossmae import crossmae_handwritten
 from tests.jobs.browser import Browser
 from tests.jobs.encoder_file import encoder_bytes
@@ -70,7 +73,7 @@ def test_nothing_in_it_is_fetched_or_run(written: Path) -> None:
 def test_it_says_what_is_compared_and_what_came_out(written: Path) -> None:
     text = written.read_text()
     assert "Here crossmae_handwritten is measured against that baseline on handwritten." in text
-    assert "in points: linear +34.9, box AP +11.5 and mask AP +11.5." in text
+    assert "in points: linear +34.9, box AP +11.5 and mask AP +11.5. The noise is unknown:" in text
     assert "1 run did not finish." in text
     assert "3 min 01 s" in text
     assert "1,234" in text  # images per second
@@ -104,7 +107,59 @@ def test_seeds_are_weighed(tmp_path: Path) -> None:
         runs.evaluate(DETECTION, {"box_ap": ap + 1}, made, seed=seed)
         runs.evaluate(DETECTION, {"box_ap": ap}, seed=seed)
     text = report.write_report(runs.root, tmp_path / "report.html").read_text()
-    assert "linear +30.0 ± 1.0 and box AP +1.0 ± 2.0. Within the spread over seeds: box AP." in text
+    assert "linear +30.0 ± 1.0 and box AP +1.0 ± 2.0. Within the noise over seeds (95 % interval): box AP." in text
+    assert re.findall(r'<td class="number( up| down|)">([+−][^<]*)', text) == [
+        (" up", "+30.0 ± 1.0"),
+        ("", "+1.0 ± 2.0"),
+    ]
+
+
+def test_data_sets_and_encoders_are_not_mixed(browser: Browser, tmp_path: Path) -> None:
+    """Nine encoders and two architectures from scratch on two data sets; one encoder has a baseline on one of them."""
+    runs = Runs(tmp_path / "runs")
+    made = runs.pretrain()
+    runs.evaluate(LINEAR, {"linear_top1": 40.0})
+    runs.evaluate(LINEAR, {"linear_top1": 20.0}, encoder=replace(crossmae_handwritten().encoder, width=48))
+    runs.evaluate(LINEAR, {"linear_top1": 70.0}, made)
+    for number in range(8):
+        file = tmp_path / f"{number}.pth"
+        file.write_bytes(encoder_bytes(str(number)))
+        runs.evaluate(LINEAR, {"linear_top1": 10.0 + number}, file, SIZES["B"], data="imagenet")
+    text = report.write_report(runs.root, tmp_path / "report.html").read_text()
+    assert (
+        "Here crossmae_handwritten is measured against that baseline on handwritten; "
+        "8 encoders are measured on imagenet (the baseline has not been run)."
+    ) in text
+    page = browser.open(tmp_path / "report.html")
+    shown = "[...document.querySelectorAll('.results')].map(t => t.querySelectorAll('tbody tr').length)"
+    assert page.value(shown) == [4, 8]
+    dots = page.value(
+        "[...document.querySelectorAll('#results figure')].map(f => [...f.querySelectorAll('.legend .dot')]"
+        ".map(d => getComputedStyle(d).color + d.firstElementChild.outerHTML.slice(0, 5)))"
+    )
+    assert [len(figure) for figure in dots] == [3, 8]
+    assert len({mark for figure in dots for mark in figure}) == 11
+    assert len({mark.partition(")")[0] for figure in dots for mark in figure}) == 11
+
+
+def test_part_of_the_encoders_has_a_baseline() -> None:
+    scratch, one, two = Encoder("A", "from scratch", ""), Encoder("A", "one", "1"), Encoder("B", "two", "2")
+    rows = [
+        table.Row("scratch", scratch, data="x"),
+        table.Row("pretrained", one, data="x"),
+        table.Row("gain", one, data="x"),
+        table.Row("pretrained", two, data="x"),
+    ]
+    assert report.lead(rows).endswith("Here one and two are measured on x, 1 of them against that baseline.")
+
+
+def test_small_differences_in_percent_look_small() -> None:
+    assert Scale.over([83.1, 83.3], 0, 1, rounded=True, percent=True).ticks()[0].text == "78"
+    wide = Scale.over([83.1, 83.3], 0, 1, rounded=True, percent=True)
+    assert wide.high - wide.low >= 10
+    top = Scale.over([99.8, 100.0], 0, 1, rounded=True, percent=True)
+    assert (top.low, top.high) == (90, 100)
+    assert Scale.over([0.0, 0.1], 0, 1, rounded=True, percent=True).low == 0
 
 
 def test_failures_with_their_reason_and_the_end_of_their_log(written: Path) -> None:
@@ -234,7 +289,7 @@ def test_it_fits_a_telephone_and_a_keyboard_reaches_all_of_it(browser: Browser, 
     ("low", "high", "step"), [(0, 1, 0.2), (0, 100, 20), (0.31, 0.33, 0.005), (-3, 4, 2), (0, 184_375, 50_000)]
 )
 def test_ticks_are_round(low: float, high: float, step: float) -> None:
-    assert curves.tick_step(low, high) == pytest.approx(step)
+    assert drawing.tick_step(low, high) == pytest.approx(step)
 
 
 def test_a_moving_average_keeps_ends_and_straight_lines() -> None:
@@ -248,14 +303,17 @@ def test_a_moving_average_keeps_ends_and_straight_lines() -> None:
 def test_a_chart_stays_inside_its_frame() -> None:
     noisy = tuple(Point(float(n), 5.0 + (n % 2)) for n in range(1, 5001))
     chart = curves.draw(
-        "t", "step", "loss", [curves.Series("a", 1, (noisy, noisy[:7])), curves.Series("b", 0, (noisy[:1],))]
+        "t",
+        "step",
+        "loss",
+        [curves.Series("a", Style(1), (noisy, noisy[:7])), curves.Series("b", Style(0, True), (noisy[:1],))],
     )
     assert [line.faint for line in chart.lines] == [True, False, False, False]
     numbers = [float(n) for line in chart.lines if not line.faint for n in re.findall(r"[\d.]+", line.d)]
     assert len(numbers) < 2 * (2 * curves.MOST)
-    assert max(numbers[::2]) <= curves.RIGHT
-    assert min(numbers[1::2]) >= curves.TOP
-    assert max(numbers[1::2]) <= curves.BOTTOM
+    assert max(numbers[::2]) <= drawing.RIGHT
+    assert min(numbers[1::2]) >= drawing.TOP
+    assert max(numbers[1::2]) <= drawing.BOTTOM
     assert [tick.text for tick in chart.x_ticks] == ["0", "1000", "2000", "3000", "4000", "5000"]
 
 

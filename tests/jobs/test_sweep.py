@@ -38,7 +38,7 @@ def test_what_values_mean(text: str, found: Axis) -> None:
     [
         ("lr", "'lr' is not of the form key=values"),
         ("lr=", "is not of the form key=values"),
-        ("lr=2..1", "a range must rise from a lower to a higher number"),
+        ("lr=2..1", "a range must rise"),
         ("lr=0..1:log3", "both positive with log"),
         ("lr=a..b", "'a' is not a number"),
         ("lr=1..2:1", "at least 2 values"),
@@ -56,7 +56,7 @@ def test_a_grid_is_every_combination() -> None:
     made = sweep_of("cls/knn_handwritten", [axis("temperature=0.05,0.1"), axis("seed=0..2"), axis("k=20")], runs, None)
     assert (made.name, made.fixed) == ("sweep-knn_handwritten-temperature-seed", ["k=20"])
     assert made.study().runs[1].name == "temperature=0.05 seed=1"
-    with pytest.raises(ValueError, match=r"a grid needs the number of values, as in lr=0.1..1:5"):
+    with pytest.raises(ValueError, match=r"as in lr=0.1..1:5"):
         grid([axis("lr=0.1..1")])
     with pytest.raises(ValueError, match=r"lr=0.1..1:log5; or draw with --random N"):
         grid([axis("lr=0.1..1:log")])

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mimbench.backbones.config import SIZES
 from mimbench.backbones.content import content_hash
-from mimbench.jobs.tables import table
+from mimbench.jobs.tables import sections, table
 from mimbench.pretrain.config import AttentionMasking
 from mimbench.pretrain.recipes.crossmae import crossmae_handwritten
 from tests.jobs.encoder_file import encoder_bytes
@@ -30,7 +30,7 @@ def runs(tmp_path: Path) -> Runs:
 
 def _text(rows: list[table.Row], width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table.render(rows))
+    console.print(sections.render(rows))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -43,7 +43,7 @@ def _line(text: str, start: str) -> list[str]:
 def test_nothing_yet(tmp_path: Path) -> None:
     assert table.rows(tmp_path / "none") == []
     assert table.to_json([]) == []
-    assert "recipe" in _text([])
+    assert _text([]).strip() == ""
 
 
 def test_pretrained_stands_beside_scratch_with_its_gain(runs: Runs) -> None:
@@ -62,7 +62,7 @@ def test_pretrained_stands_beside_scratch_with_its_gain(runs: Runs) -> None:
     text = _text(rows)
     assert _line(text, "from scratch") == ["ViT", "96x4/8", "–", "40.7", "–", "23.5", "18.0"]
     assert _line(text, "crossmae_handwritten") == ["ViT", "96x4/8", "–", "75.6", "–", "21.0", "18.0"]
-    assert _line(text, "gain over scratch") == ["–", "+34.9", "–", "−2.5", "+0.0"]
+    assert _line(text, "gain over scratch") == ["–", "+34.9", "–", "−2.5", "0.0"]
     assert "Data: handwritten. Top-1" in text
     assert max(len(line) for line in _text(rows, width=80).splitlines()) <= 80
 
@@ -110,6 +110,71 @@ def test_protocols_are_never_mixed(runs: Runs) -> None:
     assert (other.text("linear_top1"), other.text("box_ap")) == ("99.0", "–")
     assert other.note == "linear: epochs=50"
     assert scratch.text("box_ap") == "–"
+    second = sections.sections([scratch, pretrained, gain, other])[1]
+    assert (second.title, list(second.columns)) == ("handwritten, linear: epochs=50", ["linear_top1"])
+
+
+def test_data_sets_have_their_own_tables(runs: Runs) -> None:
+    made = runs.pretrain()
+    runs.evaluate(LINEAR, {"linear_top1": 40.0})
+    for data, top1 in (("handwritten", 70.0), ("imagenet", 60.0), ("a/birds", 50.0), ("b/birds", 20.0)):
+        runs.evaluate(LINEAR, {"linear_top1": top1}, made, data=data)
+    runs.evaluate(KNN, {"knn_top1": 30.0}, data="imagenet")
+    rows = table.rows(runs.root)
+    assert [(row.data, row.kind, row.text("linear_top1")) for row in rows] == [
+        ("handwritten", "scratch", "40.0"),
+        ("handwritten", "pretrained", "70.0"),
+        ("handwritten", "gain", "+30.0"),
+        ("imagenet", "scratch", "–"),
+        ("imagenet", "pretrained", "60.0"),  # the linear probe from scratch was not run there: no gain
+        ("a/birds", "pretrained", "50.0"),
+        ("b/birds", "pretrained", "20.0"),
+    ]
+    parts = sections.sections(rows)
+    assert [part.title for part in parts] == ["handwritten", "imagenet", "a/birds", "b/birds"]
+    assert [list(part.columns) for part in parts] == [
+        ["linear_top1"],
+        ["knn_top1", "linear_top1"],
+        *[["linear_top1"]] * 2,
+    ]
+    assert [part.caption.partition(".")[0] for part in parts] == [f"Data: {part.title}" for part in parts]
+    text = _text(rows)
+    places = [text.index(part.caption[:20]) for part in parts]
+    assert places == sorted(places)
+    assert [row["data"] for row in table.to_json(rows)] == [row.data for row in rows]
+
+
+def test_two_files_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        file = tmp_path / folder / "vit.pth"
+        file.parent.mkdir()
+        file.write_bytes(encoder_bytes(folder))
+        runs.evaluate(KNN, {"knn_top1": 51.0}, file, SIZES["B"])
+    names = [row.recipe for row in table.rows(runs.root)]
+    hashes = [content_hash(tmp_path / folder / "vit.pth") for folder in ("one", "two")]
+    assert names == [f"vit.pth [{content[:6]}]" for content in hashes]
+
+
+def test_a_gain_is_better_or_worse_only_outside_the_noise(runs: Runs) -> None:
+    """Welch's 95 % intervals of n = 2 and 2 with equal deviations: t = 4.303 with two degrees of freedom."""
+    for seed, (linear, knn, ap) in enumerate([(70.0, 41.0, 5.0), (71.0, 42.0, 6.0)]):
+        made = runs.pretrain(seed=seed)
+        runs.evaluate(LINEAR, {"linear_top1": linear}, made, seed=seed)
+        runs.evaluate(LINEAR, {"linear_top1": 40.0 + seed}, seed=seed)
+        runs.evaluate(KNN, {"knn_top1": knn}, made, seed=seed)
+        runs.evaluate(KNN, {"knn_top1": 40.0 + seed}, seed=seed)
+        runs.evaluate(DETECTION, {"box_ap": ap, "mask_ap": ap}, made, seed=seed)
+    runs.evaluate(DETECTION, {"box_ap": 1.0, "mask_ap": 9.0})
+    [gain] = [row for row in table.rows(runs.root) if row.kind == "gain"]
+    assert {key: one.better for key, one in gain.gains.items()} == {
+        "linear_top1": True,
+        "knn_top1": None,  # +1.0 within the noise
+        "box_ap": None,  # one seed from scratch: noise unknown
+        "mask_ap": None,
+    }
+    interval = gain.gains["knn_top1"].interval
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((1 - 4.3027 * 0.5**0.5, 1 + 4.3027 * 0.5**0.5), abs=1e-3)
 
 
 def test_what_only_changes_speed_or_comes_from_another_path_is_the_same_protocol(runs: Runs, tmp_path: Path) -> None:
@@ -126,8 +191,9 @@ def test_a_changed_pretraining_says_what_was_changed(runs: Runs) -> None:
     runs.pretrain()
     runs.evaluate(KNN, {"knn_top1": 55.0}, runs.pretrain(epochs=3))
     first, second = table.rows(runs.root)
-    assert (first.recipe, first.cells) == ("crossmae_handwritten", {})  # made, and not evaluated yet
-    assert second.recipe == "crossmae_handwritten (epochs=3)"
+    assert first.recipe == "crossmae_handwritten (epochs=3)"
+    assert (second.recipe, second.cells, second.data) == ("crossmae_handwritten", {}, "")
+    assert [section.title for section in sections.sections([first, second])] == ["handwritten", "Not evaluated yet"]
 
 
 def test_a_checkpoint_made_elsewhere_is_called_by_its_file(runs: Runs, tmp_path: Path) -> None:

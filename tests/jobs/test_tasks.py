@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
@@ -86,7 +87,20 @@ PIXEL = (
     "task.py": '''
 """The toy task."""
 from mimbench.engine.run.cost import Cost
-from mimbench.engine.run.task import CardEntry, Metric, Picture, Protocol, Quantity, Task
+from mimbench.engine.run.task import (
+    CardEntry, Metric, Operations, Picture, Predicted, Protocol, Quantity, Task,
+)
+
+def _predict(source):
+    from toy_task.run import PIXEL
+    def predict(files, device, score):
+        for number, file in enumerate(files):
+            found = [{"image_id": number, "source": source.name}]
+            yield Predicted(file, found, "a height", 1, lambda out: out.write_bytes(bytes.fromhex(PIXEL)))
+    return predict
+
+def _flops():
+    return Operations("steps down", ("toy", "all"), (("descent", "2.00"),), 1, [{"toy": "descent", "all": 2}])
 
 def _configs():
     from toy_task.config import Descent
@@ -114,6 +128,7 @@ TASK = Task(
     card=(CardEntry("toy_score", "other", "Toy descent"),),
     settings=("rate", "steps"),
     cost=lambda config: Cost(config.steps * 3.0, "the toy's rule"),
+    predict=_predict, flops=_flops,
 )
 ''',
 }
@@ -181,6 +196,21 @@ def test_in_a_process_of_its_own(shell: Shell) -> None:
     done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["metrics"] == {"toy_score": 100.0, "toy_height": 0.0}
+
+
+def test_commands_on_single_runs_and_files(shell: Shell, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    run = next((shell.directory / "runs" / "toy").iterdir())
+    for source in (run, shell.directory / "encoder.safetensors"):  # detection comes first, and does not read this file
+        out = tmp_path / f"of {source.name}"
+        told = shell.json("predict", source, tmp_path / "a.png", "--output", out)
+        assert told["results"] == [{"image_id": 0, "source": source.name}]
+        assert (out / "a.png").is_file()
+    assert "steps down" in shell("flops", "toy")
+    assert shell.json("flops", "toy") == [{"toy": "descent", "all": 2}]
+    refused = shell.process("lazyconfig", "toy/tiny", "--output", tmp_path / "toy.py")
+    assert refused.exit_code == 1
+    assert "toy/tiny does not train a detector; choose a recipe that begins with det/" in refused.stderr
 
 
 def test_recipes_and_completion(shell: Shell) -> None:

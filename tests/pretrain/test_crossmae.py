@@ -39,7 +39,7 @@ SEEDED_LOSS = 1.5249253511428833  # two images of seed 1, noise of seed 2, predi
 
 
 def masks(noise_BN: Tensor, mask: float = 0.75, predict: float = 0.25) -> Masked:
-    return Random(RandomMasking(mask=mask, predict=predict))(noise_BN, None, (4, 4), 0.0)
+    return Random(RandomMasking(mask_ratio=mask, predict=predict))(noise_BN, None, (4, 4), 0.0)
 
 
 def test_predictions_are_the_authors() -> None:

@@ -115,7 +115,7 @@ def test_neighbours_agree_with_scikit_learn() -> None:
 def test_features_are_those_of_the_encoder_that_is_written(
     tmp_path: Path, config: Pretrain, method: MethodConfig
 ) -> None:
-    masking = RandomMasking(mask=0.75, predict=0.75)
+    masking = RandomMasking(mask_ratio=0.75, predict=0.75)
     config = replace(config, method=method, masking=masking, lr_factor="none", epochs=1, warmup_epochs=0.5)
     where = directory(tmp_path / "run", config)
     torch.manual_seed(0)
@@ -185,9 +185,7 @@ def test_a_run_is_looked_at_every_so_often_and_nothing_of_it_changes(tmp_path: P
 def test_images_that_cannot_be_decoded_are_in_the_result(tmp_path: Path, config: Pretrain) -> None:
     broken = Path(config.data) / "train" / "dark" / "3.png"
     broken.write_bytes(broken.read_bytes()[:70])
-    with pytest.raises(
-        ValueError, match=r"1 of 12 images cannot be decoded, more than skip=0.01 allows; the last: .*3\.png"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 12 images .*skip=0.01 .*3\.png"):
         run(config, directory(tmp_path / "strict", config))
     lenient = replace(config, skip=0.1)
     outcome = run(lenient, directory(tmp_path / "run", lenient))
@@ -306,7 +304,7 @@ def test_reads_are_noticed() -> None:
     [
         {},
         {"method": MAEConfig(depth=1, width=16, heads=2), "masking": GridMasking(), "grad_clip": 1.0},
-        {"method": SimMIMConfig(), "masking": RandomMasking(mask=0.75, predict=0.75)},
+        {"method": SimMIMConfig(), "masking": RandomMasking(mask_ratio=0.75, predict=0.75)},
         {"method": MaskAlignConfig(teacher=None, layers="top2"), "masking": KeepMasking(), "lr_factor": "none"},
         {"method": MAEConfig(depth=1, width=16, heads=2), "masking": AttentionMasking(start_epoch=0, interval=1)},
     ],

@@ -93,5 +93,5 @@ def test_keeping_them_changes_nothing_and_a_restart_makes_the_same(tmp_path: Pat
 
 
 def test_a_number_of_epochs_is_wanted() -> None:
-    with pytest.raises(ValueError, match="keep_encoder_every=0 epochs must be at least 1, or none"):
+    with pytest.raises(ValueError, match="keep_encoder_every=0"):
         replace(CONFIG, keep_encoder_every=0)

@@ -91,7 +91,7 @@ def looked(model: MaskAlign, batch: int) -> Context:
 def masked_by(context: Context, noise_BN: Tensor, kind: str = "keep") -> Masked:
     if kind == "keep":
         return Keep(KeepMasking())(noise_BN, context.importance, (4, 4), 0.0)
-    return Random(RandomMasking(mask=0.7, predict=0.7))(noise_BN, None, (4, 4), 0.0)
+    return Random(RandomMasking(mask_ratio=0.7, predict=0.7))(noise_BN, None, (4, 4), 0.0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -303,7 +303,7 @@ def test_no_patch_hidden_is_feature_distillation() -> None:
     model = MaskAlign(SMALL, MaskAlignConfig(layers="out", fusion="simple", loss="l2", drop_path=0.0), small_teacher())
     images = torch.randn(2, 3, 32, 32)
     context = model.compute_context(images)
-    masked = Keep(KeepMasking(mask=0.0))(torch.rand(2, 16), context.importance, (4, 4), 0.0)
+    masked = Keep(KeepMasking(mask_ratio=0.0))(torch.rand(2, 16), context.importance, (4, 4), 0.0)
     assert masked.shown.shape == (2, 16)
     ours = model.distill_heads["3"](model.forward_tokens(images)[-1])
     theirs = model.teacher.network.network.forward_tokens(images)[-1]  # type: ignore[operator]

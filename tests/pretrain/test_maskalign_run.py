@@ -80,7 +80,7 @@ def test_a_run_leaves_an_encoder_and_no_teacher(tmp_path: Path, config: Pretrain
 
 def test_any_masking_will_do(config: Pretrain) -> None:
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    for masking, shown in ((RandomMasking(mask=0.7, predict=0.7), 4), (KeepMasking(mask=0.0), 16)):
+    for masking, shown in ((RandomMasking(mask_ratio=0.7, predict=0.7), 4), (KeepMasking(mask_ratio=0.0), 16)):
         step = build_step(replace(config, masking=masking))
         inputs = step.normalised(images)
         masked, context = step.choose(inputs, torch.rand(2, 16), None, 0.0)
@@ -97,8 +97,8 @@ def test_settings_that_do_not_go_together_are_said(config: Pretrain) -> None:
         build_step(replace(config, encoder=replace(config.encoder, image=32)))
     with pytest.raises(ValueError, match="layers=top5 exceeds the teacher's 3 layers"):
         build_step(replace(config, method=MaskAlignConfig(teacher=None)))
-    with pytest.raises(ValueError, match=r"mask=1.0 must lie in \[0, 1\)"):
-        KeepMasking(mask=1.0)
+    with pytest.raises(ValueError, match=r"mask_ratio=1.0 must lie in \[0, 1\)"):
+        KeepMasking(mask_ratio=1.0)
 
 
 def test_published_settings() -> None:
@@ -110,6 +110,6 @@ def test_published_settings() -> None:
     assert isinstance(larger, MaskAlignConfig)
     assert (large.fusion, large.drop_path, larger.teacher_image) == ("sum", 0.2, 196)
     chosen = with_overrides(
-        maskalign_handwritten(), ["checkpoint=runs/x", "method.order=adapt_mix", "masking.mask=0.5"]
+        maskalign_handwritten(), ["checkpoint=runs/x", "method.order=adapt_mix", "masking.mask_ratio=0.5"]
     )
-    assert (chosen.checkpoint, chosen.method.order, chosen.masking.mask) == ("runs/x", "adapt_mix", 0.5)  # type: ignore[union-attr]
+    assert (chosen.checkpoint, chosen.method.order, chosen.masking.mask_ratio) == ("runs/x", "adapt_mix", 0.5)  # type: ignore[union-attr]

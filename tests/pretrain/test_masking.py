@@ -16,7 +16,7 @@ from tests.pretrain.originals import golden_noise
 
 
 def random(mask: float, predict: float, noise_BN: Tensor) -> Masked:
-    return Random(RandomMasking(mask=mask, predict=predict))(noise_BN, None, (1, noise_BN.shape[1]), 0.0)
+    return Random(RandomMasking(mask_ratio=mask, predict=predict))(noise_BN, None, (1, noise_BN.shape[1]), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -44,20 +44,20 @@ def test_counts_are_those_of_the_original(
 def test_units_are_counted_as_simmim_counts_them(side: int, unit: int, mask: float, expected: int) -> None:
     """Of `side` by `side` units so many are masked by the authors' `MaskGenerator`."""
     shape = ViT(width=16, depth=1, heads=2, patch=8, image=8 * side * unit)
-    masking = build_masking(RandomMasking(mask=mask, predict=mask, unit=unit), shape, 10)
+    masking = build_masking(RandomMasking(mask_ratio=mask, predict=mask, unit=unit), shape, 10)
     assert masking.counts(shape.grid**2, 0.0) == (unit**2 * (side**2 - expected), 0, unit**2 * expected)
 
 
 def test_maskalign_shows_58_of_196() -> None:
-    assert Keep(KeepMasking(mask=0.7)).counts(196, 0.0) == (58, 138, 0)
+    assert Keep(KeepMasking(mask_ratio=0.7)).counts(196, 0.0) == (58, 138, 0)
 
 
 def test_what_leaves_nothing_is_refused_before_training() -> None:
     tiny = ViT(width=48, depth=1, heads=4, patch=8, image=16)
     with pytest.raises(ValueError, match="leaves none of 4 patches"):
-        build_masking(RandomMasking(mask=0.9, predict=0.9), tiny, 10)
+        build_masking(RandomMasking(mask_ratio=0.9, predict=0.9), tiny, 10)
     with pytest.raises(ValueError, match="leaves none of 4 units"):
-        build_masking(RandomMasking(mask=0.8, predict=0.8, unit=2), ViT(width=48, heads=4, patch=8, image=32), 10)
+        build_masking(RandomMasking(mask_ratio=0.8, predict=0.8, unit=2), ViT(width=48, heads=4, patch=8, image=32), 10)
     with pytest.raises(ValueError, match="196 patches cannot be divided into squares of cell=3 by 3"):
         build_masking(GridMasking(cell=3), SIZES["B"], 10)
 

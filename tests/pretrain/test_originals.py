@@ -42,7 +42,7 @@ CASES: dict[str, tuple[CrossMAEConfig | MAEConfig, ViT, float, float]] = {  # wi
 
 
 def masking(mask: float, predict: float) -> Random:
-    return Random(RandomMasking(mask=mask, predict=predict))
+    return Random(RandomMasking(mask_ratio=mask, predict=predict))
 
 
 @pytest.mark.parametrize("name", CASES)

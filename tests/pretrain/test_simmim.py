@@ -88,7 +88,7 @@ def test_throwing_with_relative_positions_is_attention_among_the_kept() -> None:
 def test_fifty_steps_of_training_and_their_rates_are_the_authors() -> None:
     config = Pretrain(
         encoder=SHAPE, method=SimMIMConfig(drop_path=0.0), epochs=10,
-        masking=RandomMasking(mask=0.6, predict=0.6, unit=2),
+        masking=RandomMasking(mask_ratio=0.6, predict=0.6, unit=2),
         warmup_epochs=2, batch=256, base_lr=4e-3, start_lr=1e-5, min_lr=2e-5, weight_decay=0.05, betas=(0.9, 0.999),
         lr_factor="none", schedule="simmim_steps", drops=(8,), compute=Compute(device="cpu"),
     )  # fmt: skip
@@ -182,7 +182,7 @@ def test_a_painted_patch_is_in_rows_columns_and_colours() -> None:
 
 
 def test_simmims_own_counts() -> None:
-    masking = build_masking(RandomMasking(mask=0.6, predict=0.6, unit=2), ViT(), 800)
+    masking = build_masking(RandomMasking(mask_ratio=0.6, predict=0.6, unit=2), ViT(), 800)
     assert masking.counts(196, 0) == (76, 0, 120)  # 30 of 49 units of 32 pixels masked
 
 

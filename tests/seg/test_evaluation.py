@@ -103,7 +103,7 @@ def test_an_image_smaller_than_the_window_is_padded_for_relative_positions() -> 
         made = logits_of(model, small, Inference(stride=42), 64)
         padded = torch.cat([small, torch.zeros(1, 3, 24, 100, dtype=torch.float64)], dim=2)
         torch.testing.assert_close(made, slide(model, padded, (64, 64), 42)[:, :, :40])
-        with pytest.raises(ValueError, match=r"inference\.mode=whole.*64 x 64 pixels alone"):
+        with pytest.raises(ValueError, match=r"inference\.mode=whole.*64 x 64 pixels"):
             logits_of(model, small, Inference(mode="whole"), 64)
 
 

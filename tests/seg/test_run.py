@@ -114,7 +114,7 @@ def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path) -> None:
     ids = np.asarray(Image.open(next((tmp_path / "alone" / "predictions").iterdir())))
     assert 1 <= ids.min() <= ids.max() <= 150  # the data set's own
     other = replace(again, checkpoint=str(file))
-    with pytest.raises(ValueError, match=r"encoder\.safetensors is none"):
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is not one"):
         run(other, _run_dir(tmp_path / "other", other))
 
 
@@ -233,7 +233,7 @@ def test_settings_that_cannot_be(make_pairs, tmp_path) -> None:
     for changes, match in (
         ({"compute": replace(SMALL, accumulate=4)}, "batch norm one image at a time"),
         ({"batch": 8}, "lower the batch"),
-        ({"image": 36}, "multiple of the encoder's patch=8; take 32 or 40"),
+        ({"image": 36}, "patch=8; use 32 or 40"),
         ({"inference": Inference(mode="whole")}, r"inference\.mode=whole"),
     ):
         wrong = replace(config, **changes)

@@ -82,7 +82,7 @@ def test_cityscapes_and_its_label_ids(tmp_path) -> None:
     assert (split.labels(0) == 18).all()
     file = tmp_path / split.pairs[0][1]
     Image.fromarray(np.full((8, 16), 33, np.uint8)).save(file)
-    with pytest.raises(ValueError, match=r"labelTrainIds\.png: holds id 33.*0 to 18; these are labelIds"):
+    with pytest.raises(ValueError, match=r"labelTrainIds\.png: .*id 33.*0 to 18; these are labelIds"):
         split.labels(0)
 
 
@@ -112,10 +112,10 @@ def test_what_is_wrong_is_said(make_pairs, make_ade, tmp_path) -> None:
     split = open_split(root, "train")
     file = root / "labels" / "train" / "000.png"
     _edit(file, lambda ids: np.where(ids == 2, 3, ids).astype(np.uint8))
-    with pytest.raises(ValueError, match=r"000\.png: holds id 3, and the 3 classes are 0 to 2.*subtract 1"):
+    with pytest.raises(ValueError, match=r"000\.png: .*id 3; the 3 classes are 0 to 2.*subtract 1"):
         split.labels(0)
     _edit(file, lambda ids: np.where(ids == 3, 77, ids).astype(np.uint8))
-    with pytest.raises(ValueError, match=r"holds id 77.*name every class"):
+    with pytest.raises(ValueError, match=r"id 77.*name every class"):
         split.labels(0)
     _edit(file, lambda ids: np.zeros((64, 48), np.uint8))
     with pytest.raises(ValueError, match=r"48 x 64 pixels.* 64 x 48"):
@@ -130,7 +130,7 @@ def test_what_is_wrong_is_said(make_pairs, make_ade, tmp_path) -> None:
     with pytest.raises(ValueError, match="EXIF"):
         open_split(root, "train").pair(0)
     file.unlink()
-    with pytest.raises(ValueError, match=r"labels/train/000\.png: is not there; every image"):
+    with pytest.raises(ValueError, match=r"labels/train/000\.png: does not exist"):
         open_split(root, "train").labels(0)
     (root / "classes.txt").write_text("\n")
     with pytest.raises(ValueError, match="names no classes"):

@@ -1,8 +1,8 @@
 """AMT and FAMT, linear probes of MAE ViT-B, 400 epochs, masking by attention against random masking.
 
-    AMT gains 2.9 to 5.9 points over MAE on five data sets, ImageNet among them; FAMT 1.3 to 3.9 on four
+    AMT gains 2.9 to 5.9 points over MAE on five data sets, including ImageNet; FAMT 1.3 to 3.9 on four
 
-Only these ranges of the abstracts are known, no table. FAMT's frequency branch is our UNVERIFIED reconstruction.
+Only these ranges from the abstracts are known, no table. FAMT's frequency branch is our UNVERIFIED reconstruction.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     box / mask AP    MAE 51.2 / 45.5 and 54.6 / 48.6; CrossMAE 52.1 / 46.3 and 54.9 / 48.8
 
-The paper states no recipe. Its MAE row is ViTDet's Table 4, which has no relative positions and starts from 1,600
-epochs of MAE; detectron2's configs have them (51.6 / 45.9 and 55.6 / 49.2). So each encoder is run both ways: compare
-rows with the same setting.
+The paper states no recipe. Its MAE row is from ViTDet's Table 4, without relative positions, after 1,600 epochs of MAE;
+detectron2's configs have relative positions (51.6 / 45.9 and 55.6 / 49.2). So each encoder is evaluated with and
+without them: compare rows with the same setting.
 """
 
 from __future__ import annotations

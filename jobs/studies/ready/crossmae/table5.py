@@ -2,8 +2,8 @@
 
     MAE 83.0, 9.35; with cross-attention 82.9, 7.38; a quarter predicted 83.2, 6.32; fused maps 83.3, 8.41
 
-The last two rows are those of Table 4 with 25 % and with 75 % predicted, maps fused in both, so the steps are not
-purely additive.
+The last two rows are those of Table 4 with 25 % and with 75 % predicted. Both fuse maps, so the steps do not change one
+thing at a time.
 """
 
 from __future__ import annotations
