@@ -23,12 +23,12 @@ runs=(
 )
 run=${runs[$SLURM_ARRAY_TASK_ID]}
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-trap : TERM USR1 USR2 INT HUP QUIT  # signals are for the run; this shell outlives them
+trap : TERM USR1 USR2 INT HUP QUIT  # this shell ignores signals; the run handles them
 export MIMBENCH_JOB_SHELL="$HOSTNAME:$$"  # if this shell is killed, the run requeues the job
 export MIMBENCH_JOB_WARNING=USR1
 export MIMBENCH_JOB_ID="$job"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
-export PYTHONPATH=/lustre/runs/.mimbench/code/ab  # the code as it was when this was submitted
+export PYTHONPATH=/lustre/runs/.mimbench/code/ab  # the code at submission
 if srun --ntasks-per-node=1 --export=ALL --ntasks="$SLURM_NNODES" /sw/python -P -m mimbench.jobs.slurm.staging "$SLURM_TMPDIR" 'imagenet=/data/imagenet shards'; then
   export MIMBENCH_DATA_IMAGENET="$SLURM_TMPDIR/imagenet"
 fi

@@ -23,12 +23,12 @@ runs=(
 )
 run=${runs[$SLURM_ARRAY_TASK_ID]}
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-trap : TERM USR1 USR2 INT HUP QUIT  # signals are for the run; this shell outlives them
+trap : TERM USR1 USR2 INT HUP QUIT  # this shell ignores signals; the run handles them
 export MIMBENCH_JOB_SHELL="$HOSTNAME:$$"  # if this shell is killed, the run requeues the job
 export MIMBENCH_JOB_WARNING=USR2
 export MIMBENCH_JOB_ID="$job"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
-export PYTHONPATH=/lustre/runs/.mimbench/code/ab  # the code as it was when this was submitted
+export PYTHONPATH=/lustre/runs/.mimbench/code/ab  # the code at submission
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -37,6 +37,6 @@ srun --unbuffered --output /lustre/runs/.mimbench/jobs/0011aabb/%A_%a_%t_log.out
 
 # teardown
 code=$?
-# Stopped from outside, not by an error of its own: requeue it, to go on from the last checkpoint.
+# Above 128 a signal stopped the run, not an error: requeue the job, to resume from the last checkpoint.
 [ $code -gt 128 ] && srun --nodes=1 --ntasks=1 --export=ALL --container-image=registry/team/mimbench:1 --container-mounts=/lustre/runs:/lustre/runs,/lustre/data:/lustre/data python3 -P -m mimbench.jobs.slurm.job "$run" "$job" $code "$(squeue -h -r -j "$job" -o %T)" && scontrol requeue "$job"
 exit $code
