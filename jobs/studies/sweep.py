@@ -213,7 +213,8 @@ class Sweep:
         Raises:
             OSError: if it cannot be written.
         """
-        write_json(_file(self.name, root), asdict(self))
+        record = {key: value for key, value in asdict(self).items() if value is not None}
+        write_json(_file(self.name, root), record)
 
 
 def saved(name: str, root: Path) -> Study | None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from mimbench.engine.run.result import Outcome, write_result
+from mimbench.engine.run.rungs import Rungs
 from mimbench.jobs.runs.store import config_of, runs_root
 from mimbench.jobs.studies.plan import plan
 from mimbench.jobs.studies.search import Search, next_round
 from mimbench.jobs.studies.study_files import load_study
 from mimbench.jobs.studies.study_registry import add_members
-from mimbench.jobs.studies.sweep import Axis, Sweep, axis, draws, grid, sweep_of
+from mimbench.jobs.studies.sweep import Axis, Sweep, axis, draws, grid, saved, sweep_of
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,20 @@ def test_optuna_is_told_of_what_failed_and_what_is_going_on() -> None:
     assert told == [state.COMPLETE, state.FAIL, state.COMPLETE, state.RUNNING, state.RUNNING, state.RUNNING]
     with pytest.raises(ValueError, match="--metric finetune_top1: a run has knn_top1"):
         next_round(second, Search(axes, "finetune_top1", 0), runs_root(), 9, 3)
+
+
+def test_rungs_are_kept_and_must_fit_the_runs(tmp_path: Path) -> None:
+    made = sweep_of(
+        "cls/finetune_handwritten", [axis("base_lr=1e-4,1e-3")], [("base_lr=1e-4",), ("base_lr=1e-3",)], "s"
+    )
+    made.halved([1], 2, "finetune_top1").keep(tmp_path)
+    study = saved("s", tmp_path)
+    assert study is not None
+    assert study.rungs == Rungs("s", "finetune_top1", "higher", (1,), 2)
+    with pytest.raises(ValueError, match="rung 2 is not before the end of the runs, which have 2 epochs"):
+        made.halved([1, 2], 2, "finetune_top1")
+    with pytest.raises(ValueError, match="cls/knn_handwritten has no epochs"):
+        sweep_of("cls/knn_handwritten", [axis("k=5,6")], [("k=5",)], "t").halved([1], 2, "knn_top1")
 
 
 def test_the_file_of_a_sweep_reads_well(tmp_path: Path) -> None:
