@@ -160,7 +160,7 @@ def test_rungs_are_kept_and_must_fit_the_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rung 2 is not before the end of the runs, which have 2 epochs"):
         made.halved([1, 2], 2, "finetune_top1")
     with pytest.raises(ValueError, match="cls/knn_handwritten has no epochs"):
-        sweep_of("cls/knn_handwritten", [axis("k=5,6")], [("k=5",)], "t").halved([1], 2, "knn_top1")
+        sweep_of("cls/knn_handwritten", [axis("seed=0,1")], [("seed=1",)], "t").halved([1], 2, "knn_top1")
 
 
 def test_the_file_of_a_sweep_reads_well(tmp_path: Path) -> None:
