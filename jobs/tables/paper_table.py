@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mimbench.engine.run.config import identity, with_overrides
 from mimbench.engine.run.cost import Cost
 from mimbench.jobs.runs.cost import cost_of
+from mimbench.jobs.runs.data_content import Contents
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.records import Record
+from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.tables import paper
 from mimbench.jobs.tables.matching import Comparison, Group, compare, groups
 from mimbench.jobs.tables.paper import Column, Reference
@@ -230,15 +233,28 @@ def filling(reference: Reference, found: Sequence[Record]) -> tuple[tuple[str, .
     config = with_overrides(evaluation.build(), list(reference.overrides))
     words = ["mimbench run", reference.recipe, *reference.overrides]
     if reference.pretraining is None:
-        return (" ".join(words),), cost_of(config, evaluation.function)
+        method = reference.select.get("pretrain.method.kind", "none")
+        encoder = [] if method == "none" else [f"checkpoint=FILE  # an encoder pretrained by {method}"]
+        return (" ".join([*words, *encoder]),), cost_of(config, evaluation.function)
     recipe = find(reference.pretraining)
     pretraining = with_overrides(recipe.build(), list(reference.pretrain_overrides))
-    name = f"{reference.pretraining}-{identity(pretraining, recipe.stage, None)}"
+    names = _names_of(reference.pretraining, pretraining, recipe.stage)
+    made = next((record.name for record in found if record.name in names and record.state == "done"), None)
     own = None if reference.overrides else evaluation.function  # its stated cost holds without overrides
     cost = cost_of(replace(config, encoder=pretraining.encoder), own)
-    commands = [" ".join([*words, f"checkpoint={Path('runs') / name}"])]
-    if not any(record.name == name and record.state == "done" for record in found):
+    commands = [" ".join([*words, f"checkpoint={Path('runs') / (made or names[0])}"])]
+    if made is None:
         before = cost_of(pretraining, None if reference.pretrain_overrides else recipe.function)
         cost = cost + before if cost and before else None
         commands.insert(0, " ".join(["mimbench run", reference.pretraining, *reference.pretrain_overrides]))
     return tuple(commands), cost
+
+
+def _names_of(recipe: str, config: Any, stage: str) -> list[str]:
+    """Return the names of the runs that `config` may have made: for the data here, and in an earlier release.
+
+    The first is the recipe's alone if the data set has never been here: then nobody can tell the whole name.
+    """
+    content = Contents(runs_root()).of(config, stage).fingerprint
+    former = f"{recipe}-{identity(config, stage, None, schema=1)}"
+    return [recipe if content is None else f"{recipe}-{identity(config, stage, None, content)}", former]
