@@ -20,14 +20,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.backbones.checkpoints.finite import require_finite
 from mimbench.backbones.checkpoints.info import CLASSIFIER
 from mimbench.backbones.checkpoints.keys import unwrap
 from mimbench.backbones.checkpoints.match import Matched, match
 from mimbench.backbones.checkpoints.opening import Opened, open_checkpoint
 from mimbench.backbones.classifier import FC_NORM, HEAD, NORM, Classifier, Pool, build_classifier, load_encoder_into
-from mimbench.backbones.config import Interpolation, Traits, ViT
+from mimbench.backbones.config import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Traits, ViT
 from mimbench.backbones.vit import PLAIN
 from mimbench.engine.run.atomic import write_with
 

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 from mimbench.engine.run.config import science
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images, in 0..1
+
 Positions = Literal["absolute", "relative", "rope", "none"]
 Interpolation = Literal[
     "bicubic", "bicubic-antialias", "bicubic-offset", "bilinear-antialias", "regenerate"

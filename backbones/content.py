@@ -1,9 +1,13 @@
 """The content hash of a checkpoint: it identifies the encoder that a run starts from, independent of the file's path.
 
-It is the sha256 of the encoder's tensors: their names, shapes and values, sorted by name. Names are canonical (those of
-`load_encoder`) and values are float32, as evaluations get them. So the following files have the same hash: a training
-file with optimizer and decoder, the encoder alone, the same with renamed keys, converted from .pth to safetensors, or
-exported for timm, detectron2 or MAE. A copy in half precision has another hash, because its values were rounded.
+It covers the encoder's tensors (names, shapes and values, sorted by name) and what else changes its features: heads,
+patches and grid, the statistics of its images, activation, eps and its other traits, how its positions are resized
+(`checkpoints.info.meaning`). Names are canonical (those of `load_encoder`) and values are float32, as evaluations get
+them. So these are one encoder and have one hash: a training file with optimizer and decoder, the same stripped, renamed
+by a wrapper, converted from .pth to safetensors, exported for timm, detectron2 or MAE. A copy in half precision is
+another encoder, because its values were rounded; and so is a file of the same tensors that says another mean.
+
+Until schema 2 of run identities only the tensors counted: `content_hashes` also gives that hash, for old results.
 
 For a user's function (`my_encoder.py:build`) only the source file and the function's name are hashed, not the modules
 and files that it imports or reads.
@@ -19,11 +23,12 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from mimbench.backbones.checkpoints.digest import Entry, digest, tensors_hash
+from mimbench.backbones.checkpoints.digest import Entry, Hashes, digest, tensors_hash
+from mimbench.backbones.checkpoints.info import EncoderInfo, from_json, meaning
 from mimbench.backbones.checkpoints.location import Role, UserCode, is_location, parse_location, user_code
 from mimbench.backbones.checkpoints.safetensors_header import METADATA, Place, read_header
 
-__all__ = ["Role", "content_hash", "is_location", "tensors_hash"]
+__all__ = ["Hashes", "Role", "content_hash", "content_hashes", "is_location", "tensors_hash"]
 
 
 def content_hash(path: str | Path, *, allow_partial: bool = False, role: Role = "encoder") -> str:
@@ -39,16 +44,29 @@ def content_hash(path: str | Path, *, allow_partial: bool = False, role: Role = 
         FileNotFoundError: if the file does not exist.
         ValueError: in one line, if `load_encoder` cannot load an encoder from it.
     """
+    return content_hashes(path, allow_partial=allow_partial, role=role).content
+
+
+def content_hashes(path: str | Path, *, allow_partial: bool = False, role: Role = "encoder") -> Hashes:
+    """Return the content hash of a file, and that of its tensors alone; arguments and errors as for `content_hash`."""
     if (code := user_code(path)) is not None:
-        return _code_hash(code)
-    file, copy = Path(path), None
+        return Hashes.of(_code_hash(code), None)
+    file, options = Path(path), dict[str, str]()
     if not file.is_file() and is_location(str(path)):
         file, options = parse_location(str(path))
-        copy = options.get("copy")
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint {file} does not exist")
+    said = "&".join(f"{key}={value}" for key, value in options.items())
+    location = f"{file.absolute()}?{said}" if said else str(file.absolute())
+    return _hashes(file.absolute(), location, allow_partial, role, version(file))
+
+
+def version(file: Path) -> tuple[int, ...]:
+    """Size, time and inode of a file, and size and time of the `config.json` beside it, which may describe it."""
     stat = file.stat()
-    return _hash(file.absolute(), copy, allow_partial, role, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    beside = file.with_name("config.json")
+    about = beside.stat() if beside != file and beside.is_file() else None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, *((about.st_size, about.st_mtime_ns) if about else ())
 
 
 def _code_hash(code: UserCode) -> str:
@@ -58,24 +76,28 @@ def _code_hash(code: UserCode) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _hash(
-    file: Path, copy: str | None, allow_partial: bool, role: Role, _size: int, _modified: int, _inode: int
-) -> str:
-    if role != "classifier" and (places := _encoder_of_ours(file)) is not None:
-        return digest(_entries(file, places))
+def _hashes(file: Path, location: str, allow_partial: bool, role: Role, _version: tuple[int, ...]) -> Hashes:
+    if role != "classifier" and location == str(file) and (found := _encoder_of_ours(file)) is not None:
+        places, info = found
+        return Hashes.of(digest(_entries(file, places)), meaning(info))
     from mimbench.backbones.weights import open_weights  # imports torch
 
-    return open_weights(file, role, allow_partial=allow_partial, copy=copy).content_hash
+    return open_weights(location, role, allow_partial=allow_partial).hashes
 
 
-def _encoder_of_ours(file: Path) -> tuple[Place, ...] | None:
-    """The places of the tensors in an encoder file that mimbench wrote; None for other and for damaged files."""
+def _encoder_of_ours(file: Path) -> tuple[tuple[Place, ...], EncoderInfo] | None:
+    """Where an encoder's file that mimbench wrote holds its tensors, and what it says of the encoder.
+
+    None of any other file, and of one that is damaged.
+    """
     try:
         header = read_header(file)
+        whole = bool(header.places) and header.size == file.stat().st_size
+        if METADATA in header.metadata and whole and all(map(_is_float32, header.places)):
+            return header.places, from_json(header.metadata[METADATA])
     except ValueError:
-        return None
-    whole = bool(header.places) and header.size == file.stat().st_size
-    return header.places if METADATA in header.metadata and whole and all(map(_is_float32, header.places)) else None
+        pass
+    return None
 
 
 def _is_float32(place: Place) -> bool:

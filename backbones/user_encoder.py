@@ -28,10 +28,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mimbench.backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.backbones.checkpoints.info import EncoderInfo
 from mimbench.backbones.checkpoints.location import UserCode, user_code
-from mimbench.backbones.config import Interpolation
+from mimbench.backbones.config import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 from mimbench.backbones.content import content_hash
 from mimbench.backbones.contract import Encoder, Features
 from mimbench.backbones.vit import VisionTransformer

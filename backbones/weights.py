@@ -26,15 +26,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.detector import detector_weights, is_detector, trained_relative_positions
-from mimbench.backbones.checkpoints.digest import tensors_hash
+from mimbench.backbones.checkpoints.digest import Hashes, tensors_hash
 from mimbench.backbones.checkpoints.finite import require_finite
-from mimbench.backbones.checkpoints.info import EncoderInfo
+from mimbench.backbones.checkpoints.info import EncoderInfo, meaning
 from mimbench.backbones.checkpoints.location import Role
 from mimbench.backbones.checkpoints.match import Matched, encoder_shapes, match
 from mimbench.backbones.checkpoints.opening import Opened, open_checkpoint
@@ -136,14 +136,28 @@ class Weights:
         return {**self.encoder, **self.relative_positions}
 
     @property
-    def content_hash(self) -> str:
-        """The content hash, as `backbones.content.content_hash`, which caches it."""
+    def hashes(self) -> Hashes:
+        """The hashes, as `backbones.content.content_hashes`, which caches them."""
         try:
-            return tensors_hash(self.tensors)
+            tensors = tensors_hash(self.tensors)
         except ValueError:
             if self.role != "teacher":
                 raise
-            return tensors_hash(self.opened.weights)
+            return Hashes.of(tensors_hash(self.opened.weights), None)
+        return Hashes.of(tensors, self._meaning())
+
+    @property
+    def content_hash(self) -> str:
+        """The content hash, as `backbones.content.content_hash`, which caches it."""
+        return self.hashes.content
+
+    def _meaning(self) -> dict[str, Any] | None:
+        """What changes the outputs beside the tensors; None of a network that is no encoder to us."""
+        if self.kind == "classifier":
+            return meaning(classifier_in(self.opened)[1])
+        if self.kind == "detector":
+            return dict(self.opened.metadata) or None  # the config that a detector of ours was trained with
+        return None if self.kind == "other network" else meaning(self.info)
 
     @property
     def info(self) -> EncoderInfo:

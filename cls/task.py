@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mimbench.engine.run.task import CardEntry, DataKind, Metric, Protocol, Quantity, Task
+from mimbench.engine.run.task import ANY, CardEntry, DataKind, Metric, Protocol, Quantity, Reads, Task
 
 if TYPE_CHECKING:
     from mimbench.engine.data.datasets import Report
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TOP1 = Quantity("top-1 accuracy", short="top-1 %")
 SIZES = "SBLH"  # encoder sizes with a fine-tuning recipe
+LINEAR = {"S": "cls/linear_vits", "B": "cls/linear_vitb", ANY: "cls/linear"}
 LABELLED = ("imagenet", "images", "tiny-imagenet", "cifar10", "cifar100", "inaturalist2019", "places365")
 ROBUSTNESS = ("imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2", "imagenet-c")
 
@@ -45,6 +46,12 @@ def _cost(config: Any) -> Cost | None:
     return cost(config)
 
 
+def _reads(config: Any) -> Reads:
+    from mimbench.engine.data.layouts.parts import image_parts
+
+    return Reads("train and val images", lambda root: image_parts(root, ("train", "val")))
+
+
 def _check_images(directory: Path, kind: str) -> Report:
     from mimbench.cls.data.check import check_images
 
@@ -66,12 +73,13 @@ TASK = Task(
     recipes=_recipes,
     protocols=(
         Protocol("knn", "cls/knn", "cls/knn_handwritten", example=True),
-        Protocol("linear", "cls/linear_vitb", "cls/linear_handwritten", example=True),  # one setting for all sizes
+        Protocol("linear", LINEAR, "cls/linear_handwritten", example=True),
         Protocol("linear_fast", "cls/linear_fast", "cls/linear_fast_handwritten"),
         Protocol("fewshot", "cls/fewshot", "cls/fewshot_handwritten"),
         Protocol("finetune", {size: f"cls/finetune_vit{size.lower()}" for size in SIZES}, "cls/finetune_handwritten"),
     ),
     data=("imagenet",),
+    reads=_reads,
     leaves="classifier",
     metrics=(
         Metric("knn_top1", "k-NN", TOP1, curve="k-NN top-1 (%)"),

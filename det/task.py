@@ -20,6 +20,7 @@ from mimbench.engine.run.task import (
     Predictor,
     Protocol,
     Quantity,
+    Reads,
     Task,
 )
 
@@ -54,6 +55,13 @@ def _cost(config: Any) -> Cost | None:
     from mimbench.det.cost import cost
 
     return cost(config)
+
+
+def _reads(config: Any) -> Reads:
+    from mimbench.det.data.parts import coco_parts
+
+    benchmark = config.benchmark
+    return Reads(f"{benchmark}, train and val", lambda root: coco_parts(root, ("train", "val"), benchmark))
 
 
 def _check_coco(directory: Path, kind: str) -> Report:
@@ -152,6 +160,7 @@ TASK = Task(
         ),
     ),
     data=("coco",),
+    reads=_reads,
     takes="detector",
     leaves="detector",
     input=Input(whole=_encoder_of_detector, refusal=_refusal),

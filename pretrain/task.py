@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mimbench.engine.run.task import Counting, Curve, Metric, Operations, Picture, Quantity, Task
+from mimbench.engine.run.task import Counting, Curve, Metric, Operations, Picture, Quantity, Reads, Task
 
 if TYPE_CHECKING:
     from mimbench.engine.run.cost import Cost
@@ -36,6 +36,12 @@ def _cost(config: Any) -> Cost | None:
     from mimbench.pretrain.cost import cost
 
     return cost(config)
+
+
+def _reads(config: Any) -> Reads:
+    from mimbench.engine.data.layouts.parts import image_parts
+
+    return Reads("train images", lambda root: image_parts(root, ("train",)))  # val images are only looked at
 
 
 def _throughput(config: Any) -> Any:
@@ -88,6 +94,7 @@ TASK = Task(
     configs=_configs,
     run=_run,
     recipes=_recipes,
+    reads=_reads,
     takes="teacher",
     leaves="encoder",
     metrics=(Metric("loss", "loss", Quantity("loss", unit="", digits=4, better="lower"), column="never"),),

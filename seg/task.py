@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mimbench.engine.run.task import CardEntry, Categories, DataKind, Metric, Picture, Protocol, Quantity, Task
+from mimbench.engine.run.task import CardEntry, Categories, DataKind, Metric, Picture, Protocol, Quantity, Reads, Task
 
 if TYPE_CHECKING:
     from mimbench.engine.data.datasets import Report
@@ -43,6 +43,12 @@ def _cost(config: Any) -> Cost | None:
     return cost(config)
 
 
+def _reads(config: Any) -> Reads:
+    from mimbench.seg.data.parts import label_map_parts
+
+    return Reads("train and val label maps", label_map_parts)
+
+
 def _check(directory: Path, kind: str) -> Report:
     from mimbench.seg.data.check import check_segmentation
 
@@ -62,6 +68,7 @@ TASK = Task(
         Protocol("seg_knn", "seg/knn_capi", "seg/knn_handwritten"),
     ),
     data=("ade", "ade20k"),
+    reads=_reads,
     metrics=(
         Metric("miou", "mIoU", MIOU, column="measured", curve="mIoU (%)", by_cost=True),
         Metric("macc", "mAcc", ACCURACY, column="never", headline=False),

@@ -25,7 +25,7 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.train import Trained, Training, train
 from mimbench.seg.config import LinearSegmentationConfig, UPerNetConfig
 from mimbench.seg.data.batches import TrainingCrops, collate
-from mimbench.seg.data.split import LabelledSplit, open_split
+from mimbench.seg.data.split import LabelledSplit, open_split, shared_images
 from mimbench.seg.evaluation.draw import draw_confusion, draw_segmentations
 from mimbench.seg.evaluation.evaluate import Evaluation
 from mimbench.seg.model.build import WHOLE, Built, build_segmenter
@@ -158,7 +158,10 @@ def write_results(run: RunDir, evaluation: Evaluation) -> None:
 
 def data_facts(val: LabelledSplit) -> dict[str, Any]:
     """Return the facts about the data that affect the numbers."""
-    return {"data_layout": val.layout.name, "classes": len(val.classes), "val_images": len(val)}
+    validation = shared_images(val)
+    return {
+        "data_layout": val.layout.name, "classes": len(val.classes), "val_images": len(val), "validation": validation
+    }  # fmt: skip
 
 
 def inference_facts(config: UPerNetConfig | LinearSegmentationConfig) -> dict[str, Any]:

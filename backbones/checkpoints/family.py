@@ -23,9 +23,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from mimbench.backbones.config import Interpolation, Traits
+from mimbench.backbones.config import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Traits
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)  # the mean and standard deviation of Google's ViTs
 
 Positions = Literal["sincos", "learned", "relative", "rope", "none"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
-from mimbench.backbones.checkpoints.family import IMAGENET_MEAN, IMAGENET_STD
-from mimbench.backbones.config import Interpolation, Traits, ViT
+from mimbench.backbones.config import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Traits, ViT
 
 PLAIN = Traits()
 CLASSIFIER = "mimbench_classifier"  # the metadata key of our fine-tuned files; its value is `ClassifierInfo` as JSON
+
+TRAINING = {  # of the families whose files all come from one kind of training; the others may be either
+    **dict.fromkeys(("mae", "crossmae", "maskalign"), "pretrained without labels"),
+    "finetuned": "trained with labels",
+}
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,37 @@ def differences(traits: Traits) -> dict[str, Any]:
     """Return the traits in which an encoder differs from MAE's."""
     found = {field.name: getattr(traits, field.name) for field in fields(traits)}
     return {name: value for name, value in found.items() if value != getattr(PLAIN, name)}
+
+
+def meaning(info: Any) -> dict[str, Any]:
+    """What changes an encoder's features beside its tensors, as JSON values: part of its content hash.
+
+    `info` is an `EncoderInfo` or a `ClassifierInfo`. Where the file came from, and what was assumed, do not count;
+    statistics count to six decimals, and traits only where they are not MAE's, so that a trait added by a later release
+    changes no hash.
+    """
+    found: dict[str, Any] = {"vit": asdict(info.vit), "interpolation": info.interpolation}
+    found |= {name: [round(float(value), 6) for value in getattr(info, name)] for name in ("mean", "std")}
+    found["traits"] = {name: _plain(value) for name, value in differences(info.traits).items()}
+    return found | {name: getattr(info, name) for name in ("final_norm", "pool", "eval_crop") if hasattr(info, name)}
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def recorded(info: Any) -> dict[str, Any]:
+    """What `result.json` says of the encoder that a run started from: how its images and tokens are treated.
+
+    `assumed` lists what no file and no setting told, so that a family's usual value was taken.
+    """
+    return {
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "heads": info.vit.heads,
+        "activation": info.traits.activation,
+        "norm_eps": info.traits.norm_eps,
+        "image": info.vit.image,
+        "patch": info.vit.patch,
+        "assumed": list(getattr(info, "assumed", ())),
+    }

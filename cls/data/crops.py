@@ -31,6 +31,7 @@ from mimbench.cls.draws import StepDraws
 from mimbench.engine.data.batches import MapStyle
 from mimbench.engine.data.datasets import locate, unfit
 from mimbench.engine.data.images import Box, Decoder, ImageFolder, centre_crop, cut, draw_box, normalise
+from mimbench.engine.data.shared_images import COPY, HONEST, validation_fact
 from mimbench.engine.run.process import rank_and_world
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ log = logging.getLogger(__name__)
 Item = tuple[Tensor, int]
 RATIO = (3 / 4, 4 / 3)  # width over height of a random crop
 NAMED = 3  # classes in a message
-LOOKED_AT = 8  # images compared to detect that one split is a copy of the other
+MANY = 200_000  # training images: beyond these, their names are not compared with those of the validation images
+NO_SPLIT = "the training images: there is no val split"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Splits:
 
     train: ImageFolder
     val: ImageFolder
-    same: bool = False  # the validation images are the training images
+    validation: str = HONEST  # which validation images are training images
 
     @property
     def classes(self) -> int:
@@ -62,14 +64,9 @@ class Splits:
             "classes": self.classes,
             "train_images": len(self.train),
             "val_images": len(self.val),
-            "validation": self._validation(),
+            "validation": self.validation,
             **self.train.facts(),
         }
-
-    def _validation(self) -> str:
-        if self.val.splitless:
-            return "the training images: there is no val split"
-        return "the training images: the val split is a copy" if self.same else "val split"
 
 
 def open_splits(data: str, decoder: Decoder = "torchvision", subset: str | None = None) -> Splits:
@@ -90,12 +87,13 @@ def open_splits(data: str, decoder: Decoder = "torchvision", subset: str | None 
     if empty := (torch.bincount(train.labels, minlength=len(train.classes)) == 0).nonzero().flatten().tolist():
         named = ", ".join(train.classes[number] for number in empty[:NAMED])
         log.warning("%s: %d of %d classes have no training images: %s", root, len(empty), len(train.classes), named)
-    same = val.splitless or (subset is None and same_images(train, val))
-    if same and not val.splitless:
+    validation = NO_SPLIT if val.splitless else shared_images(train, val)
+    if validation not in (HONEST, NO_SPLIT):
+        what = "the" if validation == COPY else validation.removesuffix(" are training images")
         log.warning(
-            "%s: the validation images are the training images, so accuracy means little; add a val split", root
+            "%s: %s validation images are training images, so accuracy means little; use other images", root, what
         )
-    return Splits(train, val, same)
+    return Splits(train, val, validation)
 
 
 def _different(train: list[str], val: list[str]) -> str:
@@ -104,12 +102,16 @@ def _different(train: list[str], val: list[str]) -> str:
     return counts if first is None else f"{counts}; the first difference is {first[1]} instead of {first[0]}"
 
 
-def same_images(train: ImageFolder, val: ImageFolder) -> bool:
-    """Whether the validation split is a copy of the training split, judged by the bytes of a few images."""
-    if len(train) != len(val):
-        return False
-    places = range(0, len(val), max(1, len(val) // LOOKED_AT))
-    return all(train.paths.encoded(place) == val.paths.encoded(place) for place in places)
+def shared_images(train: ImageFolder, val: ImageFolder) -> str:
+    """Return the description of the validation images for `result.json`; not looked for in large data sets."""
+
+    def same(other: int, place: int) -> bool:
+        return train.paths.encoded(other) == val.paths.encoded(place)
+
+    if len(train) > MANY:
+        return HONEST
+    names = [[split.paths.name(at) for at in range(len(split))] for split in (train, val)]
+    return validation_fact(names[0], names[1], same)
 
 
 def micro_batch(config: Finetune | Linear | FastLinear) -> int:

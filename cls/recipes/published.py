@@ -122,6 +122,14 @@ def linear_vits() -> Linear:
     return replace(linear_vitb(), encoder=SIZES["S"])
 
 
+def linear() -> Linear:
+    """Linear probe of an encoder of any size, with the settings of `linear_vitb`, which no paper states for it.
+
+    mimbench run cls/linear checkpoint=PATH data=imagenet
+    """
+    return linear_vitb()
+
+
 def linear_vitb_cls() -> Linear:
     """Linear probe of ViT-B/16 on the class token after the final norm, as MAE does it: 67.8 at 1600 epochs.
 

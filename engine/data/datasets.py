@@ -66,6 +66,11 @@ def is_named(text: str) -> bool:
     return text in listing() or bool(os.environ.get(environment_variable(text)))
 
 
+def is_built_in(name_or_path: str | Path) -> bool:
+    """Return whether this is the built-in data set, and not another directory that the environment gives its name."""
+    return str(name_or_path) == HANDWRITTEN and not os.environ.get(environment_variable(HANDWRITTEN))
+
+
 def listing() -> dict[str, Path]:
     """Return every name and its path, alphabetically; `handwritten` is included even before it is written.
 

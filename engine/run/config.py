@@ -35,7 +35,11 @@ from mimbench.engine.run.fields import (
     union_members,
 )
 
-SCHEMA = 1  # part of every identity: raise it when the same config produces another result
+# Part of every identity: raise it when the same config produces another result.
+# 1: data sets counted by their names or paths, and an encoder by its tensors alone.
+# 2: data sets count by the fingerprint of their files, and an encoder also by what else changes its features.
+SCHEMA = 2
+BY_CONTENT = ("data", "subset")  # fields that name files, whose fingerprint counts instead where it is known
 
 Group = Literal["science", "speed", "plumbing"]
 C = TypeVar("C")
@@ -124,15 +128,27 @@ def keys(config: Any) -> set[str]:
     return {name for leaf in leaves(config) for name in (leaf.key, leaf.recorded)}
 
 
-def identity(config: Any, recipe_stage: str, checkpoint_hash: str | None) -> str:
-    """Return ten hex digits that identify a run: a hash of its science, the schema, and its input checkpoint's content.
+def identity(
+    config: Any, recipe_stage: str, checkpoint_hash: str | None, data: str | None = None, schema: int = SCHEMA
+) -> str:
+    """Return ten hex digits that identify a run: a hash of its science, the schema, and the content of its inputs.
 
-    The checkpoint's path is left out: the same weights at another path are the same run.
+    The paths of the checkpoint and of the data are left out: the same files elsewhere are the same run.
+
+    Args:
+        config: the resolved config.
+        recipe_stage: the task's name.
+        checkpoint_hash: content hash of the input checkpoint; None from scratch.
+        data: fingerprint of the data (engine/data/content.py); None if it is unknown, and then the names count.
+        schema: 1 for the identity that earlier releases gave.
     """
-    science_leaves = [leaf for leaf in leaves(config) if leaf.group == "science" and leaf.key != "checkpoint"]
+    left_out = ("checkpoint", *BY_CONTENT) if data is not None and schema > 1 else ("checkpoint",)
+    science_leaves = [leaf for leaf in leaves(config) if leaf.group == "science" and leaf.key not in left_out]
     values = {leaf.recorded: _canonical(leaf.value) for leaf in science_leaves if not leaf.unrecorded}
     kind = f"{recipe_stage}.{recorded_name(type(config))}"
-    whole = {"schema": SCHEMA, "kind": kind, "science": values, "checkpoint": checkpoint_hash}
+    whole = {"schema": schema, "kind": kind, "science": values, "checkpoint": checkpoint_hash}
+    if schema > 1:
+        whole["data"] = data
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -154,12 +170,16 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def to_text(config: Any) -> str:
-    """Return `config` as TOML lines `key = value`, with the group as a comment unless it is science."""
+def to_text(config: Any, unused: str = "") -> str:
+    """Return `config` as TOML lines `key = value`, with the group as a comment unless it is science.
+
+    Fields of the group `unused` say so: "encoder" where the checkpoint has the sizes that count.
+    """
     lines = []
     for leaf in leaves(config):
         line = f"{leaf.key} = {_toml(leaf.value)}"
-        lines.append(line if leaf.group == "science" else f"{line}  # {leaf.group}")
+        note = "  # not used: the checkpoint has its own sizes" if unused and leaf.key.startswith(f"{unused}.") else ""
+        lines.append(f"{line}{note}" if leaf.group == "science" else f"{line}  # {leaf.group}")
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,8 @@
 
 A stage returns an `Outcome`; the job runner calls `write_result`, which marks the run as done.
 
-    {"schema": 1, "recipe": ..., "stage": ..., "identity": ..., "checkpoint": {"path", "hash", "family"} | null,
+    {"schema": 1, "recipe": ..., "stage": ..., "identity": ..., "data": {"fingerprint", ...} | null,
+     "checkpoint": {"path", "hash", "family", "mean", "std", "heads", "activation", "assumed", ...} | null,
      "metrics": {"box_ap": 12.345...}, "facts": {"pool": "avg", ...}, "seconds": ..., "images_per_second": ...,
      "device": ..., "peak_memory": bytes, "versions": {...}, "commit": "..." | null, "finished": unix time}
 
@@ -21,7 +22,7 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -73,11 +74,18 @@ class Outcome:
             log.warning("the run is done, but drawing its pictures failed: %r", error)
 
 
-def write_result(run: RunDir, outcome: Outcome, seconds: float, checkpoint_hash: str | None = None) -> dict[str, Any]:
+def write_result(
+    run: RunDir,
+    outcome: Outcome,
+    seconds: float,
+    checkpoint_hash: str | None = None,
+    encoder: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write `result.json` and return its content. `seconds` is the run's wall time over all attempts.
 
-    Recipe, stage, identity and the input checkpoint (`checkpoint`: {"path", "hash"} or None) come from `run.json`;
-    `checkpoint_hash` is the hash of an encoder that did not exist yet when the run was created.
+    Recipe, stage, identity, data and the input checkpoint (`checkpoint`: {"path", "hash"} or None) come from
+    `run.json`; `checkpoint_hash` is the hash of an encoder that did not exist yet when the run was created, and
+    `encoder` says how it treats its images (`backbones.checkpoints.info.recorded`).
 
     Raises:
         ValueError: naming a metric that is not a finite number.
@@ -94,7 +102,8 @@ def write_result(run: RunDir, outcome: Outcome, seconds: float, checkpoint_hash:
         "recipe": about["recipe"],
         "stage": about["stage"],
         "identity": about["identity"],
-        "checkpoint": {**checkpoint, "family": outcome.family} if checkpoint else None,
+        "data": about.get("data"),
+        "checkpoint": {**checkpoint, "family": outcome.family, **(encoder or {})} if checkpoint else None,
         "metrics": outcome.metrics,
         "facts": outcome.facts,
         "seconds": seconds,

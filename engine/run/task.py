@@ -27,11 +27,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from mimbench.engine.data.content import Part
     from mimbench.engine.data.datasets import Report
     from mimbench.engine.run.cost import Cost
     from mimbench.engine.run.result import Outcome
     from mimbench.engine.run.rundir import RunDir
 
+ANY = "any"  # in place of a size: a protocol's recipe for encoders of every other size
 Takes = Literal["encoder", "teacher", "detector", "classifier", "nothing"]
 Leaves = Literal["encoder", "classifier", "detector", "model", "nothing"]
 
@@ -112,7 +114,7 @@ class Protocol:
     """The recipes that `mimbench evaluate --on NAME` runs."""
 
     name: str
-    recipes: str | Mapping[str, str]  # one recipe for every encoder, or one per size: {"B": ...}
+    recipes: str | Mapping[str, str]  # one recipe for every encoder, or one per size, {"B": ...}, and for ANY other
     handwritten: str | None = None  # the recipe for the data set `handwritten` and the demo's encoder
     example: bool = False  # named in the example commands of a model card
 
@@ -123,6 +125,17 @@ class DataKind:
 
     name: str
     check: Callable[[Path, str], Report]  # (directory, name) -> all findings
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a run reads of its data set: its fingerprint is part of the run's identity.
+
+    parts: (directory or pattern of the data set) -> its files that the run reads; imports no torch.
+    """
+
+    what: str  # "train and val images": runs with the same text read the same parts
+    parts: Callable[[Path], Iterable[Part]]
 
 
 @dataclass(frozen=True)
@@ -225,6 +238,7 @@ class Task:
     # evaluation
     protocols: tuple[Protocol, ...] = ()
     data: tuple[str, ...] = ()  # other names of this task's data set in `--data NAME=...`, besides the task's name
+    reads: Callable[[Any], Reads] | None = None  # of a config; None: all images of the data set, and lists beside them
     takes: Takes = "encoder"  # what a run's checkpoint is; a config's own `takes` has priority
     leaves: Leaves = "nothing"  # the file that a finished run writes; "encoder" makes it a pretraining
     input: Input = Input()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mimbench.backbones.checkpoints.location import user_code
+from mimbench.engine.data.shared_images import measured_on
 from mimbench.engine.run.config import leaves, to_text, with_overrides
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.recipes import find, recipes
@@ -65,6 +66,8 @@ def show_result(run: RunDir, as_json: bool) -> None:
     width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
         print(f"{name:<{width}}  {value:.6g}")
+    if told := measured_on(result):
+        print(f"warning: {told}", file=sys.stderr)
     print(run.path)
 
 

@@ -128,17 +128,18 @@ def papers_list(json: Json = False) -> None:
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.tables import paper
 
-    known = paper.tables()
+    known = [
+        {"table": name, "title": table.title, "source": table.source, "numbers": len(paper.references(name))}
+        for name, table in paper.tables().items()
+    ]
+    title, source = "Computation and cost of the methods, beside Tables 4, 5 and 18", "counted by mimbench"
+    known.append({"table": "crossmae/compute", "title": title, "source": source, "numbers": 0})
     if json:
-        print_json([
-            {"table": name, "title": table.title, "source": table.source, "numbers": len(paper.references(name))}
-            for name, table in known.items()
-        ])  # fmt: skip
+        print_json(known)
         return
-    width = max(map(len, known))
-    for name, one in known.items():
-        print(f"{name:<{width}}  {one.title}")
-    print(f"{'crossmae/compute':<{width}}  Computation and cost of the methods, beside Tables 4, 5 and 18")
+    width = max(len(str(one["table"])) for one in known)
+    for one in known:
+        print(f"{one['table']:<{width}}  {one['title']}")
 
 
 @papers.command("check", cls=Command, epilog="mimbench papers check")

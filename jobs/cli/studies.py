@@ -82,6 +82,8 @@ def _show_plan(found: Any, as_json: bool) -> None:
             f"note: data={name} is unknown on this machine; run `mimbench data add {name} PATH` before submitting",
             file=sys.stderr,
         )
+    for name, seen in found.remembered_data.items():
+        print(f"note: data={name} is not on this machine; {planning.known_by(seen)}", file=sys.stderr)
     if as_json:
         lines = [line.as_json() for line in found.lines]
         print_json({"study": found.study.name, "counts": found.counts, "runs": lines})

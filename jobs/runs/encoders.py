@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.config import SIZES
-from mimbench.backbones.content import content_hash
+from mimbench.backbones.content import Hashes, content_hashes
 from mimbench.jobs.runs.records import Record
 from mimbench.jobs.runs.tasks import makes_encoders
 
@@ -57,9 +57,15 @@ def _told_apart(encoders: dict[Path, Encoder]) -> dict[Path, Encoder]:
 
 
 def makers(found: Sequence[Record]) -> dict[str, Record]:
-    """Return every pretraining, by the content hash of its encoder and by its identity."""
+    """Return every pretraining, by the content hash of its encoder and by its identity.
+
+    Results of earlier releases hold the hash of the encoder's tensors alone, which finds it too.
+    """
     pretrained = [record for record in found if makes_encoders(record.stage)]
-    made_by = {content: record for record in pretrained if (content := encoder_hash(record))}
+    hashes = {record.run.path: made for record in pretrained if (made := _encoder_hashes(record))}
+    of_tensors = {hashes[record.run.path].tensors: record for record in pretrained if record.run.path in hashes}
+    of_content = {hashes[record.run.path].content: record for record in pretrained if record.run.path in hashes}
+    made_by = of_tensors | of_content
     return made_by | {str(record.about["identity"]): record for record in pretrained if "identity" in record.about}
 
 
@@ -113,11 +119,16 @@ def _epoch(checkpoint: Mapping[str, Any] | None) -> int | None:
 
 def encoder_hash(record: Record) -> str | None:
     """Return the content hash of a finished pretraining's encoder; None for other runs and damaged files."""
+    hashes = _encoder_hashes(record)
+    return hashes.content if hashes else None
+
+
+def _encoder_hashes(record: Record) -> Hashes | None:
     file = record.run.encoder
     if not makes_encoders(record.stage) or record.result is None or not file.exists():
         return None
     try:
-        return content_hash(file)
+        return content_hashes(file)
     except ValueError as error:
         log.warning("%s", error)
         return None

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -29,9 +29,10 @@ from mimbench.engine.data.faults import LoadingError
 from mimbench.engine.run.atomic import sweep
 from mimbench.engine.run.rundir import HEARTBEAT, RunDir, State
 from mimbench.engine.run.rungs import StoppedEarly
+from mimbench.jobs.runs.data_content import again, changed, require_same_data
 from mimbench.jobs.runs.failed_images import failed_before, note_image
 from mimbench.jobs.runs.heartbeat import every
-from mimbench.jobs.runs.lineage import take
+from mimbench.jobs.runs.lineage import encoder_taken, take
 from mimbench.jobs.runs.store import config_of
 from mimbench.jobs.runs.tasks import task_of
 from mimbench.jobs.slurm import job as slurm_job
@@ -52,7 +53,7 @@ def execute(run: RunDir) -> int:
         OSError: if its files cannot be written.
     """
     config = config_of(run)
-    if _is_done(run) or _is_stopped(run):
+    if _is_done(run, config) or _is_stopped(run):
         return 0
     slurm_job.take_ranks()
     with _signals() as signals:
@@ -62,18 +63,21 @@ def execute(run: RunDir) -> int:
         try:
             number = run.begin_attempt(step=slurm_job.steps_done(run), **slurm_job.facts())
         except ValueError:
-            if _is_done(run):  # another process has just finished it
+            if _is_done(run, config):  # another process has just finished it
                 return 0
             raise
         with _logging(run.log), _heartbeat(run, number), slurm_job.releasing(run):
             return _attempt(run, number, config, signals)
 
 
-def _is_done(run: RunDir) -> bool:
-    """Return whether the run is done, and say so on stderr."""
+def _is_done(run: RunDir, config: Any) -> bool:
+    """Return whether the run is done, and say so on stderr, with a warning if its data have changed since."""
     done = run.state() == "done"
     if done:
         print(f"{run.path} is already done and is not repeated", file=sys.stderr)
+        with suppress(OSError):
+            if warning := changed(run, config):
+                print(f"warning: {warning}; {again(run, config)} uses them as they are now", file=sys.stderr)
     return done
 
 
@@ -124,6 +128,7 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
         log.info("%s, attempt %d: %s", run.read_about()["recipe"], number, run.path)
         if why := slurm_job.no_progress(run):
             raise ValueError(why)
+        require_same_data(run, config)
         taken = take(run, number)
         slurm_job.meet(run)
         _run_stage(run, config, taken)
@@ -153,7 +158,7 @@ def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
     from mimbench.engine.run.result import write_result
 
     seconds = _seconds(run)
-    write_result(run, outcome, seconds, taken)
+    write_result(run, outcome, seconds, taken, encoder_taken(run, config))
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
     log.info("done in %.0f s: %s", seconds, metrics)
     outcome.draw()

@@ -13,13 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimbench.engine.run.config import to_text
+from mimbench.engine.run.config import BY_CONTENT, to_text
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.records import science_of
 from mimbench.jobs.runs.store import Place
 from mimbench.jobs.studies.study_registry import directory_name
 
 _ABSENT = "none"
+DATA, SCHEMA = "content of the data", "schema of the identity"
+_NEW = "2 (data and encoders count by their content)"
+_OLD = "1 (an earlier mimbench: data counted by name, encoders by their tensors alone)"
+_EARLIER = (
+    "Earlier releases identified a run by the name of its data, so it is unknown whether both read the same files. "
+    "Tables and reports show runs of either kind; `mimbench run DIRECTORY` continues an unfinished one, and "
+    "`--from NAME=DIRECTORY/encoder.safetensors` starts a study from a finished pretraining."
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,12 @@ class Explanation:
         lines += [
             f"    {one.key} = {_shown(one.here)}, the other run has {_shown(one.there)}" for one in self.differences
         ]
-        if not self.differences:
-            lines = [f"{begin} has the same settings as {directory_name(self.nearest)}, a run of an older version"]
+        keys = {one.key for one in self.differences}
+        if keys <= {DATA, SCHEMA}:
+            same = f"{begin} has the same settings as {directory_name(self.nearest)}"
+            lines = [f"{same}, a run of an older version", *lines[1:]] if SCHEMA in keys or not keys else lines
+        if SCHEMA in keys:
+            lines.append(_EARLIER)
         return "\n".join(lines)
 
 
@@ -116,6 +128,9 @@ def _settings(about: Mapping[str, Any], text: str) -> dict[str, Any]:
     """Return the settings of the identity; the checkpoint counts by the run that made it, or by its content."""
     settings = science_of(text, about)
     checkpoint = about.get("checkpoint")
+    content = (about.get("data") or {}).get("fingerprint")
+    settings[DATA] = content or "not recorded"
+    settings[SCHEMA] = _NEW if about.get("schema", 1) > 1 else _OLD
     settings["checkpoint"] = _ABSENT
     if checkpoint:
         maker = f"the encoder of run {checkpoint['run']}" if checkpoint.get("run") else None
@@ -123,9 +138,15 @@ def _settings(about: Mapping[str, Any], text: str) -> dict[str, Any]:
     return settings
 
 
+def _path(checkpoint: Any) -> str:
+    return str(checkpoint).rpartition(" (")[0]
+
+
 def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Difference]:
     for key in {**mine, **theirs}:
         here, there = mine.get(key, _ABSENT), theirs.get(key, _ABSENT)
         same_content = key == "checkpoint" and str(here)[-12:] == str(there)[-12:] and str(here).endswith(")")
+        same_content |= key == "checkpoint" and mine[SCHEMA] != theirs[SCHEMA] and _path(here) == _path(there)
+        same_content |= key in BY_CONTENT and mine[DATA] == theirs[DATA] != "not recorded"
         if here != there and not same_content:
             yield Difference(key, here, there)

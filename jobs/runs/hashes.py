@@ -1,6 +1,6 @@
 """Content hashes of checkpoint files, cached under the runs root until a file's size or time changes.
 
-    <root>/.mimbench/hashes.json      {"<path>|<role>|<partial>": [size, time in ns, hash]}
+    <root>/.mimbench/hashes.json      {"<path>|<role>|<partial>|2": [[size, time in ns, ...], hash, hash of tensors]}
 
 A large checkpoint takes seconds to hash, and a foreign one needs torch to open; `mimbench plan` does each once. The
 file is only a cache: a lost entry is computed again.
@@ -14,8 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mimbench.backbones.content import Role, content_hash
+from mimbench.backbones.content import Hashes, Role, content_hashes, version
 from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.config import SCHEMA
 
 
 def file_hash(file: Path, root: Path, *, allow_partial: bool = False, role: Role = "encoder") -> str:
@@ -25,27 +26,32 @@ def file_hash(file: Path, root: Path, *, allow_partial: bool = False, role: Role
         FileNotFoundError: if the file does not exist.
         ValueError: if it holds no encoder that can be used in this role.
     """
+    return file_hashes(file, root, allow_partial=allow_partial, role=role).content
+
+
+def file_hashes(file: Path, root: Path, *, allow_partial: bool = False, role: Role = "encoder") -> Hashes:
+    """Return `content_hashes` of `file`, as `file_hash`."""
     stamp = _stamp(file)
-    key, cache = f"{file}|{role}|{allow_partial}", root / ".mimbench" / "hashes.json"
+    key, cache = f"{file}|{role}|{allow_partial}|{SCHEMA}", root / ".mimbench" / "hashes.json"
     if stamp is None:
-        return content_hash(file, allow_partial=allow_partial, role=role)
+        return content_hashes(file, allow_partial=allow_partial, role=role)
     known = _known(cache).get(key)
-    if known and known[:2] == stamp:
-        return str(known[2])
-    found = content_hash(file, allow_partial=allow_partial, role=role)
+    if isinstance(known, list) and known[:1] == [stamp] and len(known) == 3:
+        return Hashes(str(known[1]), str(known[2]))
+    found = content_hashes(file, allow_partial=allow_partial, role=role)
     if root.is_dir():  # hashing a file does not create a runs root
         with suppress(OSError):  # a full disk loses the cache, not the answer
-            write_json(cache, {**_known(cache), key: [*stamp, found]})
+            write_json(cache, {**_known(cache), key: [stamp, *found]})
     return found
 
 
 def _stamp(file: Path) -> list[int] | None:
-    """Return size and time of the file; None if `file` is not a plain path."""
+    """Return the state of the file and of a config beside it; None if `file` is not a plain path."""
     path = Path(str(file).partition("?")[0])
     if not path.is_file():
         return None
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    size, modified, _, *beside = version(path)  # a file has another inode on another machine
+    return [size, modified, *beside]
 
 
 def _known(cache: Path) -> dict[str, Any]:

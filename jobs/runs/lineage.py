@@ -12,11 +12,12 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mimbench.backbones.checkpoints.info import recorded
 from mimbench.backbones.checkpoints.location import Role, user_code
 from mimbench.backbones.content import content_hash
 from mimbench.engine.run.config import from_text
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.runs.hashes import file_hash
+from mimbench.jobs.runs.hashes import file_hash, file_hashes
 from mimbench.jobs.runs.recipes import config_type
 from mimbench.jobs.runs.tasks import role_of
 
@@ -27,6 +28,7 @@ class Source(NamedTuple):
     path: Path  # absolute; `?copy=NAME` at the end selects one of several copies in a file
     hash: str | None  # of the content; None if another run makes the encoder
     run: str | None  # identity of the run that makes it, with `@EPOCH` for an intermediate encoder
+    former: str | None = None  # what represented it in the identities of earlier releases
 
     @property
     def key(self) -> str:
@@ -38,10 +40,14 @@ class Source(NamedTuple):
         return {"path": str(self.path), "hash": self.hash, "run": self.run}
 
 
-def made_by(run: RunDir, identity: str, epoch: int | None = None) -> Source:
-    """Return the encoder made by `run`, which has this identity: the last one, or the one after `epoch` epochs."""
+def made_by(run: RunDir, identity: str, epoch: int | None = None, former: str | None = None) -> Source:
+    """Return the encoder made by `run`: the last one, or the one after `epoch` epochs.
+
+    `identity` is the run's, `former` the one that earlier releases gave it.
+    """
     file = run.encoder if epoch is None else run.encoder_at(epoch)
-    return Source(file.absolute(), None, identity if epoch is None else f"{identity}@{epoch}")
+    after = "" if epoch is None else f"@{epoch}"
+    return Source(file.absolute(), None, f"{identity}{after}", f"run:{former or identity}{after}")
 
 
 def source_of(file: Path, root: Path, stage: str, allow_partial: bool, role: Role | None = None) -> Source:
@@ -55,7 +61,8 @@ def source_of(file: Path, root: Path, stage: str, allow_partial: bool, role: Rol
         run, epoch = maker
         return made_by(run, str(run.read_about()["identity"]), epoch)
     role = role or role_of(stage)
-    return Source(file, file_hash(file, root, allow_partial=allow_partial, role=role), None)
+    hashes = file_hashes(file, root, allow_partial=allow_partial, role=role)
+    return Source(file, hashes.content, None, hashes.tensors)
 
 
 def maker_of(file: Path, root: Path) -> tuple[RunDir, int | None] | None:
@@ -94,6 +101,25 @@ def take(run: RunDir, number: int) -> str | None:
         )
     run.amend_attempt(number, {"checkpoint": content})
     return content
+
+
+def encoder_taken(run: RunDir, config: Any) -> dict[str, Any]:
+    """Return what `result.json` says of the encoder that `run` started from: mean, heads, activation, what was assumed.
+
+    Empty from scratch, and for what is no file of an encoder: user code, a whole detector, another network.
+    """
+    about = run.read_about()
+    checkpoint = about.get("checkpoint")
+    if not checkpoint or user_code(checkpoint["path"]) is not None:
+        return {}
+    from mimbench.backbones.weights import open_weights  # imports torch; the run has opened this file already
+
+    role = getattr(config, "takes", None) or role_of(about["stage"])
+    try:
+        found = open_weights(checkpoint["path"], role, allow_partial=getattr(config, "allow_partial", False))
+        return recorded(found.info) if found.holds_encoder else {}
+    except (ValueError, OSError):  # the run has ended well, so nothing may go wrong here
+        return {}
 
 
 def content_of(run: RunDir, about: dict[str, Any]) -> str:

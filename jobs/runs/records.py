@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mimbench.engine.data.shared_images import measured_on
 from mimbench.engine.run.config import leaves
 from mimbench.engine.run.fields import under_current_names, with_later_fields
 from mimbench.engine.run.result import SCHEMA, with_current_facts
@@ -40,6 +41,7 @@ class Record:
     attempts: list[dict[str, Any]]
     state: str  # engine.run.rundir.State, or "damaged"
     problem: str = ""  # of a damaged run
+    content: str = ""  # of the data: begin of its fingerprint, where runs under one root read several contents
 
     @property
     def stage(self) -> str:
@@ -67,9 +69,21 @@ class Record:
         return (self.result or self.about).get("checkpoint")
 
     @property
-    def data(self) -> str:
+    def data_set(self) -> str:
         """Return the data set as named in the config; of a path, the last part."""
         return str(self.science.get("data", "")).rstrip("/").rpartition("/")[2]
+
+    @property
+    def data(self) -> str:
+        """Return the data set for people, with what sets its numbers apart: other content, or training images."""
+        notes = [f"files {self.content}" if self.content else "", self.measured_on]
+        told = ", ".join(note for note in notes if note)
+        return f"{self.data_set} ({told})" if told else self.data_set
+
+    @property
+    def measured_on(self) -> str:
+        """Return which of the validation images are training images, if it is known that some are; else ""."""
+        return measured_on(self.result or {})
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -84,7 +98,22 @@ class Record:
 def read(root: Path) -> list[Record]:
     """Return every run under `root`, by time of the first start; none if `root` does not exist."""
     records = [record_of(RunDir(file.parent)) for file in sorted(root.glob("*/*/run.json"))]
-    return sorted(records, key=lambda record: record.started)
+    return list(_told_apart(sorted(records, key=lambda record: record.started)))
+
+
+def _told_apart(found: Iterable[Record]) -> Iterator[Record]:
+    """Yield the records; where the files behind a data set have changed, those of later contents say which they read.
+
+    Runs of earlier releases recorded no content and count as the first.
+    """
+    first: dict[tuple[str, str], str] = {}
+    for record in found:
+        data = record.about.get("data") or {}
+        content, key = data.get("fingerprint"), (str(record.science.get("data")), str(data.get("reads")))
+        if isinstance(content, str) and first.setdefault(key, content) != content:
+            yield replace(record, content=content[:6])
+        else:
+            yield record
 
 
 def record_of(run: RunDir) -> Record:

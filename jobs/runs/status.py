@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.records import record_of
 from mimbench.jobs.runs.states import States, hand_in_what_waits
 from mimbench.jobs.runs.watch import Watch, summary
 from mimbench.jobs.studies.study_registry import must_be_known, studies
@@ -48,9 +49,19 @@ class Row:
     attempts: int
 
     def as_json(self) -> dict[str, Any]:
-        """Return the row as JSON."""
+        """Return the row as JSON, with the metrics and the marks of a finished run."""
         fields = ("name", "recipe", "label", "state", "share", "text", "started", "changed", "attempts")
-        return {"run": str(self.run.path), "studies": self.studies, **{field: getattr(self, field) for field in fields}}
+        shown = {
+            "run": str(self.run.path),
+            "studies": self.studies,
+            **{field: getattr(self, field) for field in fields},
+        }
+        record = record_of(self.run) if self.state == "done" else None
+        return {
+            **shown,
+            "metrics": record.metrics if record else {},
+            "measured_on": (record.measured_on or None) if record else None,
+        }
 
 
 def rows(root: Path, study: str | None = None, state: str | None = None) -> list[Row]:

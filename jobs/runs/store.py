@@ -5,8 +5,9 @@
 Asking for the same config again finds the same directory. Settings that do not change the result (speed,
 plumbing, path of the input checkpoint) are not part of the identity: the latest values are recorded.
 
-A checkpoint counts by its content; if another run under the root makes it, by that run's identity, so that the place of
-a run is known before the runs it needs are done.
+Data count by the fingerprint of their files: other files under the same name are another run, and the same files under
+another name or path are the same run. A checkpoint counts by its content; if another run under the root makes it, by
+that run's identity, so that the place of a run is known before the runs it needs are done.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any, NamedTuple
 from mimbench.backbones.checkpoints.location import is_location, parse_location, user_code
 from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.atomic import write_text
-from mimbench.engine.run.config import from_text, identity, to_text, with_overrides
+from mimbench.engine.run.config import SCHEMA, from_text, identity, to_text, with_overrides
 from mimbench.engine.run.fields import recorded_name
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.data_content import Contents, DataContent
 from mimbench.jobs.runs.lineage import Source, source_of, to_make_it
 from mimbench.jobs.runs.recipes import Recipe, config_type, find
 from mimbench.jobs.runs.records import GROUPS, groups_of
@@ -54,11 +56,20 @@ class Place(NamedTuple):
     run: RunDir
     config: Any  # with absolute paths
     about: dict[str, Any]  # content of `run.json`
+    data: DataContent | None = None  # of the data set; None of a run that exists already
+    former: str = ""  # the identity that earlier releases gave it, which knew nothing of the data's content
 
     @property
     def identity(self) -> str:
         """Return the identity of the run."""
         return str(self.about["identity"])
+
+    @property
+    def former_run(self) -> RunDir | None:
+        """Return the run of an earlier release with the same settings; None if there is none."""
+        name = self.run.path.name.removesuffix(self.identity) + self.former
+        run = RunDir(self.run.path.with_name(name))
+        return run if self.former and run.about.is_file() else None
 
 
 def place(
@@ -68,6 +79,7 @@ def place(
     source: Source | None = None,
     needs: Sequence[RunDir] = (),
     strict: bool = True,
+    contents: Contents | None = None,
 ) -> Place:
     """Return the place under `root` of recipe `stage/function` with this config.
 
@@ -81,6 +93,7 @@ def place(
         source: the encoder it starts from, if it does not exist yet.
         needs: the runs that must be done before it.
         strict: require that the data set exists; otherwise accept names that are unknown on this machine.
+        contents: of the data sets, shared by the runs of one plan.
 
     Raises:
         FileNotFoundError: if the checkpoint or the data set does not exist.
@@ -97,17 +110,21 @@ def place(
         source = source_of(encoder_file(Path(given)), root, stage, partial, role)
     if source is not None:
         config = replace(config, checkpoint=str(source.path))
-    digest = identity(config, stage, source.key if source else None)
+    data = (contents or Contents(root)).of(config, stage)
+    digest = identity(config, stage, source.key if source else None, data.fingerprint)
     about = {
         "recipe": recipe,
         "stage": stage,
         "identity": digest,
         "config": recorded_name(type(config)),
+        "schema": SCHEMA,
         "checkpoint": source.about() if source else None,
+        "data": data.about(),
         "needs": [need.path.absolute().relative_to(root.absolute()).as_posix() for need in needs],
         GROUPS: groups_of(config),
     }
-    return Place(RunDir(root / stage / f"{function}-{digest}"), config, about)
+    former = identity(config, stage, source.former if source else None, schema=1)
+    return Place(RunDir(root / stage / f"{function}-{digest}"), config, about, data, former)
 
 
 def create(found: Place) -> RunDir:
@@ -116,7 +133,8 @@ def create(found: Place) -> RunDir:
     Raises:
         OSError: if it cannot be written.
     """
-    text = to_text(found.config)
+    evaluates = getattr(found.config, "checkpoint", None) and not makes_encoders(found.about["stage"])
+    text = to_text(found.config, unused="encoder" if evaluates else "")
     run = RunDir.create(found.run.path, text, found.about)
     if run.config.read_text(encoding="utf-8") != text and run.state() not in ("done", "running"):
         write_text(run.config, text)

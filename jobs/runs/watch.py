@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mimbench.engine.data.shared_images import measured_on
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.tasks import headlines
 
@@ -86,4 +87,5 @@ def summary(run: RunDir) -> str:
 def summary_of(result: Mapping[str, Any]) -> str:
     """Return the metrics of the content of `result.json` in short form."""
     metrics = result.get("metrics", {})
-    return "  ".join(f"{name} {metrics[name]:.4g}" for name in headlines(str(result.get("stage", "")), metrics))
+    numbers = [f"{name} {metrics[name]:.4g}" for name in headlines(str(result.get("stage", "")), metrics)]
+    return "  ".join([*numbers, *([f"({told})"] if (told := measured_on(result)) else [])])

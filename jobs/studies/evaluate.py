@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from mimbench.backbones.config import SIZES
 from mimbench.engine.data.datasets import HANDWRITTEN
 from mimbench.engine.run.config import keys
+from mimbench.engine.run.task import ANY
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.tasks import protocols, tasks
 from mimbench.jobs.studies.study import Run, Study
@@ -110,14 +111,14 @@ def _recipe(protocol: str, encoder: ViT | None, data: str | None) -> str:
         return twin
     if isinstance(known.recipes, str):
         return known.recipes
-    if encoder is None:
+    if encoder is None and ANY not in known.recipes:
         raise ValueError(
             f"{protocol} needs the named blocks and weights of a mimbench VisionTransformer, but this function returns "
             f"another encoder; use a protocol that keeps the encoder frozen"
         )
-    size = next((letter for letter, vit in SIZES.items() if _shape(vit) == _shape(encoder)), None)
-    if size is not None and size in known.recipes:
-        return known.recipes[size]
+    size = next((letter for letter, vit in SIZES.items() if encoder and _shape(vit) == _shape(encoder)), ANY)
+    if encoder is None or size in known.recipes or ANY in known.recipes:
+        return known.recipes.get(size, known.recipes.get(ANY, ""))
     sizes = ", ".join(f"ViT-{letter}" for letter in known.recipes)
     width, depth, heads = _shape(encoder)
     raise ValueError(

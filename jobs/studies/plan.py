@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,15 @@ class Plan:
         return [line for line in self.lines if line.state in states]
 
     @property
+    def remembered_data(self) -> dict[str, float | None]:
+        """Return the data sets that are not on this machine: when a run last looked at each; None: never."""
+        found: dict[str, float | None] = {}
+        for line in self.lines:
+            if line.place is not None and line.place.data is not None and line.place.data.missing:
+                found[str(line.place.config.data)] = line.place.data.seen
+        return found
+
+    @property
     def missing_data(self) -> list[str]:
         """Return the data sets of unstarted runs that are unknown on this machine."""
         from mimbench.engine.data.datasets import is_there
@@ -110,6 +120,8 @@ def _line(run: Run, title: str, found: Place, states: States, needs: Sequence[Li
         state, reason = states.look(found.run)
     if state == "done" and (changed := _stale(found)):
         state, reason = "stale", changed
+    if state == "new" and (former := found.former_run) is not None and former.result.is_file():
+        reason = f"{directory_name(former)} of an older version has the same settings, see `mimbench explain`"
     lost = next((need for need in needs if need.state in ("failed", "blocked")), None)
     if lost is not None and state in (*STARTABLE, "queued") and not _has_its_encoder(run, found):
         state, reason = (
@@ -147,6 +159,14 @@ def _orphans(study: Study, root: Path, listed: set[str], states: States) -> list
 
 
 # --------------------------------------------------------------------------------------------------------- for people
+
+
+def known_by(seen: float | None) -> str:
+    """Return how a plan identifies runs on data that are not on this machine, last looked at at the time `seen`."""
+    if seen is None:
+        return "its files were never read under this runs root, so the plan cannot recognise runs that read them"
+    return f"its files are taken as they were on {datetime.fromtimestamp(seen):%Y-%m-%d %H:%M}"
+
 
 MARKS = {
     "new": "+", "queued": ".", "running": ">", "done": "=", "stale": "~", "failed": "!", "interrupted": "/",

@@ -23,10 +23,12 @@ from pathlib import Path
 from mimbench.engine.run.config import keys
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.run.rungs import Rungs
+from mimbench.jobs.runs.data_content import Contents
 from mimbench.jobs.runs.lineage import made_by
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import Place, create, place, resolve
 from mimbench.jobs.runs.tasks import task_of, tasks
+from mimbench.jobs.studies.replaceable import require_shape
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Run:
         known: Mapping[Run, Place] | None = None,
         needs: Sequence[RunDir] = (),
         strict: bool = True,
+        contents: Contents | None = None,
     ) -> Place:
         """Return the place of the run under `root`, even before the runs it needs are done; `known`: places of others.
 
@@ -86,11 +89,11 @@ class Run:
         """
         source = None
         if isinstance(self.checkpoint, Run):
-            maker = (known or {}).get(self.checkpoint) or self.checkpoint.place(root)
-            source, needs = made_by(maker.run, maker.identity, self.epoch), needs or (maker.run,)
+            maker = (known or {}).get(self.checkpoint) or self.checkpoint.place(root, contents=contents)
+            source, needs = made_by(maker.run, maker.identity, self.epoch, maker.former), needs or (maker.run,)
         file = source.path if source else self.checkpoint
         recipe, config = resolve(self.recipe, self.overrides, file if isinstance(file, Path) else None)
-        return place(recipe.name, config, root, source, needs, strict)
+        return place(recipe.name, config, root, source, needs, strict, contents)
 
     def directory(self, root: Path) -> RunDir:
         """Return the run's directory under `root`; create it if it does not exist.
@@ -126,6 +129,7 @@ class Made(Run):
         known: Mapping[Run, Place] | None = None,
         needs: Sequence[RunDir] = (),
         strict: bool = True,
+        contents: Contents | None = None,
     ) -> Place:
         """Return its place."""
         run = RunDir(self.path)
@@ -228,8 +232,9 @@ class Study:
             FileNotFoundError: if a checkpoint file or a data set does not exist.
         """
         found: dict[Run, Place] = {}
+        contents = Contents(root)
         for run in self.ordered():
-            found[run] = run.place(root, found, [found[need].run for need in self.needs(run)], strict)
+            found[run] = run.place(root, found, [found[need].run for need in self.needs(run)], strict, contents)
         return {run: found[run] for run in self.runs}
 
     def prepare(self, root: Path) -> dict[Run, RunDir]:
@@ -319,9 +324,11 @@ def start_from(study: Study, given: Sequence[str]) -> Study:
     LABEL is the label or recipe of the pretraining, or `pretrained` if the study has only one.
 
     Raises:
-        ValueError: for any other text, listing the pretrainings that can be replaced.
+        ValueError: for any other text, listing the pretrainings that can be replaced; for a file of another size.
     """
     files = dict(_given(text, study) for text in given)
+    for run, file in files.items():
+        require_shape(file, resolve(run.recipe, run.overrides)[1].encoder, run.name)
     kept = {
         run: replace(
             run,

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mimbench.backbones.checkpoints.info import TRAINING
 from mimbench.backbones.content import content_hash
 from mimbench.engine.run.task import CardEntry
 from mimbench.jobs.runs import records
@@ -93,7 +94,7 @@ def _card(name: str, made: str, file: Path, maker: Record | None, found: Sequenc
 def _uses(group: Group, made: str, found: Sequence[Record]) -> bool:
     """Return whether these runs evaluated this encoder or that of another seed of its pretraining."""
     made_by = makers(found)
-    owner = made_by.get(made)
+    owner = made_by.get(made)  # its old results hold another hash of the same encoder
     for record in group.records:
         maker, epoch = maker_of(record, made_by)
         if (record.checkpoint or {}).get("hash") == made or (epoch is None and owner is not None and maker is owner):
@@ -108,13 +109,14 @@ def _metadata(name: str, family: str, maker: Record | None, mine: Sequence[Group
         lines.append(f"license: {LICENCES[family]}")
     lines += ["tags:", "- masked-image-modeling", "- vision-transformer", f"- {json.dumps(family)}"]
     if maker is not None:
-        lines += ["datasets:", f"- {json.dumps(maker.data)}"]
-    results = [(group, entry) for group in mine for entry in _entries(group)]
+        lines += ["datasets:", f"- {json.dumps(maker.data_set)}"]
+    honest = [group for group in mine if not any(record.measured_on for record in group.records)]
+    results = [(group, entry) for group in honest for entry in _entries(group)]  # the hub ranks models by these
     if results:
         lines += ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
         for group, entry in results:
             values = group.values(entry.key)
-            data = json.dumps(group.records[0].data)
+            data = json.dumps(group.records[0].data_set)
             lines += [
                 "  - task:",
                 f"      type: {entry.kind}",
@@ -148,8 +150,14 @@ def _about(family: str, maker: Record | None, info: Any) -> str:
     patches = f"patches of {shape['patch']} pixels, pretrained on images of {shape['image']}"
     caveat = (maker.result or {}).get("facts", {}).get("caveat", "") if maker else ""
     warning = f" **{escape_markdown(caveat)}.**" if caveat else ""
-    by = escape_markdown(family)
-    return f"A plain vision transformer, pretrained without labels by {by}: {sizes}, {patches}.{warning}"
+    made = f"pretrained without labels by {escape_markdown(family)}" if maker else _provenance(family)
+    return f"A plain vision transformer, {made}: {sizes}, {patches}.{warning}"
+
+
+def _provenance(family: str) -> str:
+    """Return what the file's family says of its training: a family of architectures says nothing of labels."""
+    how = TRAINING.get(family)
+    return how or f"read as the checkpoint family {escape_markdown(family)}, which does not tell how it was trained"
 
 
 _SHAPE = ("width", "depth", "heads", "patch", "image")
@@ -172,11 +180,13 @@ def _numbers(mine: Sequence[Group]) -> list[str]:
     rows = []
     for group in mine:
         how = ", ".join(f"{key} {shown(value)}" for key, value in _settings(group.records[0]).items())
+        measured_on = next((record.measured_on for record in group.records if record.measured_on), "")
         for entry in _entries(group):
             values = group.values(entry.key)
             mean = sum(values) / len(values)
             seeds = f"{len(values)} seeds" if len(values) > 1 else "one seed"
-            rows.append(f"| {escape_markdown(entry.title)} | {mean:.2f} | {seeds} | {escape_markdown(how)} |")
+            told = f"**{measured_on}**; {escape_markdown(how)}" if measured_on else escape_markdown(how)
+            rows.append(f"| {escape_markdown(entry.title)} | {mean:.2f} | {seeds} | {told} |")
     return ["| | % | | protocol |", "| :-- | --: | :-- | :-- |", *rows] if rows else ["Not evaluated yet."]
 
 

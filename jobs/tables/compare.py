@@ -121,7 +121,7 @@ def _two(one: Record, other: Record, encoders: Mapping[Path, Encoder]) -> TwoRun
     made = tuple(encoders[record.run.path] for record in (one, other))
     return TwoRuns(
         names=(one.name, other.name),
-        encoders=(made[0].name, made[1].name),
+        encoders=(_described(one, made[0]), _described(other, made[1])),
         protocol=protocol,
         pretraining=settings if pretraining else (),
         circumstances=tuple(_settings(_circumstances(one), _circumstances(other))),
@@ -131,9 +131,15 @@ def _two(one: Record, other: Record, encoders: Mapping[Path, Encoder]) -> TwoRun
     )
 
 
+def _described(record: Record, encoder: Encoder) -> str:
+    return f"{encoder.name}; {record.measured_on}" if record.measured_on else encoder.name
+
+
 def _facts(record: Record) -> dict[str, Any]:
     facts = (record.result or {}).get("facts", {})
-    return {key: value for key, value in facts.items() if key not in NOT_PROTOCOL}
+    content = (record.about.get("data") or {}).get("fingerprint")
+    content_known = {"content of the data": content} if content else {}
+    return {key: value for key, value in facts.items() if key not in NOT_PROTOCOL} | content_known
 
 
 def _circumstances(record: Record) -> dict[str, Any]:

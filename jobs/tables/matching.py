@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal
 
+from mimbench.engine.data.shared_images import HONEST
 from mimbench.engine.run.config import to_text, with_overrides
 from mimbench.jobs.runs.encoders import Encoder, digest, encoders_of, maker_of, makers
 from mimbench.jobs.runs.recipes import find
@@ -338,6 +339,8 @@ def verdict(reference: Reference, facts: Mapping[str, Any]) -> Verdict:
         Difference(key, facts[key], value, "recipe") for key, value in _set_by_recipes(reference).items()
         if key in facts and key not in wanted and key not in reference.unknown and not equal(facts[key], value)
     ]  # fmt: skip
+    if facts.get("eval.validation", HONEST) != HONEST:  # papers measure on images that were not trained on
+        differs.append(Difference("eval.validation", facts["eval.validation"], HONEST))
     if facts.get("eval.partial"):
         differs.append(Difference("eval.partial", facts["eval.partial"], []))
     unknown = tuple(key for key in reference.unknown if not _needless(key, facts))

@@ -13,12 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from mimbench.engine.run.config import identity, with_overrides
+from mimbench.engine.run.config import BY_CONTENT, identity, to_text, with_overrides
 from mimbench.engine.run.cost import Cost
+from mimbench.engine.run.fields import recorded_name
 from mimbench.jobs.runs.cost import cost_of
+from mimbench.jobs.runs.data_content import Contents
+from mimbench.jobs.runs.encoders import without
 from mimbench.jobs.runs.recipes import find
-from mimbench.jobs.runs.records import Record
+from mimbench.jobs.runs.records import GROUPS, Record, groups_of, science_of
+from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.tables import paper
 from mimbench.jobs.tables.matching import Comparison, Group, compare, groups
 from mimbench.jobs.tables.paper import Column, Reference
@@ -230,15 +235,32 @@ def filling(reference: Reference, found: Sequence[Record]) -> tuple[tuple[str, .
     config = with_overrides(evaluation.build(), list(reference.overrides))
     words = ["mimbench run", reference.recipe, *reference.overrides]
     if reference.pretraining is None:
-        return (" ".join(words),), cost_of(config, evaluation.function)
+        method = reference.select.get("pretrain.method.kind", "none")
+        encoder = [] if method == "none" else [f"checkpoint=FILE  # an encoder pretrained by {method}"]
+        return (" ".join([*words, *encoder]),), cost_of(config, evaluation.function)
     recipe = find(reference.pretraining)
     pretraining = with_overrides(recipe.build(), list(reference.pretrain_overrides))
-    name = f"{reference.pretraining}-{identity(pretraining, recipe.stage, None)}"
+    made = _made_by(reference.pretraining, pretraining, found)
+    name = made or _name_of(reference.pretraining, pretraining, recipe.stage)
     own = None if reference.overrides else evaluation.function  # its stated cost holds without overrides
     cost = cost_of(replace(config, encoder=pretraining.encoder), own)
     commands = [" ".join([*words, f"checkpoint={Path('runs') / name}"])]
-    if not any(record.name == name and record.state == "done" for record in found):
+    if made is None:
         before = cost_of(pretraining, None if reference.pretrain_overrides else recipe.function)
         cost = cost + before if cost and before else None
         commands.insert(0, " ".join(["mimbench run", reference.pretraining, *reference.pretrain_overrides]))
     return tuple(commands), cost
+
+
+def _made_by(recipe: str, config: Any, found: Sequence[Record]) -> str | None:
+    """Return the name of a finished run of `config`, on whatever data; None if there is none."""
+    about = {"stage": find(recipe).stage, "config": recorded_name(type(config)), GROUPS: groups_of(config)}
+    wanted = without(science_of(to_text(config), about), set(BY_CONTENT))
+    mine = (record for record in found if record.state == "done" and record.about.get("recipe") == recipe)
+    return next((record.name for record in mine if without(record.science, set(BY_CONTENT)) == wanted), None)
+
+
+def _name_of(recipe: str, config: Any, stage: str) -> str:
+    """Return the name that a run of `config` will have; the recipe alone if its data have never been here."""
+    content = Contents(runs_root()).of(config, stage).fingerprint
+    return recipe if content is None else f"{recipe}-{identity(config, stage, None, content)}"

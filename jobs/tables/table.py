@@ -116,7 +116,9 @@ def protocol_of(record: Record) -> dict[str, Any]:
 
     `encoder` is left out because it is used only without a checkpoint, and then the architecture is compared.
     """
-    return without(record.science, {"seed", "checkpoint", "encoder"})
+    settings = without(record.science, {"seed", "checkpoint", "encoder"})
+    about = {"files": record.content, "validation": record.measured_on}
+    return settings | {key: value for key, value in about.items() if value}
 
 
 def rows(root: Path) -> list[Row]:
@@ -154,9 +156,12 @@ def data_names(found: Sequence[Record]) -> dict[Path, str]:
     whole = {record.run.path: str(record.science.get("data", "")).rstrip("/") for record in found}
     paths: dict[str, set[str]] = {}
     for record in found:
-        paths.setdefault(record.data, set()).add(whole[record.run.path])
+        paths.setdefault(record.data_set, set()).add(whole[record.run.path])
     return {
-        record.run.path: record.data if len(paths[record.data]) == 1 else whole[record.run.path] for record in found
+        record.run.path: record.data
+        if len(paths[record.data_set]) == 1
+        else whole[record.run.path] + record.data.removeprefix(record.data_set)
+        for record in found
     }
 
 

@@ -7,16 +7,21 @@ split.pair(i)      both, with the same size
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mimbench.engine.data.datasets import Split, unfit
+from mimbench.engine.data.datasets import Split, UnfitError, unfit
+from mimbench.engine.data.shared_images import COPY, HONEST, validation_fact
+from mimbench.engine.run.process import rank_and_world
 from mimbench.seg.data.augment import IGNORED
 from mimbench.seg.data.layouts import Layout, Store, classes_of, pairs_of, recognise, store_of
 from mimbench.seg.data.pixels import Image, Labels, decode_image, decode_labels, exif_turns, look_up
+
+log = logging.getLogger(__name__)
 
 BEYOND = 254  # marks an id that is not a class
 
@@ -127,6 +132,24 @@ def beyond_reason(split: LabelledSplit, raw: Labels) -> tuple[str, str]:
     if not first and wrong == [len(split.classes)]:
         return what, "ids must start at 0; subtract 1, and write 255 for ignored pixels"
     return what, "write 255 for ignored pixels, and name every class"
+
+
+def shared_images(val: LabelledSplit) -> str:
+    """Return which validation images are training images, for `result.json`; a warning is logged if there are any."""
+    try:
+        train = [name for name, _ in pairs_of(val.store, val.layout, "train")]
+    except UnfitError:  # there is no training split, as for an evaluation alone
+        return HONEST
+
+    def same(other: int, place: int) -> bool:
+        return bytes(val.store.read(train[other])) == bytes(val.store.read(val.pairs[place][0]))
+
+    named = [[name.rpartition("/")[2] for name in names] for names in (train, [pair[0] for pair in val.pairs])]
+    text = validation_fact(named[0], named[1], same)
+    if text != HONEST and rank_and_world()[0] == 0:
+        what = "all" if text == COPY else text.removesuffix(" are training images")
+        log.warning("%s: %s validation images are training images, so mIoU means little", val.store.path, what)
+    return text
 
 
 def open_split(directory: str | Path, split: Split) -> LabelledSplit:

@@ -1,4 +1,4 @@
-"""The identity of an encoder: its tensors, whatever the file."""
+"""The identity of an encoder: its tensors and what else changes its features, whatever the file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from mimbench.backbones import content
 from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
-from mimbench.backbones.config import ViT
-from mimbench.backbones.content import content_hash, tensors_hash
+from mimbench.backbones.config import Rope, Traits, ViT
+from mimbench.backbones.content import content_hash, content_hashes, tensors_hash, version
 from mimbench.backbones.vit import VisionTransformer
 
 TINY = ViT(64, 2, 1, patch=8, image=32)
@@ -55,9 +56,41 @@ def copies(folder: Path, state: dict[str, Tensor]) -> dict[str, Path]:
 
 
 def test_copies_are_one_encoder(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    hashes = {name: content_hash(file) for name, file in copies(tmp_path, state).items()}
+    hashes = {name: content_hashes(file) for name, file in copies(tmp_path, state).items()}
     assert len(hashes) == 9
-    assert set(hashes.values()) == {tensors_hash(state)}
+    assert len(set(hashes.values())) == 1
+    assert hashes["bare.pth"].tensors == tensors_hash(state)
+
+
+def test_the_same_tensors_with_another_meaning_are_another_encoder(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    plain = EncoderInfo("mae", TINY, True)
+    others = {
+        "family": replace(plain, family="crossmae", recipe="pretrain/x", identity="ab12"),  # where it is from
+        "mean": replace(plain, mean=(0.5, 0.5, 0.5)),
+        "std": replace(plain, std=(0.5, 0.5, 0.5)),
+        "heads": replace(plain, vit=replace(TINY, heads=2 * TINY.heads)),
+        "activation": replace(plain, traits=Traits(activation="quick_gelu")),
+        "eps": replace(plain, traits=Traits(norm_eps=1e-5)),
+        "rope": replace(plain, traits=Traits(rope=Rope(span=14))),
+        "resizing": replace(plain, interpolation="bicubic-antialias"),
+    }
+    found = {}
+    for name, info in {"plain": plain, **others}.items():
+        save_encoder(tmp_path / f"{name}.safetensors", state, info)
+        found[name] = content_hashes(tmp_path / f"{name}.safetensors")
+    assert found["family"] == found["plain"]
+    assert len({one.content for one in found.values()}) == len(others)
+    assert {one.tensors for one in found.values()} == {tensors_hash(state)}
+
+
+def test_a_config_beside_a_file_may_describe_it(tmp_path: Path) -> None:
+    """So a file is looked at again when that changes, and the cache of hashes does not answer for it."""
+    file = tmp_path / "e.pth"
+    file.write_bytes(b"weights")
+    before = version(file)
+    assert version(file) == before
+    (tmp_path / "config.json").write_text("{}")
+    assert version(file) != before
 
 
 @pytest.mark.parametrize("change", ["value", "shape", "name", "half precision"])
@@ -78,8 +111,8 @@ def test_our_files_are_hashed_without_torch(tmp_path: Path, state: dict[str, Ten
     file = tmp_path / "e.safetensors"
     save_encoder(file, state, EncoderInfo("mae", TINY, True))
     code = (
-        "import sys; from mimbench.backbones.content import content_hash as h; "
-        f"print(h({str(file)!r}), 'torch' in sys.modules)"
+        "import sys; from mimbench.backbones.content import content_hashes as h; "
+        f"print(h({str(file)!r}).tensors, 'torch' in sys.modules)"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
@@ -104,16 +137,16 @@ def test_a_file_is_read_once_until_it_changes(
 def test_a_copy_in_a_file_is_its_own(tmp_path: Path, state: dict[str, Tensor]) -> None:
     averaged = {key: value + 1 for key, value in state.items()}
     torch.save({"model": state, "model_ema": averaged}, tmp_path / "both.pth")
-    assert content_hash(tmp_path / "both.pth") == tensors_hash(state)
-    assert content_hash(f"{tmp_path}/both.pth?copy=ema") == tensors_hash(averaged)
-    assert content_hash(f"file://{tmp_path}/both.pth") == tensors_hash(state)
+    assert content_hashes(tmp_path / "both.pth").tensors == tensors_hash(state)
+    assert content_hashes(f"{tmp_path}/both.pth?copy=ema").tensors == tensors_hash(averaged)
+    assert content_hashes(f"file://{tmp_path}/both.pth").tensors == tensors_hash(state)
 
 
 def test_a_partial_encoder_has_a_hash_where_it_is_allowed(tmp_path: Path, state: dict[str, Tensor]) -> None:
     torch.save({**state, "adapter.weight": torch.ones(2)}, tmp_path / "more.pth")
     with pytest.raises(ValueError, match=r"adapter\.weight"):
         content_hash(tmp_path / "more.pth")
-    assert content_hash(tmp_path / "more.pth", allow_partial=True) == tensors_hash(state)
+    assert content_hashes(tmp_path / "more.pth", allow_partial=True).tensors == tensors_hash(state)
 
 
 def test_a_teacher_may_be_no_encoder_of_ours(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -121,9 +154,9 @@ def test_a_teacher_may_be_no_encoder_of_ours(tmp_path: Path, state: dict[str, Te
     torch.save(other, tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match="ResNet"):
         content_hash(tmp_path / "resnet.pth")
-    assert content_hash(tmp_path / "resnet.pth", role="teacher") == tensors_hash(other)
+    assert content_hashes(tmp_path / "resnet.pth", role="teacher").tensors == tensors_hash(other)
     torch.save({"model": state}, tmp_path / "vit.pth")
-    assert content_hash(tmp_path / "vit.pth", role="teacher") == tensors_hash(state)
+    assert content_hashes(tmp_path / "vit.pth", role="teacher").tensors == tensors_hash(state)
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "header", "offsets", "dtype", "empty"])

@@ -16,7 +16,7 @@ from mimbench.backbones.checkpoints.safetensors_header import read_header
 from mimbench.backbones.classifier import build_classifier, load_encoder_into
 from mimbench.backbones.classifier_file import ClassifierInfo, save_classifier
 from mimbench.backbones.config import ViT
-from mimbench.backbones.content import content_hash, tensors_hash
+from mimbench.backbones.content import content_hashes, tensors_hash
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.weights import open_weights
 from mimbench.det.model.build import build_detector
@@ -73,7 +73,9 @@ def test_what_a_file_is_depends_on_its_role(
     found = open_weights(files[name], role)
     assert (found.kind, found.family) == (kind, family)
     taken = found.tensors
-    assert found.content_hash == content_hash(files[name], role=role) == tensors_hash(taken)
+    assert found.hashes == content_hashes(files[name], role=role)
+    assert found.hashes.tensors == tensors_hash(taken)
+    assert (found.content_hash == found.hashes.tensors) == (kind == "other network")
     assert all(value.dtype == torch.float32 for value in taken.values())
 
 

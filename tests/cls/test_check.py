@@ -154,7 +154,11 @@ def test_a_validation_split_that_is_the_training_split(folder: Path, caplog: pyt
     assert "all validation images are training images" in finding.what
     splits = open_splits(str(folder))
     assert splits.facts()["validation"] == "the training images: the val split is a copy"
-    assert "the validation images are the training images" in caplog.text
+    assert "the validation images are training images" in caplog.text
+    (folder / "val" / "ant" / "1.jpg").write_bytes((folder / "train" / "bee" / "1.jpg").read_bytes())
+    splits = open_splits(str(folder))
+    count = len(splits.val)
+    assert splits.facts()["validation"] == f"{count - 1} of {count} are training images"
 
 
 def test_a_damaged_tar_is_one_finding(folder: Path) -> None:

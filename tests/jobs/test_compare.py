@@ -15,8 +15,9 @@ from mimbench.backbones.config import HANDWRITTEN
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.cli.main import main
+from mimbench.jobs.runs import records
 from mimbench.jobs.runs.records import record_of
-from mimbench.jobs.tables import card, compare
+from mimbench.jobs.tables import card, compare, matching, paper, table
 from mimbench.pretrain.recipes.crossmae import crossmae_vitb_400ep
 from tests.jobs.browser import Browser
 from tests.jobs.published import Published
@@ -164,6 +165,45 @@ def test_a_card_says_what_it_is_and_what_it_can(runs: Published) -> None:
     assert "11.00" not in text
     assert "12 blocks of width 768 with 12 heads" in text
     assert "crossmae/table1, CrossMAE .25: 83.5 printed, 83.5 here, 0.0: same protocol" in text
+
+
+@pytest.mark.parametrize("recipe", [FINETUNE, "cls/knn", "det/mask_rcnn_vitdet_b_100ep", "seg/upernet_vitb"])
+def test_numbers_measured_on_training_images_are_marked_everywhere(runs: Published, recipe: str) -> None:
+    metric = {"cls/knn": "knn_top1", "det": "box_ap", "seg": "miou"}
+    key = metric.get(recipe) or metric.get(recipe.partition("/")[0]) or "finetune_top1"
+    made = runs.pretraining("pretrain/crossmae_vitb_800ep")
+    facts = {"validation": "the training images: the val split is a copy"}
+    wrong = runs.evaluation(recipe, {key: 100.0}, made, facts=facts)
+    honest = runs.evaluation(recipe, {key: 80.0}, made, seed=1, facts={"validation": "val split"})
+    text = card.card(str(made.path), runs.root)
+    values = [result["metrics"][0]["value"] for result in _metadata(text)["model-index"][0]["results"]]  # type: ignore[index]
+    assert set(values) == {80.0}, "the hub ranks models by these"
+    (line,) = [line for line in text.splitlines() if "| 100.00 |" in line and "best epoch" not in line]
+    assert "**measured on the training images**" in line
+    two = compare.compare(wrong.path, honest.path, runs.root)
+    assert two.encoders[0].endswith("; measured on the training images")
+    assert "validation" in [setting.key for setting in two.protocol]
+    found = records.read(runs.root)
+    cells = [row.cells[key] for row in table.rows_of(found) if key in row.cells]
+    assert sorted(cell.values for cell in cells) == [(80.0,), (100.0,)], "never averaged as two seeds"
+    assert {cell.data.partition(" (")[2] for cell in cells} == {"", "measured on the training images)"}
+    for group in matching.groups(found)[0]:
+        (reference,) = [one for one in paper.references("crossmae/table1") if one.recipe == FINETUNE][:1]
+        said = matching.verdict(reference, group.did).text
+        assert ("validation (the training images" in said) == bool(group.records[0].measured_on)
+
+
+def test_a_card_says_how_weights_were_trained_only_if_it_is_known(runs: Published, tmp_path: Path) -> None:
+    model = VisionTransformer(HANDWRITTEN, final_norm=True)
+    for family, said in (
+        ("mae", "pretrained without labels"),
+        ("vit", "read as the checkpoint family vit, which does not tell how it was trained"),
+        ("finetuned", "trained with labels"),
+    ):
+        file = tmp_path / f"{family}.safetensors"
+        save_encoder(file, model.state_dict(), EncoderInfo(family, HANDWRITTEN, final_norm=True))
+        text = card.card(str(file), runs.root)
+        assert f"A plain vision transformer, {said}:" in text
 
 
 def test_a_card_of_weights_made_elsewhere(runs: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

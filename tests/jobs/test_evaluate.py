@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mimbench.backbones.config import SIZES, ViT
+from mimbench.engine.run.task import ANY
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import resolve
 from mimbench.jobs.runs.tasks import protocols
@@ -58,7 +59,11 @@ def test_a_size_no_paper_has_asks_for_a_recipe() -> None:
     with pytest.raises(ValueError, match="--recipe finetune=STAGE/NAME"):
         _runs(odd, "finetune")
     same = {name: run.recipe for name, run in _runs(odd, "knn", "linear", "linear_fast", "fewshot").items()}
-    assert same == {name: PUBLISHED[name]["B"] for name in same}, "these have one recipe, whatever the size"
+    assert same == {name: PUBLISHED[name].get(ANY, PUBLISHED[name]["B"]) for name in same}, "frozen: of every size"
+    assert same["linear"] == "cls/linear", "and not the recipe of another size"
+    assert (find("cls/linear").build(), find("cls/linear_vits").build().encoder) == (
+        find("cls/linear_vitb").build(), SIZES["S"]
+    )  # fmt: skip
     runs = _runs(odd, "finetune", recipes=("finetune=cls/finetune_vits",))
     assert runs["finetune"].recipe == "cls/finetune_vits"
     with pytest.raises(ValueError, match="is not PROTOCOL=RECIPE"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from mimbench.jobs.tables import paper, paper_check
+from mimbench.jobs.cli.main import app
+from mimbench.jobs.tables import paper, paper_check, paper_table
 from mimbench.jobs.tables.paper import PAPERS
 
 # Typed from the sources a second time, table by table: label, then the columns in order; - is a cell without a number.
@@ -109,6 +112,23 @@ READ_AGAIN = {
         ViT-L/16, teacher CLIP-L/14 at 196 px 87.4""",
     "famt/abstract": "AMT, arXiv v2 2.9 5.9\n FAMT, arXiv v3 1.3 3.9\n FAMT, journal 1.8 -",
 }
+
+
+def test_the_list_of_tables_is_the_same_for_people_and_programs() -> None:
+    shown, written = (CliRunner().invoke(app, ["papers", "list", *more]).stdout for more in ((), ("--json",)))
+    assert [line.split()[0] for line in shown.splitlines()] == [one["table"] for one in json.loads(written)]
+
+
+def test_the_example_of_the_docs_says_how_its_cell_is_filled(tmp_path: Path) -> None:
+    """A row of a method that mimbench does not pretrain needs an encoder, or the advice fills no cell."""
+    shutil.copytree(PAPERS, tmp_path / "papers")
+    text = (Path(__file__).parents[2] / "docs" / "adding.md").read_text()
+    (example,) = [block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "MIM-X" in block]
+    (tmp_path / "papers" / "mimx.toml").write_text(example)
+    assert [line for line in paper_check.problems(tmp_path / "papers") if "mimx" in line] == []
+    (reference,) = paper.references("mimx/main", tmp_path / "papers")
+    (command,), _ = paper_table.filling(reference, [])
+    assert command == "mimbench run cls/finetune_vitb checkpoint=FILE  # an encoder pretrained by mimx"
 
 
 def test_every_table_was_read_twice() -> None:

@@ -60,7 +60,8 @@ def test_a_relative_path_of_data_is_made_absolute(
     monkeypatch.chdir(images.parent)
     here = _run(f"data={images.name}")
     elsewhere = tmp_path / "elsewhere"
-    (elsewhere / images.name).mkdir(parents=True)
+    (elsewhere / images.name / "cat").mkdir(parents=True)
+    (elsewhere / images.name / "cat" / "1.jpg").write_bytes(b"a cat")
     monkeypatch.chdir(elsewhere)
     assert _run(f"data={images.name}").path != here.path
     assert _run(f"data={images}").path == here.path
@@ -91,6 +92,17 @@ def test_a_checkpoint_counts_by_its_content(images: Path, tmp_path: Path) -> Non
     assert _run(f"data={images}").path != run.path
     assert run.read_about()["checkpoint"]["path"] == str(one)
     assert len(run.read_about()["checkpoint"]["hash"]) == 64
+
+
+def test_the_config_says_which_sizes_are_not_used(images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "small.pth"
+    file.write_bytes(encoder_bytes("weights"))
+    used, unused = _run(f"data={images}"), _run(f"data={images}", f"checkpoint={file}")
+    assert "encoder.width = 768\n" in used.config.read_text()
+    assert "encoder.width = 768  # not used: the checkpoint has its own sizes\n" in unused.config.read_text()
+    assert config_of(unused).encoder == config_of(used).encoder
+    assert science_of(unused.config.read_text(), unused.read_about())["encoder.width"] == 768
+    assert create_or_find("cls/knn", config_of(unused), runs_root()).path == unused.path
 
 
 def test_a_copy_in_a_file_is_part_of_the_checkpoint(images: Path, tmp_path: Path) -> None:

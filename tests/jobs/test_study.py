@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
+from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.run import rundir
 from mimbench.jobs.cli import pretraining
 from mimbench.jobs.demo import EVALUATIONS, Method, demo
@@ -158,6 +161,21 @@ def test_a_study_can_start_in_the_middle(tmp_path: Path) -> None:
     assert [run.checkpoint for run in start_from(both, ["a=/x/a.pth"]).runs] == [Path("/x/a.pth"), None, other]
     with pytest.raises(ValueError, match="is not NAME=FILE with a pretraining of study s: 'a', 'b'"):
         start_from(both, ["pretrained=/x/a.pth"])
+
+
+def test_a_checkpoint_of_another_size_cannot_stand_in_for_a_pretraining(tmp_path: Path) -> None:
+    pretrain = Run("pretrain/mae_vitb_800ep")
+    study = Study("s", [pretrain, Run("cls/finetune_vitb", checkpoint=pretrain)])
+    files = {letter: tmp_path / f"{letter}.safetensors" for letter in "SB"}
+    for letter, file in files.items():
+        file.write_bytes(encoder_bytes("weights", SIZES[letter]))
+    assert [run.checkpoint for run in start_from(study, [f"pretrained={files['B']}"]).runs] == [files["B"]]
+    with pytest.raises(ValueError, match="holds a ViT-S, but the recipes of this study are for a ViT-B"):
+        start_from(study, [f"pretrained={files['S']}"])
+    theirs = tmp_path / "theirs.pth"
+    torch.save(VisionTransformer(ViT(64, 2, 1, 8, 32)).state_dict(), theirs)
+    with pytest.raises(ValueError, match="holds an encoder of width 64 and depth 2"):
+        start_from(study, [f"pretrained={theirs}"])
 
 
 def test_what_starts_in_the_middle_keeps_what_comes_after() -> None:

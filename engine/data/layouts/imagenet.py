@@ -22,24 +22,18 @@ from pathlib import Path
 
 import torch
 
-from mimbench.engine.data.datasets import Split, image_root, unfit
+from mimbench.engine.data.datasets import Split, unfit
 from mimbench.engine.data.folders import Paths, class_names, image_files, is_data, is_image, labelled_files
 from mimbench.engine.data.layouts import webdataset
 from mimbench.engine.data.layouts.listing import Listing, by_class_and_name, require_known
+from mimbench.engine.data.layouts.parts import KAGGLE, split_root
 from mimbench.engine.data.layouts.tars import TarFiles, tar_files
 from mimbench.engine.data.layouts.val_labels import class_of_each
 from mimbench.engine.data.shards import Shards, packed
 
-KAGGLE = "ILSVRC/Data/CLS-LOC"
 TARS: dict[Split, str] = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 WNID = re.compile(r"n\d{8}")
 ANNOTATIONS = "val_annotations.txt"  # of Tiny-ImageNet, whose images lie in val/images/
-
-
-def split_root(root: Path) -> Path:
-    """The directory that holds the splits of the data set at `root`."""
-    kaggle = root / KAGGLE
-    return kaggle if kaggle.is_dir() else image_root(root)
 
 
 def splits_of(root: Path) -> list[Split]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from mimbench.engine.data.datasets import Split, UnfitError, is_pattern
 from mimbench.engine.data.layouts import cifar, imagenet, listed, webdataset
 from mimbench.engine.data.layouts.listing import Listing
+from mimbench.engine.data.layouts.parts import split_root
 from mimbench.engine.data.layouts.subset import subset as part_of
 
 LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path, Split], Listing]], ...] = (
@@ -45,7 +46,7 @@ def splits_of(root: Path) -> list[Split]:
     if any(fits(root) for fits, _ in LAYOUTS):
         both: tuple[Split, Split] = ("train", "val")
         return [split for split in both if _opens(root, split)]
-    return imagenet.splits_of(root) if imagenet.split_root(root).is_dir() else []
+    return imagenet.splits_of(root) if split_root(root).is_dir() else []
 
 
 def _opens(root: Path, split: Split) -> bool:

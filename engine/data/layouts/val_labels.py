@@ -127,6 +127,13 @@ _READERS: dict[str, Callable[[Path, Sequence[str] | None], Labels]] = {
 }
 
 
+def label_files(directory: Path) -> list[str]:
+    """Return the names, relative to `directory`, of the files that `class_of_each` would read there."""
+    kit = [f"{folder}{name}" for folder in ("", "data/", f"{KIT}/data/") for name in (GROUND_TRUTH, "meta.mat")]
+    names = dict.fromkeys([*_READERS, *kit, f"{KIT}.tar.gz"])
+    return [name for name in names if (directory / name).is_file()]
+
+
 def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").rstrip().splitlines()

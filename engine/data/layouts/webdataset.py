@@ -23,15 +23,12 @@ import torch
 from mimbench.engine.data.datasets import Split, is_pattern, shards_of, unfit
 from mimbench.engine.data.folders import is_image
 from mimbench.engine.data.layouts.listing import Listing
+from mimbench.engine.data.layouts.parts import CLASS_NAMES
 from mimbench.engine.data.layouts.tars import TarFiles, tar_files
 from mimbench.engine.data.shards import packed
+from mimbench.engine.data.splits import WORDS
 
-WORDS: dict[Split, re.Pattern[str]] = {
-    "train": re.compile(r"(^|[^a-z])train([^a-z]|ing|$)"),
-    "val": re.compile(r"(^|[^a-z])(val|validation|valid)([^a-z]|$)"),
-}
 WNID_KEY = re.compile(r"(?:.*/)?(n\d{8})_")
-CLASS_NAMES = "classnames.txt"
 LOOKED_AT = 8  # files of a tar read to recognise a shard
 TRIED = 3  # tars read: the first may be damaged, and that must be reported
 
