@@ -1,7 +1,7 @@
 """Evaluate a fine-tuned classifier on a validation split, on ImageNet-A, -R, -Sketch, -V2, -C or with ReaL's labels.
 
     mimbench run cls/classify checkpoint=mae_finetuned_vit_base.pth data=imagenet
-    mimbench run cls/robustness checkpoint=runs/cls/finetune_vitb-1a2b3c4d5e test=imagenet-r data=/data/imagenet-r
+    mimbench run cls/robustness checkpoint=cls/finetune_vitb-1a2b3c4d5e test=imagenet-r data=/data/imagenet-r
 
 `checkpoint` is a fine-tuning's run directory (its last weights), the classifier-best.safetensors in it (the best
 epoch), or a fine-tuned file of MAE, CrossMAE or MaskAlign. Nothing is trained. Every image counts once, for any

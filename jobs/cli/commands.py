@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +16,7 @@ from mimbench.engine.data.shared_images import measured_on
 from mimbench.engine.run.config import leaves, to_text, with_overrides
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.recipes import find, recipes
+from mimbench.jobs.runs.run_names import find as find_run
 from mimbench.jobs.runs.store import config_of, create_or_find, encoder_file, resolve, runs_root
 
 if TYPE_CHECKING:
@@ -42,10 +44,11 @@ def run_of(target: str, overrides: Sequence[str]) -> RunDir:
     Raises:
         ValueError: if `target` is neither a recipe nor a run directory, or an override is bad.
     """
-    path = Path(target).expanduser()
-    if not path.exists() and (runs_root() / target / "run.json").is_file():  # as `mimbench status` names it
-        path = runs_root() / target
-    if target not in {recipe.name for recipe in recipes()} and path.exists():
+    path, known = Path(target).expanduser(), {recipe.name for recipe in recipes()}
+    if target not in known and not path.exists() and target not in {name.rpartition("/")[2] for name in known}:
+        with suppress(ValueError):  # then it is no run either: `resolve` offers the nearest recipes
+            path = find_run(target, runs_root()).path
+    if target not in known and path.exists():
         run = RunDir(path if path.is_dir() else path.parent)
         if not overrides:
             run.read_about()
@@ -179,7 +182,7 @@ def explain_run(name: str, overrides: Sequence[str], as_json: bool) -> None:
     Raises:
         ValueError: if `name` is neither a run nor a recipe, or an override is bad.
     """
-    from mimbench.jobs.runs import control, explain
+    from mimbench.jobs.runs import explain, run_names
     from mimbench.jobs.runs.store import place
 
     root = runs_root()
@@ -187,7 +190,7 @@ def explain_run(name: str, overrides: Sequence[str], as_json: bool) -> None:
         recipe, config = resolve(name, overrides)
         found = explain.explain_place(place(recipe.name, config, root, strict=False), root)
     else:
-        found = explain.explain_run(control.find(name, root), root)
+        found = explain.explain_run(run_names.find(name, root), root)
     if as_json:
         print_json(found.as_json())
     else:

@@ -15,7 +15,7 @@ from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, Slots
 from mimbench.jobs.cli.panels import Panel
 
 EVALUATE = Panel("Evaluate")
-CHECKPOINT = "A checkpoint's file, or the directory of a pretraining run."
+CHECKPOINT = "A checkpoint's file, or a pretraining run."
 
 
 @EVALUATE.command("mimbench evaluate vit.pth --on linear,fewshot --data imagenet", cls=NamesInHelp)

@@ -20,7 +20,7 @@ from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.run.task import DRAWN_BY, Predictor
 from mimbench.jobs.cli.commands import print_json
-from mimbench.jobs.runs.control import path_of
+from mimbench.jobs.runs.run_names import path_of
 from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.runs.tasks import tasks
 

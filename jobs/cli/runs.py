@@ -68,7 +68,7 @@ def logs(
 ) -> None:
     """Print the end of a run's log."""
     from mimbench.jobs.runs import status as looking
-    from mimbench.jobs.runs.control import find
+    from mimbench.jobs.runs.run_names import find
     from mimbench.jobs.runs.store import runs_root
 
     found = find(run, runs_root())
@@ -79,12 +79,13 @@ def logs(
 def cancel(runs: RunNames = None, study: OfStudy = None, yes: Yes = False) -> None:
     """Stop runs, or remove them from the queue."""
     from mimbench.jobs.runs import control as steer
+    from mimbench.jobs.runs.run_names import find_all
     from mimbench.jobs.runs.states import States
     from mimbench.jobs.runs.store import runs_root
 
     root = runs_root()
     states = States(root)
-    found = [run for run in steer.find_all(runs or [], study, root) if states.look(run)[0] in ("running", "queued")]
+    found = [run for run in find_all(runs or [], study, root) if states.look(run)[0] in ("running", "queued")]
     if not found:
         print("nothing to cancel: none of these runs is running or queued", file=sys.stderr)
         return
@@ -108,6 +109,7 @@ def retry(
     Each run starts where it was started before: on its cluster, or on this machine.
     """
     from mimbench.jobs.runs import control as steer
+    from mimbench.jobs.runs.run_names import find_all
     from mimbench.jobs.runs.states import States
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.studies import submit as submitting
@@ -115,7 +117,7 @@ def retry(
     root = runs_root()
     states = States(root)
     wanted = ("failed", "lost", "interrupted", "blocked") + (("done", "new") if anew else ())
-    known = {run: states.look(run) for run in steer.find_all(runs or [], study, root)}
+    known = {run: states.look(run) for run in find_all(runs or [], study, root)}
     for run, (state, reason) in known.items():
         if state == "damaged":
             print(f"not started: {reason}", file=sys.stderr)

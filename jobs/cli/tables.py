@@ -33,7 +33,7 @@ def compare_runs(names: tuple[str, str], root: Path, page: Path | None, as_json:
         OSError: if the file cannot be written.
     """
     from mimbench.jobs.cli.commands import print_json
-    from mimbench.jobs.runs.control import find
+    from mimbench.jobs.runs.run_names import find
     from mimbench.jobs.tables import compare
 
     first, second = (find(name, root).path for name in names)

@@ -1,8 +1,4 @@
-"""Find runs by name, cancel them, and start them anew: `find`, `cancel`, `renew`.
-
-A run is named by its directory, by the beginning of its directory's name if that is unique (`linear-3f`), by the same
-after `stage/`, or by its label in a study.
-"""
+"""Cancel runs, and start them anew: `cancel`, `renew`."""
 
 from __future__ import annotations
 
@@ -14,63 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from mimbench.engine.run.rundir import RunDir, process_started
-from mimbench.jobs.studies.study_registry import directory_name, members, must_be_known, studies
 
 STAYS = ("config.txt", "run.json", "log.txt", "submission.json", "submitit")  # files kept when a run begins anew
-
-
-def find(name: str, root: Path) -> RunDir:
-    """Return the run called `name`.
-
-    Raises:
-        ValueError: if no run or several runs match.
-    """
-    path = Path(name).expanduser()
-    if (path / "run.json").is_file():
-        return RunDir(path)
-    known = {directory_name(RunDir(file.parent)): RunDir(file.parent) for file in root.glob("*/*/run.json")}
-    if name in known:
-        return known[name]
-    found = [full for full in known if full.startswith(name) or full.partition("/")[2].startswith(name)]
-    if not found:
-        labels = {full for runs in studies(root).values() for full, label in runs.items() if label == name}
-        found = sorted(labels & known.keys())
-    if len(found) == 1:
-        return known[found[0]]
-    if found:
-        shown = ", ".join(sorted(found)[:5]) + (", ..." if len(found) > 5 else "")
-        raise ValueError(f"{name!r} matches {len(found)} runs: {shown}")
-    raise ValueError(f"no run under {root.absolute()} is called {name!r}; `mimbench status` lists them")
-
-
-def path_of(name: str, root: Path) -> Path:
-    """Return `name` as a path if it exists, else the directory of the run called `name`.
-
-    Raises:
-        ValueError: if neither exists, or several runs match.
-    """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    try:
-        return find(name, root).path
-    except ValueError as error:
-        raise ValueError(f"{name} does not exist, and {error}") from None
-
-
-def find_all(names: Sequence[str], study: str | None, root: Path) -> list[RunDir]:
-    """Return the runs called `names`, or all runs of a study.
-
-    Raises:
-        ValueError: if a run or the study does not exist, or neither is given.
-    """
-    if study is not None:
-        must_be_known(root, study)
-        listed = [RunDir(root / name) for name in members(root, study)]
-        return [run for run in listed if run.about.exists()]
-    if not names:
-        raise ValueError("no run is named; name runs, or a study with --study NAME")
-    return [find(name, root) for name in names]
 
 
 def cancel(runs: Sequence[RunDir], root: Path) -> list[RunDir]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mimbench.engine.run.result import PREDICTIONS
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.runs.control import path_of
+from mimbench.jobs.runs.run_names import path_of
 from mimbench.jobs.runs.store import runs_root
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from mimbench.jobs.runs.data_content import Contents, DataContent
 from mimbench.jobs.runs.lineage import Source, source_of, to_make_it
 from mimbench.jobs.runs.recipes import Recipe, config_type, find
 from mimbench.jobs.runs.records import GROUPS, groups_of
+from mimbench.jobs.runs.run_names import find as find_run
 from mimbench.jobs.runs.tasks import makes_encoders
 
 
@@ -163,7 +164,8 @@ def _settled(data: str) -> str:
 def encoder_file(checkpoint: Path) -> Path:
     """Return the absolute path of the file that a checkpoint given by a user stands for.
 
-    A run directory stands for the encoder of a pretraining, or the classifier (last weights) of a fine-tuning.
+    A run, given by its directory or as `mimbench status` names it (`jobs.runs.run_names`), stands for the encoder of a
+    pretraining, the classifier (last weights) of a fine-tuning, or a detector.
 
     Also accepted: a `file://` URL; `?copy=NAME` at the end, which is kept; a user's function, `my_encoder.py:build`.
 
@@ -179,11 +181,10 @@ def encoder_file(checkpoint: Path) -> Path:
     if is_location(str(checkpoint)):
         file, options = parse_location(str(checkpoint))
         return Path("?".join([str(encoder_file(file)), *(f"{key}={value}" for key, value in options.items())]))
-    run = RunDir(path)
+    run = RunDir(path) if path.exists() else _run_called(checkpoint)
     if not run.about.is_file():
-        what = "is not a run directory" if path.is_dir() else "does not exist"
         raise FileNotFoundError(
-            f"checkpoint {checkpoint} {what}; name a checkpoint's file or a pretraining's run directory"
+            f"checkpoint {checkpoint} is not a run directory; name a checkpoint's file or a pretraining's run"
         )
     if run.classifier.is_file():
         return run.classifier
@@ -197,6 +198,15 @@ def encoder_file(checkpoint: Path) -> Path:
             )
         raise FileNotFoundError(f"{checkpoint} (state: {state}) has not written an encoder; {to_make_it(run, state)}")
     return run.encoder
+
+
+def _run_called(checkpoint: Path) -> RunDir:
+    try:
+        return find_run(str(checkpoint), runs_root().absolute())
+    except ValueError as error:
+        raise FileNotFoundError(
+            f"checkpoint {checkpoint} does not exist, and {error}; name a checkpoint's file or a pretraining's run"
+        ) from None
 
 
 def config_of(run: RunDir) -> Any:

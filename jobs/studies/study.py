@@ -319,7 +319,7 @@ def _keeps(run: Run) -> str:
 
 
 def start_from(study: Study, given: Sequence[str]) -> Study:
-    """Return `study` with pretrainings replaced by checkpoint files: each of `given` is `LABEL=FILE`.
+    """Return `study` with pretrainings replaced by checkpoints: each of `given` is `LABEL=FILE` or `LABEL=RUN`.
 
     LABEL is the label or recipe of the pretraining, or `pretrained` if the study has only one.
 

@@ -1,6 +1,6 @@
 """`mimbench card RUN|ENCODER`: a model card in Markdown, with the metadata block that model hubs read.
 
-    mimbench card runs/pretrain/crossmae_vitb_800ep-... -o README.md
+    mimbench card crossmae_vitb_800ep-1a2b -o README.md
 
 It describes the encoder, its training, every number measured with it under the runs root (with its protocol, and beside
 the paper's number if there is one), the licence if known, and how to load it. Nothing is uploaded without --push.
@@ -38,7 +38,7 @@ def card(target: str, root: Path) -> str:
     Raises:
         ValueError: if `target` is neither, the run has no encoder yet, or the file is not an encoder.
     """
-    from mimbench.jobs.runs.control import find
+    from mimbench.jobs.runs.run_names import find
 
     found = records.read(root)
     path = Path(target).expanduser()
@@ -56,7 +56,7 @@ def card(target: str, root: Path) -> str:
 
 def encoder_of(target: str, root: Path) -> Path:
     """Return the file of the encoder that `card` describes."""
-    from mimbench.jobs.runs.control import find
+    from mimbench.jobs.runs.run_names import find
 
     path = Path(target).expanduser()
     return path if path.is_file() and path.name != "run.json" else find(target, root).encoder

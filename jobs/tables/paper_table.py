@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from mimbench.engine.run.config import BY_CONTENT, identity, to_text, with_overrides
@@ -244,7 +243,7 @@ def filling(reference: Reference, found: Sequence[Record]) -> tuple[tuple[str, .
     name = made or _name_of(reference.pretraining, pretraining, recipe.stage)
     own = None if reference.overrides else evaluation.function  # its stated cost holds without overrides
     cost = cost_of(replace(config, encoder=pretraining.encoder), own)
-    commands = [" ".join([*words, f"checkpoint={Path('runs') / name}"])]
+    commands = [" ".join([*words, f"checkpoint={name}"])]
     if made is None:
         before = cost_of(pretraining, None if reference.pretrain_overrides else recipe.function)
         cost = cost + before if cost and before else None

@@ -60,7 +60,7 @@ def maskalign_vitl_clipl() -> Pretrain:
 def maskalign_handwritten() -> Pretrain:
     """MaskAlign on handwritten, 96 wide and 4 deep, from a teacher pretrained before: minutes on two cores.
 
-    mimbench run pretrain/maskalign_handwritten checkpoint=runs/pretrain/crossmae_handwritten-...
+    mimbench run pretrain/maskalign_handwritten checkpoint=pretrain/crossmae_handwritten-...
 
     The teacher is any encoder with 8 x 8 patches; the demo's is the CrossMAE encoder that it pretrains first.
     """

@@ -21,6 +21,7 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.cli.commands import run_of, show_result
 from mimbench.jobs.cli.main import app
 from mimbench.jobs.runs import control as steer
+from mimbench.jobs.runs import run_names
 from mimbench.jobs.runs import gc, status
 from mimbench.jobs.runs import gpu_hours as spent
 from mimbench.jobs.runs.explain import explain_place, explain_run
@@ -70,16 +71,21 @@ def _finish(run: RunDir, metrics: dict[str, float]) -> None:
 def test_a_run_goes_by_many_names(made: list[RunDir]) -> None:
     root, run = runs_root(), made[1]
     name = run.path.name
-    for text in (str(run.path), name, name[:-3], f"cls/{name}", f"cls/{name[:-3]}", "knn 0"):
-        assert steer.find(text, root).path == run.path, text
+    for text in (str(run.path), name, name[:-3], f"cls/{name}", f"cls/{name[:-3]}", name[-10:], name[-10:-5], "knn 0"):
+        assert run_names.find(text, root).path == run.path, text
     with pytest.raises(ValueError, match="'knn_handwritten' matches 3 runs: cls/knn_handwritten-"):
-        steer.find("knn_handwritten", root)
+        run_names.find("knn_handwritten", root)
     with pytest.raises(ValueError, match=r"no run under .* is called 'x'; `mimbench status` lists them"):
-        steer.find("x", root)
-    assert steer.find_all([], "mine", root) == made
-    assert run_of(f"cls/{name}", []).path == run.path, "mimbench run goes on with what status names"
+        run_names.find("x", root)
+    with pytest.raises(ValueError, match=rf"did you mean cls/{name}\?"):
+        run_names.find(f"{name}x", root)
+    assert run_names.find_all([], "mine", root) == made
+    for text in (f"cls/{name}", name[:-3], name[-10:]):
+        assert run_of(text, []).path == run.path, "mimbench run goes on with what status names"
+    with pytest.raises(ValueError, match="did you mean cls/knn_handwritten"):
+        run_of("knn_handwritten", [])
     with pytest.raises(ValueError, match="name runs, or a study"):
-        steer.find_all([], None, root)
+        run_names.find_all([], None, root)
 
 
 def test_the_list_says_what_each_is_doing(made: list[RunDir]) -> None:

@@ -130,8 +130,15 @@ def test_a_run_directory_stands_for_its_encoder(knn: RunDir, images: Path, monke
     knn.encoder.write_bytes(encoder_bytes("weights"))
     monkeypatch.chdir(knn.path.parent)
     assert encoder_file(Path(knn.path.name)) == knn.encoder
-    run = _run(f"data={images}", f"checkpoint={knn.path}")
-    assert config_of(run).checkpoint == str(knn.encoder)
+    name = knn.path.name
+    for text in (str(knn.path), name, f"cls/{name}", name[-10:], f"cls/{name}?copy=ema"):
+        monkeypatch.chdir(images)
+        copy = "?copy=ema" if "?" in text else ""
+        assert str(encoder_file(Path(text))) == f"{knn.encoder}{copy}"
+        run = _run(f"data={images}", f"checkpoint={text.partition('?')[0]}")
+        assert config_of(run).checkpoint == str(knn.encoder)
+    with pytest.raises(FileNotFoundError, match=rf"checkpoint {name}x does not exist, and no run .* did you mean cls/"):
+        encoder_file(Path(f"{name}x"))
 
 
 def test_a_run_that_has_no_encoder_any_more_says_so(knn: RunDir) -> None:
