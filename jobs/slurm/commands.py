@@ -27,6 +27,7 @@ SILENT = (  # messages of SLURM's commands when the controller cannot be reached
     "slurm controller not responding", "transport endpoint", "connection timed out", "slurmctld in standby",
     "unable to establish controller", "could not establish a configuration source", "zero bytes were transmitted",
 )  # fmt: skip
+UNREACHED = ("connect failure", "connection refused", "could not establish a configuration source")  # of those
 KEYS = {  # words in SLURM's refusals -> the key of the profile to change
     "account": "account", "partition": "partition", "qos": "qos", "feature": "constraint", "time limit": "minutes",
     "generic resource": "gpu_request, gpu_type or gpus_per_node", "gres": "gpu_request or gpu_type",
@@ -37,7 +38,19 @@ KEYS = {  # words in SLURM's refusals -> the key of the profile to change
 
 
 class SilentError(OSError):
-    """SLURM does not answer; the command can be repeated later."""
+    """SLURM does not answer; the command can be repeated later.
+
+    Attributes:
+        reached: whether the controller may have received the command nevertheless.
+    """
+
+    reached = True
+
+
+class UnreachableError(SilentError):
+    """SLURM's controller cannot be reached: it has not received the command."""
+
+    reached = False
 
 
 class Queue(dict[str, str]):
@@ -75,7 +88,8 @@ def refusal(said: str, cluster: Cluster | None = None) -> OSError | ValueError:
     words = "; ".join(dict.fromkeys(line for line in lines if line)) or "no reason given"
     low = words.lower()
     if any(phrase in low for phrase in SILENT):
-        return SilentError(f"SLURM does not answer: {words}")
+        unreached = any(phrase in low for phrase in UNREACHED)
+        return (UnreachableError if unreached else SilentError)(f"SLURM does not answer: {words}")
     keys = [key for phrase, key in KEYS.items() if phrase in low]
     if not keys or cluster is None:
         return ValueError(f"SLURM says: {words}")

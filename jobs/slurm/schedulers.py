@@ -5,8 +5,8 @@
     submit(units, cluster, root)              # one call of sbatch for each array
     status_of(run, queue(cluster, root))      # files first, then the queue, then accounting, then the heartbeat
 
-Submissions are first recorded on disk. If SLURM does not answer they stay recorded, and the next `submit` submits them.
-A run that is recorded, queued, running or done is not submitted again, by any user or process.
+Submissions are first recorded on disk. If SLURM cannot be reached the record is removed; if it may have accepted a job
+without answering, the record stays, and the next `submit` asks for the job, or submits it. A run that is recorded, queued, running or done is not submitted again, by any user or process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def submit(units: Sequence[Unit], cluster: Cluster, root: Path, *, dry: bool = F
 
     Raises:
         ValueError: with SLURM's message and the profile's key, if it refuses; refused runs are not recorded.
-        OSError: if SLURM does not answer; everything stays recorded for the next time.
+        OSError: if SLURM cannot be reached, and nothing is recorded; or if it does not answer and may have accepted a
+            job, and everything stays recorded for the next time.
     """
     root = root.absolute()
     units = [unit._replace(run=RunDir(unit.run.path.absolute())) for unit in units]
@@ -90,6 +91,24 @@ def waiting(cluster: Cluster, root: Path) -> int:
         batches = submission.unsent(root)
         _send_all(batches, cluster)
     return sum(len(batch.runs) for batch in batches if batch.cluster == cluster.name)
+
+
+def must_answer() -> None:
+    """Check that SLURM answers, before anything is written for it; repeat for some seconds.
+
+    Raises:
+        ValueError: if it is not installed here.
+        OSError: if it does not answer.
+    """
+    for pause in (*BACK_OFF, None):
+        try:
+            slurm.listing()
+            return
+        except slurm.SilentError as error:
+            if pause is None:
+                raise slurm.SilentError(f"{error}. Nothing was submitted or written; try again later") from None
+            log.warning("SLURM does not answer; trying again in %.0f s", pause)
+            time.sleep(pause)
 
 
 def check(cluster: Cluster, root: Path) -> None:
@@ -158,6 +177,12 @@ def _send_all(batches: Iterable[Batch], cluster: Cluster, fresh: Container[str] 
         batch = left.pop(0)
         try:
             _send(batch, cluster, batch.id in fresh)
+        except slurm.UnreachableError as error:
+            new = [each for each in (batch, *left) if each.id in fresh]
+            for each in new:
+                each.withdraw()
+            runs = sum(len(each.runs) for each in new)
+            raise slurm.UnreachableError(f"{error}. {runs} runs were not submitted; submit them again later") from None
         except slurm.SilentError as error:
             runs = sum(len(each.runs) for each in (batch, *left))
             raise slurm.SilentError(
@@ -186,17 +211,20 @@ def _withdraw(refused: Batch, left: list[Batch]) -> list[Batch]:
 
 def _send(batch: Batch, cluster: Cluster, fresh: bool) -> None:
     """Submit one batch, unless SLURM already has it; repeat while SLURM does not answer."""
+    reached = not fresh
     for pause in (*BACK_OFF, None):
         try:
-            job = None if fresh else _accepted_before(batch)
+            job = _accepted_before(batch) if reached else None
             batch.accepted(job or _executor(batch, cluster, _dependency(batch)).send())
             return
-        except slurm.SilentError:
+        except slurm.SilentError as error:
+            reached = reached or error.reached
             if pause is None:
+                if reached:  # perhaps at an earlier attempt: the job may be in the queue
+                    raise slurm.SilentError(*error.args) from None
                 raise
             log.warning("SLURM does not answer; trying again in %.0f s", pause)
             time.sleep(pause)
-        fresh = False
 
 
 def _accepted_before(batch: Batch) -> str | None:

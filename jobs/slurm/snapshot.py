@@ -4,12 +4,13 @@
                                  changes.diff  snapshot.json (written last: without it the snapshot is incomplete)
 
 A snapshot is named by git's hash of its content, so that unchanged code is copied once. It includes untracked files but
-not ignored ones. The checkout, its index and its objects are not changed. If mimbench is installed without git, the
-installed version is recorded, and jobs run it.
+not ignored ones. The checkout, its index and its objects are not changed. If mimbench is installed without git, as from a
+wheel, the installed package is copied, and the snapshot is named by a hash of its files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ TOP = Path(__file__).parents[3]
 def snapshot(root: Path, top: Path = TOP) -> dict[str, Any]:
     """Copy the code at `top` to the runs root, unless it is already there; return its description.
 
-    The keys: `snapshot` (a path, None without git), `version`, `commit`, `tree`, `dirty`.
+    The keys: `snapshot` (a path), `version`, `tree`; in a checkout also `commit`, `dirty`.
 
     Raises:
         OSError: if the copy cannot be written; an incomplete copy is never used.
@@ -40,7 +41,7 @@ def snapshot(root: Path, top: Path = TOP) -> dict[str, Any]:
         return {**json.loads((top / MARKER).read_text(encoding="utf-8")), "snapshot": str(top)}
     places = _places(top)
     if places is None:
-        return {**known, "snapshot": None}
+        return _of_installed(root, top, known)
     commit, *files = places
     with tempfile.TemporaryDirectory(prefix="mimbench-snapshot-") as scratch:
         own = _own_index(top, Path(scratch), *files)
@@ -50,6 +51,23 @@ def snapshot(root: Path, top: Path = TOP) -> dict[str, Any]:
         place = root.absolute() / ".mimbench" / "code" / tree[:16]
         if not (place / MARKER).is_file():
             _write(top, place, about, diff, own)
+    return {**about, "snapshot": str(place)}
+
+
+def _of_installed(root: Path, top: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Copy the package installed in `top`, unless that copy exists; return its description."""
+    names = sorted(path for path in (top / "mimbench").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    content = hashlib.sha256()
+    for name in names:
+        content.update(f"{name.relative_to(top).as_posix()}\0{name.stat().st_size}\0".encode() + name.read_bytes())
+    about = {**known, "tree": content.hexdigest()[:40]}
+    place = root.absolute() / ".mimbench" / "code" / about["tree"][:16]
+    if not (place / MARKER).is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=place.parent) as made:
+            new = Path(made) / "code"
+            shutil.copytree(top / "mimbench", new / "mimbench", ignore=shutil.ignore_patterns("__pycache__"))
+            _put(new, place, about)
     return {**about, "snapshot": str(place)}
 
 
@@ -91,14 +109,19 @@ def _write(top: Path, place: Path, about: dict[str, Any], diff: str, own: dict[s
         except OSError as error:  # on a full disk the error does not name the path
             raise OSError(error.errno, error.strerror, str(place)) from error
         (new / "changes.diff").write_text(diff, encoding="utf-8", errors="surrogateescape")
-        write_json(new / MARKER, about)
-        if place.exists() and not (place / MARKER).is_file():
-            shutil.rmtree(place)  # incomplete
-        try:
-            new.rename(place)
-        except OSError:
-            if not (place / MARKER).is_file():  # else another shell wrote the same code first
-                raise
+        _put(new, place, about)
+
+
+def _put(new: Path, place: Path, about: dict[str, Any]) -> None:
+    """Complete the copy `new` with its description and rename it to `place`."""
+    write_json(new / MARKER, about)
+    if place.exists() and not (place / MARKER).is_file():
+        shutil.rmtree(place)  # incomplete
+    try:
+        new.rename(place)
+    except OSError:
+        if not (place / MARKER).is_file():  # else another shell wrote the same code first
+            raise
 
 
 def _git(directory: Path, *arguments: str, **environment: str) -> str:

@@ -97,13 +97,16 @@ def submit_cluster(
 
     Raises:
         ValueError: if the study is wrong, a run does not fit a GPU, or the scheduler refuses.
-        OSError: if a directory cannot be written (then none is), or the scheduler does not answer.
+        OSError: if a directory cannot be written (then none is), or the scheduler does not answer (then nothing is
+            written).
     """
     from mimbench.jobs.slurm import schedulers
 
     with submitting(root):
         found = plan(study, root)
         must_have_data(found)
+        if not dry:
+            schedulers.must_answer()  # before a run directory or a member of a study is written
         must_fit((line.run for line in to_start(found, retry) if line.run is not None), cluster)
         if prune and not dry:
             prune_orphans(found)

@@ -67,13 +67,23 @@ def test_unchanged_code_is_copied_once_and_half_a_copy_not_used(checkout: Path, 
     assert (place / MARKER).exists()
 
 
-def test_installed_without_git(tmp_path: Path) -> None:
-    package = tmp_path / "site-packages"
-    (package / "jobs").mkdir(parents=True)
-    found = snapshot(tmp_path / "runs", package)
-    assert found["snapshot"] is None
-    assert found["version"]
-    assert not (tmp_path / "runs").exists()
+def test_an_installed_package_without_git_is_copied(tmp_path: Path) -> None:
+    top = tmp_path / "site-packages"
+    package = top / "mimbench" / "jobs"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "__pycache__" / "a.pyc").write_text("compiled")
+    (package / "a.py").write_text("a = 1\n")
+    (top / "torch").mkdir()
+    first = snapshot(tmp_path / "runs", top)
+    place = Path(first["snapshot"])
+    (package / "a.py").write_text("a = 2\n")
+    assert sorted(path.name for path in place.rglob("*")) == ["a.py", "jobs", "mimbench", MARKER]
+    assert (place / "mimbench" / "jobs" / "a.py").read_text() == "a = 1\n"
+    second = snapshot(tmp_path / "runs", top)
+    assert (Path(second["snapshot"]) / "mimbench" / "jobs" / "a.py").read_text() == "a = 2\n"
+    assert first["version"] == second["version"] and first["tree"] != second["tree"]
+    assert snapshot(tmp_path / "runs", top) == second, "unchanged code is copied once"
+    assert snapshot(tmp_path / "elsewhere", place) == first, "inside a job its code is already a snapshot"
 
 
 def test_a_snapshot_stands_for_itself(checkout: Path, tmp_path: Path) -> None:
