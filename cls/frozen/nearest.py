@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mimbench.engine.run.bar import track
+
 # Q query, N training images, T training images of a block, K neighbours, S survivors of a block, M all survivors,
 # D features
 
@@ -30,7 +32,8 @@ def nearest(query_QD: Tensor, train_ND: Tensor, k: int) -> tuple[Tensor, Tensor]
         TRAINS, len(train_ND)
     )  # memory is allocated once; per block it would cost a tenth of the products' time
     held_TD, room = query_QD.new_empty(columns, train_ND.shape[1]), query_QD.new_empty(QUERIES, columns)
-    for start in range(0, len(train_ND), TRAINS):
+    starts = range(0, len(train_ND), TRAINS)
+    for start in track(starts, "finding neighbours in blocks", len(starts)):
         train_TD = _of_unit_length(train_ND[start : start + TRAINS], held_TD)
         for place, part_QD in enumerate(query_QD.split(QUERIES)):
             out = room.view(-1)[: len(part_QD) * len(train_TD)].view(len(part_QD), len(train_TD))

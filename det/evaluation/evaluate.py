@@ -30,6 +30,7 @@ from mimbench.det.data.coco import Benchmark, of_one_category, read_annotations
 from mimbench.det.evaluation.numbering import Numbering
 from mimbench.det.evaluation.rle import encode_masks
 from mimbench.det.model.roi_heads import Detections
+from mimbench.engine.run.bar import working
 
 C = TypeVar("C", COCO, faster_coco_eval.COCO)
 Result = dict[str, Any]  # image_id, category_id, bbox (x y w h), score, segmentation (RLE, with masks)
@@ -100,7 +101,7 @@ class CocoMetrics:
         results = self.numbering.results(results)
         metrics: dict[str, float] = {}
         for prefix, kind in self.kinds.items():
-            with _quiet():
+            with working(f"computing {prefix} AP"), _quiet():
                 named = (
                     self._lvis(results, kind, prefix)
                     if self.benchmark == "lvis"

@@ -1,49 +1,160 @@
-"""A progress bar for long work: `for file in track(files, "checking", len(files)): ...`.
+"""Show on stderr that long work goes on: a bar that moves from the first second on.
 
-It appears on stderr after one second, so quick work shows none. If stderr is not a terminal, one line in the log
-reports the end of the work.
+    for file in track(files, "checking", len(files)): ...      # items of known number
+    with working("reading vit.pth"): ...                        # work of unknown length
+
+A thread draws, so the bar also moves while torch is imported or one item takes minutes. It appears after `PATIENCE`
+seconds, so quick work shows none. If stderr is not a terminal, `working` prints one line instead, and `track` logs the end
+of the work. Imports nothing heavy: a bar of rich appears too late.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TextIO, TypeVar
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1.0  # seconds before the bar appears
+PATIENCE = 0.5  # seconds before the bar appears
+REPORTED = 1.0  # seconds of work of which the log tells
+REDRAW = 0.1  # seconds between two drawings
+WIDTH = 24  # of the bar, in characters
 T = TypeVar("T")
+
+
+@dataclass
+class _Work:
+    what: str
+    total: int | None = None
+    done: int = 0
+    hidden: bool = False
+    announced: bool = False  # on a stream that is not a terminal
+    started: float = field(default_factory=time.perf_counter)
+
+
+class _Line:
+    """The last line of the terminal. It shows the innermost piece of work that goes on."""
+
+    def __init__(self) -> None:
+        self._works: list[_Work] = []
+        self._lock = threading.Lock()
+        self._idle = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._drawn = False
+
+    def push(self, work: _Work) -> None:
+        """Show this piece of work from now on."""
+        with self._lock:
+            self._works.append(work)
+            if self._thread is None or not self._thread.is_alive():
+                self._idle.clear()
+                self._thread = threading.Thread(target=self._draw_always, name="progress", daemon=True)
+                self._thread.start()
+
+    def pop(self, work: _Work) -> None:
+        """Show the work around this piece again."""
+        with self._lock:
+            self._works.remove(work)
+            self._erase()
+            if not self._works:
+                self._idle.set()
+                self._thread = None
+
+    def hide(self) -> None:
+        """Show none of the present work any more."""
+        with self._lock:
+            for work in self._works:
+                work.hidden = True
+            self._erase()
+
+    def _draw_always(self) -> None:
+        mine = threading.current_thread()
+        while self._thread is mine and not self._idle.wait(REDRAW):
+            with self._lock:
+                if self._thread is mine and self._works:
+                    self._draw(self._works[-1])
+
+    def _draw(self, work: _Work) -> None:
+        seconds = time.perf_counter() - work.started
+        if work.hidden or seconds < PATIENCE:
+            return
+        stream = _stream()
+        with suppress(OSError, ValueError):  # closed, or nobody reads it
+            if stream.isatty():
+                stream.write(f"\r{_text(work, seconds)}\x1b[K")
+                stream.flush()
+                self._drawn = True
+            elif work.total is None and not work.announced:
+                work.announced = True
+                print(f"{work.what} ...", file=stream, flush=True)
+
+    def _erase(self) -> None:
+        if self._drawn:
+            with suppress(OSError, ValueError):
+                _stream().write("\r\x1b[K")
+                _stream().flush()
+            self._drawn = False
+
+
+_LINE = _Line()
+
+
+def _stream() -> TextIO:
+    """Return stderr itself, if rich has put a proxy in its place that waits for whole lines."""
+    stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    return stream
+
+
+def _text(work: _Work, seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    clock = f"{minutes}:{rest:02}"
+    if work.total:
+        filled = min(WIDTH, WIDTH * work.done // work.total)
+        bar, count = "━" * filled + "─" * (WIDTH - filled), f"{work.done:,}/{work.total:,}  "
+        if work.done:
+            minutes, rest = divmod(int(seconds * (work.total - work.done) / work.done), 60)
+            clock = f"{clock}, {minutes}:{rest:02} left"
+    else:
+        place = int(seconds / REDRAW) % (2 * WIDTH)
+        place = min(place, 2 * WIDTH - place - 1)
+        bar, count = "─" * place + "━" + "─" * (WIDTH - place - 1), ""
+    tail = f"  {bar}  {count}{clock}"
+    room = shutil.get_terminal_size().columns - len(tail) - 1
+    return (work.what if len(work.what) <= room else f"{work.what[: max(0, room - 1)]}…") + tail
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show within the block that `what` goes on, for an unknown time."""
+    work = _Work(what)
+    _LINE.push(work)
+    try:
+        yield
+    finally:
+        _LINE.pop(work)
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Yield `items` (`total` of them) and show the progress of `what`."""
-    started, bar, done = time.perf_counter(), None, 0
+    work = _Work(what, total)
+    _LINE.push(work)
     try:
-        for done, item in enumerate(items, start=1):
+        for item in items:
             yield item
-            if bar is not None:
-                bar.update(bar.task_ids[0], completed=done)
-            elif time.perf_counter() - started > PATIENCE and done < total and sys.stderr.isatty():
-                bar = _bar(what, total, done)
+            work.done += 1
     finally:
-        if bar is not None:
-            bar.stop()
-    if (seconds := time.perf_counter() - started) > PATIENCE:
-        log.info("%s: %d in %.1f s", what, done, seconds)
+        _LINE.pop(work)
+    if (seconds := time.perf_counter() - work.started) > REPORTED:
+        log.info("%s: %d in %.1f s", what, work.done, seconds)
 
 
-def _bar(what: str, total: int, done: int) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task(what, total=total, completed=done)
-    bar.start()
-    return bar
+def make_room() -> None:
+    """Erase the bar of all present work, because another display takes the terminal's last lines."""
+    _LINE.hide()

@@ -142,7 +142,9 @@ def commit() -> str | None:
     """
     here = Path(__file__).parent
     try:
-        copied = json.loads((here.parent / "snapshot.json").read_text(encoding="utf-8"))
+        copied = json.loads((Path(__file__).parents[3] / "snapshot.json").read_text(encoding="utf-8"))
+        if "commit" not in copied:  # of an installed package
+            return None
         return f"{copied['commit']}+changes" if copied["dirty"] else str(copied["commit"])
     except FileNotFoundError:
         pass

@@ -11,6 +11,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from mimbench.engine.run.bar import make_room
+
 log = logging.getLogger(__name__)
 
 REDRAW = 0.2  # seconds between two drawings of the bar
@@ -29,6 +31,7 @@ class Display:
         if console.is_terminal:
             figures = TextColumn("{task.fields[text]}")
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), figures)
+            make_room()
             self._bar = Progress(*columns, console=console, auto_refresh=False)
             self._task = self._bar.add_task(title, total=steps, completed=done, text="")
             self._bar.start()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mimbench.backbones.checkpoints.location import user_code
 from mimbench.engine.data.shared_images import measured_on
+from mimbench.engine.run.bar import working
 from mimbench.engine.run.config import leaves, to_text, with_overrides
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.recipes import find, recipes
@@ -76,13 +77,16 @@ def show_result(run: RunDir, as_json: bool) -> None:
 
 def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_json: bool, seeds: int = 1) -> int:
     """Do `mimbench evaluate`; return the exit code."""
-    from mimbench.jobs.studies.evaluate import evaluation
+    from mimbench.jobs.studies.evaluate import check, evaluation
     from mimbench.jobs.studies.seeds import asked_for, seeded
 
     overrides, seeds = asked_for(request.overrides, seeds)
     request = replace(request, overrides=overrides)
+    check(request)
     file = encoder_file(checkpoint)
-    return _run_study(seeded(evaluation(file, shape_to_evaluate(file, request), request), seeds), slots, as_json, seeds)
+    with working(f"reading {file.name}"):
+        study = evaluation(file, shape_to_evaluate(file, request), request)
+    return _run_study(seeded(study, seeds), slots, as_json, seeds)
 
 
 def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
@@ -125,7 +129,7 @@ def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) 
 
 def _run_study(study: Study, slots: int | None, as_json: bool, seeds: int) -> int:
     """Run a study here and print every result; with several seeds, also the mean and standard deviation."""
-    from mimbench.jobs.local.processes import visible_devices
+    from mimbench.jobs.runs.devices import visible_devices
     from mimbench.jobs.local.scheduler import Local
     from mimbench.jobs.studies import seeds as spread
 

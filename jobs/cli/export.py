@@ -14,11 +14,15 @@ def export(checkpoint: Path, target: str, out: Path | None, patch: int | None, a
         ValueError: if the checkpoint holds no encoder, or the library cannot represent it; the message says why.
         OSError: if the file exists or cannot be written.
     """
-    from mimbench.backbones.checkpoints.export import export_encoder
+    from mimbench.engine.run.bar import working
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.runs.store import encoder_file
 
-    made = export_encoder(encoder_file(checkpoint), target, out, patch)
+    file = encoder_file(checkpoint)
+    with working(f"writing {file.name} for {target}"):
+        from mimbench.backbones.checkpoints.export import export_encoder
+
+        made = export_encoder(file, target, out, patch)
     if as_json:
         print_json(asdict(made))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mimbench.engine.run.bar import working
 from mimbench.jobs.cli.commands import print_json
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.tasks import task_of
@@ -11,7 +12,8 @@ def show(stage: str, as_json: bool) -> None:
     """Print the table of a task's operations for a forward pass on one image."""
     count = task_of(stage).flops
     assert count is not None
-    found = count()
+    with working("counting operations"):
+        found = count()
     if as_json:
         print_json(found.numbers)
         return
@@ -35,7 +37,8 @@ def show_modules(stage: str, recipe: str, depth: int, as_json: bool) -> None:
     task, found = task_of(stage), find(recipe)
     if found.stage != task.name or task.module_flops is None:
         raise ValueError(f"{recipe} is not a recipe of {task.name}; `mimbench recipes` lists them")
-    by_module, table = task.module_flops(found.build(), depth)
+    with working(f"counting the operations of {recipe}"):
+        by_module, table = task.module_flops(found.build(), depth)
     if as_json:
         print_json(by_module)
     else:

@@ -20,15 +20,19 @@ def show(checkpoint: str, copy: str | None, as_json: bool, every_key: bool) -> N
         FileNotFoundError: if it does not exist.
         ValueError: if it is not a checkpoint of a known family or would not load.
     """
-    from mimbench.backbones.checkpoints.report import as_json as plain
-    from mimbench.backbones.weights import open_weights
+    from mimbench.engine.run.bar import working
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.runs.store import encoder_file
 
     if (code := user_code(checkpoint)) is not None:
         _show_user_code(code.location, as_json)
         return
-    told = open_weights(encoder_file(Path(checkpoint)), copy=copy).report()
+    file = encoder_file(Path(checkpoint))
+    with working(f"reading {file.name}"):
+        from mimbench.backbones.checkpoints.report import as_json as plain
+        from mimbench.backbones.weights import open_weights
+
+        told = open_weights(file, copy=copy).report()
     if as_json:
         print_json(plain(told))
     else:

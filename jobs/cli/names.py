@@ -47,7 +47,9 @@ def one_of(what: str) -> Callable[[str], str]:
 
     def check(value: str) -> str:
         if value not in (names := _names(what)):
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.")
+            from mimbench.engine.run.nearest import did_you_mean
+
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}. {did_you_mean(value, names, ' ')}".strip())
         return value
 
     return check

@@ -56,7 +56,7 @@ OneRun = Annotated[
 
 def slots_here() -> int:
     """Return the default number of runs at a time on this machine: one for each GPU, at least one."""
-    from mimbench.jobs.local.processes import visible_devices
+    from mimbench.jobs.runs.devices import visible_devices
 
     return len(visible_devices()) or 1
 

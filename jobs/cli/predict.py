@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.bar import working
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.run.task import DRAWN_BY, Predictor
 from mimbench.jobs.cli.commands import print_json
@@ -35,11 +36,13 @@ def predict(source: str, images: Sequence[Path], out: Path, score: float, as_jso
         ValueError: if `source` is not a detector, or `images` contains no images.
     """
     from mimbench.engine.run.config import Compute
-    from mimbench.engine.run.process import setup_process
 
-    files = _files(images)
-    predictor = _predictor(path_of(source, runs_root()))
-    device = setup_process(Compute(), seed=0)
+    files, path = _files(images), path_of(source, runs_root())
+    with working(f"reading {path.name}"):
+        from mimbench.engine.run.process import setup_process
+
+        predictor = _predictor(path)
+        device = setup_process(Compute(), seed=0)
     names = _names(files, out)
     _require_free(out / RESULTS)
     out.mkdir(parents=True, exist_ok=True)

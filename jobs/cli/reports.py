@@ -110,14 +110,26 @@ def card(
 
 @TABLES.command("mimbench cost --study crossmae/table1")
 def cost(study: OfStudy = None, json: Json = False) -> None:
-    """Count GPU hours: used so far and remaining."""
+    """Count GPU and CPU hours: used so far and to come.
+
+    A study has its hours to come before it is submitted, too.
+    """
     from mimbench.jobs.cli.commands import print_json
     from mimbench.jobs.runs import gpu_hours
     from mimbench.jobs.runs.store import runs_root
+    from mimbench.jobs.studies import plan as planning
+    from mimbench.jobs.studies.study_files import load_study, ready_studies
+    from mimbench.jobs.studies.study_registry import studies
+    from mimbench.jobs.studies.sweep import saved_names
 
-    found = gpu_hours.spent(runs_root(), study)
+    root = runs_root()
+    unsent = study is not None and study not in studies(root)
+    if study is not None and unsent and (study.endswith(".py") or study in (*ready_studies(), *saved_names(root))):
+        found = gpu_hours.planned(planning.plan(load_study(study, root), root))
+    else:
+        found = gpu_hours.spent(root, study)
     if json:
-        print_json(gpu_hours.total(found))
+        print_json(gpu_hours.to_json(found))
     else:
         print(gpu_hours.render(found))
 

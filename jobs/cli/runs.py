@@ -43,10 +43,11 @@ def status(
 
 
 def _known_state(state: str | None) -> None:
+    from mimbench.engine.run.nearest import did_you_mean
     from mimbench.jobs.runs.status import ORDER
 
     if state is not None and state not in ORDER:
-        raise ValueError(f"--state {state} is unknown; choose one of {', '.join(ORDER)}")
+        raise ValueError(f"--state {state} is unknown; {did_you_mean(state, ORDER)}")
 
 
 @RUNS.command("mimbench watch --study crossmae/table1")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from mimbench.engine.run.bar import working
+
 
 def show_table(root: Path, name: str, written: str, output: Path | None) -> None:
     """Print a paper's table beside the runs under `root`, or write it to a file.
@@ -19,7 +21,9 @@ def show_table(root: Path, name: str, written: str, output: Path | None) -> None
     if name in ("compute", "crossmae/compute"):
         from mimbench.jobs.tables import compute
 
-        text = compute.table(records.read(root)).text(formats.checked(written))
+        formats.checked(written)
+        with working("counting in models"):
+            text = compute.table(records.read(root)).text(written)
     else:
         text = formats.write(paper_table.build(name, records.read(root)), formats.checked(written))
     put(text, output)
@@ -37,7 +41,8 @@ def compare_runs(names: tuple[str, str], root: Path, page: Path | None, as_json:
     from mimbench.jobs.tables import compare
 
     first, second = (find(name, root).path for name in names)
-    two = compare.compare(first, second, root)
+    with working("comparing"):
+        two = compare.compare(first, second, root)
     if as_json:
         print_json(compare.to_json(two))
     elif page is not None:
@@ -55,7 +60,8 @@ def write_card(target: str, root: Path, output: Path | None, repository: str | N
     """
     from mimbench.jobs.tables.card import card, encoder_of
 
-    text = card(target, root)
+    with working("writing the card"):
+        text = card(target, root)
     if repository is None or output is not None:
         put(text, output)
     if repository is not None:

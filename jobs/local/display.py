@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimbench.engine.run.bar import make_room
 from mimbench.jobs.local.scheduled import Task
 from mimbench.jobs.runs.watch import Watch, last_lines, summary
 
@@ -49,6 +50,7 @@ class Display:
             return
         from rich.progress import BarColumn, Progress, TextColumn
 
+        make_room()
         text = TextColumn("{task.fields[text]}", style="dim")
         columns = (TextColumn("{task.description}"), BarColumn(24), text)
         with Progress(*columns, console=self.console, refresh_per_second=2) as self._progress:

@@ -6,9 +6,7 @@ A process gets only an entry point and the path of a run directory, and does the
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -74,16 +72,6 @@ def kill(pid: int) -> None:
 def cores() -> int:
     """Return the number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def visible_devices() -> list[str]:
-    """Return the GPUs this process may use, as in CUDA_VISIBLE_DEVICES. Asks the driver: torch takes seconds."""
-    if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in listed.split(",") if name.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [str(index) for index in range(sum(line.startswith("GPU ") for line in done.stdout.splitlines()))]
 
 
 class Memory:

@@ -21,8 +21,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.local.processes import Memory, cores, kill, submit, visible_devices
+from mimbench.jobs.local.processes import Memory, cores, kill, submit
 from mimbench.jobs.local.scheduled import Fate, Task
+from mimbench.jobs.runs.devices import visible_devices
 from mimbench.jobs.runs.execute import explained
 from mimbench.jobs.runs.states import why
 from mimbench.jobs.runs.watch import last_lines

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -27,9 +27,11 @@ from typing import Any, TextIO
 
 from mimbench.engine.data.faults import LoadingError
 from mimbench.engine.run.atomic import sweep
+from mimbench.engine.run.bar import working
 from mimbench.engine.run.rundir import HEARTBEAT, RunDir, State
 from mimbench.engine.run.rungs import StoppedEarly
 from mimbench.jobs.runs.data_content import again, changed, require_same_data
+from mimbench.jobs.runs.devices import gpus_in_use
 from mimbench.jobs.runs.failed_images import failed_before, note_image
 from mimbench.jobs.runs.heartbeat import every
 from mimbench.jobs.runs.lineage import encoder_taken, take
@@ -61,7 +63,8 @@ def execute(run: RunDir) -> int:
             return _follow(run, config, signals)
         slurm_job.settle(run)
         try:
-            number = run.begin_attempt(step=slurm_job.steps_done(run), **slurm_job.facts())
+            gpus = gpus_in_use(config.compute.device)
+            number = run.begin_attempt(step=slurm_job.steps_done(run), gpus=gpus, **slurm_job.facts())
         except ValueError:
             if _is_done(run, config):  # another process has just finished it
                 return 0
@@ -154,7 +157,9 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
 
 def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
     """Run the stage and write its result."""
-    outcome = task_of(run.read_about()["stage"]).run(config, run)
+    recipe = str(run.read_about()["recipe"])
+    with working(recipe) if sys.stderr.isatty() else nullcontext():  # elsewhere the log's lines tell it
+        outcome = task_of(run.read_about()["stage"]).run(config, run)
     from mimbench.engine.run.result import write_result
 
     seconds = _seconds(run)

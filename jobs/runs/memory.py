@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimbench.engine.run.bar import working
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import resolve
 from mimbench.jobs.runs.tasks import task_of, tasks
@@ -35,8 +36,9 @@ def show(name: str, overrides: Sequence[str], gpus: int, free: float | None, as_
         raise ValueError(f"--free {free:g} must be positive: the GiB of memory of one GPU")
     from mimbench.jobs.cli.commands import print_json
 
-    needed = memory.estimate(config, gpus)
-    what = memory.advice(config, int(free * 2**30), gpus) if free is not None else None
+    with working(f"estimating the memory of {name}"):
+        needed = memory.estimate(config, gpus)
+        what = memory.advice(config, int(free * 2**30), gpus) if free is not None else None
     if as_json:
         print_json({"recipe": name, **asdict(needed), "total": needed.total, "advice": what})
     else:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mimbench.engine.run.bar import working
 from mimbench.engine.run.result import PREDICTIONS
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.run_names import path_of
@@ -172,5 +173,7 @@ def _listing(changed: Sequence[Changed], change: Change) -> list[str]:
 
 def show(before: str, after: str, as_json: bool) -> None:
     """Print the comparison of two runs: `mimbench compare-predictions`."""
-    found = compare(*(read(path_of(name, runs_root())) for name in (before, after)))
+    files = [path_of(name, runs_root()) for name in (before, after)]
+    with working("comparing"):
+        found = compare(*map(read, files))
     print(json.dumps(to_json(found), indent=2) if as_json else to_text(found))

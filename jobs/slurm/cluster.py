@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.config import from_text, plumbing, to_text, with_overrides
+from mimbench.engine.run.nearest import did_you_mean
 
 LOCAL = "local"
 
@@ -159,10 +160,8 @@ def load(name: str) -> Cluster:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        known = ", ".join(names())
-        raise ValueError(
-            f"unknown cluster {name!r} (known: {known}); `mimbench cluster add {name} partition=...` adds it"
-        ) from None
+        hint = did_you_mean(name, names(), f"`mimbench cluster add {name} partition=...` adds it")
+        raise ValueError(f"unknown cluster {name!r} (known: {', '.join(names())}); {hint}") from None
     return replace(from_text(Cluster, text, str(file)), name=name)
 
 

@@ -12,14 +12,15 @@ from scratch, or evaluation of a random encoder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimbench.backbones.config import SIZES
-from mimbench.engine.data.datasets import HANDWRITTEN
-from mimbench.engine.run.config import keys
+from mimbench.engine.data.datasets import HANDWRITTEN, is_there, locate
+from mimbench.engine.run.config import keys, with_overrides
+from mimbench.engine.run.nearest import did_you_mean
 from mimbench.engine.run.task import ANY
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.tasks import protocols, tasks
@@ -63,6 +64,42 @@ def evaluation(checkpoint: Path, encoder: ViT | None, request: Request) -> Study
     return Study(f"evaluate {checkpoint.name}", runs)
 
 
+def check(request: Request) -> None:
+    """Check all names in a request, before its checkpoint is opened: protocols, recipes, data sets and keys.
+
+    Raises:
+        ValueError: for the first unknown name; the message offers the nearest.
+        FileNotFoundError: if a data set does not exist.
+    """
+    _known(request.protocols)
+    chosen = dict(map(_choice, request.recipes))
+    for recipe in chosen.values():
+        find(recipe)
+    for data in _data(request.data).values():
+        if not is_there(data):
+            locate(data)
+    builds = {name: [find(recipe).build() for recipe in _possible(name, chosen)] for name in request.protocols}
+    for override in request.overrides:
+        key, protocol, rest = override.partition("=")[0], *override.partition(".")[::2]
+        if any(key in keys(config) for configs in builds.values() for config in configs):
+            continue
+        if protocol in protocols():
+            _known_here(protocol, dict.fromkeys(builds, ""), override)
+            if not any(rest.partition("=")[0] in keys(config) for config in builds[protocol]):
+                with_overrides(builds[protocol][0], [rest])
+        else:
+            with_overrides(next(iter(builds.values()))[0], [override])
+
+
+def _possible(protocol: str, chosen: Mapping[str, str]) -> list[str]:
+    """Return the recipes that a protocol may run, whatever the encoder."""
+    if protocol in chosen:
+        return [chosen[protocol]]
+    known = protocols()[protocol][1]
+    sizes = [known.recipes] if isinstance(known.recipes, str) else list(known.recipes.values())
+    return [*sizes, *([known.handwritten] if known.handwritten else [])]
+
+
 def _random(recipe: str, encoder: ViT | None) -> list[str]:
     """Return the overrides that give a recipe without a checkpoint the shape of `encoder`.
 
@@ -80,7 +117,8 @@ def _random(recipe: str, encoder: ViT | None) -> list[str]:
 def _known(wanted: Sequence[str]) -> None:
     for protocol in wanted:
         if protocol not in protocols():
-            raise ValueError(f"--on {protocol} is unknown; give some of {', '.join(protocols())}, separated by commas")
+            every = f"give some of {', '.join(protocols())}, separated by commas"
+            raise ValueError(f"--on {protocol} is unknown; {did_you_mean(protocol, protocols(), every)}")
 
 
 def _choice(text: str) -> tuple[str, str]:

@@ -10,6 +10,8 @@
     blocked      cannot start: a run it needs has failed
     orphaned     was submitted under this name, but is no longer in the study
 
+Each run that is not done has its hours and their source, known before it is submitted (jobs/runs/forecast.py).
+
 Reads files and starts nothing; 1,000 runs take a second or two.
 """
 
@@ -17,13 +19,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.forecast import Forecast, Forecasts, total
 from mimbench.jobs.runs.hashes import file_hash
 from mimbench.jobs.runs.states import States
 from mimbench.jobs.runs.store import Place
@@ -32,6 +35,7 @@ from mimbench.jobs.studies.study import Run, Study
 from mimbench.jobs.studies.study_registry import directory_name, members
 
 STARTABLE = ("new", "interrupted", "lost")  # states that submitting a study starts
+OVER = ("done", "stale")
 STATES = (
     "new", "queued", "running", "done", "stale", "failed", "interrupted", "lost", "stopped", "blocked", "damaged",
     "orphaned"
@@ -48,6 +52,7 @@ class Line:
     why: str = ""
     run: Run | None = None  # None for an orphaned run
     place: Place | None = None
+    forecast: Forecast | None = None  # hours of the run, if it is not done
 
     def as_json(self) -> dict[str, Any]:
         """Return the line as JSON."""
@@ -60,6 +65,7 @@ class Line:
             "recipe": recipe,
             "run": str(self.directory.path),
             "needs": needs,
+            "hours": self.forecast.as_json() if self.forecast else None,
         }
 
 
@@ -107,11 +113,17 @@ def plan(study: Study, root: Path) -> Plan:
         FileNotFoundError: if a checkpoint file does not exist.
     """
     states, places, titles = States(root), study.places(root, strict=False), study.titles
+    forecasts = Forecasts(root)
     lines: dict[Run, Line] = {}
     for run in study.ordered():
-        lines[run] = _line(run, titles[run], places[run], states, [lines[need] for need in study.needs(run)])
+        line = _line(run, titles[run], places[run], states, [lines[need] for need in study.needs(run)])
+        lines[run] = line if line.state in OVER else replace(line, forecast=_forecast(places[run], forecasts))
     listed = {directory_name(found.run) for found in places.values()}
     return Plan(study, root, [*(lines[run] for run in study.runs), *_orphans(study, root, listed, states)])
+
+
+def _forecast(found: Place, forecasts: Forecasts) -> Forecast | None:
+    return forecasts.of(found.about["recipe"], found.config)
 
 
 def _line(run: Run, title: str, found: Place, states: States, needs: Sequence[Line]) -> Line:
@@ -180,6 +192,9 @@ def render(found: Plan) -> str:
     rows = []
     for line in found.lines:
         where = directory_name(line.directory)
-        rows.append(f"{MARKS[line.state]} {line.state:<11} {line.name:<{width}}  {where}  {line.why}".rstrip())
+        notes = "; ".join(filter(None, (line.why, line.forecast.text if line.forecast else "")))
+        rows.append(f"{MARKS[line.state]} {line.state:<11} {line.name:<{width}}  {where}  {notes}".rstrip())
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items()) or "no runs"
-    return "\n".join([*rows, f"{found.study.name}: {counts}"])
+    waiting = [line.forecast for line in found.lines if line.state not in (*OVER, "orphaned")]
+    hours = total(waiting)
+    return "\n".join([*rows, *([f"to come: {hours}"] if hours else []), f"{found.study.name}: {counts}"])

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.nearest import did_you_mean
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lock import lock
 
@@ -38,7 +39,8 @@ def must_be_known(root: Path, study: str) -> None:
     """
     if study not in (listed := studies(root)):
         known = ", ".join(listed) or "none yet"
-        raise ValueError(f"study {study!r} has no runs under {root.absolute()}; studies with runs: {known}")
+        hint = did_you_mean(study, listed, f"studies with runs: {known}")
+        raise ValueError(f"study {study!r} has no runs under {root.absolute()}; {hint}")
 
 
 def add_members(root: Path, study: str, runs: Mapping[RunDir, str]) -> None:

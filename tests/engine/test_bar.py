@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 import pytest
 
 from mimbench.engine.run import bar
-from mimbench.engine.run.bar import track
+from mimbench.engine.run.bar import make_room, track, working
 
 
 def test_quick_work_is_silent(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -25,11 +26,44 @@ def test_long_work_is_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bar, "PATIENCE", 0.0)
+    monkeypatch.setattr(bar, "REPORTED", 0.0)
+    monkeypatch.setattr(bar, "REDRAW", 0.01)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     with caplog.at_level(logging.INFO):
-        assert list(track(iter("abc"), "counting", 3)) == ["a", "b", "c"]
-    assert ("counting" in capsys.readouterr().err) == terminal
+        assert [_slowly(one) for one in track(iter("abc"), "counting", 3)] == ["a", "b", "c"]
+    shown = capsys.readouterr().err
+    assert ("counting" in shown, " 1/3 " in shown, " 2/3 " in shown) == (terminal,) * 3
+    assert not terminal or shown.endswith("\r\x1b[K"), "the line is erased at the end"
     assert "counting: 3 in " in caplog.text
+
+
+def _slowly(value: str) -> str:
+    time.sleep(0.1)
+    return value
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_work_of_unknown_length_moves(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bar, "PATIENCE", 0.0)
+    monkeypatch.setattr(bar, "REDRAW", 0.01)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with working("reading"):
+        time.sleep(0.2)
+        with working("importing"):
+            time.sleep(0.1)
+        time.sleep(0.1)
+        make_room()
+        capsys_before = capsys.readouterr().err
+        time.sleep(0.1)
+        assert capsys.readouterr().err == ""
+    if terminal:
+        drawn = capsys_before.split("\r")
+        assert len({line for line in drawn if line.startswith("reading")}) > 3
+        assert any(line.startswith("importing") for line in drawn)
+    else:
+        assert capsys_before == "reading ...\nimporting ...\n"
 
 
 def test_errors_pass_through_and_the_terminal_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from rich.console import Console
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.local import scheduler as local
 from mimbench.jobs.local.display import Display
-from mimbench.jobs.local.processes import Memory, submit, visible_devices
+from mimbench.jobs.local.processes import Memory, submit
 from mimbench.jobs.local.scheduler import Local
+from mimbench.jobs.runs.devices import visible_devices
 from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.studies.study import Run, Study
 

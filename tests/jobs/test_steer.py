@@ -359,17 +359,18 @@ def test_features_stay_while_a_run_may_read_them(made: list[RunDir]) -> None:
 # ---------------------------------------------------------------------------------------------------- cost and reasons
 
 
-def _attempt(run: RunDir, state: str, began: float, ended: float | None) -> None:
+def _attempt(run: RunDir, state: str, began: float, ended: float | None, gpus: int = 1) -> None:
     folder = run.path / "attempts"
     folder.mkdir(exist_ok=True)
     number = len(list(folder.iterdir())) + 1
-    about = {"state": state, "started": began, "host": "elsewhere", "pid": 1, "process_started": 0.0}
+    about = {"state": state, "started": began, "host": "elsewhere", "pid": 1, "process_started": 0.0, "gpus": gpus}
     (folder / f"{number}.json").write_text(json.dumps(about | ({"ended": ended} if ended else {})))
 
 
 def test_hours_used_and_to_come() -> None:
-    one, two, three, new = (
-        Run("cls/linear_handwritten", (f"seed={seed}",)).directory(runs_root()) for seed in range(4)
+    one, two, three, new, longer = (
+        Run("cls/linear_handwritten", settings).directory(runs_root())
+        for settings in (("seed=0",), ("seed=1",), ("seed=2",), ("seed=3",), ("epochs=180",))
     )
     now = time.time()
     _attempt(one, "interrupted", now - 10000, now - 6400)  # an hour
@@ -380,25 +381,51 @@ def test_hours_used_and_to_come() -> None:
     _attempt(three, "running", now - 7200, None)
     os.utime(three.path / "attempts" / "1.json", (now - 3600,) * 2)  # killed after an hour, as its heartbeat tells
     found = {one.name: one for one in spent.spent(runs_root())}
-    used = [found[directory_name(run)].used for run in (one, two, three, new)]
+    used = [found[directory_name(run)].used.gpu for run in (one, two, three, new)]
     assert used == pytest.approx([1.5, 1.0, 1.0, 0.0], abs=0.01)
-    left = [found[directory_name(run)].left for run in (one, two, three, new)]
-    assert left == pytest.approx([0.0, 1.5, 0.5, 1.5], abs=0.01)
-    assert found[directory_name(two)].source == "its speed so far"
-    assert found[directory_name(new)].source == "finished runs of this recipe"
+    left = [found[directory_name(run)].left for run in (one, two, three, new, longer)]
+    assert [one.hours for one in left if one] == pytest.approx([0.0, 1.5, 0.5, 1.5, 3.0], abs=0.01)
+    assert [one.source for one in left if one][1::2] == ["its speed so far", "a finished run of this recipe"]
     total = json.loads(mimbench("cost", "--json").stdout)
-    assert (total["used"], total["left"]) == (pytest.approx(3.5, abs=0.02), pytest.approx(3.5, abs=0.02))
-    assert "4 runs: 3.50 GPU hours used, 3.50 to come" in mimbench("cost").stdout
+    assert (total["used"], total["left"]) == (pytest.approx(3.5, abs=0.02), pytest.approx(6.5, abs=0.02))
+    assert "5 runs: used 3.50 GPU hours; to come: about 6.5 GPU hours" in mimbench("cost").stdout
 
 
-def test_what_a_published_recipe_will_cost_is_known_before_it_starts(images: Path) -> None:
+def test_time_on_a_cpu_is_no_gpu_time(made: list[RunDir]) -> None:
+    now = time.time()
+    one, two, old = (Run("cls/linear_handwritten", (f"seed={seed}",)).directory(runs_root()) for seed in (0, 1, 2))
+    for run, gpus in ((one, 0), (old, 0)):
+        _attempt(run, "done", now - 7200, now, gpus)
+    file = old.path / "attempts" / "1.json"
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "gpus"}))
+    for run, device in ((one, "x"), (old, "AMD EPYC, 2 threads")):
+        run.result.write_text(json.dumps({"metrics": {}, "device": device}))
+    found = json.loads(mimbench("cost", "--json").stdout)
+    assert found["cpu_used"] == pytest.approx(4.0, abs=0.05)
+    [new] = [line for line in found["runs"] if line["name"] == directory_name(two)]
+    assert (new["left"], new["unit"]) == (pytest.approx(2.0), "CPU")
+    assert new["source"] == "2 finished runs of this recipe"
+    assert found["used"] == 0.0
+
+
+def test_what_a_published_recipe_will_cost_is_known_before_it_starts(images: Path, tmp_path: Path) -> None:
     run = Run("pretrain/crossmae_vitb_800ep", (f"data={images}",)).directory(runs_root())
     short = Run("pretrain/crossmae_vitb_800ep", (f"data={images}", "epochs=400")).directory(runs_root())
-    found = {one.name: one for one in spent.spent(runs_root())}
-    assert found[directory_name(run)].left == 180.0, "45 h on 4 A100, its docstring says"
-    half = found[directory_name(short)].left
-    assert half is not None
-    assert 60 < half < 150
+    found = {one.name: one.left for one in spent.spent(runs_root())}
+    whole, half = found[directory_name(run)], found[directory_name(short)]
+    assert whole is not None and half is not None
+    assert (whole.hours, whole.unit, whole.source) == (180.0, "A100", "the recipe"), "45 h on 4 A100, its docstring says"
+    assert 60 < half.hours < 150
+    assert half.source == "arithmetic at 65 TFLOP/s"
+    lines = mimbench("plan", "crossmae/table1").stdout.splitlines()
+    assert any("pretrain/crossmae_vitb_800ep-" in line and "about 180 A100 hours (the recipe)" in line for line in lines)
+    assert lines[-2].startswith("to come: about ")
+    assert " A100 hours" in lines[-2]
+    hours = json.loads(mimbench("cost", "--study", "crossmae/table1", "--json").stdout)
+    assert hours["used"] == 0
+    assert hours["left"] > 1000
+    assert hours["runs"][0]["state"] == "new"
+    assert mimbench("cost", "--study", "crossmae/table9").exit_code == 1
 
 
 def test_why_a_run_is_a_run_of_its_own(made: list[RunDir]) -> None:
