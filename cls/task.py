@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mimbench.engine.run.task import ANY, CardEntry, DataKind, Metric, Protocol, Quantity, Reads, Task
+from mimbench.engine.run.task import ANY, CardEntry, DataKind, Embedding, Metric, Protocol, Quantity, Reads, Task
 
 if TYPE_CHECKING:
     from mimbench.engine.data.datasets import Report
@@ -64,6 +64,12 @@ def _check_robustness(directory: Path, kind: str) -> Report:
     return check_robustness(directory, kind)  # type: ignore[arg-type]  # one of ROBUSTNESS
 
 
+def _embed(asked: Embedding) -> dict[str, Any]:
+    from mimbench.cls.frozen.embed import embed
+
+    return embed(asked)
+
+
 TASK = Task(
     name="cls",
     title="classification",
@@ -71,6 +77,7 @@ TASK = Task(
     configs=_configs,
     run=_run,
     recipes=_recipes,
+    embed=_embed,
     protocols=(
         Protocol("knn", "cls/knn", "cls/knn_handwritten", example=True),
         Protocol("linear", LINEAR, "cls/linear_handwritten", example=True),

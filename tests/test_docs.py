@@ -194,10 +194,7 @@ def _is_elsewhere(command: str) -> bool:
 def _given(words: list[str], place: Path) -> list[str]:
     """Paths of this machine and names of runs for those that stand for them."""
     names = iter(sorted(file.parent.name for file in (place / "runs" / "det").glob("*/result.json")))
-    found = []
-    for word in words:
-        found.append(next(names) if word == "RUN" else word.replace("/datasets/", f"{place}/datasets/"))
-    return found
+    return [next(names) if word == "RUN" else word.replace("/datasets/", f"{place}/datasets/") for word in words]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "slurm-session"], ids=lambda page: page.stem)

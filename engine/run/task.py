@@ -208,6 +208,19 @@ Predictor = Callable[[Sequence[Path], Any, float], Iterator[Predicted | Exceptio
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """A request for the features of images in a file: `mimbench embed`."""
+
+    checkpoint: Path  # a file, or a user's function
+    data: str  # a data set's name, or a directory with images
+    output: Path
+    split: Literal["train", "val"] = "val"
+    pool: Literal["avg", "cls", "both"] = "avg"
+    image: int | None = None  # pixels; None: those of the pretraining
+    half: bool = False
+
+
+@dataclass(frozen=True)
 class Finding:
     """One check of `mimbench doctor` for this task."""
 
@@ -267,6 +280,7 @@ class Task:
     throughput: Callable[[Any], Any] | None = None  # config -> speed of loading and of a step, for `mimbench doctor`
     doctor: Callable[[], Iterable[Finding]] | None = None
     flops: Callable[[], Operations] | None = None  # printed by `mimbench flops NAME`
+    embed: Callable[[Embedding], dict[str, Any]] | None = None  # writes features; returns images, width, feature, file
     module_flops: Callable[[Any, int], tuple[dict[str, Any], str]] | None = None  # config, depth -> counts, table
     counting: Counting | None = None  # of its models, for the table of compute costs (crossmae/compute)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +18,7 @@ from mimbench.engine.data.shared_images import measured_on
 from mimbench.engine.run.bar import working
 from mimbench.engine.run.config import leaves, to_text, with_overrides
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.execute import execute
 from mimbench.jobs.runs.recipes import find, recipes
 from mimbench.jobs.runs.run_names import find as find_run
 from mimbench.jobs.runs.store import config_of, create_or_find, encoder_file, resolve, runs_root
@@ -120,20 +123,55 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
     return found.vit
 
 
-def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:
+def execute_on(run: RunDir, gpus: int) -> int:
+    """Execute a run in a process on each of `gpus` GPUs of this machine; return the exit code.
+
+    Raises:
+        ValueError: if this machine has fewer GPUs.
+    """
+    from mimbench.jobs.local import torchrun
+    from mimbench.jobs.runs.devices import visible_devices
+
+    torchrun.must_be_here(gpus, visible_devices())
+    if run.state() == "done":
+        return execute(run)
+    words = torchrun.command(run.path.absolute(), gpus)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)  # the result is printed here
+    with passing_on(process):
+        code = process.wait()
+    state = run.state()
+    return {"done": 0, "interrupted": 130}.get(state, code or 1)
+
+
+@contextmanager
+def passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Pass SIGTERM to the process within the block; a terminal sends Ctrl-C to all of its processes."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number)),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool, gpus: int = 1) -> int:
     """Do `mimbench run RECIPE --seeds N`; return the exit code."""
     from mimbench.jobs.studies.seeds import study_of
 
-    return _run_study(study_of(target, overrides, seeds), None, as_json, seeds)
+    return _run_study(study_of(target, overrides, seeds), None, as_json, seeds, gpus)
 
 
-def _run_study(study: Study, slots: int | None, as_json: bool, seeds: int) -> int:
+def _run_study(study: Study, slots: int | None, as_json: bool, seeds: int, gpus: int = 1) -> int:
     """Run a study here and print every result; with several seeds, also the mean and standard deviation."""
-    from mimbench.jobs.runs.devices import visible_devices
     from mimbench.jobs.local.scheduler import Local
+    from mimbench.jobs.runs.devices import visible_devices
     from mimbench.jobs.studies import seeds as spread
 
-    tasks = Local(study, runs_root(), slots or len(visible_devices()) or 1).run()  # full-size models do not share a CPU
+    slots = slots or len(visible_devices()) or 1  # full-size models do not share a CPU
+    tasks = Local(study, runs_root(), slots, gpus=gpus).run()
     each, over_seeds = [_as_json(task) for task in tasks], spread.spreads(tasks) if seeds > 1 else []
     if as_json:
         print_json({"runs": each, "over_seeds": spread.to_json(over_seeds)} if seeds > 1 else each)

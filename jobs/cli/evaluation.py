@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from mimbench.jobs.cli.names import NamesInHelp, protocol_lists
-from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, Slots
+from mimbench.jobs.cli.names import NamesInHelp, data_names, data_of_tasks, protocol_lists, protocol_recipes
+from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, Slots, run_names_or_files
 from mimbench.jobs.cli.panels import Panel
 
 EVALUATE = Panel("Evaluate")
@@ -20,7 +20,9 @@ CHECKPOINT = "A checkpoint's file, or a pretraining run."
 
 @EVALUATE.command("mimbench evaluate vit.pth --on linear,fewshot --data imagenet", cls=NamesInHelp)
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT, autocompletion=run_names_or_files)
+    ],
     on: Annotated[
         str,
         typer.Option(
@@ -30,12 +32,18 @@ def evaluate(
     overrides: Overrides = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|PATH", help="Data set. TASK=NAME sets that of one task: cls=imagenet."),
+        typer.Option(
+            metavar="NAME|PATH",
+            autocompletion=data_of_tasks,
+            help="Data set. TASK=NAME sets that of one task: cls=imagenet.",
+        ),
     ] = None,
     recipe: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PROTOCOL=RECIPE", help="Use this recipe in place of the paper's for this size of encoder."
+            metavar="PROTOCOL=RECIPE",
+            autocompletion=protocol_recipes,
+            help="Use this recipe in place of the paper's for this size of encoder.",
         ),
     ] = None,
     scratch: Annotated[bool, typer.Option("--scratch", help="Also run each protocol from random weights.")] = False,
@@ -53,7 +61,9 @@ def evaluate(
 
 @EVALUATE.command("mimbench inspect vit.pth")
 def inspect(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT, autocompletion=run_names_or_files)
+    ],
     copy: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Which weights to use if the file has several (ema, teacher ...)."),
@@ -67,9 +77,39 @@ def inspect(
     inspection.show(checkpoint, copy, json, keys)
 
 
+@EVALUATE.command("mimbench embed vit.pth photographs/ --output features.safetensors")
+def embed(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT, autocompletion=run_names_or_files)
+    ],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="NAME|PATH", autocompletion=data_names, help="A data set, or a directory of images."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Write to this safetensors file.")],
+    split: Annotated[Literal["train", "val"], typer.Option(help="The split, of a data set with two.")] = "val",
+    pool: Annotated[
+        Literal["avg", "cls", "both"], typer.Option(help="Mean of the patch tokens, class token, or both.")
+    ] = "avg",
+    image: Annotated[int | None, typer.Option(min=1, help="Side in pixels. Default: the pretraining's.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store float16.")] = False,
+    json: Json = False,
+) -> None:
+    """Write an encoder's features of images to a file."""
+    from mimbench.engine.data.datasets import locate
+    from mimbench.engine.run.task import Embedding
+    from mimbench.jobs.runs import embed as embedding
+    from mimbench.jobs.runs.store import encoder_file
+
+    locate(data)
+    embedding.show(Embedding(encoder_file(checkpoint), data, output, split, pool, image, half), json)
+
+
 @EVALUATE.command("mimbench export vit.pth --to detectron2 --output vitdet.pth")
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT, autocompletion=run_names_or_files)
+    ],
     to: Annotated[
         Literal["safetensors", "timm", "detectron2", "mae"], typer.Option(help="The library that will read it.")
     ],

@@ -49,7 +49,9 @@ def one_of(what: str) -> Callable[[str], str]:
         if value not in (names := _names(what)):
             from mimbench.engine.run.nearest import did_you_mean
 
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}. {did_you_mean(value, names, ' ')}".strip())
+            raise typer.BadParameter(
+                f"{value!r} is not one of {', '.join(names)}. {did_you_mean(value, names, ' ')}".strip()
+            )
         return value
 
     return check
@@ -66,6 +68,47 @@ def protocol_lists(incomplete: str) -> list[str]:
     """Return completions for `--on`: in a list with commas, the last name is completed."""
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in _names("protocols") if name.startswith(last)]
+
+
+def states(incomplete: str) -> list[str]:
+    """Return the states of runs that begin with `incomplete`."""
+    from mimbench.jobs.runs.status import ORDER
+
+    return [name for name in ORDER if name.startswith(incomplete)]
+
+
+def data_names(incomplete: str) -> list[str]:
+    """Return the names of data sets that begin with `incomplete`."""
+    from mimbench.engine.data.datasets import listing
+
+    return [name for name in listing() if name.startswith(incomplete)]
+
+
+def data_of_tasks(incomplete: str) -> list[str]:
+    """Return completions for `--data`: NAME, or TASK=NAME."""
+    from mimbench.jobs.runs import tasks
+
+    task, equals, name = incomplete.partition("=")
+    if equals:
+        return [f"{task}={known}" for known in data_names(name)]
+    views = [f"{view}=" for known in tasks.tasks().values() if known.protocols for view in (known.name, *known.data)]
+    return [*data_names(incomplete), *(view for view in views if view.startswith(incomplete))]
+
+
+def protocol_recipes(incomplete: str) -> list[str]:
+    """Return completions for `--recipe`: PROTOCOL=RECIPE."""
+    protocol, equals, name = incomplete.partition("=")
+    if not equals:
+        return [f"{known}=" for known in _names("protocols") if known.startswith(incomplete)]
+    return [f"{protocol}={recipe}" for recipe in recipe_names(name)]
+
+
+def study_names_of_runs(incomplete: str) -> list[str]:
+    """Return the studies with runs here that begin with `incomplete`."""
+    from mimbench.jobs.runs.store import runs_root
+    from mimbench.jobs.studies.study_registry import studies
+
+    return [name for name in studies(runs_root()) if name.startswith(incomplete)]
 
 
 def kinds_of_data(incomplete: str) -> list[str]:

@@ -8,15 +8,25 @@ from typing import Annotated
 
 import typer
 
-from mimbench.jobs.cli.names import recipe_names
+from mimbench.jobs.cli.names import recipe_names, study_names_of_runs
 
 
 def run_names(incomplete: str) -> list[str]:
     """Return the names of runs that begin with `incomplete`."""
     from mimbench.jobs.runs.store import runs_root
 
-    folders = (file.parent.name for file in runs_root().glob("*/*/run.json"))
-    return sorted(name for name in folders if name.startswith(incomplete))
+    folders = (file.parent for file in runs_root().glob("*/*/run.json"))
+    names = (f"{folder.parent.name}/{folder.name}" if "/" in incomplete else folder.name for folder in folders)
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def run_names_or_files(incomplete: str) -> list[str]:
+    """Return the runs, and the files and directories here, that begin with `incomplete`."""
+    before, slash, last = incomplete.rpartition("/")
+    folder = Path(f"{before}{slash}" or ".").expanduser()
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [path for path in inside if path.name.startswith(last) and not path.name.startswith(".")]
+    return [*run_names(incomplete), *(f"{before}{slash}{path.name}{'/' * path.is_dir()}" for path in files)]
 
 
 def keys_of_recipe(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -31,8 +41,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Run this many seeds; print mean and standard deviation.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time on this machine. Default: one for each GPU.")]
+Gpus = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="On this machine: N processes for each run, one on each GPU.")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file.")]
-OfStudy = Annotated[str | None, typer.Option("--study", metavar="STUDY", help="All runs of this study.")]
+OfStudy = Annotated[
+    str | None,
+    typer.Option("--study", metavar="STUDY", autocompletion=study_names_of_runs, help="All runs of this study."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", autocompletion=keys_of_recipe, help="Settings to change."),

@@ -5,13 +5,14 @@ Each command imports what it needs when it is called, so that `mimbench --help` 
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Literal
 
 import typer
 
 from mimbench.jobs.cli.names import NamesInHelp, counted_tasks, one_of, recipe_names
-from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, run_names
+from mimbench.jobs.cli.options import Gpus, Json, Overrides, RecipeName, Seeds, run_names
 from mimbench.jobs.cli.panels import Panel
 
 RUNS = Panel("Pretrain and run")
@@ -47,6 +48,7 @@ def run(
     ],
     overrides: Overrides = None,
     seeds: Seeds = 1,
+    gpus: Gpus = None,
     json: Json = False,
 ) -> None:
     """Run a recipe, or resume a run directory.
@@ -59,11 +61,12 @@ def run(
 
     overrides, seeds = asked_for(overrides or [], seeds)
     if seeds > 1:
-        raise typer.Exit(commands.run_seeds(target, overrides, seeds, json))
-    code = execute(directory := commands.run_of(target, overrides))
-    if code == 0 and not directory.result.exists():  # stopped early: this process is free for another run of the sweep
-        go_on_with(directory)
-    elif code == 0:
+        raise typer.Exit(commands.run_seeds(target, overrides, seeds, json, gpus or 1))
+    directory = commands.run_of(target, overrides)
+    code = commands.execute_on(directory, gpus) if gpus and gpus > 1 else execute(directory)
+    if code == 0 and not directory.result.exists() and os.environ.get("RANK", "0") == "0":
+        go_on_with(directory)  # stopped early: this process is free for another run of the sweep
+    elif code == 0 and os.environ.get("RANK", "0") == "0":
         commands.show_result(directory, json)
     raise typer.Exit(code)
 

@@ -33,7 +33,7 @@ def table(
     ] = None,
     written: Annotated[
         Literal["terminal", "markdown", "latex", "csv", "json", "html"],
-        typer.Option("--format", help="The format of a paper's table."),
+        typer.Option("--format", help="The format. CSV has unrounded numbers, a line for each."),
     ] = "terminal",
     output: Output = None,
     json: Json = False,
@@ -46,12 +46,13 @@ def table(
     from mimbench.jobs.cli import tables as cli_tables
     from mimbench.jobs.runs.store import runs_root
 
+    written = "json" if json else written
     if name is not None:
-        cli_tables.show_table(runs_root(), name, "json" if json else written, output)
-    elif written not in ("terminal", "json") or output is not None:
-        raise ValueError("--format and --output need the name of a paper's table; `mimbench papers list` lists them")
+        cli_tables.show_table(runs_root(), name, written, output)
+    elif written != "terminal" or output is not None:
+        cli_tables.write_own_table(runs_root(), written, output)
     else:
-        commands.show_table(runs_root(), json or written == "json")
+        commands.show_table(runs_root(), as_json=False)
 
 
 TABLES.add(papers, "papers")

@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
+from mimbench.jobs.cli.names import states
 from mimbench.jobs.cli.options import Json, OfStudy, OneRun, RunNames, Slots, Yes, agreed, slots_here
 from mimbench.jobs.cli.pretraining import RUNS
 
-State = Annotated[str | None, typer.Option(help="Only runs in this state.")]
+State = Annotated[str | None, typer.Option(autocompletion=states, help="Only runs in this state.")]
 
 
 @RUNS.command("mimbench status --state failed")

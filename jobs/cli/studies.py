@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mimbench.jobs.cli.options import Json, RecipeName, Slots, Yes, agreed, slots_here
+from mimbench.jobs.cli.options import Gpus, Json, RecipeName, Slots, Yes, agreed, slots_here
 from mimbench.jobs.cli.panels import Panel
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def submit(
     prune: Annotated[bool, typer.Option("--prune", help="Cancel runs that are no longer in the study.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also start failed runs again.")] = False,
     slots: Slots = None,
+    gpus: Gpus = None,
     at: At = None,
     given: From = None,
     json: Json = False,
@@ -116,8 +117,10 @@ def submit(
         if dry_run:
             _show_plan(planning.plan(wanted, root), json)
             return
-        tasks = submitting.submit_local(wanted, root, slots or slots_here(), prune=prune, retry=retry)
+        tasks = submitting.submit_local(wanted, root, slots or slots_here(), prune=prune, retry=retry, gpus=gpus or 1)
         raise typer.Exit(_show_tasks(tasks, json))
+    if gpus is not None:
+        raise ValueError("--gpus is for --cluster local; on SLURM, a study says gpus=N for each run")
     found, outcome = submitting.submit_cluster(wanted, root, profile, dry=dry_run, prune=prune, retry=retry)
     if dry_run and json:
         print_json({"study": found.study.name, "before": found.counts, "sbatch": outcome})

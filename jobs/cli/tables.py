@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mimbench.engine.run.bar import working
 
+TERMINAL = 120  # characters of a line of text in a file
+
 
 def show_table(root: Path, name: str, written: str, output: Path | None) -> None:
     """Print a paper's table beside the runs under `root`, or write it to a file.
@@ -27,6 +29,21 @@ def show_table(root: Path, name: str, written: str, output: Path | None) -> None
     else:
         text = formats.write(paper_table.build(name, records.read(root)), formats.checked(written))
     put(text, output)
+
+
+def write_own_table(root: Path, written: str, output: Path | None) -> None:
+    """Print the table of every finished run under `root` in a format, or write it to a file.
+
+    Raises:
+        ValueError: if there are no finished runs, or the format is unknown.
+        OSError: if the file cannot be written.
+    """
+    from mimbench.jobs.tables import formats, own, table
+
+    rows = table.rows(root)
+    if not rows and written != "json":
+        raise ValueError(f"no finished runs under {root.absolute()}; `mimbench demo` makes some")
+    put(own.write(rows, formats.checked(written), TERMINAL), output)
 
 
 def compare_runs(names: tuple[str, str], root: Path, page: Path | None, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.local import torchrun
 from mimbench.jobs.runs.execute import execute
 
 if TYPE_CHECKING:
@@ -22,23 +23,29 @@ if TYPE_CHECKING:
 FOR_EVER = 60 * 24 * 365  # minutes; submitit requires a limit
 
 
-def entry(run_dir: str, visible: str | None) -> int:
-    """Execute a run directory on the GPUs `visible` (None: all), as the entry point of a submitted process."""
+def entry(run_dir: str, visible: str | None, processes: int = 1) -> int:
+    """Execute a run directory on the GPUs `visible` (None: all), as the entry point of a submitted process.
+
+    With several `processes`, torchrun takes this process's place and starts them.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would only log the signal
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # submitit hides all GPUs from a job that did not request any
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    if processes > 1:
+        words = torchrun.command(Path(run_dir), processes)
+        os.execv(words[0], words)
     return execute(RunDir(Path(run_dir)))
 
 
-def submit(run: RunDir, visible: str | None, threads: int) -> Job[int]:
-    """Start a process for `run` on the GPUs `visible`, with `threads` CPU threads."""
+def submit(run: RunDir, visible: str | None, threads: int, processes: int = 1) -> Job[int]:
+    """Start `processes` processes for `run` on the GPUs `visible`, each with `threads` CPU threads."""
     import submitit
 
     executor = submitit.LocalExecutor(run.path.absolute() / "submitit")
     executor.update_parameters(timeout_min=FOR_EVER, stderr_to_stdout=True)
     with _for_children(threads):
-        return executor.submit(entry, str(run.path.absolute()), visible)
+        return executor.submit(entry, str(run.path.absolute()), visible, processes)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.local.processes import Memory, cores, kill, submit
 from mimbench.jobs.local.scheduled import Fate, Task
+from mimbench.jobs.local.torchrun import must_be_here
 from mimbench.jobs.runs.devices import visible_devices
 from mimbench.jobs.runs.execute import explained
 from mimbench.jobs.runs.states import why
@@ -42,12 +43,19 @@ class Local:
     """The scheduler of one study."""
 
     def __init__(
-        self, study: Study, root: Path, slots: int, display: Display | None = None, retry: bool = True
+        self,
+        study: Study,
+        root: Path,
+        slots: int,
+        display: Display | None = None,
+        retry: bool = True,
+        gpus: int = 1,
     ) -> None:
         study.check()
-        self.root, self.retry = root, retry
+        self.root, self.retry, self.gpus = root, retry, gpus
         self.devices = visible_devices()
-        self.slots = slots
+        must_be_here(gpus, self.devices)
+        self.slots = slots if gpus == 1 else min(slots, max(1, len(self.devices) // gpus))
         tasks = {run: Task(run, study.titles[run]) for run in study.runs}
         for run, task in tasks.items():
             task.needs = [tasks[need] for need in study.needs(run)]
@@ -134,10 +142,19 @@ class Local:
         else:
             at = _reached(task.directory)
             task.at, task.starts = at, task.starts + 1 if task.at == at else 1
-            device = self.devices[slot % len(self.devices)] if self.devices else os.environ.get("CUDA_VISIBLE_DEVICES")
-            task.job = submit(task.directory, device, max(1, cores() // self.slots))
+            task.job = submit(
+                task.directory, self._devices(slot), max(1, cores() // self.slots // self.gpus), self.gpus
+            )
             task.fate, task.slot = "running", slot
             self.display.say(f"{task.name}: started in {task.directory.path}")
+
+    def _devices(self, slot: int) -> str | None:
+        """Return the GPUs of a slot, as in CUDA_VISIBLE_DEVICES."""
+        if not self.devices:
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+        if self.gpus == 1:
+            return self.devices[slot % len(self.devices)]
+        return ",".join(self.devices[slot * self.gpus : (slot + 1) * self.gpus])
 
     def _ended(self, task: Task) -> None:
         """Settle a task whose process has ended, by the run's files, not by the process."""

@@ -63,8 +63,8 @@ def execute(run: RunDir) -> int:
             return _follow(run, config, signals)
         slurm_job.settle(run)
         try:
-            gpus = gpus_in_use(config.compute.device)
-            number = run.begin_attempt(step=slurm_job.steps_done(run), gpus=gpus, **slurm_job.facts())
+            size = {"processes": int(os.environ.get("WORLD_SIZE", "1")), "gpus": gpus_in_use(config.compute.device)}
+            number = run.begin_attempt(step=slurm_job.steps_done(run), **slurm_job.facts(), **size)
         except ValueError:
             if _is_done(run, config):  # another process has just finished it
                 return 0

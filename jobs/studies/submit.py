@@ -69,8 +69,12 @@ def prepared(study: Study, root: Path) -> None:
     add_members(root, study.name, {directory: study.titles[run] for run, directory in made.items()})
 
 
-def submit_local(study: Study, root: Path, slots: int, *, prune: bool = False, retry: bool = False) -> list[Task]:
+def submit_local(
+    study: Study, root: Path, slots: int, *, prune: bool = False, retry: bool = False, gpus: int = 1
+) -> list[Task]:
     """Run the startable runs on this machine and show the progress; return how each run of the study ended.
+
+    Each run has `gpus` processes, one on each GPU.
 
     Raises:
         ValueError, OSError: before any start, if the study is wrong or cannot be written.
@@ -84,7 +88,7 @@ def submit_local(study: Study, root: Path, slots: int, *, prune: bool = False, r
         if prune:
             prune_orphans(found)
         prepared(study, root)
-    return Local(study, root, slots, retry=retry).run()
+    return Local(study, root, slots, retry=retry, gpus=gpus).run()
 
 
 def submit_cluster(

@@ -21,8 +21,7 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.cli.commands import run_of, show_result
 from mimbench.jobs.cli.main import app
 from mimbench.jobs.runs import control as steer
-from mimbench.jobs.runs import run_names
-from mimbench.jobs.runs import gc, status
+from mimbench.jobs.runs import gc, run_names, status
 from mimbench.jobs.runs import gpu_hours as spent
 from mimbench.jobs.runs.explain import explain_place, explain_run
 from mimbench.jobs.runs.store import place, resolve, runs_root
@@ -414,11 +413,15 @@ def test_what_a_published_recipe_will_cost_is_known_before_it_starts(images: Pat
     found = {one.name: one.left for one in spent.spent(runs_root())}
     whole, half = found[directory_name(run)], found[directory_name(short)]
     assert whole is not None and half is not None
-    assert (whole.hours, whole.unit, whole.source) == (180.0, "A100", "the recipe"), "45 h on 4 A100, its docstring says"
+    assert (whole.hours, whole.unit, whole.source) == (180.0, "A100", "the recipe"), (
+        "45 h on 4 A100, its docstring says"
+    )
     assert 60 < half.hours < 150
     assert half.source == "arithmetic at 65 TFLOP/s"
     lines = mimbench("plan", "crossmae/table1").stdout.splitlines()
-    assert any("pretrain/crossmae_vitb_800ep-" in line and "about 180 A100 hours (the recipe)" in line for line in lines)
+    assert any(
+        "pretrain/crossmae_vitb_800ep-" in line and "about 180 A100 hours (the recipe)" in line for line in lines
+    )
     assert lines[-2].startswith("to come: about ")
     assert " A100 hours" in lines[-2]
     hours = json.loads(mimbench("cost", "--study", "crossmae/table1", "--json").stdout)

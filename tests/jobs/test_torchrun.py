@@ -1,0 +1,64 @@
+"""One machine with several processes for one run: torchrun by hand, `run --gpus`, `submit --cluster local --gpus`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mimbench.engine.data.handwritten import Sizes, make_handwritten
+from mimbench.jobs.local.torchrun import command, must_be_here
+
+TINY = ("epochs=1", "warmup_epochs=0.5", "batch=20", "compute.workers=0", "compute.precision=fp32")
+STUDY = """
+from mimbench import Run, Study
+study = Study("two", [Run("pretrain/crossmae_handwritten", {tiny!r})])
+"""
+
+
+def test_the_line_in_the_docs_is_the_line_that_is_run() -> None:
+    line = "torchrun --standalone --nproc-per-node 8 -m mimbench run"
+    words = command(Path("runs/x"), 8)
+    assert words[1:] == [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=8",
+        "-m",
+        "mimbench",
+        "run",
+        "runs/x",
+    ]
+    assert line in (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    with pytest.raises(ValueError, match="--gpus 8 exceeds the 2 GPUs"):
+        must_be_here(8, ["0", "1"])
+    must_be_here(8, [])
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `submit` and by `run`; a second seed gives the runs different places."""
+    monkeypatch.setenv("MIMBENCH_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MIMBENCH_DATA_HANDWRITTEN", str(tmp_path / "digits"))
+    make_handwritten(tmp_path / "digits", sizes=Sizes(100, 40, coco_train=2, coco_val=2))
+    (tmp_path / "two.py").write_text(STUDY.format(tiny=TINY))
+    mimbench = (sys.executable, "-m", "mimbench")
+    submit = ("submit", str(tmp_path / "two.py"), "--cluster", "local", "--gpus", "2")
+    run = ("run", "pretrain/crossmae_handwritten", *TINY, "seed=1", "--gpus", "2")
+    outside = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    for words in (submit, run):
+        done = subprocess.run(
+            [*mimbench, *words], cwd=tmp_path, env=outside, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("crossmae_handwritten-") == 1, "only the first process prints the result"
+    results = sorted((tmp_path / "runs").glob("pretrain/*/result.json"))
+    assert len(results) == 2
+    for file in results:
+        [attempt] = [json.loads(each.read_text()) for each in (file.parent / "attempts").glob("*.json")]
+        assert (attempt["state"], attempt["processes"], attempt["gpus"]) == ("done", 2, 0)
