@@ -1,10 +1,10 @@
 """Write an encoder's features of images to a file: `mimbench embed CHECKPOINT DATA -o features.safetensors`.
 
-    features.safetensors    features (N, D) float32 (or float16), label (N,) int64 (only for data with classes); metadata
-                            "mimbench_features": JSON with encoder, data, the names of the images and of the classes
+    features.safetensors    features (N, D) float32 (or float16), label (N,) int64 (only for data with classes);
+                            metadata "mimbench_features": JSON with encoder, data, names of images and classes
 
-The features are those that `cls/knn` evaluates: of the centre crop, after the final norm, or standardised if the encoder
-has none. The images are in the order of their names.
+The features are those that `cls/knn` evaluates: of the centre crop, after the final norm, or standardised if the
+encoder has none. The images are in the order of their names.
 """
 
 from __future__ import annotations

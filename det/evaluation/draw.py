@@ -5,9 +5,9 @@
     draw_objects(image, objects, path)                # a single image in full size
 
 Each object is drawn with its mask, box, category name and, for detections, its score. A category has the same colour in
-all images. At most `MOST` detections with at least half the highest score of all images are drawn, because an untrained
-detector has only low scores. Images are resized to the displayed size first, and masks are decoded one by one: those of
-a 36 Mpx photograph would need gigabytes.
+all images; if all objects of an image are of one category, each object has its own. At most `MOST` detections with at
+least half the highest score of all images are drawn, because an untrained detector has only low scores. Images are
+resized to the displayed size first, and masks are decoded one by one: those of a 36 Mpx photograph would need gigabytes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pycocotools.mask as coco_masks
-from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -39,6 +40,11 @@ INCHES = 3.0  # width of one image
 LONGEST = 700  # pixels of the longest side of an image: twice the displayed size
 LONGEST_ALONE = 2000  # the same for a single image
 TINT = 0.5  # opacity of a mask's colour
+TITLE, NAME = 12.0, 8.0  # font sizes, legible when the picture is shown at two thirds of its size
+COLOURS = (  # bright, with black names on them (contrast of 7 and more) and a black line around them
+    "#ffd400", "#00d5ff", "#ff8ad8", "#7dea45", "#ff9d3d", "#c3a6ff", "#ff8f85", "#5ff0c8", "#f3f389", "#a9c7ff",
+)  # fmt: skip
+OUTLINE = (Stroke(linewidth=4.0, foreground="black"), Normal())
 
 
 class Drawn(NamedTuple):
@@ -66,7 +72,7 @@ def draw_detections(
     least = least_drawn(results)
     rows = [chosen[start : start + PAIRS] for start in range(0, len(chosen), PAIRS)]
     heights = [max(split.size(index)[0] / split.size(index)[1] for index in row) for row in rows]
-    figure = Figure(figsize=(2 * PAIRS * INCHES, sum(heights) * INCHES + 0.35 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2 * PAIRS * INCHES, sum(heights) * INCHES + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 2 * PAIRS, squeeze=False, height_ratios=heights)
     for panel in axes.flat:
         panel.set_axis_off()
@@ -153,30 +159,41 @@ def detected(
 
 
 def _panel(
-    axes: Axes, image: NDArray[np.uint8], step: int, objects: Iterable[Drawn], title: str, size: float = 6.0
+    axes: Axes, image: NDArray[np.uint8], step: int, objects: Iterable[Drawn], title: str, size: float = NAME
 ) -> None:
     """Draw one image with its objects, the largest first so that small ones stay visible.
 
     `step`: pixels of the original per pixel of `image`, along each side.
     """
     tinted = image.astype(np.float32) / 255
-    for drawn in sorted(objects, key=lambda drawn: -drawn.box[2] * drawn.box[3]):
-        colour = _colour(drawn.label)
+    drawing = sorted(objects, key=lambda drawn: -drawn.box[2] * drawn.box[3])
+    alone = len({drawn.label for drawn in drawing}) == 1
+    names: list[tuple[float, float]] = []
+    for place, drawn in enumerate(drawing):
+        colour = to_rgb(COLOURS[(place if alone else drawn.label) % len(COLOURS)])
         if drawn.mask is not None:
             mask = coco_masks.decode(drawn.mask)[::step, ::step].astype(np.bool_)
             tinted[mask] = (1 - TINT) * tinted[mask] + TINT * np.array(colour)
         x, y, width, height = (value / step for value in drawn.box)
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.5))
-        above = y > 0.06 * image.shape[0]  # space for the name
+        axes.add_patch(
+            Rectangle(
+                (x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=2.0, path_effects=OUTLINE
+            )
+        )
+        names.append(_free_place(max(x, 0), max(y, 0.07 * image.shape[0]), names, image.shape))
         axes.text(
-            max(x, 0), max(y, 0), drawn.text, fontsize=size, color="white", clip_on=True, parse_math=False,
-            verticalalignment="bottom" if above else "top",
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
+            *names[-1], drawn.text, fontsize=size, color="black", clip_on=True, parse_math=False,
+            verticalalignment="bottom", bbox={"facecolor": colour, "edgecolor": "black", "linewidth": 0.5, "pad": 1.2},
         )  # fmt: skip
     axes.imshow(tinted)
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=TITLE)
 
 
-def _colour(label: int) -> tuple[float, float, float]:
-    red, green, blue, _ = colormaps["tab20"](label * 7 % 20)  # 7 steps at a time: neighbours differ in hue
-    return red * 0.85, green * 0.85, blue * 0.85
+def _free_place(
+    x: float, y: float, taken: Sequence[tuple[float, float]], shape: tuple[int, ...]
+) -> tuple[float, float]:
+    """Return the place of a name: at `x`, `y`, or below the names that are there."""
+    height, width = 0.075 * shape[0], 0.35 * shape[1]
+    while any(abs(x - left) < width and abs(y - bottom) < height for left, bottom in taken) and y < shape[0]:
+        y += height
+    return x, y

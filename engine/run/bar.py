@@ -4,8 +4,8 @@
     with working("reading vit.pth"): ...                        # work of unknown length
 
 A thread draws, so the bar also moves while torch is imported or one item takes minutes. It appears after `PATIENCE`
-seconds, so quick work shows none. If stderr is not a terminal, `working` prints one line instead, and `track` logs the end
-of the work. Imports nothing heavy: a bar of rich appears too late.
+seconds, so quick work shows none. If stderr is not a terminal, `working` prints one line instead, and `track` logs the
+end of the work. Imports nothing heavy: a bar of rich appears too late.
 """
 
 from __future__ import annotations

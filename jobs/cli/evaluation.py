@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from mimbench.jobs.cli.names import NamesInHelp, data_names, data_of_tasks, protocol_lists, protocol_recipes
-from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, Slots, run_names_or_files
+from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, Slots, run_names, run_names_or_files
 from mimbench.jobs.cli.panels import Panel
 
 EVALUATE = Panel("Evaluate")
@@ -156,6 +156,23 @@ def predict(
     from mimbench.jobs.cli import predict as prediction
 
     raise typer.Exit(prediction.predict(source, images, output, score, json))
+
+
+@EVALUATE.command("mimbench intervals linear_vitb-1a2b")
+def intervals(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN", autocompletion=run_names, help="Runs with save_predictions=true, or their files."
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Show how accuracy varies over images and seeds."""
+    from mimbench.jobs.runs import intervals as bootstrap
+    from mimbench.jobs.runs.store import runs_root
+
+    bootstrap.show(runs, runs_root(), json)
 
 
 @EVALUATE.command("mimbench compare-predictions linear_vitb-1a2b linear_vitb-3c4d", name="compare-predictions")

@@ -62,15 +62,6 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command named first in `args`; for an unknown name, the error offers the nearest."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            from mimbench.engine.run.nearest import did_you_mean
-
-            hint = did_you_mean(args[0], self.commands, f"`{ctx.command_path} --help` lists the commands")
-            ctx.fail(f"No such command {args[0]!r}; {hint}")
-        return super().resolve_command(ctx, args)
-
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one line for each command."""
         panels: dict[str, list[tuple[str, str]]] = {title: [] for title in self.titles}

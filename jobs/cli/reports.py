@@ -92,6 +92,23 @@ def report(
     commands.write_report(runs_root(), output, study)
 
 
+@TABLES.command("mimbench serve --port 8080")
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines read.")
+    ] = "127.0.0.1",
+) -> None:
+    """Show runs, curves, logs and tables in a browser, live.
+
+    Reads the runs and changes nothing. On a cluster: `ssh -L 8765:127.0.0.1:8765 LOGIN-NODE`.
+    """
+    from mimbench.jobs.cli import serve as server
+    from mimbench.jobs.runs.store import runs_root
+
+    server.serve(runs_root(), host, port)
+
+
 @TABLES.command("mimbench card crossmae_vitb_800ep-1a2b --output README.md")
 def card(
     target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A pretraining run, or an encoder's file.")],

@@ -100,7 +100,7 @@ def _since(row: Row) -> float:
 
 
 def to_json(found: Sequence[Spent]) -> dict[str, Any]:
-    """Return all runs and their sums; `left` is GPU hours, `cpu_left` CPU hours; runs of unknown cost are in neither."""
+    """Return all runs and their sums; `left` is GPU hours, `cpu_left` CPU hours, both without runs of unknown cost."""
     known = [one.left for one in found if one.left is not None]
     return {
         "used": sum(one.used.gpu for one in found),

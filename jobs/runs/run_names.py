@@ -2,8 +2,9 @@
 
     find("linear_vitb-3f", root)       # the run whose directory's name begins so, if that is one run
 
-A run is named by its directory, by `stage/recipe-identity` or the beginning of it (with or without `stage/`; a whole
-recipe means its runs and not those of a recipe with a longer name), by its identity or the beginning of that (four characters or more), or by its label in a study.
+A run is named by its directory, by `stage/recipe-identity` or the beginning of it (with or without `stage/`), by its
+identity or the beginning of that (four characters or more), or by its label in a study. A whole recipe means its runs
+and not those of a recipe with a longer name.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
     submit(units, cluster, root)              # one call of sbatch for each array
     status_of(run, queue(cluster, root))      # files first, then the queue, then accounting, then the heartbeat
 
-Submissions are first recorded on disk. If SLURM cannot be reached the record is removed; if it may have accepted a job
-without answering, the record stays, and the next `submit` asks for the job, or submits it. A run that is recorded, queued, running or done is not submitted again, by any user or process.
+Submissions are first recorded on disk. If SLURM cannot be reached, the record is removed. If it may have accepted a job
+without answering, the record stays, and the next `submit` asks for the job or submits it. A run that is recorded,
+queued, running or done is not submitted again, by any user or process.
 """
 
 from __future__ import annotations

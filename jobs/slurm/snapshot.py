@@ -4,8 +4,8 @@
                                  changes.diff  snapshot.json (written last: without it the snapshot is incomplete)
 
 A snapshot is named by git's hash of its content, so that unchanged code is copied once. It includes untracked files but
-not ignored ones. The checkout, its index and its objects are not changed. If mimbench is installed without git, as from a
-wheel, the installed package is copied, and the snapshot is named by a hash of its files.
+not ignored ones. The checkout, its index and its objects are not changed. If mimbench is installed without git, as
+from a wheel, the installed package is copied, and the snapshot is named by a hash of its files.
 """
 
 from __future__ import annotations

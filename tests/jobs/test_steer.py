@@ -404,7 +404,7 @@ def test_time_on_a_cpu_is_no_gpu_time(made: list[RunDir]) -> None:
     [new] = [line for line in found["runs"] if line["name"] == directory_name(two)]
     assert (new["left"], new["unit"]) == (pytest.approx(2.0), "CPU")
     assert new["source"] == "2 finished runs of this recipe"
-    assert found["used"] == 0.0
+    assert found["used"] < 0.01, "what the fixture took"
 
 
 def test_what_a_published_recipe_will_cost_is_known_before_it_starts(images: Path, tmp_path: Path) -> None:

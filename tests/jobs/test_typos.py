@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 TYPOS = {
-    "evalute": "did you mean evaluate?",
+    "evalute": "Did you mean 'evaluate'?",
     "run cls/linear_vitbb": "did you mean cls/linear_vitb",
     "run cls/linear_vitb base_lrr=1": "did you mean base_lr",
     "run cls/linear_vitb base_lr=fast": "base_lr",
