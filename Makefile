@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test quick lint docs bench soak requirements clean
+.PHONY: help cpu demo test quick lint docs bench soak requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -17,6 +17,14 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+cpu:  ## .venv for machines without a GPU: torch for the CPU, no CUDA packages, no development tools (about 2 GB)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	grep -vE '^(cuda|nvidia|triton|mkdocs|mypy|ruff|pytest|codespell|pre-commit|types-|pandas)' requirements.txt > $(VENV)/cpu.txt
+	$(BIN)/uv pip install --quiet --torch-backend cpu --python $(BIN)/python -r $(VENV)/cpu.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(VENV)/.installed
 
 demo: $(VENV)/.installed  ## pretrain, evaluate and report on this machine, in minutes
 	$(BIN)/mimbench demo

@@ -50,6 +50,8 @@ ELSEWHERE = {  # what is not run here, by how it begins, and what runs it
     "submit short.py --cluster a100$": "tests/slurm",
     "submit short.py --cluster local": "tests/jobs/test_local.py",
     "submit crossmae": "tests/slurm",
+    "serve": "tests/jobs/test_serve.py",
+    "embed": "tests/jobs/test_embed.py",
     "retry": "tests/jobs/test_steer.py",
     "watch": "tests/jobs/test_watch.py",
     "cancel --study": "tests/jobs/test_steer.py, of studies that were submitted",

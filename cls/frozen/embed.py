@@ -23,7 +23,7 @@ from mimbench.cls.config import Knn
 from mimbench.cls.frozen.encoders import frozen_encoder
 from mimbench.cls.frozen.features import features_of
 from mimbench.engine.data.datasets import locate, unfit
-from mimbench.engine.data.folders import Paths, image_files
+from mimbench.engine.data.folders import Paths, image_files, is_image
 from mimbench.engine.data.images import ImageFolder
 from mimbench.engine.run.atomic import write_with
 from mimbench.engine.run.config import Compute
@@ -87,11 +87,14 @@ def embed(asked: Embedding) -> dict[str, Any]:
 
 
 def _folder(asked: Embedding) -> ImageFolder:
+    """Return the split of a data set; or all images of a directory that has some beside its folders, or no others."""
     root = locate(asked.data)
+    if root.is_dir() and any(is_image(entry.name) for entry in root.iterdir()):
+        return Pictures(root)
     try:
         return ImageFolder(root, asked.split, cache=False)
     except ValueError:
-        if any(entry.is_dir() for entry in (root / name for name in ("train", "val"))):
+        if (root / "train").is_dir() or (root / "val").is_dir():
             raise  # a data set with a fault, which its message names
         return Pictures(root)
 

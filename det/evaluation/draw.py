@@ -7,7 +7,7 @@
 Each object is drawn with its mask, box, category name and, for detections, its score. A category has the same colour in
 all images; if all objects of an image are of one category, each object has its own. At most `MOST` detections with at
 least half the highest score of all images are drawn, because an untrained detector has only low scores. Images are
-resized to the displayed size first, and masks are decoded one by one: those of a 36 Mpx photograph would need gigabytes.
+resized to the displayed size first, and masks are decoded one by one: those of 36 Mpx photographs would need gigabytes.
 """
 
 from __future__ import annotations

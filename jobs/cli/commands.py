@@ -254,7 +254,9 @@ def show_table(root: Path, as_json: bool) -> None:
     else:
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else IN_A_FILE).print(sections.render(rows))
+        console, shown = Console(width=None if sys.stdout.isatty() else IN_A_FILE), sections.render(rows)
+        console.width = max(console.width, console.measure(shown).minimum)  # names are not cut
+        console.print(shown)
 
 
 def write_report(root: Path, path: Path | None, study: str | None = None) -> None:

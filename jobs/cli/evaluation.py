@@ -162,9 +162,7 @@ def predict(
 def intervals(
     runs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RUN", autocompletion=run_names, help="Runs with save_predictions=true, or their files."
-        ),
+        typer.Argument(metavar="RUN", autocompletion=run_names, help="Runs with save_predictions=true."),
     ],
     json: Json = False,
 ) -> None:

@@ -39,7 +39,8 @@ def status(
     else:
         from rich.console import Console
 
-        Console().print(looking.render(found))
+        console = Console()
+        console.print(looking.render(found, console.width))
         print(looking.counts(found))
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ORDER = ("running", "queued", "blocked", "failed", "damaged", "lost", "interrupted", "new", "stopped", "done")
 STYLES = {"running": "cyan", "done": "green", "failed": "red", "damaged": "red", "blocked": "red", "lost": "yellow",
           "interrupted": "yellow", "queued": "blue"}  # fmt: skip
+NARROW = 110  # characters of a screen below which a run takes two lines
 REFRESH = 2.0  # seconds between two updates of `watch` and `logs -f`
 PATIENCE = 60.0  # seconds between two attempts of `watch` to submit runs to a scheduler that did not answer
 
@@ -129,22 +130,39 @@ def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]]) -> tuple
 # --------------------------------------------------------------------------------------------------------- for people
 
 
-def render(found: Sequence[Row]) -> Table:
-    """Return the rows as a table; on a narrow screen, run, label and text are truncated."""
+def is_narrow(width: int) -> bool:
+    """Return whether a screen of `width` characters has each run's label and text on a line of their own."""
+    return width < NARROW
+
+
+def render(found: Sequence[Row], width: int = 120) -> Table:
+    """Return the rows as a table for a screen of `width` characters. Names of runs are never cut."""
     from rich.table import Table
     from rich.text import Text
 
+    narrow = is_narrow(width)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("state", no_wrap=True)
-    for title, ratio in (("run", 4), ("label", 3), ("", 4)):
+    longest = max((len(row.name) for row in found), default=4)
+    table.add_column("run", min_width=longest, ratio=1 if narrow else None)
+    for title, ratio in () if narrow else (("label", 3), ("", 4)):
         table.add_column(title, ratio=ratio)  # not no_wrap, or the others would be cut as well: their cells are
     table.add_column("since", no_wrap=True, min_width=8)
     for row in found:
         state = f"[{STYLES.get(row.state, 'dim')}]{row.state}[/]"
         share = f"{row.share:4.0%}  " if row.share is not None else ""
-        cut = [Text(text, no_wrap=True, overflow="ellipsis") for text in (row.name, row.label, share + row.text)]
-        table.add_row(state, *cut, ago(row.changed))
+        name, label, text = (_cut(text) for text in (row.name, row.label, share + row.text))
+        below = _cut("  ".join(part for part in (share.strip(), row.text, row.label) if part))
+        cells = [Text("\n").join([name, Text("  ") + below] if below else [name])] if narrow else [name, label, text]
+        table.add_row(state, *cells, ago(row.changed))
     return table
+
+
+def _cut(text: str) -> Any:
+    """Return a text that is cut, not wrapped, where its column is too narrow."""
+    from rich.text import Text
+
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def plain(found: Sequence[Row]) -> str:
@@ -198,9 +216,10 @@ def _showing() -> Iterator[Callable[[Sequence[Row]], None]]:
     with Live(auto_refresh=False, screen=True) as live:
 
         def show(found: Sequence[Row]) -> None:
-            room = max(3, live.console.size.height - 4)
+            width, height = live.console.size
+            room = max(3, (height - 4) // (2 if is_narrow(width) else 1))
             rest = f"  ({len(found) - room} more; select with --study and --state)" if len(found) > room else ""
-            live.update(Group(render(found[:room]), Text(f"\n{counts(found)}{rest}", style="dim")), refresh=True)
+            live.update(Group(render(found[:room], width), Text(f"\n{counts(found)}{rest}", style="dim")), refresh=True)
 
         yield show
 

@@ -190,8 +190,15 @@ def test_the_command(
     assert json.loads(capsys.readouterr().out)[0]["table"] == "crossmae/table14"
     assert _run(monkeypatch, root, "table", "crossmae/tabel2") == 1
     assert "did you mean crossmae/table2" in capsys.readouterr().err
-    assert _run(monkeypatch, root, "table", "--format", "latex") == 1
-    assert "need the name of a paper's table" in capsys.readouterr().err
+    assert _run(monkeypatch, root, "table", "--format", "csv") == 0
+    ours = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["metric"] for row in ours} >= {"finetune_top1", "box_ap"}
+    assert all(float(row["mean"]) and (row["kind"] == "gain" or row["runs"]) for row in ours)
+    for form, begins in (("markdown", "### Results"), ("latex", r"\begin{table}"), ("html", "\n<!doctype html>")):
+        assert _run(monkeypatch, root, "table", "--format", form, "-o", str(out)) == 0
+        assert out.read_text(encoding="utf-8").lstrip().startswith(begins.lstrip()), form
+    assert _run(monkeypatch, tmp_path / "nothing", "table", "--format", "latex") == 1
+    assert "no finished runs" in capsys.readouterr().err
     assert _run(monkeypatch, root, "papers", "check") == 0
     assert "numbers: ok" in capsys.readouterr().out
     assert _run(monkeypatch, root, "papers", "list", "--json") == 0

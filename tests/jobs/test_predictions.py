@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from mimbench.engine.run.result import PREDICTIONS
 from mimbench.jobs.cli.main import app
+from mimbench.jobs.runs.intervals import resampled
 from mimbench.jobs.runs.predictions import CHANGES, Saved, compare, read
 from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.studies.study import Run
+from tests.jobs.runs import Runs
 
 CLASSES = ["cat", "dog", "owl"]
 
@@ -73,6 +75,29 @@ def test_the_command_prints_and_gives_json(tmp_path: Path) -> None:
     assert told["counts"] == dict(zip(CHANGES, (0, 30, 0), strict=True))
     assert len(told["changed"]) == 30
     assert told["top1"] == [25, 100]
+
+
+def test_intervals_over_images_stand_beside_the_seeds(tmp_path: Path) -> None:
+    """The bootstrap of a mean of zeros and ones is binomial: checked against images resampled one by one."""
+    right, images = 300, 400
+    low, high = resampled(right, images)
+    answers = np.repeat([1.0, 0.0], [right, images - right])
+    generator = np.random.default_rng(1)
+    plain = 100 * generator.choice(answers, (4000, images)).mean(1)
+    assert (low, high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])), abs=0.4)
+    runs = Runs(runs_root())
+    made = [
+        runs.evaluate("cls/linear_handwritten", {"linear_top1": top1}, seed=seed) for seed, top1 in enumerate((75, 77))
+    ]
+    _write(made[0].predictions, [0] * right + [1] * (images - right), [0] * images)
+    done = CliRunner().invoke(app, ["intervals", made[0].path.name])
+    assert done.exit_code == 0, done.output
+    assert "linear_top1 75.00" in done.stdout
+    assert f"other images   {low:.1f} to {high:.1f}" in done.stdout
+    assert "other seeds    76.0 ± 1.4" in done.stdout
+    [one] = json.loads(CliRunner().invoke(app, ["intervals", made[0].path.name, "--json"]).stdout)
+    assert (one["images"], one["seeds"]) == (400, [75, 77])
+    assert CliRunner().invoke(app, ["intervals", made[1].path.name]).exit_code == 1
 
 
 def test_a_run_goes_by_the_name_that_status_gives_it(tmp_path: Path) -> None:
