@@ -59,6 +59,7 @@ ELSEWHERE = {  # what is not run here, by how it begins, and what runs it
     "report --study": "tests/jobs/test_report.py, of studies that were submitted",
     "status --study": "tests/jobs/test_steer.py, of studies that were submitted",
     "compare-predictions": "tests/jobs/test_predictions.py",
+    "intervals": "tests/jobs/test_predictions.py",
     "predict": "tests/jobs/test_detection.py",
     "memory": "tests/jobs/test_detection.py",
     "lazyconfig": "tests/jobs/test_lazyconfig.py",
@@ -258,8 +259,33 @@ def test_the_site_is_built_without_a_network(tmp_path: Path) -> None:
     proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # whatever asks gets no answer
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **proxies}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    index = (tmp_path / "site" / "site" / "search_index.js").read_text()
+    assert index.startswith("window.searchIndex = {")
+    assert "preemption" in index
     for page in PAGES[1:]:
         html = (tmp_path / "site" / page.with_suffix(".html").name).read_text()
         assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=.https?://", html), (
             f"{page.name} loads from elsewhere"
         )
+        assert "site/search.js" in html
+        assert 'data-bs-theme-value="dark"' in html or "darkmode" in html
+        assert "```bash" not in page.read_text() or 'class="codehilite"' in html
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_text_on_the_site_can_be_read() -> None:
+    """Every colour of text has a contrast of at least 4.5 on its ground, in light and in dark (WCAG 2, AA)."""
+    style = (ROOT / "docs" / "site" / "style.css").read_text()
+    schemes = re.findall(r"(?::root|\[data-bs-theme=\"dark\"\]) \{ (--.*?) \}", style)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme))
+        ground = _luminance(colours.pop("ground"))
+        for name, colour in colours.items():
+            bright, dark = sorted((_luminance(colour), ground), reverse=True)
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (name, colour)

@@ -23,9 +23,9 @@ def show_table(root: Path, name: str, written: str, output: Path | None) -> None
     if name in ("compute", "crossmae/compute"):
         from mimbench.jobs.tables import compute
 
-        formats.checked(written)
+        form = formats.checked(written)
         with working("counting in models"):
-            text = compute.table(records.read(root)).text(written)
+            text = compute.table(records.read(root)).text(form)
     else:
         text = formats.write(paper_table.build(name, records.read(root)), formats.checked(written))
     put(text, output)

@@ -48,6 +48,7 @@ def _csv(rows: Sequence[Row]) -> str:
         before = (row.kind, row.recipe, row.architecture, row.note)
         for key in shown_columns(rows):
             unit = metric_of(key).quantity.unit
+            after: tuple[object, ...]
             if (cell := row.cells.get(key)) is not None:
                 after = (cell.mean, cell.deviation, len(cell.values), cell.data, " ".join(cell.runs))
             elif (gain := row.gains.get(key)) is not None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from mimbench.engine.run.result import Outcome, write_result
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.cli import names, options
 from mimbench.jobs.cli.commands import run_of, show_result
 from mimbench.jobs.cli.main import app
 from mimbench.jobs.runs import control as steer
@@ -353,6 +354,28 @@ def test_features_stay_while_a_run_may_read_them(made: list[RunDir]) -> None:
     assert gc.waste(runs_root()) == []
     made[3].end_attempt(number, "failed")
     assert [one.kind for one in gc.waste(runs_root())] == ["features"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_names_are_never_cut(made: list[RunDir], width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(status.render(status.rows(runs_root()), width))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(directory_name(run) in shown for run in made)
+    assert "knn_top1 41.5" in shown
+
+
+def test_what_the_shell_completes(made: list[RunDir]) -> None:
+    name = made[1].path.name
+    assert names.states("fa") == ["failed"]
+    assert options.run_names(name[:-2]) == [name]
+    assert options.run_names(f"cls/{name[:-2]}") == [f"cls/{name}"]
+    assert names.study_names_of_runs("mi") == ["mine"]
+    assert "handwritten" in names.data_names("h")
+    assert "cls=handwritten" in names.data_of_tasks("cls=h")
+    assert "cls=" in names.data_of_tasks("c")
+    assert "linear=cls/linear_vitb" in names.protocol_recipes("linear=cls/linear_v")
+    assert names.protocol_lists("knn,lin") == ["knn,linear", "knn,linear_fast"]
 
 
 # ---------------------------------------------------------------------------------------------------- cost and reasons
