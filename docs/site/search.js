@@ -11,13 +11,13 @@
     var words = query.toLowerCase().split(/\s+/).filter(Boolean);
     var found = [];
     window.searchIndex.docs.forEach(function (doc) {
+      if (doc.location.indexOf("#") < 0) { return; }  // a whole page; its sections answer
       var title = doc.title.toLowerCase(), text = doc.text.toLowerCase(), score = 0;
       for (var i = 0; i < words.length; i++) {
         var inTitle = count(title, words[i]), inText = count(text, words[i]);
         if (inTitle + inText === 0) { return; }
         score += 20 * Math.min(inTitle, 1) + Math.min(inText, 10);
       }
-      if (doc.location.indexOf("#") < 0 && score < 20) { return; }  // its section answers, which says more
       found.push({ doc: doc, score: score, first: words[0] });
     });
     return found.sort(function (a, b) { return b.score - a.score; }).slice(0, 20);

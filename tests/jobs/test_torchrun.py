@@ -43,7 +43,7 @@ def test_two_processes_share_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MIMBENCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MIMBENCH_DATA_HANDWRITTEN", str(tmp_path / "digits"))
-    make_handwritten(tmp_path / "digits", sizes=Sizes(100, 40, coco_train=2, coco_val=2))
+    make_handwritten(tmp_path / "digits", sizes=Sizes(100, 40, coco_train=8, coco_val=8))
     (tmp_path / "two.py").write_text(STUDY)
     words = (sys.executable, "-m", "mimbench", "submit", "two.py", "--cluster", "local", "--gpus", "2")
     outside = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
