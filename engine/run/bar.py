@@ -53,6 +53,8 @@ class _Line:
         """Show this piece of work from now on."""
         with self._lock:
             self._works.append(work)
+            if work.total is not None and not _stream().isatty():
+                return  # the log tells the end of it
             if self._thread is None or not self._thread.is_alive():
                 self._idle.clear()
                 self._thread = threading.Thread(target=self._draw_always, name="progress", daemon=True)

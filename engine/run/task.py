@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ANY = "any"  # in place of a size: a protocol's recipe for encoders of every other size
 Takes = Literal["encoder", "teacher", "detector", "classifier", "nothing"]
+Pooled = Literal["avg", "cls", "both"]  # the mean of the patch tokens, the class token, or both side by side
 Leaves = Literal["encoder", "classifier", "detector", "model", "nothing"]
 
 
@@ -215,7 +216,7 @@ class Embedding:
     data: str  # a data set's name, or a directory with images
     output: Path
     split: Literal["train", "val"] = "val"
-    pool: Literal["avg", "cls", "both"] = "avg"
+    pool: Pooled = "avg"
     image: int | None = None  # pixels; None: those of the pretraining
     half: bool = False
 

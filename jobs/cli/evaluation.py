@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mimbench.engine.run.task import Pooled
 from mimbench.jobs.cli.names import NamesInHelp, data_names, data_of_tasks, protocol_lists, protocol_recipes
 from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, Slots, run_names, run_names_or_files
 from mimbench.jobs.cli.panels import Panel
@@ -88,9 +89,7 @@ def embed(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Write to this safetensors file.")],
     split: Annotated[Literal["train", "val"], typer.Option(help="The split, of a data set with two.")] = "val",
-    pool: Annotated[
-        Literal["avg", "cls", "both"], typer.Option(help="Mean of the patch tokens, class token, or both.")
-    ] = "avg",
+    pool: Annotated[Pooled, typer.Option(help="Mean of the patch tokens, class token, or both.")] = "avg",
     image: Annotated[int | None, typer.Option(min=1, help="Side in pixels. Default: the pretraining's.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Store float16.")] = False,
     json: Json = False,

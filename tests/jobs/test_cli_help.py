@@ -19,10 +19,10 @@ from mimbench.jobs.studies.study_files import ready_studies
 from mimbench.jobs.tables import paper
 
 PANEL_COMMANDS = {
-    "Evaluate": "evaluate inspect export lazyconfig predict compare-predictions",
+    "Evaluate": "evaluate inspect embed export lazyconfig predict intervals compare-predictions",
     "Pretrain and run": "demo run recipes explain memory flops status watch logs cancel retry",
     "Studies": "plan submit studies sweep prune",
-    "Tables and reports": "table compare report card cost papers",
+    "Tables and reports": "table compare report serve card cost papers",
     "Data": "data",
     "Clusters": "cluster",
     "Setup": "doctor gc",
