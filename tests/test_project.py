@@ -63,3 +63,26 @@ def test_no_file_names_a_registry() -> None:
         except UnicodeDecodeError:
             continue
         assert not hosts.search(text), f"{name} names a registry's host"
+
+
+def test_the_container_holds_all_folders_of_the_code() -> None:
+    recipe = (ROOT / "containers" / "mimbench.def").read_text()
+    folders = ["mimbench", *(link.name for link in (ROOT / "mimbench").iterdir() if link.is_symlink())]
+    assert len(folders) > 7
+    for name in folders:
+        assert f"    {name} /opt/mimbench/{name}\n" in recipe, name
+
+
+def test_the_environment_without_a_gpu_has_what_mimbench_needs() -> None:
+    left_out = re.findall(r"grep -vE '(.*?)' requirements\.txt", (ROOT / "Makefile").read_text())[0]
+    kept = [line for line in PINS.splitlines() if not re.match(left_out, line)]
+    names = {_normal(Requirement(line).name) for line in kept}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {_normal(Requirement(text).name) for text in project["dependencies"]} <= names
+    assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()

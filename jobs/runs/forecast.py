@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,12 +163,17 @@ def _stated(recipe: str, config: Any) -> Forecast | None:
     if config.data == HANDWRITTEN:
         return None  # estimates do not hold for its few images
     try:
-        usual = find(recipe)
-        unchanged = _same_length(config, usual.build())
-        cost = cost_of(config, usual.function if unchanged else None)
+        unchanged = _same_length(config, _usual(recipe))
+        cost = cost_of(config, find(recipe).function if unchanged else None)
     except ValueError:
         return None
     return Forecast(cost.hours, "A100", cost.source) if cost else None
+
+
+@cache
+def _usual(recipe: str) -> Any:
+    """Return the recipe's config; a plan asks for it once for each of a thousand runs."""
+    return find(recipe).build()
 
 
 def _same_length(config: Any, usual: Any) -> bool:
