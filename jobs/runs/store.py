@@ -204,9 +204,7 @@ def _run_called(checkpoint: Path) -> RunDir:
     try:
         return find_run(str(checkpoint), runs_root().absolute())
     except ValueError as error:
-        raise FileNotFoundError(
-            f"checkpoint {checkpoint} does not exist, and {error}; name a checkpoint's file or a pretraining's run"
-        ) from None
+        raise FileNotFoundError(f"checkpoint {checkpoint} does not exist, and {error}") from None
 
 
 def config_of(run: RunDir) -> Any:

@@ -127,7 +127,7 @@ class Bench:
         self.submitted: list[tuple[int, str | None, int]] = []
         self.screen = io.StringIO()
 
-    def submit(self, run: RunDir, visible: str | None, threads: int) -> Process:
+    def submit(self, run: RunDir, visible: str | None, threads: int, processes: int = 1) -> Process:
         seed = int(run.config.read_text().split("seed = ")[1].split()[0])
         self.submitted.append((seed, visible, threads))
         output = run.path / "output"
