@@ -130,7 +130,7 @@ class Forecasts:
 def _same_data(run: RunDir, key: tuple[str, str, str]) -> bool:
     try:
         config = config_of(run)
-    except ValueError:
+    except (ValueError, KeyError):  # damaged, or without the name of its config
         return False
     return (str(config.data), str(getattr(config, "subset", None))) == key[1:]
 

@@ -84,7 +84,7 @@ def _left(row: Row, used: Used, forecasts: Forecasts) -> Forecast | None:
         return Forecast(hours, "GPU" if used.gpus else "CPU", "its speed so far")
     try:
         whole = forecasts.of(row.recipe, config_of(row.run))
-    except ValueError:
+    except (ValueError, KeyError):  # damaged, or without the name of its config
         return None
     if whole is None:
         return None
