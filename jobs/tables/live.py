@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from mimbench.jobs.runs import records
 from mimbench.jobs.runs.status import ORDER, Row, ago, rows
 from mimbench.jobs.runs.watch import last_lines
-from mimbench.jobs.tables import curves, own, paper, paper_table, table
+from mimbench.jobs.tables import curves, drawing, own, paper, paper_table, table
 from mimbench.jobs.tables.formats_html import environment
 from mimbench.jobs.tables.formats_html import page as paper_page
 
@@ -111,7 +111,7 @@ def _run(root: Path, row: Row) -> Page:
         row=row,
         metrics=[(name, f"{value:.6g}") for name, value in result.get("metrics", {}).items()],
         charts=_charts(run.metrics),
-        plot=curves,
+        plot=drawing,
         pictures=_pictures(row),
         log="\n".join(last_lines(run.log, LOG_LINES)) if run.log.is_file() else "",
         attempts=[_attempt(attempt) for attempt in attempts],
@@ -135,7 +135,7 @@ def _charts(file: Path) -> list[curves.Chart]:
         unit, name = (2**20, "memory (MiB)") if key == "memory" else (1, key)
         points = tuple(curves.Point(line["step"], line[key] / unit) for line in lines if {key, "step"} <= line.keys())
         if len(points) > 1:
-            charts.append(curves.draw(name, "step", name, [curves.Series(name, 1, (points,))]))
+            charts.append(curves.draw(name, "step", name, [curves.Series(name, drawing.Style(1), (points,))]))
     return charts
 
 
@@ -144,8 +144,8 @@ def _pictures(row: Row) -> Sequence[str]:
 
 
 def _tables(root: Path) -> Page:
-    grid = own.grid(table.rows(root))
+    grids = own.grids(table.rows(root))
     papers = [(name, one.title) for name, one in paper.tables().items()]
     return Page(
-        200, HTML, _written("live_tables.html.jinja", root, "Results", "/tables", None, grid=grid, papers=papers)
+        200, HTML, _written("live_tables.html.jinja", root, "Results", "/tables", None, grids=grids, papers=papers)
     )

@@ -194,7 +194,7 @@ def test_the_command(
     ours = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert {row["metric"] for row in ours} >= {"finetune_top1", "box_ap"}
     assert all(float(row["mean"]) and (row["kind"] == "gain" or row["runs"]) for row in ours)
-    for form, begins in (("markdown", "### Results"), ("latex", r"\begin{table}"), ("html", "\n<!doctype html>")):
+    for form, begins in (("markdown", "### "), ("latex", r"\begin{table}"), ("html", "\n<!doctype html>")):
         assert _run(monkeypatch, root, "table", "--format", form, "-o", str(out)) == 0
         assert out.read_text(encoding="utf-8").lstrip().startswith(begins.lstrip()), form
     assert _run(monkeypatch, tmp_path / "nothing", "table", "--format", "latex") == 1
