@@ -15,6 +15,7 @@ opened once in a process (`checkpoints.opening`). The role decides what is taken
 | encoder | the encoder; a detector's encoder only if its relative positions are untrained |
 | classifier | encoder and head |
 | detector | a whole detector; a ViTDet backbone with trained relative positions; otherwise the encoder |
+| segmenter | a whole segmenter; otherwise the encoder |
 | teacher | the encoder; if the network is not an encoder known to mimbench, all weights unchanged |
 
 `my_encoder.py:build` is a user's own encoder (`backbones.user_encoder`): its file is code and is run.
@@ -39,12 +40,13 @@ from mimbench.backbones.checkpoints.location import Role
 from mimbench.backbones.checkpoints.match import Matched, encoder_shapes, match
 from mimbench.backbones.checkpoints.opening import Opened, open_checkpoint
 from mimbench.backbones.checkpoints.report import Report, report
+from mimbench.backbones.checkpoints.segmenter import is_segmenter, segmenter_weights
 from mimbench.backbones.classifier_file import classifier_in
 from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.vit import VisionTransformer
 
 Pool = Literal["avg", "cls"]
-Kind = Literal["encoder", "classifier", "detector", "ViTDet backbone", "other network"]
+Kind = Literal["encoder", "classifier", "detector", "ViTDet backbone", "segmenter", "other network"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class Weights:
 
     @property
     def holds_encoder(self) -> bool:
-        """Whether an encoder is taken, alone or with its head or relative positions; False for a whole detector."""
-        return self.kind not in ("detector", "other network")
+        """Whether an encoder is taken, alone or with its head or relative positions, not a whole detector or segmenter."""
+        return self.kind not in ("detector", "segmenter", "other network")
 
     @cached_property
     def matched(self) -> Matched:
@@ -129,6 +131,8 @@ class Weights:
         """
         if self.kind == "detector":
             return detector_weights(self.opened)
+        if self.kind == "segmenter":
+            return segmenter_weights(self.opened)
         if self.kind == "classifier":
             return dict(classifier_in(self.opened)[0].state_dict())
         if self.kind == "other network":
@@ -222,6 +226,8 @@ def open_weights(
     opened = open_checkpoint(path, copy)
     if role == "detector" and is_detector(opened):
         return Weights(opened, role, "detector", allow_partial)
+    if role == "segmenter" and is_segmenter(opened):
+        return Weights(opened, role, "segmenter", allow_partial)
     if role == "classifier":
         return Weights(opened, role, "classifier", allow_partial)
     if role == "detector" and trained_relative_positions(opened):

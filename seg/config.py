@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.run.config import Compute, plumbing, science, speed
@@ -194,10 +194,7 @@ class UPerNetConfig(DataAndEncoder):
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
 
-    @property
-    def takes(self) -> str | None:
-        """The role of the checkpoint if it is not an encoder: without training, all its weights are used."""
-        return "teacher" if self.steps == 0 else None
+    takes: ClassVar[str] = "segmenter"  # role of the checkpoint: a whole segmenter, otherwise the encoder
 
     def __post_init__(self) -> None:
         _require_positive(self, "image", "batch")
@@ -221,6 +218,11 @@ class LinearSegmentationConfig(DataAndEncoder):
     blocks: tuple[int, ...] | None = science(None, about="blocks to use instead of the last ones, 0-based (iBOT)")
     norm: Literal["batch", "none"] = science("batch", about="batch norm before the classifier; iBOT has none")
     dropout: float = science(0.0, about="fraction of channels dropped before the norm (DINOv3: 0.1)")
+    views: Literal["augmented", "cached"] = science(
+        "augmented",
+        about="random crops, as in the papers, or whole images resized to a square, their features computed once",
+        later=True,
+    )
     augment: Augment = Augment()
     inference: Inference = Inference()
     pixels: Pixels = science("checkpoint", about=_PIXELS)
@@ -240,6 +242,8 @@ class LinearSegmentationConfig(DataAndEncoder):
     save_predictions: bool = plumbing(False, about=_PREDICTIONS)
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
+
+    takes: ClassVar[str] = "encoder"  # role of the checkpoint
 
     def __post_init__(self) -> None:
         _require_positive(self, "image", "batch", "steps", "layers")
@@ -261,6 +265,8 @@ class PatchKnnConfig(DataAndEncoder):
     eval_batch: int = speed(64, about="images per batch when features are computed")
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
+
+    takes: ClassVar[str] = "encoder"  # role of the checkpoint
 
     def __post_init__(self) -> None:
         _require_positive(self, "image", "eval_batch")

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mimbench.engine.run.task import CardEntry, Categories, DataKind, Metric, Picture, Protocol, Quantity, Reads, Task
+from mimbench.engine.run.task import CardEntry, Categories, DataKind, Input, Metric, Picture, Protocol, Quantity, Reads, Task
 
 if TYPE_CHECKING:
     from mimbench.engine.data.datasets import Report
@@ -55,6 +55,12 @@ def _check(directory: Path, kind: str) -> Report:
     return check_segmentation(directory)
 
 
+def _encoder_of_segmenter(found: Any) -> Any:
+    from mimbench.seg.model.build import encoder_of
+
+    return encoder_of(found)
+
+
 TASK = Task(
     name="seg",
     title="segmentation",
@@ -69,6 +75,8 @@ TASK = Task(
     ),
     data=("ade", "ade20k"),
     reads=_reads,
+    takes="segmenter",
+    input=Input(whole=_encoder_of_segmenter),
     metrics=(
         Metric("miou", "mIoU", MIOU, column="measured", curve="mIoU (%)", by_cost=True),
         Metric("macc", "mAcc", ACCURACY, column="never", headline=False),

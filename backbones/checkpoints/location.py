@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-Role = Literal["encoder", "classifier", "detector", "teacher"]  # what a run uses a checkpoint as
+Role = Literal["encoder", "classifier", "detector", "segmenter", "teacher"]  # what a run uses a checkpoint as
 OPTIONS = ("copy", "matching_heuristics")  # the second is detectron2's and has no effect: keys are always matched
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<function>[^:/?]*)")
 

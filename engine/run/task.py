@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mimbench.engine.run.rundir import RunDir
 
 ANY = "any"  # in place of a size: a protocol's recipe for encoders of every other size
-Takes = Literal["encoder", "teacher", "detector", "classifier", "nothing"]
+Takes = Literal["encoder", "teacher", "detector", "segmenter", "classifier", "nothing"]
 Leaves = Literal["encoder", "classifier", "detector", "model", "nothing"]
 
 
