@@ -80,7 +80,7 @@ class Weights:
 
     @property
     def holds_encoder(self) -> bool:
-        """Whether an encoder is taken, alone or with its head or relative positions, not a whole detector or segmenter."""
+        """Whether an encoder is taken, not a whole detector or a whole segmenter."""
         return self.kind not in ("detector", "segmenter", "other network")
 
     @cached_property

@@ -103,7 +103,9 @@ def eight(source: Path, root: Path) -> Path:
             (root / "images" / split / image["file_name"]).symlink_to((folder / image["file_name"]).resolve())
             stem = Path(image["file_name"]).stem
             label_map(image, of_image[image["id"]], ids).save(root / "labels" / split / f"{stem}.png")
-    (root / "classes.txt").write_text("".join(f"{name}\n" for name in ("background", *(names[id] for id in shown))))
+    (root / "classes.txt").write_text(
+        "".join(f"{name}\n" for name in ("background", *(names[category] for category in shown)))
+    )
     return root
 
 

@@ -2,6 +2,7 @@
 
     UPerNetConfig              the encoder fine-tuned under UPerHead: BEiT's code, which MAE's Table 5 used
     LinearSegmentationConfig   a linear head on the frozen encoder: DINOv2's, DINOv3's or iBOT's
+    PatchLogisticConfig        patches of the frozen encoder classified by logistic regression: CAPI's
     PatchKnnConfig             no training: nearest neighbours of frozen patch features, CAPI's
 
 The defaults of `UPerNetConfig` are those of the public run that reproduces MAE-B's 48.1 mIoU
@@ -25,6 +26,10 @@ _PIXELS = "mean and deviation of the images: ImageNet's (as in BEiT's segmentati
 _CROP = "side of the training crop in pixels, and of the window at test time"
 _PREDICTIONS = "write the predicted label maps as PNG files, with the data set's sizes and ids"
 _SHOWN = "number of validation images to draw with ground truth and prediction; 0 draws none"
+_BACKGROUND = "id 0 is a class of its own: Pascal Context's variant with 60 classes"
+_SQUARE = "side of the square that images and label maps are resized to, in pixels"
+_HELD_OUT = "fraction of the training images on which the best setting is chosen"
+_IGNORE = "raw ids to exclude from training and evaluation; none: the data set's (ADE20K: 0 and 255)"
 Pixels = Literal["imagenet", "checkpoint"]
 
 
@@ -170,6 +175,7 @@ class UPerNetConfig(DataAndEncoder):
 
     backbone: Backbone = Backbone()
     heads: Heads = Heads()
+    background: bool = science(False, about=_BACKGROUND, later=True)
     augment: Augment = Augment()
     inference: Inference = Inference()
     pixels: Pixels = science("imagenet", about=_PIXELS)
@@ -223,6 +229,7 @@ class LinearSegmentationConfig(DataAndEncoder):
         about="random crops, as in the papers, or whole images resized to a square, their features computed once",
         later=True,
     )
+    background: bool = science(False, about=_BACKGROUND, later=True)
     augment: Augment = Augment()
     inference: Inference = Inference()
     pixels: Pixels = science("checkpoint", about=_PIXELS)
@@ -255,13 +262,11 @@ class LinearSegmentationConfig(DataAndEncoder):
 class PatchKnnConfig(DataAndEncoder):
     """k-NN on frozen patch features: CAPI's protocol, with its own mIoU."""
 
-    image: int = science(224, about="side of the square that images and label maps are resized to, in pixels")
+    image: int = science(224, about=_SQUARE)
     neighbours: tuple[int, ...] = science((1, 3, 10, 30), about="numbers of neighbours to try; the best is used")
     distances: tuple[Literal["cosine", "L2"], ...] = science(("cosine", "L2"), about="distances to try")
-    held_out: float = science(0.1, about="fraction of the training images on which the best setting is chosen")
-    ignore: tuple[int, ...] | None = science(
-        None, about="raw ids to exclude from training and evaluation; none: the data set's (ADE20K: 0 and 255)"
-    )
+    held_out: float = science(0.1, about=_HELD_OUT)
+    ignore: tuple[int, ...] | None = science(None, about=_IGNORE)
     eval_batch: int = speed(64, about="images per batch when features are computed")
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
@@ -276,4 +281,32 @@ class PatchKnnConfig(DataAndEncoder):
             raise ValueError(f"held_out={self.held_out} must lie in (0, 1)")
 
 
-Segmentation = UPerNetConfig | LinearSegmentationConfig | PatchKnnConfig
+@dataclass(frozen=True)
+class PatchLogisticConfig(DataAndEncoder):
+    """Logistic regression of patches on frozen features: CAPI's protocol, with its own mIoU."""
+
+    image: int = science(224, about=_SQUARE)
+    strengths: tuple[float, ...] = science(
+        tuple(10.0 ** (-6 + 11 * place / 7) for place in range(8)),
+        about="inverse penalties on the squared weights to try (scikit-learn's C); the best is used",
+    )
+    iterations: int = science(1000, about="maximum number of iterations of L-BFGS")
+    tolerance: float = science(1e-12, about="largest gradient at which L-BFGS ends")
+    held_out: float = science(0.1, about=_HELD_OUT)
+    ignore: tuple[int, ...] | None = science(None, about=_IGNORE)
+    eval_batch: int = speed(64, about="images per batch when features are computed")
+    seed: int = science(0)
+    compute: Compute = field(default_factory=Compute)
+
+    takes: ClassVar[str] = "encoder"  # role of the checkpoint
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "image", "eval_batch", "iterations")
+        if not self.strengths or min(self.strengths) <= 0:
+            raise ValueError(f"strengths={list(self.strengths)} must be one or more positive numbers")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out={self.held_out} must lie in (0, 1)")
+
+
+PatchConfig = PatchKnnConfig | PatchLogisticConfig
+Segmentation = UPerNetConfig | LinearSegmentationConfig | PatchConfig

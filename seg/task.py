@@ -20,9 +20,10 @@ ACCURACY = Quantity("pixel accuracy")
 
 
 def _configs() -> Mapping[str, type[Any]]:
-    from mimbench.seg.config import LinearSegmentationConfig, PatchKnnConfig, UPerNetConfig
+    from mimbench.seg.config import LinearSegmentationConfig, PatchKnnConfig, PatchLogisticConfig, UPerNetConfig
 
-    return {kind.__name__: kind for kind in (UPerNetConfig, LinearSegmentationConfig, PatchKnnConfig)}
+    kinds = (UPerNetConfig, LinearSegmentationConfig, PatchKnnConfig, PatchLogisticConfig)
+    return {kind.__name__: kind for kind in kinds}
 
 
 def _run(config: Any, run: RunDir) -> Outcome:
@@ -72,6 +73,7 @@ TASK = Task(
         Protocol("ade20k", {"B": "seg/upernet_vitb", "L": "seg/upernet_vitl"}, "seg/upernet_handwritten"),
         Protocol("seg_linear", "seg/linear_dinov2", "seg/linear_handwritten"),
         Protocol("seg_knn", "seg/knn_capi", "seg/knn_handwritten"),
+        Protocol("seg_logistic", "seg/logistic_capi", "seg/logistic_handwritten"),
     ),
     data=("ade", "ade20k"),
     reads=_reads,
@@ -83,8 +85,9 @@ TASK = Task(
         Metric("aacc", "aAcc", ACCURACY, column="never", headline=False),
         Metric("seg_linear_miou", "linear mIoU", MIOU, column="measured", curve="linear mIoU (%)"),
         Metric("seg_knn_miou", "patch k-NN mIoU", MIOU, column="measured"),
+        Metric("seg_logistic_miou", "patch logistic mIoU", MIOU, column="measured"),
     ),
-    measures=("miou", "macc", "aacc", "seg_linear_", "seg_knn_"),
+    measures=("miou", "macc", "aacc", "seg_linear_", "seg_knn_", "seg_logistic_"),
     counts="steps",
     glossary=(
         (
@@ -117,6 +120,7 @@ TASK = Task(
         CardEntry("miou", "image-segmentation", "UperNet, mIoU"),
         CardEntry("seg_linear_miou", "image-segmentation", "Linear segmentation, mIoU"),
         CardEntry("seg_knn_miou", "image-segmentation", "Patch k-NN, mIoU (CAPI's rule)"),
+        CardEntry("seg_logistic_miou", "image-segmentation", "Patch logistic regression, mIoU (CAPI's rule)"),
     ),
     settings=("data", "steps", "batch", "image", "lr", "layer_decay", "backbone.rel_pos"),
     kinds=(DataKind("seg", _check),),

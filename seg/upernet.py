@@ -44,14 +44,14 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
-    val = open_split(directory, "val")
+    val = open_split(directory, "val", background=config.background)
     built = build_segmenter(config, len(val.classes))
     evaluation = evaluation_of(config, val, device, run.path)
     trained: Trained | None = None
     if config.steps == 0:
         metrics = _as_it_is(config, built, evaluation)
     else:
-        training = _training(config, built, open_split(directory, "train"), evaluation)
+        training = _training(config, built, open_split(directory, "train", background=config.background), evaluation)
         trained = train(run, training)
         metrics = trained.metrics
     if rank_and_world()[0] == 0:

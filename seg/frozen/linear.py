@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mimbench.engine.data.batches import Batches, move
 from mimbench.engine.data.datasets import locate
+from mimbench.engine.data.splits import SPLITS
 from mimbench.engine.run.process import device_name, rank_and_world, seed_all, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
@@ -50,7 +51,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
-    val = open_split(directory, "val")
+    train_split, val = (open_split(directory, part, background=config.background) for part in SPLITS)
     frozen = frozen_encoder(config, Blocks(config.layers, config.blocks), config.pixels, device)
     encoder, mean, std = frozen.encoder, frozen.mean, frozen.std
     seed_all(config.seed)  # the head must not depend on earlier random numbers
@@ -63,7 +64,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
         Training(
             model=head,
             optimizer=adamw(_groups(config, head), config.lr, BETAS),
-            batches=_batches(config, open_split(directory, "train"), encoder, mean, std),
+            batches=_batches(config, train_split, encoder, mean, std),
             steps=config.steps,
             learning_rate=partial(
                 learning_rate, peak=config.lr, steps=config.steps, warmup=config.warmup, schedule=config.schedule
