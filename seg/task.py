@@ -7,7 +7,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mimbench.engine.run.task import CardEntry, Categories, DataKind, Input, Metric, Picture, Protocol, Quantity, Reads, Task
+from mimbench.engine.run.task import (
+    CardEntry,
+    Categories,
+    DataKind,
+    Input,
+    Memory,
+    Metric,
+    Picture,
+    Protocol,
+    Quantity,
+    Reads,
+    Task,
+)
 
 if TYPE_CHECKING:
     from mimbench.engine.data.datasets import Report
@@ -54,6 +66,27 @@ def _check(directory: Path, kind: str) -> Report:
     from mimbench.seg.data.check import check_segmentation
 
     return check_segmentation(directory)
+
+
+def _estimate(config: Any, gpus: int) -> Any:
+    from mimbench.seg.memory import estimate
+
+    return estimate(_trained(config), gpus)
+
+
+def _advice(config: Any, free: int, gpus: int) -> str | None:
+    from mimbench.seg.config import UPerNetConfig
+    from mimbench.seg.memory import advice
+
+    return advice(config, free, gpus) if isinstance(config, UPerNetConfig) else None
+
+
+def _trained(config: Any) -> Any:
+    from mimbench.seg.config import UPerNetConfig
+
+    if not isinstance(config, UPerNetConfig):
+        raise ValueError("GPU memory is estimated for UperNet; a frozen encoder needs little more than its weights")
+    return config
 
 
 def _encoder_of_segmenter(found: Any) -> Any:
@@ -125,4 +158,5 @@ TASK = Task(
     settings=("data", "steps", "batch", "image", "lr", "layer_decay", "backbone.rel_pos"),
     kinds=(DataKind("seg", _check),),
     cost=_cost,
+    memory=Memory(_estimate, _advice),
 )

@@ -28,6 +28,7 @@ from mimbench.seg.data.batches import TrainingCrops, collate
 from mimbench.seg.data.split import LabelledSplit, open_split, shared_images
 from mimbench.seg.evaluation.draw import draw_confusion, draw_segmentations
 from mimbench.seg.evaluation.evaluate import Evaluation
+from mimbench.seg.memory import require_memory
 from mimbench.seg.model.build import WHOLE, Built, build_segmenter
 from mimbench.seg.model.segmenter_file import save_segmenter
 from mimbench.seg.optim import learning_rate, optimizer
@@ -46,6 +47,9 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     directory = locate(config.data)
     val = open_split(directory, "val", background=config.background)
     built = build_segmenter(config, len(val.classes))
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        require_memory(config, built.info.vit if built.info else config.encoder, rank_and_world()[1], free)
     evaluation = evaluation_of(config, val, device, run.path)
     trained: Trained | None = None
     if config.steps == 0:
