@@ -106,6 +106,11 @@ class Augment:
     cat_max_ratio: float = science(0.75, about="redraw a crop if one class covers this fraction; 1: never")
     flip: float = science(0.5, about="probability of a horizontal flip")
     photometric: bool = science(True, about="random brightness, contrast, saturation and hue")
+    transforms: Literal["mmseg", "dinov3"] = science(
+        "mmseg",
+        about="whose resizing and colours: mmsegmentation's (OpenCV) or DINOv3's (Pillow, `long` unused)",
+        later=True,
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= self.largest:
@@ -129,6 +134,9 @@ class Inference:
     long: int = science(2048, about="longest side of the resized image")
     short: int | None = science(None, about="shortest side of the resized image; none uses the side of the crop")
     scales: tuple[float, ...] = science((1.0,), about="scales of the image; their softmax outputs are averaged")
+    resizing: Literal["opencv", "pillow"] = science(
+        "opencv", about="of images: without antialiasing, or with (DINOv3; `long` unused)", later=True
+    )
     flip: bool = science(False, about="also average over the mirrored image at each scale")
     scaling: Literal["beit", "described"] = science(
         "beit",

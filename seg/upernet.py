@@ -177,7 +177,7 @@ def inference_facts(config: UPerNetConfig | LinearSegmentationConfig) -> dict[st
         "stride": inference.stride or int(config.image * 2 / 3) if inference.mode == "slide" else None,
         "views": [list(inference.scales), inference.flip, inference.scaling] if several else "single scale",
         "metric": "mIoU as mmsegmentation 1.2.2, at the original size",
-        "resizing": "OpenCV, no antialiasing",
+        "resizing": "Pillow, antialiased" if inference.resizing == "pillow" else "OpenCV, no antialiasing",
     }
 
 

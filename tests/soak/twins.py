@@ -20,7 +20,13 @@ from mimbench.det.config import MaskRCNNConfig
 from mimbench.engine.run.config import Compute, leaves
 from mimbench.jobs.runs.recipes import recipes
 from mimbench.pretrain.config import AttentionMasking, MaskAlignConfig, MonitorConfig, Pretrain
-from mimbench.seg.config import LinearSegmentationConfig, PatchKnnConfig, UPerNetConfig
+from mimbench.seg.config import (
+    LinearSegmentationConfig,
+    PatchConfig,
+    PatchKnnConfig,
+    PatchLogisticConfig,
+    UPerNetConfig,
+)
 
 NOT_PUBLISHED = "_handwritten"  # the demo's recipes, which tests/jobs and `mimbench demo` run as they are
 GRID = 4  # patches along a side of a tiny image, where 14 are published
@@ -189,7 +195,7 @@ def _segmenter(config: UPerNetConfig | LinearSegmentationConfig) -> Any:
     return small
 
 
-def _patch_knn(config: PatchKnnConfig) -> PatchKnnConfig:
+def _patches(config: PatchConfig) -> PatchConfig:
     vit = tiny_vit(config.encoder)
     return replace(config, encoder=vit, image=vit.image)
 
@@ -204,5 +210,6 @@ SHRINK = {
     MaskRCNNConfig: _detector,
     UPerNetConfig: _segmenter,
     LinearSegmentationConfig: _segmenter,
-    PatchKnnConfig: _patch_knn,
+    PatchKnnConfig: _patches,
+    PatchLogisticConfig: _patches,
 }
