@@ -70,7 +70,7 @@ def test_voc_by_its_lists(make_pairs, tmp_path) -> None:
     assert [Path(labels).suffix for _, labels in trainaug.pairs] == [".png", ".png", ".mat"]
     assert np.array_equal(trainaug.labels(2), train.labels(1) % 255)
     Path(trainaug.store.path / trainaug.pairs[2][1]).write_bytes(b"MATLAB 5.0, they said")
-    with pytest.raises(ValueError, match=r"2008_000003\.mat is not a label map of SBD"):
+    with pytest.raises(ValueError, match=r"2008_000003\.mat: is not a label map of SBD"):
         trainaug.labels(2)
     (root / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("000\n001\n002\n")
     shutil.copytree(root / "SegmentationClass", root / "SegmentationClassAug")
