@@ -43,8 +43,8 @@ A file is of the first family in this list that its keys and shapes fit. `mimben
 assumed. *Classifier*: k-NN, probes, few-shot and fine-tuning. *ViTDet*: Mask R-CNN, tuned (`--on coco`) or frozen
 (`--on coco_frozen`); the encoder's arithmetic is kept as it is. The other columns are `mimbench export --to ...`:
 where a library cannot represent an encoder, export refuses, and detectron2's cell says what its ViT lacks. A question
-mark means that no file of the family was tried. Small files were tried; larger members of a family may lack more, as the
-wider MLPs of SigLIP-so400m do.
+mark means that no file of the family was tried. The files are small; larger members of a family may differ in more, as
+SigLIP-so400m does in the width of its MLPs.
 
 """
 YES, NO, UNTRIED = "✓", "no", "?"
