@@ -85,9 +85,7 @@ def _saved(file: Path, state: dict[str, torch.Tensor]) -> Path:
 def cells(found: Weights) -> dict[str, str]:
     """Return what each column says of an open file."""
     state, info = dict(sorted(found.encoder.items())), found.info
-    with torch.device("meta"):  # its first weights are not needed
-        model = VisionTransformer(info.vit, info.final_norm, traits=info.traits, interpolation=info.interpolation)
-    said = {"classifier": _tried(lambda: model.load_state_dict(state, assign=True))}
+    said = {"classifier": YES}  # every weight of its encoder is accounted for, by name and shape (`Weights.require`)
     said["ViTDet"] = YES if vitdet_reason(found.traits) is None else NO
     for target in EXPORTS:
         said[target] = _tried(lambda to=target: WRITERS[to](state, info))
@@ -99,7 +97,7 @@ def cells(found: Weights) -> dict[str, str]:
 def _tried(attempt: Callable[[], object]) -> str:
     try:
         attempt()
-    except (RuntimeError, ValueError):  # torch's, of weights that do not fit a model, and ours
+    except ValueError:
         return NO
     return YES
 
