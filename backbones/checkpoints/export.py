@@ -33,10 +33,11 @@ from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
 from mimbench.backbones.checkpoints.location import parse_location
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.checkpoints.timm_model import timm_model
+from mimbench.backbones.checkpoints.weight_sets import DETECTOR
 from mimbench.backbones.config import SIZES, Traits, ViT
 from mimbench.backbones.positions import resize_kernel, resize_positions
 from mimbench.backbones.vitdet import NOT_IN_VITDET, detectron2_reason
-from mimbench.backbones.weights import open_weights
+from mimbench.backbones.weights import Weights, open_weights
 from mimbench.engine.run.atomic import write_with
 
 Target = Literal["safetensors", "timm", "detectron2", "mae"]
@@ -85,6 +86,8 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
     to = _known(target)
     file = _free(Path(out).expanduser() if out is not None else Path(default_name(source, to)), to)
     if to == "detectron2" and patch is None and (detector := open_weights(source, "detector")).kind == "detector":
+        if (reason := _unlike_detectron2(detector)) is not None:
+            raise ValueError(f"{source} cannot be exported for {to}: {reason}")
         return _whole_detector(detector.tensors, file)
     found = open_weights(source)
     state, info = found.encoder, found.info
@@ -104,6 +107,13 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
         usage=content.usage.replace("FILE", str(file)),
         notes=content.notes,
     )
+
+
+def _unlike_detectron2(detector: Weights) -> str | None:
+    """Return why detectron2 cannot run a whole detector, by what mimbench stored beside its weights; None if it can."""
+    about = json.loads(detector.opened.metadata.get(DETECTOR, "{}"))
+    reason: str | None = about.get("beyond_detectron2")
+    return reason or detectron2_reason(Traits(**about.get("traits", {})))
 
 
 def _whole_detector(weights: State, file: Path) -> Export:

@@ -18,6 +18,7 @@ from mimbench.jobs.runs.recipes import find, recipes
 from mimbench.jobs.runs.store import config_of, create_or_find, encoder_file, resolve, runs_root
 
 if TYPE_CHECKING:
+    from mimbench.backbones.checkpoints.info import EncoderInfo
     from mimbench.backbones.config import ViT
     from mimbench.jobs.local.scheduler import Task
     from mimbench.jobs.studies.evaluate import Request
@@ -79,14 +80,18 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
     overrides, seeds = asked_for(request.overrides, seeds)
     request = replace(request, overrides=overrides)
     file = encoder_file(checkpoint)
-    return _run_study(seeded(evaluation(file, shape_to_evaluate(file, request), request), seeds), slots, as_json, seeds)
+    shape, about = encoder_to_evaluate(file, request)
+    study = evaluation(file, shape, request, about)
+    for line in study.notes:
+        print(line, file=sys.stderr)
+    return _run_study(seeded(study, seeds), slots, as_json, seeds)
 
 
-def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
-    """Return the shape of the encoder in `file`, after checking that the requested protocols accept it.
+def encoder_to_evaluate(file: Path, request: Request) -> tuple[ViT | None, EncoderInfo | None]:
+    """Return the encoder's shape in `file` and what else it is, after checking that the requested protocols accept it.
 
-    If all protocols belong to one task, `file` may also be a whole model of that task (`Task.input`). Returns None for
-    an encoder built by a user's function, unless it is one of mimbench's encoders.
+    If all protocols belong to one task, `file` may also be a whole model of that task (`Task.input`), of which only the
+    shape is returned. Both are None for an encoder built by a user's function, unless it is one of mimbench's encoders.
 
     Raises:
         ValueError: if `file` holds no encoder, or the protocols do not accept the encoder.
@@ -97,20 +102,20 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
     if user_code(file) is not None:
         from mimbench.backbones.user_encoder import load_user_encoder
 
-        ours = load_user_encoder(file).ours
-        return None if ours is None else ours.shape
+        user = load_user_encoder(file)
+        return (None, None) if user.ours is None else (user.ours.shape, user.build()[1])
     known = protocols()
     tasks = {known[name][0].name: known[name][0] for name in request.protocols if name in known}
     alone = next(iter(tasks.values())) if len(tasks) == 1 else None
     role = role_of(alone.name) if alone else "encoder"
     found = open_weights(file, role, allow_partial="allow_partial=true" in request.overrides)
     if not found.holds_encoder and alone is not None and alone.input is not None and alone.input.whole is not None:
-        return cast("ViT", alone.input.whole(found))
+        return cast("ViT", alone.input.whole(found)), None
     found.require()
     for task in tasks.values():
         if task.input is not None and task.input.refusal is not None and (reason := task.input.refusal(found.traits)):
             raise ValueError(f"{file}: {reason}")
-    return found.vit
+    return found.vit, found.info
 
 
 def run_seeds(target: str, overrides: Sequence[str], seeds: int, as_json: bool) -> int:

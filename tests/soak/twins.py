@@ -39,6 +39,8 @@ RATES = {
     "min_lr",
     "start_lr",
     "weight_decay",
+    "schedule",
+    "window",
 }  # numbers that change no code's path
 DETECTOR_SIDE = 128  # pixels, where 1024 are published
 
@@ -68,11 +70,17 @@ def twins(whole: bool = bool(os.environ.get("MIMBENCH_SOAK"))) -> list[Twin]:
     for recipe in recipes():
         if not recipe.name.endswith(NOT_PUBLISHED):
             config = tiny(recipe.build())
-            told = [leaf for leaf in leaves(config) if whole or leaf.key.rpartition(".")[2] not in RATES]
+            told = [leaf for leaf in leaves(config) if whole or not _alike(config, leaf.key)]
             key = f"{recipe.stage} {type(config).__name__} {told}"
             before = found[key].recipes if key in found else ()
             found[key] = Twin(recipe.stage, config, (*before, recipe.name))
     return list(found.values())
+
+
+def _alike(config: Any, key: str) -> bool:
+    """Whether the twins of recipes that differ in `key` alone are as good as one."""
+    tiled = isinstance(config, MaskRCNNConfig) and config.vitdet.positions == "tile"  # eleven encoders of one table
+    return key.rpartition(".")[2] in RATES or (tiled and key.startswith("encoder."))
 
 
 def published() -> Iterator[str]:
@@ -157,6 +165,10 @@ def _frozen(config: Frozen) -> Frozen:
 
 def _detector(config: MaskRCNNConfig) -> MaskRCNNConfig:
     vitdet = replace(config.vitdet, patch=config.vitdet.patch and config.vitdet.patch // 2, channels=16)
+    if vitdet.global_blocks:  # of the depths of published encoders
+        vitdet = replace(vitdet, global_blocks=(1, 3))
+    if vitdet.window is not None and vitdet.window > 14:
+        vitdet = replace(vitdet, window=14)
     parts = min(config.compute.accumulate, 2)
     encoder = tiny_vit(config.encoder, depth=4)
     if vitdet.patch and vitdet.patch != encoder.patch:  # ViT-H's patches of 14 pixels are resampled to 16
