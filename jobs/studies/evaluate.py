@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimbench.backbones.checkpoints.huggingface.folder import shown_name
 from mimbench.backbones.config import SIZES
 from mimbench.engine.data.datasets import HANDWRITTEN
 from mimbench.engine.run.config import keys
@@ -60,7 +61,7 @@ def evaluation(checkpoint: Path, encoder: ViT | None, request: Request) -> Study
         runs.append(Run(name, overrides, checkpoint, label=protocol))
         if request.scratch:
             runs.append(Run(name, (*overrides, *_random(name, encoder)), label=f"{protocol}, random weights"))
-    return Study(f"evaluate {checkpoint.name}", runs)
+    return Study(f"evaluate {shown_name(checkpoint)}", runs)
 
 
 def _random(recipe: str, encoder: ViT | None) -> list[str]:
