@@ -24,8 +24,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.huggingface.described import Described
+from mimbench.backbones.checkpoints.huggingface.folder import EXPORTED
 from mimbench.backbones.checkpoints.huggingface.models import MODEL_TYPES
-from mimbench.backbones.checkpoints.info import EncoderInfo
+from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
 from mimbench.backbones.config import Activation, Traits
 from mimbench.backbones.rotary import rotary_periods
 from mimbench.engine.run.atomic import write_json, write_with
@@ -137,7 +138,7 @@ def write_folder(folder: Path, state: State, info: EncoderInfo) -> Written:
     target = TARGETS[name]
     names = _DINOV2_GATED if info.traits.mlp == "swiglu" else target.names
     tensors = {_named(key, names): value for key, value in _separated(dict(state), name, info).items()}
-    data = save({key: tensors[key].contiguous() for key in sorted(tensors)}, {"format": "pt"})
+    data = save({key: tensors[key].contiguous() for key in sorted(tensors)}, {"format": "pt", EXPORTED: to_json(info)})
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -7,6 +7,7 @@ contradicts the tensors the file is refused, naming key and value.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from mimbench.backbones.checkpoints.families.beit import SHARED, TABLE, shared_table
 from mimbench.backbones.checkpoints.family import Converted, Family, Signature, matches
 from mimbench.backbones.checkpoints.huggingface.described import Described, said
-from mimbench.backbones.checkpoints.huggingface.folder import WEIGHTS, Config
+from mimbench.backbones.checkpoints.huggingface.folder import EXPORTED, WEIGHTS, Config
 from mimbench.backbones.checkpoints.huggingface.models import (
     MODEL_TYPES,
     REASONS,
@@ -23,6 +24,7 @@ from mimbench.backbones.checkpoints.huggingface.models import (
     ModelType,
 )
 from mimbench.backbones.checkpoints.huggingface.names import PATCH, converted
+from mimbench.backbones.checkpoints.info import from_json
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.config import Traits
 from mimbench.backbones.rotary import rotary_periods
@@ -32,6 +34,8 @@ Triple = tuple[float, float, float]
 
 def family_of(opened: Opened) -> Family | None:
     """Return the family of a file with a config beside it; None without one, or where the config is another file's.
+
+    A folder that mimbench exported keeps the family it came from, and its way to bring positions to other sizes.
 
     It is another file's where the file has a name of its own and no weight that the config's model type has.
 
@@ -57,9 +61,13 @@ def family_of(opened: Opened) -> Family | None:
             f"it begins with {keys}"
         )
     try:
-        return _family(name, kind, Described(values, kind.defaults), config)
+        family = _family(name, kind, Described(values, kind.defaults), config)
+        written = from_json(opened.metadata[EXPORTED]) if EXPORTED in opened.metadata else None
     except ValueError as error:
         raise ValueError(f"{opened.file}: {error}") from None
+    if written is None:
+        return family
+    return replace(family, name=written.family, interpolation=written.interpolation)
 
 
 def _own(config: Config) -> tuple[str, Mapping[str, Any]]:

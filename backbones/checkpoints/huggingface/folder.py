@@ -23,6 +23,7 @@ WEIGHTS = (  # in the order in which transformers looks for them
 )
 CONFIG = "config.json"
 IMAGES = ("preprocessor_config.json", "processor_config.json")  # of which the second holds the first in a part
+EXPORTED = "mimbench_exported"  # the metadata key of folders that mimbench wrote; its value is `EncoderInfo` as JSON
 LARGEST = 2**22  # bytes of a JSON file that are read
 
 
