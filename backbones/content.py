@@ -4,8 +4,9 @@ It covers the encoder's tensors (names, shapes and values, sorted by name) and w
 patches and grid, the statistics of its images, activation, eps and its other traits, how its positions are resized
 (`checkpoints.info.meaning`). Names are canonical (those of `load_encoder`) and values are float32, as evaluations get
 them. So these are one encoder and have one hash: a training file with optimizer and decoder, the same stripped, renamed
-by a wrapper, converted from .pth to safetensors, exported for timm, detectron2, MAE or transformers. A copy in half precision is
-another encoder, because its values were rounded; and so is a file of the same tensors that says another mean.
+by a wrapper, converted from .pth to safetensors, exported for timm, detectron2, MAE or transformers. A copy in half
+precision is another encoder, because its values were rounded; and so is a file of the same tensors that says another
+mean.
 
 Until schema 2 of run identities only the tensors counted: `content_hashes` also gives that hash, for old results.
 

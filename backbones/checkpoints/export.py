@@ -112,7 +112,7 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
 
 
 def _folder(source: str | Path, folder: Path, patch: int | None) -> Export:
-    """The encoder as a folder of transformers'."""
+    """Export the encoder as a folder for transformers."""
     if folder.exists():
         raise FileExistsError(f"{folder} exists; remove it, or name another folder with --output")
     found = open_weights(source)
@@ -151,7 +151,7 @@ def _whole_detector(weights: State, file: Path) -> Export:
 
 
 def default_name(source: str | Path, target: Target) -> str:
-    """`encoder-timm.safetensors` for encoder.pth and timm; `encoder-huggingface`, a folder, for transformers."""
+    """Return the default name: `encoder-timm.safetensors` for encoder.pth and timm, a folder for huggingface."""
     file = weights_file(parse_location(str(source))[0])
     stem = file.absolute().parent.name if file.name in WEIGHTS else file.stem
     return f"{stem}-{target}{SUFFIX.get(target, '')}"

@@ -200,7 +200,7 @@ def require_keys(file: Path, keys: Container[str]) -> None:
 
 
 def _weight_map(file: Path) -> dict[str, str]:
-    """The file of each weight, as an index says."""
+    """Return the file of each weight, as an index says."""
     try:
         places: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
         if places and all(isinstance(name, str) for name in places.values()):
@@ -211,7 +211,7 @@ def _weight_map(file: Path) -> dict[str, str]:
 
 
 def _shard_suffix(file: Path) -> str:
-    """What the files of an index end in: safetensors, or torch's `.bin` where the first of them does."""
+    """Return the suffix of the files of an index: `.safetensors`, or torch's `.bin` if the first has that."""
     try:
         return ".bin" if next(iter(_weight_map(file).values())).endswith(".bin") else ".safetensors"
     except ValueError:

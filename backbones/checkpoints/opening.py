@@ -157,7 +157,7 @@ def _weights(file: Path, wanted: str | None) -> Opened:
 
 
 def _torch_shards(file: Path, wanted: str | None) -> Opened:
-    """The weights in all the torch files that an index names, as one state dictionary."""
+    """Open all torch files that an index names as one state dictionary."""
     parts = shards_of(file)
     trees = [_torch(part, kind_of(part)) for part in parts]
     for part, tree in zip(parts, trees, strict=True):

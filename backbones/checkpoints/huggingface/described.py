@@ -29,11 +29,11 @@ class Described:
         return self.values.get(key, self.defaults[key])
 
     def has(self, key: str) -> bool:
-        """Whether the model type has such a key."""
+        """Return whether the model type has this key."""
         return key in self.defaults
 
     def number(self, key: str) -> int:
-        """A whole number above 0.
+        """Return a whole number above 0.
 
         Raises:
             ValueError: if it is none, naming the key.
@@ -44,7 +44,7 @@ class Described:
         return value
 
     def side(self, key: str) -> int:
-        """A side in pixels: a number, or two that are equal.
+        """Return a side in pixels: a number, or two equal ones.
 
         Raises:
             ValueError: if it is neither, naming the key.
@@ -58,7 +58,7 @@ class Described:
 
     @cached_property
     def width(self) -> int:
-        """The encoder's width; its heads must divide it as they do in ours.
+        """Return the encoder's width, which the heads must divide.
 
         Raises:
             ValueError: if `num_attention_heads` or `head_dim` say otherwise.
@@ -75,7 +75,7 @@ class Described:
 
     @cached_property
     def hidden(self) -> int:
-        """Width inside the MLP, of the gated product where there is a gate (DINOv2: two thirds, a multiple of 8)."""
+        """Return the width inside the MLP; DINOv2's gated product has two thirds of it, rounded up to a multiple of 8."""
         if not self.has("mlp_ratio"):
             return self.number("intermediate_size")
         inside = int(self.width * self["mlp_ratio"])
@@ -84,7 +84,7 @@ class Described:
 
     @cached_property
     def grid(self) -> int:
-        """Patches along one side of a pretraining image.
+        """Return the patches along one side of a pretraining image.
 
         Raises:
             ValueError: if the images are smaller than a patch, or SigLIP 2's patches are of no square grid.
@@ -100,17 +100,17 @@ class Described:
         return self.side(key) // self.side("patch_size")
 
     def activation(self) -> Activation:
-        """The MLP's function.
+        """Return the MLP's activation.
 
         Raises:
-            ValueError: if ours have no such function.
+            ValueError: if it is not supported.
         """
         if self["hidden_act"] not in ACTIVATIONS:
             raise ValueError(f"{said('hidden_act', self['hidden_act'])}; supported are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[self["hidden_act"]]
 
     def traits(self, **more: Any) -> Traits:
-        """What every type says alike, and `more`."""
+        """Return the traits that all model types tell alike, and `more`."""
         shared: dict[str, Any] = {"norm_eps": self["layer_norm_eps"]}
         shared["hidden"] = None if self.hidden == 4 * self.width else self.hidden
         if self.has("qkv_bias"):
@@ -121,5 +121,5 @@ class Described:
 
 
 def said(key: str, value: object) -> str:
-    """How every refusal names a key and its value."""
+    """Return how errors name a key and its value."""
     return f"config.json says {key}={value}"

@@ -178,7 +178,7 @@ def config_for(state: State, info: EncoderInfo) -> tuple[str, dict[str, Any]]:
 
 
 def _differences(name: str, config: Mapping[str, Any], state: State, info: EncoderInfo) -> list[str]:
-    """What the encoder has that a model of this type and config has not, as `trait=value`."""
+    """Return what the encoder has and a model of this type and config has not, as `trait=value`."""
     kind, traits = MODEL_TYPES[name], _explicit(info.traits, info.vit.width)
     described = Described(config, kind.defaults)
     try:
@@ -210,13 +210,13 @@ def _rope_differences(described: Described, state: State, info: EncoderInfo) -> 
 
 
 def _explicit(traits: Traits, width: int) -> Traits:
-    """The same with the MLP's width said, and no activation where a gate has its own."""
+    """Return equal traits with the MLP's width explicit, and without an activation where a gate has its own."""
     gated = traits.mlp != "mlp"
     return replace(traits, hidden=traits.hidden or 4 * width, activation="gelu" if gated else traits.activation)
 
 
 def _config(name: str, state: State, info: EncoderInfo) -> dict[str, Any]:
-    """The config of a model type with all that this encoder says of its keys."""
+    """Return the config of a model type for this encoder."""
     vit, traits = info.vit, info.traits
     hidden = traits.hidden or 4 * vit.width
     known: dict[str, Any] = {
@@ -255,14 +255,14 @@ def _config(name: str, state: State, info: EncoderInfo) -> dict[str, Any]:
 
 
 def _ratio(hidden: int, width: int, gated: bool) -> int:
-    """The whole ratio that gives an MLP of this width, as DINOv2's rule has it for a gate; 4 if none does."""
+    """Return the whole ratio that gives an MLP of this width, by DINOv2's rule for a gate; 4 if none does."""
     given = {ratio: (int(width * ratio * 2 / 3) + 7) // 8 * 8 if gated else width * ratio for ratio in RATIOS}
     fitting = [ratio for ratio, inside in given.items() if inside == hidden]
     return 4 if not fitting or 4 in fitting else fitting[0]
 
 
 def _theta(state: State) -> float:
-    """The base that rotary periods were computed from: the second of them to the power of their number."""
+    """Return the base of the rotary periods: the second of them to the power of their number."""
     periods = state.get("rope.periods")
     if periods is None or len(periods) < 2:
         return 100.0
@@ -273,7 +273,7 @@ def _theta(state: State) -> float:
 
 
 def _separated(state: dict[str, Tensor], name: str, info: EncoderInfo) -> dict[str, Tensor]:
-    """The weights with queries, keys and values apart, and the tokens as this model type has them."""
+    """Return the weights with separate queries, keys and values, and tokens as this model type has them."""
     state.pop("rope.periods", None)  # computed there
     if name == "deit":
         table = state["pos_embed"]

@@ -71,7 +71,7 @@ def family_of(opened: Opened) -> Family | None:
 
 
 def _own(config: Config) -> tuple[str, Mapping[str, Any]]:
-    """The model type and the values of the encoder itself, which models of image and text keep in a part."""
+    """Return the model type and values of the encoder itself, which models of image and text keep in a part."""
     if config.model_type not in TOWERS:
         return config.model_type, config.values
     part = config.values.get("vision_config")
@@ -168,7 +168,7 @@ def _plain_biases(made: dict[str, Tensor], how: dict[str, str]) -> Converted:
 
 
 def _contradictions(weights: Mapping[str, Tensor], kind: ModelType, config: Described, traits: Traits) -> Iterator[str]:
-    """What the config says and the tensors, by our names, do not."""
+    """Yield what the config says and the tensors contradict."""
     kernel = weights.get(PATCH)
     if kernel is None or kernel.ndim != 4:
         return  # `match` says so
@@ -215,7 +215,7 @@ def _of_positions(weights: Mapping[str, Tensor], config: Described, traits: Trai
 
 
 def _of_parts(weights: Mapping[str, Tensor], kind: ModelType, config: Described, traits: Traits) -> Iterator[str]:
-    """Weights that the config says are there, or are not."""
+    """Yield weights whose presence contradicts the config."""
     bias = "blocks.0.attn.q_bias" if traits.separate_bias or traits.positions == "rope" else "blocks.0.attn.qkv.bias"
     gamma = "blocks.0.gamma_1" if traits.gammas else "blocks.0.ls1.gamma"
     shared = config.has("use_shared_relative_position_bias") and config["use_shared_relative_position_bias"]

@@ -1,7 +1,7 @@
-"""The model types of transformers that are encoders of ours, and what their config says of each.
+"""The model types of transformers that mimbench supports, and what their config says of each.
 
 A config may leave out what is the default of its class; `defaults` are transformers' own (5.24.0), of every key that
-is read here. Whatever changes the arithmetic is read and never assumed; what ours cannot be is refused with its key.
+is read here. Whatever changes the arithmetic is read and never assumed; what is not supported is refused with its key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How transformers names the weights of its ViTs, and how they become ours.
+"""How transformers names the weights of its ViTs, and how they become mimbench's.
 
 Files have the names of transformers 4, which transformers 5 still writes and reads; those that version 5 uses in
 memory are taken as well. Queries, keys and values are separate there and one matrix here.
@@ -107,7 +107,7 @@ VITDET = Names(
 
 
 def joined_heads(weights: dict[str, Tensor], how: dict[str, str]) -> None:
-    """Query, key and value as one matrix, and their biases as one; keys without a bias get zeros, which is the same."""
+    """Join query, key and value into one matrix, and their biases; keys without a bias get zeros, which is equal."""
     for key in [key for key in weights if key.endswith((".attn.q_proj.weight", ".attn.q_proj.bias"))]:
         parts = [key.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
         held = [weights.pop(part) for part in parts if part in weights]
@@ -120,7 +120,7 @@ def joined_heads(weights: dict[str, Tensor], how: dict[str, str]) -> None:
 
 
 def separate_biases(weights: dict[str, Tensor], how: dict[str, str]) -> None:
-    """Biases of queries and values by the names that BEiT's and DINOv3's blocks have, where keys have none."""
+    """Name the biases of queries and values as BEiT's and DINOv3's blocks do, whose keys have none."""
     for key in [key for key in weights if key.endswith((".attn.q_proj.bias", ".attn.v_proj.bias"))]:
         renamed = key.replace("_proj.bias", "_bias")
         weights[renamed] = weights.pop(key)
@@ -128,7 +128,7 @@ def separate_biases(weights: dict[str, Tensor], how: dict[str, str]) -> None:
 
 
 def with_axes(weights: dict[str, Tensor], how: dict[str, str]) -> None:
-    """The class token and the positions with the axes that timm gives them."""
+    """Give the class token and the positions the axes that timm gives them."""
     for name in ("cls_token", "pos_embed"):
         if name in weights and weights[name].ndim < 3:
             weights[name] = weights[name][(None,) * (3 - weights[name].ndim)]
@@ -136,7 +136,7 @@ def with_axes(weights: dict[str, Tensor], how: dict[str, str]) -> None:
 
 
 def distillation_token(weights: dict[str, Tensor], how: dict[str, str]) -> None:
-    """DeiT's second token as a register with its row of the table, as `families.plain.distillation_token`."""
+    """Make DeiT's second token a register with its row of the table, as `families.plain.distillation_token` does."""
     if "dist_token" not in weights or "pos_embed" not in weights:
         return
     table = weights["pos_embed"]
@@ -147,7 +147,7 @@ def distillation_token(weights: dict[str, Tensor], how: dict[str, str]) -> None:
 
 
 def gated_in_one(weights: dict[str, Tensor], how: dict[str, str]) -> None:
-    """DINOv2's gate and value, two matrices in transformers 5's memory, as the one that its files hold."""
+    """Join DINOv2's gate and value, which are two matrices in transformers 5's memory and one in its files."""
     for key in [key for key in weights if ".mlp.gate_proj." in key]:
         value, joined = key.replace(".gate_proj.", ".up_proj."), key.replace(".gate_proj.", ".fc1.")
         if value in weights:
@@ -157,7 +157,7 @@ def gated_in_one(weights: dict[str, Tensor], how: dict[str, str]) -> None:
 
 
 def gated_in_two(weights: dict[str, Tensor], how: dict[str, str]) -> None:
-    """DINOv3's MLP by timm's names, with a gate or without, and LayerScale by the names of timm's Eva."""
+    """Name DINOv3's MLP, with a gate or without, and its LayerScale as timm's Eva does."""
     gated = any(".mlp.gate_proj." in key for key in weights)
     _rename(weights, how, ".mlp.gate_proj.", ".mlp.fc1_g.")
     _rename(weights, how, ".mlp.up_proj.", ".mlp.fc1_x." if gated else ".mlp.fc1.")
@@ -167,7 +167,7 @@ def gated_in_two(weights: dict[str, Tensor], how: dict[str, str]) -> None:
 
 
 def patches_as_kernel(weights: dict[str, Tensor], how: dict[str, str]) -> None:
-    """SigLIP 2's linear map of a patch (rows, columns, colours) as the kernel of a convolution."""
+    """Make SigLIP 2's linear map of a patch (rows, columns, colours) the kernel of a convolution."""
     kernel = weights.get(PATCH)
     side = 0 if kernel is None or kernel.ndim != 2 else round((kernel.shape[1] / 3) ** 0.5)
     if kernel is not None and side and 3 * side * side == kernel.shape[1]:
@@ -183,7 +183,7 @@ def _rename(weights: dict[str, Tensor], how: dict[str, str], old: str, new: str)
 
 
 def converted(weights: dict[str, Tensor], steps: tuple[Step, ...]) -> Converted:
-    """The tensors after each of `steps`, and how those that are new or changed came about."""
+    """Return the tensors after all `steps`, and how each new or changed one came about."""
     made, how = dict(weights), dict[str, str]()
     for step in steps:
         step(made, how)
