@@ -75,7 +75,7 @@ class Described:
 
     @cached_property
     def hidden(self) -> int:
-        """Return the width inside the MLP; DINOv2's gated product has two thirds of it, rounded up to a multiple of 8."""
+        """Return the width inside the MLP; DINOv2's gated product has two thirds of it, up to a multiple of 8."""
         if not self.has("mlp_ratio"):
             return self.number("intermediate_size")
         inside = int(self.width * self["mlp_ratio"])
