@@ -176,7 +176,8 @@ def shards_of(file: Path) -> list[Path]:
     names = sorted(set(places.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(suffix):
-            raise ValueError(f"{file} names {name!r}, which is not a {suffix} file beside it; merge the files into one")
+            kind = "torch" if suffix == ".bin" else "safetensors"
+            raise ValueError(f"{file} names {name!r}, which is not a {kind} file beside it; merge the files into one")
     missing = [name for name in names if not (file.parent / name).is_file()]
     if missing:
         are = "is" if len(missing) == 1 else "are"
