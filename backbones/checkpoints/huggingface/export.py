@@ -170,7 +170,7 @@ def config_for(state: State, info: EncoderInfo) -> tuple[str, dict[str, Any]]:
         if not faults[name]:
             about = {"architectures": [TARGETS[name].architecture], "model_type": name, "dtype": "float32"}
             return name, about | config
-    nearest = min(faults, key=lambda name: len(faults[name]))
+    nearest = min(faults, key=lambda name: (len(faults[name]), MODEL_TYPES[name].family != info.family))
     raise ValueError(
         f"no class of transformers is this encoder; nearest is {TARGETS[nearest].architecture}, "
         f"which cannot have {', '.join(faults[nearest])}"

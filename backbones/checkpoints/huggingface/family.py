@@ -144,7 +144,7 @@ def _triple(key: str, value: object, scale: float) -> Triple:
 def _converted(weights: dict[str, Tensor], kind: ModelType, config: Described, traits: Traits) -> Converted:
     made, how = converted(weights, kind.steps)
     if traits.positions in ("absolute", "none"):  # BEiT's without a table have the plain block's one bias
-        made, how = _plain_biases(made, how)
+        made, how = _plain_block(made, how)
     if SHARED in made:
         tables, copies = shared_table(made)
         made, how = tables, {**how, **copies}
@@ -155,7 +155,10 @@ def _converted(weights: dict[str, Tensor], kind: ModelType, config: Described, t
     return made, how
 
 
-def _plain_biases(made: dict[str, Tensor], how: dict[str, str]) -> Converted:
+def _plain_block(made: dict[str, Tensor], how: dict[str, str]) -> Converted:
+    for key in [key for key in made if key.endswith((".gamma_1", ".gamma_2"))]:
+        renamed = key.replace(".gamma_", ".ls") + ".gamma"
+        made[renamed], how[renamed] = made.pop(key), "LayerScale"
     for key in [key for key in made if key.endswith(".attn.q_bias")]:
         value = key.replace(".q_bias", ".v_bias")
         if value in made:
