@@ -5,6 +5,7 @@
                   `timm.create_model` that build exactly this encoder (`timm_model`); it loads with strict=True
     detectron2    {"model": ...} for its `DetectionCheckpointer`, with a ViTDet detector's names (`backbone.net.*`)
     mae           {"model": ...}, for the fine-tuning and the linear probing of MAE's repository
+    huggingface   a folder for `AutoModel.from_pretrained` of transformers (`huggingface.export`)
 
 No weight is invented, left out or resampled. ViTDet has neither class token nor final norm: the file keeps them beside
 "model", under "mimbench", where detectron2 ignores them. Relative positions and the pyramid are not part of an encoder;
@@ -29,6 +30,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.digest import tensors_hash
+from mimbench.backbones.checkpoints.huggingface.export import write_folder
+from mimbench.backbones.checkpoints.huggingface.folder import WEIGHTS, weights_file
 from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
 from mimbench.backbones.checkpoints.location import parse_location
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
@@ -40,7 +43,7 @@ from mimbench.backbones.vitdet import NOT_IN_VITDET, detectron2_reason
 from mimbench.backbones.weights import Weights, open_weights
 from mimbench.engine.run.atomic import write_with
 
-Target = Literal["safetensors", "timm", "detectron2", "mae"]
+Target = Literal["safetensors", "timm", "detectron2", "mae", "huggingface"]
 SUFFIX: dict[Target, str] = {"safetensors": ".safetensors", "timm": ".safetensors", "detectron2": ".pth", "mae": ".pth"}
 IN_DETECTOR = "backbone.net."  # prefix of the encoder's names in a ViTDet detector
 MAE_MODELS = {"B": "vit_base_patch16", "L": "vit_large_patch16", "H": "vit_huge_patch14"}
@@ -84,6 +87,8 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
         OSError: if `out` exists or cannot be written.
     """
     to = _known(target)
+    if to == "huggingface":
+        return _folder(source, Path(out).expanduser() if out is not None else Path(default_name(source, to)), patch)
     file = _free(Path(out).expanduser() if out is not None else Path(default_name(source, to)), to)
     if to == "detectron2" and patch is None and (detector := open_weights(source, "detector")).kind == "detector":
         if (reason := _unlike_detectron2(detector)) is not None:
@@ -116,6 +121,29 @@ def _unlike_detectron2(detector: Weights) -> str | None:
     return reason or detectron2_reason(Traits(**about.get("traits", {})))
 
 
+def _folder(source: str | Path, folder: Path, patch: int | None) -> Export:
+    """Export the encoder as a folder for transformers."""
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; remove it, or name another folder with --output")
+    found = open_weights(source)
+    state, info = found.encoder, found.info
+    try:
+        state, info = (state, info) if patch is None else resampled(state, info, patch)
+        written = write_folder(folder, state, info)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be exported for huggingface: {error}") from None
+    return Export(
+        file=str(folder),
+        target="huggingface",
+        family=info.family,
+        tensors=len(state),
+        bytes=sum(file.stat().st_size for file in folder.iterdir()),
+        content=tensors_hash(state),
+        usage=f"transformers.AutoModel.from_pretrained('{folder}')  # {written.architecture}",
+        notes=written.notes,
+    )
+
+
 def _whole_detector(weights: State, file: Path) -> Export:
     """Export a detector as detectron2 saves one: all its weights with their own names."""
     content = _Content({"model": dict(sorted(weights.items()))}, "DetectionCheckpointer(model).load('FILE')")
@@ -133,8 +161,10 @@ def _whole_detector(weights: State, file: Path) -> Export:
 
 
 def default_name(source: str | Path, target: Target) -> str:
-    """Return the default file name: `encoder-timm.safetensors` for encoder.pth and timm."""
-    return f"{parse_location(str(source))[0].stem}-{target}{SUFFIX[target]}"
+    """Return the default name: `encoder-timm.safetensors` for encoder.pth and timm, a folder for huggingface."""
+    file = weights_file(parse_location(str(source))[0])
+    stem = file.absolute().parent.name if file.name in WEIGHTS else file.stem
+    return f"{stem}-{target}{SUFFIX.get(target, '')}"
 
 
 def _free(file: Path, target: Target) -> Path:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
@@ -23,6 +23,7 @@ from torch import Tensor
 from mimbench.backbones.checkpoints.families import FAMILIES
 from mimbench.backbones.checkpoints.families.ours import ours
 from mimbench.backbones.checkpoints.family import Family, Positions, compiled, matches
+from mimbench.backbones.checkpoints.huggingface.family import family_of
 from mimbench.backbones.checkpoints.info import CLASSIFIER, EncoderInfo, from_json, of_classifier
 from mimbench.backbones.checkpoints.keys import other_network, unwrap
 from mimbench.backbones.checkpoints.opening import Opened
@@ -33,6 +34,7 @@ from mimbench.backbones.vit import VisionTransformer
 
 Verdict = Literal["loaded", "converted", "expected missing", "expected dropped", "suspicious"]
 VERDICTS: tuple[Verdict, ...] = ("loaded", "converted", "expected missing", "expected dropped", "suspicious")
+HUGGING_FACE = r"(.*\.)?embeddings\.patch_embeddings?\.(projection\.)?weight"  # only transformers' ViTs have it
 NAMED = 3  # number of keys or differences that an error names
 
 
@@ -89,9 +91,10 @@ def match(opened: Opened) -> Matched:
         ValueError: in one line, if it belongs to no known family, or its shapes are not a Vision Transformer's.
     """
     recorded = _recorded(opened)
-    names, wrappers = unwrap(opened.weights)
+    described = None if recorded else family_of(opened)  # by transformers' config.json
+    names, wrappers = unwrap(opened.weights) if described is None else ({key: key for key in opened.weights}, ())
     seen = {name: opened.weights[key] for key, name in names.items()}
-    family = ours(recorded, METADATA not in opened.metadata) if recorded else _family_of(opened, seen)
+    family = described or (ours(recorded, METADATA not in opened.metadata) if recorded else _family_of(opened, seen))
     sorting = _Sorting(opened, family, names)
     try:
         return sorting.matched(wrappers, recorded)
@@ -120,6 +123,11 @@ def _family_of(opened: Opened, seen: Mapping[str, Tensor]) -> Family:
 
 def _unknown(opened: Opened, seen: Mapping[str, Tensor]) -> str:
     known = "mimbench reads Vision Transformers"
+    if any(matches(HUGGING_FACE, key) for key in opened.weights):
+        return (
+            f"{opened.file} has the names of Hugging Face's transformers, whose config.json tells heads, activation "
+            f"and eps; put config.json beside the file, or give the folder of both"
+        )
     what = other_network(seen)
     if what is not None:
         return f"{opened.file} holds {what}, by its keys ({', '.join(list(seen)[:NAMED])} ...); {known}"
@@ -288,9 +296,12 @@ def _nearest(name: str, candidates: Mapping[str, str]) -> str | None:
     """Return the converted weight that a consumed one was merged into: its neighbour in the tree of names."""
     parts = name.split(".")
 
-    def shared(other: str) -> int:
-        pairs = zip(parts, other.split("."), strict=False)
+    def alike(first: Sequence[str], second: Sequence[str]) -> int:
+        pairs = zip(first, second, strict=False)
         return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    def shared(other: str) -> tuple[int, int]:
+        return alike(parts, other.split(".")), alike(name[::-1], other[::-1])  # a weight goes into a weight
 
     return max(candidates, key=shared, default=None)
 

@@ -15,7 +15,7 @@ from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, Slots
 from mimbench.jobs.cli.panels import Panel
 
 EVALUATE = Panel("Evaluate")
-CHECKPOINT = "A checkpoint's file, or the directory of a pretraining run."
+CHECKPOINT = "A checkpoint's file, a Hugging Face folder, or the directory of a pretraining run."
 
 
 @EVALUATE.command("mimbench evaluate vit.pth --on linear,fewshot --data imagenet", cls=NamesInHelp)
@@ -71,11 +71,14 @@ def inspect(
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
     to: Annotated[
-        Literal["safetensors", "timm", "detectron2", "mae"], typer.Option(help="The library that will read it.")
+        Literal["safetensors", "timm", "detectron2", "mae", "huggingface"],
+        typer.Option(help="The library that will read it."),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write to this file. Default: NAME-TO, in this directory."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write to this file (a folder for huggingface). Default: NAME-TO."
+        ),
     ] = None,
     patch: Annotated[
         int | None, typer.Option(min=1, help="Resample to patches of this side: 16 for ViT-H in detectron2.")

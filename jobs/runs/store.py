@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mimbench.backbones.checkpoints.huggingface.folder import weights_file
 from mimbench.backbones.checkpoints.location import is_location, parse_location, user_code
 from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.atomic import write_text
@@ -165,7 +166,8 @@ def encoder_file(checkpoint: Path) -> Path:
 
     A run directory stands for the encoder of a pretraining, or the classifier (last weights) of a fine-tuning.
 
-    Also accepted: a `file://` URL; `?copy=NAME` at the end, which is kept; a user's function, `my_encoder.py:build`.
+    Also accepted: a folder that Hugging Face's transformers wrote, which stands for the weights in it; a `file://` URL;
+    `?copy=NAME` at the end, which is kept; a user's function, `my_encoder.py:build`.
 
     Raises:
         FileNotFoundError: if it does not exist, naming what is missing.
@@ -174,6 +176,8 @@ def encoder_file(checkpoint: Path) -> Path:
     if (code := user_code(checkpoint)) is not None:
         return code.location
     path = checkpoint.expanduser().absolute()
+    if not RunDir(path).about.is_file():
+        path = weights_file(path)
     if path.is_file():
         return path
     if is_location(str(checkpoint)):
@@ -181,7 +185,7 @@ def encoder_file(checkpoint: Path) -> Path:
         return Path("?".join([str(encoder_file(file)), *(f"{key}={value}" for key, value in options.items())]))
     run = RunDir(path)
     if not run.about.is_file():
-        what = "is not a run directory" if path.is_dir() else "does not exist"
+        what = "is not a run directory and holds no weights" if path.is_dir() else "does not exist"
         raise FileNotFoundError(
             f"checkpoint {checkpoint} {what}; name a checkpoint's file or a pretraining's run directory"
         )

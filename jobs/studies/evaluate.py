@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimbench.backbones.checkpoints.huggingface.folder import shown_name
 from mimbench.backbones.config import SIZES
 from mimbench.engine.data.datasets import HANDWRITTEN
 from mimbench.engine.run.config import keys
@@ -68,7 +69,7 @@ def evaluation(checkpoint: Path, encoder: ViT | None, request: Request, about: E
         if request.scratch:
             runs.append(Run(name, (*overrides, *_random(name, encoder)), label=f"{protocol}, random weights"))
     notes = (f"{protocol}: {choice.recipe}: {choice.why}" for protocol, choice in choices.items() if choice.why)
-    return Study(f"evaluate {checkpoint.name}", runs, tuple(notes))
+    return Study(f"evaluate {shown_name(checkpoint)}", runs, notes=tuple(notes))
 
 
 def _kept(choice: Choice, given: Sequence[str]) -> list[str]:
