@@ -29,10 +29,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.digest import tensors_hash
+from mimbench.backbones.checkpoints.digest import Hashes, tensors_hash
 from mimbench.backbones.checkpoints.huggingface.export import write_folder
 from mimbench.backbones.checkpoints.huggingface.folder import WEIGHTS, weights_file
-from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
+from mimbench.backbones.checkpoints.info import EncoderInfo, meaning, to_json
 from mimbench.backbones.checkpoints.location import parse_location
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.checkpoints.timm_model import timm_model
@@ -108,7 +108,7 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
         family=info.family,
         tensors=len(state),
         bytes=file.stat().st_size,
-        content=tensors_hash(state),
+        content=Hashes.of(tensors_hash(state), meaning(info)).content,
         usage=content.usage.replace("FILE", str(file)),
         notes=content.notes,
     )
@@ -138,7 +138,7 @@ def _folder(source: str | Path, folder: Path, patch: int | None) -> Export:
         family=info.family,
         tensors=len(state),
         bytes=sum(file.stat().st_size for file in folder.iterdir()),
-        content=tensors_hash(state),
+        content=Hashes.of(tensors_hash(state), meaning(info)).content,
         usage=f"transformers.AutoModel.from_pretrained('{folder}')  # {written.architecture}",
         notes=written.notes,
     )
