@@ -159,7 +159,7 @@ class Weights:
         """What changes the outputs beside the tensors; None of a network that is no encoder to us."""
         if self.kind == "classifier":
             return meaning(classifier_in(self.opened)[1])
-        if self.kind == "detector":
+        if self.kind in ("detector", "segmenter"):
             return dict(self.opened.metadata) or None  # the config that a detector of ours was trained with
         return None if self.kind == "other network" else meaning(self.info)
 

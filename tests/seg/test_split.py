@@ -160,7 +160,7 @@ def test_what_is_wrong_is_said(make_pairs, make_ade, tmp_path) -> None:
     with pytest.raises(ValueError, match="names only one class"):
         open_split(root, "train")
     (root / "classes.txt").unlink()
-    with pytest.raises(ValueError, match=r"classes\.txt: is not there"):
+    with pytest.raises(ValueError, match=r"classes\.txt: does not exist"):
         open_split(root, "train")
     ade = make_ade(1)
     _edit(ade / "annotations/training/ADE_train_00000000.png", lambda ids: np.full_like(ids, 151))
