@@ -130,7 +130,7 @@ def image_statistics(images: Mapping[str, Any], kind: ModelType) -> tuple[Triple
 
 
 def _triple(key: str, value: object, scale: float) -> Triple:
-    numbers = value if isinstance(value, list | tuple) else [value] * 3
+    numbers: list[Any] = list(value) if isinstance(value, list | tuple) else [value] * 3
     if len(numbers) != 3 or not all(isinstance(number, int | float) for number in numbers):
         raise ValueError(f"preprocessor_config.json says {key}={value}, which is not a number for each of 3 colours")
     published = abs(scale - 1) < 1e-6  # pixels in 0..1: the numbers stay as they are, to the last bit
