@@ -68,7 +68,7 @@ def evaluation(checkpoint: Path, encoder: ViT | None, request: Request, about: E
         if request.scratch:
             runs.append(Run(name, (*overrides, *_random(name, encoder)), label=f"{protocol}, random weights"))
     notes = (f"{protocol}: {choice.recipe}: {choice.why}" for protocol, choice in choices.items() if choice.why)
-    return Study(f"evaluate {checkpoint.name}", runs, tuple(notes))
+    return Study(f"evaluate {checkpoint.name}", runs, notes=tuple(notes))
 
 
 def _kept(choice: Choice, given: Sequence[str]) -> list[str]:
