@@ -23,6 +23,7 @@ opened once in a process (`checkpoints.opening`). The role decides what is taken
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,7 +36,7 @@ from torch import Tensor
 from mimbench.backbones.checkpoints.detector import detector_weights, is_detector, trained_relative_positions
 from mimbench.backbones.checkpoints.digest import Hashes, tensors_hash
 from mimbench.backbones.checkpoints.finite import require_finite
-from mimbench.backbones.checkpoints.info import EncoderInfo, meaning
+from mimbench.backbones.checkpoints.info import EncoderInfo, assumption, meaning
 from mimbench.backbones.checkpoints.location import Role
 from mimbench.backbones.checkpoints.match import Matched, encoder_shapes, match
 from mimbench.backbones.checkpoints.opening import Opened, open_checkpoint
@@ -45,6 +46,7 @@ from mimbench.backbones.classifier_file import classifier_in
 from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.vit import VisionTransformer
 
+_log = logging.getLogger(__name__)
 Pool = Literal["avg", "cls"]
 Kind = Literal["encoder", "classifier", "detector", "ViTDet backbone", "segmenter", "other network"]
 
@@ -171,17 +173,16 @@ class Weights:
             ValueError: as `require`.
         """
         matched, partial = self.matched, self.require()
-        if matched.recorded is not None:
-            return replace(matched.recorded, partial=matched.recorded.partial + partial)
+        told: dict[str, Any] = {"vit": matched.vit, "traits": matched.traits, "mean": matched.mean, "std": matched.std}
+        if (recorded := matched.recorded) is not None:
+            return replace(recorded, **told, assumed=matched.assumed, partial=recorded.partial + partial)
         family = matched.family
         return EncoderInfo(
             family=family.name,
-            vit=matched.vit,
+            **told,
             final_norm=matched.final_norm,
-            mean=family.mean,
-            std=family.std,
             positions=matched.positions,
-            traits=matched.traits,
+            assumed=matched.assumed,
             interpolation=family.interpolation,
             copy=self.opened.found_under if self.opened.copies else None,
             partial=partial,
@@ -201,6 +202,8 @@ class Weights:
         """
         state, info = self.encoder, self.info
         info = replace(info, interpolation=interpolation or info.interpolation)
+        if info.assumed:
+            _log.warning("%s: %s", self.file, assumption(info))
         model = VisionTransformer(info.vit, info.final_norm, pool, info.traits, info.interpolation)
         model.load_state_dict(state)
         return model, info

@@ -45,7 +45,7 @@ from torch import Tensor
 from mimbench.backbones.checkpoints import weight_sets as contents
 from mimbench.backbones.checkpoints.file_kind import INDEXED, Kind, kind_of, one_line, require_keys, shards_of
 from mimbench.backbones.checkpoints.huggingface.folder import Config, config_beside, version_beside, weights_file
-from mimbench.backbones.checkpoints.location import parse_location, user_code
+from mimbench.backbones.checkpoints.location import SETTINGS, parse_location, user_code
 from mimbench.backbones.checkpoints.safetensors_header import METADATA, read_header
 from mimbench.backbones.checkpoints.unpickler import ADMITTED, Array, Refused, load_arrays, names_in, safe_globals
 from mimbench.backbones.checkpoints.weight_sets import Held
@@ -81,6 +81,7 @@ class Opened:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # training options in the file, as plain values
     metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors, our exports and our detectors
     config: Config | None = None  # transformers' config.json beside the file
+    options: Mapping[str, str] = field(default_factory=dict)  # settings of the location `FILE?family=...`; not `copy`
 
 
 def open_checkpoint(path: str | Path, copy: str | None = None) -> Opened:
@@ -107,6 +108,7 @@ def _open(file: Path, options: Mapping[str, str], copy: str | None) -> Opened:
     """Return the file that is already open, if it has not changed; otherwise open it."""
     file = weights_file(file)
     wanted, version = _wanted(file, options, copy), _version(file)
+    settings = {key: value for key, value in options.items() if key in SETTINGS}
     if version is None:
         return _read(file, wanted)  # not a file: `kind_of` raises the error
     key = (file.absolute(), wanted)
@@ -116,7 +118,7 @@ def _open(file: Path, options: Mapping[str, str], copy: str | None) -> Opened:
     _kept[key] = version, opened
     while len(_kept) > KEPT:
         _kept.popitem(last=False)
-    return replace(opened, file=file)
+    return replace(opened, file=file, options=settings)
 
 
 def mapped_anew(opened: Opened) -> Opened:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mimbench.backbones.checkpoints.location import user_code
+from mimbench.backbones.checkpoints.location import user_code, with_settings
 from mimbench.engine.data.shared_images import measured_on
 from mimbench.engine.run.config import leaves, to_text, with_overrides
 from mimbench.engine.run.rundir import RunDir
@@ -78,8 +78,9 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
     from mimbench.jobs.studies.seeds import asked_for, seeded
 
     overrides, seeds = asked_for(request.overrides, seeds)
+    location, overrides = with_settings(checkpoint, overrides)
     request = replace(request, overrides=overrides)
-    file = encoder_file(checkpoint)
+    file = encoder_file(Path(location))
     shape, about = encoder_to_evaluate(file, request)
     study = evaluation(file, shape, request, about)
     for line in study.notes:

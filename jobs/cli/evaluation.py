@@ -58,13 +58,18 @@ def inspect(
         str | None,
         typer.Option(metavar="NAME", help="Which weights to use if the file has several (ema, teacher ...)."),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="What the file does not tell: family, heads, activation, mean, std."),
+    ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Show every key.")] = False,
     json: Json = False,
 ) -> None:
     """Show a checkpoint's family, encoder and used keys."""
+    from mimbench.backbones.checkpoints.location import settled
     from mimbench.jobs.cli import inspect as inspection
 
-    inspection.show(checkpoint, copy, json, keys)
+    inspection.show(settled(checkpoint, settings or []), copy, json, keys)
 
 
 @EVALUATE.command("mimbench export vit.pth --to detectron2 --output vitdet.pth")

@@ -106,6 +106,7 @@ def _family(name: str, kind: ModelType, config: Described, beside: Config) -> Fa
         mean=mean,
         std=std,
         notes=("heads, activation and eps are those of config.json", *note),
+        unsure=("mean", "std") if note else (),
         heads=lambda _width: config.number("num_attention_heads"),
         grid=lambda _weights: config.grid,
         traits=checked,
