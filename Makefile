@@ -46,7 +46,7 @@ docs: $(VENV)/.installed  ## the pages of docs/ as a site, in build/docs
 	@echo build/docs/index.html
 
 bench: $(VENV)/.installed  ## every side-by-side measurement of benchmarks/, with its floor (minutes; wants an idle machine)
-	for script in $(filter-out %/det_overfit.py %/measure.py %/crossmae_plain.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/det_overfit.py %/seg_overfit.py %/measure.py %/crossmae_plain.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 soak: $(VENV)/.installed  ## every published recipe on the lowest and the newest allowed torch, timm, Pillow, numpy
 	$(BIN)/python tests/soak/versions.py

@@ -132,8 +132,8 @@ def _foreign(opened: Opened) -> tuple[ClassifierInfo, dict[str, Tensor]]:
         vit=matched.vit,
         pool=pool,
         outputs=len(named["head.weight"]),
-        mean=matched.family.mean,
-        std=matched.family.std,
+        mean=matched.mean,
+        std=matched.std,
         traits=matched.traits,
         interpolation=matched.family.interpolation,
     )

@@ -4,8 +4,9 @@ It covers the encoder's tensors (names, shapes and values, sorted by name) and w
 patches and grid, the statistics of its images, activation, eps and its other traits, how its positions are resized
 (`checkpoints.info.meaning`). Names are canonical (those of `load_encoder`) and values are float32, as evaluations get
 them. So these are one encoder and have one hash: a training file with optimizer and decoder, the same stripped, renamed
-by a wrapper, converted from .pth to safetensors, exported for timm, detectron2 or MAE. A copy in half precision is
-another encoder, because its values were rounded; and so is a file of the same tensors that says another mean.
+by a wrapper, converted from .pth to safetensors, exported for timm, detectron2, MAE or transformers. A copy in half
+precision is another encoder, because its values were rounded; and so is a file of the same tensors that says another
+mean.
 
 Until schema 2 of run identities only the tensors counted: `content_hashes` also gives that hash, for old results.
 
@@ -24,6 +25,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from mimbench.backbones.checkpoints.digest import Entry, Hashes, digest, tensors_hash
+from mimbench.backbones.checkpoints.file_kind import shards_of
+from mimbench.backbones.checkpoints.huggingface.folder import version_beside, weights_file
 from mimbench.backbones.checkpoints.info import EncoderInfo, from_json, meaning
 from mimbench.backbones.checkpoints.location import Role, UserCode, is_location, parse_location, user_code
 from mimbench.backbones.checkpoints.safetensors_header import METADATA, Place, read_header
@@ -35,7 +38,7 @@ def content_hash(path: str | Path, *, allow_partial: bool = False, role: Role = 
     """Return the hash of the encoder in the file at `path`, in hexadecimal.
 
     Args:
-        path: a file, or any other location that `checkpoints.location` accepts.
+        path: a file, a folder written by transformers, or any other location that `checkpoints.location` accepts.
         allow_partial: as for `load_encoder`; randomly drawn weights are hashed too.
         role: the role of the file in the run. All weights are hashed of a whole detector used as "detector", of a
             "classifier", and of a "teacher" that is not an encoder known to mimbench.
@@ -54,19 +57,23 @@ def content_hashes(path: str | Path, *, allow_partial: bool = False, role: Role 
     file, options = Path(path), dict[str, str]()
     if not file.is_file() and is_location(str(path)):
         file, options = parse_location(str(path))
+    file = weights_file(file)
     if not file.is_file():
-        raise FileNotFoundError(f"checkpoint {file} does not exist")
+        raise FileNotFoundError(f"checkpoint {file} {'holds no weights' if file.is_dir() else 'does not exist'}")
     said = "&".join(f"{key}={value}" for key, value in options.items())
     location = f"{file.absolute()}?{said}" if said else str(file.absolute())
     return _hashes(file.absolute(), location, allow_partial, role, version(file))
 
 
 def version(file: Path) -> tuple[int, ...]:
-    """Size, time and inode of a file, and size and time of the `config.json` beside it, which may describe it."""
+    """Size, time and inode of a file, and size and time of the JSON files beside it, which may describe it.
+
+    An index changes with the files that it names.
+    """
     stat = file.stat()
-    beside = file.with_name("config.json")
-    about = beside.stat() if beside != file and beside.is_file() else None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino, *((about.st_size, about.st_mtime_ns) if about else ())
+    parts = [part.stat() for part in shards_of(file)] if file.suffix == ".json" else []
+    numbers = (*version_beside(file), *((part.st_size, part.st_mtime_ns) for part in parts))
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, *(number for pair in numbers for number in pair)
 
 
 def _code_hash(code: UserCode) -> str:

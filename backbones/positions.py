@@ -104,6 +104,9 @@ def rows_first(table: Tensor) -> bool | None:
     side = math.isqrt(patches.shape[1])
     if side * side != patches.shape[1]:
         return None
+    corner = sincos_2d(table.shape[2], (1, 1), class_token=False)[0, 0]  # the first patch's row in both: a quick no
+    if not torch.allclose(patches[0, 0].float(), corner, rtol=0, atol=TOLERANCE):
+        return None
     for first in (False, True):
         if torch.allclose(patches.float(), fixed_table(table.shape[2], (side, side), first), rtol=0, atol=TOLERANCE):
             return first

@@ -20,12 +20,8 @@ def vitdet_reason(traits: Traits, prefix: Prefix = "drop") -> str | None:
     return None
 
 
-def detectron2_reason(traits: Traits) -> str | None:
-    """Return the reason why detectron2's ViT cannot be an encoder with `traits`, in one line; None if it can.
-
-    detectron2's ViT has only MAE's blocks. Its loader silently skips unknown weights, which changes the encoder and
-    gives a poor AP.
-    """
+def detectron2_lacks(traits: Traits) -> list[str]:
+    """Return what an encoder with `traits` has that detectron2's ViT lacks, a phrase each; it has only MAE's blocks."""
     lacking = {
         "registers": f"{traits.registers} registers",
         "positions": f"{traits.positions} positions instead of a table of absolute positions",
@@ -46,7 +42,15 @@ def detectron2_reason(traits: Traits) -> str | None:
         "norm": f"{traits.norm} norms",
         "norm_eps": f"norms with eps {traits.norm_eps:g} instead of {PLAIN.norm_eps:g}",
     }
-    found = [what for name, what in lacking.items() if getattr(traits, name) != getattr(PLAIN, name)]
+    return [what for name, what in lacking.items() if getattr(traits, name) != getattr(PLAIN, name)]
+
+
+def detectron2_reason(traits: Traits) -> str | None:
+    """Return the reason why detectron2's ViT cannot be an encoder with `traits`, in one line; None if it can.
+
+    detectron2's loader silently skips unknown weights, which changes the encoder and gives a poor AP.
+    """
+    found = detectron2_lacks(traits)
     if not found:
         return None
     return (
@@ -59,7 +63,7 @@ def vitdet_plan(vit: ViT, traits: Traits, image: int = 1024) -> tuple[str, ...]:
     """Describe the COCO recipes' defaults for an encoder at images of `image` pixels, one phrase for each part."""
     blocks = ", ".join(map(str, global_blocks(vit.depth)))
     fitted = vitdet_window(vit, traits, image)
-    window = "14" if fitted == 14 else f"14 ({fitted} with vitdet.window=none)"
+    window = "14" if fitted == 14 else f"{fitted} (vitdet.window=none)"
     said = [f"windows of {window}, blocks {blocks} attend globally"]
     if traits.prefix > 1:
         said.append(f"the class token and {traits.registers} registers are dropped")

@@ -15,6 +15,7 @@ opened once in a process (`checkpoints.opening`). The role decides what is taken
 | encoder | the encoder; a detector's encoder only if its relative positions are untrained |
 | classifier | encoder and head |
 | detector | a whole detector; a ViTDet backbone with trained relative positions; otherwise the encoder |
+| segmenter | a whole segmenter; otherwise the encoder |
 | teacher | the encoder; if the network is not an encoder known to mimbench, all weights unchanged |
 
 `my_encoder.py:build` is a user's own encoder (`backbones.user_encoder`): its file is code and is run.
@@ -22,6 +23,7 @@ opened once in a process (`checkpoints.opening`). The role decides what is taken
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,17 +36,19 @@ from torch import Tensor
 from mimbench.backbones.checkpoints.detector import detector_weights, is_detector, trained_relative_positions
 from mimbench.backbones.checkpoints.digest import Hashes, tensors_hash
 from mimbench.backbones.checkpoints.finite import require_finite
-from mimbench.backbones.checkpoints.info import EncoderInfo, meaning
+from mimbench.backbones.checkpoints.info import EncoderInfo, assumption, meaning
 from mimbench.backbones.checkpoints.location import Role
 from mimbench.backbones.checkpoints.match import Matched, encoder_shapes, match
 from mimbench.backbones.checkpoints.opening import Opened, open_checkpoint
 from mimbench.backbones.checkpoints.report import Report, report
+from mimbench.backbones.checkpoints.segmenter import is_segmenter, segmenter_weights
 from mimbench.backbones.classifier_file import classifier_in
 from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.vit import VisionTransformer
 
+_log = logging.getLogger(__name__)
 Pool = Literal["avg", "cls"]
-Kind = Literal["encoder", "classifier", "detector", "ViTDet backbone", "other network"]
+Kind = Literal["encoder", "classifier", "detector", "ViTDet backbone", "segmenter", "other network"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Weights:
 
     @property
     def holds_encoder(self) -> bool:
-        """Whether an encoder is taken, alone or with its head or relative positions; False for a whole detector."""
-        return self.kind not in ("detector", "other network")
+        """Whether an encoder is taken, not a whole detector or a whole segmenter."""
+        return self.kind not in ("detector", "segmenter", "other network")
 
     @cached_property
     def matched(self) -> Matched:
@@ -129,6 +133,8 @@ class Weights:
         """
         if self.kind == "detector":
             return detector_weights(self.opened)
+        if self.kind == "segmenter":
+            return segmenter_weights(self.opened)
         if self.kind == "classifier":
             return dict(classifier_in(self.opened)[0].state_dict())
         if self.kind == "other network":
@@ -155,7 +161,7 @@ class Weights:
         """What changes the outputs beside the tensors; None of a network that is no encoder to us."""
         if self.kind == "classifier":
             return meaning(classifier_in(self.opened)[1])
-        if self.kind == "detector":
+        if self.kind in ("detector", "segmenter"):
             return dict(self.opened.metadata) or None  # the config that a detector of ours was trained with
         return None if self.kind == "other network" else meaning(self.info)
 
@@ -167,17 +173,16 @@ class Weights:
             ValueError: as `require`.
         """
         matched, partial = self.matched, self.require()
-        if matched.recorded is not None:
-            return replace(matched.recorded, partial=matched.recorded.partial + partial)
+        told: dict[str, Any] = {"vit": matched.vit, "traits": matched.traits, "mean": matched.mean, "std": matched.std}
+        if (recorded := matched.recorded) is not None:
+            return replace(recorded, **told, assumed=matched.assumed, partial=recorded.partial + partial)
         family = matched.family
         return EncoderInfo(
             family=family.name,
-            vit=matched.vit,
+            **told,
             final_norm=matched.final_norm,
-            mean=family.mean,
-            std=family.std,
             positions=matched.positions,
-            traits=matched.traits,
+            assumed=matched.assumed,
             interpolation=family.interpolation,
             copy=self.opened.found_under if self.opened.copies else None,
             partial=partial,
@@ -197,6 +202,8 @@ class Weights:
         """
         state, info = self.encoder, self.info
         info = replace(info, interpolation=interpolation or info.interpolation)
+        if info.assumed:
+            _log.warning("%s: %s", self.file, assumption(info))
         model = VisionTransformer(info.vit, info.final_norm, pool, info.traits, info.interpolation)
         model.load_state_dict(state)
         return model, info
@@ -222,6 +229,8 @@ def open_weights(
     opened = open_checkpoint(path, copy)
     if role == "detector" and is_detector(opened):
         return Weights(opened, role, "detector", allow_partial)
+    if role == "segmenter" and is_segmenter(opened):
+        return Weights(opened, role, "segmenter", allow_partial)
     if role == "classifier":
         return Weights(opened, role, "classifier", allow_partial)
     if role == "detector" and trained_relative_positions(opened):

@@ -10,6 +10,7 @@ The number of classes is read from the annotation file.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -27,6 +28,7 @@ from mimbench.backbones.config import (
 from mimbench.engine.run.config import Compute, nested, plumbing, science, speed
 
 LossWeights = Literal["image", "batch"]  # see det/model/loss_weights.py
+RGB = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,15 @@ class ViTDetConfig:
     frozen: bool = science(
         False, later=True, about="train only pyramid and heads, with a frozen encoder without `rel_pos`"
     )
+    layer: int | None = science(
+        None, later=True, about="use only this many blocks of a frozen encoder; none: all of them"
+    )
 
     def __post_init__(self) -> None:
         if (self.window is not None and self.window < 1) or self.channels < 1:
             raise ValueError(f"vitdet.window={self.window} and vitdet.channels={self.channels} must be at least 1")
+        if self.layer is not None and (self.layer < 1 or not self.frozen):
+            raise ValueError(f"vitdet.layer={self.layer} must be at least 1, and needs vitdet.frozen=true")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"vitdet.drop_path={self.drop_path} must lie in [0, 1)")
         if not self.scales or not set(self.scales) <= {4.0, 2.0, 1.0, 0.5}:
@@ -86,11 +93,16 @@ class ViTDetConfig:
                 f"vitdet.scales={list(self.scales)} must be consecutive: each scale half of the one before"
             )
 
-    def beyond_detectron2(self) -> list[str]:
-        """Return the settings, as key=value, that detectron2's ViTDet does not support."""
-        names = ("prefix", "positions", "rope_windows", "relative_resize", "norm", "frozen")
+    def unlike_detectron2(self) -> list[str]:
+        """Return the settings, as key=value, with which a trained model computes what detectron2's ViTDet does not."""
+        names = ("prefix", "positions", "rope_windows", "relative_resize", "norm")
         own = [name for name in names if getattr(self, name) != getattr(ViTDetConfig(), name)]
-        return [f"vitdet.{name}={getattr(self, name)}" for name in own] + ["vitdet.window=none"] * (self.window is None)
+        return [f"vitdet.{name}={getattr(self, name)}" for name in own]
+
+    def beyond_detectron2(self) -> list[str]:
+        """Return the settings, as key=value, with which detectron2 cannot train a ViTDet."""
+        frozen = ["vitdet.frozen=True"] * self.frozen
+        return self.unlike_detectron2() + frozen + ["vitdet.window=none"] * (self.window is None)
 
     def attend_globally(self, depth: int) -> tuple[int, ...]:
         """Return global blocks of an encoder of `depth` blocks; by default the last of each quarter (ViTDet 3.2)."""
@@ -208,6 +220,10 @@ class MaskRCNNConfig:
     heads: Heads = Heads()
     augment: Augment = Augment()
     test_time_augmentation: TTA = nested(TTA, formerly="views")
+    pixel_mean: RGB | None = science(
+        None, later=True, about="mean of the images, as fractions of 255; none: as in the encoder's pretraining"
+    )
+    pixel_std: RGB | None = science(None, later=True, about="their standard deviation, likewise")
     image: int = science(1024, about="side of the square that images are resized to fit into, in pixels")
     steps: int = science(184_375, about="optimiser steps; 0 only evaluates a checkpoint of a whole detector")
     batch: int = science(64, about="images per optimiser step, over all processes and micro-batches")
@@ -229,6 +245,9 @@ class MaskRCNNConfig:
     )
     evaluate_every: int | None = plumbing(None, about="steps between evaluations; none evaluates only at the end")
     eval_batch: int = speed(1, about="images per forward pass in evaluation", formerly="evaluate_batch")
+    schedule: str = plumbing(
+        "", about="length in the names of the metrics, such as 12ep; empty: the published length of training"
+    )
     shown: int = plumbing(6, about="number of validation images plotted with their detections")
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
@@ -245,6 +264,7 @@ class MaskRCNNConfig:
             raise ValueError(f"lr={self.lr} must be a positive number")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]")
+        self._require_names_and_pixels()
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones={list(self.milestones)} must be ascending")
         if self.loss_weights == "batch" and self.compute.accumulate > 1:
@@ -265,6 +285,20 @@ class MaskRCNNConfig:
         if self.checkpoint is None:
             self.shape_for(self.encoder)
 
+    def _require_names_and_pixels(self) -> None:
+        if not re.fullmatch(r"(\d+ep)?", self.schedule):
+            raise ValueError(f"schedule={self.schedule} must be a number of epochs such as 12ep, or empty")
+        if self.pixel_std is not None and min(self.pixel_std) <= 0:
+            raise ValueError(f"pixel_std={list(self.pixel_std)} must be positive")
+
+    @property
+    def protocol(self) -> str:
+        """Return what the names of its metrics begin with: "" for the published training, else "frozen_12ep_" ..."""
+        vitdet = self.vitdet
+        probes = vitdet.layer is not None or vitdet.global_blocks == ()  # in windows only, as PE's layer probe
+        kind = "" if not vitdet.frozen else "layer_probe" if probes else "frozen"
+        return "".join(f"{part}_" for part in (kind or (self.schedule and "short"), self.schedule) if part)
+
     def scaled(self, epochs: int, whole: int) -> MaskRCNNConfig:
         """Return this config of `whole` epochs scaled to `epochs`: steps, milestones and warm-up.
 
@@ -278,7 +312,9 @@ class MaskRCNNConfig:
         """Return the shape of the encoder in the detector: `encoder`, resampled to `vitdet.patch`.
 
         If the pretraining image is not a multiple of that patch, its number of patches is kept: DINOv2's 518 pixels in
-        patches of 14 become 592 pixels in patches of 16, so the position table is unchanged.
+        patches of 14 become 592 pixels in patches of 16, so the position table is unchanged. A table to be tiled is
+        made for one window, as in the Perception Encoder's conversion, so that every window sees the whole table. With
+        `vitdet.layer` the shape has only that many blocks.
 
         Raises:
             ValueError: if the encoder does not fit this detector; names the field and a valid value.
@@ -287,6 +323,12 @@ class MaskRCNNConfig:
             patch = self.vitdet.patch
             image = encoder.image if encoder.image % patch == 0 else encoder.grid * patch
             encoder = replace(encoder, patch=patch, image=image)
+        if self.vitdet.positions == "tile" and self.vitdet.window is not None:
+            encoder = replace(encoder, image=self.vitdet.window * encoder.patch)
+        if self.vitdet.layer is not None:
+            if self.vitdet.layer > encoder.depth:
+                raise ValueError(f"vitdet.layer={self.vitdet.layer}: the encoder has only {encoder.depth} blocks")
+            encoder = replace(encoder, depth=self.vitdet.layer)
         blocks = self.vitdet.global_blocks or ()
         if any(not 0 <= block < encoder.depth for block in blocks):
             raise ValueError(

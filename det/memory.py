@@ -4,18 +4,14 @@
     needed.total, needed.activations          # bytes
     advice(config, free=24 * 2**30)           # None if it fits; else a config that would
 
-Activations are the bytes that autograd saves in a forward pass of the model's modules, run on torch's fake tensors
-without memory, so nothing is computed. The number of regions is the maximum that the losses use. Weights, gradients,
-AdamW's two moments, the CUDA context, library workspaces and the allocator's rounding (`CONTEXT`, `SPARE`) are added.
+The number of regions is the maximum that the losses use. How bytes are counted: `engine.training.memory`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,28 +25,9 @@ from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.model.roi_heads import POSITIVE
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.engine.training.counting import Saved
+from mimbench.engine.training.memory import Estimate, autocast_as, estimate_of, first_that_fits, gib
 
-CONTEXT = 800 * 2**20  # bytes of a CUDA context and cuDNN's workspaces
-SPARE = 0.10  # share of the rest: rounding, fragmentation, temporary values of the backward pass
 COCO_CLASSES = 80
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes on one GPU at the peak of a training step."""
-
-    images: int  # per micro-batch
-    parameters: int
-    gradients: int  # including the buckets for exchanging them, if there are several processes
-    optimizer: int
-    activations: int
-    recompute: bool
-
-    @property
-    def total(self) -> int:
-        """The sum of all parts."""
-        tensors = self.parameters + self.gradients + self.optimizer + self.activations
-        return CONTEXT + round(tensors * (1 + SPARE))
 
 
 def estimate(config: MaskRCNNConfig, world: int = 1, classes: int = COCO_CLASSES) -> Estimate:
@@ -65,29 +42,15 @@ def estimate(config: MaskRCNNConfig, world: int = 1, classes: int = COCO_CLASSES
     if config.batch % parts:
         raise ValueError(f"batch={config.batch} must be a multiple of processes x compute.accumulate = {parts}")
     images = config.batch // parts
-    dtype = {"fp32": None, "fp16": torch.float16}.get(config.compute.precision, torch.bfloat16)
     with torch.device("meta"):  # initialising weights costs nothing there; fake tensors do not support it
         shape = config.shape_for(config.encoder)
         model = from_scratch(config, classes, shape, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device="cpu")
         saved = Saved(model)
-        with saved.counting(), _autocast(dtype):
+        with saved.counting(), autocast_as(config.compute.precision):
             passed_forward(model.train(), images)
-        weights = sum(4 * parameter.numel() for parameter in model.parameters())
-        learned = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return Estimate(
-            images=images,
-            parameters=weights,
-            gradients=learned * (2 if world > 1 else 1),
-            optimizer=2 * learned,
-            activations=saved.bytes,
-            recompute=config.recompute,
-        )
-
-
-def _autocast(dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+        return estimate_of(model, images, world, saved.bytes, recompute=config.recompute)
 
 
 def _box_stages(heads: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
@@ -130,7 +93,7 @@ def advice(config: MaskRCNNConfig, free: int, world: int = 1) -> str | None:
         return None
     what = f"about {gib(needed.total)} GiB are needed for {needed.images} images at a time, but {gib(free)} are free"
     for options in _smaller(config, world):
-        if (change := _first_that_fits(options, free, world)) is not None:
+        if (change := first_that_fits(options, free, partial(estimate, world=world))) is not None:
             return f"{what}; it fits with {change}, with the same result"
     return (
         f"{what}, and dividing the batch further does not help; image=640 needs less memory, as in "
@@ -156,14 +119,6 @@ def require_memory(config: MaskRCNNConfig, encoder: ViT, world: int, free: int) 
         raise ValueError(f"the GPU has too little memory: {what}")
 
 
-def _first_that_fits(options: Sequence[tuple[str, MaskRCNNConfig]], free: int, world: int) -> str | None:
-    """Return the change for the first of `options` that fits; each needs less than the one before."""
-    fits = cache(lambda place: estimate(options[place][1], world).total <= free)
-    if not options or not fits(len(options) - 1):
-        return None
-    return options[bisect_left(range(len(options)), True, key=fits)][0]
-
-
 def _smaller(config: MaskRCNNConfig, world: int) -> Iterator[list[tuple[str, MaskRCNNConfig]]]:
     """Yield options that save memory without changing the result: more micro-batches, then also recompute."""
     if config.loss_weights == "batch":
@@ -178,8 +133,3 @@ def _smaller(config: MaskRCNNConfig, world: int) -> Iterator[list[tuple[str, Mas
             compute = replace(config.compute, accumulate=parts)
             options.append((" ".join(keys), replace(config, compute=compute, recompute=again)))
         yield options
-
-
-def gib(size: int) -> str:
-    """Return bytes as GiB with one decimal."""
-    return f"{size / 2**30:.1f}"

@@ -81,7 +81,7 @@ def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
     elif config.engine == "detectron2":
         trained = train_within(config, model, (train_split, val_split), run.path / "detectron2", device)
         evaluation.results = trained.results
-        metrics = evaluation.of_record() | trained.metrics
+        metrics = evaluation.of_record() | evaluation.named(trained.metrics)
     else:
         trained = train(run, _training(config, model, images, evaluation))
         metrics = evaluation.of_record()
@@ -189,6 +189,7 @@ class Evaluation:
             config.test_time_augmentation,
         )
         self.results: list[Result] = []
+        self.protocol = config.protocol
         self.metrics = CocoMetrics(
             split.files.annotations, config.single_class, masks=config.heads.masks, benchmark=config.benchmark
         )
@@ -201,11 +202,15 @@ class Evaluation:
             mine, parts = parts[0], [None] * self.world
             dist.all_gather_object(parts, mine)
         self.results = sorted((result for part in parts for result in part), key=lambda result: result["image_id"])
-        return self.metrics(self.results, fast=True)
+        return self.named(self.metrics(self.results, fast=True))
 
     def of_record(self) -> dict[str, float]:
         """Return the metrics of pycocotools for the same results."""
-        return self.metrics(self.results)
+        return self.named(self.metrics(self.results))
+
+    def named(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return `metrics` by the names of the config's protocol: `frozen_12ep_box_ap`."""
+        return {self.protocol + name: value for name, value in metrics.items()}
 
 
 @torch.no_grad()
@@ -246,6 +251,7 @@ def _facts(
         "image": config.image,
         "rel_pos": config.vitdet.rel_pos and not config.vitdet.frozen,
         "frozen": config.vitdet.frozen,
+        "layer": config.vitdet.layer,
         "window": vitdet.window or vitdet_window(shape, traits, config.image),
         "prefix": vitdet.prefix,
         "positions": _positions(traits, vitdet, info),

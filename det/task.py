@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mimbench.engine.run.task import (
     CardEntry,
     Categories,
+    Choice,
     Counting,
     DataKind,
     Finding,
@@ -31,6 +32,26 @@ if TYPE_CHECKING:
     from mimbench.engine.run.rundir import RunDir
 
 AP = Quantity("average precision")
+OTHERS = {  # protocols beside the published one, by what the names of their metrics begin with (det/config.py)
+    "frozen_12ep_": "frozen 12 ep",
+    "frozen_25ep_": "frozen 25 ep",
+    "frozen_36ep_": "frozen 36 ep",
+    "frozen_": "frozen",
+    "layer_probe_15ep_": "layer probe 15 ep",
+    "layer_probe_": "layer probe",
+    "short_12ep_": "12 ep",
+    "short_25ep_": "25 ep",
+    "short_36ep_": "36 ep",
+    "short_50ep_": "50 ep",
+}
+
+
+def _other(prefix: str, title: str) -> tuple[Metric, Metric]:
+    """Return box AP and mask AP of one of `OTHERS`."""
+    return (
+        Metric(f"{prefix}box_ap", f"box AP, {title}", AP, column="measured", curve=f"box AP, {title} (%)"),
+        Metric(f"{prefix}mask_ap", f"mask AP, {title}", AP, column="measured", curve=f"mask AP, {title} (%)"),
+    )
 
 
 def _configs() -> Mapping[str, type[Any]]:
@@ -46,9 +67,41 @@ def _run(config: Any, run: RunDir) -> Outcome:
 
 
 def _recipes() -> Iterable[ModuleType]:
-    from mimbench.det.recipes import lvis, machines, mask_rcnn, shorter, variants
+    from mimbench.det.recipes import (
+        frozen,
+        lvis,
+        machines,
+        mask_rcnn,
+        perception_encoder,
+        perception_encoder_lvis,
+        scaled,
+        shorter,
+        variants,
+    )
 
-    return mask_rcnn, shorter, machines, variants, lvis
+    return (
+        mask_rcnn,
+        shorter,
+        frozen,
+        machines,
+        variants,
+        scaled,
+        lvis,
+        perception_encoder,
+        perception_encoder_lvis,
+    )
+
+
+def _choose(vit: Any, about: Any) -> Choice:
+    from mimbench.det.choice import coco
+
+    return coco(vit, about)
+
+
+def _choose_frozen(vit: Any, about: Any) -> Choice:
+    from mimbench.det.choice import coco_frozen
+
+    return coco_frozen(vit, about)
 
 
 def _cost(config: Any) -> Cost | None:
@@ -157,7 +210,10 @@ TASK = Task(
                 "H": "det/mask_rcnn_vitdet_h_75ep",
             },
             "det/mask_rcnn_handwritten",
+            choose=_choose,
         ),
+        Protocol("coco_frozen", "det/mask_rcnn_frozen_12ep", "det/mask_rcnn_frozen_handwritten", choose=_choose_frozen),
+        Protocol("coco_layer_probe", "det/mask_rcnn_layer_probe_15ep"),
     ),
     data=("coco",),
     reads=_reads,
@@ -167,7 +223,9 @@ TASK = Task(
     metrics=(
         Metric("box_ap", "box AP", AP, curve="box AP (%)", by_cost=True),
         Metric("mask_ap", "mask AP", AP, curve="mask AP (%)"),
+        *(metric for prefix, title in OTHERS.items() for metric in _other(prefix, title)),
     ),
+    measures=("box_ap", "mask_ap", "frozen_", "layer_probe_", "short_"),
     counts="steps",
     glossary=(
         (
@@ -175,6 +233,8 @@ TASK = Task(
             "COCO average precision of Mask R-CNN on the encoder: boxes and outlines, averaged over overlaps from 0.5 "
             "to 0.95.",
         ),
+        ("frozen", "The same with a frozen encoder: only the pyramid and the heads are trained."),
+        ("layer probe", "The same on one layer of a frozen encoder that sees the image in windows only."),
     ),
     pictures=(
         Picture(
@@ -202,6 +262,8 @@ TASK = Task(
     card=(
         CardEntry("box_ap", "object-detection", "Mask R-CNN, box AP"),
         CardEntry("mask_ap", "image-segmentation", "Mask R-CNN, mask AP"),
+        CardEntry("frozen_12ep_box_ap", "object-detection", "Mask R-CNN on the frozen encoder, 12 epochs, box AP"),
+        CardEntry("frozen_12ep_mask_ap", "image-segmentation", "Mask R-CNN on the frozen encoder, 12 epochs, mask AP"),
     ),
     settings=("data", "steps", "batch", "image", "vitdet.rel_pos"),
     kinds=(DataKind("coco", _check_coco),),

@@ -1,4 +1,4 @@
-"""The demo: pretrain one encoder here and evaluate it in four ways, beside the same encoder from scratch.
+"""The demo: pretrain one encoder here and evaluate it in five ways, beside the same encoder from scratch.
 
     mimbench demo                 minutes on two cores; finished runs are not repeated
     mimbench demo --method mae    the same with another pretraining method
@@ -18,6 +18,7 @@ Method = Literal["crossmae", "mae", "maskalign", "famt"]
 EVALUATIONS = (  # recipe, label, minutes on one core
     ("det/mask_rcnn_handwritten", "COCO", 2.5),
     ("cls/finetune_handwritten", "fine-tune", 1.3),
+    ("seg/linear_handwritten", "segmentation", 0.6),
     ("cls/linear_handwritten", "linear", 0.3),
     ("cls/knn_handwritten", "k-NN", 0.2),
 )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoint import EncoderInfo
 from mimbench.backbones.checkpoint import load_encoder as load_weights
+from mimbench.backbones.checkpoints.location import settled
 from mimbench.backbones.checkpoints.match import match
 from mimbench.backbones.checkpoints.opening import open_checkpoint
 from mimbench.backbones.checkpoints.report import report
@@ -135,6 +136,7 @@ def load_encoder(
     copy: str | None = None,
     allow_partial: bool = False,
     device: str | torch.device = "cpu",
+    **settings: object,
 ) -> ImageEncoder:
     """Return the encoder in a checkpoint, in evaluation mode.
 
@@ -145,19 +147,22 @@ def load_encoder(
         copy: which weights to load if the file has several ("ema", "teacher" ...).
         allow_partial: load a file with unexplained keys; `encoder.info.partial` lists them.
         device: where to put the weights.
+        settings: what the file does not tell, replacing assumptions (`encoder.info.assumed`): family, heads,
+            activation, norm_eps, mean and std (three numbers each).
 
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if it is not a checkpoint of a known family, is damaged, or has unexplained keys; or if pool="cls"
             and the encoder has no class token.
     """
-    state, info = load_weights(encoder_file(Path(checkpoint)), allow_partial=allow_partial, copy=copy)
+    location = settled(checkpoint, [f"{name}={value}" for name, value in settings.items()])
+    state, info = load_weights(encoder_file(Path(location)), allow_partial=allow_partial, copy=copy)
     model = VisionTransformer(info.vit, info.final_norm, pool, info.traits, info.interpolation)
     model.load_state_dict(state)
     return ImageEncoder(model.eval(), info).to(device)
 
 
-def inspect(checkpoint: str | Path, copy: str | None = None) -> Report:
+def inspect(checkpoint: str | Path, copy: str | None = None, **settings: object) -> Report:
     """Return a report of a checkpoint and of the use of every key in it, as printed by `mimbench inspect`.
 
     `family` and `architecture` describe it; `refused` is the reason why it would not load (None: it loads); `vitdet`
@@ -167,9 +172,11 @@ def inspect(checkpoint: str | Path, copy: str | None = None) -> Report:
     Args:
         checkpoint: as in `load_encoder`.
         copy: which weights to use if the file has several.
+        settings: as in `load_encoder`.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if it is not a checkpoint of a known family.
     """
-    return report(match(open_checkpoint(encoder_file(Path(checkpoint)), copy)))
+    location = settled(checkpoint, [f"{name}={value}" for name, value in settings.items()])
+    return report(match(open_checkpoint(encoder_file(Path(location)), copy)))

@@ -2,6 +2,7 @@
 
     UPerNetConfig              the encoder fine-tuned under UPerHead: BEiT's code, which MAE's Table 5 used
     LinearSegmentationConfig   a linear head on the frozen encoder: DINOv2's, DINOv3's or iBOT's
+    PatchLogisticConfig        patches of the frozen encoder classified by logistic regression: CAPI's
     PatchKnnConfig             no training: nearest neighbours of frozen patch features, CAPI's
 
 The defaults of `UPerNetConfig` are those of the public run that reproduces MAE-B's 48.1 mIoU
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.run.config import Compute, plumbing, science, speed
@@ -25,6 +26,10 @@ _PIXELS = "mean and deviation of the images: ImageNet's (as in BEiT's segmentati
 _CROP = "side of the training crop in pixels, and of the window at test time"
 _PREDICTIONS = "write the predicted label maps as PNG files, with the data set's sizes and ids"
 _SHOWN = "number of validation images to draw with ground truth and prediction; 0 draws none"
+_BACKGROUND = "id 0 is a class of its own: Pascal Context's variant with 60 classes"
+_SQUARE = "side of the square that images and label maps are resized to, in pixels"
+_HELD_OUT = "fraction of the training images on which the best setting is chosen"
+_IGNORE = "raw ids to exclude from training and evaluation; none: the data set's (ADE20K: 0 and 255)"
 Pixels = Literal["imagenet", "checkpoint"]
 
 
@@ -101,6 +106,11 @@ class Augment:
     cat_max_ratio: float = science(0.75, about="redraw a crop if one class covers this fraction; 1: never")
     flip: float = science(0.5, about="probability of a horizontal flip")
     photometric: bool = science(True, about="random brightness, contrast, saturation and hue")
+    transforms: Literal["mmseg", "dinov3"] = science(
+        "mmseg",
+        about="whose resizing and colours: mmsegmentation's (OpenCV) or DINOv3's (Pillow, `long` unused)",
+        later=True,
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= self.largest:
@@ -124,6 +134,9 @@ class Inference:
     long: int = science(2048, about="longest side of the resized image")
     short: int | None = science(None, about="shortest side of the resized image; none uses the side of the crop")
     scales: tuple[float, ...] = science((1.0,), about="scales of the image; their softmax outputs are averaged")
+    resizing: Literal["opencv", "pillow"] = science(
+        "opencv", about="of images: without antialiasing, or with (DINOv3; `long` unused)", later=True
+    )
     flip: bool = science(False, about="also average over the mirrored image at each scale")
     scaling: Literal["beit", "described"] = science(
         "beit",
@@ -170,6 +183,7 @@ class UPerNetConfig(DataAndEncoder):
 
     backbone: Backbone = Backbone()
     heads: Heads = Heads()
+    background: bool = science(False, about=_BACKGROUND, later=True)
     augment: Augment = Augment()
     inference: Inference = Inference()
     pixels: Pixels = science("imagenet", about=_PIXELS)
@@ -194,10 +208,7 @@ class UPerNetConfig(DataAndEncoder):
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
 
-    @property
-    def takes(self) -> str | None:
-        """The role of the checkpoint if it is not an encoder: without training, all its weights are used."""
-        return "teacher" if self.steps == 0 else None
+    takes: ClassVar[str] = "segmenter"  # role of the checkpoint: a whole segmenter, otherwise the encoder
 
     def __post_init__(self) -> None:
         _require_positive(self, "image", "batch")
@@ -221,6 +232,12 @@ class LinearSegmentationConfig(DataAndEncoder):
     blocks: tuple[int, ...] | None = science(None, about="blocks to use instead of the last ones, 0-based (iBOT)")
     norm: Literal["batch", "none"] = science("batch", about="batch norm before the classifier; iBOT has none")
     dropout: float = science(0.0, about="fraction of channels dropped before the norm (DINOv3: 0.1)")
+    views: Literal["augmented", "cached"] = science(
+        "augmented",
+        about="random crops, as in the papers, or whole images resized to a square, their features computed once",
+        later=True,
+    )
+    background: bool = science(False, about=_BACKGROUND, later=True)
     augment: Augment = Augment()
     inference: Inference = Inference()
     pixels: Pixels = science("checkpoint", about=_PIXELS)
@@ -241,6 +258,8 @@ class LinearSegmentationConfig(DataAndEncoder):
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
 
+    takes: ClassVar[str] = "encoder"  # role of the checkpoint
+
     def __post_init__(self) -> None:
         _require_positive(self, "image", "batch", "steps", "layers")
         _require_rate(self.lr)
@@ -251,16 +270,16 @@ class LinearSegmentationConfig(DataAndEncoder):
 class PatchKnnConfig(DataAndEncoder):
     """k-NN on frozen patch features: CAPI's protocol, with its own mIoU."""
 
-    image: int = science(224, about="side of the square that images and label maps are resized to, in pixels")
+    image: int = science(224, about=_SQUARE)
     neighbours: tuple[int, ...] = science((1, 3, 10, 30), about="numbers of neighbours to try; the best is used")
     distances: tuple[Literal["cosine", "L2"], ...] = science(("cosine", "L2"), about="distances to try")
-    held_out: float = science(0.1, about="fraction of the training images on which the best setting is chosen")
-    ignore: tuple[int, ...] | None = science(
-        None, about="raw ids to exclude from training and evaluation; none: the data set's (ADE20K: 0 and 255)"
-    )
+    held_out: float = science(0.1, about=_HELD_OUT)
+    ignore: tuple[int, ...] | None = science(None, about=_IGNORE)
     eval_batch: int = speed(64, about="images per batch when features are computed")
     seed: int = science(0)
     compute: Compute = field(default_factory=Compute)
+
+    takes: ClassVar[str] = "encoder"  # role of the checkpoint
 
     def __post_init__(self) -> None:
         _require_positive(self, "image", "eval_batch")
@@ -270,4 +289,32 @@ class PatchKnnConfig(DataAndEncoder):
             raise ValueError(f"held_out={self.held_out} must lie in (0, 1)")
 
 
-Segmentation = UPerNetConfig | LinearSegmentationConfig | PatchKnnConfig
+@dataclass(frozen=True)
+class PatchLogisticConfig(DataAndEncoder):
+    """Logistic regression of patches on frozen features: CAPI's protocol, with its own mIoU."""
+
+    image: int = science(224, about=_SQUARE)
+    strengths: tuple[float, ...] = science(
+        tuple(10.0 ** (-6 + 11 * place / 7) for place in range(8)),
+        about="inverse penalties on the squared weights to try (scikit-learn's C); the best is used",
+    )
+    iterations: int = science(1000, about="maximum number of iterations of L-BFGS")
+    tolerance: float = science(1e-12, about="largest gradient at which L-BFGS ends")
+    held_out: float = science(0.1, about=_HELD_OUT)
+    ignore: tuple[int, ...] | None = science(None, about=_IGNORE)
+    eval_batch: int = speed(64, about="images per batch when features are computed")
+    seed: int = science(0)
+    compute: Compute = field(default_factory=Compute)
+
+    takes: ClassVar[str] = "encoder"  # role of the checkpoint
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "image", "eval_batch", "iterations")
+        if not self.strengths or min(self.strengths) <= 0:
+            raise ValueError(f"strengths={list(self.strengths)} must be one or more positive numbers")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out={self.held_out} must lie in (0, 1)")
+
+
+PatchConfig = PatchKnnConfig | PatchLogisticConfig
+Segmentation = UPerNetConfig | LinearSegmentationConfig | PatchConfig

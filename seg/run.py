@@ -5,8 +5,8 @@ from __future__ import annotations
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 from mimbench.seg import upernet
-from mimbench.seg.config import LinearSegmentationConfig, Segmentation, UPerNetConfig
-from mimbench.seg.frozen import knn, linear
+from mimbench.seg.config import LinearSegmentationConfig, PatchKnnConfig, Segmentation, UPerNetConfig
+from mimbench.seg.frozen import knn, linear, logistic
 
 
 def run(config: Segmentation, run: RunDir) -> Outcome:
@@ -20,4 +20,6 @@ def run(config: Segmentation, run: RunDir) -> Outcome:
         return upernet.run(config, run)
     if isinstance(config, LinearSegmentationConfig):
         return linear.run(config, run)
-    return knn.run(config, run)
+    if isinstance(config, PatchKnnConfig):
+        return knn.run(config, run)
+    return logistic.run(config, run)

@@ -7,7 +7,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mimbench.engine.run.task import CardEntry, Categories, DataKind, Metric, Picture, Protocol, Quantity, Reads, Task
+from mimbench.engine.run.task import (
+    CardEntry,
+    Categories,
+    DataKind,
+    Input,
+    Memory,
+    Metric,
+    Picture,
+    Protocol,
+    Quantity,
+    Reads,
+    Task,
+)
 
 if TYPE_CHECKING:
     from mimbench.engine.data.datasets import Report
@@ -20,9 +32,10 @@ ACCURACY = Quantity("pixel accuracy")
 
 
 def _configs() -> Mapping[str, type[Any]]:
-    from mimbench.seg.config import LinearSegmentationConfig, PatchKnnConfig, UPerNetConfig
+    from mimbench.seg.config import LinearSegmentationConfig, PatchKnnConfig, PatchLogisticConfig, UPerNetConfig
 
-    return {kind.__name__: kind for kind in (UPerNetConfig, LinearSegmentationConfig, PatchKnnConfig)}
+    kinds = (UPerNetConfig, LinearSegmentationConfig, PatchKnnConfig, PatchLogisticConfig)
+    return {kind.__name__: kind for kind in kinds}
 
 
 def _run(config: Any, run: RunDir) -> Outcome:
@@ -55,6 +68,33 @@ def _check(directory: Path, kind: str) -> Report:
     return check_segmentation(directory)
 
 
+def _estimate(config: Any, gpus: int) -> Any:
+    from mimbench.seg.memory import estimate
+
+    return estimate(_trained(config), gpus)
+
+
+def _advice(config: Any, free: int, gpus: int) -> str | None:
+    from mimbench.seg.config import UPerNetConfig
+    from mimbench.seg.memory import advice
+
+    return advice(config, free, gpus) if isinstance(config, UPerNetConfig) else None
+
+
+def _trained(config: Any) -> Any:
+    from mimbench.seg.config import UPerNetConfig
+
+    if not isinstance(config, UPerNetConfig):
+        raise ValueError("GPU memory is estimated for UperNet; a frozen encoder needs little more than its weights")
+    return config
+
+
+def _encoder_of_segmenter(found: Any) -> Any:
+    from mimbench.seg.model.build import encoder_of
+
+    return encoder_of(found)
+
+
 TASK = Task(
     name="seg",
     title="segmentation",
@@ -66,17 +106,21 @@ TASK = Task(
         Protocol("ade20k", {"B": "seg/upernet_vitb", "L": "seg/upernet_vitl"}, "seg/upernet_handwritten"),
         Protocol("seg_linear", "seg/linear_dinov2", "seg/linear_handwritten"),
         Protocol("seg_knn", "seg/knn_capi", "seg/knn_handwritten"),
+        Protocol("seg_logistic", "seg/logistic_capi", "seg/logistic_handwritten"),
     ),
     data=("ade", "ade20k"),
     reads=_reads,
+    takes="segmenter",
+    input=Input(whole=_encoder_of_segmenter),
     metrics=(
         Metric("miou", "mIoU", MIOU, column="measured", curve="mIoU (%)", by_cost=True),
         Metric("macc", "mAcc", ACCURACY, column="never", headline=False),
         Metric("aacc", "aAcc", ACCURACY, column="never", headline=False),
         Metric("seg_linear_miou", "linear mIoU", MIOU, column="measured", curve="linear mIoU (%)"),
         Metric("seg_knn_miou", "patch k-NN mIoU", MIOU, column="measured"),
+        Metric("seg_logistic_miou", "patch logistic mIoU", MIOU, column="measured"),
     ),
-    measures=("miou", "macc", "aacc", "seg_linear_", "seg_knn_"),
+    measures=("miou", "macc", "aacc", "seg_linear_", "seg_knn_", "seg_logistic_"),
     counts="steps",
     glossary=(
         (
@@ -109,8 +153,10 @@ TASK = Task(
         CardEntry("miou", "image-segmentation", "UperNet, mIoU"),
         CardEntry("seg_linear_miou", "image-segmentation", "Linear segmentation, mIoU"),
         CardEntry("seg_knn_miou", "image-segmentation", "Patch k-NN, mIoU (CAPI's rule)"),
+        CardEntry("seg_logistic_miou", "image-segmentation", "Patch logistic regression, mIoU (CAPI's rule)"),
     ),
     settings=("data", "steps", "batch", "image", "lr", "layer_decay", "backbone.rel_pos"),
     kinds=(DataKind("seg", _check),),
     cost=_cost,
+    memory=Memory(_estimate, _advice),
 )

@@ -28,6 +28,7 @@ from mimbench.seg.data.batches import TrainingCrops, collate
 from mimbench.seg.data.split import LabelledSplit, open_split, shared_images
 from mimbench.seg.evaluation.draw import draw_confusion, draw_segmentations
 from mimbench.seg.evaluation.evaluate import Evaluation
+from mimbench.seg.memory import require_memory
 from mimbench.seg.model.build import WHOLE, Built, build_segmenter
 from mimbench.seg.model.segmenter_file import save_segmenter
 from mimbench.seg.optim import learning_rate, optimizer
@@ -44,14 +45,17 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
-    val = open_split(directory, "val")
+    val = open_split(directory, "val", background=config.background)
     built = build_segmenter(config, len(val.classes))
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        require_memory(config, built.info.vit if built.info else config.encoder, rank_and_world()[1], free)
     evaluation = evaluation_of(config, val, device, run.path)
     trained: Trained | None = None
     if config.steps == 0:
         metrics = _as_it_is(config, built, evaluation)
     else:
-        training = _training(config, built, open_split(directory, "train"), evaluation)
+        training = _training(config, built, open_split(directory, "train", background=config.background), evaluation)
         trained = train(run, training)
         metrics = trained.metrics
     if rank_and_world()[0] == 0:
@@ -173,7 +177,7 @@ def inference_facts(config: UPerNetConfig | LinearSegmentationConfig) -> dict[st
         "stride": inference.stride or int(config.image * 2 / 3) if inference.mode == "slide" else None,
         "views": [list(inference.scales), inference.flip, inference.scaling] if several else "single scale",
         "metric": "mIoU as mmsegmentation 1.2.2, at the original size",
-        "resizing": "OpenCV, no antialiasing",
+        "resizing": "Pillow, antialiased" if inference.resizing == "pillow" else "OpenCV, no antialiasing",
     }
 
 

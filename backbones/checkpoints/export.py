@@ -5,6 +5,7 @@
                   `timm.create_model` that build exactly this encoder (`timm_model`); it loads with strict=True
     detectron2    {"model": ...} for its `DetectionCheckpointer`, with a ViTDet detector's names (`backbone.net.*`)
     mae           {"model": ...}, for the fine-tuning and the linear probing of MAE's repository
+    huggingface   a folder for `AutoModel.from_pretrained` of transformers (`huggingface.export`)
 
 No weight is invented, left out or resampled. ViTDet has neither class token nor final norm: the file keeps them beside
 "model", under "mimbench", where detectron2 ignores them. Relative positions and the pyramid are not part of an encoder;
@@ -28,18 +29,21 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.digest import tensors_hash
-from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
+from mimbench.backbones.checkpoints.digest import Hashes, tensors_hash
+from mimbench.backbones.checkpoints.huggingface.export import write_folder
+from mimbench.backbones.checkpoints.huggingface.folder import WEIGHTS, weights_file
+from mimbench.backbones.checkpoints.info import EncoderInfo, meaning, to_json
 from mimbench.backbones.checkpoints.location import parse_location
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.checkpoints.timm_model import timm_model
+from mimbench.backbones.checkpoints.weight_sets import DETECTOR
 from mimbench.backbones.config import SIZES, Traits, ViT
 from mimbench.backbones.positions import resize_kernel, resize_positions
 from mimbench.backbones.vitdet import NOT_IN_VITDET, detectron2_reason
-from mimbench.backbones.weights import open_weights
+from mimbench.backbones.weights import Weights, open_weights
 from mimbench.engine.run.atomic import write_with
 
-Target = Literal["safetensors", "timm", "detectron2", "mae"]
+Target = Literal["safetensors", "timm", "detectron2", "mae", "huggingface"]
 SUFFIX: dict[Target, str] = {"safetensors": ".safetensors", "timm": ".safetensors", "detectron2": ".pth", "mae": ".pth"}
 IN_DETECTOR = "backbone.net."  # prefix of the encoder's names in a ViTDet detector
 MAE_MODELS = {"B": "vit_base_patch16", "L": "vit_large_patch16", "H": "vit_huge_patch14"}
@@ -83,8 +87,12 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
         OSError: if `out` exists or cannot be written.
     """
     to = _known(target)
+    if to == "huggingface":
+        return _folder(source, Path(out).expanduser() if out is not None else Path(default_name(source, to)), patch)
     file = _free(Path(out).expanduser() if out is not None else Path(default_name(source, to)), to)
     if to == "detectron2" and patch is None and (detector := open_weights(source, "detector")).kind == "detector":
+        if (reason := _unlike_detectron2(detector)) is not None:
+            raise ValueError(f"{source} cannot be exported for {to}: {reason}")
         return _whole_detector(detector.tensors, file)
     found = open_weights(source)
     state, info = found.encoder, found.info
@@ -100,9 +108,39 @@ def export_encoder(source: str | Path, target: str, out: str | Path | None = Non
         family=info.family,
         tensors=len(state),
         bytes=file.stat().st_size,
-        content=tensors_hash(state),
+        content=Hashes.of(tensors_hash(state), meaning(info)).content,
         usage=content.usage.replace("FILE", str(file)),
         notes=content.notes,
+    )
+
+
+def _unlike_detectron2(detector: Weights) -> str | None:
+    """Return why detectron2 cannot run a whole detector, by what mimbench stored beside its weights; None if it can."""
+    about = json.loads(detector.opened.metadata.get(DETECTOR, "{}"))
+    reason: str | None = about.get("beyond_detectron2")
+    return reason or detectron2_reason(Traits(**about.get("traits", {})))
+
+
+def _folder(source: str | Path, folder: Path, patch: int | None) -> Export:
+    """Export the encoder as a folder for transformers."""
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; remove it, or name another folder with --output")
+    found = open_weights(source)
+    state, info = found.encoder, found.info
+    try:
+        state, info = (state, info) if patch is None else resampled(state, info, patch)
+        written = write_folder(folder, state, info)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be exported for huggingface: {error}") from None
+    return Export(
+        file=str(folder),
+        target="huggingface",
+        family=info.family,
+        tensors=len(state),
+        bytes=sum(file.stat().st_size for file in folder.iterdir()),
+        content=Hashes.of(tensors_hash(state), meaning(info)).content,
+        usage=f"transformers.AutoModel.from_pretrained('{folder}')  # {written.architecture}",
+        notes=written.notes,
     )
 
 
@@ -123,8 +161,10 @@ def _whole_detector(weights: State, file: Path) -> Export:
 
 
 def default_name(source: str | Path, target: Target) -> str:
-    """Return the default file name: `encoder-timm.safetensors` for encoder.pth and timm."""
-    return f"{parse_location(str(source))[0].stem}-{target}{SUFFIX[target]}"
+    """Return the default name: `encoder-timm.safetensors` for encoder.pth and timm, a folder for huggingface."""
+    file = weights_file(parse_location(str(source))[0])
+    stem = file.absolute().parent.name if file.name in WEIGHTS else file.stem
+    return f"{stem}-{target}{SUFFIX.get(target, '')}"
 
 
 def _free(file: Path, target: Target) -> Path:

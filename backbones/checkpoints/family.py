@@ -49,15 +49,21 @@ class Signature:
         return (*faults, *(f"has {key}" for key in unwanted if key))
 
 
+WIDE = {1280: 16, 1408: 16, 1664: 16, 1792: 16}  # heads of ViT-H, g, G and e: 80, 88, 104 and 112 channels each
+SIZES = frozenset({(192, 12), (384, 12), (768, 12), (1024, 24), (1280, 32), (1408, 40), (1664, 48), (1792, 56)})
+
+
 def papers_heads(width: int) -> int:
-    """Return the number of heads, which weights do not tell: 64 channels per head in all papers, 80 in ViT-H (1280).
+    """Return the number of heads, which weights do not tell: 64 channels per head in most papers, more in `WIDE`.
 
     Raises:
         ValueError: if the width is not a multiple of 64.
     """
     if width % 64:
-        raise ValueError(f"width {width} does not tell the number of heads; papers use 64 channels per head")
-    return 16 if width == 1280 else width // 64
+        raise ValueError(
+            f"width {width} does not tell the number of heads; papers use 64 channels per head. Add heads=N"
+        )
+    return WIDE.get(width, width // 64)
 
 
 def table_grid(weights: Mapping[str, Tensor]) -> int:
@@ -107,6 +113,14 @@ class Family:
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of its pretraining images, for values in 0..1
     std: tuple[float, float, float] = IMAGENET_STD
     notes: tuple[str, ...] = ()  # assumptions about what the file does not tell, for the report
+    # for files whose keys fit two encoders, or do not tell everything (`recognise`, `stated`):
+    rivals: tuple[str, ...] = ()  # names of families with other arithmetic and the same keys and shapes
+    wrapper: str = ""  # the key that holds the weights in this family's own files, but not in a rival's: "model"
+    models: str = ""  # (regex) names of its models, in timm or in its authors' code
+    sizes: frozenset[tuple[int, int]] = SIZES  # (width, depth) with published heads; others' heads are assumed
+    unsure: tuple[
+        str, ...
+    ] = ()  # of "heads", "activation", "norm_eps", "mean", "std", "grid": what its files do not tell
     fits: Callable[[Mapping[str, Tensor]], bool] = always  # a test beyond the names: shapes, the kind of a table
     # these take the encoder's tensors after `renames` and `convert`:
     heads: Callable[[int], int] = papers_heads  # from the width

@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal
 
 from mimbench.backbones.checkpoints.safetensors_header import LONGEST
 
-Kind = Literal["torch", "torch (legacy)", "safetensors", "detectron2 pickle"]
+Kind = Literal["torch", "torch (legacy)", "safetensors", "detectron2 pickle", "index of torch files"]
+INDEXED: tuple[Kind, ...] = ("safetensors", "index of torch files")  # what a `.json` index can be of
 
 HEAD = 4096  # bytes that are read
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".ckpt", ".tar")  # common suffixes of checkpoints
@@ -75,7 +77,7 @@ def kind_of(file: Path) -> Kind:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST:
         return "safetensors"
     if file.suffix == ".json" and b'"weight_map"' in head:
-        return "safetensors"
+        return "safetensors" if _shard_suffix(file) == ".safetensors" else "index of torch files"
     raise ValueError(f"{file} is {_what(file, head, size)}")
 
 
@@ -163,23 +165,55 @@ def _text(head: bytes) -> str | None:
 
 
 def shards_of(file: Path) -> list[Path]:
-    """Return the files named by a safetensors index (`model.safetensors.index.json`); `file` itself if not an index.
+    """Return the files named by an index (`model.safetensors.index.json`); `file` itself if not an index.
 
     Raises:
-        ValueError: if it is not a valid index, or a file that it names is not beside it.
+        ValueError: if it is not a valid index, or files that it names are not beside it.
     """
     if file.suffix != ".json":
         return [file]
+    places, suffix = _weight_map(file), _shard_suffix(file)
+    names = sorted(set(places.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(suffix):
+            kind = "torch" if suffix == ".bin" else "safetensors"
+            raise ValueError(f"{file} names {name!r}, which is not a {kind} file beside it; merge the files into one")
+    missing = [name for name in names if not (file.parent / name).is_file()]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise ValueError(f"{file} names {', '.join(missing)}, which {are} not beside it; fetch all {len(names)} files")
+    return [file.parent / name for name in names]
+
+
+def require_keys(file: Path, keys: Container[str]) -> None:
+    """Refuse an index whose files do not hold the weights that it names.
+
+    Raises:
+        ValueError: naming the first of them and the file where it should be.
+    """
+    if file.suffix != ".json":
+        return
+    for key, name in _weight_map(file).items():
+        if key not in keys:
+            raise ValueError(
+                f"{file.parent / name} does not hold {key}, which {file.name} places there; fetch it again"
+            )
+
+
+def _weight_map(file: Path) -> dict[str, str]:
+    """Return the file of each weight, as an index says."""
     try:
         places: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(places.values()))
+        if places and all(isinstance(name, str) for name in places.values()):
+            return places
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file} is not a valid index of a checkpoint in several files") from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(
-                f"{file} names {name!r}, which is not a safetensors file beside it; merge the files into one"
-            )
-        if not (file.parent / name).is_file():
-            raise ValueError(f"{file} names {name}, which is not beside it; fetch all {len(names)} files")
-    return [file.parent / name for name in names]
+        pass
+    raise ValueError(f"{file} is not a valid index of a checkpoint in several files")
+
+
+def _shard_suffix(file: Path) -> str:
+    """Return the suffix of the files of an index: `.safetensors`, or torch's `.bin` if the first has that."""
+    try:
+        return ".bin" if next(iter(_weight_map(file).values())).endswith(".bin") else ".safetensors"
+    except ValueError:
+        return ".safetensors"

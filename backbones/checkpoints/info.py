@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class EncoderInfo:
     traits: Traits = PLAIN
     interpolation: Interpolation = "bicubic"  # how the family's own protocol resizes positions
     copy: str | None = None  # the set of weights taken from a file that holds several
+    assumed: tuple[str, ...] = ()  # what neither the file, a config beside it nor an option told: "heads", "mean" ...
     partial: tuple[str, ...] = ()  # what `allow_partial` accepted: "head.weight is not part of the encoder"
 
 
@@ -51,7 +53,7 @@ def from_json(text: str) -> EncoderInfo:
         values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
         values["vit"] = ViT(**values["vit"])
         values["traits"] = Traits(**values.get("traits", {}))
-        values["partial"] = tuple(values.get("partial", ()))
+        values["partial"], values["assumed"] = tuple(values.get("partial", ())), tuple(values.get("assumed", ()))
         return EncoderInfo(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"metadata that this version of mimbench cannot read: {error}") from None
@@ -111,3 +113,23 @@ def recorded(info: Any) -> dict[str, Any]:
         "patch": info.vit.patch,
         "assumed": list(getattr(info, "assumed", ())),
     }
+
+
+def assumption(info: EncoderInfo) -> str:
+    """Return in one line what is assumed about an encoder, with the values, and which options replace them."""
+    values = {
+        "heads": str(info.vit.heads),
+        "activation": info.traits.activation,
+        "norm_eps": f"{info.traits.norm_eps:g}",
+        "mean": _listed(info.mean),
+        "std": _listed(info.std),
+        "grid": f"{info.vit.grid} x {info.vit.grid}",
+    }
+    said = ", ".join(f"{name} {values[name]}" for name in info.assumed)
+    settled = [f"{name}=" for name in info.assumed if name != "grid"]
+    way = f"; {', '.join(settled)} settles it" if settled else ""
+    return f"the file does not tell {', '.join(info.assumed)}; assumed: {said}{way}"
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)

@@ -1,4 +1,7 @@
-"""Parse the location of a checkpoint: a path or a `file://` URL, also with `?copy=NAME`, or `my_encoder.py:build`.
+"""Parse the location of a checkpoint: a path or a `file://` URL, also with options, or `my_encoder.py:build`.
+
+    vit.pth?copy=ema                       the moving average, if the file has several sets of weights
+    vit.pth?family=deit3&heads=6           what the file does not tell (`checkpoints.stated`)
 
 `Role` is what a run uses the checkpoint as. Does not import torch.
 """
@@ -6,12 +9,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-Role = Literal["encoder", "classifier", "detector", "teacher"]  # what a run uses a checkpoint as
-OPTIONS = ("copy", "matching_heuristics")  # the second is detectron2's and has no effect: keys are always matched
+Role = Literal["encoder", "classifier", "detector", "segmenter", "teacher"]  # what a run uses a checkpoint as
+SETTINGS = ("family", "heads", "activation", "norm_eps", "mean", "std")  # what a file's keys may not tell
+OPTIONS = ("copy", "matching_heuristics", *SETTINGS)  # the second is detectron2's, without effect
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<function>[^:/?]*)")
 
 
@@ -69,9 +74,41 @@ def parse_location(text: str) -> tuple[Path, dict[str, str]]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     for key in options:
         if key not in OPTIONS:
-            raise ValueError(f"{text}: unknown option {key!r} of a checkpoint; the only option is copy=NAME")
+            names = ", ".join(("copy", *SETTINGS))
+            raise ValueError(f"{text}: unknown option {key!r} of a checkpoint; the options are {names}")
     options.pop("matching_heuristics", None)
     return Path(path).expanduser(), options
+
+
+def join_location(file: str | Path, options: Mapping[str, str]) -> str:
+    """Return the text that `parse_location` splits into `file` and `options`."""
+    return "?".join(filter(None, (str(file), "&".join(f"{key}={value}" for key, value in options.items()))))
+
+
+def with_settings(location: str | Path, overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """Return `location` with the overrides `family=`, `heads=` ... (`SETTINGS`) as options, and the other overrides.
+
+    A setting in `overrides` replaces the same option of `location`.
+    """
+    pairs = [override.partition("=") for override in overrides]
+    settings = {key: value for key, separator, value in pairs if separator and key in SETTINGS}
+    rest = [override for override in overrides if override.partition("=")[0] not in settings]
+    if not settings:
+        return str(location), rest
+    file, options = parse_location(str(location))
+    return join_location(file, {**options, **settings}), rest
+
+
+def settled(location: str | Path, settings: Sequence[str]) -> str:
+    """Return `location` with `settings` (`family=deit3`, `heads=6` ...) as its options.
+
+    Raises:
+        ValueError: if one of them is not a setting.
+    """
+    text, unknown = with_settings(location, settings)
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]!r} of a checkpoint; the settings are {', '.join(SETTINGS)}")
+    return text
 
 
 def _local(url: str, scheme: str) -> str:

@@ -12,28 +12,34 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.families import FAMILIES
 from mimbench.backbones.checkpoints.families.ours import ours
 from mimbench.backbones.checkpoints.family import Family, Positions, compiled, matches
+from mimbench.backbones.checkpoints.huggingface.family import family_of
 from mimbench.backbones.checkpoints.info import CLASSIFIER, EncoderInfo, from_json, of_classifier
-from mimbench.backbones.checkpoints.keys import other_network, unwrap
+from mimbench.backbones.checkpoints.keys import unwrap
 from mimbench.backbones.checkpoints.opening import Opened
+from mimbench.backbones.checkpoints.recognise import recognise
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
+from mimbench.backbones.checkpoints.stated import Stated, stated
 from mimbench.backbones.config import Traits, ViT
 from mimbench.backbones.positions import rows_first, sincos_2d, split_table
 from mimbench.backbones.vit import VisionTransformer
 
 Verdict = Literal["loaded", "converted", "expected missing", "expected dropped", "suspicious"]
 VERDICTS: tuple[Verdict, ...] = ("loaded", "converted", "expected missing", "expected dropped", "suspicious")
-NAMED = 3  # number of keys or differences that an error names
+NAMED = 3  # number of keys that an error names
+PARTS = r"blocks\.\d+\.|patch_embed\.|rope|norm|neck\.|\w*(token|pos_embed)|.*rel_pos"  # parts of an encoder
+TOKENS = ("cls_token", "reg_token", "pos_embed")  # without one of them, another encoder
+FIRST = "blocks.0."
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Entry:
     note: str = ""  # how it was converted, what was dropped, or why it is suspicious
     shape: tuple[int, ...] = ()
     bytes: int = 0  # in the file
-    fatal: bool = False  # not accepted even with `allow_partial`: the file contradicts itself
+    fatal: bool = False  # not accepted even with `allow_partial`: a contradiction, or another encoder
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,9 @@ class Matched:
     positions: Positions
     entries: tuple[Entry, ...]  # in the file's order, then missing keys
     tensors: Mapping[str, Tensor]  # the encoder's loaded and converted weights, with mimbench's names
+    mean: Triple  # of its pretraining images, for values in 0..1
+    std: Triple
+    assumed: tuple[str, ...] = ()  # not told: "heads", "activation", "norm_eps", "mean", "std", "grid"
     recorded: EncoderInfo | None = None  # the metadata of a file that mimbench wrote
 
     def of(self, verdict: Verdict) -> tuple[Entry, ...]:
@@ -89,10 +98,16 @@ def match(opened: Opened) -> Matched:
         ValueError: in one line, if it belongs to no known family, or its shapes are not a Vision Transformer's.
     """
     recorded = _recorded(opened)
-    names, wrappers = unwrap(opened.weights)
+    described = None if recorded else family_of(opened)  # by transformers' config.json
+    names, wrappers = unwrap(opened.weights) if described is None else ({key: key for key in opened.weights}, ())
     seen = {name: opened.weights[key] for key, name in names.items()}
-    family = ours(recorded, METADATA not in opened.metadata) if recorded else _family_of(opened, seen)
-    sorting = _Sorting(opened, family, names)
+    said = stated(opened)
+    if recorded is not None or described is not None:
+        said = said[:1] if opened.options else ()  # the file, or transformers' config, says everything else
+    family = described or (
+        ours(recorded, METADATA not in opened.metadata) if recorded else recognise(opened, seen, said)
+    )
+    sorting = _Sorting(opened, family, names, said, described is not None)
     try:
         return sorting.matched(wrappers, recorded)
     except ValueError as error:
@@ -108,39 +123,16 @@ def _recorded(opened: Opened) -> EncoderInfo | None:
         raise ValueError(f"{opened.file} has {error}") from None
 
 
-# --------------------------------------------------------------------------------------------------- recognition
-
-
-def _family_of(opened: Opened, seen: Mapping[str, Tensor]) -> Family:
-    for family in FAMILIES:
-        if not family.signature.differences(seen) and family.fits(seen):
-            return family
-    raise ValueError(_unknown(opened, seen))
-
-
-def _unknown(opened: Opened, seen: Mapping[str, Tensor]) -> str:
-    known = "mimbench reads Vision Transformers"
-    what = other_network(seen)
-    if what is not None:
-        return f"{opened.file} holds {what}, by its keys ({', '.join(list(seen)[:NAMED])} ...); {known}"
-    differing = [(family.signature.differences(seen), family) for family in reversed(FAMILIES)]
-    faults, nearest = min(((found, family) for found, family in differing if found), key=lambda pair: len(pair[0]))
-    where = f" (under {opened.found_under!r})" if opened.found_under else ""
-    return (
-        f"{opened.file} belongs to no known family{where}. "
-        f"The nearest is {nearest.name}, but the file {', '.join(faults[:NAMED])}; "
-        f"it begins with {', '.join(list(opened.weights)[:NAMED])}"
-    )
-
-
 # -------------------------------------------------------------------------------------------------- what each key is
 
 
 class _Sorting:
     """Convert the keys of one file to the encoder's."""
 
-    def __init__(self, opened: Opened, family: Family, names: Mapping[str, str]) -> None:
-        self.opened, self.family = opened, family
+    def __init__(
+        self, opened: Opened, family: Family, names: Mapping[str, str], said: Sequence[Stated], described: bool
+    ) -> None:
+        self.opened, self.family, self.said, self.described = opened, family, said, described
         self.entries: dict[str, Entry] = {}  # by the file's key
         self.came_from: dict[str, str] = {}  # the encoder's name -> the file's key
         self.tensors: dict[str, Tensor] = {}
@@ -151,9 +143,9 @@ class _Sorting:
     def matched(self, wrappers: tuple[str, ...], recorded: EncoderInfo | None) -> Matched:
         """Return the verdict on every key."""
         self._convert()
-        traits = self.family.traits(self.tensors)
+        traits = self._traits()
         final_norm = recorded.final_norm if recorded else self._final_norm()
-        vit = recorded.vit if recorded else self._sizes()
+        vit = replace(recorded.vit, heads=self._told("heads") or recorded.vit.heads) if recorded else self._sizes()
         wanted = encoder_shapes(vit, final_norm, traits)
         self._fit_table(wanted)
         self._judge(wanted)
@@ -168,8 +160,43 @@ class _Sorting:
             positions=_positions(self.tensors, traits),
             entries=(*(self.entries[key] for key in self.opened.weights), *lacking),
             tensors={name: self.tensors[name] for name in wanted if name in self.tensors},
+            mean=self._told("mean") or self.family.mean,
+            std=self._told("std") or self.family.std,
+            assumed=recorded.assumed if recorded and not self.said else self._assumed(vit, recorded),
             recorded=recorded,
         )
+
+    def _told(self, name: str) -> Any:
+        """Return the first statement about `name` beside the keys; None if there is none."""
+        return next((value for one in self.said if (value := getattr(one, name)) is not None), None)
+
+    def _traits(self) -> Traits:
+        """Return the family's traits, replaced where something beside the keys states them.
+
+        Raises:
+            ValueError: if the stated model is not supported, or does not belong to this family.
+        """
+        traits = self.family.traits(self.tensors)
+        told = {name: value for name in ("activation", "norm_eps") if (value := self._told(name)) is not None}
+        built, source = next(((one.architecture, one.source) for one in self.said if one.architecture), (None, ""))
+        if built is not None and built.reason is not None:
+            raise ValueError(f"{source} names timm's {built.name}, which mimbench does not support: {built.reason}")
+        if built is not None and built.rotary != traits.rotary:
+            raise ValueError(
+                f"{source} names timm's {built.name}, {'with' if built.rotary else 'without'} rotary positions"
+            )
+        if built is not None and built.rope is not None:
+            told["rope"] = built.rope
+        if traits.mlp != "mlp":
+            told.pop("activation", None)
+        return replace(traits, **told)
+
+    def _assumed(self, vit: ViT, recorded: EncoderInfo | None) -> tuple[str, ...]:
+        """Return what neither the file, anything beside it nor the family's published sizes tell."""
+        usual = recorded.assumed if recorded else self.family.unsure
+        heads = not recorded and not self.described and (vit.width, vit.depth) not in self.family.sizes
+        names = (*(("heads",) if heads else ()), *usual)
+        return tuple(name for name in dict.fromkeys(names) if self._told(name) is None)
 
     def _rename(self, key: str, name: str) -> None:
         what = next((what for rule, what in self.family.dropped if matches(rule, name)), None)
@@ -210,8 +237,14 @@ class _Sorting:
         if colours != 3 or patch != other:
             raise ValueError(f"its patches have {colours} channels and {patch} x {other} pixels; need 3 and square")
         numbers = [int(name.split(".")[1]) for name in self.tensors if re.match(r"blocks\.\d+\.", name)]
+        grid = self._told("grid")
+        if grid is not None and grid[0] != grid[1]:
+            raise ValueError(
+                f"its pretraining images have {grid[0]} x {grid[1]} patches; mimbench supports only square grids"
+            )
         image = self.family.grid(self.tensors) * patch
-        return ViT(width, 1 + max(numbers, default=-1), self.family.heads(width), patch, image)
+        heads = self._told("heads") or self.family.heads(width)
+        return ViT(width, 1 + max(numbers, default=-1), heads, patch, image)
 
     def _fit_table(self, wanted: Mapping[str, torch.Size]) -> None:
         """Add a row of zeros for the class token to the position table, or remove its row, as the encoder needs."""
@@ -238,7 +271,8 @@ class _Sorting:
         if name not in wanted:
             unknown = f"is not part of the encoder and unknown in {self.family.name} files"
             why = next((why for rule, why in self.family.unfit if matches(rule, name)), unknown)
-            self._enter(key, "suspicious", note=why)
+            another = why is unknown and compiled(PARTS).match(name) is not None
+            self._enter(key, "suspicious", note=why, fatal=another)
         elif tensor.shape != wanted[name]:
             shapes = f"{_by(tensor.shape)}, but the rest of the file needs {_by(wanted[name])}"
             self._enter(key, "suspicious", note=f"has shape {shapes}", fatal=True)
@@ -253,7 +287,8 @@ class _Sorting:
         if any(matches(rule, name) for rule in self.family.missing):
             self.tensors[name], note = _stand_in(name, shape)
             return Entry(name, "expected missing", to=name, note=note, shape=tuple(shape))
-        return Entry(name, "suspicious", note="is missing", shape=tuple(shape))
+        another = name in TOKENS or name.endswith(".gamma")
+        return Entry(name, "suspicious", note="is missing", shape=tuple(shape), fatal=another)
 
     def _enter(self, key: str, verdict: Verdict, to: str | None = None, note: str = "", fatal: bool = False) -> None:
         tensor = self.opened.weights[key]
@@ -261,10 +296,18 @@ class _Sorting:
 
 
 def encoder_shapes(vit: ViT, final_norm: bool, traits: Traits) -> dict[str, torch.Size]:
-    """Return the names and shapes of an encoder's weights."""
+    """Return the names and shapes of an encoder's weights. All blocks have the first one's."""
     with torch.device("meta"):
-        weights = VisionTransformer(vit, final_norm, traits=traits).state_dict()
-    return {key: value.shape for key, value in weights.items()}
+        weights = VisionTransformer(replace(vit, depth=1), final_norm, traits=traits).state_dict()
+    block = {key: value.shape for key, value in weights.items() if key.startswith(FIRST)}
+    shapes: dict[str, torch.Size] = {}
+    for key, value in weights.items():
+        if key not in block:
+            shapes[key] = value.shape
+        elif key not in shapes:
+            for number in range(vit.depth):
+                shapes |= {f"blocks.{number}.{name.removeprefix(FIRST)}": shape for name, shape in block.items()}
+    return shapes
 
 
 def _positions(tensors: Mapping[str, Tensor], traits: Traits) -> Positions:
@@ -288,9 +331,12 @@ def _nearest(name: str, candidates: Mapping[str, str]) -> str | None:
     """Return the converted weight that a consumed one was merged into: its neighbour in the tree of names."""
     parts = name.split(".")
 
-    def shared(other: str) -> int:
-        pairs = zip(parts, other.split("."), strict=False)
+    def alike(first: Sequence[str], second: Sequence[str]) -> int:
+        pairs = zip(first, second, strict=False)
         return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    def shared(other: str) -> tuple[int, int]:
+        return alike(parts, other.split(".")), alike(name[::-1], other[::-1])  # a weight goes into a weight
 
     return max(candidates, key=shared, default=None)
 

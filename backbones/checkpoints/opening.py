@@ -11,6 +11,9 @@
 | safetensors, also in several files with an index | safetensors | views of the mapped file |
 | detectron2 pickle | `unpickler` | views of the mapped file; all of it if written with protocol 2 |
 
+A folder written by Hugging Face's transformers is opened as the weights in it (`huggingface.folder`), in one file or in
+several with an index; `config.json` beside a file is read with it.
+
 No code in a file is run. Besides tensors and containers a file may hold numpy numbers and arrays, `argparse.Namespace`
 and yacs' `CfgNode`; a file with any other object is refused, and the error names the object. Training options in a file
 become plain values.
@@ -40,8 +43,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mimbench.backbones.checkpoints import weight_sets as contents
-from mimbench.backbones.checkpoints.file_kind import Kind, kind_of, one_line, shards_of
-from mimbench.backbones.checkpoints.location import parse_location, user_code
+from mimbench.backbones.checkpoints.file_kind import INDEXED, Kind, kind_of, one_line, require_keys, shards_of
+from mimbench.backbones.checkpoints.huggingface.folder import Config, config_beside, version_beside, weights_file
+from mimbench.backbones.checkpoints.location import SETTINGS, parse_location, user_code
 from mimbench.backbones.checkpoints.safetensors_header import METADATA, read_header
 from mimbench.backbones.checkpoints.unpickler import ADMITTED, Array, Refused, load_arrays, names_in, safe_globals
 from mimbench.backbones.checkpoints.weight_sets import Held
@@ -76,6 +80,8 @@ class Opened:
     others: tuple[Held, ...] = ()  # everything except `weights`, including the copies
     arguments: Mapping[str, Any] = field(default_factory=dict)  # training options in the file, as plain values
     metadata: Mapping[str, str] = field(default_factory=dict)  # of safetensors, our exports and our detectors
+    config: Config | None = None  # transformers' config.json beside the file
+    options: Mapping[str, str] = field(default_factory=dict)  # settings of the location `FILE?family=...`; not `copy`
 
 
 def open_checkpoint(path: str | Path, copy: str | None = None) -> Opened:
@@ -100,7 +106,9 @@ def open_checkpoint(path: str | Path, copy: str | None = None) -> Opened:
 
 def _open(file: Path, options: Mapping[str, str], copy: str | None) -> Opened:
     """Return the file that is already open, if it has not changed; otherwise open it."""
+    file = weights_file(file)
     wanted, version = _wanted(file, options, copy), _version(file)
+    settings = {key: value for key, value in options.items() if key in SETTINGS}
     if version is None:
         return _read(file, wanted)  # not a file: `kind_of` raises the error
     key = (file.absolute(), wanted)
@@ -110,7 +118,7 @@ def _open(file: Path, options: Mapping[str, str], copy: str | None) -> Opened:
     _kept[key] = version, opened
     while len(_kept) > KEPT:
         _kept.popitem(last=False)
-    return replace(opened, file=file)
+    return replace(opened, file=file, options=settings)
 
 
 def mapped_anew(opened: Opened) -> Opened:
@@ -129,17 +137,38 @@ def _version(file: Path) -> Version | None:
     """Return device, inode, size and time of the file and of files named by an index; None if it is not a file."""
     if not file.is_file():
         return None
-    files = shards_of(file) if file.suffix == ".json" and kind_of(file) == "safetensors" else []
+    files = shards_of(file) if file.suffix == ".json" and kind_of(file) in INDEXED else []
     stats = [part.stat() for part in (file, *files)]
-    return tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+    read = tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+    return (*read, *((0, 0, *part) for part in version_beside(file)))
 
 
 def _read(file: Path, wanted: str | None) -> Opened:
+    opened = _weights(file, wanted)
+    return replace(opened, config=config_beside(file))
+
+
+def _weights(file: Path, wanted: str | None) -> Opened:
     kind = kind_of(file)
     if kind == "safetensors":
         return _safetensors(file, wanted)
+    if kind == "index of torch files":
+        return _torch_shards(file, wanted)
     tree = _arrays(file) if kind == "detectron2 pickle" else _torch(file, kind)
     return _opened(file, kind, tree, wanted)
+
+
+def _torch_shards(file: Path, wanted: str | None) -> Opened:
+    """Open all torch files that an index names as one state dictionary."""
+    parts = shards_of(file)
+    trees = [_torch(part, kind_of(part)) for part in parts]
+    for part, tree in zip(parts, trees, strict=True):
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"{part} holds no weights: {_instead(tree)}")
+    tree = {key: value for part in trees if isinstance(part, Mapping) for key, value in part.items()}
+    opened = _opened(file, "torch", tree, wanted)
+    require_keys(file, opened.weights)
+    return replace(opened, size=sum(part.stat().st_size for part in parts))
 
 
 def _wanted(file: Path, options: Mapping[str, str], copy: str | None) -> str | None:
@@ -291,5 +320,6 @@ def _safetensors(file: Path, copy: str | None) -> Opened:
             raise ValueError(f"{part} is not a readable safetensors file: {error}") from None
     if not weights:
         raise ValueError(f"{file} holds no weights: it is empty")
+    require_keys(file, weights)
     size = sum(part.stat().st_size for part in files)
     return Opened(file, "safetensors", size, weights, found_under="", metadata=metadata)

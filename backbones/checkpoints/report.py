@@ -51,6 +51,7 @@ class Report:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    assumed: tuple[str, ...]  # of heads, activation, norm_eps, mean, std, grid: what nothing told
     precision: tuple[str, ...]  # of the encoder's weights in the file
     found_under: str
     wrappers: tuple[str, ...]
@@ -92,8 +93,9 @@ def report(matched: Matched) -> Report:
         final_norm=matched.final_norm,
         positions=matched.positions,
         interpolation=family.interpolation,
-        mean=family.mean,
-        std=family.std,
+        mean=matched.mean,
+        std=matched.std,
+        assumed=matched.assumed,
         precision=tuple(sorted({str(value.dtype).removeprefix("torch.") for value in matched.tensors.values()})),
         found_under=opened.found_under,
         wrappers=matched.wrappers,

@@ -91,6 +91,10 @@ def _lines(told: Report) -> Iterator[tuple[str, str | Text]]:
     yield "pretrained at", f"{vit.image} px: {vit.grid} x {vit.grid} patches of {vit.patch} px {token}"
     yield "positions", POSITIONS[told.positions] + _elsewhere(told)
     yield "final norm", "its own" if told.final_norm else "none; each evaluation names the norm it uses instead"
+    if told.assumed:
+        settled = ", ".join(f"{name}=" for name in told.assumed if name != "grid")
+        way = f"; {settled} replaces it" if settled else ""
+        yield "assumed", Text(f"{', '.join(told.assumed)}: the file does not tell{way}", style="yellow")
     yield "images", f"mean {_triple(told.mean)}, deviation {_triple(told.std)}"
     yield "evaluates on", _uses(told)
     if told.vitdet is None:

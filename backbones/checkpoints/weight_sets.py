@@ -128,7 +128,9 @@ def arguments_in(tree: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the training options in the file as plain values, merged if there are several."""
     options: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(key, str) and _what(key, value) == "arguments":
+        if key == "arch" and isinstance(value, str):  # as timm's training saves the model's name
+            options[key] = value
+        elif isinstance(key, str) and _what(key, value) == "arguments":
             content = plain(value)
             options.update(content if isinstance(content, dict) else {key: content})
     return options

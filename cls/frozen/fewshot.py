@@ -31,6 +31,7 @@ from mimbench.engine.run.bar import track
 from mimbench.engine.run.process import derived_seed, rank_and_world, summed
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.logistic import logistic_regression
 
 # N training image, S drawn image, Q validation image, C class, D feature
 
@@ -154,24 +155,7 @@ def logistic(features_SD: Tensor, label_S: Tensor, classes: int, inverse_penalty
     L-BFGS in float64 from zero. The intercept is not penalised. For two classes scikit-learn uses one weight vector
     instead of two: it needs twice this C for the same result.
     """
-    X = features_SD.double()
-    weight_DC = X.new_zeros(X.shape[1], classes, requires_grad=True)
-    bias_C = X.new_zeros(classes, requires_grad=True)
-    images = len(label_S)
-    search = torch.optim.LBFGS(
-        [weight_DC, bias_C], max_iter=ITERATIONS, tolerance_grad=1e-7, tolerance_change=1e-12, history_size=20,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
-
-    def objective() -> Tensor:
-        search.zero_grad()
-        loss = F.cross_entropy(X @ weight_DC + bias_C, label_S)
-        loss = loss + weight_DC.square().sum() / (2 * inverse_penalty * images)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    search.step(objective)  # type: ignore[no-untyped-call]
-    return _linear(weight_DC.detach(), bias_C.detach())
+    return _linear(*logistic_regression(features_SD.double(), label_S, classes, inverse_penalty, iterations=ITERATIONS))
 
 
 def _identity(size: int, like: Tensor) -> Tensor:

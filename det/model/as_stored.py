@@ -26,7 +26,7 @@ from mimbench.engine.run.process import rank_and_world
 log = logging.getLogger(__name__)
 
 GROUPS = ("vitdet", "proposals", "heads")  # all fields of these describe the detector
-SINGLE = ("image", "encoder")
+SINGLE = ("image", "encoder", "pixel_mean", "pixel_std")
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mimbench.backbones.checkpoint import EncoderInfo, build_encoder
 from mimbench.backbones.checkpoints.location import user_code
@@ -22,6 +23,7 @@ from mimbench.det.model.mask_rcnn import MaskRCNN, build_mask_rcnn
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 PLAIN = Traits()
+BLOCK = re.compile(r"blocks\.(\d+)\.")
 WHOLE = "detectron2, the whole detector"  # family of a whole detector's checkpoint, from detectron2 or mimbench
 
 
@@ -49,25 +51,33 @@ def build_detector(
     if found is not None and found.kind == "detector":
         return _whole(config, found, classes, images_showing)
     encoder, info = found.build_encoder() if found else build_encoder(config.checkpoint, config.encoder)
+    if config.checkpoint is None and config.vitdet.norm == "own":
+        encoder = VisionTransformer(config.encoder, final_norm=True)
     if (reason := _reason(config, encoder)) is not None:
         raise ValueError(f"{config.checkpoint}: {reason}")
     model = from_scratch(
         config,
         classes,
         config.shape_for(info.vit if info else config.encoder),
-        mean=info.mean if info else IMAGENET_MEAN,
-        std=info.std if info else IMAGENET_STD,
+        mean=config.pixel_mean or (info.mean if info else IMAGENET_MEAN),
+        std=config.pixel_std or (info.std if info else IMAGENET_STD),
         images_showing=images_showing,
         traits=encoder.traits,
         # MAE's family is resized as in detectron2; other families as in their own evaluations
         interpolation="bicubic" if encoder.traits.mae_like else encoder.interpolation,
     )
     if info is not None or config.start == "pretraining":
-        model.backbone.net.load_encoder(encoder.state_dict(), encoder.traits, config.vitdet.kernel)
+        first = _first_blocks(encoder.state_dict(), len(model.backbone.net.blocks))
+        model.backbone.net.load_encoder(first, encoder.traits, config.vitdet.kernel)
     if found is not None and info is not None and found.relative_positions:
         load_relative_positions(model, found.relative_positions, str(config.checkpoint))
         info = replace(info, family="detectron2, with its relative positions", partial=())
     return model, info
+
+
+def _first_blocks(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Return an encoder's weights with only its first `depth` blocks."""
+    return {key: value for key, value in state.items() if not (found := BLOCK.match(key)) or int(found[1]) < depth}
 
 
 def _reason(config: MaskRCNNConfig, encoder: VisionTransformer) -> str | None:
@@ -84,6 +94,7 @@ def _whole(
 ) -> tuple[MaskRCNN, EncoderInfo]:
     """Return the detector of `config` with all weights of its checkpoint, a whole detector."""
     vit, mean, std = encoder_of(found)
+    mean, std = config.pixel_mean or mean, config.pixel_std or std
     about = described(found)
     traits, interpolation = (about.traits, about.interpolation) if about else (PLAIN, "bicubic")
     model = from_scratch(

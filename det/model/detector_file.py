@@ -4,7 +4,8 @@
     detector = open_detector("model_final_61ccd1.pkl")          # a file of detectron2, or one written above
     detector.model.detect(images, sizes)
 
-The file holds {"model": weights by detectron2's names, "detector": JSON}; `DetectionCheckpointer` loads all weights.
+The file holds {"model": weights by detectron2's names, "detector": JSON}; `DetectionCheckpointer` loads all weights,
+unless the JSON says why detectron2 cannot run the detector ("beyond_detectron2").
 detectron2's files hold only weights (`det.model.detector_config`).
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from mimbench.backbones.checkpoints.weight_sets import DETECTOR
+from mimbench.backbones.vitdet import detectron2_reason
 from mimbench.backbones.weights import open_weights
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.model.build import from_scratch
@@ -46,7 +48,8 @@ def save_detector(
         OSError: if it cannot be written; an existing file is kept.
     """
     mean, std = ((value.flatten() / 255).tolist() for value in (model.pixel_mean, model.pixel_std))
-    config = replace(config, checkpoint=None, encoder=model.backbone.net.vit, vitdet=replace(config.vitdet, patch=None))
+    inside = replace(config.vitdet, patch=None, layer=None)  # the stored shape has both in it
+    config = replace(config, checkpoint=None, encoder=model.backbone.net.vit, vitdet=inside)
     about: dict[str, Any] = {
         "config": to_text(config),
         "ids": list(category_ids),
@@ -57,6 +60,8 @@ def save_detector(
     net = model.backbone.net
     if not net.traits.mae_like:
         about |= {"traits": asdict(net.traits), "interpolation": net.interpolation}
+    if (reason := _beyond_detectron2(config, model)) is not None:
+        about["beyond_detectron2"] = reason
     weights = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     tree = {"model": weights, DETECTOR: json.dumps(about)}
 
@@ -65,6 +70,15 @@ def save_detector(
             torch.save(tree, handle)
 
     write_with(file, write)
+
+
+def _beyond_detectron2(config: MaskRCNNConfig, model: MaskRCNN) -> str | None:
+    """Return why detectron2 cannot run the detector, for `mimbench export --to detectron2`; None if it can."""
+    settings = [f"proposals.norm={config.proposals.norm}"] if config.proposals.norm else []
+    settings += config.vitdet.unlike_detectron2()
+    if settings:
+        return f"detectron2's detector cannot have {', '.join(settings)}; engine=mimbench runs it as it is"
+    return detectron2_reason(model.backbone.net.traits)
 
 
 def open_detector(path: str | Path) -> Detector:

@@ -86,3 +86,9 @@ def mask_rcnn_handwritten() -> MaskRCNNConfig:
         eval_batch=8,
         compute=Compute(precision="fp32", workers=0, log_every=10, save_every=100),
     )
+
+
+def mask_rcnn_frozen_handwritten() -> MaskRCNNConfig:
+    """Mask R-CNN on a frozen encoder on handwritten, detecting digits as a single class: a minute on one CPU core."""
+    base = mask_rcnn_handwritten()
+    return replace(base, vitdet=replace(base.vitdet, rel_pos=False, frozen=True), layer_decay=1.0)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mimbench.engine.run.rundir import RunDir
 
 ANY = "any"  # in place of a size: a protocol's recipe for encoders of every other size
-Takes = Literal["encoder", "teacher", "detector", "classifier", "nothing"]
+Takes = Literal["encoder", "teacher", "detector", "segmenter", "classifier", "nothing"]
 Pooled = Literal["avg", "cls", "both"]  # the mean of the patch tokens, the class token, or both side by side
 Leaves = Literal["encoder", "classifier", "detector", "model", "nothing"]
 
@@ -111,13 +111,27 @@ class CardEntry:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The recipe that a protocol runs for one encoder."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()  # key=value that this encoder needs
+    why: str = ""  # one line for people; empty if there was nothing to choose
+
+
+@dataclass(frozen=True)
 class Protocol:
-    """The recipes that `mimbench evaluate --on NAME` runs."""
+    """The recipes that `mimbench evaluate --on NAME` runs.
+
+    `choose` is asked for the recipe if it is set: a function of the encoder's `ViT` and of its `EncoderInfo`, which is
+    None if only the shape is known. `recipes` then lists the usual ones.
+    """
 
     name: str
     recipes: str | Mapping[str, str]  # one recipe for every encoder, or one per size, {"B": ...}, and for ANY other
     handwritten: str | None = None  # the recipe for the data set `handwritten` and the demo's encoder
     example: bool = False  # named in the example commands of a model card
+    choose: Callable[[Any, Any], Choice] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mimbench.backbones.checkpoints.location import user_code
+from mimbench.backbones.checkpoints.location import user_code, with_settings
 from mimbench.engine.data.shared_images import measured_on
 from mimbench.engine.run.bar import working
 from mimbench.engine.run.config import leaves, to_text, with_overrides
@@ -24,6 +24,7 @@ from mimbench.jobs.runs.run_names import find as find_run
 from mimbench.jobs.runs.store import config_of, create_or_find, encoder_file, resolve, runs_root
 
 if TYPE_CHECKING:
+    from mimbench.backbones.checkpoints.info import EncoderInfo
     from mimbench.backbones.config import ViT
     from mimbench.jobs.local.scheduler import Task
     from mimbench.jobs.studies.evaluate import Request
@@ -84,19 +85,23 @@ def run_evaluation(checkpoint: Path, request: Request, slots: int | None, as_jso
     from mimbench.jobs.studies.seeds import asked_for, seeded
 
     overrides, seeds = asked_for(request.overrides, seeds)
+    location, overrides = with_settings(checkpoint, overrides)
     request = replace(request, overrides=overrides)
     check(request)
-    file = encoder_file(checkpoint)
+    file = encoder_file(Path(location))
     with working(f"reading {file.name}"):
-        study = evaluation(file, shape_to_evaluate(file, request), request)
+        shape, about = encoder_to_evaluate(file, request)
+        study = evaluation(file, shape, request, about)
+    for line in study.notes:
+        print(line, file=sys.stderr)
     return _run_study(seeded(study, seeds), slots, as_json, seeds)
 
 
-def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
-    """Return the shape of the encoder in `file`, after checking that the requested protocols accept it.
+def encoder_to_evaluate(file: Path, request: Request) -> tuple[ViT | None, EncoderInfo | None]:
+    """Return the encoder's shape in `file` and what else it is, after checking that the requested protocols accept it.
 
-    If all protocols belong to one task, `file` may also be a whole model of that task (`Task.input`). Returns None for
-    an encoder built by a user's function, unless it is one of mimbench's encoders.
+    If all protocols belong to one task, `file` may also be a whole model of that task (`Task.input`), of which only the
+    shape is returned. Both are None for an encoder built by a user's function, unless it is one of mimbench's encoders.
 
     Raises:
         ValueError: if `file` holds no encoder, or the protocols do not accept the encoder.
@@ -107,20 +112,20 @@ def shape_to_evaluate(file: Path, request: Request) -> ViT | None:
     if user_code(file) is not None:
         from mimbench.backbones.user_encoder import load_user_encoder
 
-        ours = load_user_encoder(file).ours
-        return None if ours is None else ours.shape
+        user = load_user_encoder(file)
+        return (None, None) if user.ours is None else (user.ours.shape, user.build()[1])
     known = protocols()
     tasks = {known[name][0].name: known[name][0] for name in request.protocols if name in known}
     alone = next(iter(tasks.values())) if len(tasks) == 1 else None
     role = role_of(alone.name) if alone else "encoder"
     found = open_weights(file, role, allow_partial="allow_partial=true" in request.overrides)
     if not found.holds_encoder and alone is not None and alone.input is not None and alone.input.whole is not None:
-        return cast("ViT", alone.input.whole(found))
+        return cast("ViT", alone.input.whole(found)), None
     found.require()
     for task in tasks.values():
         if task.input is not None and task.input.refusal is not None and (reason := task.input.refusal(found.traits)):
             raise ValueError(f"{file}: {reason}")
-    return found.vit
+    return found.vit, found.info
 
 
 def execute_on(run: RunDir, gpus: int) -> int:

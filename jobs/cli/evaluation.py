@@ -16,7 +16,7 @@ from mimbench.jobs.cli.options import Json, Overrides, RecipeName, Seeds, Slots,
 from mimbench.jobs.cli.panels import Panel
 
 EVALUATE = Panel("Evaluate")
-CHECKPOINT = "A checkpoint's file, or a pretraining run."
+CHECKPOINT = "A checkpoint's file, a Hugging Face folder, or a pretraining run."
 
 
 @EVALUATE.command("mimbench evaluate vit.pth --on linear,fewshot --data imagenet", cls=NamesInHelp)
@@ -69,13 +69,18 @@ def inspect(
         str | None,
         typer.Option(metavar="NAME", help="Which weights to use if the file has several (ema, teacher ...)."),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="What the file does not tell: family, heads, activation, mean, std."),
+    ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Show every key.")] = False,
     json: Json = False,
 ) -> None:
     """Show a checkpoint's family, encoder and used keys."""
+    from mimbench.backbones.checkpoints.location import settled
     from mimbench.jobs.cli import inspect as inspection
 
-    inspection.show(checkpoint, copy, json, keys)
+    inspection.show(settled(checkpoint, settings or []), copy, json, keys)
 
 
 @EVALUATE.command("mimbench embed vit.pth photographs/ --output features.safetensors")
@@ -110,11 +115,14 @@ def export(
         Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT, autocompletion=run_names_or_files)
     ],
     to: Annotated[
-        Literal["safetensors", "timm", "detectron2", "mae"], typer.Option(help="The library that will read it.")
+        Literal["safetensors", "timm", "detectron2", "mae", "huggingface"],
+        typer.Option(help="The library that will read it."),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write to this file. Default: NAME-TO, in this directory."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write to this file (a folder for huggingface). Default: NAME-TO."
+        ),
     ] = None,
     patch: Annotated[
         int | None, typer.Option(min=1, help="Resample to patches of this side: 16 for ViT-H in detectron2.")

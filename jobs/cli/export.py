@@ -1,4 +1,4 @@
-"""`mimbench export FILE --to safetensors|timm|detectron2|mae`: an encoder in the form another library reads."""
+"""`mimbench export FILE --to TARGET`: an encoder in the form that another library reads, timm for one."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mimbench.backbones.checkpoints.huggingface.folder import shown_name
 from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.config import SIZES
 from mimbench.backbones.content import Hashes, content_hashes
@@ -87,7 +88,7 @@ def _encoder(record: Record, made_by: Mapping[str, Record], bases: Mapping[str, 
         return Encoder(_architecture(maker), maker.recipe + (f" ({notes})" if notes else ""), digest(settings))
     if checkpoint:
         note = " (user code)" if user_code(checkpoint["path"]) is not None else ""
-        return Encoder(_architecture(record), Path(checkpoint["path"]).name + note, checkpoint["hash"])
+        return Encoder(_architecture(record), shown_name(Path(checkpoint["path"])) + note, checkpoint["hash"])
     return Encoder(_architecture(record), FROM_SCRATCH, "")
 
 

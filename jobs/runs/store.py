@@ -18,10 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mimbench.backbones.checkpoints.location import is_location, parse_location, user_code
+from mimbench.backbones.checkpoints.huggingface.folder import weights_file
+from mimbench.backbones.checkpoints.location import (
+    SETTINGS,
+    is_location,
+    join_location,
+    parse_location,
+    user_code,
+    with_settings,
+)
 from mimbench.engine.data.datasets import HANDWRITTEN, is_named, is_there, locate
 from mimbench.engine.run.atomic import write_text
-from mimbench.engine.run.config import SCHEMA, from_text, identity, to_text, with_overrides
+from mimbench.engine.run.config import SCHEMA, from_text, identity, keys, to_text, with_overrides
 from mimbench.engine.run.fields import recorded_name
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.data_content import Contents, DataContent
@@ -46,9 +54,21 @@ def resolve(recipe: str, overrides: Sequence[str], checkpoint: Path | None = Non
     found = find(recipe)
     given = [f"checkpoint={checkpoint}"] if checkpoint else []
     try:
-        return found, with_overrides(found.build(), [*overrides, *given])
+        built = found.build()
+        return found, with_overrides(built, _with_settings(built, [*overrides, *given]))
     except ValueError as error:
         raise ValueError(f"{recipe}: {error}") from None
+
+
+def _with_settings(config: Any, overrides: Sequence[str]) -> list[str]:
+    """Return `overrides` with `family=`, `heads=` and the like, unless they are keys of `config`, in `checkpoint=`."""
+    settings = [one for one in overrides if (key := one.partition("=")[0]) in SETTINGS and key not in keys(config)]
+    places = [place for place, one in enumerate(overrides) if one.startswith("checkpoint=")]
+    if not settings or not places:
+        return list(overrides)
+    location, _ = with_settings(overrides[places[-1]].partition("=")[2], settings)
+    rest = [one for place, one in enumerate(overrides) if one not in settings and place not in places]
+    return [*rest, f"checkpoint={location}"]
 
 
 class Place(NamedTuple):
@@ -167,7 +187,8 @@ def encoder_file(checkpoint: Path) -> Path:
     A run, given by its directory or as `mimbench status` names it (`jobs.runs.run_names`), stands for the encoder of a
     pretraining, the classifier (last weights) of a fine-tuning, or a detector.
 
-    Also accepted: a `file://` URL; `?copy=NAME` at the end, which is kept; a user's function, `my_encoder.py:build`.
+    Also accepted: a folder that Hugging Face's transformers wrote, which stands for the weights in it; a `file://` URL;
+    `?copy=NAME` at the end, which is kept; a user's function, `my_encoder.py:build`.
 
     Raises:
         FileNotFoundError: if it does not exist, naming what is missing.
@@ -176,15 +197,18 @@ def encoder_file(checkpoint: Path) -> Path:
     if (code := user_code(checkpoint)) is not None:
         return code.location
     path = checkpoint.expanduser().absolute()
+    if not RunDir(path).about.is_file():
+        path = weights_file(path)
     if path.is_file():
         return path
     if is_location(str(checkpoint)):
         file, options = parse_location(str(checkpoint))
-        return Path("?".join([str(encoder_file(file)), *(f"{key}={value}" for key, value in options.items())]))
+        return Path(join_location(encoder_file(file), options))
     run = RunDir(path) if path.exists() else _run_called(checkpoint)
     if not run.about.is_file():
         raise FileNotFoundError(
-            f"checkpoint {checkpoint} is not a run directory; name a checkpoint's file or a pretraining's run"
+            f"checkpoint {checkpoint} is not a run directory and holds no weights; "
+            "name a checkpoint's file or a pretraining's run"
         )
     if run.classifier.is_file():
         return run.classifier

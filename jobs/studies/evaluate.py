@@ -5,7 +5,8 @@
     mimbench evaluate encoder.safetensors --on linear --data handwritten --scratch
 
 The protocols are those of the installed tasks (`Task.protocols`). Each stands for the paper's recipe for the size of
-the encoder, or on `handwritten` for the demo's. An override applies to every recipe with its key, or only to the
+the encoder, or on `handwritten` for the demo's; one that chooses by family and traits says what it chose
+(`Study.notes`). An override applies to every recipe with its key, or only to the
 protocol named before it (`linear.epochs=10`). With `--scratch` each protocol also runs from random weights: training
 from scratch, or evaluation of a random encoder.
 """
@@ -17,16 +18,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimbench.backbones.checkpoints.huggingface.folder import shown_name
 from mimbench.backbones.config import SIZES
 from mimbench.engine.data.datasets import HANDWRITTEN, is_there, locate
 from mimbench.engine.run.config import keys, with_overrides
 from mimbench.engine.run.nearest import did_you_mean
-from mimbench.engine.run.task import ANY
+from mimbench.engine.run.task import ANY, Choice
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.tasks import protocols, tasks
 from mimbench.jobs.studies.study import Run, Study
 
 if TYPE_CHECKING:
+    from mimbench.backbones.checkpoints.info import EncoderInfo
     from mimbench.backbones.config import ViT
 
 
@@ -41,8 +44,11 @@ class Request:
     scratch: bool = False  # also run from random weights
 
 
-def evaluation(checkpoint: Path, encoder: ViT | None, request: Request) -> Study:
+def evaluation(checkpoint: Path, encoder: ViT | None, request: Request, about: EncoderInfo | None = None) -> Study:
     """Return the study that evaluates `checkpoint`, whose encoder has shape `encoder` (None: a user's, frozen only).
+
+    `about` says what else the encoder is, for protocols that choose their recipe by it; None if only its shape is
+    known. The study's notes say what they chose.
 
     Raises:
         ValueError: if a protocol is unknown, the size has no recipe, or no recipe takes an override.
@@ -50,18 +56,27 @@ def evaluation(checkpoint: Path, encoder: ViT | None, request: Request) -> Study
     _known(request.protocols)
     chosen, where = dict(map(_choice, request.recipes)), _data(request.data)
     data = {protocol: where.get(protocols()[protocol][0].name) for protocol in request.protocols}
-    names = {
-        protocol: chosen.get(protocol) or _recipe(protocol, encoder, data[protocol]) for protocol in request.protocols
+    choices = {
+        protocol: Choice(chosen[protocol]) if protocol in chosen else _recipe(protocol, encoder, data[protocol], about)
+        for protocol in request.protocols
     }
+    names = {protocol: choice.recipe for protocol, choice in choices.items()}
     given = _shared_out(request.overrides, names)
     runs = []
     for protocol, name in names.items():
         on = data[protocol]
-        overrides = (*([f"data={on}"] if on else []), *given[protocol])
+        overrides = (*([f"data={on}"] if on else []), *_kept(choices[protocol], given[protocol]), *given[protocol])
         runs.append(Run(name, overrides, checkpoint, label=protocol))
         if request.scratch:
             runs.append(Run(name, (*overrides, *_random(name, encoder)), label=f"{protocol}, random weights"))
-    return Study(f"evaluate {checkpoint.name}", runs)
+    notes = (f"{protocol}: {choice.recipe}: {choice.why}" for protocol, choice in choices.items() if choice.why)
+    return Study(f"evaluate {shown_name(checkpoint)}", runs, notes=tuple(notes))
+
+
+def _kept(choice: Choice, given: Sequence[str]) -> list[str]:
+    """Return the overrides of a choice whose keys were not given."""
+    keys_given = {override.partition("=")[0] for override in given}
+    return [override for override in choice.overrides if override.partition("=")[0] not in keys_given]
 
 
 def check(request: Request) -> None:
@@ -142,13 +157,15 @@ def _data(given: Sequence[str]) -> dict[str, str]:
     return where
 
 
-def _recipe(protocol: str, encoder: ViT | None, data: str | None) -> str:
+def _recipe(protocol: str, encoder: ViT | None, data: str | None, about: EncoderInfo | None) -> Choice:
     known = protocols()[protocol][1]
     twin = known.handwritten
     if twin is not None and (data == HANDWRITTEN or encoder == find(twin).build().encoder):
-        return twin
+        return Choice(twin)
+    if known.choose is not None and encoder is not None:
+        return known.choose(encoder, about)
     if isinstance(known.recipes, str):
-        return known.recipes
+        return Choice(known.recipes)
     if encoder is None and ANY not in known.recipes:
         raise ValueError(
             f"{protocol} needs the named blocks and weights of a mimbench VisionTransformer, but this function returns "
@@ -156,7 +173,7 @@ def _recipe(protocol: str, encoder: ViT | None, data: str | None) -> str:
         )
     size = next((letter for letter, vit in SIZES.items() if encoder and _shape(vit) == _shape(encoder)), ANY)
     if encoder is None or size in known.recipes or ANY in known.recipes:
-        return known.recipes.get(size, known.recipes.get(ANY, ""))
+        return Choice(known.recipes.get(size, known.recipes.get(ANY, "")))
     sizes = ", ".join(f"ViT-{letter}" for letter in known.recipes)
     width, depth, heads = _shape(encoder)
     raise ValueError(

@@ -7,8 +7,8 @@
 A sweep is a study made by a loop. `mimbench plan FILE.py` reads `study` (a Study, or a function that returns one) from
 a file; studies in jobs/studies have names, `mimbench plan crossmae/table2`.
 
-`at_epochs` adds evaluations of intermediate encoders every N epochs; `start_from` replaces a pretraining by a
-checkpoint file.
+`at_epochs` adds evaluations of intermediate encoders every N epochs; `start_from` replaces a pretraining, or an encoder
+made elsewhere (`Given`), by a checkpoint file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any, NoReturn
 
 from mimbench.engine.run.config import keys
 from mimbench.engine.run.rundir import RunDir
@@ -141,6 +142,18 @@ class Made(Run):
 
 
 @dataclass(frozen=True)
+class Given(Run):
+    """An encoder made elsewhere, whose file `start_from` names; the recipe is that of an evaluation of it."""
+
+    def check(self) -> None:
+        """Do nothing: there is nothing to run."""
+
+    def place(self, *_place: Any, **_options: Any) -> NoReturn:
+        """Raise ValueError, which says how to name its file."""
+        raise ValueError(f"{self.name} is made elsewhere; name its file with --from '{self.name}=FILE'")
+
+
+@dataclass(frozen=True)
 class Study:
     """Runs with a common name.
 
@@ -151,6 +164,7 @@ class Study:
     name: str
     runs: Sequence[Run]
     rungs: Rungs | None = None  # stops its runs early
+    notes: tuple[str, ...] = ()  # lines for people: what was chosen, and why
 
     def __post_init__(self) -> None:
         listed = set(self.runs)
@@ -321,7 +335,8 @@ def _keeps(run: Run) -> str:
 def start_from(study: Study, given: Sequence[str]) -> Study:
     """Return `study` with pretrainings replaced by checkpoints: each of `given` is `LABEL=FILE` or `LABEL=RUN`.
 
-    LABEL is the label or recipe of the pretraining, or `pretrained` if the study has only one.
+    LABEL is the label or recipe of the pretraining, or `pretrained` if the study has only one. Encoders made elsewhere
+    (`Given`) that are not named are left out, with their evaluations.
 
     Raises:
         ValueError: for any other text, listing the pretrainings that can be replaced; for a file of another size.
@@ -336,7 +351,7 @@ def start_from(study: Study, given: Sequence[str]) -> Study:
             after=tuple(need for need in run.after if study.named(need, run) not in files),
         )
         for run in study.runs
-        if run not in files
+        if run not in files and not any(isinstance(one, Given) and one not in files for one in (run, run.need))
     }
     return replace(study, runs=[_with(run, kept) for run in kept])
 

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mimbench.backbones.checkpoints.huggingface.folder import shown_name, weights_file
 from mimbench.backbones.checkpoints.info import TRAINING
 from mimbench.backbones.content import content_hash
 from mimbench.engine.run.task import CardEntry
@@ -41,7 +42,7 @@ def card(target: str, root: Path) -> str:
     from mimbench.jobs.runs.run_names import find
 
     found = records.read(root)
-    path = Path(target).expanduser()
+    path = weights_file(Path(target).expanduser())
     if path.is_file() and path.name != "run.json":
         return _of_file(path, found)
     run = find(target, root)
@@ -58,7 +59,7 @@ def encoder_of(target: str, root: Path) -> Path:
     """Return the file of the encoder that `card` describes."""
     from mimbench.jobs.runs.run_names import find
 
-    path = Path(target).expanduser()
+    path = weights_file(Path(target).expanduser())
     return path if path.is_file() and path.name != "run.json" else find(target, root).encoder
 
 
@@ -70,7 +71,7 @@ def _of_file(path: Path, found: Sequence[Record]) -> str:
         from mimbench.backbones.checkpoint import load_encoder  # imports torch; needed only for weights made elsewhere
 
         info = load_encoder(path)[1]
-    return _card(maker.recipe if maker else path.stem, made, path, maker, found, info)
+    return _card(maker.recipe if maker else Path(shown_name(path)).stem, made, path, maker, found, info)
 
 
 def _card(name: str, made: str, file: Path, maker: Record | None, found: Sequence[Record], info: Any) -> str:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from mimbench.seg.config import Augment, Inference
 from mimbench.seg.data.augment import IGNORED, augmented
+from mimbench.seg.data.augment_dinov3 import augmented_as_dinov3, resize_antialiased, short_side_to
 from mimbench.seg.data.pixels import Image, Labels, Size, rescaled_size, resize_image
 from mimbench.seg.data.split import LabelledSplit
 
@@ -38,7 +39,8 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
         return self.split.image_name(index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels = augmented(*self.split.pair(index), self.config, self.side)
+        change = augmented_as_dinov3 if self.config.transforms == "dinov3" else augmented
+        image, labels = change(*self.split.pair(index), self.config, self.side)
         return to_tensor(image), torch.from_numpy(np.ascontiguousarray(labels))
 
 
@@ -80,12 +82,15 @@ class ValidationViews(Dataset[Looked]):
 def views_of(image: Image, config: Inference, side: int) -> list[View]:
     """Return an image at each size of `config.scales`; equal sizes become one view with more weight."""
     sizes = [view_size((image.shape[0], image.shape[1]), scale, config, side) for scale in config.scales]
-    return [View(to_tensor(resize_image(image, size)), sizes.count(size)) for size in dict.fromkeys(sizes)]
+    resize = resize_antialiased if config.resizing == "pillow" else resize_image
+    return [View(to_tensor(resize(image, size)), sizes.count(size)) for size in dict.fromkeys(sizes)]
 
 
 def view_size(size: Size, scale: float, config: Inference, side: int) -> Size:
     """Return the size of an image at a scale; see `Inference.scaling`."""
     short = side if config.short is None else config.short
+    if config.resizing == "pillow":
+        return short_side_to(size, int(short * scale))
     if len(config.scales) > 1 and config.scaling == "beit":
         at_least = max(int(short * scale), side)
         factor = at_least / min(size)

@@ -66,5 +66,6 @@ KNOWN = {
     "cityscapes": _names(_CITYSCAPES),
     "coco_stuff": _names(_COCO_STUFF),
     "pascal_context": _names(_PASCAL_CONTEXT),
+    "pascal_context_60": ("background", *_names(_PASCAL_CONTEXT)),
     "isaid": _names(_ISAID),
 }

@@ -2,6 +2,7 @@
 
     images/{training,validation}/*.jpg   annotations/{training,validation}/*.png     ADEChallengeData2016
     JPEGImages/  SegmentationClassAug/ or SegmentationClass/  ImageSets/Segmentation/  VOC2012 (or VOCdevkit/VOC2012)
+    VOCaug/dataset/ or benchmark_RELEASE/dataset/: cls/*.mat train.txt val.txt       SBD, beside or above VOC2012
     JPEGImages/  SegmentationClassContext/  ImageSets/SegmentationContext/           Pascal Context, in VOC2010
     img_dir/{train,val}/*  ann_dir/{train,val}/*_instance_color_RGB.png              iSAID, patches with ids
     leftImg8bit/{train,val}/CITY/*  gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png  Cityscapes
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -27,6 +28,10 @@ from mimbench.engine.data.folders import SUFFIXES, read_bytes
 
 CLASSES_FILE = "classes.txt"
 ADE_ZIP = "ADEChallengeData2016.zip"
+SBD = tuple(
+    f"{above}{name}/dataset" for above in ("", "VOCdevkit/") for name in ("VOCaug", "benchmark_RELEASE")
+)  # below the directory
+SBD_LISTS = ("train.txt", "val.txt")
 MOST_CLASSES = 254  # 254 marks ids beyond the classes, 255 ignored pixels
 
 
@@ -43,6 +48,7 @@ class Layout:
     classes: str = CLASSES_FILE  # the file of names, or the key of a known list
     zero_is_ignored: bool = False  # id 0 is not a class, and id k is class k - 1 (ADE20K)
     root: str = ""  # folder below the directory
+    sbd: tuple[str, ...] = ()  # folders that may hold SBD (cls/*.mat, train.txt, val.txt) for more training images
     marks: tuple[str, ...] = ()  # paths that identify it; by default the images and labels of one split
 
 
@@ -100,6 +106,9 @@ def _voc(root: str) -> Layout:
             "val": (f"{lists}/val.txt",),
         },
         classes="voc",
+        sbd=tuple(
+            f"{above}{name}" for above in ("", "VOCdevkit/") for name in ("VOCaug/dataset", "benchmark_RELEASE/dataset")
+        ),
         root=root,
         marks=("JPEGImages", lists),
     )
@@ -253,12 +262,30 @@ def pairs_of(store: Store, layout: Layout, split: Split) -> list[tuple[str, str]
         (below + name for name in layout.labels[split] if store.has(below + name)), below + layout.labels[split][0]
     )
     images = [name for name in store.names(folder) if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    boundaries: dict[str, str] = {}  # label maps of SBD, by stem
     if layout.lists is not None:
         wanted = set(_listed(store, [below + name for name in layout.lists[split]]))
+        if split == "train" and not store.has(below + layout.lists[split][0]):
+            boundaries = _sbd(store, layout, wanted | set(_listed(store, [below + layout.lists["val"][0]])))
+        wanted |= boundaries.keys()
         images = [name for name in images if PurePosixPath(name).stem in wanted]
     if not images:
         raise unfit(store.path / folder, "contains no images", "the split needs at least one")
-    return [(name, f"{labels}/{_stem(name, folder, layout)}{layout.label_suffix}") for name in images]
+    stems = [_stem(name, folder, layout) for name in images]
+    maps = [boundaries.get(stem) or f"{labels}/{stem}{layout.label_suffix}" for stem in stems]
+    return list(zip(images, maps, strict=True))
+
+
+def _sbd(store: Store, layout: Layout, others: set[str]) -> dict[str, str]:
+    """Return the label maps of SBD's images, by stem, without those of `others`; empty if SBD is not there.
+
+    With VOC2012's own training images these are the 10,582 of `trainaug`.
+    """
+    place = next((folder for folder in layout.sbd if store.has(f"{folder}/cls")), None)
+    if place is None:
+        return {}
+    stems = {stem for name in SBD_LISTS for stem in _listed(store, [f"{place}/{name}"])}
+    return {stem: f"{place}/cls/{stem}.mat" for stem in stems - others}
 
 
 def _stem(name: str, folder: str, layout: Layout) -> str:
@@ -272,6 +299,19 @@ def _listed(store: Store, names: Sequence[str]) -> Iterator[str]:
             yield from (line.split()[0] for line in bytes(store.read(name)).decode().splitlines() if line.strip())
             return
     raise unfit(store.path / names[0], "does not exist", "it must list the images of the split, one name per line")
+
+
+def with_background(layout: Layout, path: Path) -> Layout:
+    """Return Pascal Context's layout with id 0 as a class of its own: 60 classes instead of 59.
+
+    Raises:
+        ValueError: for another data set.
+    """
+    if layout.classes != "pascal_context":
+        raise ValueError(
+            f"background=true is Pascal Context's 60-class variant, and {path} is {layout.name}; use background=false"
+        )
+    return replace(layout, name="Pascal Context, 60 classes", classes="pascal_context_60", zero_is_ignored=False)
 
 
 def classes_of(store: Store, layout: Layout) -> tuple[str, ...]:

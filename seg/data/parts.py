@@ -8,7 +8,7 @@ from pathlib import Path
 from mimbench.engine.data.content import Part
 from mimbench.engine.data.datasets import UnfitError
 from mimbench.engine.data.splits import SPLITS
-from mimbench.seg.data.layouts import Zip, recognise, store_of
+from mimbench.seg.data.layouts import SBD_LISTS, Zip, recognise, store_of
 
 
 def label_map_parts(directory: Path) -> Iterator[Part]:
@@ -33,4 +33,8 @@ def label_map_parts(directory: Path) -> Iterator[Part]:
             yield Part(f"{split} label maps", labels, exact=True)
         if layout.lists is not None:
             yield Part(f"{split} list", root, layout.lists[split])
+    sbd = next((store.path / name for name in layout.sbd if (store.path / name / "cls").is_dir()), None)
+    if sbd is not None:
+        yield Part("SBD label maps", sbd / "cls", exact=True)
+        yield Part("SBD lists", sbd, SBD_LISTS)
     yield Part("classes", store.path, (layout.classes,))

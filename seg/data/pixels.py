@@ -70,6 +70,25 @@ def decode_labels(encoded: bytes | bytearray, name: str) -> Labels:
     raise unfit(Path(name), *_not_labels(mode))
 
 
+def decode_mat(encoded: bytes | bytearray, name: str) -> Labels:
+    """Decode the label map in SBD's MATLAB file `name`: `GTcls.Segmentation`.
+
+    Raises:
+        UnfitError: (a ValueError) naming the file, if it is damaged or holds something else.
+    """
+    from scipy.io import loadmat
+
+    try:
+        found = np.asarray(loadmat(io.BytesIO(encoded))["GTcls"][0]["Segmentation"][0])
+    except Exception:  # of many types, on damaged bytes
+        raise unfit(Path(name), "is not a label map of SBD (GTcls.Segmentation)", REPLACE) from None
+    if found.ndim != 2 or found.dtype != np.uint8:
+        raise unfit(
+            Path(name), f"holds labels of type {found.dtype} and shape {found.shape}, not uint8 (H, W)", REPLACE
+        )
+    return found
+
+
 def _not_labels(mode: str) -> tuple[str, str]:
     if mode.startswith("I") or mode == "F":
         return "is a label map with 16 bits or more", "write the ids as an 8-bit PNG"

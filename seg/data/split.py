@@ -18,8 +18,8 @@ from mimbench.engine.data.datasets import Split, UnfitError, unfit
 from mimbench.engine.data.shared_images import COPY, HONEST, validation_fact
 from mimbench.engine.run.process import rank_and_world
 from mimbench.seg.data.augment import IGNORED
-from mimbench.seg.data.layouts import Layout, Store, classes_of, pairs_of, recognise, store_of
-from mimbench.seg.data.pixels import Image, Labels, decode_image, decode_labels, exif_turns, look_up
+from mimbench.seg.data.layouts import Layout, Store, classes_of, pairs_of, recognise, store_of, with_background
+from mimbench.seg.data.pixels import Image, Labels, decode_image, decode_labels, decode_mat, exif_turns, look_up
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ class LabelledSplit:
             UnfitError: (a ValueError) naming the file, if it is missing, damaged or not a label map.
         """
         name = self.pairs[index][1]
-        return decode_labels(self._read(name), self._path(name))
+        decode = decode_mat if name.endswith(".mat") else decode_labels
+        return decode(self._read(name), self._path(name))
 
     def labels(self, index: int) -> Labels:
         """Read a label map with classes starting at 0; ignored pixels are 255.
@@ -152,13 +153,21 @@ def shared_images(val: LabelledSplit) -> str:
     return text
 
 
-def open_split(directory: str | Path, split: Split) -> LabelledSplit:
+def open_split(directory: str | Path, split: Split, *, background: bool = False) -> LabelledSplit:
     """Open a split of the data set in `directory`; no image is opened.
+
+    Args:
+        directory: of the data set, or ADE20K's zip file.
+        split: "train" or "val".
+        background: id 0 is a class of its own; only for Pascal Context, which has a variant with 60 classes.
 
     Raises:
         UnfitError: (a ValueError) if its layout is unknown, or it lacks images, label maps or class names.
+        ValueError: if it has no variant with background.
     """
     store = store_of(Path(directory))
     layout = recognise(store)
+    if background:
+        layout = with_background(layout, store.path)
     classes = classes_of(store, layout)
     return LabelledSplit(store, layout, split, classes, tuple(pairs_of(store, layout, split)))

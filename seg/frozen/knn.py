@@ -12,57 +12,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from mimbench.engine.data.batches import evaluation_loader, move
 from mimbench.engine.data.datasets import locate
-from mimbench.engine.data.images import normalise
-from mimbench.engine.run.bar import track
 from mimbench.engine.run.process import device_name, peak_memory, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 from mimbench.seg.config import PatchKnnConfig
-from mimbench.seg.data.split import LabelledSplit, open_split
+from mimbench.seg.data.split import open_split
 from mimbench.seg.frozen.encoder import Blocks, frozen_encoder
 from mimbench.seg.frozen.neighbours import Distance, capi_miou, learnable, nearest_patches, vote
-from mimbench.seg.model.linear import FrozenEncoder
-from mimbench.seg.model.segmenter import RGB
+from mimbench.seg.frozen.patches import Patches, divided, ignored_ids, patches_of
 from mimbench.seg.upernet import data_facts
-
-
-class Squashed(Dataset[tuple[Tensor, Tensor]]):
-    """Images and raw label maps as squares: (uint8 (3, S, S), uint8 (S, S)), by Pillow, bicubic and nearest."""
-
-    def __init__(self, split: LabelledSplit, side: int) -> None:
-        self.split, self.side = split, side
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        from PIL import Image
-
-        square = (self.side, self.side)
-        image = Image.fromarray(np.ascontiguousarray(self.split.image(index)[..., ::-1]))
-        pixels = np.array(image.resize(square, Image.Resampling.BICUBIC))
-        labels = Image.fromarray(self.split.raw_labels(index)).resize(square, Image.Resampling.NEAREST)
-        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(np.array(labels))
-
-
-class Patches(NamedTuple):
-    """The patches of some images, one after another."""
-
-    features: Tensor  # (N, D)
-    labels: Tensor  # uint8 (N, P), raw ids
-    each: int  # patches of one image
-
-    def of(self, images: Tensor) -> Patches:
-        """Return the patches of the images at indices (I,)."""
-        rows = (images[:, None] * self.each + torch.arange(self.each)).flatten().to(self.features.device)
-        return Patches(self.features[rows], self.labels[rows], self.each)
 
 
 class Setting(NamedTuple):
@@ -83,11 +45,8 @@ def run(config: PatchKnnConfig, run: RunDir) -> Outcome:
     directory = locate(config.data)
     splits = {split: open_split(directory, split) for split in ("train", "val")}
     frozen = frozen_encoder(config, Blocks(1), "checkpoint", device)
-    encoder = frozen.encoder
-    if config.image % encoder.patch:
-        raise ValueError(f"image={config.image} must be a multiple of the encoder's patch={encoder.patch}")
-    train, val = (_patches(config, splits[split], encoder, frozen.mean, frozen.std) for split in ("train", "val"))
-    ignore = config.ignore or ((0, 255) if splits["val"].layout.zero_is_ignored else (255,))
+    train, val = (patches_of(config, splits[split], frozen) for split in ("train", "val"))
+    ignore = ignored_ids(config, splits["val"])
     chosen, tried, miou = best_of(config, train, val, len(splits["train"]), ignore)
     facts = {
         "protocol": "k-NN over patches, CAPI's, with its own mIoU at the square's size",
@@ -120,14 +79,7 @@ def best_of(
     Raises:
         ValueError: if there are fewer than two training images.
     """
-    if images < 2:
-        raise ValueError("k-NN over patches needs at least two training images: some are held out")
-    order = torch.randperm(images, generator=torch.Generator().manual_seed(config.seed))
-    held = max(round(images * config.held_out), 1)
-    rest = train.of(order[held:].sort().values)
-    mean_D, deviation_D = _statistics(rest.features)
-    train, val = (part._replace(features=(part.features - mean_D) / deviation_D) for part in (train, val))
-    apart, rest = train.of(order[:held].sort().values), train.of(order[held:].sort().values)
+    rest, apart, train, val = divided(config, train, val, images)
     tried: dict[Setting, float] = {}
     for distance in config.distances:
         voted = _voted(apart, rest, config.neighbours, distance, ignore)
@@ -149,22 +101,3 @@ def _voted(
         )
     found = nearest_patches(query.features, features, max(neighbours), distance)
     return {k: torch.cat([vote(labels, part[:, :k]) for part in found.split(4096)]) for k in neighbours}
-
-
-def _statistics(features_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and deviation of each feature; the deviation of a constant feature is set to one."""
-    mean_D, deviation_D = features_ND.mean(0), features_ND.std(0, unbiased=False)
-    return mean_D, deviation_D.where(deviation_D > 0, torch.ones_like(deviation_D))
-
-
-@torch.no_grad()
-def _patches(config: PatchKnnConfig, split: LabelledSplit, encoder: FrozenEncoder, mean: RGB, std: RGB) -> Patches:
-    """Compute features and labels of all patches of a split, on the encoder's device."""
-    features, labels, grid, patch = [], [], config.image // encoder.patch, encoder.patch
-    loader = evaluation_loader(Squashed(split, config.image), config.eval_batch, config.compute.workers)
-    for images, maps in track(loader, f"encoding {split.split} images", len(loader)):
-        encoded = encoder(normalise(move(images, encoder.device), mean, std))
-        features.append(encoded.flatten(2).mT.flatten(0, 1))
-        cells = maps.view(-1, grid, patch, grid, patch).transpose(2, 3).reshape(-1, patch * patch)
-        labels.append(move(cells, encoder.device))
-    return Patches(torch.cat(features), torch.cat(labels), grid * grid)

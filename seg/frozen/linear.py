@@ -1,32 +1,45 @@
 """A linear head on frozen patch features: `mimbench run seg/linear_dinov2 checkpoint=PATH data=ade20k`.
 
-The encoder runs without gradients in the training process; only the head is trained and saved. Metrics are
+The encoder runs without gradients in the training process; only the head is trained and saved. With `views=cached` it
+runs over the training images once (seg/frozen/cached.py). Metrics are
 `seg_linear_miou`, `seg_linear_macc` and `seg_linear_aacc` in percent, at the original size of the images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mimbench.engine.data.batches import move
+from mimbench.engine.data.batches import Batches, move
 from mimbench.engine.data.datasets import locate
+from mimbench.engine.data.splits import SPLITS
 from mimbench.engine.run.process import device_name, rank_and_world, seed_all, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.optim import adamw
 from mimbench.engine.training.train import Training, train
 from mimbench.seg.config import LinearSegmentationConfig
-from mimbench.seg.data.split import open_split
+from mimbench.seg.data.split import LabelledSplit, open_split
+from mimbench.seg.frozen.cached import cached_features
 from mimbench.seg.frozen.encoder import Blocks, frozen_encoder
 from mimbench.seg.model.linear import FrozenEncoder, FrozenSegmenter, LinearHead
 from mimbench.seg.model.segmenter import RGB, prepared
 from mimbench.seg.optim import BETAS, learning_rate
-from mimbench.seg.upernet import data_facts, evaluation_of, inference_facts, training_batches, write_results
+from mimbench.seg.upernet import (
+    data_facts,
+    evaluation_of,
+    inference_facts,
+    micro_batch,
+    training_batches,
+    write_results,
+)
 
 PREFIX = "seg_linear_"
+SETTINGS = ("views", "image", "steps", "batch", "lr", "schedule", "loss_over", "seed")  # shown in the result
 
 
 def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
@@ -38,7 +51,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
-    val = open_split(directory, "val")
+    train_split, val = (open_split(directory, part, background=config.background) for part in SPLITS)
     frozen = frozen_encoder(config, Blocks(config.layers, config.blocks), config.pixels, device)
     encoder, mean, std = frozen.encoder, frozen.mean, frozen.std
     seed_all(config.seed)  # the head must not depend on earlier random numbers
@@ -51,9 +64,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
         Training(
             model=head,
             optimizer=adamw(_groups(config, head), config.lr, BETAS),
-            batches=training_batches(
-                config, open_split(directory, "train"), prepare=partial(_encoded, encoder, mean, std)
-            ),
+            batches=_batches(config, train_split, encoder, mean, std),
             steps=config.steps,
             learning_rate=partial(
                 learning_rate, peak=config.lr, steps=config.steps, warmup=config.warmup, schedule=config.schedule
@@ -71,7 +82,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
         **frozen.facts,
         "head": f"{'batch norm, ' if config.norm == 'batch' else ''}1x1 convolution, dropout {config.dropout:g}",
         "pixels": [list(mean), list(std)],
-        **{name: getattr(config, name) for name in ("image", "steps", "batch", "lr", "schedule", "loss_over", "seed")},
+        **{name: getattr(config, name) for name in SETTINGS},
         **data_facts(val),
         **inference_facts(config),
     }
@@ -83,6 +94,26 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
         device=device_name(device),
         family=frozen.family,
     )
+
+
+def _batches(
+    config: LinearSegmentationConfig, train_split: LabelledSplit, encoder: FrozenEncoder, mean: RGB, std: RGB
+) -> Batches:
+    """Return batches of features, of random crops or of whole images."""
+    if config.views == "augmented":
+        return training_batches(config, train_split, prepare=partial(_encoded, encoder, mean, std))
+    return Batches(
+        cached_features(config, train_split, encoder, mean, std),
+        micro_batch(config),
+        config.seed,
+        accumulate=config.compute.accumulate,
+        prepare=partial(_named, encoder.device),
+    )
+
+
+def _named(device: torch.device, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+    features, labels = batch
+    return {"features": move(features, device), "labels": move(labels, device)}
 
 
 def _groups(config: LinearSegmentationConfig, head: LinearHead) -> list[dict[str, Any]]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from mimbench.backbones.checkpoint import EncoderInfo, build_encoder
 from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.config import Traits, ViT
+from mimbench.backbones.weights import Weights, open_weights
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.seg.config import Backbone as BackboneConfig
 from mimbench.seg.config import Pixels, UPerNetConfig
-from mimbench.seg.model.load import TABLE, Loaded, load_encoder_into, segmenter_in
+from mimbench.seg.model.load import TABLE, Loaded, load_encoder_into
 from mimbench.seg.model.relative import rows_of
 from mimbench.seg.model.segmenter import Backbone, UPerNet
 from mimbench.seg.model.segmenter_file import Described, described
@@ -58,10 +59,10 @@ def build_segmenter(config: UPerNetConfig, classes: int) -> Built:
         FileNotFoundError: if the checkpoint does not exist.
         ValueError: if it is not a checkpoint, or its encoder does not fit.
     """
-    is_file = config.checkpoint is not None and user_code(config.checkpoint) is None
-    whole = segmenter_in(str(config.checkpoint)) if is_file else None
-    if whole is not None:
-        return _whole(config, whole, classes)
+    if config.checkpoint is not None and user_code(config.checkpoint) is None:
+        found = open_weights(config.checkpoint, "segmenter", allow_partial=config.allow_partial)
+        if found.kind == "segmenter":
+            return _whole(config, found.tensors, classes)
     backbone, info, loaded = build_backbone(
         config.checkpoint,
         config.encoder,
@@ -74,6 +75,16 @@ def build_segmenter(config: UPerNetConfig, classes: int) -> Built:
     mean, std = image_statistics(config.pixels, info)
     model = UPerNet(backbone, classes, config.heads, fused=config.fused_head, mean=mean, std=std)
     return Built(model, info, loaded)
+
+
+def encoder_of(found: Weights) -> ViT:
+    """Return the encoder's sizes in a whole segmenter, from its weights or from what we wrote beside them.
+
+    Raises:
+        ValueError: if they cannot be told.
+    """
+    about = described(found.file)
+    return about.vit if about else _shape_of(found.tensors, str(found.file))
 
 
 def image_statistics(

@@ -1,4 +1,4 @@
-"""Load weights into a segmenter: an encoder's of any known family, or a whole segmenter in mmsegmentation's format.
+"""Load an encoder's weights, of any known family, into a segmenter.
 
 An encoder's weights are renamed to mmsegmentation's. In a file of MAE's the segmenter's additions (LayerScale, relative
 positions) are missing, and MAE's final norm is unexpected. `Loaded` lists both.
@@ -9,33 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.finite import require_finite
-from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.checkpoints.segmenter import COMPUTED, renamed
 from mimbench.backbones.config import Interpolation
 from mimbench.backbones.positions import resize_positions
 from mimbench.seg.model.relative import resize_relative
 from mimbench.seg.model.vit import OtherViT, SegmentationViT
 
-WHOLE = ("backbone.", "decode_head.")  # the prefixes of a whole segmenter's names
 TABLE = "attn.relative_position_bias_table"
-RENAMED = (
-    (r"^blocks\.", "layers."),
-    (r"^patch_embed\.proj\.", "patch_embed.projection."),
-    (r"^(layers\.\d+)\.norm([12])\.", r"\1.ln\2."),
-    (r"^(layers\.\d+)\.ls([12])\.gamma$", r"\1.gamma_\2"),
-    (r"^(layers\.\d+)\.mlp\.fc1\.", r"\1.ffn.layers.0.0."),
-    (r"^(layers\.\d+)\.mlp\.fc2\.", r"\1.ffn.layers.1."),
-)
-COMPUTED = re.compile(r".*relative_position_index|.*attn\.k_bias|data_preprocessor\..*")  # in files, but not weights
-OF_BEIT = (  # BEiT's code (mmsegmentation 0.x) has the pyramid in the backbone, with other names
-    (r"^backbone\.fpn1\.", "neck.upsample_4x."),
-    (r"^backbone\.fpn2\.", "neck.upsample_2x."),
-)
 
 
 @dataclass(frozen=True)
@@ -44,13 +27,6 @@ class Loaded:
 
     missing: tuple[str, ...]  # not in the file: they keep their initial values
     unexpected: tuple[str, ...]  # not in the segmenter: they are left out
-
-
-def renamed(name: str) -> str:
-    """Return mmsegmentation's name for the parameter `name` of an encoder with timm's names."""
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def load_encoder_into(
@@ -96,33 +72,3 @@ def _loaded(backbone: SegmentationViT | OtherViT, given: Mapping[str, Tensor]) -
         raise ValueError(f"the encoder does not fit the segmenter: {', '.join(sorted(wrong)[:3])}")
     backbone.load_state_dict({name: value for name, value in given.items() if name in own}, strict=False)
     return Loaded(tuple(missing), tuple(unexpected))
-
-
-def segmenter_in(path: str | Path) -> dict[str, Tensor] | None:
-    """Return the weights, in float32, of the whole segmenter in the file at `path`; None for any other file.
-
-    Reads files of mmsegmentation, of BEiT (mmsegmentation 0.x; names are converted to 1.x) and of mimbench.
-
-    Raises:
-        FileNotFoundError, ValueError: as `open_checkpoint`; also for weights that are not finite.
-    """
-    opened = open_checkpoint(path)
-    named = {key.removeprefix("module."): value for key, value in opened.weights.items()}
-    if not all(any(key.startswith(part) for key in named) for part in WHOLE):
-        return None
-    of_beit = any(key.startswith("backbone.fpn") for key in named)
-    weights = {}
-    for key, value in named.items():
-        if COMPUTED.fullmatch(key):
-            continue
-        name = _from_beit(key) if of_beit else key
-        weights[name] = value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
-    require_finite(weights, opened.file)
-    return weights
-
-
-def _from_beit(name: str) -> str:
-    for pattern, replacement in OF_BEIT:
-        name = re.sub(pattern, replacement, name)
-    beginning = "backbone."
-    return beginning + renamed(name.removeprefix(beginning)) if name.startswith(beginning) else name

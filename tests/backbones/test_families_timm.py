@@ -27,17 +27,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # timm's name: family, what is
     "vit_so400m_patch14_siglip_224": ("siglip", {"embed_dim": 1152, "num_heads": 16, "depth": 1, "img_size": 56}),
     "vit_pe_core_base_patch16_224": ("pe", {"img_size": 224}),
     "vit_pe_core_gigantic_patch14_448": ("pe", {"img_size": 448}),
+    "vit_pe_spatial_gigantic_patch14_448": ("pe", {"img_size": 448}),
+    "vit_pe_lang_large_patch14_448": ("pe", {"img_size": 448}),
+    "vit_base_patch16_rope_224": ("rope_vit", {"img_size": 64}),
+    "eva02_tiny_patch14_224": ("eva02", {"img_size": 224}),
+    "vit_base_patch14_reg1_tipsv2": ("tips", {"img_size": 56}),
+    "vit_base_patch16_radio_v3": ("radio", {"img_size": 64}),
+    "vit_intern300m_patch14_448": ("plain", {"img_size": 56}),
     "vit_base_patch16_clip_quickgelu_224": ("clip", {"img_size": 64}),
     "vit_small_patch16_dinov3": ("dinov3", {"img_size": 64}),
     "vit_small_plus_patch16_dinov3_qkvb": ("dinov3", {"img_size": 64}),
     "vit_base_patch14_reg4_dinov2": ("dinov2", {"img_size": 56}),
     "deit3_base_patch16_224": ("vit", {"img_size": 64}),
 }
+TOLD = {  # what the file does not tell, and the user does
+    "vit_base_patch16_rope_ape_224": ("rope_vit", {"img_size": 64}, "family=rope_vit"),
+    "vit_pe_spatial_base_patch16_512": ("pe", {"img_size": 512}, "family=pe"),
+    "vit_base_patch16_clip_224": ("clip", {"img_size": 64}, "activation=gelu&mean=.1,.2,.3&std=.5"),
+    "vit_base_patch16_gap_224": ("siglip", {"img_size": 64, "num_heads": 4}, "heads=4&activation=gelu"),
+}
 REFUSED = {
-    "vit_pe_spatial_base_patch16_512": ({"img_size": 64}, "CLIP.* or PE spatial"),
-    "vit_pe_spatial_gigantic_patch14_448": ({"img_size": 56}, "CLIP.* or PE spatial"),
-    "vit_pe_lang_large_patch14_448": ({"img_size": 56}, "CLIP.* or PE spatial"),
-    "vit_base_patch16_rope_224": ({"img_size": 64}, "no known family"),
+    "samvit_base_patch16": ({"img_size": 64}, "SAM's image encoder.*attend in windows"),
+    "vit_base_patch16_rope_ape_224": ({"img_size": 64}, "family=deit3 or family=rope_vit"),
+    "vit_pe_spatial_base_patch16_512": ({"img_size": 64}, "family=pe or family=clip"),
+    "vit_base_patch16_rpn_224": ({"img_size": 64, "global_pool": "avg"}, "norms after attention"),
     "vit_base_patch16_rope_mixed_224": ({"img_size": 64}, "no known family|rope.freqs"),
 }
 
@@ -60,8 +73,25 @@ def test_features_are_timms(name: str, tmp_path: Path) -> None:
     ours, info = build_encoder(tmp_path / "encoder.pth", ViT())
     assert info is not None
     assert info.family == family
-    assert info.mean == pytest.approx(model.pretrained_cfg["mean"], abs=1e-6) or family in ("vit", "dinov3")
-    side = changes["img_size"]
+    assert info.mean == pytest.approx(model.pretrained_cfg["mean"], abs=1e-6) or "mean" in info.assumed
+    assert_features(model, ours, changes["img_size"])
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_a_file_does_not_tell_may_be_told(name: str, tmp_path: Path) -> None:
+    family, changes, options = TOLD[name]
+    model = made(name, **changes)
+    torch.save(model.state_dict(), tmp_path / "encoder.pth")
+    ours, info = build_encoder(f"{tmp_path}/encoder.pth?{options}", ViT())
+    assert info is not None
+    assert info.family == family
+    assert not {option.partition("=")[0] for option in options.split("&")} & set(info.assumed)
+    assert info.mean == (0.1, 0.2, 0.3) or "mean=" not in options
+    assert_features(model, ours, changes["img_size"])
+
+
+def assert_features(model: Any, ours: torch.nn.Module, side: int) -> None:
+    """The patch features of both are equal to 1e-4."""
     images = torch.randn(1, 3, side, side)
     with torch.no_grad():
         theirs = model.forward_features(images)[:, model.num_prefix_tokens :]

@@ -149,8 +149,8 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "none.pth")
     with pytest.raises(ValueError, match="is a directory"):
         open_checkpoint(tmp_path)
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=r"is a directory; give the file in it: model\.safetensors"):
+    (tmp_path / "encoder.safetensors").touch()
+    with pytest.raises(ValueError, match=r"is a directory; give the file in it: encoder\.safetensors"):
         open_checkpoint(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is not an ordinary file"):

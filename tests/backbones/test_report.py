@@ -148,7 +148,7 @@ def test_what_vitdet_will_do_with_it(tmp_path: Path) -> None:
     said = told(tmp_path / "encoder.safetensors")
     assert said.vitdet is None
     assert said.vitdet_plan == (
-        "windows of 14 (16 with vitdet.window=none), blocks 2, 5, 8, 11 attend globally",
+        "windows of 16 (vitdet.window=none), blocks 2, 5, 8, 11 attend globally",
         "the class token and 4 registers are dropped",
         "rotary positions count from each window's corner",
     )

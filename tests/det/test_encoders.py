@@ -210,6 +210,8 @@ def test_a_frozen_encoder_stays_as_it_came(make_coco, tmp_path: Path) -> None:
     )
     outcome = run(config, directory)
     assert outcome.facts["frozen"] is True
+    assert {"frozen_box_ap", "frozen_mask_ap", "frozen_box_ap50"} <= set(outcome.metrics)
+    assert "box_ap" not in outcome.metrics
     started = before.state_dict()
     trained = open_detector(directory.detector).model.state_dict()
     assert {key for key in trained if not torch.equal(trained[key], started[key])} <= learned

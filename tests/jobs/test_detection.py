@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_handwritten
 from mimbench.engine.run.config import to_text
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.cli.commands import shape_to_evaluate
+from mimbench.jobs.cli.commands import encoder_to_evaluate
 from mimbench.jobs.cli.main import app
 from mimbench.jobs.runs.memory import must_fit
 from mimbench.jobs.slurm.cluster import Cluster
@@ -174,6 +174,6 @@ def test_a_whole_detector_is_evaluated_on_coco(trained: RunDir) -> None:
     tree = torch.load(trained.detector, weights_only=True)
     tree["model"]["backbone.net.blocks.1.attn.rel_pos_h"].add_(1)
     torch.save(tree, trained.detector)
-    assert shape_to_evaluate(trained.detector, Request(["coco"])) == mask_rcnn_handwritten().encoder
+    assert encoder_to_evaluate(trained.detector, Request(["coco"]))[0] == mask_rcnn_handwritten().encoder
     with pytest.raises(ValueError, match=r"detector\.pth"):
-        shape_to_evaluate(trained.detector, Request(["coco", "knn"]))
+        encoder_to_evaluate(trained.detector, Request(["coco", "knn"]))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.checkpoints.info import EncoderInfo
+from mimbench.backbones.config import SIZES, Traits, ViT
 from mimbench.engine.run.task import ANY
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import resolve
@@ -54,8 +55,8 @@ def test_handwritten_means_the_demos_recipes() -> None:
 
 def test_a_size_no_paper_has_asks_for_a_recipe() -> None:
     odd = ViT(width=512, depth=8, heads=8)
-    with pytest.raises(ValueError, match="coco has no recipe for an encoder of width 384, depth 12"):
-        _runs(SIZES["S"], "coco")
+    with pytest.raises(ValueError, match="ade20k has no recipe for an encoder of width 384, depth 12"):
+        _runs(SIZES["S"], "ade20k")
     with pytest.raises(ValueError, match="--recipe finetune=STAGE/NAME"):
         _runs(odd, "finetune")
     same = {name: run.recipe for name, run in _runs(odd, "knn", "linear", "linear_fast", "fewshot").items()}
@@ -68,6 +69,49 @@ def test_a_size_no_paper_has_asks_for_a_recipe() -> None:
     assert runs["finetune"].recipe == "cls/finetune_vits"
     with pytest.raises(ValueError, match="is not PROTOCOL=RECIPE"):
         _runs(odd, "finetune", recipes=("cls/finetune_vits",))
+
+
+SOME = Traits(layer_scale=True, registers=4)
+DINOV2_L, ODD = ViT(1024, 24, 16, patch=14, image=518), ViT(width=512, depth=18, heads=8)
+CHOSEN: dict[str, tuple[ViT, str, Traits, str, tuple[str, ...], str]] = {  # case: shape, family, traits, recipe ...
+    "published": (DINOV2_L, "dinov2", SOME, "vitdet_dinov2_l_pe", (), "Perception Encoder's Table 14 has this recipe"),
+    "mae": (SIZES["L"], "mae", Traits(), "mask_rcnn_vitdet_l_100ep", (), "published recipe for ViT-L, made for MAE's"),
+    "no class token": (
+        SIZES["B"], "vit", Traits(class_token=False), "mask_rcnn_vitdet_b_100ep", (), "published recipe for ViT-B",
+    ),
+    "unlike MAE": (
+        ViT(patch=14, image=518), "dinov2", SOME, "mask_rcnn_vitdet_b_100ep", ("vitdet.window=none",),
+        "no ViTDet recipe is published for dinov2, so ViTDet's for ViT-B with windows of 16",
+    ),
+    "small": (SIZES["S"], "dino", Traits(), "vitdet_scaled_12_blocks_100ep", (), "not a published protocol"),
+    "odd": (ODD, "mae", Traits(), "vitdet_scaled_24_blocks_100ep", (), "for width 512, depth 18 and 8 heads, so"),
+    "deep": (ViT(128, 40, 2), "vit", SOME, "vitdet_scaled_40_blocks_75ep", (), "not a published protocol"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_coco_is_by_family_traits_and_size(case: str) -> None:
+    shape, family, traits, recipe, overrides, why = CHOSEN[case]
+    about = EncoderInfo(family, shape, final_norm=True, traits=traits)
+    study = evaluation(FILE, shape, Request(("knn", "coco", "coco_frozen")), about)
+    knn, coco, frozen = study.runs
+    assert (knn.recipe, coco.recipe, coco.overrides) == ("cls/knn", f"det/{recipe}", overrides)
+    assert (frozen.recipe, frozen.overrides) == ("det/mask_rcnn_frozen_12ep", ())
+    assert [line.partition(": ")[0] for line in study.notes] == ["coco"]
+    assert why in study.notes[0]
+    study.check()
+    built = resolve(coco.recipe, coco.overrides)[1]
+    assert built.shape_for(shape).width == shape.width, "the file fits the recipe"
+    assert evaluation(FILE, shape, Request(("coco",), overrides=("vitdet.window=7",)), about).runs[0].overrides == (
+        "vitdet.window=7",
+    )
+
+
+def test_a_frozen_protocol_leaves_out_what_the_encoder_lacks() -> None:
+    lacking = EncoderInfo("pe", SIZES["B"], final_norm=False, traits=Traits(positions="relative", registers=2))
+    study = evaluation(FILE, SIZES["B"], Request(("coco_frozen",)), lacking)
+    assert study.runs[0].overrides == ("vitdet.norm=off", "vitdet.prefix=drop")
+    assert "vitdet.norm=off, because the encoder has no final norm" in study.notes[0]
 
 
 def test_scratch_is_the_same_from_random_weights_of_the_same_shape() -> None:

@@ -22,7 +22,7 @@ from mimbench.backbones.weights import open_weights
 from mimbench.det.model.build import build_detector
 from mimbench.det.model.detector_file import open_detector, save_detector
 from mimbench.det.recipes.mask_rcnn import mask_rcnn_handwritten
-from mimbench.jobs.cli.commands import shape_to_evaluate
+from mimbench.jobs.cli.commands import encoder_to_evaluate
 from mimbench.jobs.cli.main import app
 from mimbench.jobs.studies.evaluate import Request
 from tests.cls.conftest import folder  # noqa: F401 (a fixture)
@@ -83,7 +83,7 @@ def test_a_detector_is_opened_once(tmp_path: Path, opens: Counter[str]) -> None:
     model, _ = build_detector(config, 3)
     file = tmp_path / "detector.pth"
     save_detector(file, model, config, (1, 2, 3), ("a", "b", "c"))
-    assert shape_to_evaluate(file, Request(("coco",))) == config.encoder
+    assert encoder_to_evaluate(file, Request(("coco",)))[0] == config.encoder
     content_hash(file, role="detector")
     again, about = build_detector(replace(config, checkpoint=str(file)), 3)
     assert about is not None

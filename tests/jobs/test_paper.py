@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from mimbench.engine.run.config import leaves
 from mimbench.jobs.cli.main import app
+from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.tables import paper, paper_check, paper_table
+from mimbench.jobs.tables.matching import equal
 from mimbench.jobs.tables.paper import PAPERS
 
 # Typed from the sources a second time, table by table: label, then the columns in order; - is a cell without a number.
@@ -110,6 +113,90 @@ READ_AGAIN = {
         ViT-B/16, teacher CLIP-B/16 85.4
         ViT-L/16, teacher CLIP-B/16 86.5
         ViT-L/16, teacher CLIP-L/14 at 196 px 87.4""",
+    "pe/table14_coco": """
+        OpenAI CLIP-L 54.0 47.5
+        MetaCLIP-G 53.2 46.7
+        SigLIP-so 54.4 47.6
+        MAE-L 55.6 49.3
+        EVA02-L 54.9 48.2
+        SigLIP2-so 56.0 49.4
+        SigLIP2-g-opt 57.1 50.2
+        DINOv2-L 55.7 49.0
+        DINOv2-g 57.2 50.0
+        PE core G 57.0 49.8
+        PE spatial G 57.8 50.3""",
+    "pe/table14_lvis": """
+        OpenAI CLIP-L 45.0 41.9
+        MetaCLIP-G 45.1 41.9
+        SigLIP-so 45.0 41.9
+        MAE-L 46.1 43.9
+        EVA02-L 49.3 45.2
+        SigLIP2-so 49.3 45.6
+        SigLIP2-g-opt 52.9 48.5
+        DINOv2-L 46.7 43.5
+        DINOv2-g 51.5 47.3
+        PE core G 51.9 47.9
+        PE spatial G 54.2 49.3""",
+    "detection/mae_port": "ViT-B, TPU weights 51.1 45.5\n ViT-B, GPU weights 51.1 45.4",
+    "detection/benchmarking": """
+        supervised 47.9 42.9 49.3 43.9
+        MoCo v3 47.9 42.7 49.3 44.0
+        BEiT 49.8 44.4 53.3 47.1
+        MAE 50.3 44.9 53.3 47.2""",
+    "detection/eva02": "EVA-02-B, IN21k 55.5 47.1\n EVA-02-L, M38m 59.2 50.8",
+    "detection/eva02_lvis": "EVA-02-B, IN21k 47.1 41.4\n EVA-02-L, M38m 55.3 48.6",
+    "detection/eva_system": """
+        EVA-02-B, 1536 px 58.9 50.7
+        EVA-02-L, 1536 px 62.3 53.8
+        EVA-02-L + O365 64.1 54.3
+        EVA-02-L + O365, for masks 63.9 55.4
+        EVA-01-g + O365 64.2 53.9
+        EVA-01-g + O365, for masks 63.9 55.0""",
+    "detection/mim": """
+        SimMIM-B, ViTDet 52.3 -
+        HiViT-B, ViTDet 53.3 -
+        CAE-B, 300 epochs 48.3 42.7
+        CAE-B, 800 epochs 49.9 43.9
+        CAE-B, 1600 epochs 50.3 44.2
+        CAE-L, 1600 epochs 54.5 47.5
+        MAE-B, by CAE 48.4 42.6
+        MAE-L, by CAE 54.0 47.1
+        MIMDet-B 51.7 46.2
+        MIMDet-L 54.3 48.2
+        ConvMAE-B, 25 epochs 53.2 47.1
+        iBOT-B, Cascade 51.5 -
+        ColorMAE-G-B, 300 epochs 48.7 -
+        ColorMAE-G-B, 800 epochs 49.5 -
+        MILAN-B, ViTDet 52.6 -
+        MAE-B, 200 epochs, ViTDet of 36 45.9 -""",
+    "detection/vit_adapter": """
+        DINOv2-S, Mask R-CNN 3x 51.5 45.6
+        DINOv2-B, Mask R-CNN 3x 54.1 47.8
+        DINOv2-L, Mask R-CNN 3x 55.3 49.0
+        DeiT-S, Mask R-CNN 3x 48.2 42.8
+        DeiT-B, Mask R-CNN 3x 49.6 43.6
+        AugReg-L, Mask R-CNN 3x 52.1 46.0
+        MAE-B, Mask R-CNN 25 epochs 50.3 44.7
+        DINOv2-S, ViT-CoMer 1x 48.6 42.9
+        DINOv2-B, ViT-CoMer 1x 52.0 45.5
+        DINOv2-S, ViT-CoMer 3x 52.1 45.8
+        DINOv2-B, ViT-CoMer 3x 54.2 47.6
+        BEiT-L, HTC++ 58.4 50.8
+        BEiT v2-L, HTC++ 58.8 51.1""",
+    "detection/dino_detr": """
+        MAE-B, 12 epochs 50.2
+        MAE-B, 50 epochs 55.0
+        MAE-L, 12 epochs 52.9
+        MAE-L, 50 epochs 57.5
+        EVA-02-B, 12 epochs 55.8
+        EVA-02-L, 12 epochs 58.9""",
+    "detection/frozen": """
+        DINOv3-7B, Plain-DETR, O365 65.6 -
+        DINOv2-S, ViT-Split 48.5 42.8
+        DINOv2-B, ViT-Split 51.8 45.4
+        DINOv2-L, ViT-Split 53.0 46.6
+        DINOv3-L, PMT 640 px - 45.4
+        DINOv3-L, PMT 1280 px - 49.0""",
     "famt/abstract": "AMT, arXiv v2 2.9 5.9\n FAMT, arXiv v3 1.3 3.9\n FAMT, journal 1.8 -",
 }
 
@@ -147,6 +234,28 @@ def test_numbers_are_the_sources(name: str) -> None:
             if number != "-":
                 read[" ".join(label[: -len(numbers)]), column.key] = number.replace(".", "0.", number.startswith("."))
     assert stored == read
+
+
+@pytest.mark.parametrize("table", ["pe/table14_coco", "pe/table14_lvis"])
+def test_the_recipe_of_a_cell_is_its_printed_protocol(table: str) -> None:
+    """Every setting that PE prints, in the recipe that is to reproduce the cell."""
+    for reference in paper.references(table):
+        assert reference.recipe is not None
+        science = {f"eval.{leaf.key}": leaf.value for leaf in leaves(find(reference.recipe).build())}
+        printed = {key: value for key, value in reference.facts.items() if key in science}
+        assert len(printed) > 30
+        assert {key: value for key, value in printed.items() if not equal(_plain(science[key]), value)} == {}
+
+
+def test_a_cell_of_an_encoder_made_elsewhere_asks_for_its_file() -> None:
+    by_row = {one.row: paper_table.filling(one, [])[0] for one in paper.references("pe/table14_coco")}
+    [command] = by_row["DINOv2-L"]
+    assert command.startswith("mimbench run det/vitdet_dinov2_l_pe checkpoint=FILE")
+    assert [command.split()[2] for command in by_row["MAE-L"]] == ["pretrain/mae_vitl_1600ep", "det/vitdet_mae_l_pe"]
+
+
+def _plain(value: object) -> object:
+    return "none" if value is None else value
 
 
 def test_seeds_are_the_sources() -> None:

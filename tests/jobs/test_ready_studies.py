@@ -8,8 +8,9 @@ import pytest
 
 from mimbench.jobs.runs.store import resolve, runs_root
 from mimbench.jobs.studies.plan import plan
-from mimbench.jobs.studies.study import Study, at_epochs, start_from
+from mimbench.jobs.studies.study import Given, Study, at_epochs, start_from
 from mimbench.jobs.studies.study_files import load_study, ready_studies
+from tests.jobs.encoder_file import encoder_bytes
 
 ROWS = {  # pretrainings and evaluations of each
     "amt/probe": (5, 10),
@@ -24,7 +25,25 @@ ROWS = {  # pretrainings and evaluations of each
     "mae/finetune": (3, 3),
     "mae/linear": (3, 3),
     "maskalign/finetune": (3, 3),
+    "pe/table14": (0, 22),
 }
+ELSEWHERE = {"pe/table14"}  # its encoders are files
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small file that passes for an encoder of any size until it is loaded."""
+    file = tmp_path_factory.mktemp("encoders") / "encoder.safetensors"
+    file.write_bytes(encoder_bytes("elsewhere"))
+    return file
+
+
+def _study(name: str, encoder: Path) -> Study:
+    """The study; with one file for every encoder that is made elsewhere."""
+    study = load_study(name, runs_root())
+    given = [f"{run.name}={encoder}" for run in study.runs if isinstance(run, Given)]
+    assert bool(given) == (name in ELSEWHERE)
+    return start_from(study, given) if given else study
 
 
 def test_all_are_listed_with_what_they_are() -> None:
@@ -33,8 +52,8 @@ def test_all_are_listed_with_what_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_config_builds_and_every_row_has_a_directory(name: str) -> None:
-    study = load_study(name, runs_root())
+def test_every_config_builds_and_every_row_has_a_directory(name: str, encoder: Path) -> None:
+    study = _study(name, encoder)
     assert study.name == name
     study.check()
     stages = [run.recipe.partition("/")[0] for run in study.runs]
@@ -48,12 +67,22 @@ def test_every_config_builds_and_every_row_has_a_directory(name: str) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_each_encoder_is_evaluated_at_its_own_size(name: str) -> None:
     for run in load_study(name, runs_root()).runs:
-        if run.need is not None:
+        if run.need is not None and not isinstance(run.need, Given):
             _, made = resolve(run.need.recipe, run.need.overrides)
             _, config = resolve(run.recipe, run.overrides)
             assert (config.encoder.width, config.encoder.depth) == (made.encoder.width, made.encoder.depth), run.name
             if run.recipe.startswith("cls/"):
                 assert config.image == made.encoder.image, run.name
+
+
+def test_only_the_encoders_that_are_given_are_evaluated(encoder: Path) -> None:
+    study = load_study("pe/table14", runs_root())
+    with pytest.raises(ValueError, match="OpenAI CLIP-L is made elsewhere; name its file with --from 'OpenAI CLIP-L="):
+        plan(study, runs_root())
+    some = start_from(study, [f"DINOv2-L={encoder}"])
+    assert [run.name for run in some.runs] == ["DINOv2-L, COCO", "DINOv2-L, LVIS"]
+    assert {run.checkpoint for run in some.runs} == {encoder}
+    assert plan(some, runs_root()).counts == {"new": 2}
 
 
 def _encoders(study: Study) -> list[str]:

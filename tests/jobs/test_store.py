@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mimbench.backbones.checkpoints.huggingface.folder import shown_name
 from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.data.datasets import add
@@ -207,3 +208,11 @@ def test_groups_and_comments_agree_in_every_recipe(recipe: Recipe) -> None:
     config = recipe.build()
     text = to_text(config)
     assert science_of(text, {"groups": groups_of(config)}) == science_of(text, {})
+
+
+def test_a_folder_of_transformers_stands_for_its_weights(tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "model.safetensors.index.json", "model.safetensors"):
+        (tmp_path / name).touch()
+        assert encoder_file(tmp_path) == tmp_path / name
+        assert shown_name(tmp_path / name) == tmp_path.name
+    assert str(encoder_file(Path(f"file://{tmp_path}?copy=ema"))) == f"{tmp_path / name}?copy=ema"

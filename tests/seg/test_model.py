@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mimbench.backbones.checkpoints.segmenter import renamed
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.seg.config import Heads
 from mimbench.seg.model.enlarge import enlarged
 from mimbench.seg.model.heads import FCNHead, Feature2Pyramid, UPerHead, mixed_then_enlarged
-from mimbench.seg.model.load import renamed, resized
+from mimbench.seg.model.load import resized
 from mimbench.seg.model.loss import pixel_loss
 from mimbench.seg.model.relative import relative_index, resize_relative
 from mimbench.seg.model.segmenter import UPerNet

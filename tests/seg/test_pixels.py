@@ -35,12 +35,14 @@ from tests.seg.rules import golden, sha
 GOLDEN = golden("data")
 
 
-def _image() -> np.ndarray:
+def picture() -> np.ndarray:
+    """The image of the golden numbers (83, 117, 3)."""
     y, x, c = np.mgrid[:83, :117, :3]
     return ((7 * y + 13 * x + 50 * c + (x * y) % 17) % 256).astype(np.uint8)
 
 
-def _labels() -> np.ndarray:
+def picture_labels() -> np.ndarray:
+    """Its label map, ids 0 to 150."""
     y, x = np.mgrid[:83, :117]
     return (((y // 9) * 13 + x // 7) % 151).astype(np.uint8)
 
@@ -51,7 +53,7 @@ def test_resizing(scale: str) -> None:
     long, short = (int(part) for part in scale.strip("()").split(","))
     size = rescaled_size((83, 117), long, short)
     assert list(size) == wanted["shape"]
-    image, labels = resize_image(_image(), size), resize_labels(_labels(), size)
+    image, labels = resize_image(picture(), size), resize_labels(picture_labels(), size)
     assert (int(image.sum()), int(labels.sum())) == (wanted["img_sum"], wanted["label_sum"])
     assert (sha(image), sha(labels)) == (wanted["img_sha"], wanted["label_sha"])
 
@@ -67,7 +69,7 @@ def test_sizes_at_random_scales(case: str) -> None:
 
 def test_photometric_operations() -> None:
     wanted = GOLDEN["photometric"]["ops"]
-    image = np.ascontiguousarray(_image()[:48, :64])
+    image = np.ascontiguousarray(picture()[:48, :64])
     made = {
         "input": image,
         "brightness+20.7": look_up(image, linear(1.0, 20.7)),
@@ -84,7 +86,7 @@ def test_photometric_operations() -> None:
 
 
 def test_photometric_distortion_from_the_same_draws() -> None:
-    image = np.ascontiguousarray(_image()[:48, :64])
+    image = np.ascontiguousarray(picture()[:48, :64])
     for seed, wanted in GOLDEN["photometric"]["numpy_seed_runs"].items():
         np.random.seed(int(seed))
         made = photometric_distortion(image)
@@ -93,7 +95,7 @@ def test_photometric_distortion_from_the_same_draws() -> None:
 
 def test_photometric_distortion_is_distributed_alike() -> None:
     wanted = GOLDEN["photometric"]["distribution"]
-    image = np.ascontiguousarray(_image()[:16, :16])
+    image = np.ascontiguousarray(picture()[:16, :16])
     np.random.seed(wanted["numpy_seed"])
     drawn = np.stack([photometric_distortion(image) for _ in range(wanted["n"])])
     assert (drawn == image).all((1, 2, 3)).mean() == wanted["p_unchanged"]
@@ -153,9 +155,9 @@ def test_ids_from_one() -> None:
 
 def test_a_small_crop_is_padded() -> None:
     config = Augment(smallest=0.5, largest=0.5, flip=0.0, photometric=False)
-    image, labels = augmented(_image(), _labels(), config, 128)
+    image, labels = augmented(picture(), picture_labels(), config, 128)
     assert labels.shape == (64, 90)
-    assert np.array_equal(image, resize_image(_image(), (64, 90)))
+    assert np.array_equal(image, resize_image(picture(), (64, 90)))
     import torch
 
     batch = training_batch([(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels))], 128)

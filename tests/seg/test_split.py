@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from mimbench.engine.data.handwritten import Sizes, make_handwritten
 from mimbench.seg.data.layouts import ADE_ZIP
@@ -63,11 +64,31 @@ def test_voc_by_its_lists(make_pairs, tmp_path) -> None:
     assert [Path(image).stem for image, _ in train.pairs] == ["000", "002"]
     assert len(val.classes) == 21
     assert set(np.unique(val.labels(0))) == {0, 1, 2, 255}
+    _sbd(tmp_path / "voc" / "VOCdevkit" / "VOCaug" / "dataset", root)
+    trainaug = open_split(tmp_path / "voc", "train")  # VOC2012's own and SBD's, without VOC2012's validation images
+    assert [Path(image).stem for image, _ in trainaug.pairs] == ["000", "002", "2008_000003"]
+    assert [Path(labels).suffix for _, labels in trainaug.pairs] == [".png", ".png", ".mat"]
+    assert np.array_equal(trainaug.labels(2), train.labels(1) % 255)
+    Path(trainaug.store.path / trainaug.pairs[2][1]).write_bytes(b"MATLAB 5.0, they said")
+    with pytest.raises(ValueError, match=r"2008_000003\.mat: is not a label map of SBD"):
+        trainaug.labels(2)
     (root / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("000\n001\n002\n")
     shutil.copytree(root / "SegmentationClass", root / "SegmentationClassAug")
     again = open_split(tmp_path / "voc", "train")
     assert len(again) == 3
     assert "SegmentationClassAug" in again.pairs[0][1]
+
+
+def _sbd(sbd: Path, voc: Path) -> None:
+    """Write SBD with labels of 000 and 001, which VOC2012 has, and of another image, as MATLAB saves its structures."""
+    (sbd / "cls").mkdir(parents=True)
+    shutil.copy(voc / "JPEGImages" / "002.png", voc / "JPEGImages" / "2008_000003.png")
+    labels = np.asarray(Image.open(voc / "SegmentationClass" / "002.png")) % 255
+    for stem in ("000", "001", "2008_000003"):
+        content = {"GTcls": {"Boundaries": np.zeros(3), "Segmentation": labels, "CategoriesPresent": np.array([1, 2])}}
+        savemat(sbd / "cls" / f"{stem}.mat", content)
+    (sbd / "train.txt").write_text("000\n2008_000003\n")
+    (sbd / "val.txt").write_text("001\n")
 
 
 def test_cityscapes_and_its_label_ids(tmp_path) -> None:
@@ -139,7 +160,7 @@ def test_what_is_wrong_is_said(make_pairs, make_ade, tmp_path) -> None:
     with pytest.raises(ValueError, match="names only one class"):
         open_split(root, "train")
     (root / "classes.txt").unlink()
-    with pytest.raises(ValueError, match=r"classes\.txt: is not there"):
+    with pytest.raises(ValueError, match=r"classes\.txt: does not exist"):
         open_split(root, "train")
     ade = make_ade(1)
     _edit(ade / "annotations/training/ADE_train_00000000.png", lambda ids: np.full_like(ids, 151))
@@ -166,6 +187,11 @@ def test_pascal_context_and_isaid(make_pairs, tmp_path) -> None:
     raw, labels = context.raw_labels(0), context.labels(0)
     assert (labels[raw == 0] == 255).all()
     assert (labels[raw == 1] == 0).all()
+    sixty = open_split(tmp_path / "context", "val", background=True)
+    assert (len(sixty.classes), sixty.classes[:2]) == (60, ("background", "aeroplane"))
+    assert np.array_equal(sixty.labels(0), raw)
+    with pytest.raises(ValueError, match="is images and labels; use background=false"):
+        open_split(pairs, "val", background=True)
     for folder, source, suffix in (("img_dir", "images", ""), ("ann_dir", "labels", "_instance_color_RGB")):
         for split in ("train", "val"):
             (tmp_path / "isaid" / folder / split).mkdir(parents=True)

@@ -20,7 +20,13 @@ from mimbench.det.config import MaskRCNNConfig
 from mimbench.engine.run.config import Compute, leaves
 from mimbench.jobs.runs.recipes import recipes
 from mimbench.pretrain.config import AttentionMasking, MaskAlignConfig, MonitorConfig, Pretrain
-from mimbench.seg.config import LinearSegmentationConfig, PatchKnnConfig, UPerNetConfig
+from mimbench.seg.config import (
+    LinearSegmentationConfig,
+    PatchConfig,
+    PatchKnnConfig,
+    PatchLogisticConfig,
+    UPerNetConfig,
+)
 
 NOT_PUBLISHED = "_handwritten"  # the demo's recipes, which tests/jobs and `mimbench demo` run as they are
 GRID = 4  # patches along a side of a tiny image, where 14 are published
@@ -33,6 +39,8 @@ RATES = {
     "min_lr",
     "start_lr",
     "weight_decay",
+    "schedule",
+    "window",
 }  # numbers that change no code's path
 DETECTOR_SIDE = 128  # pixels, where 1024 are published
 
@@ -62,11 +70,17 @@ def twins(whole: bool = bool(os.environ.get("MIMBENCH_SOAK"))) -> list[Twin]:
     for recipe in recipes():
         if not recipe.name.endswith(NOT_PUBLISHED):
             config = tiny(recipe.build())
-            told = [leaf for leaf in leaves(config) if whole or leaf.key.rpartition(".")[2] not in RATES]
+            told = [leaf for leaf in leaves(config) if whole or not _alike(config, leaf.key)]
             key = f"{recipe.stage} {type(config).__name__} {told}"
             before = found[key].recipes if key in found else ()
             found[key] = Twin(recipe.stage, config, (*before, recipe.name))
     return list(found.values())
+
+
+def _alike(config: Any, key: str) -> bool:
+    """Whether the twins of recipes that differ in `key` alone are as good as one."""
+    tiled = isinstance(config, MaskRCNNConfig) and config.vitdet.positions == "tile"  # eleven encoders of one table
+    return key.rpartition(".")[2] in RATES or (tiled and key.startswith("encoder."))
 
 
 def published() -> Iterator[str]:
@@ -151,6 +165,10 @@ def _frozen(config: Frozen) -> Frozen:
 
 def _detector(config: MaskRCNNConfig) -> MaskRCNNConfig:
     vitdet = replace(config.vitdet, patch=config.vitdet.patch and config.vitdet.patch // 2, channels=16)
+    if vitdet.global_blocks:  # of the depths of published encoders
+        vitdet = replace(vitdet, global_blocks=(1, 3))
+    if vitdet.window is not None and vitdet.window > 14:
+        vitdet = replace(vitdet, window=14)
     parts = min(config.compute.accumulate, 2)
     encoder = tiny_vit(config.encoder, depth=4)
     if vitdet.patch and vitdet.patch != encoder.patch:  # ViT-H's patches of 14 pixels are resampled to 16
@@ -189,7 +207,7 @@ def _segmenter(config: UPerNetConfig | LinearSegmentationConfig) -> Any:
     return small
 
 
-def _patch_knn(config: PatchKnnConfig) -> PatchKnnConfig:
+def _patches(config: PatchConfig) -> PatchConfig:
     vit = tiny_vit(config.encoder)
     return replace(config, encoder=vit, image=vit.image)
 
@@ -204,5 +222,6 @@ SHRINK = {
     MaskRCNNConfig: _detector,
     UPerNetConfig: _segmenter,
     LinearSegmentationConfig: _segmenter,
-    PatchKnnConfig: _patch_knn,
+    PatchKnnConfig: _patches,
+    PatchLogisticConfig: _patches,
 }

@@ -45,6 +45,7 @@ AIMV2_TIMM = Family(
     interpolation="bicubic-antialias",
     mean=MEAN,
     std=STD,
+    sizes=frozenset({(1024, 24), (1536, 24), (2048, 24), (3072, 24)}),
     heads=aimv2_heads,
     traits=aimv2_traits,
 )

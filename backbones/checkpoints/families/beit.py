@@ -82,6 +82,7 @@ BEIT = _relative(
     dropped=(INDEX, (r"lm_head\..*", "decoder: logits of visual tokens"), (r"mask_token", "mask token")),
     mean=HALF,
     std=HALF,
+    unsure=("mean", "std"),
     notes=("image mean and deviation .5, as BEiT uses on ImageNet-22k; its runs on ImageNet-1k alone use ImageNet's",),
 )
 BEIT_FINETUNED = _relative(
@@ -97,5 +98,6 @@ BEIT_FINETUNED = _relative(
     ),
     mean=HALF,
     std=HALF,
+    unsure=("mean", "std"),
     notes=("image mean and deviation .5 as in BEiT; BEiT v2 and SimMIM use ImageNet's mean and deviation",),
 )

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.families.plain import shown
-from mimbench.backbones.checkpoints.family import Converted, Family, Signature
+from mimbench.backbones.checkpoints.family import SIZES, WIDE, Converted, Family, Signature
 from mimbench.backbones.config import Traits
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HEADS = {1280: 16, 1408: 16, 1664: 16}  # ViT-H, g and bigG of open_clip; else 64 channels a head
-NOTES = ("assumed to be OpenAI's, with QuickGELU; towers of others up to ViT-L may have GELU, which no weight tells",)
+HEADS = WIDE  # ViT-H, g, bigG and e of open_clip; else 64 channels a head
+NOTES = ("the activation is assumed: QuickGELU up to ViT-L, as in OpenAI's towers, GELU in larger ones",)
+TOWERS = (r"visual\.conv1\.weight", r"visual\.class_embedding", r"visual\.transformer\.resblocks\.\d+\..*")
+OPENAI = r"input_resolution"  # a number in OpenAI's files; open_clip's have none
 BIAS = r"patch_embed\.proj\.bias"
 
 
@@ -65,7 +67,7 @@ _clip = partial(
     interpolation="bicubic-antialias",
     mean=MEAN,
     std=STD,
-    notes=NOTES,
+    sizes=SIZES | {(512, 12), (640, 12), (896, 12)},
     heads=clip_heads,
     traits=clip_traits,
 )
@@ -83,17 +85,18 @@ CLIP_TIMM = _clip(
         never=(BIAS, r"attn_pool\..*", r"blocks\.\d+\.(ls1\.gamma|gamma_1)", r"reg_token", r".*\.inner_attn_ln\..*"),
     ),
     source="timm's vit_*_clip_*",
+    models=r"vit_\w+_clip_\w+",
+    unsure=("activation", "mean", "std"),
+    notes=NOTES,
     dropped=(
         (r"head\.(weight|bias)", "projection into the space of text"),
         (r"fc_norm\..*", "norm of the classification head"),
     ),
 )
 CLIP_OPENAI = _clip(
-    title="CLIP (Radford et al., 2021), both towers, by OpenAI or open_clip",
-    signature=Signature(
-        has=(r"visual\.conv1\.weight", r"visual\.class_embedding", r"visual\.transformer\.resblocks\.\d+\..*")
-    ),
-    source="openai/CLIP, mlfoundations/open_clip",
+    title="CLIP (Radford et al., 2021), both towers",
+    signature=Signature(has=(*TOWERS, OPENAI)),
+    source="openai/CLIP",
     prefix="visual.",
     renames=(
         (r"^conv1\.", "patch_embed.proj."),
@@ -118,6 +121,14 @@ CLIP_OPENAI = _clip(
         (r"logit_scale|logit_bias|input_resolution|context_length|vocab_size", "a number beside the towers"),
     ),
 )
+OPEN_CLIP = replace(
+    CLIP_OPENAI,
+    title="CLIP (Radford et al., 2021), both towers, by open_clip, or MetaCLIP",
+    signature=Signature(has=TOWERS, never=(OPENAI,)),
+    source="mlfoundations/open_clip, facebookresearch/MetaCLIP; OpenAI's without its numbers beside the towers",
+    unsure=("activation", "mean", "std"),
+    notes=NOTES,
+)
 CLIP_HF = _clip(
     title="CLIP (Radford et al., 2021), by Hugging Face",
     signature=Signature(
@@ -128,6 +139,8 @@ CLIP_HF = _clip(
         )
     ),
     source="Hugging Face's CLIPModel and CLIPVisionModel",
+    unsure=("activation",),
+    notes=NOTES,
     renames=(
         (r"^vision_model\.", ""),
         (r"^embeddings\.class_embedding$", "cls_token"),

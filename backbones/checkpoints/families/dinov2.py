@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.families.plain import shown
-from mimbench.backbones.checkpoints.family import Family, Signature
+from mimbench.backbones.checkpoints.family import SIZES, Family, Signature
 from mimbench.backbones.config import Traits
 
 BODY = (
@@ -66,6 +66,7 @@ DINOV2 = Family(
     dropped=HEADS,
     positions="learned",
     interpolation="bicubic-offset",
+    sizes=SIZES | {(1536, 40)},
     traits=gated_traits,
 )
 DINOV2_REGISTERS = replace(
@@ -81,5 +82,6 @@ DINOV2_TIMM = replace(
     source="timm's vit_*_dinov2",
     renames=(),
     dropped=((r"head\.(weight|bias)", "classification head"),),
+    models=r"vit_\w+_dinov2",
     fits=of_dinov2,
 )

@@ -80,6 +80,7 @@ _dinov3 = partial(
     name="dinov3",
     positions="rope",
     notes=NOTES,
+    sizes=frozenset({(192, 12), (384, 12), (768, 12), (1024, 24), (1280, 32), (1536, 40), (4096, 40)}),
     heads=dinov3_heads,
     grid=dinov3_grid,
     traits=rotary_traits,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mimbench.backbones.checkpoints.family import Family, Signature
+from mimbench.backbones.checkpoints.family import Family, Signature, papers_heads
 from mimbench.backbones.positions import rows_first
 
 DECODER = (
@@ -11,6 +11,12 @@ DECODER = (
     (r"decoder_pos_embed", "decoder"),
     (r"mask_token", "mask token"),
 )
+
+
+def mae_heads(width: int) -> int:
+    """Return the number of heads: as in the papers, and 12 in MAE-Lite's ViT-Tiny (width 192), where DeiT has 3."""
+    return 12 if width == 192 else papers_heads(width)
+
 
 MAE = Family(
     name="mae",
@@ -21,6 +27,7 @@ MAE = Family(
     ),
     source="facebookresearch/mae; the AMT code writes the same",
     dropped=DECODER,
+    heads=mae_heads,
 )
 
 MAE_ENCODER = Family(
@@ -32,5 +39,6 @@ MAE_ENCODER = Family(
     ),
     source="facebookresearch/mae; its released files, and timm's vit_*_patch1?_224.mae",
     dropped=DECODER[-1:],
+    heads=mae_heads,
     fits=lambda weights: rows_first(weights["pos_embed"]) is False,
 )

@@ -1,23 +1,24 @@
 """Perception Encoder by timm: CLIP's names, and rotary positions that files do not hold.
 
 PE core is recognised by its attention pool; its rotary positions have the grid of its position table. PE spatial and
-lang have no final norm and otherwise the keys of a CLIP tower. A CLIP file without its final norm looks the same, so
-such a file is refused: loaded as CLIP it would be another encoder (cosine of the features .956).
+lang have no final norm. Those with LayerScale or without a class token are recognised by that. The others have the keys
+of a CLIP tower without its final norm, which is another encoder (cosine of features .956): `family=` must say which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NoReturn
 
 from torch import Tensor
 
+from mimbench.backbones.checkpoints.families.clip import CLIP_TIMM
 from mimbench.backbones.checkpoints.families.plain import shown
 from mimbench.backbones.checkpoints.family import HALF, Family, Signature, table_grid
 from mimbench.backbones.config import Rope, Traits
 
 HEADS = {1536: 16}  # G; else 64 channels each
+SIZES = frozenset({(192, 12), (384, 12), (768, 12), (1024, 24), (1024, 23), (1536, 50), (1536, 47)})
 TOWER = (r"norm_pre\.weight", r"patch_embed\.proj\.weight", r"pos_embed", r"blocks\.\d+\.attn\.qkv\.weight")
 NEVER = (r"patch_embed\.proj\.bias", r"reg_token", r".*\.inner_attn_ln\..*")
 
@@ -34,16 +35,9 @@ def pe_traits(weights: Mapping[str, Tensor]) -> Traits:
     return replace(found, pre_norm=True, norm_eps=1e-5, layer_scale="blocks.0.gamma_1" in weights, rope=rope)
 
 
-def ambiguous(_weights: Mapping[str, Tensor]) -> NoReturn:
-    """Refuse a file that may be either of two encoders.
-
-    Raises:
-        ValueError: always.
-    """
-    raise ValueError(
-        "it has no final norm, so it may be CLIP (without rotary positions) or PE spatial or PE lang (with them), and "
-        "the file does not tell which; give a CLIP file with its final norm, or PE core with its attention pool"
-    )
+def of_pe(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether the tower has LayerScale or no class token, which no CLIP has."""
+    return "blocks.0.gamma_1" in weights or "cls_token" not in weights
 
 
 PE_CORE = Family(
@@ -59,14 +53,28 @@ PE_CORE = Family(
     interpolation="bicubic-antialias",
     mean=HALF,
     std=HALF,
+    models=r"vit_pe_\w+",
+    sizes=SIZES,
     heads=pe_heads,
     traits=pe_traits,
 )
-PE_OR_CLIP = Family(
-    name="pe",
-    title="Perception Encoder, spatial or lang (Bolya et al., 2025), or CLIP without its final norm",
+PE_TOLD = replace(
+    PE_CORE,
+    title="Perception Encoder, spatial or lang (Bolya et al., 2025), by timm",
     signature=Signature(has=TOWER, never=(*NEVER, r"(fc_)?norm\.weight")),
     source="timm's vit_pe_spatial_* and vit_pe_lang_*",
-    positions="learned",
-    traits=ambiguous,
+    dropped=PE_CORE.dropped[1:],
+    fits=of_pe,
+)
+PE_OR_CLIP = replace(
+    PE_TOLD,
+    title="the Perception Encoder, spatial or lang (Bolya et al., 2025)",
+    rivals=("clip",),
+    fits=lambda weights: not of_pe(weights),
+)
+CLIP_NORMLESS = replace(
+    CLIP_TIMM,
+    title="CLIP without its final norm",
+    signature=PE_TOLD.signature,
+    fits=PE_OR_CLIP.fits,
 )

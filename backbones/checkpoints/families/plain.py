@@ -8,11 +8,22 @@ entry name what is assumed (the statistics of the images).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.family import HALF, Converted, Family, Signature, papers_heads, table_grid
+from mimbench.backbones.checkpoints.families.mae import mae_heads
+from mimbench.backbones.checkpoints.family import (
+    HALF,
+    SIZES,
+    Converted,
+    Family,
+    Signature,
+    papers_heads,
+    table_grid,
+)
 from mimbench.backbones.config import Traits
 from mimbench.backbones.positions import rows_first
 
@@ -44,6 +55,15 @@ def shown(weights: Mapping[str, Tensor]) -> Traits:
         patch_bias="patch_embed.proj.bias" in weights,
         qkv_bias=any(key.endswith(".attn.qkv.bias") for key in weights),
     )
+
+
+def post_norm(_weights: Mapping[str, Tensor]) -> NoReturn:
+    """Refuse an encoder whose norms follow attention.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError("mimbench's blocks do not support norms after attention and after the MLP")
 
 
 def moco_heads(width: int) -> int:
@@ -119,10 +139,9 @@ DEIT3 = Family(
     dropped=HEAD,
     positions="learned",
     traits=shown,
-    notes=(
-        "timm's vit_*_rope_ape_* have the same keys and shapes, and rotary positions that no file holds: if this is "
-        "one, the features are not its own; timm's deit3_* files are told from it by ls1.gamma",
-    ),
+    rivals=("rope_vit",),  # timm's deit3_* files are told from both by ls1.gamma
+    wrapper="model",
+    models=r"deit3_\w+|deit_\w+",
 )
 CLASSIFIER = Family(
     name="finetuned",
@@ -134,7 +153,27 @@ CLASSIFIER = Family(
     source="facebookresearch/mae, TonyLianLong/CrossMAE: main_finetune.py",
     dropped=HEAD,
     positions="learned",
+    rivals=("vit_rpn",),
+    models=r"vit_(?!\w+_rpn_)\w+|eva_large\w+|mae_\w+",
+    sizes=SIZES - {(192, 12)},  # MAE-Lite's ViT-Tiny has 12 heads, DeiT's 3
+    unsure=("mean", "std", "grid"),
+    heads=mae_heads,
     traits=shown,
+)
+POST_NORM = Family(
+    name="vit_rpn",
+    title="timm's vit_*_rpn_*, whose norms follow attention and MLP",
+    signature=Signature(
+        has=(*EMBEDDING, r"fc_norm\.weight", r"pos_embed"),
+        never=(
+            *NOT_PLAIN,
+            *(r"norm\.weight", r"cls_token", r"reg_token", r"blocks\.\d+\.(gamma_1|ls1\.gamma|attn\.qkv\.bias)"),
+        ),
+    ),
+    source="timm's vit_*_rpn_*",
+    dropped=HEAD,
+    models=r"vit_\w*_rpn_\w+",
+    traits=post_norm,
 )
 AUGREG = Family(
     name="augreg",
@@ -148,6 +187,7 @@ AUGREG = Family(
     interpolation="bicubic-antialias",
     mean=HALF,
     std=HALF,
+    unsure=("grid",),
     traits=shown,
     fits=lambda weights: len(weights.get("head.weight", ())) in (0, 21841, 21843),
 )
@@ -161,8 +201,16 @@ VIT = Family(
     dropped=HEAD,
     positions="learned",
     interpolation="bicubic-antialias",
+    models=r"vit_\w+_gap_\d+",
+    unsure=("mean", "std", "grid"),
     traits=shown,
     notes=(ORIGIN, STATISTICS),
+)
+VIT_TOKENLESS = replace(
+    VIT,
+    title="a plain ViT without a class token",
+    signature=replace(VIT.signature, never=(*VIT.signature.never, r"cls_token")),
+    sizes=frozenset(),  # timm's ViT-B of this kind has 16 heads
 )
 PLAIN = Family(
     name="plain",
@@ -173,5 +221,17 @@ PLAIN = Family(
     ),
     source="an encoder extracted from its file",
     dropped=HEAD[:1],
+    unsure=("mean", "std", "grid"),
     notes=("the file does not tell its origin: its keys fit CrossMAE's encoder and others",),
+)
+PLAIN_SCALED = replace(
+    PLAIN,
+    title="a plain ViT with LayerScale and without a final norm",
+    signature=Signature(
+        has=(*EMBEDDING, r"cls_token", r"pos_embed", r"blocks\.\d+\.ls1\.gamma", r"patch_embed\.proj\.bias"),
+        never=(*NOT_PLAIN, r"(fc_)?norm\.weight", r"mask_token", r"reg_token", r".*gamma_1"),
+    ),
+    source="timm's vit_intern300m_*, or an encoder extracted from its file",
+    traits=shown,
+    notes=("the file does not tell its origin: its keys fit InternViT and DINOv2 without its final norm",),
 )

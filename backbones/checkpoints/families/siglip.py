@@ -14,11 +14,12 @@ from functools import partial
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.families.plain import EMBEDDING, NOT_PLAIN, shown
-from mimbench.backbones.checkpoints.family import HALF, Family, Signature, table_grid
+from mimbench.backbones.checkpoints.family import HALF, WIDE, Family, Signature, table_grid
 from mimbench.backbones.config import Traits
 from mimbench.backbones.positions import rows_first
 
-HEADS = {1152: 16, 1536: 16}  # so400m and giant-opt; else 64 channels each
+HEADS = {1152: 16, 1536: 16, **WIDE}  # so400m and giant-opt; else 64 channels each, or as in other papers
+SIZES = frozenset({(768, 12), (1024, 24), (1152, 27), (1536, 40)})
 TANH_GRID = 32  # patches along a side of large/16 at 512 pixels
 NEVER = (*NOT_PLAIN, r"cls_token", r"reg_token", r"blocks\.\d+\.(ls1\.gamma|gamma_1)", r"fc_norm\..*", r"mask_token")
 
@@ -49,6 +50,8 @@ _siglip = partial(
     interpolation="bicubic-antialias",
     mean=HALF,
     std=HALF,
+    models=r"vit_\w+_siglip_\w+",
+    sizes=SIZES,
     heads=siglip_heads,
     traits=siglip_traits,
 )
@@ -67,5 +70,6 @@ SIGLIP_GAP = _siglip(
     ),
     source="timm's vit_*_siglip_gap_*",
     notes=("recognised by what it lacks: class token, head and a fixed table; the file does not name SigLIP",),
-    fits=tokenless,
+    unsure=("heads", "activation", "mean", "std", "grid"),
+    fits=lambda weights: tokenless(weights) and len(weights["patch_embed.proj.weight"]) not in WIDE,
 )

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.families.dinov2 import DINOV2_REGISTERS
+from mimbench.backbones.checkpoints.families.dinov2 import DINOV2_REGISTERS, DINOV2_TIMM
 from mimbench.backbones.checkpoints.family import Family
 
 NAMES = ("reg_token", "register_tokens")
@@ -27,6 +27,11 @@ def tips_heads(width: int) -> int:
     return 16 if width == 1152 else max(width // 64, 1)
 
 
+def by_timm(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether there is one register and patches are 14 pixels wide."""
+    return one_register(weights) and weights["patch_embed.proj.weight"].shape[-1] == 14
+
+
 TIPS: Family = replace(
     DINOV2_REGISTERS,
     name="tips",
@@ -36,6 +41,22 @@ TIPS: Family = replace(
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
     notes=("distinguished from DINOv2 by its single register, which is a second class token",),
+    sizes=frozenset({(384, 12), (768, 12), (1024, 24), (1152, 27), (1536, 40)}),
     fits=one_register,
+    heads=tips_heads,
+)
+TIPS_TIMM: Family = replace(
+    DINOV2_TIMM,
+    name=TIPS.name,
+    title="TIPS v2 (Maninis et al., 2024), by timm",
+    signature=replace(DINOV2_TIMM.signature, has=(*DINOV2_TIMM.signature.has, r"reg_token")),
+    source="timm's vit_*_tipsv2",
+    interpolation=TIPS.interpolation,
+    mean=TIPS.mean,
+    std=TIPS.std,
+    notes=TIPS.notes,
+    models=r"vit_\w+_tips\w*",
+    sizes=TIPS.sizes,
+    fits=by_timm,
     heads=tips_heads,
 )

@@ -1,0 +1,1 @@
+"""Tables of the Perception Encoder's paper as studies."""
