@@ -41,7 +41,7 @@ def estimate(config: UPerNetConfig, world: int = 1, classes: int = ADE_CLASSES) 
         model = build_segmenter(replace(config, checkpoint=None, steps=1), classes).model
     for module in model.modules():
         if isinstance(module, SyncBatchNorm):
-            module.__class__ = nn.BatchNorm2d  # a single process, whoever asks: nothing is sent to others
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # a single process, whoever asks: nothing is sent to others
     _forget_matrices()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):

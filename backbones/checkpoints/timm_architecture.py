@@ -77,7 +77,7 @@ def read_architecture(name: str, arguments: str = "{}") -> Architecture:
 def _read(name: str, model: Any, depth: int | None) -> Architecture:
     block = model.blocks[0]
     rope, reason = _rope(model)
-    if not isinstance(block, BLOCKS):
+    if not issubclass(type(block), BLOCKS):
         return _unlike(name, model, depth, f"its blocks are timm's {type(block).__name__}")
     if not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity):
         reason = "its queries and keys are normed"
