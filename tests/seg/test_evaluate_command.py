@@ -11,14 +11,21 @@ from mimbench.backbones.checkpoint import EncoderInfo, save_encoder
 from mimbench.backbones.config import HANDWRITTEN
 from mimbench.backbones.content import content_hash
 from mimbench.backbones.vit import VisionTransformer
-from mimbench.jobs.cli.commands import shape_to_evaluate
+from mimbench.jobs.cli.commands import encoder_to_evaluate
 from mimbench.jobs.runs.execute import execute
 from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.studies.evaluate import Request, evaluation
+from mimbench.jobs.studies.study import Study
 from mimbench.seg.upernet import SEGMENTER
 
 QUICK = ("batch=4", "shown=0", "ade20k.steps=2", "ade20k.warmup=1", "seg_linear.steps=2", "seg_linear.warmup=1")
 MEASURED = {"ade20k": "miou", "seg_linear": "seg_linear_miou", "seg_knn": "seg_knn_miou"}
+
+
+def _study(file: Path, request: Request) -> Study:
+    """What `mimbench evaluate` would run."""
+    shape, about = encoder_to_evaluate(file, request)
+    return evaluation(file, shape, request, about)
 
 
 def test_an_encoder_under_every_protocol_and_the_segmenter_as_it_is(make_ade, tmp_path: Path) -> None:
@@ -26,7 +33,7 @@ def test_an_encoder_under_every_protocol_and_the_segmenter_as_it_is(make_ade, tm
     file = tmp_path / "encoder.safetensors"
     save_encoder(file, VisionTransformer(HANDWRITTEN).state_dict(), EncoderInfo("mae", HANDWRITTEN, final_norm=False))
     request = Request(tuple(MEASURED), data=(f"ade={make_ade(4)}",), overrides=QUICK)
-    study = evaluation(file, shape_to_evaluate(file, request), request)
+    study = _study(file, request)
     study.check()
     directories = study.prepare(runs_root())
     for run, directory in directories.items():
@@ -39,7 +46,7 @@ def test_an_encoder_under_every_protocol_and_the_segmenter_as_it_is(make_ade, tm
     segmenter = trained.path / SEGMENTER
     assert content_hash(segmenter, role="segmenter") != content_hash(file, role="segmenter") == content_hash(file)
     again = Request(("ade20k",), request.data, ("ade20k.steps=0", "shown=0"))
-    alone = evaluation(segmenter, shape_to_evaluate(segmenter, again), again)
+    alone = _study(segmenter, again)
     [whole] = alone.prepare(runs_root()).values()
     assert execute(whole) == 0
     assert whole.read_result()["metrics"] == pytest.approx(trained.read_result()["metrics"])
