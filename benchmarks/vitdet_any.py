@@ -173,7 +173,7 @@ def frozen(case: Case, name: str) -> Measured:
         model = from_scratch(config, 80, config.encoder, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         sides.append(Side(model, case.image, torch.device("cpu"), torch.float32))
     ours, peer = sides
-    losses = [float(side.losses()["loss"]) for side in sides]
+    losses = [float(side.losses()["loss"].detach()) for side in sides]
     assert abs(losses[0] - losses[1]) <= 1e-5 * losses[1], f"losses {losses} of the same weights"
     activations = [side.memory() for side in sides]
     times = take_turns(ours.step, peer.step, case.repeats)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 from pathlib import Path
 
@@ -17,5 +16,5 @@ def test_the_table_of_families_is_what_the_code_says() -> None:
     assert written == script["page"](), "run: python docs/record_families.py"
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in written.splitlines() if line.startswith("| ")}
     assert {family.title for family in FAMILIES} <= set(rows)
-    assert re.search(r"\| MAE .*✓ \| ✓ \| ✓ \| ✓ \| ✓ \|", rows["MAE (He et al., 2022)"] + " |")
+    assert rows["MAE (He et al., 2022), with its decoder"].count("✓") >= 5
     assert "no: 4 registers, LayerScale" in rows["DINOv2 with registers (Darcet et al., 2023)"]

@@ -30,18 +30,21 @@ ROWS = {  # pretrainings and evaluations of each
 ELSEWHERE = {"pe/table14"}  # its encoders are files
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small file that passes for an encoder of any size until it is loaded."""
-    file = tmp_path_factory.mktemp("encoders") / "encoder.safetensors"
-    file.write_bytes(encoder_bytes("elsewhere"))
-    return file
+def _given(study: Study, folder: Path) -> list[str]:
+    """LABEL=FILE of every encoder that is made elsewhere: small files that pass for encoders of the right sizes."""
+    given = []
+    for run in study.runs:
+        if isinstance(run, Given):
+            file = folder / f"{run.name}.safetensors"
+            file.write_bytes(encoder_bytes(run.name, resolve(run.recipe, ())[1].encoder))
+            given.append(f"{run.name}={file}")
+    return given
 
 
-def _study(name: str, encoder: Path) -> Study:
-    """The study; with one file for every encoder that is made elsewhere."""
+def _study(name: str, folder: Path) -> Study:
+    """The study, with a file for every encoder that is made elsewhere."""
     study = load_study(name, runs_root())
-    given = [f"{run.name}={encoder}" for run in study.runs if isinstance(run, Given)]
+    given = _given(study, folder)
     assert bool(given) == (name in ELSEWHERE)
     return start_from(study, given) if given else study
 
@@ -52,8 +55,8 @@ def test_all_are_listed_with_what_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_config_builds_and_every_row_has_a_directory(name: str, encoder: Path) -> None:
-    study = _study(name, encoder)
+def test_every_config_builds_and_every_row_has_a_directory(name: str, tmp_path: Path) -> None:
+    study = _study(name, tmp_path)
     assert study.name == name
     study.check()
     stages = [run.recipe.partition("/")[0] for run in study.runs]
@@ -75,14 +78,17 @@ def test_each_encoder_is_evaluated_at_its_own_size(name: str) -> None:
                 assert config.image == made.encoder.image, run.name
 
 
-def test_only_the_encoders_that_are_given_are_evaluated(encoder: Path) -> None:
+def test_only_the_encoders_that_are_given_are_evaluated(tmp_path: Path) -> None:
     study = load_study("pe/table14", runs_root())
     with pytest.raises(ValueError, match="OpenAI CLIP-L is made elsewhere; name its file with --from 'OpenAI CLIP-L="):
         plan(study, runs_root())
-    some = start_from(study, [f"DINOv2-L={encoder}"])
+    [given] = [text for text in _given(study, tmp_path) if text.startswith("DINOv2-L=")]
+    some = start_from(study, [given])
     assert [run.name for run in some.runs] == ["DINOv2-L, COCO", "DINOv2-L, LVIS"]
-    assert {run.checkpoint for run in some.runs} == {encoder}
+    assert {run.checkpoint for run in some.runs} == {tmp_path / "DINOv2-L.safetensors"}
     assert plan(some, runs_root()).counts == {"new": 2}
+    with pytest.raises(ValueError, match="the file holds a ViT-L, but the recipes of this study are for an encoder of"):
+        start_from(study, [f"DINOv2-g={tmp_path / 'DINOv2-L.safetensors'}"])
 
 
 def _encoders(study: Study) -> list[str]:
