@@ -167,7 +167,7 @@ def test_what_is_wrong_is_said(make_pairs, make_ade, tmp_path) -> None:
     with pytest.raises(ValueError, match="150 classes are 1 to 150"):
         open_split(ade, "train").labels(0)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no known way.*classes\.txt"):
+    with pytest.raises(ValueError, match=r"unknown layout.*classes\.txt"):
         open_split(tmp_path / "empty", "train")
     (tmp_path / "empty" / "index_ade20k.pkl").touch()
     with pytest.raises(ValueError, match=r"full ADE20K.*ADEChallengeData2016"):
