@@ -12,12 +12,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from mimbench.engine.data.datasets import unfit
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class Names:
     def of(cls, names: Sequence[str]) -> Names:
         """Return the `Names` of a list."""
         encoded = [os.fsencode(name) for name in names]
+        import numpy as np
+
         return cls(b"".join(encoded), np.cumsum([len(name) for name in encoded], dtype=np.int64))
 
     def __len__(self) -> int:

@@ -48,12 +48,19 @@ CROSS = {
 
 
 @pytest.mark.parametrize(
-    ("family", "extra", "norm"), [("mae", MAE, True), ("crossmae", CROSS, False), ("plain", {}, False)]
+    ("family", "extra", "norm", "assumed"),
+    [
+        ("mae", MAE, True, ("heads",)),
+        ("crossmae", CROSS, False, ("heads",)),
+        ("plain", {}, False, ("heads", "mean", "std", "grid")),
+    ],
 )
-def test_files_of_the_families(tmp_path: Path, family: str, extra: dict[str, Tensor], norm: bool) -> None:
+def test_files_of_the_families(
+    tmp_path: Path, family: str, extra: dict[str, Tensor], norm: bool, assumed: tuple[str, ...]
+) -> None:
     state = encoder_state(norm)
     loaded, info = load_encoder(write(tmp_path / "c.pth", {**state, **extra}))
-    assert info == EncoderInfo(family, TINY, norm)
+    assert info == EncoderInfo(family, TINY, norm, assumed=assumed)
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[key], state[key]) for key in state)
 

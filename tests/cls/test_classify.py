@@ -278,6 +278,10 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
         file.write_bytes(file.read_bytes().replace(b'\\"outputs\\"', b'\\"0utputs\\"'))
     else:
         file.write_bytes(file.read_bytes()[:-100])
-    complaint = {"nan": "head.bias holds NaN", "metadata": "another version of mimbench", "cut": "c.safetensors"}
+    complaint = {
+        "nan": "head.bias are NaN",
+        "metadata": "a different version of mimbench",
+        "cut": "c.safetensors",
+    }
     with pytest.raises(ValueError, match=complaint[damage]):
         load_classifier(file)
