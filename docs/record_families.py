@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mimbench.backbones.checkpoints.export import WRITERS, Target  # noqa: E402
+from mimbench.backbones.checkpoints.export import Target, default_name, export_encoder  # noqa: E402
 from mimbench.backbones.checkpoints.families import FAMILIES  # noqa: E402
 from mimbench.backbones.checkpoints.family import Family  # noqa: E402
 from mimbench.backbones.config import Traits, ViT  # noqa: E402
@@ -84,11 +84,12 @@ def _saved(file: Path, state: dict[str, torch.Tensor]) -> Path:
 
 def cells(found: Weights) -> dict[str, str]:
     """Return what each column says of an open file."""
-    state, info = dict(sorted(found.encoder.items())), found.info
     said = {"classifier": YES}  # every weight of its encoder is accounted for, by name and shape (`Weights.require`)
     said["ViTDet"] = YES if vitdet_reason(found.traits) is None else NO
-    for target in EXPORTS:
-        said[target] = _tried(lambda to=target: WRITERS[to](state, info))
+    with tempfile.TemporaryDirectory() as home:
+        for target in EXPORTS:
+            out = Path(home) / default_name(found.file, target)
+            said[target] = _tried(lambda to=target, out=out: export_encoder(found.file, to, out))
     if lacking := detectron2_lacks(found.traits):
         said["detectron2"] = f"{NO}: {', '.join(lacking)}"
     return said

@@ -145,9 +145,6 @@ class Made(Run):
 class Given(Run):
     """An encoder made elsewhere, whose file `start_from` names; the recipe is that of an evaluation of it."""
 
-    def check(self) -> None:
-        """Do nothing: there is nothing to run."""
-
     def place(self, *_place: Any, **_options: Any) -> NoReturn:
         """Raise ValueError, which says how to name its file."""
         raise ValueError(f"{self.name} is made elsewhere; name its file with --from '{self.name}=FILE'")
@@ -335,8 +332,7 @@ def _keeps(run: Run) -> str:
 def start_from(study: Study, given: Sequence[str]) -> Study:
     """Return `study` with pretrainings replaced by checkpoints: each of `given` is `LABEL=FILE` or `LABEL=RUN`.
 
-    LABEL is the label or recipe of the pretraining, or `pretrained` if the study has only one. Encoders made elsewhere
-    (`Given`) that are not named are left out, with their evaluations.
+    LABEL is its label or recipe, or `pretrained` if the study has only one. Unnamed `Given` encoders are left out.
 
     Raises:
         ValueError: for any other text, listing the pretrainings that can be replaced; for a file of another size.
