@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,19 @@ MODULES = (*MODULES, "vision_transformer_hybrid")
 FEWEST_READ = 80  # of the distinct ones of timm 1.0.31, with their names beside them
 
 
+@pytest.fixture(autouse=True, scope="module")
+def without_initial_values() -> Iterator[None]:
+    """No model is initialised, which would take most of the time: there is no memory to fill."""
+    with pytest.MonkeyPatch.context() as patch:
+        for fill in ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"):
+            patch.setattr(torch.Tensor, fill, lambda tensor, *_values, **_options: tensor)
+        yield
+
+
 @cache
 def model_of(name: str) -> Any:
     """A model without memory and without initial values, of its first block alone: the others are like it."""
-    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
-        for fill in ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"):
-            patch.setattr(torch.Tensor, fill, lambda tensor, *_values, **_options: tensor)
+    with torch.device("meta"):
         arguments = {} if "sapiens2" in name else {"depth": 1}  # its blocks differ
         model = timm.create_model(name, **arguments)
     model.full_depth = _depth(name)

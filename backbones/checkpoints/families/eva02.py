@@ -125,6 +125,7 @@ EVA01 = Family(
     mean=MEAN,
     std=STD,
     models=r"eva_giant\w+",
+    unsure=("mean", "std"),  # the one fine-tuned at 560 pixels has ImageNet's
     sizes=frozenset({(1408, 40)}),
     traits=shown,
     fits=lambda weights: len(weights["patch_embed.proj.weight"]) == 1408,
