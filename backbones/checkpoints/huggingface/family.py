@@ -67,7 +67,7 @@ def family_of(opened: Opened) -> Family | None:
         raise ValueError(f"{opened.file}: {error}") from None
     if written is None:
         return family
-    return replace(family, name=written.family, interpolation=written.interpolation)
+    return replace(family, name=written.family, interpolation=written.interpolation, unsure=written.assumed)
 
 
 def _own(config: Config) -> tuple[str, Mapping[str, Any]]:
