@@ -166,8 +166,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         _give_categories(runs)
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0)
-    for name in ("checkpoint.pth", "encoder.safetensors", "crossmae_vitb.pth"):
+    for name in ("checkpoint.pth", "encoder.safetensors"):
         torch.save(model.state_dict(), place / name)
+    with torch.device("meta"):
+        base = timm.create_model("vit_base_patch16_224", num_classes=0)
+    zeros = {key: torch.zeros(1).expand(value.shape) for key, value in base.state_dict().items()}  # a small file
+    torch.save(zeros, place / "crossmae_vitb.pth")
     (place / "short.py").write_text(next(b for b in _blocks(ROOT / "docs" / "clusters.md", "python")))
     (place / "my_encoder.py").write_text(next(b for b in _blocks(ROOT / "docs" / "evaluate.md", "python")))
     for folder in ("imagenet/train/n01440764", "imagenet/val/n01440764", "birds/train/wren", "birds/val/wren"):
