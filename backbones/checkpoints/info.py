@@ -76,9 +76,9 @@ def of_classifier(text: str) -> EncoderInfo:
 
 
 def differences(traits: Traits) -> dict[str, Any]:
-    """Return the traits in which an encoder differs from MAE's."""
+    """Return the traits in which an encoder differs from MAE's, as JSON values."""
     found = {field.name: getattr(traits, field.name) for field in fields(traits)}
-    return {name: value for name, value in found.items() if value != getattr(PLAIN, name)}
+    return {name: _plain(value) for name, value in found.items() if value != getattr(PLAIN, name)}
 
 
 def meaning(info: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def meaning(info: Any) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"vit": asdict(info.vit), "interpolation": info.interpolation}
     found |= {name: [round(float(value), 6) for value in getattr(info, name)] for name in ("mean", "std")}
-    found["traits"] = {name: _plain(value) for name, value in differences(info.traits).items()}
+    found["traits"] = differences(info.traits)
     return found | {name: getattr(info, name) for name in ("final_norm", "pool", "eval_crop") if hasattr(info, name)}
 
 

@@ -139,6 +139,8 @@ def _where(told: Report) -> str:
 
 
 def _trait(name: str, value: object) -> str:
+    if isinstance(value, dict):  # rotary positions
+        return f"{name.replace('_', ' ')} ({', '.join(f'{key} {part}' for key, part in value.items())})"
     return name.replace("_", " ") if value is True else f"{name.replace('_', ' ')} {value}"
 
 

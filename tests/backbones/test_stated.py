@@ -12,8 +12,9 @@ import timm
 import torch
 
 from mimbench.backbones.checkpoint import build_encoder, load_encoder, save_encoder
+from mimbench.backbones.checkpoints.info import differences
 from mimbench.backbones.checkpoints.location import settled, with_settings
-from mimbench.backbones.config import ViT
+from mimbench.backbones.config import Rope, Traits, ViT
 from mimbench.backbones.content import content_hash
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.weights import open_weights
@@ -152,6 +153,13 @@ def test_options_settle_an_encoder_and_stay_with_it(tmp_path: Path) -> None:
     assert content_hash(settled(location, ["heads=4"])) == content_hash(location)
     with pytest.raises(ValueError, match="unknown setting 'lr=1'"):
         settled(location, ["lr=1"])
+
+
+def test_rotary_positions_are_json_in_results() -> None:
+    traits = Traits(rope=Rope(16, order="xy"))
+    assert json.loads(json.dumps(differences(traits))) == {
+        "rope": {"span": 16, "theta": 10_000.0, "order": "xy", "offset": 0.0}
+    }
 
 
 def test_a_grid_that_is_not_square_is_refused_where_it_is_told(tmp_path: Path) -> None:
