@@ -64,7 +64,7 @@ def run(
         raise typer.Exit(commands.run_seeds(target, overrides, seeds, json, gpus or 1))
     directory = commands.run_of(target, overrides)
     code = commands.execute_on(directory, gpus) if gpus and gpus > 1 else execute(directory)
-    if code == 0 and not directory.result.exists() and os.environ.get("RANK", "0") == "0":
+    if code == 0 and not directory.result.exists():
         go_on_with(directory)  # stopped early: this process is free for another run of the sweep
     elif code == 0 and os.environ.get("RANK", "0") == "0":
         commands.show_result(directory, json)
