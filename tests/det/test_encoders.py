@@ -52,7 +52,7 @@ def as_beit2(state: State) -> State:
 
 
 SHARED = {"use_shared_rel_pos_bias": True, "use_rel_pos_bias": False}
-FILES: dict[str, tuple[str, Callable[[], State]]] = {  # name: family, the file's state
+FILES: dict[str, tuple[str, Callable[[], Any]]] = {  # name: family, the file's state
     "dinov2": ("dinov2", lambda: made_by_timm("vit_small_patch14_dinov2", img_size=56)),
     "dinov2 with registers": ("dinov2", lambda: made_by_timm("vit_small_patch14_reg4_dinov2", img_size=56)),
     "dinov3": ("dinov3", lambda: made_by_timm("vit_small_patch16_dinov3_qkvb")),
@@ -61,13 +61,13 @@ FILES: dict[str, tuple[str, Callable[[], State]]] = {  # name: family, the file'
     "beit fine-tuned": ("beit", lambda: made_by_timm("beitv2_base_patch16_224")),
     "beitv2": ("beitv2", lambda: as_beit2(made_by_timm("beitv2_base_patch16_224", **SHARED))),
     "simmim": ("simmim", lambda: with_mask_token(made_by_timm("beitv2_base_patch16_224", **SHARED))),
-    "deit3": ("deit3", lambda: renamed(made_by_timm("deit3_base_patch16_224"))),
+    "deit3": ("deit3", lambda: as_deit3(made_by_timm("deit3_base_patch16_224"))),
 }
 
 
-def renamed(state: State) -> State:
-    """DeiT III as its authors name LayerScale."""
-    return {re.sub(r"\.ls([12])\.gamma", r".gamma_\1", key): value for key, value in state.items()}
+def as_deit3(state: State) -> dict[str, State]:
+    """DeiT III as its authors save it: under `model`, with their names of LayerScale."""
+    return {"model": {re.sub(r"\.ls([12])\.gamma", r".gamma_\1", key): value for key, value in state.items()}}
 
 
 def config_for(data: Path, file: Path, **vitdet: Any) -> MaskRCNNConfig:

@@ -38,6 +38,7 @@ class Published(Runs):
         *overrides: str,
         seed: int = 0,
         facts: dict[str, Any] | None = None,
+        family: str = "crossmae",
     ) -> RunDir:
         """A finished evaluation; `facts` beyond, or in place of, those of ImageNet or COCO."""
         if "finetune_top1" in metrics:
@@ -53,13 +54,20 @@ class Published(Runs):
             data, own = LVIS if "lvis" in recipe else COCO, {"patch": 16}
         elif recipe.startswith("seg/"):
             data, own = ADE20K, {}
-        self.finish(run, metrics, {**data, **own, "encoder": asdict(config.encoder), **(facts or {})}, 3600.0 * 8)
+        self.finish(
+            run, metrics, {**data, **own, "encoder": asdict(config.encoder), **(facts or {})}, 3600.0 * 8, family
+        )
         return run
 
     def of(self, reference: Reference, value: float, seed: int = 0) -> RunDir:
         """A run of the recipes that are said to fill the cell of `reference`."""
         assert reference.recipe
-        encoder = None
+        encoder: RunDir | Path | None = None
+        family = str(reference.select.get("pretrain.method.kind", "none"))
         if reference.pretraining:
             encoder = self.pretraining(reference.pretraining, *reference.pretrain_overrides, seed=seed)
-        return self.evaluation(reference.recipe, {reference.metric: value}, encoder, *reference.overrides, seed=seed)
+        elif family != "none":  # made elsewhere
+            encoder = self.root.parent / f"{family}.safetensors"
+            encoder.write_bytes(encoder_bytes(family, find(reference.recipe).build().encoder))
+        number = {reference.metric: value}
+        return self.evaluation(reference.recipe, number, encoder, *reference.overrides, seed=seed, family=family)

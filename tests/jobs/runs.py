@@ -63,12 +63,17 @@ class Runs:
         return RunDir.create(self.root / stage / f"{function}-{digest}", to_text(config), about)
 
     def finish(
-        self, run: RunDir, metrics: dict[str, float], facts: dict[str, Any] | None = None, seconds: float = 12.0
+        self,
+        run: RunDir,
+        metrics: dict[str, float],
+        facts: dict[str, Any] | None = None,
+        seconds: float = 12.0,
+        family: str = "crossmae",
     ) -> None:
         """Start `run` and end it with a result, again if it has one."""
         run.result.unlink(missing_ok=True)
         number = run.begin_attempt()
-        outcome = Outcome(metrics, {"pool": "avg", **(facts or {})}, 1234.5, 512 * 2**20, "a CPU", "crossmae")
+        outcome = Outcome(metrics, {"pool": "avg", **(facts or {})}, 1234.5, 512 * 2**20, "a CPU", family)
         write_result(run, outcome, seconds)
         run.end_attempt(number, "done")
 

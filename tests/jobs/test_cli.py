@@ -205,12 +205,12 @@ def test_the_demo_ends_with_table_and_report(bench: Bench, monkeypatch: pytest.M
     monkeypatch.setenv("MIMBENCH_DATA_HANDWRITTEN", str(images))
     done = mimbench("demo", "--slots", "4")
     assert done.exit_code == 0, done.output
-    assert len(bench.submitted) == 9
+    assert len(bench.submitted) == 11
     assert "crossmae_handwritten" in done.stdout
     assert f"report: {runs_root() / 'report.html'}" in done.stdout
     assert " GiB" in done.stdout
     mimbench("demo")
-    assert len(bench.submitted) == 9
+    assert len(bench.submitted) == 11
 
 
 @pytest.mark.parametrize(
