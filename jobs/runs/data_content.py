@@ -133,6 +133,8 @@ def changed(run: RunDir, config: Any) -> str:
 def require_same_data(run: RunDir, config: Any) -> None:
     """Check that the data are those the run was created for. Of a run of an earlier release nobody can tell.
 
+    A change after a start that failed at an image is taken as the repair that its message asked for, and logged.
+
     Raises:
         ValueError: if they have changed, with the command that makes a run of the new data.
         OSError: if a file cannot be read.
@@ -140,7 +142,16 @@ def require_same_data(run: RunDir, config: Any) -> None:
     if "data" not in run.read_about():
         log.info("an earlier mimbench created this run and did not record its data, so changes to them are not noticed")
     elif what := changed(run, config):
+        if image := _failed_at(run):
+            log.warning("%s; the run goes on, because its last start failed at %s", what, image)
+            return
         raise ValueError(f"{what}; restore them, or {again(run, config)} makes a run of the new data")
+
+
+def _failed_at(run: RunDir) -> str | None:
+    """Return the image at which the last ended start failed, if any."""
+    ended = [attempt for attempt in run.attempts() if attempt["state"] != "running"]
+    return ended[-1].get("image") if ended else None
 
 
 def again(run: RunDir, config: Any) -> str:
