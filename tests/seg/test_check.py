@@ -60,7 +60,7 @@ def test_another_data_set_and_many_of_one_fault(make_pairs, tmp_path) -> None:
     for file in (root / "labels" / "val").iterdir():
         file.unlink()
     said = _said(root).splitlines()
-    assert sum("every image needs its label map" in line for line in said) == SHOWN
+    assert sum("does not exist" in line and "every image needs its label map" in line for line in said) == SHOWN
     assert any("labels/val: 5 more files" in line for line in said)
     assert any("has no labelled pixel in any map" in line for line in said)
 
