@@ -302,8 +302,8 @@ def requeue_without_shell() -> None:
     SLURM ends a job whose shell is gone as failed and sends the run a signal first: a few seconds to ask for a requeue.
     """
     job, shell = current(), os.environ.get("MIMBENCH_JOB_SHELL", "")
-    host, _, pid = shell.rpartition(":")
-    if job is None or host != socket.gethostname() or process_started(int(pid)) is not None:
+    node, _, pid = shell.rpartition(":")
+    if job is None or not node or node != os.environ.get("SLURMD_NODENAME") or process_started(int(pid)) is not None:
         return
     try:
         slurm.requeue(job)

@@ -128,7 +128,7 @@ def _environment(batch: Batch, cluster: Cluster) -> list[str]:
     code = batch.code.get("snapshot")
     return [
         "trap : TERM USR1 USR2 INT HUP QUIT  # this shell ignores signals; the run handles them",
-        'export MIMBENCH_JOB_SHELL="$HOSTNAME:$$"  # if this shell is killed, the run requeues the job',
+        'export MIMBENCH_JOB_SHELL="$SLURMD_NODENAME:$$"  # if this shell is killed, the run requeues the job',
         f"export MIMBENCH_JOB_WARNING={cluster.signal}",
         'export MIMBENCH_JOB_ID="$job"',
         f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{batch.shape.cpus}}}",

@@ -24,7 +24,7 @@ runs=(
 run=${runs[$SLURM_ARRAY_TASK_ID]}
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 trap : TERM USR1 USR2 INT HUP QUIT  # this shell ignores signals; the run handles them
-export MIMBENCH_JOB_SHELL="$HOSTNAME:$$"  # if this shell is killed, the run requeues the job
+export MIMBENCH_JOB_SHELL="$SLURMD_NODENAME:$$"  # if this shell is killed, the run requeues the job
 export MIMBENCH_JOB_WARNING=USR2
 export MIMBENCH_JOB_ID="$job"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
