@@ -189,7 +189,7 @@ def sweep(
         int | None, typer.Option(min=1, metavar="N", help="Let Optuna propose N runs, in rounds.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="The metric for Optuna and rungs. Default: the task's main metric.")
+        str | None, typer.Option(help="The metric for rungs, and for Optuna (default: the task's main one).")
     ] = None,
     at_a_time: Annotated[
         int, typer.Option("--round", min=1, metavar="K", help="Runs that Optuna proposes in each round.")
@@ -222,10 +222,9 @@ def sweep(
         runs = sweeping.draws(axes, random, seed) if random else sweeping.grid(axes)
         made = sweeping.sweep_of(recipe, axes, runs, name)
     if rungs is not None:
-        from mimbench.jobs.runs.recipes import find
-        from mimbench.jobs.runs.tasks import task_of
-
-        made = made.halved(_epochs(rungs), keep, metric or task_of(find(recipe).stage).main_metric)
+        if metric is None:  # which metrics a recipe evaluates during training is known only when it runs
+            raise ValueError("--rungs needs --metric, the metric of evaluations during training, as in finetune_top1")
+        made = made.halved(_epochs(rungs), keep, metric)
     study = made.study()
     study.check()
     found = planning.plan(study, root)
