@@ -216,6 +216,8 @@ def sweep(
     root, axes = runs_root(), [sweeping.axis(text) for text in values]
     if random is not None and optuna is not None:
         raise ValueError("--random and --optuna exclude each other; give one of them")
+    if metric is not None:
+        sweeping.require_metric(recipe, metric)
     if optuna is not None:
         made = _searched(recipe, axes, (optuna, at_a_time, metric, seed), name, root)
     else:

@@ -28,9 +28,11 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.nearest import did_you_mean
 from mimbench.engine.run.rungs import Rungs
+from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import resolve
-from mimbench.jobs.runs.tasks import metric_of
+from mimbench.jobs.runs.tasks import metric_of, task_of
 from mimbench.jobs.studies.study import Run, Study
 
 RANGE = re.compile(r"(?P<low>[^,:]+?)\.\.(?P<high>[^,:]+)(:(?P<log>log)?(?P<count>\d+)?)?")
@@ -166,6 +168,17 @@ def sweep_of(recipe: str, axes: Sequence[Axis], runs: Sequence[tuple[str, ...]],
     varied = [one.key for one in axes if len(one.values) != 1]
     called = name or "-".join(["sweep", recipe.rpartition("/")[2], *varied])
     return Sweep(called, recipe, [[text for text in own if text not in fixed] for own in runs], fixed)
+
+
+def require_metric(recipe: str, metric: str) -> None:
+    """Check that the task of a recipe measures `metric`.
+
+    Raises:
+        ValueError: with the nearest name, if it does not.
+    """
+    measured = [one.key for one in task_of(find(recipe).stage).metrics]
+    if metric not in measured:
+        raise ValueError(f"--metric {metric} is no metric of {recipe}'s task; {did_you_mean(metric, measured)}")
 
 
 # ----------------------------------------------------------------------------------------------------- kept and found

@@ -15,7 +15,7 @@ from mimbench.jobs.studies.plan import plan
 from mimbench.jobs.studies.search import Search, next_round
 from mimbench.jobs.studies.study_files import load_study
 from mimbench.jobs.studies.study_registry import add_members
-from mimbench.jobs.studies.sweep import Axis, Sweep, axis, draws, grid, saved, sweep_of
+from mimbench.jobs.studies.sweep import Axis, Sweep, axis, draws, grid, require_metric, saved, sweep_of
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,14 @@ def test_optuna_is_told_of_what_failed_and_what_is_going_on() -> None:
     assert told == [state.COMPLETE, state.FAIL, state.COMPLETE, state.RUNNING, state.RUNNING, state.RUNNING]
     with pytest.raises(ValueError, match="--metric finetune_top1: a run has knn_top1"):
         next_round(second, Search(axes, "finetune_top1", 0), runs_root(), 9, 3)
+
+
+def test_a_metric_of_another_task_or_misspelt_is_refused() -> None:
+    require_metric("cls/linear_handwritten", "linear_top1")
+    with pytest.raises(ValueError, match="linar_top1 .*did you mean linear_top1"):
+        require_metric("cls/linear_handwritten", "linar_top1")
+    with pytest.raises(ValueError, match="box_ap is no metric of cls/linear_handwritten"):
+        require_metric("cls/linear_handwritten", "box_ap")
 
 
 def test_rungs_are_kept_and_must_fit_the_runs(tmp_path: Path) -> None:
