@@ -225,7 +225,9 @@ def sweep(
         made = sweeping.sweep_of(recipe, axes, runs, name)
     if rungs is not None:
         if metric is None:  # which metrics a recipe evaluates during training is known only when it runs
-            raise ValueError("--rungs needs --metric, the metric of evaluations during training, as in finetune_top1")
+            raise ValueError(
+                "--rungs needs --metric, a metric of the evaluations during training, as metrics.jsonl names it"
+            )
         made = made.halved(_epochs(rungs), keep, metric)
     study = made.study()
     study.check()

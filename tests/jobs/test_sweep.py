@@ -151,7 +151,7 @@ def test_optuna_is_told_of_what_failed_and_what_is_going_on() -> None:
 
 def test_a_metric_of_another_task_or_misspelt_is_refused() -> None:
     require_metric("cls/linear_handwritten", "linear_top1")
-    with pytest.raises(ValueError, match="linar_top1 .*did you mean linear_top1"):
+    with pytest.raises(ValueError, match=r"linar_top1 .*did you mean linear_top1"):
         require_metric("cls/linear_handwritten", "linar_top1")
     with pytest.raises(ValueError, match="box_ap is no metric of cls/linear_handwritten"):
         require_metric("cls/linear_handwritten", "box_ap")
