@@ -10,7 +10,7 @@ import torch
 from mimbench.backbones.checkpoints.location import user_code
 from mimbench.backbones.user_encoder import FAMILY, load_user_encoder
 from mimbench.engine.run.process import autocast_dtype
-from mimbench.seg.config import Backbone, LinearSegmentationConfig, PatchKnnConfig, PatchLogisticConfig, Pixels
+from mimbench.seg.config import Backbone, LinearSegmentationConfig, PatchConfig, Pixels
 from mimbench.seg.model.build import AS_IT_IS, build_backbone, image_statistics
 from mimbench.seg.model.linear import FrozenEncoder, UserBackbone
 from mimbench.seg.model.segmenter import RGB
@@ -47,7 +47,7 @@ class Blocks:
 
 
 def frozen_encoder(
-    config: LinearSegmentationConfig | PatchKnnConfig | PatchLogisticConfig,
+    config: LinearSegmentationConfig | PatchConfig,
     blocks: Blocks,
     pixels: Pixels,
     device: torch.device,

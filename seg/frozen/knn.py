@@ -15,16 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mimbench.engine.data.datasets import locate
-from mimbench.engine.run.process import device_name, peak_memory, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 from mimbench.seg.config import PatchKnnConfig
-from mimbench.seg.data.split import open_split
-from mimbench.seg.frozen.encoder import Blocks, frozen_encoder
 from mimbench.seg.frozen.neighbours import Distance, capi_miou, learnable, nearest_patches, vote
-from mimbench.seg.frozen.patches import Patches, divided, ignored_ids, patches_of
-from mimbench.seg.upernet import data_facts
+from mimbench.seg.frozen.patch_outcome import Chosen, outcome
+from mimbench.seg.frozen.patches import Patches, divided
 
 
 class Setting(NamedTuple):
@@ -41,32 +37,13 @@ def run(config: PatchKnnConfig, run: RunDir) -> Outcome:
         FileNotFoundError: if the data set or the checkpoint does not exist.
         ValueError: if one of them is invalid, or there are too few training images.
     """
-    device = setup_process(config.compute, config.seed)
-    directory = locate(config.data)
-    splits = {split: open_split(directory, split) for split in ("train", "val")}
-    frozen = frozen_encoder(config, Blocks(1), "checkpoint", device)
-    train, val = (patches_of(config, splits[split], frozen) for split in ("train", "val"))
-    ignore = ignored_ids(config, splits["val"])
-    chosen, tried, miou = best_of(config, train, val, len(splits["train"]), ignore)
-    facts = {
-        "protocol": "k-NN over patches, CAPI's, with its own mIoU at the square's size",
-        **frozen.facts,
-        "k": chosen.k,
-        "distance": chosen.distance,
-        "held_out_miou": {f"k={setting.k} {setting.distance}": 100 * value for setting, value in tried.items()},
-        "ignore": list(ignore),
-        "image": config.image,
-        "seed": config.seed,
-        "train_images": len(splits["train"]),
-        **data_facts(splits["val"]),
-    }
-    return Outcome(
-        metrics={"seg_knn_miou": 100 * miou},
-        facts=facts,
-        peak_memory=peak_memory(device),
-        device=device_name(device),
-        family=frozen.family,
-    )
+
+    def choose(train: Patches, val: Patches, images: int, ignore: tuple[int, ...]) -> Chosen:
+        best, tried, miou = best_of(config, train, val, images, ignore)
+        names = {f"k={setting.k} {setting.distance}": value for setting, value in tried.items()}
+        return Chosen({"k": best.k, "distance": best.distance}, names, miou)
+
+    return outcome(config, "seg_knn_miou", "k-NN over patches", choose)
 
 
 def best_of(

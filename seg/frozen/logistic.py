@@ -15,18 +15,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mimbench.engine.data.datasets import locate
 from mimbench.engine.run.bar import track
-from mimbench.engine.run.process import device_name, peak_memory, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.logistic import logistic_regression
 from mimbench.seg.config import PatchLogisticConfig
-from mimbench.seg.data.split import open_split
-from mimbench.seg.frozen.encoder import Blocks, frozen_encoder
 from mimbench.seg.frozen.neighbours import capi_miou, learnable
-from mimbench.seg.frozen.patches import Patches, divided, ignored_ids, patches_of
-from mimbench.seg.upernet import data_facts
+from mimbench.seg.frozen.patch_outcome import Chosen, outcome
+from mimbench.seg.frozen.patches import Patches, divided
 
 # N training patch, M other patch, P pixel of a patch, D feature
 
@@ -38,31 +34,12 @@ def run(config: PatchLogisticConfig, run: RunDir) -> Outcome:
         FileNotFoundError: if the data set or the checkpoint does not exist.
         ValueError: if one of them is invalid, or there are too few training images.
     """
-    device = setup_process(config.compute, config.seed)
-    directory = locate(config.data)
-    splits = {split: open_split(directory, split) for split in ("train", "val")}
-    frozen = frozen_encoder(config, Blocks(1), "checkpoint", device)
-    train, val = (patches_of(config, splits[split], frozen) for split in ("train", "val"))
-    ignore = ignored_ids(config, splits["val"])
-    chosen, tried, miou = best_strength(config, train, val, len(splits["train"]), ignore)
-    facts = {
-        "protocol": "logistic regression of patches, CAPI's, with its own mIoU at the square's size",
-        **frozen.facts,
-        "C": chosen,
-        "held_out_miou": {f"C={strength:.3g}": 100 * value for strength, value in tried.items()},
-        "ignore": list(ignore),
-        "image": config.image,
-        "seed": config.seed,
-        "train_images": len(splits["train"]),
-        **data_facts(splits["val"]),
-    }
-    return Outcome(
-        metrics={"seg_logistic_miou": 100 * miou},
-        facts=facts,
-        peak_memory=peak_memory(device),
-        device=device_name(device),
-        family=frozen.family,
-    )
+
+    def choose(train: Patches, val: Patches, images: int, ignore: tuple[int, ...]) -> Chosen:
+        best, tried, miou = best_strength(config, train, val, images, ignore)
+        return Chosen({"C": best}, {f"C={strength:.3g}": value for strength, value in tried.items()}, miou)
+
+    return outcome(config, "seg_logistic_miou", "logistic regression of patches", choose)
 
 
 def best_strength(
