@@ -148,6 +148,7 @@ def run(config: Finetune, run: RunDir) -> Outcome:
         metrics={**trained.metrics, **_best_metric(chosen)},
         facts={**prepared.facts, "best_epoch": chosen.step and prepared.training.epoch(chosen.step)},
         images_per_second=trained.images_per_second,
+        loading=trained.loading,
         peak_memory=trained.peak_memory,
         device=device_name(device),
         family=prepared.family,

@@ -95,6 +95,7 @@ def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
         metrics=metrics,
         facts={**_facts(config, info, images, val_split), "validation": validation, **evaluated},
         images_per_second=trained.images_per_second if trained else None,
+        loading=trained.loading if trained else None,
         peak_memory=trained.peak_memory if trained else peak_memory(device),
         device=device_name(device),
         family=info.family if info else None,

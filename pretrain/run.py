@@ -255,6 +255,7 @@ def _outcome(config: Pretrain, trained: Trained, epoch: int, device: torch.devic
         metrics={"loss": trained.metrics.pop("val_loss"), **trained.metrics},
         facts=facts,
         images_per_second=trained.images_per_second,
+        loading=trained.loading,
         peak_memory=trained.peak_memory,
         device=device_name(device),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mimbench.engine.data.batches import move
+from mimbench.engine.data.batches import Batches, move
 from mimbench.engine.data.datasets import locate
 from mimbench.engine.data.images import ImageFolder
 from mimbench.engine.run.process import autocast_dtype, setup_process
@@ -56,15 +56,16 @@ def measure(config: Pretrain, seconds: float) -> Pace:
     batch = min(config.batch // config.compute.accumulate, AT_ONCE[device.type], len(folder))
     masking = RandomMasking() if config.masking.needs == "maps" else config.masking
     config = replace(config, batch=batch, masking=masking, compute=replace(config.compute, accumulate=1))
-    sample, loader = _loading(config, folder, seconds)
+    batches = training_batches(config, folder)
+    sample, loader = _loading(batches, seconds)
     step = _rate(_stepping(config, build_step(config).to(device), move(sample, device)), batch, seconds, device)
-    return Pace(loader, step, config.compute.workers, batch, device)
+    return Pace(loader, step, batches.workers, batch, device)
 
 
-def _loading(config: Pretrain, folder: ImageFolder, seconds: float) -> tuple[Any, float]:
+def _loading(batches: Batches, seconds: float) -> tuple[Any, float]:
     """Return a batch, and images per second. Loading processes end here, so they do not slow the step."""
-    batches = training_batches(config, folder).starting_at(0)
-    return next(batches), _rate(lambda: next(batches), config.batch, seconds)
+    stream = batches.starting_at(0)
+    return next(stream), _rate(lambda: next(stream), batches.batch, seconds)
 
 
 def _stepping(config: Pretrain, step: Step, sample: Any) -> Callable[[], object]:

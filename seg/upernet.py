@@ -66,6 +66,7 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
         metrics=metrics,
         facts=_facts(config, built, val),
         images_per_second=trained.images_per_second if trained else None,
+        loading=trained.loading if trained else None,
         peak_memory=trained.peak_memory if trained else peak_memory(device),
         device=device_name(device),
         family=built.info.family if built.info else None,

@@ -44,6 +44,7 @@ from mimbench.engine.data.batches import evaluation_loader
 from mimbench.engine.data.datasets import Split
 from mimbench.engine.run.atomic import replacing, sweep, write_with
 from mimbench.engine.run.bar import track
+from mimbench.engine.run.cores import Workers
 from mimbench.engine.run.file_lock import file_lock
 from mimbench.engine.run.process import announced, meet, rank_and_world
 
@@ -78,7 +79,7 @@ class View:
 
     image: int
     eval_crop: float | None
-    workers: int = 0
+    workers: Workers = 0
     stored: str = "fp16"
 
 

@@ -21,6 +21,7 @@ from mimbench.cls.data.crops import CentreCrops
 from mimbench.engine.data.batches import Batches, evaluation_loader
 from mimbench.engine.data.images import ImageFolder
 from mimbench.engine.run.bar import track
+from mimbench.engine.run.cores import Workers
 
 # B image of a batch, N image of a split, T token, D width, S side of an image
 
@@ -149,7 +150,7 @@ def _arrived(features: list[Tensor], arrival: Callable[[], None]) -> list[Tensor
 
 
 def features_of(
-    encoder: FrozenEncoder, folder: ImageFolder, side: int, eval_crop: float | None, workers: int
+    encoder: FrozenEncoder, folder: ImageFolder, side: int, eval_crop: float | None, workers: Workers
 ) -> tuple[Tensor, Tensor]:
     """Return features (N, D) and labels (N,) of a split's centre crops, in its order, on the encoder's device."""
     loader = evaluation_loader(CentreCrops(folder, side, eval_crop), encoder.eval_batch, workers)

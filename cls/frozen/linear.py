@@ -27,6 +27,7 @@ from mimbench.cls.data.crops import Splits, micro_batch, open_splits, probe_crop
 from mimbench.cls.frozen.encoders import frozen_encoder
 from mimbench.cls.frozen.features import FrozenEncoder, RowBatches, features_of
 from mimbench.engine.data.batches import Batches, MapStyle
+from mimbench.engine.run.cores import Workers
 from mimbench.engine.run.process import device_name, seed_all, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
@@ -64,7 +65,7 @@ class EncodedBatches(Batches):
     """Batches of images, encoded to features."""
 
     def __init__(
-        self, encoder: FrozenEncoder, dataset: MapStyle, batch: int, seed: int, *, accumulate: int, workers: int
+        self, encoder: FrozenEncoder, dataset: MapStyle, batch: int, seed: int, *, accumulate: int, workers: Workers
     ) -> None:
         super().__init__(dataset, batch, seed, accumulate=accumulate, workers=workers)
         self.encoder = encoder
@@ -93,6 +94,7 @@ def run(config: Linear, run: RunDir) -> Outcome:
         images_per_second=None
         if config.views == "cached"
         else trained.images_per_second,  # cached steps read features, not images
+        loading=None if config.views == "cached" else trained.loading,
         peak_memory=trained.peak_memory,
         device=device_name(device),
         family=encoder.family,

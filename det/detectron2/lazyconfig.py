@@ -131,8 +131,8 @@ def _data(config: MaskRCNNConfig, source: Source) -> str:
     slash = "/" if lvis else ""  # its reader of LVIS appends names without one
     folders = [f"{files.images}{slash}" for files in (source.train, source.val)]
     flip = "L(T.RandomFlip)(horizontal=True),\n            " if config.augment.flip else ""
-    evaluator, most = ("LVISEvaluator", config.heads.detections) if lvis else ("COCOEvaluator", None)
-    limit = f", max_dets_per_image={most}" if most else ""
+    limit = f", max_dets_per_image={config.heads.detections}" if lvis else ""
+    workers = 4 if config.compute.workers == "auto" else config.compute.workers  # 4: detectron2's default
     text = f"""{OLD_NAME if lvis else ""}
 for _name, _file, _images in (
     ({train!r}, {str(source.train.annotations)!r}, {folders[0]!r}),
@@ -161,7 +161,7 @@ dataloader.train = L(build_detection_train_loader)(
         recompute_boxes={config.heads.masks},
     ),
     total_batch_size={config.batch},
-    num_workers={config.compute.workers},
+    num_workers={workers},
 )
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names={val!r}, filter_empty=False),
@@ -170,9 +170,9 @@ dataloader.test = L(build_detection_test_loader)(
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length={config.image}, max_size={config.image})],
         image_format="RGB",
     ),
-    num_workers={config.compute.workers},
+    num_workers={workers},
 )
-dataloader.evaluator = L({evaluator})(
+dataloader.evaluator = L({"LVISEvaluator" if lvis else "COCOEvaluator"})(
     dataset_name={val!r}, output_dir={str(source.output / "inference")!r}{limit}
 )
 """

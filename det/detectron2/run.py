@@ -46,6 +46,7 @@ class Within:
     results: list[dict[str, Any]]  # every detection, in COCO's form
     images_per_second: float
     peak_memory: int  # bytes
+    loading: None = None  # not measured
 
 
 def lazyconfig_of(config: MaskRCNNConfig, file: Path) -> None:

@@ -76,5 +76,5 @@ def _frozen(epochs: int) -> MaskRCNNConfig:
         ),
         layer_decay=1.0,  # no layer of the encoder is trained
         schedule=f"{epochs}ep",
-        compute=Compute(accumulate=PARTS, workers=4),
+        compute=Compute(accumulate=PARTS),
     )

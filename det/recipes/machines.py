@@ -56,7 +56,7 @@ def mask_rcnn_vitdet_l_25ep_24gb_640px() -> MaskRCNNConfig:
 
 def _parts(base: MaskRCNNConfig, parts: int) -> MaskRCNNConfig:
     """Return `base` with each step divided into `parts` micro-batches on each GPU."""
-    return replace(base, compute=replace(base.compute, accumulate=parts, workers=4))
+    return replace(base, compute=replace(base.compute, accumulate=parts))
 
 
 def _smaller(base: MaskRCNNConfig) -> MaskRCNNConfig:

@@ -18,9 +18,11 @@ the training process, which sends them the keys, so they keep no state from an e
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -31,7 +33,11 @@ from torch.utils.data._utils import collate as torch_collate
 from mimbench.engine.data.datasets import UnfitError
 from mimbench.engine.data.faults import Fault, image_of
 from mimbench.engine.data.skipped_images import IN_A_ROW, Skipped
+from mimbench.engine.data.waiting import Waiting
+from mimbench.engine.run.cores import Workers, cores_of_process, loading_processes
 from mimbench.engine.run.process import derived_seed, rank_and_world
+
+log = logging.getLogger(__name__)
 
 Key = tuple[int, int]  # epoch, index
 Collate = Callable[[list[Any]], Any]
@@ -211,7 +217,7 @@ class Batches:
         accumulate: micro-batches in an optimiser step. An epoch is a whole number of optimiser steps, so the
             samples of a step do not depend on its division into micro-batches and processes.
         collate: function from a list of samples to a batch; None: `batched`.
-        workers: loading processes; 0 loads in this one.
+        workers: loading processes; 0 loads in this one; "auto": `loading_workers`.
         shuffle: use a new order each epoch, else the data set's order.
         drop_last: leave out the samples that do not fill the last optimiser step of an epoch. Otherwise the last
             batch is smaller, which requires a single process without accumulation.
@@ -222,6 +228,8 @@ class Batches:
 
     Attributes:
         skipped: the skipped samples.
+        workers: the number of loading processes.
+        waiting: the time spent waiting for batches.
 
     Raises:
         ValueError: if an epoch has no batch.
@@ -235,7 +243,7 @@ class Batches:
         *,
         accumulate: int = 1,
         collate: Collate | None = None,
-        workers: int = 0,
+        workers: Workers = 0,
         shuffle: bool = True,
         drop_last: bool = True,
         paired: bool = False,
@@ -245,8 +253,9 @@ class Batches:
         self.skipped = Skipped(len(dataset), skip)
         self.dataset = SeededDataset(dataset, seed, self.skipped)
         self.batch, self.seed, self.accumulate = batch, seed, accumulate
-        self.collate, self.workers, self.shuffle, self.prepare = collate, workers, shuffle, prepare
-        self.paired = paired
+        self.collate, self.shuffle, self.prepare = collate, shuffle, prepare
+        self.workers = loading_workers(workers, len(dataset))
+        self.paired, self.waiting = paired, Waiting()
         self.rank, self.world = rank_and_world()
         samples, step = len(dataset), batch * self.world * accumulate
         if not drop_last and step != batch:
@@ -277,7 +286,7 @@ class Batches:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise it would use the training's generator
         )
-        for batch in loader:
+        for batch in self.waiting.over(loader):
             self.skipped.tell(self.dataset.fault_of)
             yield batch if self.prepare is None else self.prepare(batch)
 
@@ -327,16 +336,35 @@ def step_places(part: int, parts: int, batch: int, paired: bool = False) -> torc
     return torch.cat([front, end - 1 - front.flip(0)])
 
 
-def evaluation_loader(dataset: MapStyle, batch: int, workers: int, collate: Collate | None = None) -> DataLoader[Any]:
+def evaluation_loader(
+    dataset: MapStyle, batch: int, workers: Workers, collate: Collate | None = None
+) -> DataLoader[Any]:
     """Return a loader of every sample exactly once, in order; the last batch may be smaller."""
     return _Loader(
         _Plain(dataset),
         batch_size=batch,
-        num_workers=min(workers, -(-_length(dataset) // batch)),
+        num_workers=min(loading_workers(workers, _length(dataset)), -(-_length(dataset) // batch)),
         collate_fn=_Collate(collate or batched),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+def loading_workers(workers: Workers, samples: int) -> int:
+    """Return the number of loading processes: `workers`, or for "auto" what fits this process's cores and `samples`."""
+    if workers != "auto":
+        return workers
+    cores = cores_of_process()
+    fitting = loading_processes(cores, torch.cuda.is_available(), samples)
+    if rank_and_world()[0] == 0:
+        _tell(fitting, cores)
+    return fitting
+
+
+@lru_cache
+def _tell(fitting: int, cores: int) -> None:
+    """Log what "auto" means here, once per process."""
+    log.info("compute.workers=auto: %d data loading processes for %d cores of this process", fitting, cores)
 
 
 def _length(dataset: Sized) -> int:

@@ -82,7 +82,10 @@ class Compute:
         "auto", about="auto: bf16 if the hardware computes in it, else fp32"
     )
     accumulate: int = speed(1, about="micro-batches per optimiser step")
-    workers: int = speed(2, about="data loading processes; 0 loads in the training process")
+    workers: int | Literal["auto"] = speed(
+        "auto",
+        about="data loading processes; auto: as many as fit the cores of this process; 0 loads in the training process",
+    )
     threads: int | None = speed(None, about="CPU threads; none: one for each core this process may use")
     device: Literal["auto", "cpu", "cuda"] = speed("auto", about="auto: the GPU if there is one")
     log_every: int = plumbing(20, about="optimiser steps between two lines of metrics")
@@ -94,8 +97,8 @@ class Compute:
         for name in ("accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers} must not be negative")
+        if self.workers != "auto" and self.workers < 0:
+            raise ValueError(f"workers={self.workers} must not be negative; auto fits them to the cores")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads} must be at least 1, or none")
 

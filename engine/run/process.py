@@ -17,6 +17,7 @@ import random
 import resource
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 from mimbench.engine.run.config import Compute
+from mimbench.engine.run.cores import available_cores
 
 T = TypeVar("T")
 
@@ -56,13 +58,6 @@ def _device(compute: Compute) -> torch.device:
         raise ValueError("compute.device=cuda, but torch sees no GPU: use compute.device=auto or cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))  # if SLURM shows each process only its own GPU, that is number 0
     return torch.device("cuda", local % torch.cuda.device_count())
-
-
-def available_cores() -> int:
-    """Return the number of CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -97,6 +92,16 @@ def summed(values: torch.Tensor) -> torch.Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+def largest(values: Sequence[float], device: torch.device) -> list[float]:
+    """Return the largest of each of `values` over all processes, in every process; NCCL uses `device` for it."""
+    if not dist.is_initialized():
+        return list(values)
+    held = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(held, op=dist.ReduceOp.MAX)
+    found: list[float] = held.tolist()
+    return found
 
 
 def derived_seed(*parts: int) -> int:

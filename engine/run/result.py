@@ -5,6 +5,7 @@ A stage returns an `Outcome`; the job runner calls `write_result`, which marks t
     {"schema": 1, "recipe": ..., "stage": ..., "identity": ..., "data": {"fingerprint", ...} | null,
      "checkpoint": {"path", "hash", "family", "mean", "std", "heads", "activation", "assumed", ...} | null,
      "metrics": {"box_ap": 12.345...}, "facts": {"pool": "avg", ...}, "seconds": ..., "images_per_second": ...,
+     "loading": {"workers", "cores", "waiting": share of the time spent waiting for data, ...} | null,
      "device": ..., "peak_memory": bytes, "versions": {...}, "commit": "..." | null, "finished": unix time}
 
 The metrics are named knn_top1, linear_top1, finetune_top1, box_ap, mask_ap (with box_ap50, box_ap75, box_ap_small
@@ -63,6 +64,7 @@ class Outcome:
     device: str | None = None  # as engine.run.process.device_name returns it
     family: str | None = None  # of the input checkpoint
     pictures: Callable[[], None] | None = None  # draws the run's pictures, after the result is written
+    loading: Mapping[str, Any] | None = None  # engine.data.waiting.Loading; None without a training
 
     def draw(self) -> None:
         """Draw the run's pictures, if any. Errors are only logged: the result is already written."""
@@ -108,6 +110,7 @@ def write_result(
         "facts": outcome.facts,
         "seconds": seconds,
         "images_per_second": outcome.images_per_second,
+        "loading": None if outcome.loading is None else dict(outcome.loading),
         "device": outcome.device or platform.processor() or platform.machine(),
         "peak_memory": outcome.peak_memory,
         "versions": versions(),

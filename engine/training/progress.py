@@ -43,9 +43,13 @@ class Display:
             self._bar.update(self._task, completed=done, refresh=True)
             self._drawn = now
 
-    def report(self, done: int, loss: float, rate: float, left: float, memory: int) -> None:
-        """Show new figures: mean loss, images per second, seconds left, peak bytes of memory."""
+    def report(self, done: int, loss: float, rate: float, left: float, memory: int, waiting: float) -> None:
+        """Show new figures: mean loss, images per second, seconds left, peak bytes of memory, and the share of the time
+        spent waiting for data if it is 1 % or more.
+        """
         text = f"loss {loss:.4f}  {rate:,.0f} img/s  {duration(left)} left  {memory / 2**20:,.0f} MiB"
+        if waiting >= 0.01:
+            text += f"  {waiting:.0%} waiting for data"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text, refresh=True)
         elif done == self.steps or time.monotonic() - self._spoken >= SPEAK:

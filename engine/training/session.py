@@ -7,14 +7,17 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from mimbench.engine.data.waiting import LONG, NOTABLE, Loading, Waits, advice
 from mimbench.engine.run.atomic import sweep
-from mimbench.engine.run.process import derived_seed, peak_memory, rank_and_world, seed_all
+from mimbench.engine.run.cores import cores_of_process, loading_processes
+from mimbench.engine.run.process import derived_seed, largest, peak_memory, rank_and_world, seed_all
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.run.rungs import rungs_of
 from mimbench.engine.training.metric_log import Means, NonFiniteLoss, Sink, sinks
@@ -60,6 +63,8 @@ class Session:
         self.run, self.training, self.device = run, training, device
         self.rank, _ = rank_and_world()
         self.means, self.clock = Means(), Clock()
+        self.waits = Waits()  # for data, of the process that waited longest; over all attempts
+        self._waits_at_line, self._advised = Waits(), False
         self.step = 0  # optimiser steps done
         self.metrics: dict[str, float] = {}  # of the last evaluation
         self.rungs = rungs_of(run.path)
@@ -105,6 +110,7 @@ class Session:
         return {
             "step": self.step,
             "seconds": self.clock.seconds,
+            "waits": asdict(self.waits),
             "stepper": self.stepper.state_dict(),
             "means": self.means.state_dict(),
             "skipped": self.training.batches.skipped.state_dict(),
@@ -122,6 +128,8 @@ class Session:
         self.step = state["step"]
         self.clock.start(at=state["seconds"])
         self.clock.stop()
+        unmeasured = {"starting": state["seconds"], "seconds": 0.0}  # earlier releases did not measure waits
+        self.waits = Waits(**state.get("waits", unmeasured))
         self.stepper.load_state_dict(state["stepper"])
         self.means.load_state_dict(state["means"])
         self.training.batches.skipped.load_state_dict(state["skipped"])
@@ -138,18 +146,47 @@ class Session:
         steps, seconds = self.step - step_before, self.clock.seconds - seconds_before
         self._line_at = (self.step, self.clock.seconds)
         rate = steps * self.training.batches.images_per_step / seconds
-        memory = peak_memory(self.device)
+        memory, waiting = peak_memory(self.device), self._waited(seconds)
         self._write(
             {
                 **means,
                 "lr": self.training.rate(self.step - 1),
                 "images_per_second": rate,
+                "waiting": waiting,
                 "seconds": self.clock.seconds,
                 "memory": memory,
             }
         )
         left = (self.training.steps - self.step) * seconds / steps
-        self.display.report(self.step, means["loss"], rate, left, memory)
+        self.display.report(self.step, means["loss"], rate, left, memory, waiting)
+        self._advise()
+
+    def _waited(self, seconds: float) -> float:
+        """Return the share of the last `seconds` of training spent waiting for data, and add it to `waits`."""
+        now, before = self.training.batches.waiting.read(), self._waits_at_line
+        self._waits_at_line = now
+        new = Waits(*largest((now.starting - before.starting, now.seconds - before.seconds), self.device))
+        self.waits = Waits(self.waits.starting + new.starting, self.waits.seconds + new.seconds)
+        return new.share(seconds)
+
+    def _advise(self) -> None:
+        """Say once that data loading is the bottleneck, if it is."""
+        loading, seconds = self.loading(), self.clock.seconds - self.waits.starting
+        if self._advised or seconds < LONG or loading["waiting"] < NOTABLE:
+            return
+        self._advised = True
+        fitted = loading_processes(loading["cores"], self.device.type == "cuda", len(self.training.batches.dataset))
+        self.display.say(advice(loading["waiting"], loading["workers"], loading["cores"], fitted))
+
+    def loading(self) -> Loading:
+        """Return the loading processes, and how long the training waited for them, over all attempts."""
+        return {
+            "workers": self.training.batches.workers,
+            "cores": cores_of_process(),
+            "waiting": self.waits.share(self.clock.seconds),
+            "waiting_seconds": self.waits.seconds,
+            "starting_seconds": self.waits.starting,
+        }
 
     def _write(self, line: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in line.items()}

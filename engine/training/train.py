@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from mimbench.engine.data.waiting import Loading
 from mimbench.engine.run.process import peak_memory, setup_process
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.metric_log import NonFiniteLoss
@@ -47,6 +48,7 @@ class Trained:
     images_per_second: float  # over all steps of all attempts, without saving and evaluating
     seconds: float  # of steps, over all attempts
     peak_memory: int  # bytes, in this process
+    loading: Loading  # how long the steps waited for data
 
 
 def train(run: RunDir, training: Training) -> Trained:
@@ -75,7 +77,7 @@ def train(run: RunDir, training: Training) -> Trained:
         session.stepper.ema.swap()
     training.model.eval()
     images, seconds = training.steps * training.batches.images_per_step, session.clock.seconds
-    return Trained(training.model, session.metrics, images / seconds, seconds, peak_memory(device))
+    return Trained(training.model, session.metrics, images / seconds, seconds, peak_memory(device), session.loading())
 
 
 def to_runner(session: Session) -> Runner:

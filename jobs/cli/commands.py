@@ -209,12 +209,14 @@ def _code(tasks: Sequence[Task]) -> int:
 def run_demo(study: Study, slots: int | None) -> int:
     """Do `mimbench demo`; return the exit code."""
     from mimbench.engine.data.datasets import HANDWRITTEN, locate
-    from mimbench.jobs.local.processes import cores
+    from mimbench.engine.run.cores import available_cores
     from mimbench.jobs.local.scheduler import Local
 
     began, root = time.monotonic(), runs_root()
     print(f"data: {locate(HANDWRITTEN)}", file=sys.stderr)
-    local = Local(study, root, slots or min(4, cores()))  # the models are small: several runs can also share a GPU
+    local = Local(
+        study, root, slots or min(4, available_cores())
+    )  # the models are small: several runs can also share a GPU
     tasks = local.run()
     show_table(root, as_json=False)
     write_report(root, None)
@@ -328,9 +330,11 @@ def shrink_data(source: str, out: Path, short: int, quality: int, workers: int |
 
     from mimbench.engine.data.datasets import locate
     from mimbench.engine.data.shrink import Shrinking, shrink
-    from mimbench.jobs.local.processes import cores
+    from mimbench.engine.run.cores import available_cores
 
-    splits = list(shrink(locate(source), out, Shrinking(short, quality), cores() if workers is None else workers))
+    splits = list(
+        shrink(locate(source), out, Shrinking(short, quality), available_cores() if workers is None else workers)
+    )
     if as_json:
         print_json([asdict(split) for split in splits])
         return

@@ -23,8 +23,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from mimbench.engine.data.datasets import HANDWRITTEN, cache_directory, listing
+from mimbench.engine.run.cores import available_cores, cores_of_process, loading_processes
 from mimbench.engine.run.task import Finding as Check
-from mimbench.jobs.local.processes import cores
 from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.runs.tasks import task_of, tasks
 
@@ -71,7 +71,9 @@ def pace(data: str, recipe: str, overrides: Sequence[str]) -> Check:
         return Check(
             f"input {data}", "ok", f"{sides}: the model is the bottleneck, loading is {ahead:.1f} times as fast"
         )
-    more = "increase compute.workers, or run " if found.workers < cores() else ""
+    cores = cores_of_process()
+    fitted = loading_processes(cores, found.device.type == "cuda")
+    more = f"use compute.workers=auto ({fitted} for {cores} cores here), or run " if found.workers < fitted else ""
     remedy = f"{more}`mimbench data shrink {data} DIR`, whose images load four times as fast"
     return Check(f"input {data}", "note", f"{sides}: loading is the bottleneck", remedy)
 
@@ -151,7 +153,9 @@ def _device() -> Iterator[Check]:
 
 def _threads() -> Check:
     chosen = os.environ.get("OMP_NUM_THREADS")
-    return Check("cpu", "ok", f"{cores()} cores" + (f"; OMP_NUM_THREADS={chosen} limits each run" if chosen else ""))
+    return Check(
+        "cpu", "ok", f"{available_cores()} cores" + (f"; OMP_NUM_THREADS={chosen} limits each run" if chosen else "")
+    )
 
 
 def _disks() -> Iterator[Check]:

@@ -44,24 +44,25 @@ def submit(run: RunDir, visible: str | None, threads: int, processes: int = 1) -
 
     executor = submitit.LocalExecutor(run.path.absolute() / "submitit")
     executor.update_parameters(timeout_min=FOR_EVER, stderr_to_stdout=True)
-    with _for_children(threads):
+    with _for_children(threads, threads * processes):
         return executor.submit(entry, str(run.path.absolute()), visible, processes)
 
 
 @contextmanager
-def _for_children(threads: int) -> Iterator[None]:
-    """Give processes started within the block their share of threads, and let this process handle Ctrl-C.
+def _for_children(threads: int, cores: int) -> Iterator[None]:
+    """Give processes started within the block their share of threads and cores, and let this process handle Ctrl-C.
 
     submitit's controller would kill its process one second after Ctrl-C, too soon for a run to end cleanly.
     """
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    given = os.environ.get("OMP_NUM_THREADS")
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    shares = {"OMP_NUM_THREADS": threads, "MIMBENCH_CORES": cores}
+    added = [name for name in shares if name not in os.environ]
+    os.environ.update({name: str(shares[name]) for name in added})
     try:
         yield
     finally:
-        if given is None:
-            del os.environ["OMP_NUM_THREADS"]
+        for name in added:
+            del os.environ[name]
         signal.signal(signal.SIGINT, handler)
 
 
@@ -74,11 +75,6 @@ def kill(pid: int) -> None:
         for process in [*parent.children(recursive=True), parent]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-def cores() -> int:
-    """Return the number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Memory:

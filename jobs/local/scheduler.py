@@ -20,8 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from mimbench.engine.run.cores import available_cores
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.local.processes import Memory, cores, kill, submit
+from mimbench.jobs.local.processes import Memory, kill, submit
 from mimbench.jobs.local.scheduled import Fate, Task
 from mimbench.jobs.local.torchrun import must_be_here
 from mimbench.jobs.runs.devices import visible_devices
@@ -143,7 +144,7 @@ class Local:
             at = _reached(task.directory)
             task.at, task.starts = at, task.starts + 1 if task.at == at else 1
             task.job = submit(
-                task.directory, self._devices(slot), max(1, cores() // self.slots // self.gpus), self.gpus
+                task.directory, self._devices(slot), max(1, available_cores() // self.slots // self.gpus), self.gpus
             )
             task.fate, task.slot = "running", slot
             self.display.say(f"{task.name}: started in {task.directory.path}")

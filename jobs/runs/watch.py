@@ -41,6 +41,8 @@ class Watch:
         parts = [f"loss {line['loss']:.3g}"] if isinstance(line.get("loss"), float) else []
         if rate := line.get("images_per_second"):
             parts.append(f"{rate:,.0f} img/s")
+        if (waiting := line.get("waiting") or 0.0) >= 0.01:
+            parts.append(f"{waiting:.0%} waiting for data")
         return Glimpse(min(1.0, line[key] / total), "  ".join(parts))
 
 

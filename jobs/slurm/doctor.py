@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mimbench.engine.run.cores import loading_processes
 from mimbench.jobs.local.doctor import Check
 from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm.cluster import Cluster, save
@@ -239,7 +240,8 @@ def _seen(cluster: Cluster, reports: list[dict[str, Any]]) -> Iterator[Check]:
             f"`mimbench cluster add {cluster.name} srun_inherits_cpus=false`",
         )
     else:
-        yield Check("CPUs", "ok", f"{cpus} for a process")
+        fitted = loading_processes(cpus, bool(reports[0]["gpus"]))
+        yield Check("CPUs", "ok", f"{cpus} for a process; compute.workers=auto is {fitted} data loading processes")
     names = sorted({name for report in reports for name in report["gpus"]})
     if names:
         yield Check("GPUs", "ok", f"{len(reports[0]['gpus'])} for the processes of a node: {', '.join(names)}")

@@ -27,7 +27,7 @@ def look(run: RunDir) -> dict[str, Any]:
     """Return a report of this node and of the communication between the processes."""
     import torch
 
-    from mimbench.engine.run.process import available_cores
+    from mimbench.engine.run.cores import available_cores
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     backend = "nccl" if gpus else "gloo"

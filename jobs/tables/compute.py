@@ -30,6 +30,8 @@ NOTES = (
     "precision keeps about a third less. Optimiser and weights need additional memory.",
     "Printed by CrossMAE for ViT-B: minutes an epoch and MB on each GPU, on 2 A100-80GB (Table 4) or 4 (Table 18); by "
     "detectron2: seconds and GB for an image on an A100.",
+    "Waiting for data: share of the time in which the model waited for images. Beyond a few percent the time measures "
+    "the loader, not the method: give each GPU more CPU cores.",
     "AMT: in epochs after its attention maps exist (40). MaskAlign, all: includes its teacher on the whole image.",
     "With all hidden patches predicted, CrossMAE's 12 decoder blocks do not need fewer operations than MAE's decoder; "
     "with 25 % predicted they do.",
@@ -46,13 +48,15 @@ class StepCost:
     memory: float | None  # bytes
     device: str
     runs: int
+    waiting: float | None = None  # share of the time spent waiting for data; None if no run recorded it
 
     @property
     def text(self) -> str:
         """Return the text of a cell."""
         memory = f", {self.memory / 2**20:,.0f} MiB" if self.memory else ""
         rate = f"{self.images / self.seconds:,.0f} images/s"
-        return f"{self.seconds:.3g} s/step of {self.images} ({rate}{memory}, {self.device})"
+        waiting = "" if self.waiting is None else f", {self.waiting:.0%} waiting for data"
+        return f"{self.seconds:.3g} s/step of {self.images} ({rate}{memory}{waiting}, {self.device})"
 
 
 Key = tuple[str, str, tuple[Any, ...]]  # task, architecture, and `told_by` of the model
@@ -77,7 +81,9 @@ def _step_cost(records: Sequence[Record], device: str, batch: int) -> StepCost:
     results = [record.result or {} for record in records]
     seconds = statistics.median(batch / result["images_per_second"] for result in results)
     memories = [result["peak_memory"] for result in results if result.get("peak_memory")]
-    return StepCost(seconds, batch, statistics.median(memories) if memories else None, device, len(records))
+    waits = [result["loading"]["waiting"] for result in results if result.get("loading")]
+    memory, waiting = (statistics.median(values) if values else None for values in (memories, waits))
+    return StepCost(seconds, batch, memory, device, len(records), waiting)
 
 
 def table(found: Sequence[Record], sizes: str = "SBLH", only: Collection[str] | None = None) -> Grid:

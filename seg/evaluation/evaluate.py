@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mimbench.engine.data.batches import evaluation_loader, move
 from mimbench.engine.run.atomic import write_with
 from mimbench.engine.run.bar import track
+from mimbench.engine.run.cores import Workers
 from mimbench.engine.run.process import rank_and_world
 from mimbench.seg.config import Inference
 from mimbench.seg.data.batches import Looked, ValidationViews
@@ -61,7 +62,7 @@ class Evaluation:
         side: int,
         device: torch.device,
         *,
-        workers: int,
+        workers: Workers,
         prefix: str = "",
         shown: int = 0,
         precision: torch.dtype | None = None,

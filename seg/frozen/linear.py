@@ -90,6 +90,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
         metrics=trained.metrics,
         facts=facts,
         images_per_second=trained.images_per_second,
+        loading=trained.loading,
         peak_memory=trained.peak_memory,
         device=device_name(device),
         family=frozen.family,

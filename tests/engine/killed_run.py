@@ -172,7 +172,7 @@ def reached(directory: Path, step: int) -> bool:
 
 def outcome(directory: Path, kills: int) -> dict[str, Any]:
     """What a run left behind, without what differs by the clock."""
-    timed = ("images_per_second", "seconds", "memory")
+    timed = ("images_per_second", "waiting", "seconds", "memory")
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
         "kills": kills,

@@ -95,7 +95,7 @@ def test_text_and_back(config: Config) -> None:
 def test_text_is_one_line_a_value_and_says_what_is_not_science() -> None:
     text = to_text(Config())
     assert text.splitlines()[:4] == ['data = "imagenet"', 'checkpoint = "none"', "shape.width = 8", "shape.depth = 2"]
-    assert "compute.workers = 2  # speed" in text
+    assert 'compute.workers = "auto"  # speed' in text
     assert 'note = ""  # plumbing' in text
     assert len(text.splitlines()) == len(list(leaves(Config())))
 
@@ -124,6 +124,8 @@ def test_text_is_one_line_a_value_and_says_what_is_not_science() -> None:
         ("m.y=7", "m.y", (7,)),
         ("compute.precision=bf16", "compute.precision", "bf16"),
         ("compute.threads=none", "compute.threads", None),
+        ("compute.workers=2", "compute.workers", 2),
+        ("compute.workers=auto", "compute.workers", "auto"),
     ],
 )
 def test_an_override_is_read_as_its_field_wants_it(override: str, key: str, value: object) -> None:
@@ -166,6 +168,8 @@ def test_another_kind_starts_from_its_own_defaults_wherever_it_stands() -> None:
         ("flag=2", "flag=2: input should be a valid boolean"),
         ("betas=0.9", "betas=[0.9]: "),
         ("compute.precision=fp8", "compute.precision='fp8': input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("compute.workers=many", "compute.workers='many': input should be a valid integer"),
+        ("compute.workers=-1", "workers=-1 must not be negative; auto fits"),
         ("compute.keep=0", "compute: keep=0 must be at least 1"),
         ("shape.width=10", "shape: width=10 must be a multiple of 4"),
     ],
@@ -220,6 +224,10 @@ def test_identity_is_the_science_and_the_content_of_the_checkpoint() -> None:
 def test_a_whole_number_is_the_same_number_in_a_recipe_and_in_a_file() -> None:
     sloppy = Config(lr=5, betas=(0, 1))
     assert identity(sloppy, "cls", None) == identity(from_text(Config, to_text(sloppy)), "cls", None)
+
+
+def test_an_earlier_config_keeps_its_loading_processes() -> None:
+    assert from_text(Config, to_text(Config()).replace('workers = "auto"', "workers = 2")).compute.workers == 2
 
 
 def test_compute_is_checked() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,9 @@ def test_a_result_says_everything(tmp_path: Path) -> None:
     assert (result["seconds"], result["device"], result["peak_memory"]) == (12.5, "a device", 2**30)
     assert (result["recipe"], result["stage"], result["identity"]) == ("cls/knn", "cls", "0123456789")
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert result["loading"] is None
+    loading = {"workers": 2, "cores": 2, "waiting": 0.125}
+    assert write_result(run, replace(outcome, loading=loading), 12.5)["loading"] == loading
     assert run.state() == "done"
 
 

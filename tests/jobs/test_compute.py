@@ -131,6 +131,11 @@ def test_the_table_without_and_with_runs(tmp_path: Path) -> None:
     assert grid.rows[2][1:4] == ("32.19", "2.20", "1.04")
     assert grid.rows[2][-1] == "3.32 s/step of 4096 (1,234 images/s, 512 MiB, a CPU)"
     assert grid.rows[0][-1] == compute.BLANK
+    [found] = [found for found in records.read(tmp_path) if found.run.path.name.startswith("crossmae_vits")]
+    result = json.loads(found.run.result.read_text()) | {"loading": {"workers": 2, "cores": 8, "waiting": 0.426}}
+    found.run.result.write_text(json.dumps(result))
+    cost = next(iter(compute.measured([found for found in records.read(tmp_path) if found.result == result]).values()))
+    assert cost.text == "3.32 s/step of 4096 (1,234 images/s, 512 MiB, 43% waiting for data, a CPU)"
     for how in ("terminal", "markdown", "latex", "csv", "html"):
         text = grid.text(how, width=200)  # type: ignore[arg-type]
         assert "32.19" in text

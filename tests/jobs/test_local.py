@@ -48,7 +48,7 @@ def test_needs_first_then_the_longest(bench: Bench) -> None:
 
 
 def test_slots_run_side_by_side_and_share_the_cores(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "cores", lambda: 7)
+    monkeypatch.setattr(local, "available_cores", lambda: 7)
     began = time.monotonic()
     bench.local([_knn(seed) for seed in range(3)], slots=3).run()
     assert [threads for *_, threads in bench.submitted] == [2, 2, 2]

@@ -119,7 +119,7 @@ def shared(directory: Path, config: Pretrain, world: int) -> dict[str, Any]:
 
 def outcome(directory: Path) -> dict[str, Any]:
     """What a run left behind, without what differs by the clock."""
-    timed = ("images_per_second", "seconds", "memory")
+    timed = ("images_per_second", "waiting", "seconds", "memory")
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     maps = sorted((directory / "weight_maps").iterdir())
     return {

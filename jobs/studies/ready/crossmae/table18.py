@@ -2,7 +2,8 @@
 
     MAE does not fit at 1,024 images a GPU: 83.3, 5.19 min in two parts; CrossMAE 83.5, 3.38 min, 41,177 MB
 
-On four A100 of 80 GB. `mimbench table crossmae/compute` compares the cost of these runs.
+On four A100 of 80 GB. `mimbench table crossmae/compute` compares the cost of these runs,
+and says which share of the time they waited for data.
 """
 
 from __future__ import annotations
