@@ -19,9 +19,9 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
 from mimbench.backbones.checkpoints.location import user_code
-from mimbench.backbones.checkpoints.match import encoder_shapes
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.config import Interpolation, ViT
+from mimbench.backbones.shapes import encoder_shapes
 from mimbench.backbones.user_encoder import load_user_encoder
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.weights import Pool, open_weights

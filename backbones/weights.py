@@ -19,6 +19,8 @@ opened once in a process (`checkpoints.opening`). The role decides what is taken
 | teacher | the encoder; if the network is not an encoder known to mimbench, all weights unchanged |
 
 `my_encoder.py:build` is a user's own encoder (`backbones.user_encoder`): its file is code and is run.
+
+Models, and with them timm, are imported only when one is built: `inspect` and hashes of files do without.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,13 +40,17 @@ from mimbench.backbones.checkpoints.digest import Hashes, tensors_hash
 from mimbench.backbones.checkpoints.finite import require_finite
 from mimbench.backbones.checkpoints.info import EncoderInfo, assumption, meaning
 from mimbench.backbones.checkpoints.location import Role
-from mimbench.backbones.checkpoints.match import Matched, encoder_shapes, match
+from mimbench.backbones.checkpoints.match import Matched, match
 from mimbench.backbones.checkpoints.opening import Opened, open_checkpoint
 from mimbench.backbones.checkpoints.report import Report, report
 from mimbench.backbones.checkpoints.segmenter import is_segmenter, segmenter_weights
-from mimbench.backbones.classifier_file import classifier_in
 from mimbench.backbones.config import Interpolation, Traits, ViT
-from mimbench.backbones.vit import VisionTransformer
+from mimbench.backbones.shapes import encoder_shapes
+
+if TYPE_CHECKING:
+    from mimbench.backbones.classifier import Classifier
+    from mimbench.backbones.classifier_file import ClassifierInfo
+    from mimbench.backbones.vit import VisionTransformer
 
 _log = logging.getLogger(__name__)
 Pool = Literal["avg", "cls"]
@@ -136,7 +142,7 @@ class Weights:
         if self.kind == "segmenter":
             return segmenter_weights(self.opened)
         if self.kind == "classifier":
-            return dict(classifier_in(self.opened)[0].state_dict())
+            return dict(self._classifier()[0].state_dict())
         if self.kind == "other network":
             return dict(self.opened.weights)
         return {**self.encoder, **self.relative_positions}
@@ -157,10 +163,15 @@ class Weights:
         """The content hash, as `backbones.content.content_hash`, which caches it."""
         return self.hashes.content
 
+    def _classifier(self) -> tuple[Classifier, ClassifierInfo]:
+        from mimbench.backbones.classifier_file import classifier_in
+
+        return classifier_in(self.opened)
+
     def _meaning(self) -> dict[str, Any] | None:
         """What changes the outputs beside the tensors; None of a network that is no encoder to us."""
         if self.kind == "classifier":
-            return meaning(classifier_in(self.opened)[1])
+            return meaning(self._classifier()[1])
         if self.kind in ("detector", "segmenter"):
             return dict(self.opened.metadata) or None  # the config that a detector of ours was trained with
         return None if self.kind == "other network" else meaning(self.info)
@@ -200,6 +211,8 @@ class Weights:
         Raises:
             ValueError: as `encoder`; also if `pool` needs a class token that the encoder lacks.
         """
+        from mimbench.backbones.vit import VisionTransformer
+
         state, info = self.encoder, self.info
         info = replace(info, interpolation=interpolation or info.interpolation)
         if info.assumed:
@@ -252,6 +265,8 @@ def _drawn(matched: Matched, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Draw the weights that the file lacks from a fixed seed; empty if it lacks none."""
     if len(state) == len(encoder_shapes(matched.vit, matched.final_norm, matched.traits)):
         return {}
+    from mimbench.backbones.vit import VisionTransformer
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = VisionTransformer(matched.vit, matched.final_norm, traits=matched.traits).state_dict()

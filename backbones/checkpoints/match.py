@@ -31,14 +31,13 @@ from mimbench.backbones.checkpoints.safetensors_header import METADATA
 from mimbench.backbones.checkpoints.stated import Stated, stated
 from mimbench.backbones.config import Traits, ViT
 from mimbench.backbones.positions import rows_first, sincos_2d, split_table
-from mimbench.backbones.vit import VisionTransformer
+from mimbench.backbones.shapes import Shape, encoder_shapes
 
 Verdict = Literal["loaded", "converted", "expected missing", "expected dropped", "suspicious"]
 VERDICTS: tuple[Verdict, ...] = ("loaded", "converted", "expected missing", "expected dropped", "suspicious")
 NAMED = 3  # number of keys that an error names
 PARTS = r"blocks\.\d+\.|patch_embed\.|rope|norm|neck\.|\w*(token|pos_embed)|.*rel_pos"  # parts of an encoder
 TOKENS = ("cls_token", "reg_token", "pos_embed")  # without one of them, another encoder
-FIRST = "blocks.0."
 Triple = tuple[float, float, float]
 
 
@@ -246,7 +245,7 @@ class _Sorting:
         heads = self._told("heads") or self.family.heads(width)
         return ViT(width, 1 + max(numbers, default=-1), heads, patch, image)
 
-    def _fit_table(self, wanted: Mapping[str, torch.Size]) -> None:
+    def _fit_table(self, wanted: Mapping[str, Shape]) -> None:
         """Add a row of zeros for the class token to the position table, or remove its row, as the encoder needs."""
         table, shape = self.tensors.get("pos_embed"), wanted.get("pos_embed")
         if table is None or shape is None or table.ndim != 3:
@@ -261,12 +260,12 @@ class _Sorting:
             self.tensors["pos_embed"] = torch.cat([row, table], dim=1)
             self.how["pos_embed"] = "with a row of zeros for the class token"
 
-    def _judge(self, wanted: Mapping[str, torch.Size]) -> None:
+    def _judge(self, wanted: Mapping[str, Shape]) -> None:
         for name, key in self.came_from.items():
             if key:
                 self._judge_one(name, key, wanted)
 
-    def _judge_one(self, name: str, key: str, wanted: Mapping[str, torch.Size]) -> None:
+    def _judge_one(self, name: str, key: str, wanted: Mapping[str, Shape]) -> None:
         tensor = self.tensors[name]
         if name not in wanted:
             unknown = f"is not part of the encoder and unknown in {self.family.name} files"
@@ -283,7 +282,7 @@ class _Sorting:
         else:
             self._enter(key, "loaded", to=name)
 
-    def _lacks(self, name: str, shape: torch.Size) -> Entry:
+    def _lacks(self, name: str, shape: Shape) -> Entry:
         if any(matches(rule, name) for rule in self.family.missing):
             self.tensors[name], note = _stand_in(name, shape)
             return Entry(name, "expected missing", to=name, note=note, shape=tuple(shape))
@@ -295,21 +294,6 @@ class _Sorting:
         self.entries[key] = Entry(key, verdict, to, note, tuple(tensor.shape), tensor.nbytes, fatal)
 
 
-def encoder_shapes(vit: ViT, final_norm: bool, traits: Traits) -> dict[str, torch.Size]:
-    """Return the names and shapes of an encoder's weights. All blocks have the first one's."""
-    with torch.device("meta"):
-        weights = VisionTransformer(replace(vit, depth=1), final_norm, traits=traits).state_dict()
-    block = {key: value.shape for key, value in weights.items() if key.startswith(FIRST)}
-    shapes: dict[str, torch.Size] = {}
-    for key, value in weights.items():
-        if key not in block:
-            shapes[key] = value.shape
-        elif key not in shapes:
-            for number in range(vit.depth):
-                shapes |= {f"blocks.{number}.{name.removeprefix(FIRST)}": shape for name, shape in block.items()}
-    return shapes
-
-
 def _positions(tensors: Mapping[str, Tensor], traits: Traits) -> Positions:
     """Return the kind of its positions; a fixed table is recognised by its values."""
     if traits.positions != "absolute":
@@ -317,7 +301,7 @@ def _positions(tensors: Mapping[str, Tensor], traits: Traits) -> Positions:
     return "learned" if rows_first(tensors["pos_embed"]) is None else "sincos"
 
 
-def _stand_in(name: str, shape: torch.Size) -> tuple[Tensor, str]:
+def _stand_in(name: str, shape: Shape) -> tuple[Tensor, str]:
     """Return the value of a weight that its family's files leave out, and how it was made."""
     if name == "pos_embed":
         side = int((shape[1] - shape[1] % 2) ** 0.5)

@@ -14,8 +14,7 @@ from mimbench.backbones.checkpoints.info import differences
 from mimbench.backbones.checkpoints.match import Entry, Matched, Verdict, counts
 from mimbench.backbones.checkpoints.opening import Opened, mapped_anew
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.backbones.vitdet import detectron2_reason, vitdet_reason
-from mimbench.backbones.vitdet_traits import vitdet_plan
+from mimbench.backbones.vitdet_traits import detectron2_reason, vitdet_plan, vitdet_reason
 
 READ = 512 * 2**20  # a report reads up to this many bytes to check that weights are finite; loading always checks
 

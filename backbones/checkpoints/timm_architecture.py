@@ -3,6 +3,8 @@
 found = read_architecture("vit_base_patch16_rope_ape_224")
 found.heads, found.activation, found.rope       12, "gelu", Rope(None, theta=100, order="xy")
 found.reason                                    None, or why no encoder of ours is this model
+
+timm is imported only when a file names one of its models: that takes longer than inspecting any file.
 """
 
 from __future__ import annotations
@@ -13,18 +15,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import timm
 import torch
-from timm.layers import QuickGELU
-from timm.layers.activations import GELU, GELUTanh
-from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
-from timm.models import beit, eva, vision_transformer
 from torch import nn
 
 from mimbench.backbones.config import Activation, Rope
 
 COMPARED = ("blocks.0.", "patch_embed.")
-BLOCKS = (vision_transformer.Block, eva.EvaBlock, beit.Block)
 Triple = tuple[float, float, float]
 
 
@@ -54,6 +50,8 @@ class Architecture:
 
 def is_architecture(name: str) -> bool:
     """Whether timm has a model of this name."""
+    import timm
+
     return bool(timm.is_model(name.partition(".")[0]))
 
 
@@ -64,6 +62,8 @@ def read_architecture(name: str, arguments: str = "{}") -> Architecture:
     Raises:
         ValueError: if timm has no such model, or it is no Vision Transformer.
     """
+    import timm
+
     name = name.partition(".")[0]
     try:
         given = json.loads(arguments)
@@ -75,9 +75,11 @@ def read_architecture(name: str, arguments: str = "{}") -> Architecture:
 
 
 def _read(name: str, model: Any, depth: int | None) -> Architecture:
+    from timm.models import beit, eva, vision_transformer
+
     block = model.blocks[0]
     rope, reason = _rope(model)
-    if not issubclass(type(block), BLOCKS):
+    if not isinstance(block, vision_transformer.Block | eva.EvaBlock | beit.Block):
         return _unlike(name, model, depth, f"its blocks are timm's {type(block).__name__}")
     if not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity):
         reason = "its queries and keys are normed"
@@ -112,6 +114,9 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _activation(module: nn.Module) -> Activation | None:
+    from timm.layers import QuickGELU
+    from timm.layers.activations import GELU, GELUTanh
+
     if isinstance(module, QuickGELU):
         return "quick_gelu"
     if isinstance(module, GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh"):
@@ -121,6 +126,8 @@ def _activation(module: nn.Module) -> Activation | None:
 
 def _rope(model: Any) -> tuple[Rope | None, str | None]:
     """The rotary positions as ours, and why they cannot be; two times None where there are none, or DINOv3's."""
+    from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
+
     rope = getattr(model, "rope", None)
     if rope is None or isinstance(rope, RotaryEmbeddingDinoV3):
         return None, None
