@@ -3,11 +3,14 @@
     forward = data_parallel(model)        # `model` itself, if there is a single process
 
 Gradients are views of the buckets that are exchanged, so no copy of them is kept. Constant buffers are not sent: they
-are equal in all processes. torch's `static_graph=True` is not used: it saves nothing as long as no process searches
-for unused parameters, and it counts gradients wrongly under accumulation (`no_sync`).
+are equal in all processes. torch's `static_graph=True` is not used: it exchanges the same as long as no process searches
+for unused parameters (counted), and a step that leaves out a part of the model would be an error.
 """
 
 from __future__ import annotations
+
+import inspect
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,7 +23,9 @@ def data_parallel(model: nn.Module) -> nn.Module:
     """Return `model` for the forward pass: wrapped if there are several processes, else itself."""
     if rank_and_world()[1] == 1:
         return model
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=has_running_statistics(model))
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters  # torch 2.15
+    sent: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": has_running_statistics(model)}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **sent)
 
 
 def has_running_statistics(model: nn.Module) -> bool:
