@@ -3,7 +3,7 @@
     forward = data_parallel(model)        # `model` itself, if there is a single process
 
 Gradients are views of the buckets that are exchanged, so no copy of them is kept. Constant buffers are not sent: they
-are equal in all processes. torch's `static_graph=True` is not used: it exchanges the same as long as no process searches
+are equal in all processes. `static_graph=True` of torch is not used: it exchanges the same as long as no process looks
 for unused parameters (counted), and a step that leaves out a part of the model would be an error.
 """
 
