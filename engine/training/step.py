@@ -102,7 +102,13 @@ class Stepper:
         """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for values in self.optimizer.state.values():  # on a CPU they are views of the checkpoint's file
+            values.update({name: value.clone() for name, value in values.items() if _is_on_cpu(value)})
         if state["scaler"]:  # empty if the previous attempt did not run in fp16
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+
+def _is_on_cpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "cpu"
