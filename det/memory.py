@@ -50,7 +50,8 @@ def estimate(config: MaskRCNNConfig, world: int = 1, classes: int = COCO_CLASSES
         saved = Saved(model)
         with saved.counting(), autocast_as(config.compute.precision):
             passed_forward(model.train(), images)
-        return estimate_of(model, images, world, saved.bytes, recompute=config.recompute)
+        accumulate = config.compute.accumulate
+        return estimate_of(model, images, world, saved.bytes, accumulate=accumulate, recompute=config.recompute)
 
 
 def _box_stages(heads: nn.Module) -> list[tuple[nn.Module, nn.Module]]:

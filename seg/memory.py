@@ -53,7 +53,8 @@ def estimate(config: UPerNetConfig, world: int = 1, classes: int = ADE_CLASSES) 
                 if model.auxiliary_head is not None:
                     logits.append(model.auxiliary_head(maps[config.heads.aux_output]))
             gradients = sum(4 * one.numel() for one in logits)
-            return estimate_of(model, images, world, saved.bytes + gradients, recompute=config.recompute)
+            kept, accumulate = saved.bytes + gradients, config.compute.accumulate
+            return estimate_of(model, images, world, kept, accumulate=accumulate, recompute=config.recompute)
     finally:
         _forget_matrices()
 

@@ -90,6 +90,9 @@ class Compute:
     device: Literal["auto", "cpu", "cuda"] = speed("auto", about="auto: the GPU if there is one")
     log_every: int = plumbing(20, about="optimiser steps between two lines of metrics")
     save_every: int = plumbing(500, about="optimiser steps between two checkpoints")
+    save_minutes: float | None = plumbing(
+        None, about="also save a checkpoint when the last is this old, at the next line of metrics; none: by steps only"
+    )
     keep: int = plumbing(2, about="how many checkpoints to keep")
     wandb: bool = plumbing(False, about="also log to Weights & Biases")
 
@@ -97,6 +100,8 @@ class Compute:
         for name in ("accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.save_minutes is not None and self.save_minutes <= 0:
+            raise ValueError(f"save_minutes={self.save_minutes} must be positive, or none")
         if self.workers != "auto" and self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative; auto fits them to the cores")
         if self.threads is not None and self.threads < 1:

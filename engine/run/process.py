@@ -77,6 +77,12 @@ def meet() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """Leave the process group at the end of a run, once this process has sent and received everything."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def announced(value: T) -> T:
     """Return the first process's `value` in every process; for small objects that can be pickled."""
     if not dist.is_initialized():

@@ -7,6 +7,7 @@ restart.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch.distributed as dist
@@ -16,9 +17,10 @@ from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
+from mimbench.engine.run.process import announced
 from mimbench.engine.run.rungs import StoppedEarly
 from mimbench.engine.training.session import Session
-from mimbench.engine.training.state import prune, save_state, state_path, steps_saved
+from mimbench.engine.training.state import prune, state_path, steps_saved
 
 
 class Handle(nn.Module):
@@ -116,25 +118,38 @@ class Record(SessionHook):
 
 
 class Save(SessionHook):
-    """Saves a checkpoint when due, after checking that loss and weights are finite."""
+    """Saves a checkpoint when due, after checking that loss and weights are finite.
+
+    A thread writes it (`engine/training/saving.py`). The run goes on after its last step, and after a rung, only when
+    the checkpoint is on disk.
+    """
 
     priority = 20
 
     def before_train(self, runner: Runner) -> None:
         """Called by Runner. Remove the extra checkpoint of an attempt that was killed between saving and pruning."""
+        self._saved = time.monotonic()
         directory = self.session.run.checkpoints
         if self.session.rank == 0 and steps_saved(directory)[:1] == [self.session.step]:
             prune(directory, self.session.training.compute.keep)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         """Called by Runner."""
+        self.session.saver.check()
         if self.due():
             with self.session.clock.paused():
                 self._save()
 
     def due(self) -> bool:
         """Return whether a checkpoint is due: a run that stops at a rung of its sweep resumes there."""
-        return super().due() or self.session.rung is not None
+        return super().due() or self.session.rung is not None or self._minutes_passed()
+
+    def _minutes_passed(self) -> bool:
+        """Return whether the last checkpoint is `save_minutes` old by rank 0's clock, asked where a line is written."""
+        compute = self.session.training.compute
+        if compute.save_minutes is None or self.session.step % compute.log_every:
+            return False
+        return announced(time.monotonic() - self._saved >= 60 * compute.save_minutes)
 
     def _save(self) -> None:
         session = self.session
@@ -142,9 +157,10 @@ class Save(SessionHook):
         session.training.batches.skipped.gather()
         session.flush()
         if session.rank == 0:
-            directory = session.run.checkpoints
-            save_state(state_path(directory, session.step), session.state_dict())
-            prune(directory, session.training.compute.keep)
+            session.saver.save(state_path(session.run.checkpoints, session.step), session.state_dict())
+            if session.step == session.training.steps or session.rung is not None:
+                session.saver.wait()
+        self._saved = time.monotonic()
 
 
 class Evaluate(SessionHook):

@@ -1,6 +1,6 @@
 """Estimate how much GPU memory a training needs, before it runs: what tasks share.
 
-    estimate_of(model, images, world, activations, recompute=False).total
+    estimate_of(model, images, world, activations, accumulate=1, recompute=False).total
 
 Activations are the bytes that autograd saves in a forward pass (`engine.training.counting.Saved`), on torch's fake
 tensors, so nothing is computed. Weights, gradients, AdamW's two moments, the CUDA context, library workspaces
@@ -30,7 +30,7 @@ class Estimate:
 
     images: int  # per micro-batch
     parameters: int
-    gradients: int  # including the buckets for exchanging them, if there are several processes
+    gradients: int  # including the buckets for exchanging them, if these are not the gradients themselves
     optimizer: int
     activations: int
     recompute: bool
@@ -42,14 +42,20 @@ class Estimate:
         return CONTEXT + round(tensors * (1 + SPARE))
 
 
-def estimate_of(model: nn.Module, images: int, world: int, activations: int, *, recompute: bool) -> Estimate:
-    """Return the estimate for a model in single precision, trained by AdamW in `world` processes."""
+def estimate_of(
+    model: nn.Module, images: int, world: int, activations: int, *, accumulate: int, recompute: bool
+) -> Estimate:
+    """Return the estimate for a model in single precision, trained by AdamW in `world` processes.
+
+    With several processes, gradients live in the buckets in which they are exchanged; if micro-batches are accumulated,
+    their sum lives beside them until the last micro-batch.
+    """
     weights = sum(4 * parameter.numel() for parameter in model.parameters())
     learned = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Estimate(
         images=images,
         parameters=weights,
-        gradients=learned * (2 if world > 1 else 1),
+        gradients=learned * (2 if world > 1 and accumulate > 1 else 1),
         optimizer=2 * learned,
         activations=activations,
         recompute=recompute,

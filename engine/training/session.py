@@ -22,6 +22,7 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.run.rungs import rungs_of
 from mimbench.engine.training.metric_log import Means, NonFiniteLoss, Sink, sinks
 from mimbench.engine.training.progress import Display
+from mimbench.engine.training.saving import Saver
 from mimbench.engine.training.state import load_newest
 from mimbench.engine.training.step import Stepper
 from mimbench.engine.training.training import Training
@@ -68,6 +69,7 @@ class Session:
         self.step = 0  # optimiser steps done
         self.metrics: dict[str, float] = {}  # of the last evaluation
         self.rungs = rungs_of(run.path)
+        self.saver = Saver(training.compute.keep)
         if self.rank == 0:
             sweep(run.path)
         newest, state = load_newest(run.checkpoints) or (None, None)
@@ -232,7 +234,14 @@ class Session:
             sink.flush()
 
     def close(self) -> None:
-        """Close the files and the progress display."""
-        self.display.close()
-        for sink in self.sinks:
-            sink.close()
+        """Wait for the checkpoint that is being written, and close the files and the progress display.
+
+        Raises:
+            OSError: naming the file that could not be written.
+        """
+        try:
+            self.display.close()
+            for sink in self.sinks:
+                sink.close()
+        finally:
+            self.saver.wait()

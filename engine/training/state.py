@@ -13,8 +13,9 @@ import pickle
 import time
 import zipfile
 import zlib
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: naming `path`; the previous file is untouched and no other file is left behind.
     """
-    with replacing(path) as temporary, temporary.open("wb") as handle:
+    # without a buffer: processes forked while a thread writes here must not hold a part of the file to write again
+    with replacing(path) as temporary, temporary.open("wb", buffering=0) as handle:
         sink = _Sink(handle)
         torch.save(state, sink)  # type: ignore[arg-type]
         if sink.error:
@@ -43,30 +45,34 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 class _Sink:
     """Stores the first write error. torch would turn an error raised inside it into an unreadable abort."""
 
-    def __init__(self, handle: BinaryIO) -> None:
+    def __init__(self, handle: RawIOBase) -> None:
         self.handle = handle
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         if self.error is None:
             try:
-                self.handle.write(data)
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[self.handle.write(rest) :]
             except OSError as error:
                 self.error = error
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing; closing the file flushes it."""
+        """Do nothing: nothing is held back."""
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Return the state in `path`, on the CPU.
+    """Return the state in `path`, on the CPU: its tensors are views of the file, which is read where they are used.
+
+    Changing a tensor changes its own copy, never the file. Damage is not noticed: see `newest_valid`.
 
     Raises:
         ValueError: if the file is damaged, or holds anything but tensors and plain values.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         why = str(error).partition("\n")[0] or "the file is truncated"
         raise ValueError(f"{path} is not a training state: {why}") from error
@@ -101,13 +107,13 @@ def load_newest(directory: Path, wait: float = WAIT) -> tuple[Path, dict[str, An
     newest = newest_valid(directory) if rank == 0 else None
     if world == 1:
         return None if newest is None else (newest, load_state(newest))
-    chosen = announced(None if newest is None else (newest.name, _digest(newest)))
+    chosen = announced(None if newest is None else (newest.name, _checksums(newest)))
     if chosen is None:
         return None
-    name, digest = chosen
+    name, checksums = chosen
     path = directory / name
     faults: list[str | None] = [None] * world
-    dist.all_gather_object(faults, _other(path, digest, wait))
+    dist.all_gather_object(faults, _other(path, checksums, wait, check=rank > 0))
     if (failed := next((rank for rank, fault in enumerate(faults) if fault), None)) is not None:
         raise ValueError(
             f"process {failed} {faults[failed]} {path}, from which process 0 resumes: run directories must be on a "
@@ -116,22 +122,30 @@ def load_newest(directory: Path, wait: float = WAIT) -> tuple[Path, dict[str, An
     return path, load_state(path)
 
 
-def _other(path: Path, digest: str, wait: float) -> str | None:
-    """Return the fault if `path` does not have this digest within `wait` seconds; None if it does."""
+def _other(path: Path, checksums: str, wait: float, *, check: bool) -> str | None:
+    """Return the fault if `path` does not list these checksums within `wait` seconds; None if it does.
+
+    With `check`, its content must match them too. Rank 0 has checked its own already, so every rank reads it once.
+    """
     end = time.monotonic() + wait
     while True:
         _states(path.parent)  # makes a network file system refresh its listing
-        found = _digest(path) if path.is_file() else None
-        if found == digest:
+        found = _checksums(path) if path.is_file() else None
+        if found == checksums and not (check and _fault(path)):
             return None
         if time.monotonic() >= end:
             return "does not see" if found is None else "reads different bytes in"
         time.sleep(min(1.0, wait))
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _checksums(path: Path) -> str:
+    """Return a digest of the names, sizes and checksums that the file lists at its end; "" if it is damaged there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            listed = [(member.filename, member.file_size, member.CRC) for member in archive.infolist()]
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return ""
+    return hashlib.blake2b(repr(listed).encode(), digest_size=16).hexdigest()
 
 
 def _fault(path: Path) -> str | None:

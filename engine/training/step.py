@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mimbench.engine.data.batches import move
 from mimbench.engine.run.process import autocast_dtype, derived_seed, rank_and_world, seed_all
+from mimbench.engine.training.distributed import data_parallel
 from mimbench.engine.training.ema import Ema
 from mimbench.engine.training.training import Training
 
@@ -28,8 +29,8 @@ class Stepper:
         self.training, self.device = training, device
         self.model = training.model.to(device)
         self.optimizer = training.optimizer
-        self.rank, world = rank_and_world()
-        self.forward: nn.Module = DistributedDataParallel(self.model) if world > 1 else self.model
+        self.rank, _ = rank_and_world()
+        self.forward = data_parallel(self.model)
         self.dtype = autocast_dtype(training.compute, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.ema = Ema(self.model, training.ema) if training.ema is not None else None
@@ -101,7 +102,13 @@ class Stepper:
         """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for values in self.optimizer.state.values():  # on a CPU they are views of the checkpoint's file
+            values.update({name: value.clone() for name, value in values.items() if _is_on_cpu(value)})
         if state["scaler"]:  # empty if the previous attempt did not run in fp16
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+
+def _is_on_cpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "cpu"

@@ -65,7 +65,7 @@ def train(run: RunDir, training: Training) -> Trained:
     try:
         to_runner(session).train()
     except BaseException as error:
-        with suppress(OSError):  # report the error that stopped the training, not this one
+        with suppress(Exception):  # report the error that stopped the training, not this one
             session.close()
         if isinstance(error, NonFiniteLoss):
             good = newest_valid(run.checkpoints) or "none"

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mimbench.engine.data.faults import LoadingError
 from mimbench.engine.run.atomic import sweep
@@ -38,6 +38,9 @@ from mimbench.jobs.runs.lineage import encoder_taken, take
 from mimbench.jobs.runs.store import config_of
 from mimbench.jobs.runs.tasks import task_of
 from mimbench.jobs.slurm import job as slurm_job
+
+if TYPE_CHECKING:
+    from mimbench.engine.run.result import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ def _follow(run: RunDir, config: Any, signals: Signals) -> int:
     signals.listen()
     try:
         slurm_job.meet(run)
-        task_of(run.read_about()["stage"]).run(config, run)
+        _staged(config, run)
     except (ValueError, OSError, MemoryError, LoadingError) as error:
         if not signals.received:
             slurm_job.note_rank_error(run, explained(error), getattr(error, "image", None))
@@ -122,6 +125,23 @@ def _follow(run: RunDir, config: Any, signals: Signals) -> int:
     except StoppedEarly:
         return 0
     return 0
+
+
+def _staged(config: Any, run: RunDir) -> Outcome:
+    """Do the stage's work in this rank, and leave the process group when it is done or stopped early.
+
+    After an error it is left as it is: leaving may wait for ranks that have already ended.
+    """
+    stage = task_of(run.read_about()["stage"])
+    from mimbench.engine.run.process import leave
+
+    try:
+        outcome = stage.run(config, run)
+    except StoppedEarly:
+        leave()
+        raise
+    leave()
+    return outcome
 
 
 def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
@@ -159,7 +179,7 @@ def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
     """Run the stage and write its result."""
     recipe = str(run.read_about()["recipe"])
     with working(recipe) if sys.stderr.isatty() else nullcontext():  # elsewhere the log's lines tell it
-        outcome = task_of(run.read_about()["stage"]).run(config, run)
+        outcome = _staged(config, run)
     from mimbench.engine.run.result import write_result
 
     seconds = _seconds(run)

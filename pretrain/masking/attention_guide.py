@@ -79,10 +79,13 @@ class AttentionGuide:
         log.info("computed weight maps in %.1f s", time.perf_counter() - started)
 
     def _oldest_needed(self, batches: Batches) -> int | None:
-        """Return the epoch of the maps that a restart from the oldest remaining checkpoint needs."""
+        """Return the epoch of the maps that a restart from the oldest remaining checkpoint needs.
+
+        None if there is no checkpoint: the first may still be being written, and needs earlier maps.
+        """
         steps = steps_saved(self.run.checkpoints)
         if not steps:
-            return self.maps.epoch
+            return None
         last = (min(steps) - 1) * batches.accumulate  # micro-batch before that checkpoint
         return self.schedule.in_force(last // len(batches))
 

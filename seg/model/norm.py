@@ -17,6 +17,8 @@ from mimbench.engine.run.process import rank_and_world
 class SyncBatchNorm(nn.BatchNorm2d):
     """Batch norm of maps (B, C, h, w) with statistics over B, h, w and all processes in training."""
 
+    gathers = True  # running statistics are equal in all processes (engine/training/distributed.py)
+
     def forward(self, maps: Tensor) -> Tensor:
         """Normalise, scale and shift maps (B, C, h, w)."""
         if not self.training or rank_and_world()[1] == 1:

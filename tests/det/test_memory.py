@@ -70,7 +70,8 @@ def test_parts_and_recomputing_need_less() -> None:
     assert again.activations < 0.9 * parts.activations
     assert (whole.images, parts.images) == (4, 1)
     assert whole.parameters == parts.parameters
-    assert estimate(_config(), world=2).gradients == 2 * whole.gradients
+    assert estimate(_config(), world=2).gradients == 2 * whole.gradients  # the sum of micro-batches, and buckets
+    assert estimate(_config(compute=Compute(accumulate=1)), world=2).gradients == whole.gradients
     half = estimate(_config(compute=Compute(precision="bf16", accumulate=4))).activations
     assert half < 0.8 * estimate(_config(compute=Compute(precision="fp32", accumulate=4))).activations
 
