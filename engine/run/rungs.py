@@ -59,6 +59,18 @@ class Rungs:
         """Return the number of the rung reached between two times in epochs; None if none is."""
         return next((number for number, epoch in enumerate(self.epochs) if before < epoch <= now), None)
 
+    def expected(self, epochs: float, after: float = 0.0) -> float:
+        """Return how many more of its `epochs` a run trains on average, `after` those that it has.
+
+        On average, because one of `keep` runs goes on beyond each rung.
+        """
+        ends = [*(epoch for epoch in self.epochs if after < epoch < epochs), epochs]
+        left, share, start = 0.0, 1.0, after
+        for end in ends:
+            left += share * (end - start)
+            share, start = share / self.keep, end
+        return left
+
     def arrive(self, run: Path, rung: int, metrics: dict[str, float]) -> None:
         """Record the metric of the run at `run` at a rung, and promote whichever run now deserves it.
 

@@ -44,6 +44,13 @@ Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time on this m
 Gpus = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="On this machine: N processes for each run, one on each GPU.")
 ]
+GpuHours = Annotated[
+    float | None,
+    typer.Option(metavar="N", help="Start only runs that fit into N GPU hours of the whole study; inf: no limit."),
+]
+CpuHours = Annotated[
+    float | None, typer.Option(metavar="N", help="The same for the wall time of its runs without a GPU.")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file.")]
 OfStudy = Annotated[
     str | None,

@@ -119,13 +119,13 @@ def retry(
 
     root = runs_root()
     states = States(root)
-    wanted = ("failed", "lost", "interrupted", "blocked") + (("done", "new") if anew else ())
+    wanted = ("failed", "lost", "interrupted", "blocked") + (("done", "new", "stopped") if anew else ())
     known = {run: states.look(run) for run in find_all(runs or [], study, root)}
     for run, (state, reason) in known.items():
         if state == "damaged":
             print(f"not started: {reason}", file=sys.stderr)
         elif state not in wanted and study is None:
-            print(f"not started: {run.path} is {state}", file=sys.stderr)
+            print(f"not started: {run.path} is {state}{f': {reason}' if reason else ''}", file=sys.stderr)
     found = [run for run, (state, _) in known.items() if state in wanted]
     if not found:
         print("nothing to retry: none of these runs failed, was lost or was interrupted", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mimbench.jobs.cli.options import Gpus, Json, RecipeName, Slots, Yes, agreed, slots_here
+from mimbench.jobs.cli.options import CpuHours, GpuHours, Gpus, Json, RecipeName, Slots, Yes, agreed, slots_here
 from mimbench.jobs.cli.panels import Panel
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch files and submit nothing.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Cancel runs that are no longer in the study.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also start failed runs again.")] = False,
+    gpu_hours: GpuHours = None,
+    cpu_hours: CpuHours = None,
     slots: Slots = None,
     gpus: Gpus = None,
     at: At = None,
@@ -111,23 +113,48 @@ def submit(
     from mimbench.jobs.slurm import cluster as profiles
     from mimbench.jobs.studies import plan as planning
     from mimbench.jobs.studies import submit as submitting
+    from mimbench.jobs.studies.budget import chosen
 
     wanted, root, profile = _load(study, overrides, at, given), runs_root(), profiles.load(cluster)
+    budget = chosen(root, wanted.name, gpu_hours, cpu_hours)
+    again = shlex.join(_again(study, overrides, cluster, at, given))
     if profile.kind == "local":
         if dry_run:
             _show_plan(planning.plan(wanted, root), json)
             return
-        tasks = submitting.submit_local(wanted, root, slots or slots_here(), prune=prune, retry=retry, gpus=gpus or 1)
-        raise typer.Exit(_show_tasks(tasks, json))
+        scheduler = submitting.local_scheduler(
+            wanted, root, slots or slots_here(), prune=prune, retry=retry, gpus=gpus or 1, budget=budget
+        )
+        code = _show_tasks(scheduler.run(), json)
+        _show_account(scheduler.account, again)
+        raise typer.Exit(code)
     if gpus is not None:
         raise ValueError("--gpus is for --cluster local; on SLURM, a study says gpus=N for each run")
-    found, outcome = submitting.submit_cluster(wanted, root, profile, dry=dry_run, prune=prune, retry=retry)
+    found, outcome = submitting.submit_cluster(
+        wanted, root, profile, dry=dry_run, prune=prune, retry=retry, budget=budget
+    )
     if dry_run and json:
-        print_json({"study": found.study.name, "before": found.counts, "sbatch": outcome})
+        print_json({"study": found.study.name, "before": found.counts, "sbatch": outcome, **_budget_of(found)})
     elif dry_run:
         print(outcome)
     else:
         _show_submitted(found, outcome, json)
+    _show_account(found.account, again)
+
+
+def _again(study: str, overrides: list[str] | None, cluster: str, at: str | None, given: list[str] | None) -> list[str]:
+    """Return the command that submits the study again."""
+    options = [*(["--at", at] if at else []), *(part for one in given or [] for part in ("--from", one))]
+    return ["mimbench", "submit", study, *(overrides or []), "--cluster", cluster, *options]
+
+
+def _show_account(account: Any, again: str) -> None:
+    for line in account.lines(again) if account is not None else ():
+        print(line, file=sys.stderr)
+
+
+def _budget_of(found: Any) -> dict[str, Any]:
+    return {} if found.account is None else {"budget": found.account.as_json()}
 
 
 def _show_tasks(tasks: Any, as_json: bool) -> int:
@@ -147,7 +174,15 @@ def _show_submitted(found: Any, submissions: Any, as_json: bool) -> None:
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items())
     jobs = sorted({str(one.array or one.job) for one in submissions if one.job})
     if as_json:
-        print_json({"study": found.study.name, "before": found.counts, "submitted": len(submissions), "jobs": jobs})
+        print_json(
+            {
+                "study": found.study.name,
+                "before": found.counts,
+                "submitted": len(submissions),
+                "jobs": jobs,
+                **_budget_of(found),
+            }
+        )
     else:
         print(f"{found.study.name}: before: {counts}; {len(submissions)} submitted", file=sys.stderr)
         print(f"jobs {', '.join(jobs)}" if jobs else "nothing to submit", file=sys.stderr)
@@ -199,6 +234,8 @@ def sweep(
         str | None, typer.Option(metavar="E,E,...", help="Epochs at which the worse runs stop early.")
     ] = None,
     keep: Annotated[int, typer.Option(min=2, metavar="K", help="At a rung, one of K runs goes on.")] = 3,
+    gpu_hours: GpuHours = None,
+    cpu_hours: CpuHours = None,
     name: Annotated[str | None, typer.Option(help="Name of the study. Default: recipe and keys.")] = None,
     json: Json = False,
 ) -> None:
@@ -206,9 +243,11 @@ def sweep(
 
     The study is saved and its plan printed; `mimbench submit NAME` starts it.
     """
+    from mimbench.jobs.runs.lock import starting_runs
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.studies import plan as planning
     from mimbench.jobs.studies import sweep as sweeping
+    from mimbench.jobs.studies.budget import chosen, record
     from mimbench.jobs.studies.study_files import ready_studies
 
     if name is not None and (name.endswith(".py") or name in ready_studies()):
@@ -231,8 +270,12 @@ def sweep(
         made = made.halved(_epochs(rungs), keep, metric)
     study = made.study()
     study.check()
-    found = planning.plan(study, root)
+    budget = chosen(root, study.name, gpu_hours, cpu_hours)
     made.keep(root)
+    if gpu_hours is not None or cpu_hours is not None:
+        with starting_runs(root):
+            record(root, study.name, budget)
+    found = planning.plan(study, root)
     _show_plan(found, json)
     print(f"`mimbench submit {shlex.quote(made.name)}` starts this study", file=sys.stderr)
 

@@ -25,6 +25,7 @@ STYLES = {
     "failed": "red",
     "left out": "red",
     "stopped": "yellow",
+    "held": "yellow",
 }
 
 
@@ -89,7 +90,7 @@ class Display:
             return glimpse.share, f"{glimpse.text}  {clock(time.monotonic() - task.started)}".strip()
         if task.fate == "waiting" and task.needs:
             return 0.0, f"waits for {', '.join(need.name for need in task.needs if need.fate != 'done')}"
-        if task.fate == "stopped early":
+        if task.fate in ("stopped early", "held"):
             return 0.0, task.why
         return 0.0, task.fate + (f": {task.why}" if task.why else "")
 
@@ -104,7 +105,7 @@ class Display:
             if self._progress is None:
                 self.say(f"{task.name}: done, {self._state(task)[1]}")
             return
-        if task.fate == "stopped early":
+        if task.fate in ("stopped early", "held"):
             self.say(f"{task.name}: {task.why}")
             return
         self.say(f"{task.name}: {task.fate}: {task.why}", style="red")

@@ -12,7 +12,7 @@ from mimbench.jobs.studies.study import Run
 if TYPE_CHECKING:
     from submitit import Job
 
-Fate = Literal["waiting", "running", "elsewhere", "done", "failed", "left out", "stopped", "stopped early"]
+Fate = Literal["waiting", "running", "elsewhere", "done", "failed", "left out", "stopped", "stopped early", "held"]
 
 
 @dataclass
@@ -36,9 +36,9 @@ class Task:
     @property
     def over(self) -> bool:
         """Return whether the task has ended."""
-        return self.fate in ("done", "failed", "left out", "stopped", "stopped early")
+        return self.fate in ("done", "failed", "left out", "stopped", "stopped early", "held")
 
     @property
     def is_well(self) -> bool:
-        """Return whether the task ended as its study wants: done, or stopped early at a rung."""
-        return self.fate in ("done", "stopped early")
+        """Return whether the task ended as its study wants: done, stopped early, or held by its budget."""
+        return self.fate in ("done", "stopped early", "held")

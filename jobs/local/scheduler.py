@@ -5,7 +5,8 @@
 A run starts when the runs it needs are done or have written the encoder it starts from; of those that can start, the
 one with the longest chain of dependent runs goes first. If a run fails, the runs that need it are left out and all
 others continue. A run whose process is killed starts again, until three starts make no progress. Ctrl-C stops all runs
-so that they can be resumed. Finished runs are not repeated; a run in another process is waited for.
+so that they can be resumed. Finished runs are not repeated; a run in another process is waited for. A run starts
+only if the study's budget, if it has one, has its hours left; runs that the budget still holds at the end are left.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from mimbench.jobs.runs.devices import visible_devices
 from mimbench.jobs.runs.execute import explained
 from mimbench.jobs.runs.states import why
 from mimbench.jobs.runs.watch import last_lines
+from mimbench.jobs.studies.budget import HELD, Account, Gate
 from mimbench.jobs.studies.study import Made, Run, Study
 from mimbench.jobs.studies.study_registry import add_members
 
@@ -51,8 +53,11 @@ class Local:
         display: Display | None = None,
         retry: bool = True,
         gpus: int = 1,
+        gate: Gate | None = None,
     ) -> None:
         study.check()
+        self.gate, self._ends, self._asked = gate, 0, -1
+        self.account: Account | None = None  # at the end, with a budget
         self.root, self.retry, self.gpus = root, retry, gpus
         self.devices = visible_devices()
         must_be_here(gpus, self.devices)
@@ -90,6 +95,9 @@ class Local:
                 raise
             finally:
                 self.peak_memory = memory.peak
+        if self.gate is not None:
+            held = [task.directory or task.run.directory(self.root) for task in self.tasks if task.fate == "held"]
+            self.account = self.gate.note_held(held)
         return self.tasks
 
     def _look(self) -> None:
@@ -99,6 +107,7 @@ class Local:
                 self._ended(task)
             elif task.fate == "elsewhere" and task.directory is not None and task.directory.state() != "running":
                 task.fate = "waiting"  # done, or to be done here
+                self._ends += 1
             elif task.fate == "stopped early" and task.directory is not None and task.directory.state() != "stopped":
                 task.fate = "waiting"  # promoted by the arrival of another run at its rung
             lost = next((need for need in task.needs if need.fate in ("failed", "left out")), None)
@@ -107,13 +116,41 @@ class Local:
 
     def _start(self) -> None:
         ready = [task for task in self.tasks if task.fate == "waiting" and self._is_ready(task)]
-        for task in sorted(ready, key=lambda task: -self._weight[task.run]):
+        ready.sort(key=lambda task: -self._weight[task.run])
+        for task in ready if self.gate is None else self._within_budget(ready, self.gate):
             if (slot := self._free_slot()) is None:
                 return
             try:
                 self._begin(task, slot)
             except (ValueError, OSError) as error:
                 self._settle(task, "failed", explained(error))
+        if not any(task.fate in ("running", "elsewhere") for task in self.tasks):
+            self._leave()
+
+    def _leave(self) -> None:
+        """Settle the runs that wait although nothing runs: for a run that stopped early, or for the budget."""
+        waiting = [task for task in self.tasks if task.fate == "waiting"]
+        ended = {id(task): need for task in waiting for need in task.needs if need.fate == "stopped early"}
+        for task in waiting:
+            if (need := ended.get(id(task))) is not None:
+                self._settle(task, "left out", f"it needs {need.name}, which stopped early")
+        if not ended and not any(self._is_ready(task) and not task.why for task in waiting):
+            for task in waiting:
+                self._settle(task, "held", task.why or f"{HELD}: a run it needs is held")
+
+    def _within_budget(self, ready: Sequence[Task], gate: Gate) -> list[Task]:
+        """Return which of the runs that can start may start within the budget, or need no hours."""
+        for task in ready:
+            task.directory = task.directory or task.run.directory(self.root)
+        over = ("done", "stopped", "running") if self.retry else ("done", "stopped", "running", "failed")
+        asks = [task for task in ready if _asks(task, gate, over)]
+        free = self.slots - sum(task.fate == "running" for task in self.tasks)
+        if asks and free and (self._asked < self._ends or not all(task.why for task in asks)):
+            self._asked = self._ends  # until another run ends, those that are held stay so
+            held = gate.held([task.directory for task in asks if task.directory], free)
+            for task in asks:
+                task.why = held.get(task.directory.path.absolute(), "") if task.directory else ""
+        return [task for task in ready if not task.why or task not in asks] if free else []
 
     def _is_ready(self, task: Task) -> bool:
         return all(need.fate == "done" or _has_left(need, task.run) for need in task.needs)
@@ -194,7 +231,10 @@ class Local:
 
     def _settle(self, task: Task, fate: Fate, why: str = "") -> None:
         task.fate, task.why = fate, why
-        task.seconds = time.monotonic() - task.started if task.directory else 0.0
+        task.seconds = time.monotonic() - task.started if task.started else 0.0
+        self._ends += 1
+        if self.gate is not None and task.directory is not None:
+            self.gate.release(task.directory)
         self.display.settled(task)
 
     def _stop(self) -> None:
@@ -216,6 +256,12 @@ class Local:
             if not task.over:
                 task.fate = "stopped"
         self.display.say("stopped; the same command resumes from the last checkpoints")
+
+
+def _asks(task: Task, gate: Gate, over: Sequence[str]) -> bool:
+    """Return whether a task needs hours that are not reserved for it yet."""
+    run = task.directory
+    return run is not None and not gate.reserves(run) and run.state() not in over
 
 
 def _weights(study: Study) -> dict[Run, float]:

@@ -1,25 +1,32 @@
-"""The hours that a run will take, before it has started: `Forecasts(root).of(recipe, config)`.
+"""The hours that a run will take: `Forecasts(root).of(recipe, config)` before it has started, `left(...)` at any time.
 
-From finished runs of the same recipe on the same data, in proportion to their length; else the cost that the recipe
-states or its task estimates, in hours of an A100 (jobs/runs/cost.py). The hours name their device and their source:
-hours on a CPU are never GPU hours. Does not import torch.
+From the speed of the run itself, if it has begun; else from finished runs of the same recipe on the same data, in
+proportion to their length, or from runs that stopped early; else the cost that the recipe states or its task estimates,
+in hours of an A100 (jobs/runs/cost.py). A run of a sweep with early stopping counts with the epochs that such a run
+trains on average. The hours name their device and their source: hours on a CPU are never GPU hours. Does not import
+torch.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from mimbench.engine.data.datasets import HANDWRITTEN
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.run.rungs import FILE as RUNGS
+from mimbench.engine.run.rungs import Rungs, rungs_of
 from mimbench.jobs.runs.cost import cost_of
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import config_of
 from mimbench.jobs.runs.tasks import known
+from mimbench.jobs.runs.watch import Watch, last_step
 
 Unit = Literal["GPU", "CPU", "A100"]
 SAMPLES = 10  # finished runs of a recipe that are read
@@ -50,6 +57,9 @@ class Forecast:
     def as_json(self) -> dict[str, Any]:
         """Return the forecast as JSON."""
         return asdict(self)
+
+
+NOTHING = Forecast(0.0, "GPU", "")
 
 
 def shown(hours: float) -> str:
@@ -106,14 +116,44 @@ class Forecasts:
         self._root = root
         self._rates: dict[tuple[str, str, str], Forecast | None] = {}
 
-    def of(self, recipe: str, config: Any) -> Forecast | None:
-        """Return the hours of a run of `config`, made from `recipe`; None if nothing tells them."""
+    def of(self, recipe: str, config: Any, rungs: Rungs | None = None) -> Forecast | None:
+        """Return the hours of a run of `config`, made from `recipe`; None if nothing tells them.
+
+        With `rungs`, at which runs stop early, those that a run takes on average.
+        """
         key = recipe, str(config.data), str(getattr(config, "subset", None))
         if key not in self._rates:
-            self._rates[key] = _rate([run for run in self._finished(recipe) if _same_data(run, key)])
+            self._rates[key] = self._rate(recipe, key)
         if (rate := self._rates[key]) is not None:
-            return Forecast(rate.hours * _length(recipe, config), rate.unit, rate.source)
-        return _stated(recipe, config)
+            found: Forecast | None = Forecast(rate.hours * _length(recipe, config), rate.unit, rate.source)
+        else:
+            found = _stated(recipe, config)
+        share = _share_with_rungs(rungs, float(getattr(config, "epochs", 0)))
+        return found if found is None or share == 1.0 else replace(found, hours=found.hours * share)
+
+    def left(self, run: RunDir, state: str, recipe: str, config: Any, used: Used | None = None) -> Forecast | None:
+        """Return the hours to come of a run in some state: none if it is done or stopped early; None if unknown."""
+        if state in ("done", "stale", "stopped"):
+            return NOTHING
+        rungs = rungs_of(run.path)
+        if state == "new":
+            return self.of(recipe, config, rungs)
+        used = used_hours(run) if used is None else used
+        share = Watch(run).look().share if state in ("running", "interrupted", "lost") else 0.0
+        if share and (line := last_step(run.metrics)) and "seconds" in line:
+            now = _since(run) if state == "running" else 0.0  # metrics are as old as their last line
+            whole = float(line["seconds"]) / share
+            rest = _share_with_rungs(rungs, float(getattr(config, "epochs", 0)), share) * whole * (1 - share)
+            return Forecast(
+                max(0.0, rest - now) / 3600 * max(1, used.gpus), "GPU" if used.gpus else "CPU", "its speed so far"
+            )
+        found = self.of(recipe, config, rungs)
+        before = 0.0 if found is None else used.cpu if found.unit == "CPU" else used.gpu
+        return None if found is None else replace(found, hours=max(0.0, found.hours - before))
+
+    def _rate(self, recipe: str, key: tuple[str, str, str]) -> Forecast | None:
+        done = _rate([run for run in self._finished(recipe) if _same_data(run, key)])
+        return done or _rate([run for run in self._stopped(recipe) if _same_data(run, key)], "stopped")
 
     @cached_property
     def _folders(self) -> dict[str, list[RunDir]]:
@@ -126,6 +166,32 @@ class Forecasts:
     def _finished(self, recipe: str) -> list[RunDir]:
         return self._folders.get(recipe, [])[:SAMPLES]
 
+    def _stopped(self, recipe: str) -> list[RunDir]:
+        """Return runs of `recipe` that stopped at a rung of their sweep."""
+        runs = (RunDir(file.parent) for file in self._root.glob(f"{recipe}-*/{RUNGS}"))
+        return list(islice((run for run in runs if _is_stopped(run)), SAMPLES))
+
+
+def _is_stopped(run: RunDir) -> bool:
+    try:
+        return run.state() == "stopped"
+    except ValueError:  # damaged
+        return False
+
+
+def _share_with_rungs(rungs: Rungs | None, epochs: float, done: float = 0.0) -> float:
+    """Return which share of the rest of a training is still trained on average; `done`: the share that is behind it."""
+    if rungs is None or not epochs or done >= 1:
+        return 1.0
+    return rungs.expected(epochs, done * epochs) / (epochs * (1 - done))
+
+
+def _since(run: RunDir) -> float:
+    try:
+        return time.time() - run.metrics.stat().st_mtime
+    except OSError:
+        return 0.0
+
 
 def _same_data(run: RunDir, key: tuple[str, str, str]) -> bool:
     try:
@@ -135,18 +201,20 @@ def _same_data(run: RunDir, key: tuple[str, str, str]) -> bool:
     return (str(config.data), str(getattr(config, "subset", None))) == key[1:]
 
 
-def _rate(runs: Iterable[RunDir]) -> Forecast | None:
+def _rate(runs: Iterable[RunDir], how: Literal["finished", "stopped"] = "finished") -> Forecast | None:
     """Return the mean hours for each unit of length; of runs on GPUs, if there are any."""
     rates: dict[Unit, list[float]] = {"GPU": [], "CPU": []}
     for run in runs:
         used, length = used_hours(run), _length(run.read_about()["recipe"], config_of(run))
+        if how == "stopped":
+            length *= Watch(run).look().share
         if length > 0 and used.gpu:
             rates["GPU"].append(used.gpu / length)
         elif length > 0 and used.cpu:
             rates["CPU"].append(used.cpu / length)
     for unit, found in rates.items():
         if found:
-            count = "a finished run" if len(found) == 1 else f"{len(found)} finished runs"
+            count = f"a {how} run" if len(found) == 1 else f"{len(found)} {how} runs"
             return Forecast(sum(found) / len(found), unit, f"{count} of this recipe")
     return None
 

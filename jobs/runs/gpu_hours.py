@@ -1,27 +1,25 @@
 """Hours used and hours to come: `mimbench cost [--study STUDY]`.
 
 Used: the wall time of all starts, times the GPUs of each; the time of starts without a GPU is counted apart, as CPU
-hours. To come: for a running run, by its speed so far; for the others see jobs/runs/forecast.py. A study that was not
+hours. To come: see jobs/runs/forecast.py; nothing for runs that are done or stopped early. A study that was not
 submitted yet has only hours to come.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimbench.jobs.runs.forecast import Forecast, Forecasts, Used, total, used_hours
+from mimbench.jobs.runs.forecast import NOTHING, Forecast, Forecasts, Used, total, used_hours
 from mimbench.jobs.runs.status import Row, rows
 from mimbench.jobs.runs.store import config_of
-from mimbench.jobs.runs.watch import last_step
 
 if TYPE_CHECKING:
     from mimbench.jobs.studies.plan import Plan
 
-OVER = Forecast(0.0, "GPU", "")
+OVER = ("done", "stopped")
 
 
 @dataclass(frozen=True)
@@ -76,27 +74,12 @@ def _spent(row: Row, used: Used, forecasts: Forecasts) -> Spent:
 
 
 def _left(row: Row, used: Used, forecasts: Forecasts) -> Forecast | None:
-    if row.state == "done":
-        return OVER
-    if row.share and (line := last_step(row.run.metrics)) and "seconds" in line:
-        now = _since(row) if row.state == "running" else 0.0  # metrics are as old as their last line
-        hours = max(0.0, float(line["seconds"]) * (1 / row.share - 1) - now) / 3600 * max(1, used.gpus)
-        return Forecast(hours, "GPU" if used.gpus else "CPU", "its speed so far")
+    if row.state in OVER:
+        return NOTHING
     try:
-        whole = forecasts.of(row.recipe, config_of(row.run))
+        return forecasts.left(row.run, row.state, row.recipe, config_of(row.run), used)
     except (ValueError, KeyError):  # damaged, or without the name of its config
         return None
-    if whole is None:
-        return None
-    before = used.cpu if whole.unit == "CPU" else used.gpu
-    return Forecast(max(0.0, whole.hours - before), whole.unit, whole.source)
-
-
-def _since(row: Row) -> float:
-    try:
-        return time.time() - row.run.metrics.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def to_json(found: Sequence[Spent]) -> dict[str, Any]:
@@ -123,6 +106,6 @@ def render(found: Sequence[Spent]) -> str:
         lines.append(f"{one.name:<{width}}  {one.state:<11} {used} {left:>10}  {what}".rstrip())
     sums = to_json(found)
     cpu = f" and {sums['cpu_used']:,.2f} CPU hours" if sums["cpu_used"] else ""
-    rest = total(one.left for one in found if one.state != "done") or ("unknown" if sums["unknown"] else "nothing")
+    rest = total(one.left for one in found if one.state not in OVER) or ("unknown" if sums["unknown"] else "nothing")
     lines.append(f"{len(found)} runs: used {sums['used']:,.2f} GPU hours{cpu}; to come: {rest}")
     return "\n".join(lines)

@@ -28,6 +28,7 @@ from mimbench.jobs.runs.heartbeat import every
 BEAT = 10.0  # seconds between renewals by the holder
 SILENCE = 60.0  # seconds without renewal after which a holder on another host counts as dead
 POLL = 0.1  # seconds between two tries
+LONGEST = 120.0  # seconds to wait for another submission under the same root
 
 
 @contextmanager
@@ -52,6 +53,17 @@ def lock(path: Path, wait: float = 60.0) -> Iterator[None]:
                 path.unlink(missing_ok=True)
     finally:
         mine.unlink(missing_ok=True)
+
+
+@contextmanager
+def starting_runs(root: Path) -> Iterator[None]:
+    """Hold the lock for starting runs under `root` within the block.
+
+    Raises:
+        ValueError: if another process, which it names, holds it for two minutes.
+    """
+    with lock(root / ".mimbench" / "submit.lock", wait=LONGEST):
+        yield
 
 
 def _wait_for(path: Path, mine: Path, wait: float) -> None:

@@ -20,6 +20,7 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.records import record_of
 from mimbench.jobs.runs.states import States, hand_in_what_waits
 from mimbench.jobs.runs.watch import Watch, summary
+from mimbench.jobs.studies.budget import held_runs
 from mimbench.jobs.studies.study_registry import must_be_known, studies
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def rows(root: Path, study: str | None = None, state: str | None = None) -> list
     for name, runs in listed.items():
         for run, label in runs.items():
             labels.setdefault(run, {})[name] = label
-    states = States(root)
+    states, held = States(root), _held(root)
     found = [
-        _row(run, name, labels.get(name, {}), states)
+        _row(run, name, labels.get(name, {}), states, held.get(name, ""))
         for name, run in _runs(root)
         if study is None or study in labels.get(name, {})
     ]
@@ -88,6 +89,14 @@ def rows(root: Path, study: str | None = None, state: str | None = None) -> list
         (row for row in found if state in (None, row.state)),
         key=lambda row: (ORDER.index(row.state) if row.state in ORDER else 0, -(row.changed or 0), row.name),
     )
+
+
+def _held(root: Path) -> dict[str, str]:
+    """Return the runs that a budget held when their study was last submitted: run -> study."""
+    try:
+        return held_runs(root)
+    except ValueError:  # a damaged file, which the next submission names
+        return {}
 
 
 def _runs(root: Path) -> Iterator[tuple[str, RunDir]]:
@@ -106,11 +115,13 @@ def _folders(directory: Path) -> list[str]:
         return []
 
 
-def _row(run: RunDir, name: str, of: dict[str, str], states: States) -> Row:
+def _row(run: RunDir, name: str, of: dict[str, str], states: States, held: str = "") -> Row:
     label = next(iter(of.values()), "")
     try:
         about, state, attempts = run.read_about(), states.of(run), run.attempts()
         share, text = _words(run, state, attempts)
+        if held and state in ("new", "interrupted", "lost"):
+            text = f"held by the budget of {held}" + (f"; {text}" if text else "")
     except (ValueError, OSError) as error:
         return Row(run, name, name.partition("/")[2], label, tuple(of), "damaged", None, str(error), None, None, 0)
     started = float(attempts[0]["started"]) if attempts else None

@@ -7,10 +7,10 @@
     done         has a result                    stale        done, but its encoder was made again since
     failed       ended by an error               interrupted, lost    stopped; resumes when submitted again
     stopped      early, at a rung of its sweep: others were better
-    blocked      cannot start: a run it needs has failed
+    blocked      cannot start: a run it needs has failed or stopped early
     orphaned     was submitted under this name, but is no longer in the study
 
-Each run that is not done has its hours and their source, known before it is submitted (jobs/runs/forecast.py).
+Each run that is not over has its hours to come and their source (jobs/runs/forecast.py).
 
 Reads files and starts nothing; 1,000 runs take a second or two.
 """
@@ -31,11 +31,13 @@ from mimbench.jobs.runs.hashes import file_hash
 from mimbench.jobs.runs.states import States
 from mimbench.jobs.runs.store import Place
 from mimbench.jobs.runs.tasks import role_of
+from mimbench.jobs.studies.budget import HELD, UNLIMITED, Account, Budget, recorded
 from mimbench.jobs.studies.study import Run, Study
 from mimbench.jobs.studies.study_registry import directory_name, members
 
 STARTABLE = ("new", "interrupted", "lost")  # states that submitting a study starts
-OVER = ("done", "stale")
+OVER = ("done", "stale", "stopped")  # without hours to come
+LOST = {"failed": "has failed", "blocked": "cannot start", "stopped": "stopped early"}  # needs that will not be done
 STATES = (
     "new", "queued", "running", "done", "stale", "failed", "interrupted", "lost", "stopped", "blocked", "damaged",
     "orphaned"
@@ -52,7 +54,7 @@ class Line:
     why: str = ""
     run: Run | None = None  # None for an orphaned run
     place: Place | None = None
-    forecast: Forecast | None = None  # hours of the run, if it is not done
+    forecast: Forecast | None = None  # hours to come, if it is not over
 
     def as_json(self) -> dict[str, Any]:
         """Return the line as JSON."""
@@ -76,6 +78,8 @@ class Plan:
     study: Study
     root: Path
     lines: Sequence[Line]
+    budget: Budget = UNLIMITED
+    account: Account | None = None  # at a submission within a budget
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -113,17 +117,30 @@ def plan(study: Study, root: Path) -> Plan:
         FileNotFoundError: if a checkpoint file does not exist.
     """
     states, places, titles = States(root), study.places(root, strict=False), study.titles
+    budget = recorded(root, study.name)
+    held = set(budget.held)
     forecasts = Forecasts(root)
     lines: dict[Run, Line] = {}
     for run in study.ordered():
         line = _line(run, titles[run], places[run], states, [lines[need] for need in study.needs(run)])
-        lines[run] = line if line.state in OVER else replace(line, forecast=_forecast(places[run], forecasts))
+        if line.state in STARTABLE and directory_name(line.directory) in held:
+            line = replace(line, why="; ".join(filter(None, (line.why, HELD))))
+        if line.state not in OVER:
+            line = replace(line, forecast=_forecast(line, places[run], study, forecasts))
+        lines[run] = line
     listed = {directory_name(found.run) for found in places.values()}
-    return Plan(study, root, [*(lines[run] for run in study.runs), *_orphans(study, root, listed, states)])
+    return Plan(study, root, [*(lines[run] for run in study.runs), *_orphans(study, root, listed, states)], budget)
 
 
-def _forecast(found: Place, forecasts: Forecasts) -> Forecast | None:
-    return forecasts.of(found.about["recipe"], found.config)
+def _forecast(line: Line, found: Place, study: Study, forecasts: Forecasts) -> Forecast | None:
+    """Return the hours to come of a run that is not over."""
+    recipe = found.about["recipe"]
+    if line.state in ("new", "blocked", "damaged"):
+        return forecasts.of(recipe, found.config, study.rungs)
+    try:
+        return forecasts.left(found.run, line.state, recipe, found.config)
+    except (ValueError, OSError):  # a damaged file of the run
+        return None
 
 
 def _line(run: Run, title: str, found: Place, states: States, needs: Sequence[Line]) -> Line:
@@ -134,12 +151,9 @@ def _line(run: Run, title: str, found: Place, states: States, needs: Sequence[Li
         state, reason = "stale", changed
     if state == "new" and (former := found.former_run) is not None and former.result.is_file():
         reason = f"{directory_name(former)} of an older version has the same settings, see `mimbench explain`"
-    lost = next((need for need in needs if need.state in ("failed", "blocked")), None)
+    lost = next((need for need in needs if need.state in LOST), None)
     if lost is not None and state in (*STARTABLE, "queued") and not _has_its_encoder(run, found):
-        state, reason = (
-            "blocked",
-            f"needs {lost.name}, which {'has failed' if lost.state == 'failed' else 'cannot start'}",
-        )
+        state, reason = "blocked", f"needs {lost.name}, which {LOST[lost.state]}"
     return Line(title, found.run, state, reason, run, found)
 
 
@@ -197,4 +211,7 @@ def render(found: Plan) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items()) or "no runs"
     waiting = [line.forecast for line in found.lines if line.state not in (*OVER, "orphaned")]
     hours = total(waiting)
-    return "\n".join([*rows, *([f"to come: {hours}"] if hours else []), f"{found.study.name}: {counts}"])
+    limit = f"budget: {found.budget.text}" if found.budget.is_limited else ""
+    if held := sum(HELD in line.why for line in found.lines):
+        limit += f"; {held} run{'s are' if held > 1 else ' is'} {HELD}: submit with more hours to go on"
+    return "\n".join([*rows, *filter(None, (hours and f"to come: {hours}", limit)), f"{found.study.name}: {counts}"])

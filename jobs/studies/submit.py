@@ -6,43 +6,30 @@
 
 Failed runs and the runs that need them are not started; `mimbench retry` or `--retry` starts them again. Runs that are
 no longer in the study continue unless `--prune` is given. Simultaneous submissions take turns, so that no run is
-started twice.
+started twice. With a budget (jobs/studies/budget.py) only runs that fit into its hours are started.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.control import cancel
-from mimbench.jobs.runs.lock import lock
+from mimbench.jobs.runs.devices import visible_devices
+from mimbench.jobs.runs.lock import starting_runs
 from mimbench.jobs.runs.memory import must_fit
+from mimbench.jobs.studies.budget import Account, Budget, Entry, Gate, Kind, account, record, recorded
 from mimbench.jobs.studies.plan import STARTABLE, Line, Plan, plan
 from mimbench.jobs.studies.study import Made, Run, Study
-from mimbench.jobs.studies.study_registry import add_members, forget
+from mimbench.jobs.studies.study_registry import add_members, directory_name, forget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mimbench.jobs.local.scheduler import Task
+    from mimbench.jobs.local.scheduler import Local, Task
     from mimbench.jobs.slurm.cluster import Cluster
-
-LONGEST = 120.0  # seconds to wait for another submission under the same root
-
-
-@contextmanager
-def submitting(root: Path) -> Iterator[None]:
-    """Hold the lock for starting runs under `root` within the block.
-
-    Raises:
-        ValueError: if another process, which it names, holds it for two minutes.
-    """
-    with lock(root / ".mimbench" / "submit.lock", wait=LONGEST):
-        yield
 
 
 def to_start(found: Plan, retry: bool) -> list[Line]:
@@ -70,31 +57,69 @@ def prepared(study: Study, root: Path) -> None:
 
 
 def submit_local(
-    study: Study, root: Path, slots: int, *, prune: bool = False, retry: bool = False, gpus: int = 1
+    study: Study,
+    root: Path,
+    slots: int,
+    *,
+    prune: bool = False,
+    retry: bool = False,
+    gpus: int = 1,
+    budget: Budget | None = None,
 ) -> list[Task]:
     """Run the startable runs on this machine and show the progress; return how each run of the study ended.
 
-    Each run has `gpus` processes, one on each GPU.
+    As `local_scheduler`, with its errors, and
 
     Raises:
-        ValueError, OSError: before any start, if the study is wrong or cannot be written.
         KeyboardInterrupt: after Ctrl-C, once every process has ended.
+    """
+    return local_scheduler(study, root, slots, prune=prune, retry=retry, gpus=gpus, budget=budget).run()
+
+
+def local_scheduler(
+    study: Study,
+    root: Path,
+    slots: int,
+    *,
+    prune: bool = False,
+    retry: bool = False,
+    gpus: int = 1,
+    budget: Budget | None = None,
+) -> Local:
+    """Prepare the startable runs; return the scheduler that runs them on this machine.
+
+    Each run has `gpus` processes, one on each GPU. Without a budget the recorded one holds.
+
+    Raises:
+        ValueError, OSError: if the study is wrong or cannot be written.
     """
     from mimbench.jobs.local.scheduler import Local
 
-    with submitting(root):
+    with starting_runs(root):
         found = plan(study, root)
         must_have_data(found)
         if prune:
             prune_orphans(found)
         prepared(study, root)
-    return Local(study, root, slots, retry=retry, gpus=gpus).run()
+        budget = recorded(root, study.name) if budget is None else budget
+        record(root, study.name, replace(budget, held=()))
+    gate = Gate(root, study.name, budget, _entries(found, _here()), study.rungs) if budget.is_limited else None
+    return Local(study, root, slots, retry=retry, gpus=gpus, gate=gate)
 
 
 def submit_cluster(
-    study: Study, root: Path, cluster: Cluster, *, dry: bool = False, prune: bool = False, retry: bool = False
+    study: Study,
+    root: Path,
+    cluster: Cluster,
+    *,
+    dry: bool = False,
+    prune: bool = False,
+    retry: bool = False,
+    budget: Budget | None = None,
 ) -> tuple[Plan, Any]:
     """Submit the startable runs to `cluster`; return the plan and the submissions.
+
+    Without a budget the recorded one holds. The plan has the account of a limited budget.
 
     With `dry`, return the plan and the text of the sbatch files instead. A person may submit these by hand, so the
     directories of the runs are created.
@@ -106,7 +131,7 @@ def submit_cluster(
     """
     from mimbench.jobs.slurm import schedulers
 
-    with submitting(root):
+    with starting_runs(root):
         found = plan(study, root)
         must_have_data(found)
         if not dry:
@@ -115,7 +140,58 @@ def submit_cluster(
         if prune and not dry:
             prune_orphans(found)
         prepared(study, root)
-        return found, schedulers.submit(units(found, to_start(found, retry), cluster), cluster, root, dry=dry)
+        budget = recorded(root, study.name) if budget is None else budget
+        lines = to_start(found, retry)
+        if budget.is_limited:
+            found = replace(found, account=_account(found, lines, cluster, root, budget))
+            lines = [line for line in lines if line.directory.path in found.account.admitted]  # type: ignore[union-attr]
+        if not dry:
+            held = found.account.held if found.account else ()
+            record(root, study.name, replace(budget, held=tuple(directory_name(RunDir(path)) for path in held)))
+        return found, schedulers.submit(units(found, lines, cluster), cluster, root, dry=dry)
+
+
+def _account(found: Plan, lines: Sequence[Line], cluster: Cluster, root: Path, budget: Budget) -> Account:
+    """Return the account of a study on a cluster, with those of `lines` that its budget lets start."""
+    entries = _entries(found, _on_cluster(cluster)).values()
+    order = {run: number for number, run in enumerate(found.study.ordered())}
+    wanted = sorted(lines, key=lambda line: order[line.run] if line.run is not None else 0)
+    return account(root, budget, entries, [line.directory.path for line in wanted], found.study.rungs)
+
+
+def _entries(found: Plan, kind: Callable[[Line], Kind]) -> dict[Path, Entry]:
+    """Return the runs of the plan as the budget sees them, by directory."""
+    directories = {line.run: line.directory.path for line in found.lines if line.run is not None}
+    entries = {}
+    for line in found.lines:
+        path = line.directory.path
+        if line.run is None or line.place is None:
+            entries[path] = Entry(line.directory, kind(line), str(line.directory.read_about()["recipe"]))
+            continue
+        needs = () if _has_its_encoder(line) else tuple(directories[need] for need in found.study.needs(line.run))
+        entries[path] = Entry(line.directory, kind(line), line.place.about["recipe"], line.place.config, needs)
+    return entries
+
+
+def _on_cluster(cluster: Cluster) -> Callable[[Line], Kind]:
+    """Return a function that tells on which kind of device a run of the plan runs there."""
+
+    def kind(line: Line) -> Kind:
+        gpus, nodes = (line.run.gpus, line.run.nodes) if line.run is not None else (1, 1)
+        return "GPU" if cluster.shape(gpus=gpus, nodes=nodes).gpus else "CPU"
+
+    return kind
+
+
+def _here() -> Callable[[Line], Kind]:
+    """Return a function that tells on which kind of device a run of the plan runs on this machine."""
+    has_gpus = bool(visible_devices())
+
+    def kind(line: Line) -> Kind:
+        device = line.place.config.compute.device if line.place and line.place.config is not None else "auto"
+        return "GPU" if has_gpus and device != "cpu" else "CPU"
+
+    return kind
 
 
 def units(found: Plan, lines: Sequence[Line], cluster: Cluster) -> list[Any]:
@@ -128,7 +204,7 @@ def units(found: Plan, lines: Sequence[Line], cluster: Cluster) -> list[Any]:
     for line in lines:
         assert line.run is not None
         waits = [need for need in found.study.needs(line.run) if need not in over]
-        if line.run.epoch is not None and _exists(line):
+        if _has_its_encoder(line):
             waits = [need for need in waits if need != line.run.need]
         shape = cluster.shape(gpus=line.run.gpus, nodes=line.run.nodes)
         made.append(Unit(line.directory, shape, tuple(directories[need] for need in waits), _job_name(line)))
@@ -140,8 +216,11 @@ def _job_name(line: Line) -> str:
     return line.directory.path.name.rpartition("-")[0]
 
 
-def _exists(line: Line) -> bool:
-    return line.place is not None and Path(line.place.about["checkpoint"]["path"]).exists()
+def _has_its_encoder(line: Line) -> bool:
+    """Return whether the intermediate encoder that a run starts from already exists."""
+    if line.run is None or line.run.epoch is None or line.place is None:
+        return False
+    return Path(line.place.about["checkpoint"]["path"]).exists()
 
 
 def prune_orphans(found: Plan) -> list[RunDir]:
@@ -178,7 +257,7 @@ def start_again(runs: Iterable[RunDir], root: Path, slots: int, name: str = "ret
 def _requeue(runs: Sequence[RunDir], root: Path, name: str) -> None:
     from mimbench.jobs.slurm import cluster, schedulers
 
-    with submitting(root):
+    with starting_runs(root):
         schedulers.requeue(runs, cluster.load(name), root)
     for run in runs:
         print(f"submitted: {run.path}", file=sys.stderr)
