@@ -110,7 +110,7 @@ def _row(run: RunDir, name: str, of: dict[str, str], states: States) -> Row:
     label = next(iter(of.values()), "")
     try:
         about, state, attempts = run.read_about(), states.of(run), run.attempts()
-        share, text = _words(run, state, attempts)
+        share, text = _words(run, state, attempts, states)
     except (ValueError, OSError) as error:
         return Row(run, name, name.partition("/")[2], label, tuple(of), "damaged", None, str(error), None, None, 0)
     started = float(attempts[0]["started"]) if attempts else None
@@ -118,7 +118,10 @@ def _row(run: RunDir, name: str, of: dict[str, str], states: States) -> Row:
     return Row(run, name, str(about["recipe"]), label, tuple(of), state, share, text, started, changed, len(attempts))
 
 
-def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
+def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]], states: States) -> tuple[float | None, str]:
+    submitted = state in ("queued", "blocked", "lost") and (run.path / "submission.json").exists()
+    if submitted and (remark := states.remark(run)):
+        return None, remark
     if state == "done":
         return None, summary(run)
     if state in ("running", "interrupted", "lost") and attempts:
