@@ -200,6 +200,16 @@ def seconds_of(text: str) -> int:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
+def minutes_of(text: str) -> int | None:
+    """Return a time limit such as `1-12:00:00` in minutes; None for no limit."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not parts[0].isdigit():
+        return None
+    hours, minutes = (int(parts[0]), int(parts[1])) if len(parts) == 3 else (0, int(parts[0]))
+    return int(days or 0) * 1440 + hours * 60 + minutes
+
+
 def restarts_of(job: str) -> int | None:
     """Return how often SLURM has restarted a job; None if it does not say."""
     try:
