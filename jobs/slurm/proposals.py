@@ -100,6 +100,8 @@ def _shorter(cluster: Cluster) -> Iterator[Cluster]:
 
 def _gpus(cluster: Cluster) -> Iterator[Cluster]:
     """Yield the forms of a GPU request with the types and numbers that the nodes have; last, none."""
+    if not cluster.gpus_per_node:
+        return
     offered = [match for word in _words("sinfo", "-h", "-o", "%G") for match in GRES.finditer(word)]
     types: Sequence[str | None] = list(dict.fromkeys([None, cluster.gpu_type, *(match["type"] for match in offered)]))
     most = max((int(match["count"]) for match in offered), default=0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import pwd
 import secrets
 import socket
 import time
@@ -207,12 +208,20 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
 
 
 def owners(root: Path) -> set[int]:
-    """Return the numbers of the users who submitted from `root`."""
+    """Return the numbers of the users who submitted from `root`; those that this machine does not know are left out."""
     try:
         with os.scandir(root / ".mimbench" / "jobs") as folders:
-            return {folder.stat().st_uid for folder in folders}
+            return {number for number in {folder.stat().st_uid for folder in folders} if _is_known(number)}
     except OSError:
         return set()
+
+
+def _is_known(user: int) -> bool:
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True
 
 
 def unsent(root: Path) -> list[Batch]:

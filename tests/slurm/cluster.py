@@ -2,9 +2,10 @@
 
     python -m tests.slurm.cluster DIRECTORY -- COMMAND ...      # a command with a cluster around it
 
-Two slurmd stand for two nodes of two cores. Jobs of partition `low` are preempted by those of `high`: announced by
-SIGUSR2, or by SIGTERM alone where `user_signal` is off; those of `spot` are cancelled instead of requeued. Ports, keys
-and files are its own; what it starts, it stops. With `accounting`, there is a database (tests/slurm/accounting.py).
+Two slurmd stand for two nodes of two cores and of two GPUs that exist in name only. Jobs of partition `low` are
+preempted by those of `high`: announced by SIGUSR2, or by SIGTERM alone where `user_signal` is off; those of `spot` are
+cancelled instead of requeued. Ports, keys and files are its own; what it starts, it stops. With `accounting`, there is
+a database (tests/slurm/accounting.py).
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {user_signal}
 {accounting}
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000
+GresTypes=gpu
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000 Gres=gpu:tiny:2
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000 Gres=gpu:tiny:2
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 MaxTime=60
 PartitionName=spot Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=30 MaxTime=60
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
@@ -149,6 +151,8 @@ class Cluster:
         values = {"host": host, "ports": self.ports, "munge": socket_file, "directory": self.directory}
         database = self.accounting.settings(socket_file) if self.accounting is not None else ""
         self.conf.write_text(CONF.format(user_signal=option, accounting=database, **values))
+        gpus = "".join(f"Name=gpu Type=tiny File=/dev/{name}\n" for name in ("null", "zero"))  # in name only
+        (self.directory / "gres.conf").write_text(gpus)
 
     def start_controller(self) -> None:
         """Start slurmctld and wait for it to answer."""

@@ -169,7 +169,7 @@ def node_drained(scene: Scene) -> None:
     scene.begin()
     node = scene.node
     scene.cluster.ask("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
-    wait_for(lambda: steps_done(scene.run) >= 25, 100, "progress")
+    wait_for(lambda: steps_done(scene.run) >= 15, 100, "progress")
     scene.cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 

@@ -19,7 +19,7 @@ from tests.slurm import processes
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import LONG, PRETRAIN, Site
 
-TINY = (*LONG, "epochs=12")  # 60 steps, a checkpoint every 5
+TINY = (*LONG, "epochs=5")  # 25 steps, a checkpoint every 5
 PATIENCE = 240.0  # seconds for a run to end by itself
 REST = 20.0  # seconds in a state that does not change by itself after which a run counts as left behind
 AT_REST = ("failed", "interrupted", "lost", "blocked", "new", "stopped")
