@@ -108,7 +108,7 @@ def record(session: Session) -> None:
     session.say("The jobs restart under their old ids and resume from their last checkpoints.")
     session.wait(lambda: session.states().count("done") == 4, "the end")
     session.run("mimbench status")
-    session.run("grep -h 'carries on' runs/.mimbench/jobs/*/*_log.out")
+    session.run("grep -h 'resumes after' runs/.mimbench/jobs/*/*_log.out")
     session.run("mimbench plan seeds.py")
     session.run("mimbench table")
 

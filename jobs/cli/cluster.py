@@ -86,13 +86,19 @@ def probe(name: str, as_json: bool) -> int:
     """Do `mimbench doctor --cluster NAME`; return the exit code."""
     from mimbench.jobs.local.doctor import show_checks
     from mimbench.jobs.runs.store import runs_root
-    from mimbench.jobs.slurm.cluster import load
-    from mimbench.jobs.slurm.doctor import examine, rehearse
+    from mimbench.jobs.slurm.cluster import load, save
+    from mimbench.jobs.slurm.doctor import examine, proposal, rehearse
+    from mimbench.jobs.slurm.proposals import changes
 
     cluster = load(name)
     if cluster.kind == "local":
         raise ValueError(f"--cluster {name} is this machine; `mimbench doctor` without --cluster checks it")
     asked = list(examine(cluster, runs_root()))
+    refused = any(check.what == "a job" and check.verdict == "problem" for check in asked)
+    if refused and (better := proposal(cluster)) is not None:
+        print(f"{save(better)}: {' '.join(changes(cluster, better))}", file=sys.stderr)
+        cluster = better
+        asked = list(examine(cluster, runs_root()))
     if any(check.verdict == "problem" for check in asked):
         return show_checks(asked, as_json)
     return show_checks([*asked, *rehearse(cluster, runs_root(), lambda text: print(text, file=sys.stderr))], as_json)

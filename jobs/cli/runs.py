@@ -6,13 +6,17 @@ Each command imports what it needs when it is called, so that `mimbench --help` 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimbench.jobs.cli.names import states
 from mimbench.jobs.cli.options import Json, OfStudy, OneRun, RunNames, Slots, Yes, agreed, slots_here
 from mimbench.jobs.cli.pretraining import RUNS
+
+if TYPE_CHECKING:
+    from mimbench.engine.run.rundir import RunDir
+    from mimbench.jobs.runs.states import States
 
 State = Annotated[str | None, typer.Option(autocompletion=states, help="Only runs in this state.")]
 
@@ -88,7 +92,7 @@ def cancel(runs: RunNames = None, study: OfStudy = None, yes: Yes = False) -> No
 
     root = runs_root()
     states = States(root)
-    found = [run for run in find_all(runs or [], study, root) if states.look(run)[0] in ("running", "queued")]
+    found = [run for run in find_all(runs or [], study, root) if _can_be_cancelled(run, states)]
     if not found:
         print("nothing to cancel: none of these runs is running or queued", file=sys.stderr)
         return
@@ -96,6 +100,12 @@ def cancel(runs: RunNames = None, study: OfStudy = None, yes: Yes = False) -> No
         agreed(f"cancel {len(found)} runs?", yes)
     for run in steer.cancel(found, root):
         print(f"cancelled: {run.path}", file=sys.stderr)
+
+
+def _can_be_cancelled(run: RunDir, states: States) -> bool:
+    """Return whether the run is running or queued, or has a job that waits or hangs for ever."""
+    state = states.look(run)[0]
+    return state in ("running", "queued") or (state in ("blocked", "lost") and states.has_job(run))
 
 
 @RUNS.command("mimbench retry --study crossmae/table1")

@@ -38,6 +38,20 @@ class States:
         profile, queue = self._ask(noted.cluster)
         return schedulers.status_of(run, queue, profile)
 
+    def remark(self, run: RunDir) -> str:
+        """Return why a submitted run waits or hangs, and what to do; "" if nothing needs to be done."""
+        from mimbench.jobs.slurm import schedulers, submission
+
+        noted = submission.read(run)
+        return "" if noted is None else schedulers.remark(run, self._ask(noted.cluster)[1])
+
+    def has_job(self, run: RunDir) -> bool:
+        """Return whether the run has a job in a queue, or waits on disk to be submitted."""
+        from mimbench.jobs.slurm import submission
+
+        noted = submission.read(run)
+        return noted is not None and (noted.job is None or noted.job in self._ask(noted.cluster)[1])
+
     def look(self, run: RunDir) -> tuple[str, str]:
         """Return the state of `run`, which may be `damaged`, and the reason if it failed or is damaged."""
         try:

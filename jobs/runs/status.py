@@ -119,7 +119,7 @@ def _row(run: RunDir, name: str, of: dict[str, str], states: States, held: str =
     label = next(iter(of.values()), "")
     try:
         about, state, attempts = run.read_about(), states.of(run), run.attempts()
-        share, text = _words(run, state, attempts)
+        share, text = _words(run, state, attempts, states)
         if held and state in ("new", "interrupted", "lost"):
             text = f"held by the budget of {held}" + (f"; {text}" if text else "")
     except (ValueError, OSError) as error:
@@ -129,7 +129,10 @@ def _row(run: RunDir, name: str, of: dict[str, str], states: States, held: str =
     return Row(run, name, str(about["recipe"]), label, tuple(of), state, share, text, started, changed, len(attempts))
 
 
-def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
+def _words(run: RunDir, state: str, attempts: Sequence[dict[str, Any]], states: States) -> tuple[float | None, str]:
+    submitted = state in ("queued", "blocked", "lost") and (run.path / "submission.json").exists()
+    if submitted and (remark := states.remark(run)):
+        return None, remark
     if state == "done":
         return None, summary(run)
     if state in ("running", "interrupted", "lost") and attempts:

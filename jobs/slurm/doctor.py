@@ -1,15 +1,17 @@
 """Check a cluster: `mimbench cluster check` asks SLURM, `mimbench doctor --cluster` also runs a probe job.
 
-`examine` submits nothing: would SLURM accept a job of this profile, does it warn of a preemption, can jobs be
-requeued. `rehearse` runs a probe of a minute: its processes check GPUs, clock, the shared directory and their
-communication; then the job gets the warning of a preemption, requeues itself, and must start again. The results are
-written into the profile.
+`examine` submits nothing: would SLURM accept a job of this profile, and if not, with which settings; does it warn of
+a preemption, can jobs be requeued; which jobs belong to a runs root that is gone. `rehearse` runs a probe of a minute:
+its processes check GPUs, clock, the shared directory and their communication, and its shell `scontrol`, modules and
+scratch; then the job gets the warning of a preemption, requeues itself, and must start again. The results are written
+into the profile.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -22,6 +24,9 @@ from mimbench.engine.run.cores import loading_processes
 from mimbench.jobs.local.doctor import Check
 from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm.cluster import Cluster, save
+from mimbench.jobs.slurm.leftovers import findings
+from mimbench.jobs.slurm.node_shell import of_shell, probe_setup
+from mimbench.jobs.slurm.proposals import changes, fitted
 from mimbench.jobs.slurm.snapshot import snapshot
 from mimbench.jobs.slurm.submission import Batch
 
@@ -44,10 +49,35 @@ def examine(cluster: Cluster, root: Path) -> Iterator[Check]:
     yield _arrays(cluster, facts)
     yield _accounting(cluster)
     yield _directory(cluster, root)
+    yield from findings()
 
 
 def _would_take(cluster: Cluster) -> Check:
-    """Check whether SLURM would accept a job of this profile, with `sbatch --test-only`."""
+    """Check whether SLURM would accept a job of this profile, and propose settings that it accepts if not."""
+    accepted, said = _test(cluster)
+    if accepted:
+        return Check("a job", "ok", said)
+    better = proposal(cluster)
+    remedy = "..." if better is None else shlex.join(changes(cluster, better))
+    return Check("a job", "problem", said, f"`mimbench cluster add {cluster.name} {remedy}`")
+
+
+def proposal(cluster: Cluster) -> Cluster | None:
+    """Return the profile with settings that SLURM accepts instead of those it refuses; None if none were found.
+
+    Raises:
+        OSError: if SLURM does not answer.
+    """
+
+    def objection(candidate: Cluster) -> str | None:
+        accepted, said = _test(candidate)
+        return None if accepted else said.partition(". Check ")[0]
+
+    return fitted(cluster, objection)
+
+
+def _test(cluster: Cluster) -> tuple[bool, str]:
+    """Return whether SLURM would accept a job of this profile (`sbatch --test-only`), and its message."""
     from mimbench.jobs.slurm.sbatch import Executor, scrubbed
 
     batch = Batch(Path("/tmp"), cluster.name, "check", {0: "check"}, cluster.shape(gpus=min(1, cluster.gpus_per_node)))
@@ -57,10 +87,11 @@ def _would_take(cluster: Cluster) -> Check:
             ["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False, timeout=slurm.PATIENCE
         )
     if done.returncode == 0:
-        return Check("a job", "ok", done.stderr.strip().removeprefix("sbatch: ") or "SLURM would accept it")
-    return Check(
-        "a job", "problem", str(slurm.refusal(done.stderr, cluster)), f"`mimbench cluster add {cluster.name} ...`"
-    )
+        return True, done.stderr.strip().removeprefix("sbatch: ") or "SLURM would accept it"
+    refused = slurm.refusal(done.stderr, cluster)
+    if isinstance(refused, slurm.SilentError):
+        raise refused
+    return False, str(refused)
 
 
 def _time_limit(cluster: Cluster) -> Iterator[Check]:
@@ -70,7 +101,7 @@ def _time_limit(cluster: Cluster) -> Iterator[Check]:
     limits = []
     for name in cluster.partition.split(","):
         try:
-            limits.append(_minutes(_field(slurm.ask("scontrol", "show", "partition", name), "MaxTime")))
+            limits.append(slurm.minutes_of(_field(slurm.ask("scontrol", "show", "partition", name), "MaxTime")))
         except ValueError as error:
             yield Check("partition", "problem", str(error), f"`mimbench cluster add {cluster.name} partition=...`")
             return
@@ -163,16 +194,6 @@ def _field(text: str, key: str) -> str:
     return found[1] if found else ""
 
 
-def _minutes(text: str) -> int | None:
-    """Return a limit such as `1-12:00:00` in minutes; None for no limit."""
-    days, _, clock = text.rpartition("-")
-    parts = clock.split(":")
-    if not parts[0].isdigit():
-        return None
-    hours, minutes = (int(parts[0]), int(parts[1])) if len(parts) == 3 else (0, int(parts[0]))
-    return int(days or 0) * 1440 + hours * 60 + minutes
-
-
 # ----------------------------------------------------------------------------------------------------------- the probe
 
 
@@ -187,18 +208,21 @@ def rehearse(cluster: Cluster, root: Path, say: Callable[[str], None] = lambda t
     from mimbench.jobs.slurm.sbatch import Executor
 
     gpus = min(2, cluster.gpus_per_node)
+    asking = replace(cluster, setup=(*cluster.setup, *probe_setup(cluster)))
     shape = cluster.shape(gpus=gpus or 2, minutes=min(cluster.minutes, 10))
     base = root.absolute()
     batch = Batch(base, cluster.name, "probe", {0: ".mimbench/probe"}, shape, code=snapshot(base))
     batch = replace(batch, runs={0: f".mimbench/jobs/{batch.id}/probe"})
     place = base / batch.runs[0]
     place.mkdir(parents=True)
-    job = Executor(batch, cluster, None, module="mimbench.jobs.slurm.probe").send()
+    job = Executor(batch, asking, None, module="mimbench.jobs.slurm.probe").send()
     say(f"job {job} submitted; its output is in {batch.folder}")
     try:
         first = _wait(place, 0, job, say)
         yield from _seen(cluster, first)
         yield _clock(first)
+        cluster, shell = of_shell(cluster, first[0])
+        yield from shell
         back = _preempt(cluster, place, job, say) if cluster.can_requeue else None
     finally:
         slurm.cancel([job])

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MEETING = "rendezvous"  # in a run directory while it runs: address of rank 0 and errors of the other ranks
 PATIENCE = 600.0  # seconds that ranks wait for the address of rank 0
+ANSWER = 600.0  # seconds that the end of a job waits for an answer of SLURM, to be requeued
 LOOK = 5.0  # seconds between two checks for intermediate encoders of a pretraining
 PORTS = range(20000, 32000)  # below 32768, where the ports of outgoing connections begin on Linux
 EMPTY_STARTS = 3  # restarts of a job whose process died before it recorded its start
@@ -306,7 +307,7 @@ def requeue_without_shell() -> None:
     if job is None or not node or node != os.environ.get("SLURMD_NODENAME") or process_started(int(pid)) is not None:
         return
     try:
-        slurm.requeue(job)
+        slurm.patiently(lambda: slurm.requeue(job), 20.0, 2.0)
     except (ValueError, OSError) as error:
         log.warning("the shell of job %s was killed, and it cannot be requeued: %s", job, error)
     else:
@@ -326,11 +327,11 @@ def main(arguments: list[str]) -> int:
     """
     run, job, code, *state = last_of(RunDir(Path(arguments[0]))), *arguments[1:]
     try:
-        why = verdict(run, job, restarts(), *state)
+        why = slurm.patiently(lambda: verdict(run, job, restarts(), *state), ANSWER)
         if why is None:
             _note_end(run, job, int(code))
             if not state:
-                slurm.requeue(job)
+                slurm.patiently(lambda: slurm.requeue(job), ANSWER)
     except (ValueError, OSError) as error:
         why = str(error)
     said = "requeued to resume from the last checkpoint" if why is None else f"not requeued: {why}"

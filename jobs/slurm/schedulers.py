@@ -1,4 +1,4 @@
-"""Runs on a cluster: submit them, look up their states, cancel and requeue them.
+"""Runs on a cluster: submit them, cancel and requeue them. jobs/slurm/status.py looks up their states.
 
     cluster = load("a100")
     units = [Unit(run, cluster.shape(gpus=8), needs=(), name="crossmae_vitb"), ...]
@@ -6,8 +6,9 @@
     status_of(run, queue(cluster, root))      # files first, then the queue, then accounting, then the heartbeat
 
 Submissions are first recorded on disk. If SLURM cannot be reached, the record is removed. If it may have accepted a job
-without answering, the record stays, and the next `submit` asks for the job or submits it. A run that is recorded,
-queued, running or done is not submitted again, by any user or process.
+without answering, the record stays, and the next `submit` asks for the job or submits it. So do runs beyond the
+site's limit on jobs in the queue. A run that is recorded, queued, running or done is not submitted again, by any user
+or process.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.lock import lock
@@ -28,28 +29,31 @@ from mimbench.jobs.slurm.arrays import Unit
 from mimbench.jobs.slurm.cluster import Cluster, Shape
 from mimbench.jobs.slurm.commands import Queue, queue
 from mimbench.jobs.slurm.snapshot import snapshot
+from mimbench.jobs.slurm.status import missing, remark, status_of
 from mimbench.jobs.slurm.submission import Batch, Submission
 
 if TYPE_CHECKING:
     from mimbench.jobs.slurm.sbatch import Executor
 
-__all__ = ["Queue", "Shape", "Submission", "Unit", "cancel", "queue", "requeue", "status_of", "submit", "waiting"]
+__all__ = [
+    "Queue",
+    "Shape",
+    "Submission",
+    "Unit",
+    "cancel",
+    "queue",
+    "remark",
+    "requeue",
+    "status_of",
+    "submit",
+    "waiting",
+]
 
 log = logging.getLogger(__name__)
-
-Status = Literal["new", "queued", "running", "done", "failed", "interrupted", "lost", "blocked", "stopped"]
 
 WAIT = 120.0  # seconds to wait for another shell that is submitting
 SMALL_ARRAY = 100  # runs in an array if SLURM's limit cannot be asked
 BACK_OFF = (2.0, 4.0, 8.0)  # seconds between attempts if SLURM does not answer
-ENDING = (
-    "COMPLETING",
-    "RUNNING",
-    "SUSPENDED",
-    "STOPPED",
-    "SIGNALING",
-    "STAGE_OUT",
-)  # SLURM still has a process of the job
 
 
 def submit(units: Sequence[Unit], cluster: Cluster, root: Path, *, dry: bool = False) -> list[Submission] | str:
@@ -70,7 +74,7 @@ def submit(units: Sequence[Unit], cluster: Cluster, root: Path, *, dry: bool = F
     if ignored := _overridden():
         log.warning("%s in this shell's environment does not apply; the profile %s does", ignored, cluster.name)
     with lock(root / ".mimbench" / "submit", wait=WAIT):
-        queued, before = _queued_now(units), submission.unsent(root)
+        queued, before = _queued_now(units, root), submission.unsent(root)
         wanted = [unit for unit in units if unit.run.path not in queued and unit.run.state() not in ("done", "running")]
         batches = _noted(wanted, cluster, root) if wanted else []
         _send_all([*before, *batches], cluster, fresh={batch.id for batch in batches})
@@ -143,14 +147,14 @@ def _noted(units: Sequence[Unit], cluster: Cluster, root: Path) -> list[Batch]:
     return batches
 
 
-def _queued_now(units: Sequence[Unit]) -> set[Path]:
+def _queued_now(units: Sequence[Unit], root: Path) -> set[Path]:
     """Return the runs of `units` that have a queued or running job, by SLURM's current answer."""
     found = {unit.run.path: submission.read(unit.run) for unit in units}
     known = {path: one for path, one in found.items() if one is not None}
     if not known:
         return set()
     try:
-        states, _ = slurm.listing()
+        states = slurm.listing(root).states
     except slurm.SilentError:
         return set(known)  # SLURM's state is unknown; asked again later
     return {path for path, one in known.items() if one.job is None or one.job in states}
@@ -172,7 +176,10 @@ def _overridden() -> str:
 
 
 def _send_all(batches: Iterable[Batch], cluster: Cluster, fresh: Container[str] = ()) -> None:
-    """Submit the batches in order of their needs. SLURM cannot know the `fresh` ones yet."""
+    """Submit the batches in order of their needs. SLURM cannot know the `fresh` ones yet.
+
+    An array beyond the site's limit on jobs in the queue is halved; what SLURM does not take then waits on disk.
+    """
     left, refused = [batch for batch in batches if batch.cluster == cluster.name], None
     while left:
         batch = left.pop(0)
@@ -189,6 +196,13 @@ def _send_all(batches: Iterable[Batch], cluster: Cluster, fresh: Container[str] 
             raise slurm.SilentError(
                 f"{error}. {runs} runs are recorded; the next `mimbench submit` or `mimbench watch` submits them"
             ) from None
+        except slurm.LimitError as error:
+            if len(batch.runs) > 1:
+                left = [*submission.halves(batch), *left]
+                continue
+            runs = sum(len(each.runs) for each in (batch, *left))
+            log.warning("%s. %d runs wait; `mimbench watch` or the next `mimbench submit` submits them", error, runs)
+            break
         except ValueError as error:
             refused = refused or error
             left = _withdraw(batch, left)
@@ -230,7 +244,7 @@ def _send(batch: Batch, cluster: Cluster, fresh: bool) -> None:
 
 def _accepted_before(batch: Batch) -> str | None:
     """Return the job id if the queue has the batch: sbatch may have been interrupted after SLURM accepted the job."""
-    _, names = slurm.listing()
+    names = slurm.listing(batch.root).names
     jobs = [job for job, name in names.items() if name == batch.job_name]
     return jobs[0].partition("_")[0] if jobs else None
 
@@ -273,70 +287,7 @@ def _written(batch: Batch, cluster: Cluster) -> str:
     return _executor(batch, cluster, jobs).text()
 
 
-# ------------------------------------------------------------------------------------------------- states and control
-
-
-def status_of(run: RunDir, seen: Queue | dict[str, str], cluster: Cluster | None = None) -> Status:
-    """Return the state of a run from its files, then the queue, accounting (with `cluster`) and the heartbeat."""
-    state = run.state()
-    found = submission.read(run) if state not in ("done", "stopped") else None
-    if found is None:
-        return "blocked" if state == "new" and _needs_failed(run) else state
-    live = "NOTED" if found.job is None else seen.get(found.job)
-    if live is not None:
-        return _live(run, live, found)
-    if not getattr(seen, "answered", True) or found.submitted >= getattr(seen, "asked", time.time()) - 1.0:
-        waits = state in ("new", "interrupted", "lost") or (state == "failed" and _failed_before(run, found))
-        return "queued" if waits else state  # the queue was listed too early to know the job
-    return _left(run, found, cluster)
-
-
-def _failed_before(run: RunDir, found: Submission) -> bool:
-    """Return whether the run failed before its latest submission."""
-    return float(run.attempts()[-1].get("ended", 0.0)) < found.submitted
-
-
-def _live(run: RunDir, live: str, found: Submission) -> Status:
-    """Return the state of a run whose job is in the queue."""
-    if live not in ENDING:
-        return "queued"
-    attempts = run.attempts()
-    ended = attempts and attempts[-1].get("job") == found.job and attempts[-1]["state"] == "failed"
-    return "failed" if ended else "running"
-
-
-def _left(run: RunDir, found: Submission, cluster: Cluster | None) -> Status:
-    """Return the state of an unfinished run whose job has left the queue."""
-    state = run.state()
-    if state == "running":
-        return "lost" if run.attempts()[-1].get("job") == found.job else "running"
-    if state == "failed" or (cluster is not None and cluster.has_sacct and _history(str(found.job)) == "FAILED"):
-        return "failed"
-    if _needs_failed(run):
-        return "blocked"
-    return "interrupted" if state == "interrupted" else "lost"
-
-
-def _history(job: str) -> str | None:
-    try:
-        return slurm.history([job]).get(job)
-    except (ValueError, OSError):
-        return None
-
-
-def _needs_failed(run: RunDir) -> bool:
-    """Return whether a run it needs has failed or can itself never start."""
-    return any(need.state() == "failed" or _needs_failed(need) for need in _missing(run))
-
-
-def _missing(run: RunDir) -> list[RunDir]:
-    """Return the needed runs that are not done, except pretrainings that have already written the needed encoder."""
-    about, root = run.read_about(), run.path.absolute().parents[1]
-    checkpoint = about.get("checkpoint") or {}
-    identity, _, epoch = str(checkpoint.get("run")).partition("@")
-    left = identity if epoch and Path(checkpoint["path"]).is_file() else None
-    needs = [RunDir(root / path) for path in about.get("needs", ()) if left is None or not path.endswith(f"-{left}")]
-    return [need for need in needs if need.about.is_file() and need.state() != "done"]
+# ------------------------------------------------------------------------------------------------------------ control
 
 
 def cancel(runs: Iterable[RunDir], cluster: Cluster) -> list[RunDir]:
@@ -374,16 +325,23 @@ def requeue(runs: Sequence[RunDir], cluster: Cluster, root: Path | None = None) 
         ValueError: with SLURM's message, if it refuses; also if a run was never submitted to this cluster.
         OSError: if SLURM does not answer.
     """
-    states, _ = slurm.listing()
-    units = []
+    top = root.absolute() if root else None
+    seen, units = slurm.listing(top), []
     for run in (RunDir(run.path.absolute()) for run in runs):
-        found, top = submission.read(run), root.absolute() if root else run.path.parents[1]
+        found = submission.read(run)
         if found is None or found.cluster != cluster.name:
             raise ValueError(f"{run.path} has no job on cluster {cluster.name}; submit it with `mimbench submit`")
-        if found.job in states and states[found.job] == "RUNNING":
-            slurm.requeue(found.job)
-        elif found.job not in states:
-            batch = submission.read_batch(top, found.batch)
-            units.append(Unit(run, batch.shape, tuple(_missing(run)), batch.name))
+        job = str(found.job)
+        if seen.states.get(job) == "RUNNING":
+            slurm.requeue(job)
+            continue
+        if seen.reasons.get(job) == slurm.NEVER:
+            slurm.cancel([job])
+        elif seen.states.get(job) == "COMPLETING":
+            raise ValueError(f"job {job} of {run.path} is ending; try again in a minute")
+        elif job in seen.states:
+            continue
+        batch = submission.read_batch(top or run.path.parents[1], found.batch)
+        units.append(Unit(run, batch.shape, tuple(missing(run)), batch.name))
     if units:
         submit(units, cluster, units[0].run.path.parents[1])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import pwd
 import secrets
 import socket
 import time
@@ -189,10 +190,57 @@ def _indices(batch: Batch) -> dict[str, int]:
     return kept[1]
 
 
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Return a batch that is not submitted yet as two, both recorded; each run keeps its index."""
+    places = sorted(batch.runs)
+    cut = len(places) // 2
+
+    def part(indices: list[int], name: str) -> Batch:
+        runs = {index: batch.runs[index] for index in indices}
+        needs = {index: batch.needs[index] for index in indices if index in batch.needs}
+        return replace(batch, id=name, runs=runs, needs=needs)
+
+    second = part(places[cut:], secrets.token_hex(4))
+    second.note()  # first, so that no run is without a record; `unsent` leaves out what another batch has taken over
+    first = part(places[:cut], batch.id)
+    first.write()
+    return first, second
+
+
+def owners(root: Path) -> set[int]:
+    """Return the numbers of the users who submitted from `root`; those that this machine does not know are left out."""
+    try:
+        with os.scandir(root / ".mimbench" / "jobs") as folders:
+            return {number for number in {folder.stat().st_uid for folder in folders} if _is_known(number)}
+    except OSError:
+        return set()
+
+
+def _is_known(user: int) -> bool:
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True
+
+
 def unsent(root: Path) -> list[Batch]:
     """Return the recorded batches that are not yet accepted, oldest first."""
     found = [read_batch(root, marker.parent.name) for marker in (root / ".mimbench" / "jobs").glob("*/unsent")]
-    return sorted(found, key=lambda batch: batch.submitted)
+    return sorted((batch for each in found if (batch := _of_it_alone(each)).runs), key=lambda batch: batch.submitted)
+
+
+def _of_it_alone(batch: Batch) -> Batch:
+    """Return the batch without the runs that are linked to another one: a shell died while it halved an array."""
+    runs = {index: path for index, path in batch.runs.items() if _linked(f"{batch.root}/{path}") == batch.id}
+    return batch if len(runs) == len(batch.runs) else replace(batch, runs=runs)
+
+
+def _linked(place: str) -> str | None:
+    try:
+        return os.readlink(f"{place}/{LINK}").split("/")[-2]  # noqa: PTH115
+    except (OSError, IndexError):
+        return None
 
 
 def outputs(run: RunDir) -> dict[int, Path]:

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.slurm import schedulers
+from mimbench.jobs.slurm import commands, schedulers
 from mimbench.jobs.slurm.arrays import plan
 from mimbench.jobs.slurm.cluster import Cluster, Shape
-from mimbench.jobs.slurm.commands import Queue
-from mimbench.jobs.slurm.schedulers import Unit, status_of
-from mimbench.jobs.slurm.submission import Batch, read, unsent
+from mimbench.jobs.slurm.commands import NEVER, Queue
+from mimbench.jobs.slurm.schedulers import Unit, remark, status_of
+from mimbench.jobs.slurm.submission import Batch, halves, read, unsent
 
+LIMIT = """sbatch: error: AssocMaxSubmitJobLimit
+sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or \
+time limits)"""
 BIG, SMALL = Shape(gpus=4, minutes=600), Shape(gpus=1, minutes=60)
 
 
@@ -154,3 +157,68 @@ def test_dependencies(tmp_path: Path) -> None:
 def test_the_local_cluster_is_not_submitted_to(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is this machine"):
         schedulers.submit([], Cluster(name="local", kind="local"), tmp_path)
+
+
+def test_why_a_job_waits_or_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _run(tmp_path, "a")
+    _submitted(tmp_path, "12", run)
+
+    def seen(state: str, reason: str = "", ran: int = 0) -> Queue:
+        return Queue({"12": state}, {}, 1e11, True, {"12": reason} if reason else {}, {"12": ran})
+
+    never = seen("PENDING", NEVER)
+    assert status_of(run, never) == "blocked"
+    assert "`mimbench retry`" in remark(run, never)
+    held = seen("PENDING", "job requeued in held state")
+    assert status_of(run, held) == "queued"
+    assert "`scontrol release 12`" in remark(run, held)
+    assert remark(run, seen("PENDING", "AssocMaxJobsLimit")) == "SLURM: AssocMaxJobsLimit"
+    assert remark(run, seen("PENDING")) == ""
+    number = run.begin_attempt(job="12", restart=1)
+    run.amend_attempt(number, {"process_started": -1.0})  # its process is gone, and nobody has said how it ended
+    monkeypatch.setattr(commands, "ask", lambda *command: "JobId=12 Requeue=1 Restarts=1 BatchFlag=1")
+    hanging = seen("RUNNING", ran=3600)
+    assert status_of(run, hanging) == "lost"
+    assert remark(run, hanging) == "job 12 still runs, but the run's processes are gone; `mimbench retry` requeues it"
+    assert status_of(run, seen("RUNNING", ran=60)) == "running", "it may be restarting"
+    monkeypatch.setattr(commands, "ask", lambda *command: "JobId=12 Requeue=1 Restarts=2 BatchFlag=1")
+    assert status_of(run, hanging) == "running", "a later start of the job copies data or imports"
+
+
+def test_what_is_beyond_a_limit_on_jobs_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [_run(tmp_path, f"r{number}") for number in range(7)]
+    room, sent = 4, list[dict[int, str]]()
+
+    class Site:
+        def __init__(self, batch: Batch, *_: object) -> None:
+            self.batch = batch
+
+        def send(self) -> str:
+            if sum(map(len, sent)) + len(self.batch.runs) > room:
+                raise commands.refusal(LIMIT)
+            sent.append(self.batch.runs)
+            return str(len(sent))
+
+    monkeypatch.setattr(schedulers, "_executor", Site)
+    monkeypatch.setattr(commands, "listing", lambda root=None: commands.Listing({}, {}, {}, {}))
+    [batch] = plan([Unit(run, SMALL) for run in runs], tmp_path, 1001, "a100")
+    batch.note()
+    cluster = Cluster(name="a100")
+    schedulers._send_all([batch], cluster, fresh={batch.id})
+    assert [sorted(each) for each in sent] == [[0, 1, 2], [3]]
+    left = unsent(tmp_path)
+    assert sorted(index for each in left for index in each.runs) == [4, 5, 6]
+    assert [found.job for run in runs if (found := read(run))] == ["1_0", "1_1", "1_2", "2", None, None, None]
+    assert remark(runs[6], {}).startswith("waits here")
+    room = 7
+    assert schedulers.waiting(cluster, tmp_path) == 3
+    assert sorted(index for each in sent for index in each) == list(range(7))
+    assert unsent(tmp_path) == []
+
+
+def test_a_shell_that_dies_while_it_halves_an_array_submits_nothing_twice(tmp_path: Path) -> None:
+    [batch] = plan([Unit(_run(tmp_path, f"r{number}"), SMALL) for number in range(4)], tmp_path, 1001, "a100")
+    batch.note()
+    halves(batch)
+    batch.write()  # as if the first half had not been written
+    assert sorted(index for each in unsent(tmp_path) for index in each.runs) == [0, 1, 2, 3]

@@ -2,8 +2,10 @@
 
     python -m tests.slurm.cluster DIRECTORY -- COMMAND ...      # a command with a cluster around it
 
-Two slurmd stand for two nodes of two cores. Jobs of partition `low` are preempted by those of `high`: announced by
-SIGUSR2, or by SIGTERM alone where `user_signal` is off. Ports, keys and files are its own; what it starts, it stops.
+Two slurmd stand for two nodes of two cores and of two GPUs that exist in name only. Jobs of partition `low` are
+preempted by those of `high`: announced by SIGUSR2, or by SIGTERM alone where `user_signal` is off; those of `spot` are
+cancelled instead of requeued. Ports, keys and files are its own; what it starts, it stops. With `accounting`, there is
+a database (tests/slurm/accounting.py).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from tests.slurm.accounting import Accounting
 
 WITH_US = ("setpriv", "--pdeathsig", "TERM")  # ends when this process does, even if by SIGKILL
 
@@ -70,9 +74,12 @@ EnforcePartLimits=ALL
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {user_signal}
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000
+{accounting}
+GresTypes=gpu
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000 Gres=gpu:tiny:2
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000 Gres=gpu:tiny:2
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 MaxTime=60
+PartitionName=spot Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=30 MaxTime=60
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
 
@@ -92,13 +99,15 @@ def _program(name: str) -> str | None:
 class Cluster:
     """The daemons. `user_signal=False` makes preemption say SIGTERM only, as most sites do."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, accounting: bool = False) -> None:
         self.directory = directory
         self.conf = directory / "slurm.conf"
         self.munge = directory / "munge"
-        self.ports = _free_ports(3)
+        self.ports = _free_ports(5)
+        self.accounting = Accounting(directory, self.ports[3], self.ports[4]) if accounting else None
         self.controller: subprocess.Popen[bytes] | None = None
-        self.daemons: list[subprocess.Popen[bytes]] = []
+        self.munged: subprocess.Popen[bytes] | None = None
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.guard: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -107,10 +116,14 @@ class Cluster:
         self.guard = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", GUARD, str(self.conf)], stdin=subprocess.PIPE, start_new_session=True
         )
-        self._start_munge()
+        self.munge.mkdir(mode=0o755)
+        self.start_munge()
         self.configure(user_signal=True)
+        if self.accounting is not None:
+            self.accounting.start(self.munge / "munge.socket", self.environment)
         self.start_controller()
-        self.daemons += [self._daemon("slurmd", "-D", "-N", name) for name in ("n1", "n2")]
+        for name in ("n1", "n2"):
+            self.start_node(name)
         wait_for(
             lambda: self.ask("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * 2, 60, "two idle nodes"
         )
@@ -120,9 +133,13 @@ class Cluster:
         with suppress(TimeoutError, subprocess.TimeoutExpired):
             self.ask("scancel", "-f", "-u", "root")
             wait_for(lambda: not self.ask("squeue", "-h"), 15, "an empty queue")
-        for daemon in [*self.daemons[1:], self.controller, *self.daemons[:1]]:
+        for daemon in [*self.nodes.values(), self.controller]:
             if daemon is not None:
                 _stop(daemon)
+        if self.accounting is not None:
+            self.accounting.stop()
+        if self.munged is not None:
+            _stop(self.munged)
         if self.guard is not None:
             self.guard.communicate(timeout=30)
 
@@ -132,7 +149,10 @@ class Cluster:
         socket_file = self.munge / "munge.socket"
         host = socket.gethostname().partition(".")[0]
         values = {"host": host, "ports": self.ports, "munge": socket_file, "directory": self.directory}
-        self.conf.write_text(CONF.format(user_signal=option, **values))
+        database = self.accounting.settings(socket_file) if self.accounting is not None else ""
+        self.conf.write_text(CONF.format(user_signal=option, accounting=database, **values))
+        gpus = "".join(f"Name=gpu Type=tiny File=/dev/{name}\n" for name in ("null", "zero"))  # in name only
+        (self.directory / "gres.conf").write_text(gpus)
 
     def start_controller(self) -> None:
         """Start slurmctld and wait for it to answer."""
@@ -143,6 +163,10 @@ class Cluster:
         """Stop slurmctld; jobs run on."""
         assert self.controller is not None
         _stop(self.controller)
+
+    def start_node(self, name: str) -> None:
+        """Start the slurmd of a node."""
+        self.nodes[name] = self._daemon("slurmd", "-D", "-N", name)
 
     def restart_controller(self, user_signal: bool) -> None:
         """Let slurmctld read another configuration; slurmd keeps its own."""
@@ -172,23 +196,22 @@ class Cluster:
                 env=self.environment,
             )
 
-    def _start_munge(self) -> None:
-        """A munged with its own key and socket, as the user that owns them."""
-        self.munge.mkdir(mode=0o755)
+    def start_munge(self) -> None:
+        """Start munged, with its own key and socket, and wait for it to answer."""
         key = self.munge / "munge.key"
-        key.write_bytes(os.urandom(128))
-        key.chmod(0o600)
+        if not key.exists():
+            key.write_bytes(os.urandom(128))
+            key.chmod(0o600)
         files = [f"--{name}-file={self.munge}/munged.{name}" for name in ("log", "pid", "seed")]
         command = [*WITH_US, str(_program("munged")), "--foreground", "--force", f"--socket={self.munge}/munge.socket"]
         with (self.munge / "out").open("ab") as out:
-            daemon = subprocess.Popen(
+            self.munged = subprocess.Popen(
                 [*command, f"--key-file={key}", *files],
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
             )
-        self.daemons.append(daemon)
-        wait_for((self.munge / "munge.socket").exists, 20, "munged")
+        wait_for(lambda: self.ask("munge", "-n", f"--socket={self.munge}/munge.socket"), 20, "munged")
 
 
 def _stop(daemon: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm import schedulers, submission
 from mimbench.jobs.slurm.cluster import Cluster as Profile
-from mimbench.jobs.slurm.doctor import examine, rehearse
+from mimbench.jobs.slurm.doctor import examine, proposal, rehearse
+from mimbench.jobs.slurm.leftovers import findings
 from mimbench.jobs.slurm.schedulers import Unit
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Site, in_another_shell
@@ -175,7 +178,7 @@ def test_a_shell_that_dies_after_sbatch_does_not_submit_twice(
         ({"constraint": "a100"}, "Invalid feature", "constraint=a100"),
         ({"minutes": 600}, "time limit", "minutes=600"),
         ({"memory_gb": 900.0}, "Memory|memory|node configuration", "profile"),
-        ({"gpus_per_node": 4, "gpu_request": "gres"}, "generic resource", "gpu_request"),
+        ({"gpus_per_node": 4, "gpu_request": "gres", "gpu_type": "a100"}, "generic resource|node configuration", "gpu"),
         ({"sbatch": ("--no-such-thing",)}, "unrecognized option", "sbatch"),
     ],
 )
@@ -259,9 +262,57 @@ def test_check_names_the_key(site: Site) -> None:
     assert "max_array=20" in problems["arrays"].remedy
 
 
-def test_the_queue_is_asked_once_in_ten_seconds(site: Site, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mimbench.jobs.slurm import commands as slurm
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ({"partition": "gpuu"}, "partition=low"),
+        ({"gpus_per_node": 8, "gpu_type": "a100"}, "gpu_type=none gpus_per_node=2"),
+        ({"memory_gb": 900.0}, "memory_gb=3.90625"),
+        ({"minutes": 600, "cpus_per_task": 12}, "cpus_per_task=2 minutes=60 max_minutes=60"),
+    ],
+)
+def test_settings_that_slurm_accepts_are_proposed(site: Site, change: dict[str, object], remedy: str) -> None:
+    wrong = replace(site.profile, **change)  # type: ignore[arg-type]
+    [check] = [check for check in examine(wrong, site.root) if check.what == "a job"]
+    assert (check.verdict, check.remedy) == ("problem", f"`mimbench cluster add tiny {remedy}`")
+    better = proposal(wrong)
+    assert better is not None
+    assert proposal(better) == better, "it is accepted"
 
+
+def test_jobs_of_a_runs_root_that_is_gone_are_listed(held: Site, cluster: Cluster) -> None:
+    runs = _new(held, 2, 85)
+    held.submit(*runs)
+    assert not list(findings())
+    job = str(submission.read(runs[0]).array)  # type: ignore[union-attr]
+    shutil.rmtree(held.root)
+    [finding] = findings()
+    assert str(held.root) in finding.found
+    assert finding.remedy.startswith(f"`scancel {job}`")
+    cluster.ask("scancel", job)
+    assert not list(findings())
+
+
+def test_a_job_whose_need_is_cancelled_is_named_and_cleared(held: Site, cluster: Cluster) -> None:
+    """Where the site keeps it waiting for ever; held jobs show another reason, so only the first is held."""
+    first, second = _new(held, 2, 87)
+    held.submit(first)
+    held.profile = replace(held.profile, sbatch=("--kill-on-invalid-dep=no",))
+    held.submit(second, needs=(first,))
+    jobs = [str(submission.read(run).job) for run in (first, second)]  # type: ignore[union-attr]
+    cluster.ask("scancel", jobs[0])
+    held.wait(second, "blocked", 30)
+    assert f"job {jobs[1]} waits for a job that failed" in schedulers.remark(
+        second, slurm.queue(held.profile, held.root)
+    )
+    held.profile = replace(held.profile, sbatch=("--hold",))
+    schedulers.requeue([first, second], held.profile, held.root)
+    assert [held.status(run) for run in (first, second)] == ["queued", "queued"]
+    assert jobs[1] not in cluster.ask("squeue", "-h", "-o", "%i").split(), "the old job is gone"
+    schedulers.cancel([first, second], held.profile)
+
+
+def test_the_queue_is_asked_once_in_ten_seconds(site: Site, profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "EVERY", 10.0)
     asked = []
     ask = slurm.ask

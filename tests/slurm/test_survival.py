@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from mimbench.jobs.slurm.job import steps_done
 from mimbench.jobs.slurm.submission import read, unsent
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Site
+from tests.slurm.processes import by_rank, paused
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
@@ -93,7 +92,7 @@ def test_preempted_by_sigterm_alone_and_slurm_restarted_meanwhile(
     run, late = site.pretrain(), site.pretrain("seed=3", "epochs=1")
     site.submit(run, nodes=2)
     site.wait_for_step(run, 10)
-    with _paused(run):
+    with paused(run):
         cluster.stop_controller()
         with pytest.raises(UnreachableError, match=r"SLURM does not answer: .* 1 runs were not submitted"):
             site.submit(late)
@@ -124,12 +123,12 @@ def test_out_of_time_and_put_back_and_killed(site: Site, never_stopped: dict[int
         place.submit(run, tasks=tasks)
     jobs = [found.job for run in runs if (found := read(run))]
     limit.wait_for_step(late, 10)
-    with _paused(late):
+    with paused(late):
         _time_limit(cluster, str(jobs[0]), _minutes(cluster, str(jobs[0])) + 5)
         back.wait_for_step(returned, 10)
         cluster.ask("scontrol", "requeue", str(jobs[1]))
         killed.wait_for_step(robbed, 10)
-        _processes(robbed)[1].kill()
+        by_rank(robbed)[1].kill()
         limit.wait(late, "queued")  # SLURM wakes what it warns
     wait_for(lambda: _time_limit(cluster, str(jobs[0]), 30) == "30:00", 60, "half an hour more")
     for place, run, tasks in zip(places, runs, (1, 1, 2), strict=True):
@@ -182,7 +181,7 @@ def test_the_shell_of_the_job_is_killed(site: Site, never_stopped: dict[int, Run
 
 
 def _environment(run: RunDir) -> dict[str, str]:
-    return _processes(run)[0].environ()
+    return by_rank(run)[0].environ()
 
 
 def _time_limit(cluster: Cluster, job: str, minutes: int) -> str:
@@ -195,30 +194,6 @@ def _minutes(cluster: Cluster, job: str) -> int:
     """How long the job has run."""
     *hours, minutes, _ = cluster.ask("squeue", "-h", "-j", job, "-o", "%M").strip().split(":")
     return 60 * int(hours[0] if hours else 0) + int(minutes)
-
-
-def _processes(run: RunDir) -> dict[int, psutil.Process]:
-    """The processes of the run by rank."""
-    found = {}
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if str(run.path) in process.cmdline() and not process.name().startswith("srun"):
-                found[int(process.environ()["SLURM_PROCID"])] = process
-    return found
-
-
-@contextmanager
-def _paused(run: RunDir) -> Iterator[None]:
-    """Within, the run stands still, so that it is not over before the test is ready, however slow the machine."""
-    processes = _processes(run).values()
-    for process in processes:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
 
 
 def _output(run: RunDir) -> str:
