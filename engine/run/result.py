@@ -48,7 +48,7 @@ PACKAGES = (
     "mmengine",
     "numpy",
     "pycocotools",
-    "faster-coco-eval",
+    "hotcoco",
 )
 
 
