@@ -26,6 +26,7 @@ from mimbench.backbones.config import (
     global_blocks,
 )
 from mimbench.engine.run.config import Compute, nested, plumbing, science, speed
+from mimbench.engine.run.precision import ABOUT, EvaluatePrecision
 
 LossWeights = Literal["image", "batch"]  # see det/model/loss_weights.py
 RGB = tuple[float, float, float]
@@ -245,6 +246,7 @@ class MaskRCNNConfig:
     )
     evaluate_every: int | None = plumbing(None, about="steps between evaluations; none evaluates only at the end")
     eval_batch: int = speed(1, about="images per forward pass in evaluation", formerly="evaluate_batch")
+    evaluate_precision: EvaluatePrecision = science("fp32", later=True, about=ABOUT)
     schedule: str = plumbing(
         "", about="length in the names of the metrics, such as 12ep; empty: the published length of training"
     )
@@ -286,6 +288,10 @@ class MaskRCNNConfig:
             self.shape_for(self.encoder)
 
     def _require_names_and_pixels(self) -> None:
+        if self.engine == "detectron2" and self.evaluate_precision != "fp32":
+            raise ValueError(
+                f"evaluate_precision={self.evaluate_precision} needs engine=mimbench: detectron2 evaluates in fp32"
+            )
         if not re.fullmatch(r"(\d+ep)?", self.schedule):
             raise ValueError(f"schedule={self.schedule} must be a number of epochs such as 12ep, or empty")
         if self.pixel_std is not None and min(self.pixel_std) <= 0:

@@ -15,13 +15,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import nn
 
 from mimbench.backbones.checkpoint import EncoderInfo
 from mimbench.backbones.config import Traits, vitdet_window
 from mimbench.det.config import MaskRCNNConfig, ViTDetConfig
-from mimbench.det.data.batches import TrainingImages, ValidationImages, training_batch, validation_batch
+from mimbench.det.data.batches import TrainingImages, training_batch
 from mimbench.det.data.categories import category_findings
 from mimbench.det.data.coco import CocoSplit, read_split
 from mimbench.det.data.repeats import RepeatedBatches, repeat_factors
@@ -30,18 +28,17 @@ from mimbench.det.detectron2.run import Within, train_within
 from mimbench.det.evaluation.draw import draw_detections, least_drawn, worst_first
 from mimbench.det.evaluation.draw_scores import draw_curves, draw_errors
 from mimbench.det.evaluation.errors import breakdown
-from mimbench.det.evaluation.evaluate import CocoMetrics, Result, coco_results
+from mimbench.det.evaluation.results import Results
+from mimbench.det.evaluation.validate import Evaluation
 from mimbench.det.memory import require_memory
 from mimbench.det.model.as_stored import Stored, as_stored
 from mimbench.det.model.build import WHOLE, build_detector
 from mimbench.det.model.detector_file import save_detector
 from mimbench.det.model.mask_rcnn import MaskRCNN
-from mimbench.det.model.test_time_augmentation import detections
 from mimbench.det.optim import learning_rate, optimizer
-from mimbench.engine.data.batches import Batches, evaluation_loader, move
+from mimbench.engine.data.batches import Batches
 from mimbench.engine.data.datasets import locate, require
 from mimbench.engine.run.atomic import write_text
-from mimbench.engine.run.bar import track
 from mimbench.engine.run.process import device_name, peak_memory, rank_and_world, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
@@ -80,7 +77,7 @@ def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
         metrics = _as_it_is(config, info, model, evaluation)
     elif config.engine == "detectron2":
         trained = train_within(config, model, (train_split, val_split), run.path / "detectron2", device)
-        evaluation.results = trained.results
+        evaluation.results = Results.of(trained.results)
         metrics = evaluation.of_record() | evaluation.named(trained.metrics)
     else:
         trained = train(run, _training(config, model, images, evaluation))
@@ -118,7 +115,7 @@ def _as_it_is(
 def _write(run: RunDir, evaluation: Evaluation) -> None:
     """Write the results and the metrics of each category into the run directory."""
     split, results = evaluation.split, evaluation.results
-    write_text(run.path / "predictions.json", json.dumps(results))
+    results.write(run.path / "predictions.json")
     each = zip(split.category_ids, split.categories, evaluation.metrics.of_each(), strict=True)
     categories = [{"id": identity, "name": name, **aps} for identity, name, aps in each]
     write_text(run.path / "categories.json", json.dumps(categories, indent=1))
@@ -173,56 +170,6 @@ def _batches(config: MaskRCNNConfig, images: TrainingImages, batch: int) -> Batc
         images, factors, batch, config.seed,
         accumulate=compute.accumulate, collate=training_batch, workers=compute.workers,
     )  # fmt: skip
-
-
-class Evaluation:
-    """Runs a model on the validation split and keeps the results of the last call."""
-
-    def __init__(self, config: MaskRCNNConfig, split: CocoSplit, device: torch.device) -> None:
-        """Under torchrun each process evaluates its share of the images; all processes receive all results."""
-        rank, world = rank_and_world()
-        images = ValidationImages(split, config.image, range(rank, len(split), world))
-        self.loader = evaluation_loader(images, config.eval_batch, config.compute.workers, validation_batch)
-        self.split, self.device, self.world, self.test_time_augmentation = (
-            split,
-            device,
-            world,
-            config.test_time_augmentation,
-        )
-        self.results: list[Result] = []
-        self.protocol = config.protocol
-        self.metrics = CocoMetrics(
-            split.files.annotations, config.single_class, masks=config.heads.masks, benchmark=config.benchmark
-        )
-
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Return the metrics of the fast evaluator, for the training curves."""
-        assert isinstance(model, MaskRCNN)
-        parts: list[Any] = [_detect(model, self)]
-        if self.world > 1:
-            mine, parts = parts[0], [None] * self.world
-            dist.all_gather_object(parts, mine)
-        self.results = sorted((result for part in parts for result in part), key=lambda result: result["image_id"])
-        return self.named(self.metrics(self.results, fast=True))
-
-    def of_record(self) -> dict[str, float]:
-        """Return the metrics of pycocotools for the same results."""
-        return self.named(self.metrics(self.results))
-
-    def named(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Return `metrics` by the names of the config's protocol: `frozen_12ep_box_ap`."""
-        return {self.protocol + name: value for name, value in metrics.items()}
-
-
-@torch.no_grad()
-def _detect(model: MaskRCNN, evaluation: Evaluation) -> list[Result]:
-    split, results = evaluation.split, []
-    for images, seen, indices in track(evaluation.loader, "detecting", len(evaluation.loader)):
-        sizes = [split.size(index) for index in indices]
-        found = detections(model, move(images, evaluation.device), seen, sizes, evaluation.test_time_augmentation)
-        for one, size, index in zip(found, sizes, indices, strict=True):
-            results += coco_results(one, int(split.image_ids[index]), split.category_ids, size)
-    return results
 
 
 def _positions(traits: Traits, vitdet: ViTDetConfig, info: EncoderInfo | None) -> str:
@@ -280,6 +227,7 @@ def _facts(
         "class_loss": config.heads.class_loss,
         "soft_nms": config.heads.soft_nms,
         "views": [list(config.test_time_augmentation.sizes), config.test_time_augmentation.flip],
-        "evaluator": "faster-coco-eval, LVIS rules" if config.benchmark == "lvis" else "pycocotools",
+        "evaluator": "hotcoco, LVIS rules" if config.benchmark == "lvis" else "pycocotools",
+        "evaluate_precision": config.evaluate_precision,
         "seed": config.seed,
     }

@@ -153,7 +153,7 @@ def evaluate_coco(
         predictions: a JSON file, or a list, of one dictionary for each detection: image_id, category_id (as in the
             annotation file), score, bbox (x, y, width, height in pixels) and, for masks, segmentation (RLE).
         annotations: the annotation file (JSON).
-        fast: use faster-coco-eval in place of pycocotools: the same values in a fraction of the time, without the ar
+        fast: use hotcoco in place of pycocotools: the same values in a fraction of the time, without the ar
             metrics. For published numbers, use pycocotools.
         masks: whether to measure masks; None measures them if there are predictions and each has a segmentation.
         benchmark: "lvis" follows the rules of LVIS, and has box_ap_rare, box_ap_common, box_ap_frequent and box_ar300.

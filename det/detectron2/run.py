@@ -43,7 +43,7 @@ class Within:
     """The result of a run within detectron2."""
 
     metrics: dict[str, float]  # its evaluator's, in percent, by mimbench's names; empty without detections
-    results: list[dict[str, Any]]  # every detection, in COCO's form
+    results: list[dict[str, Any]]  # every detection, in COCO's form, in the first process
     images_per_second: float
     peak_memory: int  # bytes
     loading: None = None  # not measured
@@ -189,7 +189,7 @@ class _Session:
         model.load_state_dict({key: value.cpu() for key, value in self.plain.state_dict().items()})
         return Within(
             metrics=metrics,
-            results=json.loads(results[0].read_bytes()) if results else [],
+            results=json.loads(results[0].read_bytes()) if results and rank_and_world()[0] == 0 else [],
             images_per_second=(self.config.steps - begin) * self.config.batch / seconds,
             peak_memory=peak_memory(self.device),
         )

@@ -13,7 +13,6 @@ resized to the displayed size first, and masks are decoded one by one: those of 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from PIL import Image
 
 from mimbench.det.data.coco import CocoSplit, Region
 from mimbench.det.evaluation.errors import ImageJudged
-from mimbench.det.evaluation.evaluate import Result
+from mimbench.det.evaluation.results import Result, Results
 from mimbench.engine.run.atomic import write_with
 from mimbench.engine.run.task import DRAWN_BY
 
@@ -66,10 +65,8 @@ def draw_detections(
     chosen = _evenly(split.with_objects(), count) if order is None else list(order[:count])
     if not chosen:
         return
-    found = defaultdict(list)
-    for result in results:
-        found[result["image_id"]].append(result)
-    least = least_drawn(results)
+    found = Results.of(results)
+    least = least_drawn(found)
     rows = [chosen[start : start + PAIRS] for start in range(0, len(chosen), PAIRS)]
     heights = [max(split.size(index)[0] / split.size(index)[1] for index in row) for row in rows]
     figure = Figure(figsize=(2 * PAIRS * INCHES, sum(heights) * INCHES + 0.45 * len(rows)), layout="constrained")
@@ -80,14 +77,15 @@ def draw_detections(
         left, right = axes[place // PAIRS, 2 * (place % PAIRS) : 2 * (place % PAIRS) + 2]
         image, step = _shrunk(split.read_image(index).permute(1, 2, 0).numpy(), LONGEST)
         _panel(left, image, step, _truth(split, index), f"image {split.image_ids[index]}: ground truth")
-        detected = _detected(split, found[int(split.image_ids[index])], least)
+        detected = _detected(split, found.of_image(int(split.image_ids[index])), least)
         _panel(right, image, step, detected, f"detections scoring {least:.2f} or more")
     write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 def least_drawn(results: Sequence[Result]) -> float:
     """Return the minimum score of drawn detections: half of the highest score."""
-    return 0.5 * max((result["score"] for result in results), default=1.0)
+    scores = Results.of(results).arrays.scores
+    return 0.5 * float(scores.max()) if len(scores) else 0.5
 
 
 def worst_first(images: Sequence[ImageJudged], least: float) -> list[int]:

@@ -30,7 +30,7 @@ import pycocotools.mask as coco_masks
 from numpy.typing import NDArray
 
 from mimbench.det.data.coco import CocoSplit
-from mimbench.det.evaluation.evaluate import Result
+from mimbench.det.evaluation.results import Result, Results
 
 GOOD, NEAR = 0.5, 0.1  # IoU thresholds
 MOST = 100  # detections per image, as in COCO's metrics
@@ -80,12 +80,10 @@ class Breakdown:
 def breakdown(split: CocoSplit, results: Sequence[Result]) -> Breakdown:
     """Return the breakdown of `results`, detections on the images of `split`."""
     rank = {identity: label for label, identity in enumerate(split.category_ids)}
-    of_image: dict[int, list[Result]] = defaultdict(list)
-    for result in results:
-        if result["category_id"] in rank:
-            of_image[result["image_id"]].append(result)
+    found = Results.of(results)
     images = tuple(
-        _judged(split, index, of_image[int(identity)], rank) for index, identity in enumerate(split.image_ids)
+        _judged(split, index, (one for one in found.of_image(int(identity)) if one["category_id"] in rank), rank)
+        for index, identity in enumerate(split.image_ids)
     )
     objects = split.labels[~split.crowd]
     detections = [one for image in images for one in image.detections]

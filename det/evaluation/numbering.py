@@ -2,23 +2,21 @@
 
     numbering = Numbering.of(content)
     truth = numbering.truth(content)            # images, categories and annotations numbered from 1
-    found = numbering.results(results)          # copies with the same numbers
 
 pycocotools treats an object with annotation id 0 as unmatched (cocoapi#507), so the ground truth itself scores below
-100. It loads results with 64-bit ids, and faster-coco-eval stores ids as unsigned integers, so negative ids and ids
+100. The evaluators hold ids in 64 bits, some without a sign, so negative ids and ids
 beyond 63 bits crash. The new numbers keep the order of the ids, so ties are resolved as with the file's ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mimbench.det.data.lvis import ABOUT_IMAGES
 
 Entry = dict[str, Any]
-UNKNOWN = 0  # number of a category that is not in the file; the evaluators ignore its results
 
 
 @dataclass(frozen=True)
@@ -46,17 +44,6 @@ class Numbering:
                 self._annotation(annotation, number) for number, annotation in enumerate(content["annotations"], 1)
             ],
         }
-
-    def results(self, results: Iterable[Entry]) -> list[Entry]:
-        """Return copies of COCO results with new numbers as ids."""
-        return [
-            {
-                **result,
-                "image_id": self.images[result["image_id"]],
-                "category_id": self.categories.get(result["category_id"], UNKNOWN),
-            }
-            for result in results
-        ]
 
     def _image(self, image: Entry) -> Entry:
         about = {

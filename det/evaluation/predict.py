@@ -23,7 +23,8 @@ from mimbench.det.data.augment import fitted, render
 from mimbench.det.data.batches import padded
 from mimbench.det.data.coco import read_split
 from mimbench.det.evaluation.draw import detected, draw_objects
-from mimbench.det.evaluation.evaluate import Result, coco_results
+from mimbench.det.evaluation.evaluate import coco_results
+from mimbench.det.evaluation.results import Result
 from mimbench.det.model.as_stored import as_stored
 from mimbench.det.model.build import build_detector
 from mimbench.det.model.detector_file import open_detector
@@ -34,6 +35,7 @@ from mimbench.engine.data.datasets import UnfitError, locate
 from mimbench.engine.data.images import read_image
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.config import from_text
+from mimbench.engine.run.precision import evaluating_in
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.run.task import Predicted, Predictor
 from mimbench.engine.training.state import load_state, newest_valid
@@ -78,7 +80,8 @@ class Detector:
                 continue
             size = (image.shape[1], image.shape[2])
             images, sizes = padded([render(image, fitted(size, self.config.image))])
-            (found,) = detections(model, move(images, device), sizes, [size], self.config.test_time_augmentation)
+            with evaluating_in(self.config.evaluate_precision, device):
+                (found,) = detections(model, move(images, device), sizes, [size], self.config.test_time_augmentation)
             yield Seen(file, image, coco_results(found, number, self.category_ids, size))
 
 

@@ -49,7 +49,7 @@ PACKAGES = (
     "mmengine",
     "numpy",
     "pycocotools",
-    "faster-coco-eval",
+    "hotcoco",
 )
 
 
