@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import Subset
 
 from mimbench.cls.config import Evaluation, FrozenPool, Norm
 from mimbench.cls.data.crops import CentreCrops
@@ -22,6 +24,8 @@ from mimbench.engine.data.batches import Batches, evaluation_loader
 from mimbench.engine.data.images import ImageFolder
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.cores import Workers
+from mimbench.engine.run.process import part_of_rank, rank_and_world
+from mimbench.engine.run.ranks import patient_group
 
 # B image of a batch, N image of a split, T token, D width, S side of an image
 
@@ -152,14 +156,41 @@ def _arrived(features: list[Tensor], arrival: Callable[[], None]) -> list[Tensor
 def features_of(
     encoder: FrozenEncoder, folder: ImageFolder, side: int, eval_crop: float | None, workers: Workers
 ) -> tuple[Tensor, Tensor]:
-    """Return features (N, D) and labels (N,) of a split's centre crops, in its order, on the encoder's device."""
-    loader = evaluation_loader(CentreCrops(folder, side, eval_crop), encoder.eval_batch, workers)
-    features_ND, done = torch.empty(len(folder), encoder.width), 0
+    """Return features (N, D) and labels (N,) of a split's centre crops, in its order, on the encoder's device.
+
+    Each process encodes its share of the batches of a single process, so the features are the same bit for bit, and
+    receives the others'. All processes must call it.
+    """
+    shares = [_images_of(rank, len(folder), encoder.eval_batch) for rank in range(rank_and_world()[1])]
+    mine = shares[rank_and_world()[0]]
+    crops = Subset(CentreCrops(folder, side, eval_crop), mine)
+    loader = evaluation_loader(crops, encoder.eval_batch, workers)
+    part_ND, done = torch.empty(len(mine), encoder.width), 0
     batches = track(loader, f"encoding batches of {folder.split} images", len(loader))
     for [features_BD] in encoded(encoder, batches, [encoder.source]):
-        features_ND[done : done + len(features_BD)] = features_BD
+        part_ND[done : done + len(features_BD)] = features_BD
         done += len(features_BD)
-    return features_ND.to(encoder.device), folder.labels.to(encoder.device)
+    return _exchanged(part_ND.to(encoder.device), shares), folder.labels.to(encoder.device)
+
+
+def _images_of(rank: int, images: int, batch: int) -> range:
+    """Return the share of a process: whole batches, so that matrix products are those of a single process."""
+    batches = part_of_rank(-(-images // batch), rank)
+    return range(batches.start * batch, min(batches.stop * batch, images))
+
+
+def _exchanged(part_ND: Tensor, shares: Sequence[range]) -> Tensor:
+    """Return the rows of all processes, of which this one has `part_ND`."""
+    if len(shares) == 1:
+        return part_ND
+    features_ND = part_ND.new_empty(shares[-1].stop, part_ND.shape[1])
+    own = shares[rank_and_world()[0]]
+    features_ND[own.start : own.stop] = part_ND
+    dist.barrier(group=patient_group())  # shares of a slow node may take longer than NCCL waits
+    for rank, share in enumerate(shares):
+        if len(share):
+            dist.broadcast(features_ND[share.start : share.stop], src=rank)
+    return features_ND
 
 
 class RowBatches(Batches):

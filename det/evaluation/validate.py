@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.batches import ValidationImages, validation_batch
@@ -26,15 +26,13 @@ from mimbench.det.evaluation.results import Arrays, Results, joined, region_arra
 from mimbench.det.evaluation.rle import encode_masks
 from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.model.roi_heads import Detections
-from mimbench.det.model.test_time_augmentation import detections
+from mimbench.det.model.test_time_augmentation import detections_leaving
 from mimbench.engine.data.batches import evaluation_loader, move
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.behind import Behind
 from mimbench.engine.run.precision import evaluating_in
 from mimbench.engine.run.process import rank_and_world
 from mimbench.engine.run.ranks import computed_by_first, joined_at_first, patient_group
-
-# N detection, M side of a mask
 
 Size = tuple[int, int]  # height, width
 
@@ -89,44 +87,9 @@ class Evaluation:
         with Behind[list[Arrays]]() as behind, evaluating_in(config.evaluate_precision, self.device):
             for images, seen, indices in track(self.loader, "detecting", len(self.loader)):
                 sizes = [self.split.size(index) for index in indices]
-                found = detections(model, move(images, self.device), seen, sizes, config.test_time_augmentation)
-                behind.add(partial(_encoded, leaving(found), indices, sizes, masks=masks))
+                wait = detections_leaving(model, move(images, self.device), seen, sizes, config.test_time_augmentation)
+                behind.add(partial(_encoded, wait, indices, sizes, masks=masks))
             return joined((part for parts in behind.results() for part in parts), masks=masks)
-
-
-def leaving(found: Sequence[Detections]) -> Callable[[], list[Detections]]:
-    """Start to copy the detections of a batch to main memory; return the function that waits for them.
-
-    All of them travel as one float32 tensor: the copy is queued behind the kernels that make them.
-    """
-    counts, side = [len(one.scores) for one in found], found[0].masks.shape[-1]
-    columns = [
-        torch.cat([one.boxes, one.scores[:, None], one.labels[:, None], one.masks.flatten(1)], dim=1).float()
-        for one in found
-    ]
-    device = columns[0].device
-    packed = torch.cat(columns).to("cpu", non_blocking=True)
-    arrived = _arrival(device)
-
-    def wait() -> list[Detections]:
-        arrived()
-        return [_unpacked(rows, side) for rows in packed.split(counts)]
-
-    return wait
-
-
-def _unpacked(rows: Tensor, side: int) -> Detections:
-    boxes, scores, labels, masks = rows.split([4, 1, 1, side * side], dim=1)
-    return Detections(boxes, scores[:, 0], labels[:, 0].long(), masks.reshape(len(rows), side, side))
-
-
-def _arrival(device: torch.device) -> Callable[[], None]:
-    """Return a function that waits for all work submitted to `device` so far."""
-    if device.type != "cuda":
-        return lambda: None
-    event = torch.cuda.Event()
-    event.record()
-    return event.synchronize
 
 
 def _encoded(

@@ -70,7 +70,7 @@ class BoxPredictor(nn.Module):
             mode: weighting of regions (`det.model.loss_weights`).
         """
         weight_R, label_R = regions.loss_weights(mode), regions.labels
-        shown = (label_R < self.classes).nonzero()[:, 0]
+        shown = regions.shown
         wanted = encode(regions.boxes[shown], regions.targets[shown], self.weights)
         error_R = (self._of_class(codes_RJ4, shown, label_R[shown]) - wanted).abs().sum(1)
         missed_R = self._class_losses(at_least_float32(logits_RK), regions, mode)
@@ -82,9 +82,7 @@ class BoxPredictor(nn.Module):
             return F.cross_entropy(logits_RK, regions.labels, reduction="none")
         if self.options.class_loss == "sigmoid":
             return sigmoid_losses(logits_RK, regions.labels)
-        groups = [len(logits_RK)]  # sizes of the groups of regions that share drawn classes
-        if mode == "image":
-            groups = regions.regions[:, 0].long().bincount(minlength=regions.images).tolist()
+        groups = list(regions.counts) if mode == "image" else [len(logits_RK)]  # regions that share drawn classes
         return torch.cat(
             [
                 sigmoid_losses(logits, label, drawn_classes(label, self.fed_loss_cls_weights, self.options.federated))

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mimbench.det.model.host import constant, uploaded
+
 Weights = tuple[float, float, float, float]
 
 LARGEST_GROWTH = math.log(1000 / 16)  # a 16-pixel box may become one of 1000 pixels in one step
@@ -24,7 +26,7 @@ def encode(source_N4: Tensor, target_N4: Tensor, weights: Weights) -> Tensor:
     """Return the code (N, 4) that maps each source box to its target."""
     source_centre, source_side = _centre_and_side(source_N4)
     target_centre, target_side = _centre_and_side(target_N4)
-    weight = source_N4.new_tensor(weights)
+    weight = constant(weights, source_N4)
     shift = weight[:2] * (target_centre - source_centre) / source_side
     growth = weight[2:] * torch.log(target_side / source_side)
     return torch.cat([shift, growth], dim=-1)
@@ -34,7 +36,7 @@ def decode(code_NK4: Tensor, source_N4: Tensor, weights: Weights) -> Tensor:
     """Apply codes (..., 4) to source boxes of a broadcastable shape; returns float32 for every input type."""
     code, source = code_NK4.float(), source_N4.float()
     centre, side = _centre_and_side(source)
-    weight = code.new_tensor(weights)
+    weight = constant(weights, code)
     moved = code[..., :2] / weight[:2] * side + centre
     grown = torch.exp((code[..., 2:] / weight[2:]).clamp(max=LARGEST_GROWTH)) * side
     return torch.cat([moved - 0.5 * grown, moved + 0.5 * grown], dim=-1)
@@ -52,7 +54,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 def image_corners(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
     """Return the largest x, y, x, y inside each image of size (h, w), (B, 1, 4), for clipping boxes (B, N, 4)."""
-    return like.new_tensor([(w, h, w, h) for h, w in sizes])[:, None]
+    return uploaded([(w, h, w, h) for h, w in sizes], like)[:, None]
 
 
 def nonempty(boxes: Tensor) -> Tensor:

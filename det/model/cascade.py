@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from mimbench.det.config import Heads
 from mimbench.det.model.box_head import BoxHead, BoxPredictor
 from mimbench.det.model.boxes import Weights, image_corners, nonempty
+from mimbench.det.model.host import places, read
 from mimbench.det.model.pooling import with_image
 from mimbench.det.model.regions import Regions
-from mimbench.det.model.roi_heads import OVERLAP, Maps, RoIHeads, Scored, Sizes, Targets, matched_regions
+from mimbench.det.model.roi_heads import OVERLAP, Maps, RoIHeads, Scored, Sizes, Targets, matched_boxes
 
 
 class Stage(NamedTuple):
@@ -64,18 +65,35 @@ class CascadeHeads(RoIHeads):
         """Return loss_cls_stageN and loss_box_reg_stageN, N from 0."""
         losses: dict[str, Tensor] = {}
         for number, (head, predictor) in enumerate(self._stages()):
-            pooled = self.box_pooler(maps, chosen.regions)
+            pooled = self.box_pooler(maps, chosen.regions, chosen.levels)
             if pooled.requires_grad:
                 pooled.register_hook(self._divided)
             logits, codes = predictor(head(pooled))
             found = predictor.losses(logits, codes, chosen, self.loss_weights)
             losses |= {f"{name}_stage{number}": value for name, value in found.items()}
             if number + 1 < len(self.overlaps):
-                counts = chosen.regions[:, 0].long().bincount(minlength=chosen.images).tolist()
-                boxes = moved(predictor, codes, chosen.boxes.split(counts), sizes)
-                boxes = [boxes_R4[nonempty(boxes_R4)] for boxes_R4 in boxes]
-                chosen = matched_regions(boxes, targets, self.overlaps[number + 1], self.classes)
+                boxes = moved(predictor, codes, chosen.boxes.split(list(chosen.counts)), sizes)
+                chosen = self._rematched(boxes, targets, self.overlaps[number + 1])
         return losses
+
+    @torch.no_grad()
+    def _rematched(self, boxes: Sequence[Tensor], targets: Targets, overlap: float) -> Regions:
+        """Return the boxes of each image that are not empty, matched again; reads from the device once."""
+        matches = [
+            matched_boxes(boxes_R4, target, overlap, self.classes)
+            for boxes_R4, target in zip(boxes, targets, strict=True)
+        ]
+        label_R, target_R4, object_R = (torch.cat(of) for of in zip(*matches, strict=True))
+        regions_R5 = with_image(boxes)
+        valid_R = nonempty(regions_R5[:, 1:])
+        level_R = torch.where(valid_R, self.box_pooler.levels(regions_R5[:, 1:]), -1)
+        of_images = [valid.sum() for valid in valid_R.split([len(one) for one in boxes])]
+        shown_R = valid_R & (label_R < self.classes)
+        shown, *found = read([shown_R.sum(), *of_images, *self.box_pooler.counts(level_R)])
+        counts, levels = found[: len(boxes)], found[len(boxes) :]
+        kept = places(valid_R, sum(counts))
+        chosen = regions_R5[kept], label_R[kept], target_R4[kept], object_R[kept]
+        return Regions(*chosen, counts=counts, shown=places(shown_R[kept], shown), levels=levels)
 
     def _divided(self, gradient: Tensor) -> Tensor:
         return gradient * (1 / len(self.overlaps))

@@ -25,6 +25,11 @@ class MaskHead(ConvHead):
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
+    @staticmethod
+    def side(pooled: int) -> int:
+        """Return the side of a mask of features of side `pooled`."""
+        return 2 * pooled
+
     def forward(self, regions_RCMM: Tensor, label_R: Tensor) -> Tensor:
         """Return logits (R, 2 * side, 2 * side) of the mask of each region's class `label_R`."""
         logits_RKMM = self.predictor(self.deconv(self.convolve(regions_RCMM)).relu_())

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from mimbench.det.model.boxes import at_least_float32
+from mimbench.det.model.host import read
 
 SMALL = 64 * 64  # maps up to so many cells are faster with matrix products on a CPU
 
@@ -48,19 +49,24 @@ class RegionPooler:
         finest = int(math.log2(self.strides[0]))
         return level_R.clamp(finest, finest + len(self.strides) - 1).long() - finest
 
-    def __call__(self, maps: Sequence[Tensor], regions_R5: Tensor) -> Tensor:
+    def counts(self, level_R: Tensor) -> list[Tensor]:
+        """Return the number of regions of each map, on the device."""
+        return [(level_R == level).sum() for level in range(len(self.strides))]
+
+    def __call__(self, maps: Sequence[Tensor], regions_R5: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Return features (R, C, M, M) of regions (R, 5): index of the image, ascending, and a box in input pixels.
 
-        There may be more `maps` (B, C, H, W) than strides; the extra maps are not used.
+        There may be more `maps` (B, C, H, W) than strides; the extra maps are not used. `counts` are those of
+        `self.counts`, on the host; they are read if they are not given.
         """
         level_R = self.levels(regions_R5[:, 1:])
-        parts, places = [], []
-        for level, stride in enumerate(self.strides):
-            place = (level_R == level).nonzero()[:, 0]
-            features = at_least_float32(maps[level])
+        order_R = level_R.argsort(stable=True)
+        found = read(self.counts(level_R)) if counts is None else list(counts)
+        parts = []
+        for map_BCHW, stride, place in zip(maps, self.strides, order_R.split(found), strict=False):
+            features = at_least_float32(map_BCHW)
             parts.append(align(features, regions_R5[place].to(features.dtype), self.side, stride))
-            places.append(place)
-        back = torch.cat(places).argsort()
+        back = order_R.argsort()
         # channels last, like all maps here: makes the heads' convolutions up to twice as fast on a CPU
         return torch.cat(parts)[back].contiguous(memory_format=torch.channels_last)
 

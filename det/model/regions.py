@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,7 +20,9 @@ class Regions(NamedTuple):
     labels: Tensor  # (R,) 0..K-1, K background
     targets: Tensor  # (R, 4) box of the object; arbitrary for background
     objects: Tensor  # (R,) index of the object in its image
-    images: int  # in the batch
+    counts: Sequence[int]  # regions of each image
+    shown: Tensor  # indices of the positive regions, ascending
+    levels: Sequence[int]  # regions of each pyramid map, for `RegionPooler`
 
     @property
     def boxes(self) -> Tensor:
@@ -28,8 +31,4 @@ class Regions(NamedTuple):
 
     def loss_weights(self, mode: LossWeights) -> Tensor:
         """Return the weight of each region in a mean over regions, (R,)."""
-        return loss_weights(self.regions[:, 0], self.images, mode)
-
-    def some(self, place: Tensor) -> Regions:
-        """Return the regions at the indices `place`."""
-        return Regions(self.regions[place], self.labels[place], self.targets[place], self.objects[place], self.images)
+        return loss_weights(self.regions[:, 0], len(self.counts), mode)

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from mimbench.det.config import Heads, LossWeights
 from mimbench.det.model.box_head import BoxHead, BoxPredictor
 from mimbench.det.model.boxes import image_corners, nonempty
+from mimbench.det.model.host import consecutive, leaving, places, read, uploaded
+from mimbench.det.model.loss_weights import loss_weights
 from mimbench.det.model.mask_head import MaskHead, mask_loss
-from mimbench.det.model.matching import BACKGROUND, FOREGROUND, match, sample
+from mimbench.det.model.matching import BACKGROUND, FOREGROUND, match, occurrences, sample
 from mimbench.det.model.nms import keep_best
 from mimbench.det.model.pooling import RegionPooler, with_image
 from mimbench.det.model.regions import Regions
@@ -44,10 +48,18 @@ class Detections(NamedTuple):
 
     def rescaled(self, from_size: tuple[int, int], to_size: tuple[int, int]) -> Detections:
         """Return the detections in an image of another (h, w); boxes are clipped to it and empty boxes are dropped."""
-        factor = self.boxes.new_tensor([to_size[1] / from_size[1], to_size[0] / from_size[0]] * 2)
+        return self.scaled(from_size, to_size).without_empty()
+
+    def scaled(self, from_size: tuple[int, int], to_size: tuple[int, int]) -> Detections:
+        """Return the same with empty boxes, which `without_empty` drops: that waits for the device."""
+        factor = uploaded([to_size[1] / from_size[1], to_size[0] / from_size[0]] * 2, self.boxes)
         boxes = (self.boxes * factor).clamp(min=0).minimum(image_corners([to_size], self.boxes)[0])
-        keep = nonempty(boxes)
-        return Detections(boxes[keep], self.scores[keep], self.labels[keep], self.masks[keep])
+        return self._replace(boxes=boxes)
+
+    def without_empty(self) -> Detections:
+        """Return the detections whose boxes are not empty."""
+        keep = nonempty(self.boxes)
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.masks[keep])
 
 
 class Found(NamedTuple):
@@ -96,28 +108,64 @@ class RoIHeads(nn.Module, ABC):
 
     def losses(self, maps: Maps, proposals: Sequence[Tensor], targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
         """Return loss_cls, loss_box_reg and, with a mask head, loss_mask; `targets` as in `det.model.mask_rcnn`."""
-        chosen = self._sampled(proposals, targets)
-        return self.box_losses(maps, chosen, targets, sizes) | self._mask_losses(maps, chosen, targets)
+        chosen, wanted = self._sampled(proposals, targets)
+        losses = self.box_losses(maps, chosen, targets, sizes)  # the device has work while the host draws the masks
+        return losses if wanted is None else losses | self._mask_losses(maps, chosen, wanted, targets)
 
-    def _mask_losses(self, maps: Maps, chosen: Regions, targets: Targets) -> dict[str, Tensor]:
-        """Return loss_mask on positive regions; empty without a mask head."""
-        if self.mask_head is None:
-            return {}
-        shown = chosen.some((chosen.labels < self.classes).nonzero()[:, 0])
-        masks = self.mask_head(self.mask_pooler(maps, shown.regions), shown.labels)
-        wanted = _mask_targets(shown, targets, masks.shape[-1])
-        return {"loss_mask": mask_loss(masks, wanted, shown.loss_weights(self.loss_weights))}
+    def _mask_losses(self, maps: Maps, chosen: Regions, wanted: MaskTargets, targets: Targets) -> dict[str, Tensor]:
+        """Return loss_mask on positive regions."""
+        assert self.mask_head is not None
+        drawn = wanted.drawn(targets, self.mask_head.side(self.mask_pooler.side), pinned=maps[0].is_cuda)
+        regions_R5, label_R = chosen.regions[chosen.shown], chosen.labels[chosen.shown]
+        masks = self.mask_head(self.mask_pooler(maps, regions_R5, wanted.levels), label_R)
+        weight_R = loss_weights(regions_R5[:, 0], len(targets), self.loss_weights)
+        return {"loss_mask": mask_loss(masks, drawn.to(masks.device, non_blocking=True), weight_R)}
 
     @torch.no_grad()
-    def _sampled(self, proposals: Sequence[Tensor], targets: Targets) -> Regions:
+    def _sampled(self, proposals: Sequence[Tensor], targets: Targets) -> tuple[Regions, MaskTargets | None]:
+        """Return the sampled regions of each image, positive ones first, and what their masks are drawn from."""
         candidates = [torch.cat([boxes, target["boxes"]]) for boxes, target in zip(proposals, targets, strict=True)]
-        matched = matched_regions(candidates, targets, OVERLAP, self.classes)
-        places, before = [], 0
-        for candidates_R4, label_R in zip(candidates, matched.labels.split([len(c) for c in candidates]), strict=True):
-            shown_R = torch.where(label_R < self.classes, FOREGROUND, BACKGROUND)
-            places.append(torch.cat(sample(shown_R, self.options.samples, POSITIVE)) + before)
-            before += len(candidates_R4)
-        return matched.some(torch.cat(places))
+        matches = [
+            matched_boxes(one, target, OVERLAP, self.classes) for one, target in zip(candidates, targets, strict=True)
+        ]
+        labels = [torch.where(one.labels < self.classes, FOREGROUND, BACKGROUND) for one in matches]
+        parts, counts, positives = [], [], []
+        each = zip(candidates, matches, labels, read([occurrences(label_R) for label_R in labels]), strict=True)
+        for image, (boxes_R4, matched, label_R, found) in enumerate(each):
+            foreground, background = sample(label_R, self.options.samples, POSITIVE, found)
+            place = torch.cat([foreground, background])
+            parts.append((F.pad(boxes_R4[place], (1, 0), value=float(image)), *(one[place] for one in matched)))
+            positives.append(len(foreground))
+            counts.append(len(place))
+        regions_R5, label_R, target_R4, object_R = (torch.cat(of) for of in zip(*parts, strict=True))
+        starts = [0, *accumulate(counts)][:-1]
+        return self._read(regions_R5, label_R, target_R4, object_R, starts, counts, positives)
+
+    def _read(
+        self,
+        regions_R5: Tensor,
+        label_R: Tensor,
+        target_R4: Tensor,
+        object_R: Tensor,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        positives: Sequence[int],
+    ) -> tuple[Regions, MaskTargets | None]:
+        """Return the sampled regions with what the host must know of them, read in one wait."""
+        level_R = self.box_pooler.levels(regions_R5[:, 1:])
+        shown = consecutive(starts, positives, label_R)
+        columns = [level_R[:, None], object_R[:, None], regions_R5[:, 1:]]
+        known_R6 = leaving(torch.cat([column.to(regions_R5.dtype) for column in columns], dim=1))()
+        levels = known_R6[:, 0].long()
+        maps = len(self.box_pooler.strides)
+        chosen = Regions(
+            regions_R5, label_R, target_R4, object_R, counts, shown, levels.bincount(minlength=maps).tolist()
+        )
+        if self.mask_head is None:
+            return chosen, None
+        rows = [known_R6[start : start + count] for start, count in zip(starts, positives, strict=True)]
+        of_shown = torch.cat([row[:, 0] for row in rows]).long().bincount(minlength=maps).tolist()
+        return chosen, MaskTargets([row[:, 1].long() for row in rows], [row[:, 2:] for row in rows], of_shown)
 
     def detect(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sizes) -> list[Detections]:
         """Return the detections of each image of true size (h, w), in pixels of the network's input."""
@@ -127,7 +175,9 @@ class RoIHeads(nn.Module, ABC):
         """Return the detections of each image without masks."""
         regions, scores, codes, predictor = self.scored(maps, proposals, sizes)
         counts = [len(one) for one in regions]
-        each = zip(regions, scores.split(counts), codes.split(counts), sizes, strict=True)
+        high = [score_RK[:, : self.classes] > self.options.score_threshold for score_RK in scores.split(counts)]
+        found = read([high_RK.sum() for high_RK in high])
+        each = zip(regions, scores.split(counts), codes.split(counts), sizes, high, found, strict=True)
         return [self._best(predictor, *one) for one in each]
 
     def with_masks(self, maps: Maps, found: Sequence[Found]) -> list[Detections]:
@@ -140,10 +190,21 @@ class RoIHeads(nn.Module, ABC):
         return [Detections(*one, masks) for one, masks in zip(found, masks_of, strict=True)]
 
     def _best(
-        self, predictor: BoxPredictor, regions_R4: Tensor, scores_RK: Tensor, codes_RJ4: Tensor, size: tuple[int, int]
+        self,
+        predictor: BoxPredictor,
+        regions_R4: Tensor,
+        scores_RK: Tensor,
+        codes_RJ4: Tensor,
+        size: tuple[int, int],
+        high_RK: Tensor,
+        count: int,
     ) -> Found:
-        """Return boxes, scores and labels of one image after score threshold, NMS within a class, and top k."""
-        region_N, label_N = (scores_RK[:, : self.classes] > self.options.score_threshold).nonzero(as_tuple=True)
+        """Return boxes, scores and labels of one image after NMS within a class, and top k.
+
+        `high_RK` are the regions and classes above the score threshold, `count` of them.
+        """
+        place_N = places(high_RK, count)
+        region_N, label_N = place_N // self.classes, place_N % self.classes
         boxes_N4 = predictor.boxes(codes_RJ4, regions_R4, region_N, label_N)
         boxes_N4 = boxes_N4.clamp(min=0).minimum(image_corners([size], boxes_N4)[0])
         keep, scores = keep_best(boxes_N4, scores_RK[region_N, label_N], label_N, self.options)
@@ -162,7 +223,8 @@ class StandardHeads(RoIHeads):
 
     def box_losses(self, maps: Maps, chosen: Regions, targets: Targets, sizes: Sizes) -> dict[str, Tensor]:
         """Return loss_cls and loss_box_reg."""
-        logits_RK, codes_RJ4 = self.box_predictor(self.box_head(self.box_pooler(maps, chosen.regions)))
+        pooled = self.box_pooler(maps, chosen.regions, chosen.levels)
+        logits_RK, codes_RJ4 = self.box_predictor(self.box_head(pooled))
         return self.box_predictor.losses(logits_RK, codes_RJ4, chosen, self.loss_weights)
 
     def scored(self, maps: Maps, proposals: Sequence[Tensor], sizes: Sizes) -> Scored:
@@ -171,24 +233,34 @@ class StandardHeads(RoIHeads):
         return Scored(list(proposals), self.box_predictor.scores(logits_RK), codes_RJ4, self.box_predictor)
 
 
-def matched_regions(boxes: Sequence[Tensor], targets: Targets, overlap: float, classes: int) -> Regions:
-    """Match every box (R, 4) of each image to the object it overlaps most; background if below `overlap`."""
-    labels, wanted, objects = [], [], []
-    for boxes_R4, target in zip(boxes, targets, strict=True):
-        object_R, shown_R = match(box_iou(target["boxes"], boxes_R4), overlap, overlap, keep_best=False)
-        label_R = torch.full_like(object_R, classes)
-        shown = shown_R == FOREGROUND
-        label_R[shown] = target["labels"][object_R[shown]]
-        labels.append(label_R)
-        objects.append(object_R)
-        wanted.append(target["boxes"][object_R] if len(target["boxes"]) else boxes_R4)
-    return Regions(with_image(boxes), torch.cat(labels), torch.cat(wanted), torch.cat(objects), len(targets))
+class Matched(NamedTuple):
+    """What the boxes (R, 4) of one image are matched to."""
+
+    labels: Tensor  # (R,) 0..K-1, K background
+    targets: Tensor  # (R, 4) box of the object; arbitrary for background
+    objects: Tensor  # (R,) index of the object
 
 
-def _mask_targets(shown: Regions, targets: Sequence[dict[str, Any]], side: int) -> Tensor:
-    """Return the part of each region's object inside the region: bool (R, side, side)."""
-    parts = []
-    for image, target in enumerate(targets):
-        of_image = shown.regions[:, 0] == image
-        parts.append(target["masks"].rasterise(shown.objects[of_image], shown.regions[of_image, 1:], side))
-    return torch.cat(parts)
+def matched_boxes(boxes_R4: Tensor, target: dict[str, Any], overlap: float, classes: int) -> Matched:
+    """Match every box of an image to the object it overlaps most; background if below `overlap`."""
+    object_R, shown_R = match(box_iou(target["boxes"], boxes_R4), overlap, overlap, keep_best=False)
+    if not len(target["boxes"]):
+        return Matched(torch.full_like(object_R, classes), boxes_R4, object_R)
+    label_R = torch.where(shown_R == FOREGROUND, target["labels"][object_R], classes)
+    return Matched(label_R, target["boxes"][object_R], object_R)
+
+
+class MaskTargets(NamedTuple):
+    """What the masks of the positive regions are drawn from, in main memory."""
+
+    objects: Sequence[Tensor]  # (R,) of each image: index of the object
+    boxes: Sequence[Tensor]  # (R, 4) of each image
+    levels: Sequence[int]  # positive regions of each pyramid map, for `RegionPooler`
+
+    def drawn(self, targets: Targets, side: int, *, pinned: bool) -> Tensor:
+        """Return the part of each region's object inside the region, in main memory: bool (R, side, side)."""
+        parts = [
+            target["masks"].rasterise(object_R, boxes_R4, side)
+            for target, object_R, boxes_R4 in zip(targets, self.objects, self.boxes, strict=True)
+        ]
+        return torch.cat(parts).pin_memory() if pinned else torch.cat(parts)

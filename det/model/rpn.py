@@ -10,6 +10,7 @@ Only the boxes of selected anchors are decoded, which does not change the result
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from mimbench.backbones.pyramid import ConvNorm, suited
 from mimbench.det.config import Proposals
 from mimbench.det.model.anchors import Anchors
 from mimbench.det.model.boxes import Weights, at_least_float32, decode, encode, image_corners, nonempty
-from mimbench.det.model.matching import match, sample
+from mimbench.det.model.host import places, read
+from mimbench.det.model.matching import match, occurrences, sample
 
 WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
 OVERLAP = (0.3, 0.7)  # IoU with an object: below the first an anchor is background, from the second on positive
@@ -63,6 +65,15 @@ class RPNHead(nn.Module):
         return logits, codes
 
 
+class _Candidates(NamedTuple):
+    """Boxes before NMS."""
+
+    boxes: Tensor  # (B, N, 4)
+    scores: Tensor  # (B, N)
+    levels: Tensor  # (N,)
+    valid: Tensor  # (B, N) finite and not empty
+
+
 class RPN(nn.Module):
     """Computes proposals, and in training the RPN head's two losses."""
 
@@ -92,19 +103,34 @@ class RPN(nn.Module):
         """
         anchors = self.anchors(maps)
         logits, codes = self.rpn_head(maps)
+        anchors_A4 = torch.cat(anchors)
+        matched = [match(box_iou(boxes_T4, anchors_A4), *OVERLAP, keep_best=True) for boxes_T4 in boxes or ()]
+        with torch.no_grad():
+            candidates = self._candidates(anchors, logits, codes, sizes, 0 if boxes is not None else 1)
+        rows = [candidates.valid.sum(1)]
+        if matched:
+            rows += torch.stack([occurrences(label_A) for _, label_A in matched]).unbind(1)
+        valid, *found = read(rows)
         losses = {}
         if boxes is not None:
-            losses = self._losses(torch.cat(anchors), torch.cat(logits, 1), torch.cat(codes, 1), boxes)
+            labels = list(zip(*found, strict=True))
+            losses = self._losses(anchors_A4, torch.cat(logits, 1), torch.cat(codes, 1), boxes, matched, labels)
         with torch.no_grad():
-            return self._proposals(anchors, logits, codes, sizes, 0 if boxes is not None else 1), losses
+            return self._proposals(candidates, valid, 0 if boxes is not None else 1), losses
 
     def _losses(
-        self, anchors_A4: Tensor, logits_BA: Tensor, codes_BA4: Tensor, boxes: Sequence[Tensor]
+        self,
+        anchors_A4: Tensor,
+        logits_BA: Tensor,
+        codes_BA4: Tensor,
+        boxes: Sequence[Tensor],
+        matched: Sequence[tuple[Tensor, Tensor]],
+        found: Sequence[Sequence[int]],
     ) -> dict[str, Tensor]:
+        """Return the losses; `matched` are each image's objects and labels of anchors, `found` their `occurrences`."""
         chosen, others, sources, targets = [], [], [], []
-        for image, boxes_T4 in enumerate(boxes):
-            object_A, label_A = match(box_iou(boxes_T4, anchors_A4), *OVERLAP, keep_best=True)
-            foreground, background = sample(label_A, self.options.samples, POSITIVE)
+        for image, (boxes_T4, (object_A, label_A), counts) in enumerate(zip(boxes, matched, found, strict=True)):
+            foreground, background = sample(label_A, self.options.samples, POSITIVE, counts)
             chosen.append(foreground + image * len(anchors_A4))
             others.append(background + image * len(anchors_A4))
             sources.append(anchors_A4[foreground])
@@ -118,16 +144,16 @@ class RPN(nn.Module):
         classified = F.binary_cross_entropy_with_logits(logits, is_object.to(logits), reduction="sum")
         return {"loss_rpn_cls": classified / norm, "loss_rpn_loc": (predicted - wanted).abs().sum() / norm}
 
-    def _proposals(
+    def _candidates(
         self,
         anchors: Sequence[Tensor],
         logits: Sequence[Tensor],
         codes: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
         mode: int,
-    ) -> list[Tensor]:
-        """Return the best boxes of each image; `mode` 0 is training, 1 inference."""
-        before_nms, after_nms = self.options.before_nms[mode], self.options.after_nms[mode]
+    ) -> _Candidates:
+        """Return the best boxes of each level; `mode` 0 is training, 1 inference."""
+        before_nms = self.options.before_nms[mode]
         kept_boxes, kept_scores, kept_levels = [], [], []
         for level, (anchors_A4, logits_BA, codes_BA4) in enumerate(zip(anchors, logits, codes, strict=True)):
             count = min(len(anchors_A4), before_nms)
@@ -139,10 +165,15 @@ class RPN(nn.Module):
         boxes_BN4, scores_BN, level_N = torch.cat(kept_boxes, 1), torch.cat(kept_scores, 1), torch.cat(kept_levels)
         finite_BN = boxes_BN4.isfinite().all(-1) & scores_BN.isfinite()
         boxes_BN4 = boxes_BN4.clamp(min=0).minimum(image_corners(sizes, boxes_BN4))
-        valid_BN = finite_BN & nonempty(boxes_BN4)
+        return _Candidates(boxes_BN4, scores_BN, level_N, finite_BN & nonempty(boxes_BN4))
+
+    def _proposals(self, candidates: _Candidates, valid: Sequence[int], mode: int) -> list[Tensor]:
+        """Return the best boxes of each image, which has `valid` valid candidates."""
         proposals = []
-        for boxes_N4, scores_N, valid_N in zip(boxes_BN4, scores_BN, valid_BN, strict=True):
-            boxes = boxes_N4[valid_N]
-            keep = batched_nms(boxes, scores_N[valid_N].float(), level_N[valid_N], NMS)[:after_nms]
-            proposals.append(boxes[keep])
+        each = zip(candidates.boxes, candidates.scores, candidates.valid, valid, strict=True)
+        for boxes_N4, scores_N, valid_N, count in each:
+            place = places(valid_N, count)
+            boxes = boxes_N4[place]
+            keep = batched_nms(boxes, scores_N[place].float(), candidates.levels[place], NMS)
+            proposals.append(boxes[keep[: self.options.after_nms[mode]]])
         return proposals

@@ -12,7 +12,7 @@ detectron2 computes the features of each view twice, for boxes and for masks; he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mimbench.det.config import TTA
 from mimbench.det.data.augment import fitted
-from mimbench.det.model.boxes import image_corners
+from mimbench.det.model.boxes import at_least_float32, image_corners
+from mimbench.det.model.host import leaving, uploaded
 from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.model.nms import keep_best
 from mimbench.det.model.roi_heads import Detections, Found
@@ -34,7 +35,17 @@ Size = tuple[int, int]  # height, width
 def detections(
     model: MaskRCNN, images: Tensor, seen: Sequence[Size], sizes: Sequence[Size], views: TTA
 ) -> list[Detections]:
-    """Return the detections of each image, in pixels of its original.
+    """Return the detections of each image, in main memory, in pixels of its original; waits for the device.
+
+    The arguments are those of `detections_leaving`.
+    """
+    return detections_leaving(model, images, seen, sizes, views)()
+
+
+def detections_leaving(
+    model: MaskRCNN, images: Tensor, seen: Sequence[Size], sizes: Sequence[Size], views: TTA
+) -> Callable[[], list[Detections]]:
+    """Start to detect; return the function that waits for the detections of each image, as `detections` returns them.
 
     Args:
         model: in eval mode.
@@ -45,11 +56,32 @@ def detections(
     """
     if not views.sizes and not views.flip:
         found = model.detect(images, seen)
-        return [one.rescaled(size, original) for one, size, original in zip(found, seen, sizes, strict=True)]
-    return [
-        in_views(model, image[:, : size[0], : size[1]], original, views)
-        for image, size, original in zip(images, seen, sizes, strict=True)
+        return _leaving([one.scaled(*change) for one, *change in zip(found, seen, sizes, strict=True)])
+    return _leaving(
+        [
+            in_views(model, image[:, : size[0], : size[1]], original, views)
+            for image, size, original in zip(images, seen, sizes, strict=True)
+        ]
+    )
+
+
+def _leaving(found: Sequence[Detections]) -> Callable[[], list[Detections]]:
+    """Start to copy detections to main memory, as one tensor; return the function that waits for them."""
+    counts, side = [len(one.scores) for one in found], found[0].masks.shape[-1]
+    columns = [
+        torch.cat([one.boxes, one.scores[:, None], one.labels[:, None], one.masks.flatten(1)], dim=1) for one in found
     ]
+    packed = leaving(at_least_float32(torch.cat(columns)))
+
+    def wait() -> list[Detections]:
+        return [_unpacked(rows, side).without_empty() for rows in packed().split(counts)]
+
+    return wait
+
+
+def _unpacked(rows: Tensor, side: int) -> Detections:
+    boxes, scores, labels, masks = rows.split([4, 1, 1, side * side], dim=1)
+    return Detections(boxes, scores[:, 0], labels[:, 0].long(), masks.reshape(len(rows), side, side))
 
 
 class _Look(NamedTuple):
@@ -108,7 +140,7 @@ def _mirrored(look: _Look, boxes_N4: Tensor | None = None) -> Tensor:
 
 def _brought(boxes_N4: Tensor, size: Size, to: Size) -> Tensor:
     """Rescale boxes from an image of one (h, w) to another."""
-    return boxes_N4 * boxes_N4.new_tensor([to[1] / size[1], to[0] / size[0]] * 2)
+    return boxes_N4 * uploaded([to[1] / size[1], to[0] / size[0]] * 2, boxes_N4)
 
 
 def _masks(model: MaskRCNN, look: _Look, united: Found, seen: Size, size: Size) -> Tensor:

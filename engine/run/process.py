@@ -65,9 +65,10 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def part_of_rank(count: int) -> range:
-    """Return this process's contiguous share of `count` items; shares differ by at most one."""
-    rank, world = rank_and_world()
+def part_of_rank(count: int, rank: int | None = None) -> range:
+    """Return the contiguous share of `count` items of a process, this one by default; shares differ by at most one."""
+    own, world = rank_and_world()
+    rank = own if rank is None else rank
     return range(count * rank // world, count * (rank + 1) // world)
 
 

@@ -12,7 +12,7 @@ from torchvision.ops import roi_align
 from mimbench.det.model.anchors import Anchors
 from mimbench.det.model.boxes import decode, encode, image_corners, nonempty
 from mimbench.det.model.masks import InstanceMasks, paste
-from mimbench.det.model.matching import match, sample
+from mimbench.det.model.matching import match, occurrences, sample
 from mimbench.det.model.pooling import RegionPooler, align, align_by_products, with_image
 from mimbench.det.model.roi_heads import Detections
 
@@ -166,13 +166,13 @@ def test_matching_is_that_of_detectron2() -> None:
 def test_samples_are_drawn_in_detectron2s_order() -> None:
     labels = torch.tensor([1, 0, 0, 1, -1, 0, 1, 0, 1, 0, 0, 1])
     torch.manual_seed(5)
-    foreground, background = sample(labels, 6, 0.5)
+    foreground, background = sample(labels, 6, 0.5, occurrences(labels).tolist())
     torch.manual_seed(5)
     assert foreground.tolist() == torch.tensor([0, 3, 6, 8, 11])[torch.randperm(5)[:3]].tolist()
     assert background.tolist() == torch.tensor([1, 2, 5, 7, 9, 10])[torch.randperm(6)[:3]].tolist()
-    few, many = sample(torch.tensor([1, 0, 0, 0, 0]), 4, 0.5)
+    few, many = sample(torch.tensor([1, 0, 0, 0, 0]), 4, 0.5, (1, 4))
     assert (len(few), len(many)) == (1, 3)
-    assert [len(part) for part in sample(torch.tensor([1, 1, 1, 1]), 4, 0.5)] == [2, 0]
+    assert [len(part) for part in sample(torch.tensor([1, 1, 1, 1]), 4, 0.5, (4, 0))] == [2, 0]
 
 
 def test_levels_are_those_of_detectron2() -> None:
