@@ -8,6 +8,7 @@ from typing import Literal
 
 from mimbench.backbones.config import SIZES, ViT
 from mimbench.engine.run.config import Compute, nested, plumbing, science, speed
+from mimbench.engine.run.precision import ABOUT, EvaluatePrecision
 from mimbench.pretrain.masking.configs import (
     PUBLISHED_SIDE,
     AttentionMasking,
@@ -85,6 +86,7 @@ class Pretrain:
     skip: float = plumbing(0.01, about="share of training images that may be skipped if they cannot be decoded")
     seed: int = science(0)
     monitor: MonitorConfig = nested(MonitorConfig, formerly="health")
+    evaluate_precision: EvaluatePrecision = speed("fp32", about=f"of the validation loss: {ABOUT}")
     compile: bool = speed(False, about="compile the loss: takes a minute at the start, then steps are faster")
     recompute: bool = speed(False, about="recompute activations in the backward pass: less memory, more time")
     full_export: bool = plumbing(False, about="write all weights, including the decoder's, to model.pth at the end")

@@ -25,6 +25,7 @@ from mimbench.engine.data.batches import Batches
 from mimbench.engine.data.datasets import locate
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder, RandomCrops
 from mimbench.engine.run.atomic import write_with
+from mimbench.engine.run.precision import evaluating_in
 from mimbench.engine.run.process import device_name, rank_and_world, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
@@ -132,7 +133,8 @@ def training(
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         device = step.mean.device
-        found = {"val_loss": validation_loss(step, validation.to(device), config.seed, batches.batch)}
+        with evaluating_in(config.evaluate_precision, device):
+            found = {"val_loss": validation_loss(step, validation.to(device), config.seed, batches.batch)}
         return found | monitor.measure() if monitor and rank_and_world()[0] == 0 else found
 
     return Training(
@@ -245,6 +247,7 @@ def _outcome(config: Pretrain, trained: Trained, epoch: int, device: torch.devic
         "mask_ratio": config.masking.hidden_share,
         "predict": config.masking.predicted_share,
         "image_resize": config.resizing,
+        "evaluate_precision": config.evaluate_precision,
         "seed": config.seed,
     }
     if isinstance(config.masking, AttentionMasking):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mimbench.engine.run.uploads import uploaded
 from mimbench.engine.training.optim import trust_factor, with_momentum
 
 # B image of a batch, H head, C class, D feature
@@ -162,7 +163,7 @@ class HeadOptimizer(torch.optim.Optimizer):
 
 def _by_head(values: Sequence[float], parameter: Tensor) -> Tensor:
     """Return one number per head, shaped to multiply `parameter`."""
-    return torch.tensor(values, dtype=parameter.dtype, device=parameter.device).view(-1, *[1] * (parameter.ndim - 1))
+    return uploaded(values, parameter.dtype, parameter.device).view(-1, *[1] * (parameter.ndim - 1))
 
 
 def _decayed(weight: Tensor, gradient: Tensor, decays: Sequence[float]) -> Tensor:

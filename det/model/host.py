@@ -10,11 +10,12 @@ each image (tests/det/test_waits.py counts them).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mimbench.engine.run import uploads
 
 
 def read(values: Sequence[Tensor]) -> list[Any]:
@@ -23,20 +24,13 @@ def read(values: Sequence[Tensor]) -> list[Any]:
 
 
 def uploaded(values: Any, like: Tensor) -> Tensor:
-    """Return numbers as a tensor with type and device of `like`, copied behind what the device is doing."""
-    made = torch.tensor(values, dtype=like.dtype)
-    return made.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else made.to(like.device)
+    """Return numbers as a tensor with type and device of `like`."""
+    return uploads.uploaded(values, like.dtype, like.device)
 
 
 def constant(values: tuple[float, ...], like: Tensor) -> Tensor:
     """Return `values` as a tensor with type and device of `like`; made once, so it must not be written to."""
-    return _constant(values, like.dtype, like.device)
-
-
-@lru_cache
-def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
-        return torch.tensor(values, dtype=dtype, device=device)
+    return uploads.constant(values, like.dtype, like.device)
 
 
 def places(mask: Tensor, count: int) -> Tensor:

@@ -72,16 +72,18 @@ def _leaving(found: Sequence[Detections]) -> Callable[[], list[Detections]]:
         torch.cat([one.boxes, one.scores[:, None], one.labels[:, None], one.masks.flatten(1)], dim=1) for one in found
     ]
     packed = leaving(at_least_float32(torch.cat(columns)))
+    types = [values.dtype for values in found[0]]
 
     def wait() -> list[Detections]:
-        return [_unpacked(rows, side).without_empty() for rows in packed().split(counts)]
+        return [_unpacked(rows, side, types).without_empty() for rows in packed().split(counts)]
 
     return wait
 
 
-def _unpacked(rows: Tensor, side: int) -> Detections:
-    boxes, scores, labels, masks = rows.split([4, 1, 1, side * side], dim=1)
-    return Detections(boxes, scores[:, 0], labels[:, 0].long(), masks.reshape(len(rows), side, side))
+def _unpacked(rows: Tensor, side: int, types: Sequence[torch.dtype]) -> Detections:
+    columns = rows.split([4, 1, 1, side * side], dim=1)
+    boxes, scores, labels, masks = (values.to(kind) for values, kind in zip(columns, types, strict=True))
+    return Detections(boxes, scores[:, 0], labels[:, 0], masks.reshape(len(rows), side, side))
 
 
 class _Look(NamedTuple):

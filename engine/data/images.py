@@ -40,6 +40,7 @@ from mimbench.engine.data.folders import PILLOW_SUFFIXES, read_bytes, suffix
 from mimbench.engine.data.layouts.recognise import open_listing
 from mimbench.engine.data.pillow import resize_with_pillow
 from mimbench.engine.run.bar import track
+from mimbench.engine.run.uploads import constant
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,9 @@ Resizing = Literal["bicubic", "bilinear"]  # of a crop; always antialiased
 
 def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """Return uint8 images (B, 3, H, W) as floats, `(image / 255 - mean) / std`, on the same device."""
-    mean_C11 = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
-    std_C11 = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
+    kind = torch.get_default_dtype()
+    mean_C11 = constant(tuple(mean), kind, images.device).view(3, 1, 1) * 255
+    std_C11 = constant(tuple(std), kind, images.device).view(3, 1, 1) * 255
     return images.float().sub_(mean_C11).div_(std_C11)
 
 

@@ -140,3 +140,6 @@ def test_how_a_run_is_computed_is_not_its_identity() -> None:
     again = with_overrides(config, ["compute.workers=3", "evaluate_every=5", "eval_batch=1", "shown=0"])
     assert identity(config, "det", None) == identity(again, "det", None)
     assert identity(config, "det", None) != identity(replace(config, lr=2e-3), "det", None)
+    assert identity(config, "det", None) != identity(replace(config, evaluate_precision="bf16"), "det", None)
+    with pytest.raises(ValueError, match=r"evaluate_precision=bf16 needs engine=mimbench"):
+        replace(config, engine="detectron2", evaluate_precision="bf16")

@@ -1,5 +1,6 @@
 """However a batch is divided among processes and micro-batches, a detector trains as on the whole batch; and one that
-is killed in the middle of an epoch ends where one that never stopped does.
+is killed in the middle of an epoch ends where one that never stopped does. Two processes measure as one: the first
+alone.
 
 python tests/det/test_division.py DIRECTORY     # what the test starts; DIRECTORY holds `shapes`, a COCO data set
 """
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,12 +24,18 @@ import torch
 
 from mimbench.backbones.config import ViT
 from mimbench.det.config import Augment, Heads, MaskRCNNConfig, Proposals, ViTDetConfig
+from mimbench.det.data.coco import read_split
+from mimbench.det.evaluation.predict import from_file
+from mimbench.det.evaluation.validate import Evaluation
 from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.run import run
 from mimbench.engine.run.config import Compute, to_text
+from mimbench.engine.run.process import rank_and_world, setup_process
+from mimbench.engine.run.ranks import computed_by_first
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.state import load_state, newest_valid
 from tests.kills import dying, forked, killed
+from tests.ranks import as_ranks
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 4, 8  # of 19 images: an epoch is 2 steps
@@ -74,6 +82,25 @@ def _divided(directory: Path, name: str, rank: int, port: int) -> Callable[[], N
     return work
 
 
+def _measure(directory: Path, world: int) -> None:
+    """Evaluate the trained detector, and write down what this process gets and keeps."""
+    config = config_of(directory / "shapes")
+    config = replace(config, heads=replace(config.heads, score_threshold=0.0))
+    device, (rank, _) = setup_process(config.compute, 0), rank_and_world()
+    evaluation = Evaluation(config, read_split(directory / "shapes", "val"), device)
+    found = [evaluation(from_file(RunDir(directory / "whole").detector).model.eval()), evaluation.of_record()]
+    with pytest.raises(ValueError, match="no such thing"):
+        computed_by_first(lambda: config_of(missing()), evaluation.group)
+    kept = {"metrics": found, "results": list(evaluation.results), "truth": evaluation._metrics is not None}
+    (directory / f"measured-{world}-{rank}.json").write_text(json.dumps(kept))
+
+
+def missing() -> Path:
+    """Raise, in the first process alone."""
+    assert rank_and_world()[0] == 0
+    raise ValueError("no such thing")
+
+
 def main(directory: Path) -> None:
     """Train in every division, then without a stop and with a kill in the middle of an epoch."""
     import mmengine.runner  # noqa: F401  (once, rather than in each process)
@@ -86,6 +113,8 @@ def main(directory: Path) -> None:
         children = [forked(_divided(directory, name, rank, port)) for rank in range(world)]
         ends = [killed(child) for child in children]
         assert not any(ends)
+    for world in (1, 2):
+        as_ranks(world, partial(_measure, directory, world))
     config = replace(config_of(directory / "shapes", samples=16), batch=4, steps=7)  # an epoch is 4 steps
     assert not killed(forked(lambda: _train(directory, "unstopped", config)))
     with patch.object(MaskRCNN, "forward", dying(MaskRCNN.forward, 6)):
@@ -128,6 +157,17 @@ def test_a_divided_batch_is_the_whole_batch(trained: Path, name: str) -> None:
     for weight, value in _weights(trained / "whole").items():
         if not weight.endswith("qkv.bias"):  # of keys: softmax has no gradient there, and Adam makes steps of rounding
             torch.testing.assert_close(_weights(trained / name)[weight], value, rtol=1e-4, atol=2e-5, msg=weight)
+
+
+@pytest.mark.slow
+def test_the_first_process_measures_for_all(trained: Path) -> None:
+    alone, first, second = (
+        json.loads((trained / f"measured-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")
+    )
+    assert len(alone["results"]) > 19
+    assert first == alone
+    assert second["metrics"] == alone["metrics"]
+    assert (second["results"], second["truth"]) == ([], False)
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mimbench.det.evaluation import evaluators
 from mimbench.det.evaluation.evaluate import CocoMetrics, coco_results
+from mimbench.det.evaluation.results import Results
 from mimbench.det.model.masks import paste
 from mimbench.det.model.roi_heads import Detections
 from mimbench.engine.data.datasets import coco_files
@@ -98,7 +100,7 @@ def test_the_truth_scores_100(make_coco, edit, crowds) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("crowds", [False, True])
-def test_both_evaluators_are_pycocotools_to_every_digit(make_coco, edit, seed, crowds) -> None:
+def test_both_evaluators_are_pycocotools_to_every_digit(make_coco, edit, monkeypatch, seed, crowds) -> None:
     file = coco_files(make_coco(8), "val").annotations
     if crowds:
         edit(file, _crowded)
@@ -108,7 +110,9 @@ def test_both_evaluators_are_pycocotools_to_every_digit(make_coco, edit, seed, c
     assert 0 < plain["box_ap"] < 100
     assert metrics(results) == plain
     precision = {name: value for name, value in plain.items() if "_ap" in name}
-    assert metrics(results, fast=True) == pytest.approx(precision, abs=1e-10)
+    assert metrics(results, fast=True) == precision
+    monkeypatch.setattr(evaluators, "AT_ONCE", 1)  # one category at a time
+    assert metrics(results, fast=True) == precision
     assert metrics(results) == plain
 
 
@@ -196,3 +200,25 @@ def test_results_have_cocos_form() -> None:
     assert [(r["image_id"], r["category_id"], r["score"]) for r in results] == [(17, 9, 0.75), (17, 4, 0.5)]
     assert results[0]["bbox"] == [1.0, 2.0, 8.0, 10.0]
     assert paste(found.masks, found.boxes, (16, 16))[1].all()
+
+
+def test_arrays_hold_results_as_they_are(make_coco, tmp_path) -> None:
+    results = _jittered(_from_truth(coco_files(make_coco(5), "val").annotations), 2)
+    arrays = Results.of(results)
+    assert list(arrays) == results
+    assert (arrays[-1], arrays[3:6]) == (results[-1], results[3:6])
+    by_image = sorted(results, key=lambda result: result["image_id"])
+    assert list(arrays.sorted()) == by_image
+    assert arrays.sorted().of_image(3) == [one for one in by_image if one["image_id"] == 3]
+    assert arrays.of_image(99) == []
+    arrays.write(tmp_path / "predictions.json")
+    assert (tmp_path / "predictions.json").read_text() == json.dumps(results)
+    Results.of([]).write(tmp_path / "none.json")
+    assert (tmp_path / "none.json").read_text() == "[]"
+
+
+def test_masks_are_asked_for(make_coco) -> None:
+    file = coco_files(make_coco(2), "val").annotations
+    boxes = [{key: value for key, value in one.items() if key != "segmentation"} for one in _from_truth(file)]
+    with pytest.raises(ValueError, match="a result has no segmentation"):
+        CocoMetrics(file)(boxes)

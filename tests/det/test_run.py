@@ -122,6 +122,12 @@ def test_a_run_finds_objects_in_any_image(make_coco, tmp_path) -> None:
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         next(detector.predict([file, tmp_path / "nowhere.png"], torch.device("cpu")))
+    half = replace(detector, config=replace(detector.config, evaluate_precision="bf16"))
+    [rounded] = half.predict([file], torch.device("cpu"))
+    assert isinstance(rounded, Seen)
+    scores = [[one["score"] for one in shown.results] for shown in (rounded, seen)]
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)
     directory.detector.unlink()  # as while it is trained
     [again] = from_run(directory).predict([file], torch.device("cpu"))
     assert isinstance(again, Seen)

@@ -142,14 +142,12 @@ def test_places_are_those_of_nonzero() -> None:
 
 def test_samples_are_those_of_nonzero_and_leave_the_generator_the_same() -> None:
     labels = torch.randint(-1, 2, (500,), generator=torch.Generator().manual_seed(3))
-    ours, plain = [], []
-    for drawn in (ours, plain):
-        torch.manual_seed(7)
-        if drawn is ours:
-            drawn += sample(labels, 64, 0.5, [int((labels == kind).sum()) for kind in (1, 0)])
-        else:
-            for kind, count in ((1, 32), (0, 32)):
-                place = (labels == kind).nonzero()[:, 0]
-                drawn.append(place[torch.randperm(len(place))[:count]])
-        drawn.append(torch.rand(3))
+    found = [int((labels == kind).sum()) for kind in (1, 0)]
+    torch.manual_seed(7)
+    ours = [*sample(labels, 64, 0.5, found), torch.rand(3)]
+    torch.manual_seed(7)
+    plain = [
+        (labels == kind).nonzero()[:, 0][torch.randperm(count)[:32]] for kind, count in zip((1, 0), found, strict=True)
+    ]
+    plain.append(torch.rand(3))
     assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))
