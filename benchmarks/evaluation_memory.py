@@ -5,8 +5,9 @@
 
 Two processes hold half of the results each, as after detecting on their share. They send them to the first, which
 measures boxes and masks and writes predictions.json. Printed are seconds, and each process's peak memory beyond what it
-had before its results were made: the first holds at most 4 GiB for COCO (12 for LVIS), the others .3 (a process of 8
-holds an eighth). Ends with status 1 above these floors. `--fast` measures with the evaluator used during training.
+had before its results were made: the first holds at most 4 GiB for COCO (12 for LVIS), the others .3 (an eighth of the
+results is one process's share of 8; --images 4952 --lvis gives the second process the eighth of LVIS). Ends with status
+1 above these floors. `--fast` measures with the evaluator used during training.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ import torch.distributed as dist
 from coco_eval import boxes, outline
 
 from mimbench.det.evaluation.evaluate import CocoMetrics
-from mimbench.det.evaluation.results import Arrays, Results
+from mimbench.det.evaluation.results import Arrays, Results, pieces_of
 from mimbench.engine.run.ranks import computed_by_first, joined_at_first, patient_group
 
 GIB = 2**30
@@ -62,23 +64,24 @@ def truth(options: argparse.Namespace) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def found(options: argparse.Namespace, rank: int, world: int) -> Arrays:
-    """One process's results: boxes anywhere, masks of `SHAPES` boxes, scores as of a detector."""
+def found(options: argparse.Namespace, rank: int) -> Iterator[Arrays]:
+    """One process's results, image by image: boxes anywhere, masks of `SHAPES` boxes, scores as of a detector."""
     rng = np.random.default_rng(1 + rank)
-    images = np.repeat(np.arange(rank, options.images, world, dtype=np.int32), options.each)
-    count = len(images)
     drawn = boxes(rng, SHAPES)
-    texts = [region["counts"] for region in coco_masks.frPyObjects([outline(b) for b in drawn.tolist()], HEIGHT, WIDTH)]
-    shape = rng.integers(0, SHAPES, count)
-    return Arrays(
-        images=images,
-        categories=rng.integers(0, options.classes, count, dtype=np.int32),
-        boxes=drawn[shape].astype(np.float32),
-        scores=rng.beta(1, 6, count).astype(np.float32),
-        sizes=np.full((count, 2), (HEIGHT, WIDTH), dtype=np.int32),
-        lengths=np.array([len(text) for text in texts], dtype=np.int32)[shape],
-        counts=np.frombuffer(b"".join([texts[place] for place in shape.tolist()]), dtype=np.uint8).copy(),
-    )
+    regions = coco_masks.frPyObjects([outline(box) for box in drawn.tolist()], HEIGHT, WIDTH)
+    texts = [np.frombuffer(region["counts"], dtype=np.uint8) for region in regions]
+    lengths = np.array([len(text) for text in texts], dtype=np.int32)
+    for image in range(rank, options.images, options.world):
+        shape = rng.integers(0, SHAPES, options.each)
+        yield Arrays(
+            images=np.full(options.each, image, dtype=np.int32),
+            categories=rng.integers(0, options.classes, options.each, dtype=np.int32),
+            boxes=drawn[shape].astype(np.float32),
+            scores=rng.beta(1, 6, options.each).astype(np.float32),
+            sizes=np.full((options.each, 2), (HEIGHT, WIDTH), dtype=np.int32),
+            lengths=lengths[shape],
+            counts=np.concatenate([texts[place] for place in shape.tolist()]),
+        )
 
 
 class Peak:
@@ -113,10 +116,10 @@ def work(rank: int, port: int, options: argparse.Namespace, directory: Path) -> 
     group = patient_group()
     peak = Peak()
     peak.start()
-    mine = found(options, rank, options.world)
-    own = sum(array.nbytes for array in mine.named().values())
+    mine = pieces_of(found(options, rank), masks=True)
+    own = sum(piece.nbytes for pieces in mine.values() for piece in pieces)
     begun = time.perf_counter()
-    joined = joined_at_first(mine.named(), group)
+    joined = joined_at_first(mine, group)
     del mine
     sent = time.perf_counter()
     lines: list[str] = []

@@ -192,10 +192,15 @@ def _compressed(region: Mapping[str, Any]) -> Mapping[str, Any]:
     return encoded
 
 
-def joined(parts: Iterable[Arrays], *, masks: bool) -> Arrays:
-    """Return the detections of all parts, in their order; `masks` says whether they have masks."""
+def pieces_of(parts: Iterable[Arrays], *, masks: bool) -> dict[str, list[NDArray[Any]]]:
+    """Return the arrays of all parts by name, at least one of each; `masks` says whether the detections have masks."""
     named = [part.named() for part in (_empty(masks), *parts)]
-    return Arrays(**{name: np.concatenate([each[name] for each in named]) for name in named[0]})
+    return {name: [each[name] for each in named] for name in named[0]}
+
+
+def joined(parts: Iterable[Arrays], *, masks: bool) -> Arrays:
+    """Return the detections of all parts, in their order."""
+    return Arrays(**{name: np.concatenate(pieces) for name, pieces in pieces_of(parts, masks=masks).items()})
 
 
 def _empty(masks: bool) -> Arrays:

@@ -22,7 +22,7 @@ from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.batches import ValidationImages, validation_batch
 from mimbench.det.data.coco import CocoSplit
 from mimbench.det.evaluation.evaluate import CocoMetrics
-from mimbench.det.evaluation.results import Arrays, Results, joined, region_arrays
+from mimbench.det.evaluation.results import Arrays, Results, joined, pieces_of, region_arrays
 from mimbench.det.evaluation.rle import encode_masks
 from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.det.model.roi_heads import Detections
@@ -61,7 +61,7 @@ class Evaluation:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return the metrics of the fast evaluator, for the training curves, in every process."""
         assert isinstance(model, MaskRCNN)
-        found = joined_at_first(self._detected(model).named(), self.group)
+        found = joined_at_first(pieces_of(self._detected(model), masks=self.config.heads.masks), self.group)
         if found is not None:
             self.results = self._results(Arrays(**found)).sorted()
         return self._measured(fast=True)
@@ -81,15 +81,15 @@ class Evaluation:
         return Results.made_of(arrays, self.split.image_ids.tolist(), self.split.category_ids)
 
     @torch.no_grad()
-    def _detected(self, model: MaskRCNN) -> Arrays:
-        """Return this process's detections."""
+    def _detected(self, model: MaskRCNN) -> list[Arrays]:
+        """Return this process's detections, image by image."""
         config, masks = self.config, self.config.heads.masks
         with Behind[list[Arrays]]() as behind, evaluating_in(config.evaluate_precision, self.device):
             for images, seen, indices in track(self.loader, "detecting", len(self.loader)):
                 sizes = [self.split.size(index) for index in indices]
                 wait = detections_leaving(model, move(images, self.device), seen, sizes, config.test_time_augmentation)
                 behind.add(partial(_encoded, wait, indices, sizes, masks=masks))
-            return joined((part for parts in behind.results() for part in parts), masks=masks)
+            return [part for parts in behind.results() for part in parts]
 
 
 def _encoded(

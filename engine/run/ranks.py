@@ -1,7 +1,7 @@
 """Work that the first rank does for all: what the others send it, and how they wait for it.
 
     group = patient_group()                                   # all ranks, once
-    arrays = joined_at_first({"scores": scores}, group)       # rank 0: all ranks' arrays; the others: None
+    arrays = joined_at_first({"scores": pieces}, group)       # rank 0: all ranks' pieces as one; the others: None
     metrics = computed_by_first(lambda: evaluate(arrays), group)   # every rank
 
 The group is gloo's, beside NCCL: arrays stay in main memory, and a wait of minutes is no time-out (NCCL's is ten).
@@ -9,7 +9,7 @@ The group is gloo's, beside NCCL: arrays stay in main memory, and a wait of minu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from mimbench.engine.run.process import rank_and_world
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)  # a dead rank 0 closes its connections, which ends the wait at once
-MESSAGE = 1 << 28  # bytes of one message
+MESSAGE = 1 << 24  # bytes of one message
 
 
 def patient_group() -> dist.ProcessGroup | None:
@@ -35,45 +35,59 @@ def patient_group() -> dist.ProcessGroup | None:
 
 
 def joined_at_first(
-    arrays: Mapping[str, NDArray[Any]], group: dist.ProcessGroup | None
+    pieces: Mapping[str, Sequence[NDArray[Any]]], group: dist.ProcessGroup | None
 ) -> dict[str, NDArray[Any]] | None:
-    """Return on rank 0 each array concatenated over the ranks, in their order, along the first axis; None elsewhere.
+    """Return on rank 0 the pieces of all ranks, in their order, concatenated along the first axis; None elsewhere.
 
-    Rank 0 receives into the result, so it needs no memory beyond the result and its own arrays.
+    The other ranks copy `MESSAGE` bytes at a time, and rank 0 receives into the result.
 
     Args:
-        arrays: the same names, types and shapes beyond the first axis on every rank.
+        pieces: of each array, at least one; names, types and shapes beyond the first axis are the same on every rank.
         group: of `patient_group`.
     """
     if group is None:
-        return dict(arrays)
+        return {name: np.concatenate(each) for name, each in pieces.items()}
     rank, world = rank_and_world()
+    messages = {name: _messages(each) for name, each in pieces.items()}
     lengths: list[Any] = [None] * world
-    dist.all_gather_object(lengths, {name: len(array) for name, array in arrays.items()}, group=group)
+    rows = {name: [sum(map(len, message)) for message in each] for name, each in messages.items()}
+    dist.all_gather_object(lengths, rows, group=group)
     if rank:
-        for array in arrays.values():
-            for part in _messages(np.ascontiguousarray(array)):
-                dist.send(part, dst=0, group=group)
+        for message in (message for each in messages.values() for message in each):
+            dist.send(_bytes(np.concatenate(message)), dst=0, group=group)
         return None
-    joined = {
-        name: np.empty((sum(each[name] for each in lengths), *array.shape[1:]), array.dtype)
-        for name, array in arrays.items()
-    }
-    for name, array in arrays.items():
-        joined[name][: len(array)] = array
-    begins = lengths[0]
+    joined = {}
+    for name, each in pieces.items():
+        total = sum(sum(of_rank[name]) for of_rank in lengths)
+        joined[name] = np.empty((total, *each[0].shape[1:]), each[0].dtype)
+        np.concatenate(each, out=joined[name][: sum(rows[name])])
+    filled = {name: sum(each) for name, each in rows.items()}
     for source in range(1, world):
-        ends = {name: begins[name] + lengths[source][name] for name in arrays}
-        for name in arrays:
-            for part in _messages(joined[name][begins[name] : ends[name]]):
-                dist.recv(part, src=source, group=group)
-        begins = ends
+        for name, counts in lengths[source].items():
+            for count in counts:
+                part = joined[name][filled[name] : filled[name] + count]
+                dist.recv(_bytes(part), src=source, group=group)
+                filled[name] += count
     return joined
 
 
-def _messages(array: NDArray[Any]) -> list[torch.Tensor]:
-    """Return the bytes of a contiguous array as tensors that share its memory, none of them empty."""
-    return [part for part in torch.from_numpy(array.reshape(-1).view(np.uint8)).split(MESSAGE) if len(part)]
+def _messages(pieces: Sequence[NDArray[Any]]) -> list[list[NDArray[Any]]]:
+    """Return the pieces that are not empty in groups of at most `MESSAGE` bytes, or of a single larger piece."""
+    groups: list[list[NDArray[Any]]] = []
+    held = MESSAGE
+    for piece in pieces:
+        if piece.nbytes:
+            if held + piece.nbytes > MESSAGE:
+                groups.append([])
+                held = 0
+            groups[-1].append(piece)
+            held += piece.nbytes
+    return groups
+
+
+def _bytes(array: NDArray[Any]) -> torch.Tensor:
+    """Return the bytes of a contiguous array as a tensor that shares its memory."""
+    return torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def computed_by_first(compute: Callable[[], T], group: dist.ProcessGroup | None) -> T:

@@ -6,6 +6,10 @@ import contextlib
 import copy
 import io
 import json
+import runpy
+import socket
+from argparse import Namespace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -20,6 +24,7 @@ from mimbench.det.evaluation.results import Results
 from mimbench.det.model.masks import paste
 from mimbench.det.model.roi_heads import Detections
 from mimbench.engine.data.datasets import coco_files
+from tests.kills import forked, killed
 
 Result = dict[str, Any]
 STATS = (  # the order of COCOeval.stats
@@ -222,3 +227,18 @@ def test_masks_are_asked_for(make_coco) -> None:
     boxes = [{key: value for key, value in one.items() if key != "segmentation"} for one in _from_truth(file)]
     with pytest.raises(ValueError, match="a result has no segmentation"):
         CocoMetrics(file)(boxes)
+
+
+@pytest.mark.parametrize("lvis", [False, True])
+def test_the_benchmark_of_memory(monkeypatch, tmp_path, lvis) -> None:
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+    script = runpy.run_path(str(benchmarks / "evaluation_memory.py"))
+    options = Namespace(images=6, each=5, classes=3, objects=2.0, world=1, lvis=lvis, fast=False)
+    (tmp_path / "truth.json").write_text(json.dumps(script["truth"](options)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert not killed(forked(lambda: script["work"](0, port, options, tmp_path)))
+    assert json.loads((tmp_path / "0.json").read_text()) is True
+    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 30
