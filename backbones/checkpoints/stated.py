@@ -12,6 +12,7 @@ tells comes from the family's published sizes, else it is assumed and said so (`
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mimbench.backbones.checkpoints.timm_architecture import Architecture, is_ar
 from mimbench.backbones.config import Activation
 
 CONFIGS = ("config.json", "open_clip_config.json")
+_WRAPPERS = re.compile(r"^(module\.)?(model\.|timm_model\.)?")
 LONGEST = 2**20  # bytes of a config.json that are read
 Triple = tuple[float, float, float]
 
@@ -148,7 +150,7 @@ def _architecture(opened: Opened, name: str, arguments: object) -> Architecture 
         built = read_architecture(name, json.dumps(given, sort_keys=True, default=str))
     except ValueError:
         return None
-    shapes = {key.removeprefix("module.").removeprefix("model."): value.shape for key, value in opened.weights.items()}
+    shapes = {_WRAPPERS.sub("", key): value.shape for key, value in opened.weights.items()}
     return built if built.fits(shapes) else None
 
 

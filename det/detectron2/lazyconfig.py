@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimbench.backbones.config import ViT
+from mimbench.backbones.config import Traits, ViT
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.detectron2.installed import COMMIT
 from mimbench.det.optim import MILESTONE_FACTOR, WARMUP_FACTOR
@@ -191,7 +191,8 @@ dataloader.evaluator = L({"LVISEvaluator" if lvis else "COCOEvaluator"})(
 
 def _backbone(config: MaskRCNNConfig, source: Source) -> str:
     vit, vitdet = source.shape, config.vitdet
-    windowed = [block for block in range(vit.depth) if block not in vitdet.attend_globally(vit.depth)]
+    everywhere = vitdet.attend_globally(vit.depth, Traits())  # encoders with windows of their own are refused
+    windowed = [block for block in range(vit.depth) if block not in everywhere]
     return f"""
 _levels = {_levels(config, source)!r}
 _top = LastLevelMaxPool()

@@ -3,8 +3,8 @@
     weights_file(Path("dinov2-base"))     dinov2-base/model.safetensors
     config_beside(file)                   the values of config.json and of preprocessor_config.json beside it, or None
 
-A config counts only if it names a `model_type`, as transformers' do; timm's config.json, for one, does not. Without
-torch.
+A config counts only if it names a `model_type`, as transformers' do; timm's config.json, for one, does not, and
+transformers' wrapper of timm's models writes timm's (`checkpoints.stated` reads it). Without torch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ WEIGHTS = (  # in the order in which transformers looks for them
 CONFIG = "config.json"
 IMAGES = ("preprocessor_config.json", "processor_config.json")  # of which the second holds the first in a part
 EXPORTED = "mimbench_exported"  # the metadata key of folders that mimbench wrote; its value is `EncoderInfo` as JSON
+WRAPPED = "timm_wrapper"  # the model type of transformers' wrapper of timm's models
 LARGEST = 2**22  # bytes of a JSON file that are read
 
 
@@ -81,7 +82,8 @@ def config_beside(file: Path) -> Config | None:
     if not described.is_file():
         return None
     values = _read(described, file.name in WEIGHTS)
-    return Config(described, values, _images(file.parent)) if "model_type" in values else None
+    of_transformers = values.get("model_type", WRAPPED) != WRAPPED
+    return Config(described, values, _images(file.parent)) if of_transformers else None
 
 
 def version_beside(file: Path) -> tuple[tuple[int, int], ...]:

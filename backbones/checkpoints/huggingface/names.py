@@ -7,7 +7,7 @@ memory are taken as well. Queries, keys and values are separate there and one ma
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -104,6 +104,50 @@ VITDET = Names(
     ),
     dropped=(),
 )
+TIPS = replace(
+    VIT,
+    renames=((r"^vision_model\.", ""), *VIT.renames),
+    dropped=(*VIT.dropped, (r"text_model\..*", "text tower"), (r"temperature", "a number beside the towers")),
+)
+AIMV2 = Names(
+    patches=r"(vision_model\.)?embeddings\.patch_embed\.weight",
+    renames=(
+        (r"^vision_model\.", ""),
+        (r"^embeddings\.patch_embed\.", "patch_embed.proj."),
+        (r"^embeddings\.rms_norm\.", "patch_embed.norm."),
+        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+        (r"^encoder\.layers\.", "blocks."),
+        (r"\.attention\.([qkv])_proj\.", r".attn.\1_proj."),
+        (r"\.attention\.out_proj\.", ".attn.proj."),
+        (r"\.ffn\.", ".mlp."),
+        (r"\.rms_norm([12])\.", r".norm\1."),
+        (r"^rms_norm\.", "norm."),
+    ),
+    dropped=CLIP.dropped,
+)
+SAM = Names(
+    patches=r"vision_encoder\.patch_embed\.projection\.weight",
+    renames=(
+        (r"^vision_encoder\.", ""),
+        (r"^patch_embed\.projection\.", "patch_embed.proj."),
+        (r"^layers\.", "blocks."),
+        (r"\.layer_norm([12])\.", r".norm\1."),
+        (r"\.mlp\.lin([12])\.", r".mlp.fc\1."),
+    ),
+    dropped=(
+        (r"vision_encoder\.neck\..*", "neck"),
+        (r"prompt_encoder\..*", "encoder of prompts"),
+        (r"mask_decoder\..*", "decoder of masks"),
+        (r"shared_image_embedding\..*", "encoder of prompts"),
+    ),
+)
+
+
+def flat_table(weights: dict[str, Tensor], how: dict[str, str]) -> None:
+    """Give SAM's position table (1, n, n, D) the axes of the others, (1, n * n, D)."""
+    if "pos_embed" in weights and weights["pos_embed"].ndim == 4:
+        weights["pos_embed"] = weights["pos_embed"].flatten(1, 2)
+        how["pos_embed"] = "rows and columns joined"
 
 
 def joined_heads(weights: dict[str, Tensor], how: dict[str, str]) -> None:
