@@ -74,6 +74,8 @@ class Block(nn.Module):
         self, tokens_BhwD: Tensor, prefix_BPD: Tensor, which: int, grid: Tensor, prefix: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Add the output of the block's attention (1) or MLP (2), scaled and with drop path, to the tokens."""
+        if isinstance(self.drop_path, nn.Identity):
+            return tokens_BhwD + self._scaled(which, grid), prefix_BPD + self._scaled(which, prefix)
         kept_B = self.drop_path(tokens_BhwD.new_ones(len(tokens_BhwD), 1, 1, 1))
         tokens_BhwD = tokens_BhwD + kept_B * self._scaled(which, grid)
         return tokens_BhwD, prefix_BPD + kept_B[:, 0] * self._scaled(which, prefix)

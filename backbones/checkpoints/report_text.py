@@ -96,9 +96,9 @@ def _lines(told: Report, plans: Mapping[str, Sequence[str]]) -> Iterator[tuple[s
     yield "positions", POSITIONS[told.positions] + _elsewhere(told)
     yield "final norm", "its own" if told.final_norm else "none; each evaluation names the norm it uses instead"
     if told.assumed:
-        settled = ", ".join(f"{name}=" for name in told.assumed if name != "grid")
-        way = f"; {settled} replaces it" if settled else ""
-        yield "assumed", Text(f"{', '.join(told.assumed)}: the file does not tell{way}", style="yellow")
+        settled = ", ".join(f"{name}=" for name in told.assumed)
+        said = f"{', '.join(told.assumed)}: the file does not tell; {settled} replaces it"
+        yield "assumed", Text(said, style="yellow")
     yield "images", f"mean {_triple(told.mean)}, deviation {_triple(told.std)}"
     yield "evaluates on", _uses(told)
     for name, plan in plans.items():

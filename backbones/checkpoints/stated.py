@@ -67,11 +67,22 @@ def _given(options: Mapping[str, str]) -> Stated | None:
         if (heads is not None and heads < 1) or (eps is not None and eps <= 0):
             raise ValueError(f"heads={heads} and norm_eps={eps} must be above 0")
         mean, std = (_numbers(name, options.get(name)) for name in ("mean", "std"))
+        grid = _grid(options.get("grid"))
         if std is not None and min(std) <= 0:
             raise ValueError(f"std={options['std']} must be above 0")
     except ValueError as error:
         raise ValueError(f"the options of the checkpoint: {error}") from None
-    return Stated("the options given", options.get("family"), heads, activation, eps, mean, std)
+    return Stated("the options given", options.get("family"), heads, activation, eps, mean, std, grid=grid)
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    """Rows and columns of patches: `16`, or `8x32`."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text.replace(" ", "").lower())
+    if found is None or int(found[1]) < 1:
+        raise ValueError(f"grid={text} must be patches along a side, as in grid=16, or rows x columns, as in grid=8x32")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def _numbers(name: str, text: str | None) -> Triple | None:

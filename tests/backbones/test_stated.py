@@ -171,3 +171,18 @@ def test_a_grid_that_is_not_square_is_refused_where_it_is_told(tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="2 x 8 patches; mimbench supports only square grids"):
         load_encoder(tmp_path / "model.pth")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="2 x 8 patches; mimbench supports only square grids"):
+        load_encoder(f"{tmp_path}/model.pth?grid=2x8")
+    with pytest.raises(ValueError, match="grid=5 is given, but its positions are for 4 x 4 patches"):
+        load_encoder(f"{tmp_path}/model.pth?grid=5")
+    with pytest.raises(ValueError, match="grid=four must be patches along a side"):
+        load_encoder(f"{tmp_path}/model.pth?grid=four")
+    assert "grid" not in load_encoder(f"{tmp_path}/model.pth?grid=4")[1].assumed
+
+
+def test_an_unpublished_size_with_learned_positions_is_assumed_square(tmp_path: Path) -> None:
+    model = timm.create_model("vit_small_patch14_dinov2", **{**TINY, "img_size": (28, 112)})
+    torch.save({**model.state_dict(), "mask_token": torch.zeros(1, 128)}, tmp_path / "dinov2.pth")
+    info = load_encoder(tmp_path / "dinov2.pth")[1]
+    assert {"heads", "grid"} <= set(info.assumed)
