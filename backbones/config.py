@@ -136,7 +136,9 @@ class Traits:
         if self.rope is not None and self.positions in ("relative", "rope"):
             raise ValueError(f"rope cannot be combined with positions={self.positions}, which are already relative")
         if self.windows is not None and (self.class_token or self.rotary or self.positions == "relative"):
-            raise ValueError("windows need an encoder without class token, rotary or other relative positions, as SAM's")
+            raise ValueError(
+                "windows need an encoder without class token, rotary or other relative positions, as SAM's"
+            )
 
     @property
     def prefix(self) -> int:
@@ -193,8 +195,9 @@ def vitdet_global_blocks(depth: int, traits: Traits) -> tuple[int, ...]:
 def vitdet_window(vit: ViT, traits: Traits, image: int) -> int:
     """Return the default side of ViTDet's windows for an encoder, in patches.
 
-    14 for encoders like MAE's, as published, and an encoder's own windows if it has them (SAM). For others it is the pretraining grid, if that has 14 to 32 patches a side
-    and divides the grid of images of `image` pixels: a window then looks like a pretraining image. Otherwise 16.
+    14 for encoders like MAE's, as published, and an encoder's own windows if it has them (SAM). For others it is the
+    pretraining grid, if that has 14 to 32 patches a side and divides the grid of images of `image` pixels: a window then
+    looks like a pretraining image. Otherwise 16.
     """
     if traits.mae_like:
         return 14

@@ -161,7 +161,7 @@ def sides(window: Side) -> tuple[int, int]:
 
 
 def resize_decomposed(table_Rd: Tensor, rows: int) -> Tensor:
-    """Return one of the tables of decomposed relative positions with `rows` rows, linearly, as detectron2 and SAM do."""
+    """Return a table of decomposed relative positions with `rows` rows, linearly, as detectron2 and SAM do."""
     if len(table_Rd) == rows:
         return table_Rd
     return F.interpolate(table_Rd.T[None], size=rows, mode="linear")[0].T

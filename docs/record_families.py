@@ -47,8 +47,8 @@ INTRO = """# Families of checkpoints
 A file is of the first family in this list that its keys and shapes fit. `mimbench inspect FILE` says which, and what is
 assumed. *Classifier*: k-NN, probes, few-shot and fine-tuning. *ViTDet*: Mask R-CNN, tuned (`--on coco`) or frozen
 (`--on coco_frozen`); the encoder's arithmetic is kept as it is. The other columns are `mimbench export --to ...`:
-where a library cannot represent an encoder, export refuses, and detectron2's cell says what its ViT lacks. The files are
-small; larger members of a family may differ in more, as SigLIP-so400m does in the width of its MLPs.
+where a library cannot represent an encoder, export refuses, and detectron2's cell says what its ViT lacks. The files
+are small; larger members of a family may differ in more, as SigLIP-so400m does in the width of its MLPs.
 
 """
 YES, NO = "✓", "no"
@@ -75,7 +75,6 @@ def files(folder: Path) -> Iterator[Path | str]:
     one = VisionTransformer(ViT(64, 1, 1, 14, 56), True, traits=Traits(layer_scale=True, registers=1)).state_dict()
     yield _saved(folder / "tips.pth", {("register_tokens" if key == "reg_token" else key): value
                                        for key, value in {**one, "mask_token": _values([1, 64])}.items()})  # fmt: skip
-
 
     yield from _rare(folder)
 

@@ -38,10 +38,10 @@ LEVEL = 0.95
 class Matches:
     """The detections of one category over all images, best first, and how many objects each image has."""
 
-    image_D: NDArray[np.int64]
-    right_TD: NDArray[np.bool_]  # matched to an object
-    wrong_TD: NDArray[np.bool_]  # matched to none; neither if the match is ignored
-    objects_I: NDArray[np.int64]
+    image: NDArray[np.int64]  # (D,)
+    right: NDArray[np.bool_]  # (T, D): matched to an object
+    wrong: NDArray[np.bool_]  # (T, D): matched to none; neither if the match is ignored
+    objects: NDArray[np.int64]  # (I,)
 
 
 def intervals(run: RunDir, draws: int) -> tuple[dict[str, Spread], int]:
@@ -56,7 +56,9 @@ def intervals(run: RunDir, draws: int) -> tuple[dict[str, Spread], int]:
         raise ValueError(f"{run.path.name} has no predictions.json; only a finished detection run has one")
     config = from_text(MaskRCNNConfig, run.config.read_text(encoding="utf-8"), str(run.config))
     if config.benchmark != "coco":
-        raise ValueError(f"{run.path.name} was evaluated under {config.benchmark.upper()}'s rules; intervals are COCO's")
+        raise ValueError(
+            f"{run.path.name} was evaluated under {config.benchmark.upper()}'s rules; intervals are COCO's"
+        )
     masks = config.heads.masks
     split = read_split(locate(config.data), "val", config.single_class, masks=masks, benchmark=config.benchmark)
     metrics = CocoMetrics(split.files.annotations, config.single_class, masks=masks)
@@ -134,15 +136,15 @@ RECALLS_R = np.linspace(0.0, 1.0, 101)
 
 
 def _of_category(matches: Matches, counts_I: Numbers) -> float | None:
-    objects = float(matches.objects_I @ counts_I)
+    objects = float(matches.objects @ counts_I)
     if objects == 0:
         return None
-    weight_D = counts_I[matches.image_D]
+    weight_D = counts_I[matches.image]
     kept = weight_D > 0
     if not kept.any():
         return 0.0
     weight_D = weight_D[kept]
-    right_TD, wrong_TD = (np.cumsum(part[:, kept] * weight_D, axis=1) for part in (matches.right_TD, matches.wrong_TD))
+    right_TD, wrong_TD = (np.cumsum(part[:, kept] * weight_D, axis=1) for part in (matches.right, matches.wrong))
     recall_TD = right_TD / objects
     precision_TD = right_TD / (right_TD + wrong_TD + np.spacing(1))
     envelope_TD = np.maximum.accumulate(precision_TD[:, ::-1], axis=1)[:, ::-1]

@@ -465,7 +465,9 @@ def test_every_model_type_of_the_library_is_tried_or_refused_by_its_name(tmp_pat
     assert len(others) > 300
     for name in others:
         weights = {"embeddings.patch_embeddings.projection.weight": torch.zeros(48, 3, 8, 8)}
-        opened = Opened(file, "safetensors", 0, weights, "", config=Config(tmp_path / "config.json", {"model_type": name}))
+        opened = Opened(
+            file, "safetensors", 0, weights, "", config=Config(tmp_path / "config.json", {"model_type": name})
+        )
         with pytest.raises(ValueError, match=f"model_type={name}, which is not supported"):
             family_of(opened)
 

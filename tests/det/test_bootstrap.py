@@ -72,5 +72,5 @@ def test_intervals_of_a_run(make_coco: Made, tmp_path: Path) -> None:
     assert (set(found), images) == ({"box_ap", "mask_ap"}, 6)
     assert all(found[name].value == pytest.approx(metrics[name]) for name in found)
     run.result.write_text(json.dumps({"metrics": {**metrics, "box_ap": metrics["box_ap"] + 1}}))
-    with pytest.raises(ValueError, match="its box_ap is .* but its predictions have .* the data changed"):
+    with pytest.raises(ValueError, match=r"its box_ap is .* but its predictions have .* the data changed"):
         intervals(run, 20)

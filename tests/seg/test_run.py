@@ -67,7 +67,9 @@ KNN = PatchKnnConfig(data="x", encoder=ENCODER, image=32, neighbours=(1, 3), eva
 
 
 def _run_dir(path: Path, config: Segmentation) -> RunDir:
-    return RunDir.create(path, to_text(config), {"recipe": "seg/test", "stage": "seg", "identity": "0", "config": type(config).__name__})
+    return RunDir.create(
+        path, to_text(config), {"recipe": "seg/test", "stage": "seg", "identity": "0", "config": type(config).__name__}
+    )
 
 
 def test_from_label_maps_to_numbers(make_pairs, tmp_path) -> None:

@@ -69,7 +69,11 @@ PE_CORE = Family(
 def _by_authors(prefix: str, core: bool) -> Family:
     """Return the family of the authors' files with this prefix, of core or of spatial and lang."""
     at = prefix.replace(".", r"\.")
-    embedding = (at + r"conv1\.weight", at + r"ln_pre\.weight", at + r"transformer\.resblocks\.\d+\.attn\.in_proj_weight")
+    embedding = (
+        at + r"conv1\.weight",
+        at + r"ln_pre\.weight",
+        at + r"transformer\.resblocks\.\d+\.attn\.in_proj_weight",
+    )
     pool = (at + r"attn_pool\.probe", at + r"ln_post\.weight")
     dropped = ((at + r"attn_pool\..*", "attention pool"), (at + "proj", "projection into the space of text"))
     return replace(

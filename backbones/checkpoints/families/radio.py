@@ -86,7 +86,10 @@ RADIO = replace(
         (r".*input_conditioner\.norm_(mean|std)", "mean and deviation of the images, which are CLIP's"),
         (r"(.*\.)?summary_idxs", "which tokens are read out"),
         (r"(radio_model\.)?(_heads|_feature_projections|adaptors)\..*", "heads for the teachers"),
-        (r"(radio_model\.)?(_feature_normalizer|_intermediate_feature_normalizer|feature_normalizer)\..*", "statistics of features"),
+        (
+            r"(radio_model\.)?(_feature_normalizer|_intermediate_feature_normalizer|feature_normalizer)\..*",
+            "statistics of features",
+        ),
     ),
     interpolation="bilinear-square",
     models="",
