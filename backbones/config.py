@@ -196,8 +196,8 @@ def vitdet_window(vit: ViT, traits: Traits, image: int) -> int:
     """Return the default side of ViTDet's windows for an encoder, in patches.
 
     14 for encoders like MAE's, as published, and an encoder's own windows if it has them (SAM). For others it is the
-    pretraining grid, if that has 14 to 32 patches a side and divides the grid of images of `image` pixels: a window then
-    looks like a pretraining image. Otherwise 16.
+    pretraining grid, if that has 14 to 32 patches a side and divides the grid of images of `image` pixels: a window
+    then looks like a pretraining image. Otherwise 16.
     """
     if traits.mae_like:
         return 14

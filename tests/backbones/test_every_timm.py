@@ -169,6 +169,10 @@ def test_a_file_of_two_encoders_is_asked_about(name: str, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=f"family={own}") as asked:
         match(Opened(tmp_path / "a.pth", "torch", 0, state_of(model_of(name)), ""))
     assert f"family={other}" in str(asked.value)
+    if own == "pe_spatial":  # its former name is still taken
+        former = read(name, options={"family": "pe"})
+        assert former is not None
+        assert former.family.name == own
     for family in (own, other):
         found = read(name, options={"family": family})
         assert found is not None
