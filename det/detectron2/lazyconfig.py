@@ -191,8 +191,7 @@ dataloader.evaluator = L({"LVISEvaluator" if lvis else "COCOEvaluator"})(
 
 def _backbone(config: MaskRCNNConfig, source: Source) -> str:
     vit, vitdet = source.shape, config.vitdet
-    everywhere = vitdet.attend_globally(vit.depth, Traits())  # encoders with windows of their own are refused
-    windowed = [block for block in range(vit.depth) if block not in everywhere]
+    windowed = [block for block in range(vit.depth) if block not in vitdet.attend_globally(vit.depth, Traits())]
     return f"""
 _levels = {_levels(config, source)!r}
 _top = LastLevelMaxPool()

@@ -91,11 +91,7 @@ _VITDET = {
 }
 _AIMV2 = {
     **_SIZES,
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 8,
-    "image_size": 224,
-    "patch_size": 14,
+    **{"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "image_size": 224, "patch_size": 14},
     "intermediate_size": 2816,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
@@ -110,10 +106,7 @@ _SAM = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-6,
     "qkv_bias": True,
-    "mlp_ratio": 4.0,
-    "mlp_dim": 3072,
-    "use_abs_pos": True,
-    "use_rel_pos": True,
+    **{"mlp_ratio": 4.0, "mlp_dim": 3072, "use_abs_pos": True, "use_rel_pos": True},
     "window_size": 14,
     "global_attn_indexes": (2, 5, 8, 11),
 }
@@ -292,7 +285,7 @@ _TIPS_TYPE = replace(
     _DINOV2_TYPE,
     family="tips",
     title="TIPS v2 (Maninis et al., 2024)",
-    defaults={**_DINOV2, "num_register_tokens": 1},
+    defaults={**_DINOV2, "image_size": 448, "num_register_tokens": 1},
     names=names.TIPS,
     interpolation="bilinear-antialias",
     mean=(0.0, 0.0, 0.0),
