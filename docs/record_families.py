@@ -90,6 +90,11 @@ def _rare(folder: Path) -> Iterator[Path | str]:
     yield _saved(folder / "tuned.pth", {key: value for key, value in tuned.items() if not key.startswith(drop)})
     towers = {key: _values(shape) for key, shape in golden("clip_openai")["state"].items()}
     yield _saved(folder / "openai.pth", {**towers, "input_resolution": torch.tensor(32)})
+    core, dense = ({key: _values(shape) for key, shape in golden(name)["state"].items()}
+                   for name in ("pe_core", "pe_spatial"))  # fmt: skip
+    tower = {key.removeprefix("visual."): value for key, value in core.items() if key.startswith("visual.")}
+    yield _saved(folder / "pe_core_tower.pth", tower)
+    yield _saved(folder / "pe_spatial_towers.pth", {f"visual.{key}": value for key, value in dense.items()})
     narrow = {"mlp_ratio": 0.1, "depth": 1, "num_heads": 16, "img_size": 28, "embed_dim": 1408}
     yield _saved(folder / "eva.pth", made("eva_giant_patch14_224", **narrow).state_dict())
     deit3 = made("deit3_base_patch16_224", img_size=64).state_dict()
@@ -150,8 +155,8 @@ def refusal(location: Path | str) -> tuple[Family, dict[str, str]] | None:
         family.traits({})
     except ValueError as error:
         reason = str(error)
-    backbone = open_weights(location, "detector").kind == "ViTDet backbone"
-    said = {"classifier": f"{NO}: {reason}", "ViTDet": YES if backbone else NO, **dict.fromkeys(EXPORTS, NO)}
+    whole = open_weights(location, "detector").kind in ("detector", "ViTDet backbone")
+    said = {"classifier": f"{NO}: {reason}", "ViTDet": YES if whole else NO, **dict.fromkeys(EXPORTS, NO)}
     return family, said
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mimbench.backbones.checkpoint import load_encoder
 from mimbench.backbones.checkpoints.match import match
@@ -97,3 +99,25 @@ def test_a_conditioner_of_other_statistics_is_not_taken(tmp_path: Path) -> None:
     torch.save({**state, "input_conditioner.norm_mean": torch.full((3, 1, 1), 0.5)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth"):
         open_weights(tmp_path / "other.pth").require()
+
+
+def test_radio_by_transformers_is_read_by_its_authors_names(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "patch_size": 8, "max_img_size": 48}
+    config = CONFIG_MAPPING["radio"](**sizes, num_cls_tokens=2, num_registers=3, summary_idxs=[0, 1])
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    model.save_pretrained(tmp_path)
+    state, info = load_encoder(tmp_path)
+    assert (info.family, info.traits.registers, info.traits.layer_scale) == ("radio", 4, True)
+    encoder = VisionTransformer(info.vit, info.final_norm, "avg", info.traits, info.interpolation)
+    encoder.load_state_dict(state)
+    for height, width in ((48, 48), (24, 40)):
+        images = torch.rand(2, 3, height, width)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (info.mean, info.std))
+        with torch.no_grad():
+            expected = model(images).last_hidden_state
+            tokens = encoder.eval().encode((images - mean) / std)
+        assert (tokens - expected).abs().max() < 1e-5 * expected.abs().max()

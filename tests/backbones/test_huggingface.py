@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from mimbench.backbones.checkpoint import EncoderInfo, build_encoder, save_encoder
 from mimbench.backbones.checkpoints.export import export_encoder
 from mimbench.backbones.checkpoints.huggingface.family import family_of
-from mimbench.backbones.checkpoints.huggingface.folder import Config
+from mimbench.backbones.checkpoints.huggingface.folder import NOT_THEIRS, Config
 from mimbench.backbones.checkpoints.huggingface.models import MODEL_TYPES, TOWERS
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.config import Rope, Traits, ViT
@@ -132,7 +132,7 @@ CASES = {
     "aimv2_biases": Case("aimv2_vision_model", "aimv2", {**ODD, "hidden_act": "silu", **BIASES}),
     "tipsv2": Case("tipsv2_vision_model", "tips", {**RATIO, "num_register_tokens": 1}),
     "sam": Case("sam_vision_model", "sam", {**ODD, **SAM}, before_the_neck),
-    "sam_hq": Case("sam_hq_vision_model", "sam", {**ODD, **SAM, "mlp_ratio": 3, "mlp_dim": None}, before_the_neck),
+    "sam_hq": Case("sam_hq_vision_model", "sam", {**ODD, **SAM, "mlp_ratio": 3.0, "mlp_dim": None}, before_the_neck),
     "vitdet": Case("vitdet", "vitdet", {**RATIO, "pretrain_image_size": 32}, feature_map, at={48: feature_map}),
 }
 
@@ -461,7 +461,7 @@ def test_what_looks_like_a_vit_and_is_none_of_ours_is_refused(kind: str, tmp_pat
 def test_every_model_type_of_the_library_is_tried_or_refused_by_its_name(tmp_path: Path) -> None:
     assert {case.kind for case in CASES.values()} == set(MODEL_TYPES)
     file = tmp_path / "model.safetensors"
-    others = set(MODEL_MAPPING_NAMES) - {*MODEL_TYPES, *TOWERS, "timm_wrapper"}
+    others = set(MODEL_MAPPING_NAMES) - {*MODEL_TYPES, *TOWERS, *NOT_THEIRS}
     assert len(others) > 300
     for name in others:
         weights = {"embeddings.patch_embeddings.projection.weight": torch.zeros(48, 3, 8, 8)}

@@ -80,6 +80,7 @@ RADIO = replace(
         ("^" + BASE, ""),
         (r"^patch_generator\.pos_embed$", "pos_embed"),
         (r"\.grandma$", ".gamma"),
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),  # of transformers, which has it always
     ),
     convert=timms_names,
     dropped=(

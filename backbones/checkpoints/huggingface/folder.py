@@ -4,7 +4,8 @@
     config_beside(file)                   the values of config.json and of preprocessor_config.json beside it, or None
 
 A config counts only if it names a `model_type`, as transformers' do; timm's config.json, for one, does not, and
-transformers' wrapper of timm's models writes timm's (`checkpoints.stated` reads it). Without torch.
+transformers' wrapper of timm's models writes timm's (`checkpoints.stated` reads it). C-RADIO's files have its authors'
+names, which tell more than the config. Without torch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WEIGHTS = (  # in the order in which transformers looks for them
 CONFIG = "config.json"
 IMAGES = ("preprocessor_config.json", "processor_config.json")  # of which the second holds the first in a part
 EXPORTED = "mimbench_exported"  # the metadata key of folders that mimbench wrote; its value is `EncoderInfo` as JSON
-WRAPPED = "timm_wrapper"  # the model type of transformers' wrapper of timm's models
+NOT_THEIRS = ("timm_wrapper", "radio")  # model types whose files are read as those of timm and of NVIDIA
 LARGEST = 2**22  # bytes of a JSON file that are read
 
 
@@ -82,7 +83,7 @@ def config_beside(file: Path) -> Config | None:
     if not described.is_file():
         return None
     values = _read(described, file.name in WEIGHTS)
-    of_transformers = values.get("model_type", WRAPPED) != WRAPPED
+    of_transformers = "model_type" in values and values["model_type"] not in NOT_THEIRS
     return Config(described, values, _images(file.parent)) if of_transformers else None
 
 

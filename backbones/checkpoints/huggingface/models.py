@@ -287,6 +287,7 @@ _TIPS_TYPE = replace(
     title="TIPS v2 (Maninis et al., 2024)",
     defaults={**_DINOV2, "image_size": 448, "num_register_tokens": 1},
     names=names.TIPS,
+    steps=(),
     interpolation="bilinear-antialias",
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),

@@ -7,7 +7,7 @@ memory are taken as well. Queries, keys and values are separate there and one ma
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -104,10 +104,19 @@ VITDET = Names(
     ),
     dropped=(),
 )
-TIPS = replace(
-    VIT,
-    renames=((r"^vision_model\.", ""), *VIT.renames),
-    dropped=(*VIT.dropped, (r"text_model\..*", "text tower"), (r"temperature", "a number beside the towers")),
+TIPS = Names(  # the authors' names, which transformers writes
+    patches=r"(vision_encoder\.)?patch_embed\.proj\.weight",
+    renames=(
+        (r"^vision_encoder\.", ""),
+        (r"^register_tokens$", "reg_token"),
+        (r"\.mlp\.(c_fc|w12)\.", ".mlp.fc1."),
+        (r"\.mlp\.(c_proj|w3)\.", ".mlp.fc2."),
+    ),
+    dropped=(
+        (r"(vision_encoder\.)?mask_token", "mask token"),
+        (r"text_encoder\..*", "text tower"),
+        (r"temperature", "a number beside the towers"),
+    ),
 )
 AIMV2 = Names(
     patches=r"(vision_model\.)?embeddings\.patch_embed\.weight",

@@ -8,9 +8,8 @@ _PYRAMID = "its stages have other widths and grids, and encoders here have one o
 _CONVOLUTIONS = "it is a convolutional network"
 _VIDEO = "it embeds video"
 _TIMM = "it wraps a model of timm's; give timm's own file"
-_CONDITIONED = "its images are normalised inside the model; give NVIDIA's own file, by its authors' names"
 _TOKENS = "its tokens are not a class token, registers and patches"
-REASONS: Mapping[str, str] = {  # why a model type is not taken, of those that people try
+REASONS: Mapping[str, str] = {
     **dict.fromkeys(("hiera", "swin", "swinv2", "maskformer-swin", "segformer", "pvt", "pvt_v2", "dinat"), _PYRAMID),
     **dict.fromkeys(("levit", "mobilevit", "mobilevitv2", "efficientformer", "swiftformer", "sam2"), _PYRAMID),
     **dict.fromkeys(
@@ -18,6 +17,5 @@ REASONS: Mapping[str, str] = {  # why a model type is not taken, of those that p
     ),
     **dict.fromkeys(("vivit", "videomae", "vjepa2", "timesformer"), _VIDEO),
     "timm_backbone": _TIMM,
-    "radio": _CONDITIONED,
     **dict.fromkeys(("yolos", "pixio"), _TOKENS),
 }
