@@ -30,7 +30,7 @@ from mimbench.backbones.checkpoints.keys import unwrap
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.checkpoints.recognise import recognise
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
-from mimbench.backbones.checkpoints.stated import Stated, stated
+from mimbench.backbones.checkpoints.stated import GIVEN, Stated, stated
 from mimbench.backbones.config import Traits, ViT
 from mimbench.backbones.positions import rows_first, sincos_2d, split_table
 from mimbench.backbones.shapes import Shape, encoder_shapes
@@ -258,7 +258,7 @@ class _Sorting:
             raise ValueError(
                 f"its pretraining images have {grid[0]} x {grid[1]} patches; mimbench supports only square grids"
             )
-        given = next((one.grid for one in self.said if one.architecture is None), None)
+        given = next((one.grid for one in self.said if one.source == GIVEN), None)
         if given is not None and given[0] != own:
             raise ValueError(f"grid={given[0]} is given, but its positions are for {own} x {own} patches")
         image = own * patch

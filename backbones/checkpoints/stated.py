@@ -26,6 +26,7 @@ from mimbench.backbones.config import Activation
 CONFIGS = ("config.json", "open_clip_config.json")
 _WRAPPERS = re.compile(r"^(module\.)?(model\.|timm_model\.)?")
 LONGEST = 2**20  # bytes of a config.json that are read
+GIVEN = "the options given"  # the source of what the user says
 Triple = tuple[float, float, float]
 
 
@@ -72,7 +73,7 @@ def _given(options: Mapping[str, str]) -> Stated | None:
             raise ValueError(f"std={options['std']} must be above 0")
     except ValueError as error:
         raise ValueError(f"the options of the checkpoint: {error}") from None
-    return Stated("the options given", options.get("family"), heads, activation, eps, mean, std, grid=grid)
+    return Stated(GIVEN, options.get("family"), heads, activation, eps, mean, std, grid=grid)
 
 
 def _grid(text: str | None) -> tuple[int, int] | None:
@@ -179,8 +180,17 @@ def _open_clip(source: str, content: Mapping[str, Any]) -> Stated:
         activation="quick_gelu" if quick else "gelu",
         mean=_triple(images.get("mean")),
         std=_triple(images.get("std")),
+        grid=_patches(tower.get("image_size"), tower.get("patch_size")),
         model=tower.get("timm_model_name") if _text(tower.get("timm_model_name")) else None,
     )
+
+
+def _patches(image: object, patch: object) -> tuple[int, int] | None:
+    """Rows and columns of patches in an image of one side, or of two."""
+    sides = list(image) if isinstance(image, list | tuple) else [image, image]
+    if len(sides) != 2 or not isinstance(patch, int) or patch < 1 or not all(isinstance(side, int) for side in sides):
+        return None
+    return sides[0] // patch, sides[1] // patch
 
 
 def _json(file: Path) -> Mapping[str, Any] | None:

@@ -78,7 +78,7 @@ def test_timms_training_file_names_its_model(tmp_path: Path) -> None:
 
 def test_open_clips_config_tells_activation_and_heads(tmp_path: Path) -> None:
     saved(tmp_path, "vit_base_patch16_clip_224")
-    tower = {"width": 128, "head_width": 32, "layers": 2}
+    tower = {"width": 128, "head_width": 32, "layers": 2, "image_size": 64, "patch_size": 16}
     images = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     for quick, activation in ((True, "quick_gelu"), (False, "gelu")):
         config = {"model_cfg": {"quick_gelu": quick, "vision_cfg": tower}, "preprocess_cfg": images}
@@ -86,6 +86,11 @@ def test_open_clips_config_tells_activation_and_heads(tmp_path: Path) -> None:
         info = load_encoder(tmp_path / "model.pth")[1]
         assert (info.traits.activation, info.vit.heads, info.mean[0]) == (activation, 4, 0.5)
         assert not info.assumed
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({**config, "model_cfg": {"vision_cfg": {**tower, "image_size": [32, 128]}}})
+    )
+    with pytest.raises(ValueError, match="2 x 8 patches; mimbench supports only square grids"):
+        load_encoder(tmp_path / "model.pth")
 
 
 def test_heads_of_the_papers(tmp_path: Path) -> None:
