@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.data.coco import read_split
 from mimbench.det.evaluation.evaluate import CocoMetrics
+from mimbench.det.evaluation.evaluators import Curves, Part, pycocotools_evaluation, quiet
 from mimbench.engine.data.datasets import locate
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.config import from_text
@@ -78,19 +79,34 @@ def intervals(run: RunDir, draws: int) -> tuple[dict[str, Spread], int]:
 
 
 def matched(metrics: CocoMetrics, results: Sequence[dict[str, Any]], prefix: str) -> tuple[int, list[Matches]]:
-    """Return the number of images, and the matches of each category; `prefix` is "box" or "mask"."""
-    evaluation = metrics.evaluated(results, prefix)
-    params = evaluation.params
-    images, areas, most = len(params.imgIds), len(params.areaRng), params.maxDets[-1]
-    of_category = (evaluation.evalImgs[place * areas * images :][:images] for place in range(len(params.catIds)))
-    return images, [_sorted(found, most, len(params.iouThrs)) for found in of_category]
+    """Return the number of images, and the matches of each category with objects; `prefix` is "box" or "mask"."""
+    places = {number: place for place, number in enumerate(sorted(metrics.numbering.images.values()))}
+    found: list[Matches] = []
+
+    def keep(part: Part, kind: str) -> Curves:
+        evaluation = pycocotools_evaluation(part, kind)
+        params = evaluation.params
+        params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]  # objects of all sizes
+        with quiet():
+            evaluation.evaluate()
+            evaluation.accumulate()
+        seen = np.array([places[int(image)] for image in params.imgIds])
+        for place in range(len(params.catIds)):
+            of_images = evaluation.evalImgs[place * len(seen) :][: len(seen)]
+            found.append(_sorted(of_images, seen, len(places), params.maxDets[-1], len(params.iouThrs)))
+        return Curves(evaluation.eval["precision"], evaluation.eval["recall"])
+
+    metrics.curves(results, prefix, keep)
+    return len(places), found
 
 
-def _sorted(of_images: Sequence[dict[str, Any] | None], most: int, thresholds: int) -> Matches:
-    """Join pycocotools' matches of one category in all images."""
-    objects = np.zeros(len(of_images), np.int64)
+def _sorted(
+    of_images: Sequence[dict[str, Any] | None], seen: NDArray[np.int64], images: int, most: int, thresholds: int
+) -> Matches:
+    """Join pycocotools' matches of one category in the images `seen`, of `images` in all."""
+    objects = np.zeros(images, np.int64)
     scores, image, matched_TD, ignored_TD = [], [], [np.zeros((thresholds, 0), bool)], [np.zeros((thresholds, 0), bool)]
-    for place, found in enumerate(of_images):
+    for place, found in zip(seen.tolist(), of_images, strict=True):
         if found is None:
             continue
         objects[place] = np.count_nonzero(np.asarray(found["gtIgnore"]) == 0)
