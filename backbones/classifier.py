@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.positions import resize_positions
 from mimbench.backbones.vit import PLAIN, LayerNorm, Trunk
+from mimbench.backbones.window_attention import resize_decomposed
 
 Pool = Literal["avg", "cls"]
 HEAD = {"head.weight", "head.bias"}
@@ -115,6 +116,9 @@ def load_encoder_into(model: Classifier, state: dict[str, Tensor], interpolation
     if "pos_embed" in state:
         side = model.shape.grid if isinstance(model, Trunk) else model.patch_embed.grid_size[0]
         loaded["pos_embed"] = resize_positions(state["pos_embed"], (side, side), interpolation)
+    own = model.state_dict()
+    for key in [key for key in loaded if ".rel_pos_" in key and key in own]:  # of an encoder with windows
+        loaded[key] = resize_decomposed(loaded[key], len(own[key]))
     allowed = HEAD | FC_NORM if averaging else HEAD | NORM
     try:
         missing, unexpected = model.load_state_dict(loaded, strict=False)

@@ -11,7 +11,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 
 Positions = Literal["absolute", "relative", "rope", "none"]
 Interpolation = Literal[
-    "bicubic", "bicubic-antialias", "bicubic-offset", "bilinear-antialias", "regenerate"
+    "bicubic", "bicubic-antialias", "bicubic-offset", "bilinear-antialias", "bilinear-square", "regenerate"
 ]  # `positions.resize_positions`
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 MlpKind = Literal["mlp", "swiglu", "swiglu_split"]
@@ -72,6 +72,22 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Windows that an encoder's own blocks attend in, with decomposed relative positions (SAM).
+
+    Sources: facebookresearch/segment-anything, modeling/image_encoder.py; the arithmetic is `window_attention`'s.
+    """
+
+    side: int  # patches along one side
+    global_blocks: tuple[int, ...]  # blocks that attend to the whole image
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "global_blocks", tuple(self.global_blocks))  # a list in the JSON of a file's metadata
+        if self.side < 1 or any(index < 0 for index in self.global_blocks):
+            raise ValueError(f"side={self.side} and global_blocks={list(self.global_blocks)} of windows are impossible")
+
+
+@dataclass(frozen=True)
 class Traits:
     """The differences of an encoder from MAE's plain ViT; the defaults are MAE's.
 
@@ -98,10 +114,13 @@ class Traits:
     mlp_norm: bool = False  # a norm inside the MLP (EVA-02)
     patch_norm: bool = False  # a norm of embedded patches, before positions are added (AIMv2)
     norm: Norm = "layer"
+    windows: Windows | None = None  # most blocks attend in windows, and all have decomposed relative positions (SAM)
 
     def __post_init__(self) -> None:
         if isinstance(self.rope, dict):  # from the JSON of a file's metadata
             object.__setattr__(self, "rope", Rope(**self.rope))
+        if isinstance(self.windows, dict):
+            object.__setattr__(self, "windows", Windows(**self.windows))
         choices = {"positions": Positions, "activation": Activation, "mlp": MlpKind, "norm": Norm}
         for name, among in choices.items():
             if getattr(self, name) not in get_args(among):
@@ -116,6 +135,10 @@ class Traits:
             raise ValueError(f"registers={self.registers} need a class token before them, as in DINOv2")
         if self.rope is not None and self.positions in ("relative", "rope"):
             raise ValueError(f"rope cannot be combined with positions={self.positions}, which are already relative")
+        if self.windows is not None and (self.class_token or self.rotary or self.positions == "relative"):
+            raise ValueError(
+                "windows need an encoder without class token, rotary or other relative positions, as SAM's"
+            )
 
     @property
     def prefix(self) -> int:
@@ -130,7 +153,7 @@ class Traits:
     @property
     def mae_like(self) -> bool:
         """Whether it is MAE's ViT, with or without a class token; detectron2's ViTDet supports it too."""
-        return replace(self, class_token=True).plain
+        return self.windows is None and replace(self, class_token=True).plain
 
     @property
     def rotary(self) -> bool:
@@ -164,14 +187,22 @@ def global_blocks(depth: int) -> tuple[int, ...]:
     return tuple(sorted({max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4)}))
 
 
+def vitdet_global_blocks(depth: int, traits: Traits) -> tuple[int, ...]:
+    """Return the default global blocks of ViTDet for an encoder: its own if it has windows, else `global_blocks`."""
+    return global_blocks(depth) if traits.windows is None else traits.windows.global_blocks
+
+
 def vitdet_window(vit: ViT, traits: Traits, image: int) -> int:
     """Return the default side of ViTDet's windows for an encoder, in patches.
 
-    14 for encoders like MAE's, as published. For others it is the pretraining grid, if that has 14 to 32 patches a side
-    and divides the grid of images of `image` pixels: a window then looks like a pretraining image. Otherwise 16.
+    14 for encoders like MAE's, as published, and an encoder's own windows if it has them (SAM). For others it is the
+    pretraining grid, if that has 14 to 32 patches a side and divides the grid of images of `image` pixels: a window
+    then looks like a pretraining image. Otherwise 16.
     """
     if traits.mae_like:
         return 14
+    if traits.windows is not None:
+        return traits.windows.side
     own = traits.rope.span if traits.rope is not None and traits.rope.span else vit.grid
     return own if 14 <= own <= 32 and (image // vit.patch) % own == 0 else 16
 

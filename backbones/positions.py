@@ -13,6 +13,7 @@ patches a side), so every result names the method:
     bicubic            corners not aligned, no antialiasing: MAE, CrossMAE, ViTDet
     bicubic-antialias  with antialiasing: timm; its kernel differs, so enlarging differs too
     bilinear-antialias bilinear with antialiasing: TIPS
+    bilinear-square    bilinear to the square of the longer side, then cut to the image: C-RADIO
     bicubic-offset     scaled by the factor (rows + .1) / n instead of to a size: DINO, DINOv2 without registers
     regenerate         the fixed sine-cosine table is computed for the new grid
 
@@ -135,6 +136,9 @@ def resize_positions(table: Tensor, grid: tuple[int, int], how: Interpolation = 
         return table
     if how == "regenerate":
         resized = _regenerated(table, grid)
+    elif how == "bilinear-square":
+        square = interpolate_rows(patches, side, (max(grid), max(grid)), kernel="bilinear")
+        resized = square.unflatten(1, (max(grid), max(grid)))[:, : grid[0], : grid[1]].flatten(1, 2)
     else:
         offset = 0.1 if how == "bicubic-offset" else 0.0
         kernel, antialias = how.split("-")[0], how.endswith("-antialias")

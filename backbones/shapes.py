@@ -34,9 +34,8 @@ def encoder_shapes(vit: ViT, final_norm: bool, traits: Traits) -> dict[str, Shap
         shapes["rope.periods"] = (width // vit.heads // 4,)
     if traits.pre_norm:
         shapes.update(_norm("norm_pre", width, traits))
-    block = dict(_block(vit, traits))
     for number in range(vit.depth):
-        shapes |= {f"blocks.{number}.{name}": shape for name, shape in block.items()}
+        shapes |= {f"blocks.{number}.{name}": shape for name, shape in _block(vit, traits, number)}
     if final_norm:
         shapes.update(_norm("norm", width, traits))
     return shapes
@@ -54,12 +53,15 @@ def _linear(name: str, inputs: int, outputs: int, bias: bool) -> Iterator[tuple[
         yield f"{name}.bias", (outputs,)
 
 
-def _block(vit: ViT, traits: Traits) -> Iterator[tuple[str, Shape]]:
+def _block(vit: ViT, traits: Traits, number: int) -> Iterator[tuple[str, Shape]]:
     width = vit.width
     if traits.layer_scale and traits.gammas:
         yield "gamma_1", (width,)
         yield "gamma_2", (width,)
     yield from _norm("norm1", width, traits)
+    if traits.windows is not None:  # rows for each offset of two patches along an axis
+        side = vit.grid if number in traits.windows.global_blocks else traits.windows.side
+        yield from ((f"attn.rel_pos_{axis}", (2 * side - 1, width // vit.heads)) for axis in "hw")
     yield from _attention(vit, traits)
     if traits.layer_scale and not traits.gammas:
         yield "ls1.gamma", (width,)

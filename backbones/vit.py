@@ -27,6 +27,7 @@ from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.contract import Features
 from mimbench.backbones.positions import resize_positions, sincos_2d
 from mimbench.backbones.rotary import rotary_positions
+from mimbench.backbones.window_block import WindowedBlock
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 PLAIN = Traits()
@@ -102,7 +103,11 @@ class Trunk(nn.Module):
         self.rope = rotary_positions(shape.width // shape.heads, traits)
         self.norm_pre = norm_layer(traits)(shape.width) if traits.pre_norm else nn.Identity()
         rates = [drop_path * index / max(shape.depth - 1, 1) for index in range(shape.depth)]
-        self.blocks = nn.ModuleList(build_block(shape, traits, rate) for rate in rates)
+        if traits.windows is None:
+            self.blocks = nn.ModuleList(build_block(shape, traits, rate) for rate in rates)
+        else:
+            made = (WindowedBlock(shape, traits, index, rate) for index, rate in enumerate(rates))
+            self.blocks = nn.ModuleList(made)
 
     def initialise(self, *tokens: nn.Parameter) -> None:
         """Initialise the weights as MAE does, in the same order, so that the same seed gives the same weights.
@@ -174,9 +179,11 @@ class Trunk(nn.Module):
         """Yield the tokens (B, T, D) after each block, from the first to the last; not normalised."""
         tokens = self.embed(images)
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
-        rope = {} if self.rope is None else {"rope": self.rope(grid)}
+        more = {} if self.rope is None else {"rope": self.rope(grid)}
+        if self.traits.windows is not None:
+            more["grid"] = grid
         for block in self.blocks:
-            tokens = block(tokens, **rope)
+            tokens = block(tokens, **more)
             yield tokens
 
     def through(self, block: nn.Module, *inputs: Tensor) -> Tensor:

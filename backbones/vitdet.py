@@ -22,12 +22,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerScale, resample_patch_embed
+from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mimbench.backbones import config
-from mimbench.backbones.blocks import LAYER_SCALE, build_mlp, norm_layer
+from mimbench.backbones.blocks import norm_layer
 from mimbench.backbones.config import (
     Interpolation,
     Kernel,
@@ -42,7 +42,8 @@ from mimbench.backbones.positions import resize_kernel, resize_positions, square
 from mimbench.backbones.relative_table import resize_relative, table_side
 from mimbench.backbones.rotary import rotary_positions
 from mimbench.backbones.vitdet_traits import detectron2_reason, vitdet_reason
-from mimbench.backbones.window_attention import Side, WindowAttention, sides
+from mimbench.backbones.window_attention import Side, resize_decomposed, sides
+from mimbench.backbones.window_block import Block, count_windows
 
 __all__ = ["NOT_IN_VITDET", "Block", "PatchEmbed", "ViTDet", "detectron2_reason", "vitdet_reason"]
 
@@ -50,80 +51,7 @@ PLAIN = Traits()
 NOT_IN_VITDET = ("cls_token", "norm.weight", "norm.bias")  # weights of MAE's encoder that detectron2's ViTDet lacks
 PREFIX = ("cls_token", "reg_token")
 RELATIVE = ".attn.relative_position_bias_table"
-
-
-class Block(nn.Module):
-    """A pre-norm block on a grid of tokens and the prefix tokens."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        window: Side,
-        grid: int,
-        rel_pos: bool,
-        drop_path: float,
-        traits: Traits = PLAIN,
-        prefix: Prefix = "drop",
-    ) -> None:
-        """Build the block; `window` 0 attends globally (see `WindowAttention`); `prefix`: see the top of the file."""
-        super().__init__()
-        seen = traits.class_token and (prefix == "copies" or (prefix == "global" and not window))
-        self.norm1 = norm_layer(traits)(width)
-        self.attn = WindowAttention(
-            width, heads, window=window, grid=grid, rel_pos=rel_pos, traits=traits, class_rows=seen
-        )
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = norm_layer(traits)(width)
-        self.mlp = build_mlp(width, traits)
-        self.sees_prefix = seen
-        if traits.layer_scale and traits.gammas:
-            self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((width,), LAYER_SCALE)) for _ in range(2))
-        elif traits.layer_scale:
-            self.ls1, self.ls2 = LayerScale(width, LAYER_SCALE), LayerScale(width, LAYER_SCALE)
-
-    def forward(
-        self, tokens_BhwD: Tensor, prefix_BPD: Tensor | None = None, rope: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Map tokens (B, h, w, D) and the prefix to the same shapes; `rope` as in `WindowAttention`."""
-        if prefix_BPD is None or not self.sees_prefix:
-            attended, _ = self.attn(self.norm1(tokens_BhwD), None, rope)
-            tokens_BhwD = tokens_BhwD + self.drop_path(self._scaled(1, attended))
-            return tokens_BhwD + self.drop_path(self._scaled(2, self.mlp(self.norm2(tokens_BhwD)))), prefix_BPD
-        windows = self._windows(tokens_BhwD)
-        normed_BWPD = self.norm1(prefix_BPD).unflatten(1, (windows, -1))
-        attended, first = self.attn(self.norm1(tokens_BhwD), normed_BWPD, rope)
-        tokens_BhwD, prefix_BPD = self._added(tokens_BhwD, prefix_BPD, 1, attended, first.flatten(1, 2))
-        made = (self.mlp(self.norm2(part)) for part in (tokens_BhwD, prefix_BPD))
-        return self._added(tokens_BhwD, prefix_BPD, 2, *made)
-
-    def _windows(self, tokens_BhwD: Tensor) -> int:
-        """The number of windows of the grid; 1 in a global block."""
-        return count_windows(tokens_BhwD.shape[1:3], self.attn.window) if self.attn.window else 1
-
-    def _added(
-        self, tokens_BhwD: Tensor, prefix_BPD: Tensor, which: int, grid: Tensor, prefix: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Add the output of the block's attention (1) or MLP (2), scaled and with drop path, to the tokens."""
-        kept_B = self.drop_path(tokens_BhwD.new_ones(len(tokens_BhwD), 1, 1, 1))
-        tokens_BhwD = tokens_BhwD + kept_B * self._scaled(which, grid)
-        return tokens_BhwD, prefix_BPD + kept_B[:, 0] * self._scaled(which, prefix)
-
-    def _scaled(self, which: int, tokens: Tensor) -> Tensor:
-        """Multiply by LayerScale, if the encoder has it."""
-        if hasattr(self, f"gamma_{which}"):
-            return tokens * getattr(self, f"gamma_{which}")
-        if hasattr(self, f"ls{which}"):
-            scaled: Tensor = getattr(self, f"ls{which}")(tokens)
-            return scaled
-        return tokens
-
-
-def count_windows(grid: Sequence[int], window: Side) -> int:
-    """Return the number of windows of a grid of (rows, columns), including those that extend beyond it."""
-    down, across = (-(-side // of) for side, of in zip(grid, sides(window), strict=True))
-    return down * across
+DECOMPOSED = (".attn.rel_pos_h", ".attn.rel_pos_w")
 
 
 class PatchEmbed(nn.Module):
@@ -166,8 +94,9 @@ class ViTDet(nn.Module):
         traits: the encoder's differences from MAE's ViT.
         image: side of the images in pixels; sets the size of the relative positions of global blocks.
         window: side of a window in patches, or its rows and columns; None takes `config.vitdet_window`.
-        global_blocks: indices of the blocks that attend to the whole image; None takes `config.global_blocks`.
-        rel_pos: use decomposed relative positions in every block, unless the encoder has relative or rotary positions.
+        global_blocks: indices of the blocks that attend to the whole image; None takes `config.vitdet_global_blocks`.
+        rel_pos: add decomposed relative positions to every block, unless the encoder has relative or rotary positions.
+            An encoder's own (SAM) are always kept.
         abs_pos: use the position table; without it, an encoder's table is left out.
         drop_path: stochastic depth of the last block; rises linearly from 0 over the blocks.
         prefix: treatment of class token and registers, see the top of the file.
@@ -184,7 +113,7 @@ class ViTDet(nn.Module):
                 does not support `traits`.
         """
         super().__init__()
-        chosen = config.global_blocks(vit.depth) if global_blocks is None else tuple(global_blocks)
+        chosen = config.vitdet_global_blocks(vit.depth, traits) if global_blocks is None else tuple(global_blocks)
         _require_fit(vit, traits, chosen, image, prefix)
         self.vit, self.traits = vit, traits
         self.prefix: Prefix = prefix if traits.class_token else "drop"
@@ -208,7 +137,8 @@ class ViTDet(nn.Module):
             windowed = 0 if self.is_global[index] else self.window
             options: dict[str, Any] = {"window": windowed, "grid": image // vit.patch, "traits": traits}
             options |= {"prefix": self.prefix, "drop_path": drop_path * index / max(vit.depth - 1, 1)}
-            options["rel_pos"] = rel_pos and traits.positions == "absolute" and not traits.rotary
+            added = rel_pos and traits.positions == "absolute" and not traits.rotary
+            options["rel_pos"] = added or traits.windows is not None
             self.blocks.append(Block(vit.width, vit.heads, **options))
         self.norm = norm_layer(traits)(vit.width) if norm else nn.Identity()
         for token in (self.pos_embed, *(getattr(self, name, None) for name in PREFIX)):
@@ -284,7 +214,7 @@ class ViTDet(nn.Module):
         return whole, cut.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     def load_encoder(self, state: Mapping[str, Tensor], traits: Traits = PLAIN, kernel: Kernel = "bicubic") -> None:
-        """Load an encoder's weights (from `backbones.checkpoint.load_encoder`); `rel_pos_h`, `rel_pos_w` stay zero.
+        """Load an encoder's weights (from `backbones.checkpoint.load_encoder`); added `rel_pos_*` stay zero.
 
         A kernel for patches of another size is resampled (see `config.Kernel`); a position table for another grid is
         resized, bicubic. A table without a class token's row gets a row of zeros. A table of relative positions is
@@ -311,7 +241,9 @@ class ViTDet(nn.Module):
                 given[key] = _resampled_positions(given[key], own[key])
             elif key.endswith(RELATIVE):
                 given[key] = self._resampled_relative(given[key], own[key])
-        needed = {key for key in own if ".rel_pos_" not in key}
+            elif key.endswith(DECOMPOSED):
+                given[key] = resize_decomposed(given[key], len(own[key]))
+        needed = {key for key in own if ".rel_pos_" not in key or traits.windows is not None}
         wrong = sorted(needed ^ set(given)) or [key for key in given if given[key].shape != own[key].shape]
         if wrong:
             shapes = [tuple(where[wrong[0]].shape) if wrong[0] in where else "none" for where in (given, own)]

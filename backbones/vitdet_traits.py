@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mimbench.backbones.config import Prefix, Traits, ViT, global_blocks, vitdet_window
+from collections.abc import Sequence
+
+from mimbench.backbones.config import Prefix, Traits, ViT, vitdet_global_blocks, vitdet_window
 
 PLAIN = Traits()
 
@@ -40,6 +42,7 @@ def detectron2_lacks(traits: Traits) -> list[str]:
         "mlp_norm": "a norm inside the MLP",
         "patch_norm": "a norm of embedded patches",
         "norm": f"{traits.norm} norms",
+        "windows": "windows of its own, with trained relative positions",
         "norm_eps": f"norms with eps {traits.norm_eps:g} instead of {PLAIN.norm_eps:g}",
     }
     return [what for name, what in lacking.items() if getattr(traits, name) != getattr(PLAIN, name)]
@@ -59,22 +62,41 @@ def detectron2_reason(traits: Traits) -> str | None:
     )
 
 
-def vitdet_plan(vit: ViT, traits: Traits, image: int = 1024) -> tuple[str, ...]:
-    """Describe the COCO recipes' defaults for an encoder at images of `image` pixels, one phrase for each part."""
-    blocks = ", ".join(map(str, global_blocks(vit.depth)))
+def vitdet_plan(
+    vit: ViT,
+    traits: Traits,
+    image: int = 1024,
+    *,
+    window: int | None = None,
+    blocks: Sequence[int] | None = None,
+    tiled: bool = False,
+    rel_pos: bool = True,
+) -> tuple[str, ...]:
+    """Describe what ViTDet does with an encoder at images of `image` pixels, one phrase for each part.
+
+    Args:
+        window: the windows' side in patches; None describes the COCO recipes' default for the encoder.
+        blocks: the blocks that attend globally; None for the default.
+        tiled: whether a table of absolute positions is repeated, not resized.
+        rel_pos: whether decomposed relative positions are added, where an encoder takes them.
+    """
+    everywhere = vitdet_global_blocks(vit.depth, traits) if blocks is None else tuple(blocks)
     fitted = vitdet_window(vit, traits, image)
-    window = "14" if fitted == 14 else f"{fitted} (vitdet.window=none)"
-    said = [f"windows of {window}, blocks {blocks} attend globally"]
+    side = str(window) if window is not None else "14" if fitted == 14 else f"{fitted} (vitdet.window=none)"
+    named = f"blocks {', '.join(map(str, everywhere))} attend" if everywhere else "no block attends"
+    said = [f"windows of {side}, {named} globally"]
     if traits.prefix > 1:
         said.append(f"the class token and {traits.registers} registers are dropped")
     elif traits.class_token:
         said.append("the class token is dropped")
     if traits.positions == "absolute":
-        said.append("positions are resized to the image's grid")
+        said.append("positions are tiled" if tiled else "positions are resized to the image's grid")
     if traits.rotary:
         said.append("rotary positions count from each window's corner")
     if traits.positions == "relative":
         said.append("the table of relative positions is exact in windows and stretched for global blocks")
-    if traits.positions == "absolute" and not traits.rotary:
+    if traits.windows is not None:
+        said.append("windows and decomposed relative positions are the encoder's own")
+    elif rel_pos and traits.positions == "absolute" and not traits.rotary:
         said.append("decomposed relative positions are added, starting at zero")
     return tuple(said)

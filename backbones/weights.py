@@ -246,12 +246,20 @@ def open_weights(
         return Weights(opened, role, "segmenter", allow_partial)
     if role == "classifier":
         return Weights(opened, role, "classifier", allow_partial)
-    if role == "detector" and trained_relative_positions(opened):
+    if role == "detector" and trained_relative_positions(opened) and not _has_windows(opened):
         return Weights(opened, role, "ViTDet backbone", allow_partial=True)
     found = Weights(opened, role, "encoder", allow_partial)
     if role == "teacher" and not _is_encoder(found):
         return replace(found, kind="other network")
     return found
+
+
+def _has_windows(opened: Opened) -> bool:
+    """Return whether the relative positions are those of an encoder with windows of its own (SAM), not of a ViTDet."""
+    try:
+        return match(opened).traits.windows is not None
+    except ValueError:
+        return False
 
 
 def _is_encoder(found: Weights) -> bool:

@@ -160,10 +160,16 @@ def sides(window: Side) -> tuple[int, int]:
     return window if isinstance(window, tuple) else (window, window)
 
 
+def resize_decomposed(table_Rd: Tensor, rows: int) -> Tensor:
+    """Return a table of decomposed relative positions with `rows` rows, linearly, as detectron2 and SAM do."""
+    if len(table_Rd) == rows:
+        return table_Rd
+    return F.interpolate(table_Rd.T[None], size=rows, mode="linear")[0].T
+
+
 def _relative(table_Rd: Tensor, side: int) -> Tensor:
     """Return (side, side, d): for positions y and i along one axis, the row of the table for y - i."""
-    if len(table_Rd) != 2 * side - 1:
-        table_Rd = F.interpolate(table_Rd.T[None], size=2 * side - 1, mode="linear")[0].T
+    table_Rd = resize_decomposed(table_Rd, 2 * side - 1)
     position = torch.arange(side, device=table_Rd.device)
     return table_Rd[position[:, None] - position + side - 1]
 

@@ -1,6 +1,7 @@
 """Which recipe `mimbench evaluate --on coco` and its relatives run for an encoder, and why; imports no torch.
 
     coco(vit, about)          # Choice("det/vitdet_dinov2_l_pe", (), "PE's recipe for dinov2 ...")
+    coco_plan(vit, about)     # ("det/vitdet_dinov2_l_pe", "windows of 32, blocks ...", ...): what that recipe does
 
 `about` is the `EncoderInfo` of the checkpoint; None for a whole detector, which counts as MAE's.
 """
@@ -10,12 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mimbench.backbones.config import SIZES, Traits, ViT, vitdet_window
-from mimbench.det.recipes import scaled
-from mimbench.det.recipes.mask_rcnn import mask_rcnn_vitdet_b_100ep
+from mimbench.backbones.vitdet_traits import vitdet_plan
+from mimbench.det.recipes import mask_rcnn, perception_encoder, scaled
+from mimbench.engine.run.config import with_overrides
 from mimbench.engine.run.task import Choice
 
 if TYPE_CHECKING:
     from mimbench.backbones.checkpoints.info import EncoderInfo
+    from mimbench.det.config import MaskRCNNConfig
 
 BY_SIZE = {
     "B": "det/mask_rcnn_vitdet_b_100ep",
@@ -56,10 +59,30 @@ def coco(vit: ViT, about: EncoderInfo | None) -> Choice:
         return Choice(f"det/{recipe.__name__}", (), why)
     if traits.mae_like:
         return Choice(BY_SIZE[size], (), f"ViTDet's published recipe for ViT-{size}, made for MAE's encoders")
-    base = mask_rcnn_vitdet_b_100ep()
+    base = mask_rcnn.mask_rcnn_vitdet_b_100ep()
     window = vitdet_window(base.shape_for(vit), traits, base.image)
     how = f"ViTDet's for ViT-{size} with windows of {window} (vitdet.window=none)"
     return Choice(BY_SIZE[size], ("vitdet.window=none",), f"no ViTDet recipe is published for {family}, so {how}")
+
+
+def coco_plan(vit: ViT, about: EncoderInfo) -> tuple[str, ...]:
+    """Return what the recipe that `coco` chooses does with an encoder: its name, and a phrase for each part."""
+    choice = coco(vit, about)
+    name = choice.recipe.partition("/")[2]
+    made = next(getattr(module, name) for module in (mask_rcnn, scaled, perception_encoder) if hasattr(module, name))
+    config: MaskRCNNConfig = with_overrides(made(), choice.overrides)
+    shape, vitdet = config.shape_for(vit), config.vitdet
+    patches = () if shape.patch == vit.patch else (f"patches are resampled from {vit.patch} to {shape.patch} pixels",)
+    said = vitdet_plan(
+        shape,
+        about.traits,
+        config.image,
+        window=vitdet.window or vitdet_window(shape, about.traits, config.image),
+        blocks=vitdet.attend_globally(vit.depth, about.traits),
+        tiled=vitdet.positions == "tile",
+        rel_pos=vitdet.rel_pos,
+    )
+    return (" ".join((choice.recipe, *choice.overrides)), *patches, *said)
 
 
 def coco_frozen(vit: ViT, about: EncoderInfo | None) -> Choice:

@@ -22,8 +22,9 @@ from mimbench.backbones.config import (
     Prefix,
     RelativeResize,
     RopeWindows,
+    Traits,
     ViT,
-    global_blocks,
+    vitdet_global_blocks,
 )
 from mimbench.engine.run.config import Compute, nested, plumbing, science, speed
 from mimbench.engine.run.precision import ABOUT, EvaluatePrecision
@@ -105,9 +106,9 @@ class ViTDetConfig:
         frozen = ["vitdet.frozen=True"] * self.frozen
         return self.unlike_detectron2() + frozen + ["vitdet.window=none"] * (self.window is None)
 
-    def attend_globally(self, depth: int) -> tuple[int, ...]:
+    def attend_globally(self, depth: int, traits: Traits) -> tuple[int, ...]:
         """Return global blocks of an encoder of `depth` blocks; by default the last of each quarter (ViTDet 3.2)."""
-        return global_blocks(depth) if self.global_blocks is None else self.global_blocks
+        return vitdet_global_blocks(depth, traits) if self.global_blocks is None else self.global_blocks
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def _positions(traits: Traits, vitdet: ViTDetConfig, info: EncoderInfo | None) -
     """Return the description of how the encoder's positions are used."""
     if traits.positions == "relative":
         return f"a table for each pair of patches, stretched ({vitdet.relative_resize})"
-    said = []
+    said = [] if traits.windows is None else ["decomposed relative ones, the encoder's own"]
     if traits.rotary:
         said.append(f"rotary, counted from the {vitdet.rope_windows}")
     if traits.positions == "absolute" and vitdet.positions == "tile":
@@ -197,7 +197,7 @@ def _facts(
     return {
         "encoder": asdict(info.vit if info else config.encoder),
         "image": config.image,
-        "rel_pos": config.vitdet.rel_pos and not config.vitdet.frozen,
+        "rel_pos": (config.vitdet.rel_pos and not config.vitdet.frozen) or traits.windows is not None,
         "frozen": config.vitdet.frozen,
         "layer": config.vitdet.layer,
         "window": vitdet.window or vitdet_window(shape, traits, config.image),

@@ -22,6 +22,7 @@ from mimbench.engine.run.task import (
     Protocol,
     Quantity,
     Reads,
+    Spread,
     Task,
 )
 
@@ -96,6 +97,12 @@ def _choose(vit: Any, about: Any) -> Choice:
     from mimbench.det.choice import coco
 
     return coco(vit, about)
+
+
+def _plan(vit: Any, about: Any) -> tuple[str, ...]:
+    from mimbench.det.choice import coco_plan
+
+    return coco_plan(vit, about)
 
 
 def _choose_frozen(vit: Any, about: Any) -> Choice:
@@ -188,6 +195,12 @@ def _predict(source: Path) -> Predictor:
     return predictor(source)
 
 
+def _intervals(run: RunDir, draws: int) -> tuple[dict[str, Spread], int]:
+    from mimbench.det.evaluation.bootstrap import intervals
+
+    return intervals(run, draws)
+
+
 def _lazyconfig(config: Any, out: Path) -> None:
     from mimbench.det.detectron2.run import lazyconfig_of
 
@@ -211,6 +224,7 @@ TASK = Task(
             },
             "det/mask_rcnn_handwritten",
             choose=_choose,
+            plan=_plan,
         ),
         Protocol("coco_frozen", "det/mask_rcnn_frozen_12ep", "det/mask_rcnn_frozen_handwritten", choose=_choose_frozen),
         Protocol("coco_layer_probe", "det/mask_rcnn_layer_probe_15ep"),
@@ -273,4 +287,5 @@ TASK = Task(
     counting=Counting(_counted, _count, _told_by, _label),
     predict=_predict,
     lazyconfig=_lazyconfig,
+    intervals=_intervals,
 )

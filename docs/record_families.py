@@ -3,18 +3,19 @@
     python docs/record_families.py
 
 The rows are `backbones.checkpoints.families.FAMILIES`. The files are the small ones of the tests: those that the
-originals named and shaped (tests/backbones/golden), and those that timm makes (tests/backbones/test_families_timm.py).
-A family of which there is no such file has a row all the same, and question marks in it.
+originals named and shaped (tests/backbones/golden), and those that timm makes (tests/backbones/test_families_timm.py),
+and a few that are made from these here. A family that is recognised and refused has its reason in the first column.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -24,6 +25,10 @@ sys.path.insert(0, str(ROOT))
 from mimbench.backbones.checkpoints.export import Target, default_name, export_encoder  # noqa: E402
 from mimbench.backbones.checkpoints.families import FAMILIES  # noqa: E402
 from mimbench.backbones.checkpoints.family import Family  # noqa: E402
+from mimbench.backbones.checkpoints.keys import unwrap  # noqa: E402
+from mimbench.backbones.checkpoints.opening import open_checkpoint  # noqa: E402
+from mimbench.backbones.checkpoints.recognise import recognise  # noqa: E402
+from mimbench.backbones.checkpoints.stated import stated  # noqa: E402
 from mimbench.backbones.config import Traits, ViT  # noqa: E402
 from mimbench.backbones.positions import fixed_table  # noqa: E402
 from mimbench.backbones.vit import VisionTransformer  # noqa: E402
@@ -42,16 +47,15 @@ INTRO = """# Families of checkpoints
 A file is of the first family in this list that its keys and shapes fit. `mimbench inspect FILE` says which, and what is
 assumed. *Classifier*: k-NN, probes, few-shot and fine-tuning. *ViTDet*: Mask R-CNN, tuned (`--on coco`) or frozen
 (`--on coco_frozen`); the encoder's arithmetic is kept as it is. The other columns are `mimbench export --to ...`:
-where a library cannot represent an encoder, export refuses, and detectron2's cell says what its ViT lacks. A question
-mark means that no file of the family was tried. The files are small; larger members of a family may differ in more, as
-SigLIP-so400m does in the width of its MLPs.
+where a library cannot represent an encoder, export refuses, and detectron2's cell says what its ViT lacks. The files
+are small; larger members of a family may differ in more, as SigLIP-so400m does in the width of its MLPs.
 
 """
-YES, NO, UNTRIED = "✓", "no", "?"
+YES, NO = "✓", "no"
 
 
-def files(folder: Path) -> Iterator[Path]:
-    """Yield a file of each example."""
+def files(folder: Path) -> Iterator[Path | str]:
+    """Yield the location of each example."""
     for place in sorted(GOLDEN.glob("*.json")):
         if "state" in golden(place.stem) and "features" in golden(place.stem):
             yield write(folder, place.stem)
@@ -72,24 +76,59 @@ def files(folder: Path) -> Iterator[Path]:
     yield _saved(folder / "tips.pth", {("register_tokens" if key == "reg_token" else key): value
                                        for key, value in {**one, "mask_token": _values([1, 64])}.items()})  # fmt: skip
 
+    yield from _rare(folder)
+
+
+def _rare(folder: Path) -> Iterator[Path | str]:
+    """Yield a file of each family that no test's file is of: made from those, or told by an option what it is."""
+    shapes = golden("plain_vits")["crossmae"]["shapes"]
+    last = {key: _values(shape) for key, shape in shapes.items() if not key.startswith(("wfm.", "dec_norms."))}
+    norm = {"norm.weight": _values([len(last["blocks.0.norm1.weight"])]), "norm.bias": last["blocks.0.norm1.bias"]}
+    yield _saved(folder / "crossmae_last.pth", {**last, **norm})
+    tuned = {key.removeprefix("encoder."): _values(shape) for key, shape in golden("simmim_ape")["state"].items()}
+    drop = ("mask_token", "decoder.")
+    yield _saved(folder / "tuned.pth", {key: value for key, value in tuned.items() if not key.startswith(drop)})
+    towers = {key: _values(shape) for key, shape in golden("clip_openai")["state"].items()}
+    yield _saved(folder / "openai.pth", {**towers, "input_resolution": torch.tensor(32)})
+    core, dense = ({key: _values(shape) for key, shape in golden(name)["state"].items()}
+                   for name in ("pe_core", "pe_spatial"))  # fmt: skip
+    tower = {key.removeprefix("visual."): value for key, value in core.items() if key.startswith("visual.")}
+    yield _saved(folder / "pe_core_tower.pth", tower)
+    yield _saved(folder / "pe_spatial_towers.pth", {f"visual.{key}": value for key, value in dense.items()})
+    narrow = {"mlp_ratio": 0.1, "depth": 1, "num_heads": 16, "img_size": 28, "embed_dim": 1408}
+    yield _saved(folder / "eva.pth", made("eva_giant_patch14_224", **narrow).state_dict())
+    deit3 = made("deit3_base_patch16_224", img_size=64).state_dict()
+    renamed = {re.sub(r"\.ls([12])\.gamma", r".gamma_\1", key): value for key, value in deit3.items()}
+    yield _saved(folder / "deit3.pth", {"model": renamed})
+    told = {"vit_base_patch16_rope_ape_224": ["rope_vit"], "vit_pe_spatial_base_patch16_512": ["pe_spatial", "clip"],
+            "vit_base_patch16_rpn_224": ["vit_rpn"]}  # fmt: skip
+    for name, families in told.items():
+        more = {"global_pool": "avg"} if "rpn" in name else {}
+        file = _saved(folder / f"{name}.pth", made(name, img_size=64, **more).state_dict())
+        yield from (f"{file}?family={family}" for family in families)
+    tokenless = VisionTransformer(ViT(64, 1, 1, 8, 32), True, traits=Traits(class_token=False)).state_dict()
+    yield _saved(folder / "ijepa.pth", tokenless)
+    local = {"modality_encoders.IMAGE.local_encoder.proj.weight": _values([64, 3, 8, 8])}
+    yield _saved(folder / "data2vec2.pth", {**local, "blocks.0.norm1.weight": _values([64])})
+
 
 def _values(shape: list[int]) -> torch.Tensor:
     return torch.linspace(-1, 1, max(1, torch.Size(shape).numel())).view(shape)
 
 
-def _saved(file: Path, state: dict[str, torch.Tensor]) -> Path:
+def _saved(file: Path, state: Mapping[str, Any]) -> Path:
     torch.save(state, file)
     return file
 
 
-def cells(found: Weights) -> dict[str, str]:
+def cells(found: Weights, location: Path | str) -> dict[str, str]:
     """Return what each column says of an open file."""
     said = {"classifier": YES}  # every weight of its encoder is accounted for, by name and shape (`Weights.require`)
     said["ViTDet"] = YES if vitdet_reason(found.traits) is None else NO
     with tempfile.TemporaryDirectory() as home:
         for target in EXPORTS:
             out = Path(home) / default_name(found.file, target)
-            said[target] = _tried(lambda to=target, out=out: export_encoder(found.file, to, out))
+            said[target] = _tried(lambda to=target, out=out: export_encoder(location, to, out))
     if lacking := detectron2_lacks(found.traits):
         said["detectron2"] = f"{NO}: {', '.join(lacking)}"
     return said
@@ -103,18 +142,38 @@ def _tried(attempt: Callable[[], object]) -> str:
     return YES
 
 
+def refusal(location: Path | str) -> tuple[Family, dict[str, str]] | None:
+    """Return the family of a file that is recognised and refused, and its cells; None of one that must be told more."""
+    opened = open_checkpoint(location)
+    names, _ = unwrap(opened.weights)
+    try:
+        family = recognise(opened, {name: opened.weights[key] for key, name in names.items()}, stated(opened))
+    except ValueError:
+        return None
+    reason = family.unfit[0][1] if family.unfit else ""
+    try:
+        family.traits({})
+    except ValueError as error:
+        reason = str(error)
+    whole = open_weights(location, "detector").kind in ("detector", "ViTDet backbone")
+    said = {"classifier": f"{NO}: {reason}", "ViTDet": YES if whole else NO, **dict.fromkeys(EXPORTS, NO)}
+    return family, said
+
+
 def table() -> dict[str, dict[str, str]]:
     """Return the cells of each family by its title, of the first example that has most to refuse."""
     rows: dict[str, dict[str, str]] = {family.title: {} for family in FAMILIES}
     with tempfile.TemporaryDirectory() as home:
-        for file in files(Path(home)):
-            found = open_weights(file)
+        for location in files(Path(home)):
+            found = open_weights(location)
             try:
                 family: Family = found.matched.family
                 found.require()
-            except ValueError:  # a file that must be told more than its keys
-                continue
-            mine = cells(found)
+                mine = cells(found, location)
+            except ValueError:
+                if (refused := refusal(location)) is None:
+                    continue
+                family, mine = refused
             for column, cell in mine.items():
                 rows[family.title].setdefault(column, cell)
                 if len(cell) > len(rows[family.title][column]):
@@ -127,7 +186,7 @@ def page() -> str:
     columns = ["classifier", "ViTDet", *EXPORTS]
     lines = ["| family | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for title, found in table().items():
-        lines.append("| " + " | ".join([title, *(found.get(column, UNTRIED) for column in columns)]) + " |")
+        lines.append("| " + " | ".join([title, *(found[column] for column in columns)]) + " |")
     return INTRO + "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from mimbench.engine.run.task import (
     Protocol,
     Quantity,
     Reads,
+    Spread,
     Task,
 )
 
@@ -66,6 +67,12 @@ def _check(directory: Path, kind: str) -> Report:
     from mimbench.seg.data.check import check_segmentation
 
     return check_segmentation(directory)
+
+
+def _intervals(run: RunDir, draws: int) -> tuple[dict[str, Spread], int]:
+    from mimbench.seg.evaluation.bootstrap import intervals
+
+    return intervals(run, draws)
 
 
 def _estimate(config: Any, gpus: int) -> Any:
@@ -159,4 +166,5 @@ TASK = Task(
     kinds=(DataKind("seg", _check),),
     cost=_cost,
     memory=Memory(_estimate, _advice),
+    intervals=_intervals,
 )

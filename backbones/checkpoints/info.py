@@ -126,9 +126,8 @@ def assumption(info: EncoderInfo) -> str:
         "grid": f"{info.vit.grid} x {info.vit.grid}",
     }
     said = ", ".join(f"{name} {values[name]}" for name in info.assumed)
-    settled = [f"{name}=" for name in info.assumed if name != "grid"]
-    way = f"; {', '.join(settled)} settles it" if settled else ""
-    return f"the file does not tell {', '.join(info.assumed)}; assumed: {said}{way}"
+    settled = ", ".join(f"{name}=" for name in info.assumed)
+    return f"the file does not tell {', '.join(info.assumed)}; assumed: {said}; {settled} settles it"
 
 
 def _listed(values: Sequence[float]) -> str:

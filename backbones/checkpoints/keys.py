@@ -10,7 +10,7 @@ from torch import Tensor
 
 WRAPPERS = (
     "module.", "model.", "state_dict.", "_orig_mod.", "_fsdp_wrapped_module.", "backbone.", "encoder.", "student.",
-    "teacher.", "network.", "bottom_up.", "net.", "vit.", "trunk.",
+    "teacher.", "network.", "bottom_up.", "net.", "vit.", "trunk.", "timm_model.",
 )  # fmt: skip
 ENCODER_LIKE = re.compile(r"(.*\.)?(patch_embed\.|blocks\.\d+\.|cls_token$|pos_embed$)")
 

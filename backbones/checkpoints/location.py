@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 Role = Literal["encoder", "classifier", "detector", "segmenter", "teacher"]  # what a run uses a checkpoint as
-SETTINGS = ("family", "heads", "activation", "norm_eps", "mean", "std")  # what a file's keys may not tell
+SETTINGS = ("family", "heads", "activation", "norm_eps", "mean", "std", "grid")  # what a file's keys may not tell
 OPTIONS = ("copy", "matching_heuristics", *SETTINGS)  # the second is detectron2's, without effect
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<function>[^:/?]*)")
 

@@ -5,15 +5,17 @@
     matched.require()           # raises an error that names every key not accounted for
     matched.tensors             # the encoder's, with mimbench's names; views of the file until they are read
 
-Only small tensors (a position table) are read here, so inspecting a large file is fast.
+Only small tensors (a position table) are read here, so inspecting a large file is fast. Matrices that a conversion
+joins, queries with keys and values or gates with values, are joined when `tensors` is asked for.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -28,7 +30,7 @@ from mimbench.backbones.checkpoints.keys import unwrap
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.checkpoints.recognise import recognise
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
-from mimbench.backbones.checkpoints.stated import Stated, stated
+from mimbench.backbones.checkpoints.stated import GIVEN, Stated, stated
 from mimbench.backbones.config import Traits, ViT
 from mimbench.backbones.positions import rows_first, sincos_2d, split_table
 from mimbench.backbones.shapes import Shape, encoder_shapes
@@ -37,6 +39,7 @@ Verdict = Literal["loaded", "converted", "expected missing", "expected dropped",
 VERDICTS: tuple[Verdict, ...] = ("loaded", "converted", "expected missing", "expected dropped", "suspicious")
 NAMED = 3  # number of keys that an error names
 PARTS = r"blocks\.\d+\.|patch_embed\.|rope|norm|neck\.|\w*(token|pos_embed)|.*rel_pos"  # parts of an encoder
+JOINED = r"blocks\.\d+\.(attn\.[qkv]_proj|mlp\.(gate|up)_proj)\.weight"  # by renamed keys; joined when they are read
 TOKENS = ("cls_token", "reg_token", "pos_embed")  # without one of them, another encoder
 Triple = tuple[float, float, float]
 
@@ -66,11 +69,20 @@ class Matched:
     final_norm: bool
     positions: Positions
     entries: tuple[Entry, ...]  # in the file's order, then missing keys
-    tensors: Mapping[str, Tensor]  # the encoder's loaded and converted weights, with mimbench's names
+    shapes: Mapping[str, Tensor]  # as `tensors`; those that are joined have shape and type, and no numbers
     mean: Triple  # of its pretraining images, for values in 0..1
     std: Triple
     assumed: tuple[str, ...] = ()  # not told: "heads", "activation", "norm_eps", "mean", "std", "grid"
     recorded: EncoderInfo | None = None  # the metadata of a file that mimbench wrote
+    read: Callable[[], Mapping[str, Tensor]] = field(default=dict, repr=False)  # converts again, with all numbers
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The encoder's loaded and converted weights, with mimbench's names."""
+        if not any(value.is_meta for value in self.shapes.values()):
+            return self.shapes
+        whole = self.read()
+        return {name: whole[name] if value.is_meta else value for name, value in self.shapes.items()}
 
     def of(self, verdict: Verdict) -> tuple[Entry, ...]:
         """Return the entries with this verdict."""
@@ -135,6 +147,7 @@ class _Sorting:
         self.entries: dict[str, Entry] = {}  # by the file's key
         self.came_from: dict[str, str] = {}  # the encoder's name -> the file's key
         self.tensors: dict[str, Tensor] = {}
+        self.whole: dict[str, Tensor] = {}  # before conversion, with all numbers
         self.how: dict[str, str] = {}  # the encoder's name -> how it was converted
         for key, name in names.items():
             self._rename(key, name)
@@ -158,11 +171,12 @@ class _Sorting:
             final_norm=final_norm,
             positions=_positions(self.tensors, traits),
             entries=(*(self.entries[key] for key in self.opened.weights), *lacking),
-            tensors={name: self.tensors[name] for name in wanted if name in self.tensors},
+            shapes={name: self.tensors[name] for name in wanted if name in self.tensors},
             mean=self._told("mean") or self.family.mean,
             std=self._told("std") or self.family.std,
             assumed=recorded.assumed if recorded and not self.said else self._assumed(vit, recorded),
             recorded=recorded,
+            read=partial(_converted, self.family, self.whole),
         )
 
     def _told(self, name: str) -> Any:
@@ -194,7 +208,8 @@ class _Sorting:
         """Return what neither the file, anything beside it nor the family's published sizes tell."""
         usual = recorded.assumed if recorded else self.family.unsure
         heads = not recorded and not self.described and (vit.width, vit.depth) not in self.family.sizes
-        names = (*(("heads",) if heads else ()), *usual)
+        grid = heads and _learned(self.tensors)
+        names = (*(("heads",) if heads else ()), *usual, *(("grid",) if grid else ()))
         return tuple(name for name in dict.fromkeys(names) if self._told(name) is None)
 
     def _rename(self, key: str, name: str) -> None:
@@ -211,7 +226,9 @@ class _Sorting:
         if new in self.came_from:
             self._enter(key, "suspicious", note=f"would become {new}, as does {self.came_from[new]}", fatal=True)
             return
-        self.came_from[new], self.tensors[new] = key, self.opened.weights[key]
+        self.came_from[new], self.whole[new] = key, self.opened.weights[key]
+        later = self.family.convert is not None and matches(JOINED, new)
+        self.tensors[new] = torch.empty_like(self.whole[new], device="meta") if later else self.whole[new]
 
     def _convert(self) -> None:
         if self.family.convert is None:
@@ -236,12 +253,15 @@ class _Sorting:
         if colours != 3 or patch != other:
             raise ValueError(f"its patches have {colours} channels and {patch} x {other} pixels; need 3 and square")
         numbers = [int(name.split(".")[1]) for name in self.tensors if re.match(r"blocks\.\d+\.", name)]
-        grid = self._told("grid")
+        grid, own = self._told("grid"), self.family.grid(self.tensors)
         if grid is not None and grid[0] != grid[1]:
             raise ValueError(
                 f"its pretraining images have {grid[0]} x {grid[1]} patches; mimbench supports only square grids"
             )
-        image = self.family.grid(self.tensors) * patch
+        given = next((one.grid for one in self.said if one.source == GIVEN), None)
+        if given is not None and given[0] != own:
+            raise ValueError(f"grid={given[0]} is given, but its positions are for {own} x {own} patches")
+        image = own * patch
         heads = self._told("heads") or self.family.heads(width)
         return ViT(width, 1 + max(numbers, default=-1), heads, patch, image)
 
@@ -294,11 +314,20 @@ class _Sorting:
         self.entries[key] = Entry(key, verdict, to, note, tuple(tensor.shape), tensor.nbytes, fatal)
 
 
+def _converted(family: Family, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return tensors if family.convert is None else family.convert(dict(tensors))[0]
+
+
 def _positions(tensors: Mapping[str, Tensor], traits: Traits) -> Positions:
     """Return the kind of its positions; a fixed table is recognised by its values."""
     if traits.positions != "absolute":
         return traits.positions
     return "learned" if rows_first(tensors["pos_embed"]) is None else "sincos"
+
+
+def _learned(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether there is a learned table, whose rows do not tell a square grid from another."""
+    return "pos_embed" in tensors and rows_first(tensors["pos_embed"]) is None
 
 
 def _stand_in(name: str, shape: Shape) -> tuple[Tensor, str]:

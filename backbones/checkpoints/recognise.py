@@ -18,6 +18,7 @@ from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.checkpoints.stated import Stated
 
 HUGGING_FACE = r"(.*\.)?embeddings\.patch_embeddings?\.(projection\.)?weight"  # only transformers' ViTs have it
+FORMERLY = {"pe": "pe_spatial"}  # names that `family=` of earlier releases took, and today's
 NAMED = 3  # keys or differences that an error names
 
 
@@ -55,7 +56,7 @@ def _by_model(fitting: Sequence[Family], said: Sequence[Stated]) -> Family | Non
 
 
 def _asked(opened: Opened, seen: Mapping[str, Tensor], fitting: Sequence[Family], name: str) -> Family:
-    found = next((family for family in fitting if family.name == name), None)
+    found = next((family for family in fitting if family.name in (name, FORMERLY.get(name))), None)
     if found is not None:
         return found
     of_name = [family for family in FAMILIES if family.name == name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -31,6 +31,7 @@ RESIZED = {
     "bicubic": "bicubic",
     "bicubic-antialias": "bicubic with antialiasing",
     "bilinear-antialias": "bilinear with antialiasing",
+    "bilinear-square": "bilinear to the square of the longer side, then cut",
     "bicubic-offset": "bicubic, by DINO's factor",
     "regenerate": "computed for the new grid",
 }
@@ -49,9 +50,12 @@ ARGUMENTS = (
 )
 
 
-def render(told: Report, every_key: bool = False) -> Group:
-    """Return the report for rich; without `every_key`, keys loaded or dropped as expected are hidden."""
-    blocks: list[RenderableType] = [_title(told), _facts(told), _parts(told), _counts(told)]
+def render(told: Report, every_key: bool = False, plans: Mapping[str, Sequence[str]] | None = None) -> Group:
+    """Return the report for rich; without `every_key`, keys loaded or dropped as expected are hidden.
+
+    `plans` says by protocol what its recipe would do with the encoder, a phrase each.
+    """
+    blocks: list[RenderableType] = [_title(told), _facts(told, plans or {}), _parts(told), _counts(told)]
     shown = told.keys if every_key else [key for key in told.keys if key.verdict not in ("loaded", "expected dropped")]
     if shown:
         blocks.append(_keys(shown, every_key))
@@ -72,16 +76,16 @@ def _title(told: Report) -> Text:
     return Text.assemble((told.title, "bold"), ("  ", ""), (mark, style), ("\n" + told.file, "dim"))
 
 
-def _facts(told: Report) -> Table:
+def _facts(told: Report, plans: Mapping[str, Sequence[str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    for name, text in _lines(told):
+    for name, text in _lines(told, plans):
         table.add_row(name, text)
     return table
 
 
-def _lines(told: Report) -> Iterator[tuple[str, str | Text]]:
+def _lines(told: Report, plans: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str | Text]]:
     vit = told.vit
     body = f"width {vit.width}, {vit.depth} blocks, {vit.heads} heads, {told.weights / 1e6:,.1f} M weights"
     yield "encoder", Text.assemble((told.architecture, "bold"), f"  {body}")
@@ -92,12 +96,14 @@ def _lines(told: Report) -> Iterator[tuple[str, str | Text]]:
     yield "positions", POSITIONS[told.positions] + _elsewhere(told)
     yield "final norm", "its own" if told.final_norm else "none; each evaluation names the norm it uses instead"
     if told.assumed:
-        settled = ", ".join(f"{name}=" for name in told.assumed if name != "grid")
-        way = f"; {settled} replaces it" if settled else ""
-        yield "assumed", Text(f"{', '.join(told.assumed)}: the file does not tell{way}", style="yellow")
+        settled = ", ".join(f"{name}=" for name in told.assumed)
+        said = f"{', '.join(told.assumed)}: the file does not tell; {settled} replaces it"
+        yield "assumed", Text(said, style="yellow")
     yield "images", f"mean {_triple(told.mean)}, deviation {_triple(told.std)}"
     yield "evaluates on", _uses(told)
-    if told.vitdet is None:
+    for name, plan in plans.items():
+        yield f"on {name.upper()}", "; ".join(plan)
+    if told.vitdet is None and not plans:
         yield "on COCO", "; ".join(told.vitdet_plan)
     yield "file", f"{told.kind}, {size(told.size)}" + _where(told)
     yield from _origins(told)

@@ -12,6 +12,7 @@ tells comes from the family's published sizes, else it is assumed and said so (`
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from mimbench.backbones.checkpoints.timm_architecture import Architecture, is_ar
 from mimbench.backbones.config import Activation
 
 CONFIGS = ("config.json", "open_clip_config.json")
+_WRAPPERS = re.compile(r"^(module\.)?(model\.|timm_model\.)?")
 LONGEST = 2**20  # bytes of a config.json that are read
+GIVEN = "the options given"  # the source of what the user says
 Triple = tuple[float, float, float]
 
 
@@ -65,11 +68,22 @@ def _given(options: Mapping[str, str]) -> Stated | None:
         if (heads is not None and heads < 1) or (eps is not None and eps <= 0):
             raise ValueError(f"heads={heads} and norm_eps={eps} must be above 0")
         mean, std = (_numbers(name, options.get(name)) for name in ("mean", "std"))
+        grid = _grid(options.get("grid"))
         if std is not None and min(std) <= 0:
             raise ValueError(f"std={options['std']} must be above 0")
     except ValueError as error:
         raise ValueError(f"the options of the checkpoint: {error}") from None
-    return Stated("the options given", options.get("family"), heads, activation, eps, mean, std)
+    return Stated(GIVEN, options.get("family"), heads, activation, eps, mean, std, grid=grid)
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    """Rows and columns of patches: `16`, or `8x32`."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text.replace(" ", "").lower())
+    if found is None or int(found[1]) < 1:
+        raise ValueError(f"grid={text} must be patches along a side, as in grid=16, or rows x columns, as in grid=8x32")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def _numbers(name: str, text: str | None) -> Triple | None:
@@ -148,7 +162,7 @@ def _architecture(opened: Opened, name: str, arguments: object) -> Architecture 
         built = read_architecture(name, json.dumps(given, sort_keys=True, default=str))
     except ValueError:
         return None
-    shapes = {key.removeprefix("module.").removeprefix("model."): value.shape for key, value in opened.weights.items()}
+    shapes = {_WRAPPERS.sub("", key): value.shape for key, value in opened.weights.items()}
     return built if built.fits(shapes) else None
 
 
@@ -166,8 +180,17 @@ def _open_clip(source: str, content: Mapping[str, Any]) -> Stated:
         activation="quick_gelu" if quick else "gelu",
         mean=_triple(images.get("mean")),
         std=_triple(images.get("std")),
+        grid=_patches(tower.get("image_size"), tower.get("patch_size")),
         model=tower.get("timm_model_name") if _text(tower.get("timm_model_name")) else None,
     )
+
+
+def _patches(image: object, patch: object) -> tuple[int, int] | None:
+    """Rows and columns of patches in an image of one side, or of two."""
+    sides = list(image) if isinstance(image, list | tuple) else [image, image]
+    if len(sides) != 2 or not isinstance(patch, int) or patch < 1 or not all(isinstance(side, int) for side in sides):
+        return None
+    return sides[0] // patch, sides[1] // patch
 
 
 def _json(file: Path) -> Mapping[str, Any] | None:

@@ -75,11 +75,12 @@ def read_architecture(name: str, arguments: str = "{}") -> Architecture:
 
 
 def _read(name: str, model: Any, depth: int | None) -> Architecture:
-    from timm.models import beit, eva, vision_transformer
+    from timm.models import beit, eva, vision_transformer, vision_transformer_sam
 
     block = model.blocks[0]
     rope, reason = _rope(model)
-    if not isinstance(block, vision_transformer.Block | eva.EvaBlock | beit.Block):
+    known = vision_transformer.Block | eva.EvaBlock | beit.Block | vision_transformer_sam.Block
+    if not isinstance(block, known):
         return _unlike(name, model, depth, f"its blocks are timm's {type(block).__name__}")
     if not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity):
         reason = "its queries and keys are normed"

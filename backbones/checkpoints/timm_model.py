@@ -36,6 +36,8 @@ def timm_model(state: Mapping[str, Tensor], info: EncoderInfo) -> tuple[str, dic
     """
     if info.traits.positions in ("relative", "rope"):
         raise ValueError(f"{CANNOT}: its positions are {info.traits.positions}, not a table of absolute positions")
+    if info.traits.windows is not None:
+        raise ValueError(f"{CANNOT}: its blocks attend in windows, and timm's model of that kind needs SAM's neck")
     if info.traits.rope is not None:
         raise ValueError(f"{CANNOT}: it has rotary positions")
     name = _name(info)

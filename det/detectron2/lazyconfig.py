@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimbench.backbones.config import ViT
+from mimbench.backbones.config import Traits, ViT
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.detectron2.installed import COMMIT
 from mimbench.det.optim import MILESTONE_FACTOR, WARMUP_FACTOR
@@ -191,7 +191,7 @@ dataloader.evaluator = L({"LVISEvaluator" if lvis else "COCOEvaluator"})(
 
 def _backbone(config: MaskRCNNConfig, source: Source) -> str:
     vit, vitdet = source.shape, config.vitdet
-    windowed = [block for block in range(vit.depth) if block not in vitdet.attend_globally(vit.depth)]
+    windowed = [block for block in range(vit.depth) if block not in vitdet.attend_globally(vit.depth, Traits())]
     return f"""
 _levels = {_levels(config, source)!r}
 _top = LastLevelMaxPool()

@@ -149,6 +149,16 @@ class CocoMetrics:
                 f"{self.annotations}; use the annotation file of the images that were detected on"
             )
 
+    def curves(self, results: Sequence[Result], prefix: str, evaluator: Evaluator) -> Curves:
+        """Return the curves of "box" or "mask" that `evaluator` computes.
+
+        Raises:
+            ValueError: as `__call__`.
+        """
+        found = Results.of(results)
+        self._known(found)
+        return self._measured(found, self.kinds[prefix], evaluator)
+
     def _measured(self, results: Results, kind: str, evaluator: Evaluator) -> Curves:
         if kind == KINDS["mask"] and len(results) and not results.has_masks:
             raise ValueError("a result has no segmentation; give each one, or measure boxes alone (masks=False)")

@@ -189,6 +189,15 @@ def _divided(truth: Truth, counts_K: NDArray[np.int64]) -> Iterator[list[int]]:
 
 def with_pycocotools(part: Part, kind: str) -> Curves:
     """Return the curves that pycocotools computes: the numbers of record."""
+    evaluation = pycocotools_evaluation(part, kind)
+    with quiet():
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return Curves(evaluation.eval["precision"], evaluation.eval["recall"])
+
+
+def pycocotools_evaluation(part: Part, kind: str) -> COCOeval:
+    """Return pycocotools' evaluation of a part, nothing matched yet."""
     with quiet():
         truth = COCO()
         truth.dataset = part.content
@@ -200,10 +209,7 @@ def with_pycocotools(part: Part, kind: str) -> Curves:
             found = COCO()
             found.dataset = {**truth.dataset, "annotations": []}
             found.createIndex()
-        evaluation = COCOeval(truth, found, kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return Curves(evaluation.eval["precision"], evaluation.eval["recall"])
+        return COCOeval(truth, found, kind)
 
 
 def with_hotcoco(part: Part, kind: str) -> Curves:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from mimbench.backbones.window_attention import resize_decomposed
 from mimbench.det.model.mask_rcnn import MaskRCNN
 
 
@@ -22,7 +22,7 @@ def load_detector(model: MaskRCNN, weights: Mapping[str, Tensor], file: str) -> 
     """
     own = model.state_dict()
     given = {
-        key: _resized(value, len(own[key])) if ".rel_pos_" in key and key in own else value
+        key: resize_decomposed(value, len(own[key])) if ".rel_pos_" in key and key in own else value
         for key, value in weights.items()
     }
     wrong = sorted(given.keys() ^ own.keys()) or [key for key in own if given[key].shape != own[key].shape]
@@ -42,7 +42,7 @@ def load_relative_positions(model: MaskRCNN, tables: Mapping[str, Tensor], file:
         ValueError: if the model has none, or different ones.
     """
     own = {key: value for key, value in model.state_dict().items() if ".rel_pos_" in key}
-    given = {key: _resized(value, len(own[key])) if key in own else value for key, value in tables.items()}
+    given = {key: resize_decomposed(value, len(own[key])) if key in own else value for key, value in tables.items()}
     wrong = sorted(given.keys() ^ own.keys()) or [key for key in own if given[key].shape != own[key].shape]
     if wrong:
         raise ValueError(
@@ -50,9 +50,3 @@ def load_relative_positions(model: MaskRCNN, tables: Mapping[str, Tensor], file:
             "set vitdet.rel_pos=true"
         )
     model.load_state_dict(given, strict=False)
-
-
-def _resized(table_Rd: Tensor, rows: int) -> Tensor:
-    if len(table_Rd) == rows:
-        return table_Rd
-    return F.interpolate(table_Rd.T[None], size=rows, mode="linear")[0].T

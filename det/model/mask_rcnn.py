@@ -158,7 +158,7 @@ def build_mask_rcnn(
         traits,
         image=config.image,
         window=vitdet.window,
-        global_blocks=vitdet.attend_globally(vit.depth),
+        global_blocks=vitdet.attend_globally(vit.depth, traits),
         rel_pos=vitdet.rel_pos and not vitdet.frozen,  # they start at zero and would not be trained
         abs_pos=vitdet.abs_pos,
         drop_path=vitdet.drop_path,

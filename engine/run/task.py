@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from mimbench.engine.data.content import Part
@@ -132,6 +132,7 @@ class Protocol:
     handwritten: str | None = None  # the recipe for the data set `handwritten` and the demo's encoder
     example: bool = False  # named in the example commands of a model card
     choose: Callable[[Any, Any], Choice] | None = None
+    plan: Callable[[Any, Any], tuple[str, ...]] | None = None  # what the chosen recipe does with it, for `inspect`
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,14 @@ class Predicted:
 Predictor = Callable[[Sequence[Path], Any, float], Iterator[Predicted | Exception]]  # files, torch device, least score
 
 
+class Spread(NamedTuple):
+    """A metric of one run in percent, and its 95 % interval over resampled images."""
+
+    value: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Embedding:
     """A request for the features of images in a file: `mimbench embed`."""
@@ -301,6 +310,7 @@ class Task:
 
     # commands on single runs
     predict: Callable[[Path], Predictor] | None = None  # reads a run directory or a file, for `mimbench predict`
+    intervals: Callable[[RunDir, int], tuple[dict[str, Spread], int]] | None = None  # run, draws -> by metric; images
     lazyconfig: Callable[[Any, Path], None] | None = None  # writes a config for detectron2, for `mimbench lazyconfig`
 
     def __post_init__(self) -> None:

@@ -169,15 +169,20 @@ def predict(
 def intervals(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN", autocompletion=run_names, help="Runs with save_predictions=true."),
+        typer.Argument(
+            metavar="RUN", autocompletion=run_names, help="Detection runs, and classifiers with save_predictions=true."
+        ),
     ],
+    draws: Annotated[
+        int | None, typer.Option(min=20, help="How often images are resampled. [default: 10000; 200 for AP]")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show how accuracy varies over images and seeds."""
+    """Show how a result varies over images and seeds."""
     from mimbench.jobs.runs import intervals as bootstrap
     from mimbench.jobs.runs.store import runs_root
 
-    bootstrap.show(runs, runs_root(), json)
+    bootstrap.show(runs, runs_root(), json, draws)
 
 
 @EVALUATE.command("mimbench compare-predictions linear_vitb-1a2b linear_vitb-3c4d", name="compare-predictions")

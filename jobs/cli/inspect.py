@@ -7,8 +7,14 @@ finite); an optimizer of gigabytes is not read. Exits with 1, after the report, 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mimbench.backbones.checkpoints.location import user_code
+from mimbench.jobs.runs.tasks import protocols
+
+if TYPE_CHECKING:
+    from mimbench.backbones.checkpoints.report import Report
+    from mimbench.backbones.weights import Weights
 
 
 def show(checkpoint: str, copy: str | None, as_json: bool, every_key: bool) -> None:
@@ -32,17 +38,27 @@ def show(checkpoint: str, copy: str | None, as_json: bool, every_key: bool) -> N
         from mimbench.backbones.checkpoints.report import as_json as plain
         from mimbench.backbones.weights import open_weights
 
-        told = open_weights(file, copy=copy).report()
+        found = open_weights(file, copy=copy)
+        told = found.report()
+        plans = _plans(found, told)
     if as_json:
-        print_json(plain(told))
+        print_json({**plain(told), "plans": plans})
     else:
         from rich.console import Console
 
         from mimbench.backbones.checkpoints.report_text import render
 
-        Console(highlight=False, soft_wrap=False).print(render(told, every_key))
+        Console(highlight=False, soft_wrap=False).print(render(told, every_key, plans))
     if told.refused is not None:
         raise ValueError(told.refused)
+
+
+def _plans(found: Weights, told: Report) -> dict[str, list[str]]:
+    """Return what each protocol that plans would do with an encoder that loads, by the protocol's name."""
+    if told.refused is not None or told.vitdet is not None:
+        return {}
+    known = ((name, protocol.plan) for name, (_, protocol) in protocols().items())
+    return {name: list(plan(found.vit, found.info)) for name, plan in known if plan is not None}
 
 
 def _show_user_code(location: Path, as_json: bool) -> None:

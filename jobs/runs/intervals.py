@@ -1,4 +1,5 @@
-"""How sure is the accuracy of one run? `mimbench intervals RUN...`, of runs with save_predictions=true.
+"""How sure is the result of one run? `mimbench intervals RUN...`, of classifiers with save_predictions=true, and of
+every run of a task that resamples its own metrics (`Task.intervals`), such as detection.
 
     linear_vitb-1a2b3c4d5e  linear_top1 75.93
         other images   73.6 to 78.1   (95 %, 1,400 images resampled 10,000 times)
@@ -6,7 +7,8 @@
 
 Two uncertainties stand side by side, because they are different: the images resampled (a bootstrap: what another sample
 of images of the same kind would give for these weights), and the seeds (what training again would give). Accuracy is a
-mean over images, so its bootstrap is the binomial distribution, which is drawn exactly.
+mean over images, so its bootstrap is the binomial distribution, which is drawn exactly. Average precision is no mean
+over images: a task counts each image as often as it is drawn, which takes time, so it draws fewer times.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs import predictions, records
 from mimbench.jobs.runs.encoders import encoders_of, without
 from mimbench.jobs.runs.run_names import path_of
+from mimbench.jobs.runs.tasks import tasks
 
 DRAWS = 10_000
+TASK_DRAWS = 200  # by default, of a task's own intervals
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The accuracy of one run in percent, with both uncertainties."""
+    """A metric of one run in percent, with both uncertainties."""
 
     run: str
     metric: str
@@ -37,10 +41,11 @@ class Interval:
     high: float
     images: int
     seeds: tuple[float, ...]  # values of all finished runs that differ in the seed alone, this run included
+    draws: int = DRAWS
 
     def as_json(self) -> dict[str, Any]:
         """Return the interval as JSON."""
-        return {**asdict(self), "level": LEVEL, "draws": DRAWS}
+        return {**asdict(self), "level": LEVEL}
 
     @property
     def text(self) -> str:
@@ -48,7 +53,7 @@ class Interval:
         lines = [
             f"{self.run}  {self.metric} {self.value:.2f}",
             f"    other images   {self.low:.1f} to {self.high:.1f}   "
-            f"({LEVEL:.0%}, {self.images:,} images resampled {DRAWS:,} times)",
+            f"({LEVEL:.0%}, {self.images:,} images resampled {self.draws:,} times)",
         ]
         if len(self.seeds) > 1:
             mean, deviation = statistics.fmean(self.seeds), statistics.stdev(self.seeds)
@@ -59,29 +64,41 @@ class Interval:
         return "\n".join(lines)
 
 
-def resampled(right: int, images: int, seed: int = 0) -> tuple[float, float]:
+def resampled(right: int, images: int, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
     """Return the percentile interval of an accuracy in percent: `right` of `images`, the images resampled."""
     import numpy as np
 
-    draws = np.random.default_rng(seed).binomial(images, right / images, DRAWS) / images
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    drawn = np.random.default_rng(seed).binomial(images, right / images, draws) / images
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return 100 * float(low), 100 * float(high)
 
 
-def interval(name: str, root: Path) -> Interval:
-    """Return the interval of a run, or of a file of predictions.
+def intervals(name: str, root: Path, draws: int | None = None) -> list[Interval]:
+    """Return the intervals of a run, or of a file of predictions; `draws` is the number of resamplings.
 
     Raises:
         ValueError: if there is no such run, or it saved no predictions.
     """
     path = path_of(name, root)
+    task = tasks()[RunDir(path).read_about()["stage"]] if (path / "run.json").is_file() else None
+    if task is None or task.intervals is None:
+        return [_of_accuracy(path, root, draws or DRAWS)]
+    found, images = task.intervals(RunDir(path), draws or TASK_DRAWS)
+    return [
+        Interval(path.name, metric, *spread, images, _seeds(path, metric, root), draws or TASK_DRAWS)
+        for metric, spread in found.items()
+    ]
+
+
+def _of_accuracy(path: Path, root: Path, draws: int) -> Interval:
+    """Return the interval of a classifier's accuracy."""
     saved = predictions.read(path)
     images, right = len(saved.label), int((saved.guess == saved.label).sum())
     accuracy = 100 * right / images
     measured = _metrics(path)
     metric = next((key for key, value in measured.items() if abs(value - accuracy) < 1e-4), "top-1")
-    low, high = resampled(right, images)
-    return Interval(saved.run, metric, accuracy, low, high, images, _seeds(path, metric, root))
+    low, high = resampled(right, images, draws=draws)
+    return Interval(saved.run, metric, accuracy, low, high, images, _seeds(path, metric, root), draws)
 
 
 def _metrics(path: Path) -> Mapping[str, float]:
@@ -108,9 +125,9 @@ def _seeds(path: Path, metric: str, root: Path) -> tuple[float, ...]:
     return tuple(record.metrics[metric] for record in same)
 
 
-def show(names: Sequence[str], root: Path, as_json: bool) -> None:
+def show(names: Sequence[str], root: Path, as_json: bool, draws: int | None = None) -> None:
     """Print the intervals of the runs."""
-    found = [interval(name, root) for name in names]
+    found = [one for name in names for one in intervals(name, root, draws)]
     if as_json:
         from mimbench.jobs.cli.commands import print_json
 

@@ -27,8 +27,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # timm's name: family, what is
     "vit_so400m_patch14_siglip_224": ("siglip", {"embed_dim": 1152, "num_heads": 16, "depth": 1, "img_size": 56}),
     "vit_pe_core_base_patch16_224": ("pe", {"img_size": 224}),
     "vit_pe_core_gigantic_patch14_448": ("pe", {"img_size": 448}),
-    "vit_pe_spatial_gigantic_patch14_448": ("pe", {"img_size": 448}),
-    "vit_pe_lang_large_patch14_448": ("pe", {"img_size": 448}),
+    "vit_pe_spatial_gigantic_patch14_448": ("pe_spatial", {"img_size": 448}),
+    "vit_pe_lang_large_patch14_448": ("pe_spatial", {"img_size": 448}),
     "vit_base_patch16_rope_224": ("rope_vit", {"img_size": 64}),
     "eva02_tiny_patch14_224": ("eva02", {"img_size": 224}),
     "vit_base_patch14_reg1_tipsv2": ("tips", {"img_size": 56}),
@@ -39,17 +39,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # timm's name: family, what is
     "vit_small_plus_patch16_dinov3_qkvb": ("dinov3", {"img_size": 64}),
     "vit_base_patch14_reg4_dinov2": ("dinov2", {"img_size": 56}),
     "deit3_base_patch16_224": ("vit", {"img_size": 64}),
+    "samvit_base_patch16": ("sam", {"img_size": 320, "global_attn_indexes": (1,)}),
 }
 TOLD = {  # what the file does not tell, and the user does
     "vit_base_patch16_rope_ape_224": ("rope_vit", {"img_size": 64}, "family=rope_vit"),
-    "vit_pe_spatial_base_patch16_512": ("pe", {"img_size": 512}, "family=pe"),
+    "vit_pe_spatial_base_patch16_512": ("pe_spatial", {"img_size": 512}, "family=pe_spatial"),
     "vit_base_patch16_clip_224": ("clip", {"img_size": 64}, "activation=gelu&mean=.1,.2,.3&std=.5"),
     "vit_base_patch16_gap_224": ("siglip", {"img_size": 64, "num_heads": 4}, "heads=4&activation=gelu"),
 }
 REFUSED = {
-    "samvit_base_patch16": ({"img_size": 64}, "SAM's image encoder.*attend in windows"),
     "vit_base_patch16_rope_ape_224": ({"img_size": 64}, "family=deit3 or family=rope_vit"),
-    "vit_pe_spatial_base_patch16_512": ({"img_size": 64}, "family=pe or family=clip"),
+    "vit_pe_spatial_base_patch16_512": ({"img_size": 64}, "family=pe_spatial or family=clip"),
     "vit_base_patch16_rpn_224": ({"img_size": 64, "global_pool": "avg"}, "norms after attention"),
     "vit_base_patch16_rope_mixed_224": ({"img_size": 64}, "no known family|rope.freqs"),
 }
@@ -94,7 +94,11 @@ def assert_features(model: Any, ours: torch.nn.Module, side: int) -> None:
     """The patch features of both are equal to 1e-4."""
     images = torch.randn(1, 3, side, side)
     with torch.no_grad():
-        theirs = model.forward_features(images)[:, model.num_prefix_tokens :]
+        if hasattr(model, "neck"):  # SAM's, which gives a map
+            model.neck = torch.nn.Identity()
+            theirs = model.forward_features(images).flatten(2).mT
+        else:
+            theirs = model.forward_features(images)[:, model.num_prefix_tokens :]
         grid = ours.eval()(images).grid.flatten(1, 2)
     assert torch.allclose(grid, theirs, rtol=1e-4, atol=1e-4)
 

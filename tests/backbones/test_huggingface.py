@@ -19,11 +19,15 @@ import transformers
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from mimbench.backbones.checkpoint import EncoderInfo, build_encoder, save_encoder
 from mimbench.backbones.checkpoints.export import export_encoder
+from mimbench.backbones.checkpoints.huggingface.family import family_of
+from mimbench.backbones.checkpoints.huggingface.folder import NOT_THEIRS, Config
 from mimbench.backbones.checkpoints.huggingface.models import MODEL_TYPES, TOWERS
+from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.config import Rope, Traits, ViT
 from mimbench.backbones.content import content_hash, content_hashes
 from mimbench.backbones.positions import sincos_2d
@@ -37,6 +41,8 @@ transformers_logging.disable_progress_bar()
 TINY = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
 ODD = {**TINY, "intermediate_size": 80, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-3}
 RATIO = {**TINY, "mlp_ratio": 3, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-3}
+BIASES = {"qkv_bias": True, "mlp_bias": True}
+SAM = {"mlp_dim": 80, "window_size": 3, "global_attn_indexes": [1], "output_channels": 8}
 GATED = {"use_gated_mlp": True, "hidden_act": "silu"}
 
 
@@ -86,6 +92,16 @@ def unmasked(model: Any, images: Tensor) -> Tensor:
     return model(images, noise=noise, interpolate_pos_encoding=True).last_hidden_state
 
 
+def before_the_neck(model: Any, images: Tensor) -> Tensor:
+    """SAM's tokens after its last block; `last_hidden_state` is the neck's map."""
+    caught: list[Tensor] = []
+    encoder = model.vision_encoder
+    handle = encoder.layers[-1].register_forward_hook(lambda _module, _input, made: caught.append(made))
+    encoder(images)
+    handle.remove()
+    return caught[0].flatten(1, 2)
+
+
 BOTH = {48: last_hidden_state}
 CASES = {
     "vit": Case("vit", "vit", ODD, at={48: resized}),
@@ -112,6 +128,11 @@ CASES = {
     "altclip": Case("altclip_vision_model", "clip", ODD, post_normed),
     "siglip": Case("siglip_vision_model", "siglip", {**ODD, "hidden_act": "gelu"}, at={48: resized}),
     "siglip2": Case("siglip2_vision_model", "siglip", {**ODD, "num_patches": 16}, flat_patches, at={48: flat_patches}),
+    "aimv2": Case("aimv2_vision_model", "aimv2", {**ODD, "hidden_act": "silu", "rms_norm_eps": 1e-3}, at={}),
+    "aimv2_biases": Case("aimv2_vision_model", "aimv2", {**ODD, "hidden_act": "silu", **BIASES}),
+    "tipsv2": Case("tipsv2_vision_model", "tips", {**RATIO, "num_register_tokens": 1}),
+    "sam": Case("sam_vision_model", "sam", {**ODD, **SAM}, before_the_neck),
+    "sam_hq": Case("sam_hq_vision_model", "sam", {**ODD, **SAM, "mlp_ratio": 3.0, "mlp_dim": None}, before_the_neck),
     "vitdet": Case("vitdet", "vitdet", {**RATIO, "pretrain_image_size": 32}, feature_map, at={48: feature_map}),
 }
 
@@ -177,7 +198,8 @@ def test_vitdet_of_global_blocks_gives_the_librarys_patches(
     found = open_weights(folder)
     assert vitdet_reason(found.traits) is None
     options: dict[str, Any] = {"rel_pos": False, "prefix": "global", "norm": found.info.final_norm}
-    backbone = ViTDet(found.vit, found.traits, image=32, global_blocks=range(found.vit.depth), **options)
+    everywhere = None if found.traits.windows else range(found.vit.depth)
+    backbone = ViTDet(found.vit, found.traits, image=32, global_blocks=everywhere, **options)
     backbone.load_encoder(found.encoder, found.traits)
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
@@ -408,14 +430,15 @@ def test_what_no_class_can_be_does_not_go_out(
 
 
 OTHERS = {  # what else transformers has that looks like a ViT, by model type, with what makes it tiny
-    "aimv2_vision_model": {},
     "audio-spectrogram-transformer": {"max_length": 64, "num_mel_bins": 32},
     "dpt": {"backbone_out_indices": [0, 1, 1, 1]},
     "flava_image_model": {},
     "mlcd_vision_model": {},
     "owlvit_vision_model": {},
     "pixio": {"mlp_ratio": 2},
-    "tipsv2_vision_model": {"mlp_ratio": 2},
+    "internvl_vision": {},
+    "sam3_vit_model": {"window_size": 2, "global_attn_indexes": [1], "rope_theta": 10.0},
+    "videoprism_vision_model": {"num_frames": 2},
     "videomae": {"num_frames": 4},
     "vivit": {"num_frames": 4, "tubelet_size": [2, 8, 8]},
     "yolos": {"image_size": [32, 32], "num_detection_tokens": 4},
@@ -433,6 +456,39 @@ def test_what_looks_like_a_vit_and_is_none_of_ours_is_refused(kind: str, tmp_pat
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         open_weights(tmp_path).require()
+
+
+def test_every_model_type_of_the_library_is_tried_or_refused_by_its_name(tmp_path: Path) -> None:
+    assert {case.kind for case in CASES.values()} == set(MODEL_TYPES)
+    file = tmp_path / "model.safetensors"
+    others = set(MODEL_MAPPING_NAMES) - {*MODEL_TYPES, *TOWERS, *NOT_THEIRS}
+    assert len(others) > 300
+    for name in others:
+        weights = {"embeddings.patch_embeddings.projection.weight": torch.zeros(48, 3, 8, 8)}
+        opened = Opened(
+            file, "safetensors", 0, weights, "", config=Config(tmp_path / "config.json", {"model_type": name})
+        )
+        with pytest.raises(ValueError, match=f"model_type={name}, which is not supported"):
+            family_of(opened)
+
+
+def test_the_wrapper_of_timms_models_is_read_as_timms(tmp_path: Path) -> None:
+    options = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "patch_size": 8, "act_layer": "gelu_tanh"}
+    config = CONFIG_MAPPING["timm_wrapper"](architecture="vit_base_patch16_siglip_gap_224", model_args=options)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    statistics = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    (tmp_path / "config.json").write_text(json.dumps({**values, "pretrained_cfg": statistics}))
+    ours, info = build_encoder(tmp_path, ViT())
+    assert info is not None
+    assert (info.family, info.vit.heads, info.traits.activation) == ("siglip", 3, "gelu_tanh")
+    assert (info.mean, info.std, info.assumed) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.timm_model.forward_features(images)
+        assert (ours.norm(ours.eval().encode(images)) - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
 def test_defaults_are_the_librarys() -> None:

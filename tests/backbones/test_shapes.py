@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mimbench.backbones.config import Rope, Traits, ViT
+from mimbench.backbones.config import Rope, Traits, ViT, Windows
 from mimbench.backbones.shapes import encoder_shapes
 from mimbench.backbones.vit import VisionTransformer
 
@@ -44,3 +44,8 @@ def test_every_pair_of_traits(where: dict[str, Any]) -> None:
 def test_all_blocks_in_the_order_of_the_state_dictionary() -> None:
     deep = replace(VIT, depth=3)
     assert list(encoder_shapes(deep, True, Traits()).items()) == list(_built(deep, True, Traits()).items())
+
+
+def test_tables_of_windows_and_of_global_blocks() -> None:
+    deep, traits = replace(VIT, depth=3), Traits(class_token=False, windows=Windows(3, (1,)))
+    assert list(encoder_shapes(deep, False, traits).items()) == list(_built(deep, False, traits).items())

@@ -78,7 +78,7 @@ def test_timms_training_file_names_its_model(tmp_path: Path) -> None:
 
 def test_open_clips_config_tells_activation_and_heads(tmp_path: Path) -> None:
     saved(tmp_path, "vit_base_patch16_clip_224")
-    tower = {"width": 128, "head_width": 32, "layers": 2}
+    tower = {"width": 128, "head_width": 32, "layers": 2, "image_size": 64, "patch_size": 16}
     images = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     for quick, activation in ((True, "quick_gelu"), (False, "gelu")):
         config = {"model_cfg": {"quick_gelu": quick, "vision_cfg": tower}, "preprocess_cfg": images}
@@ -86,6 +86,11 @@ def test_open_clips_config_tells_activation_and_heads(tmp_path: Path) -> None:
         info = load_encoder(tmp_path / "model.pth")[1]
         assert (info.traits.activation, info.vit.heads, info.mean[0]) == (activation, 4, 0.5)
         assert not info.assumed
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({**config, "model_cfg": {"vision_cfg": {**tower, "image_size": [32, 128]}}})
+    )
+    with pytest.raises(ValueError, match="2 x 8 patches; mimbench supports only square grids"):
+        load_encoder(tmp_path / "model.pth")
 
 
 def test_heads_of_the_papers(tmp_path: Path) -> None:
@@ -171,3 +176,18 @@ def test_a_grid_that_is_not_square_is_refused_where_it_is_told(tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="2 x 8 patches; mimbench supports only square grids"):
         load_encoder(tmp_path / "model.pth")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="2 x 8 patches; mimbench supports only square grids"):
+        load_encoder(f"{tmp_path}/model.pth?grid=2x8")
+    with pytest.raises(ValueError, match="grid=5 is given, but its positions are for 4 x 4 patches"):
+        load_encoder(f"{tmp_path}/model.pth?grid=5")
+    with pytest.raises(ValueError, match="grid=four must be patches along a side"):
+        load_encoder(f"{tmp_path}/model.pth?grid=four")
+    assert "grid" not in load_encoder(f"{tmp_path}/model.pth?grid=4")[1].assumed
+
+
+def test_an_unpublished_size_with_learned_positions_is_assumed_square(tmp_path: Path) -> None:
+    model = timm.create_model("vit_small_patch14_dinov2", **{**TINY, "img_size": (28, 112)})
+    torch.save({**model.state_dict(), "mask_token": torch.zeros(1, 128)}, tmp_path / "dinov2.pth")
+    info = load_encoder(tmp_path / "dinov2.pth")[1]
+    assert {"heads", "grid"} <= set(info.assumed)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mimbench.backbones.config import ViT
+from mimbench.backbones.config import Traits, ViT
 from mimbench.det.config import MaskRCNNConfig, Proposals
 from mimbench.det.recipes import lvis as recipes_lvis
 from mimbench.det.recipes import machines as recipes_machines
@@ -48,7 +48,7 @@ def test_a_recipe_survives_being_written_out(recipe) -> None:
 )
 def test_published_recipes(recipe, blocks, width, drop_path, decay) -> None:
     config = recipe()
-    assert config.vitdet.attend_globally(config.encoder.depth) == blocks
+    assert config.vitdet.attend_globally(config.encoder.depth, Traits()) == blocks
     assert (config.encoder.width, config.vitdet.drop_path, config.layer_decay) == (width, drop_path, decay)
     assert config.shape_for(config.encoder).patch == 16
 

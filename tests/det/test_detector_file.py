@@ -12,7 +12,7 @@ import torch
 
 from mimbench.backbones.checkpoint import load_encoder
 from mimbench.backbones.checkpoints.export import export_encoder
-from mimbench.backbones.config import SIZES, ViT
+from mimbench.backbones.config import SIZES, Traits, ViT
 from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
 from mimbench.det.model.build import build_detector, from_scratch
 from mimbench.det.model.detector_config import config_of
@@ -57,7 +57,7 @@ def test_the_sizes_of_detectron2s_releases_are_read_off_their_weights(size: str,
     read = config_of(weights, "model_final.pkl")
     assert (read.encoder, read.image, read.proposals, read.heads) == (shape, 1024, wanted.proposals, wanted.heads)
     assert (read.vitdet.window, read.vitdet.scales, read.vitdet.rel_pos) == (14, wanted.vitdet.scales, rel_pos)
-    assert read.vitdet.attend_globally(shape.depth) == wanted.vitdet.attend_globally(shape.depth)
+    assert read.vitdet.attend_globally(shape.depth, Traits()) == wanted.vitdet.attend_globally(shape.depth, Traits())
 
 
 def test_detectron2s_file_is_opened(tmp_path: Path) -> None:

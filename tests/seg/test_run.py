@@ -32,6 +32,8 @@ from mimbench.seg.config import (
     UPerNetConfig,
 )
 from mimbench.seg.data.split import open_split
+from mimbench.seg.evaluation.bootstrap import counts, intervals, miou
+from mimbench.seg.evaluation.metric import Confusion
 from mimbench.seg.run import run
 from mimbench.seg.upernet import SEGMENTER
 from tests.kills import die, forked, killed
@@ -65,7 +67,9 @@ KNN = PatchKnnConfig(data="x", encoder=ENCODER, image=32, neighbours=(1, 3), eva
 
 
 def _run_dir(path: Path, config: Segmentation) -> RunDir:
-    return RunDir.create(path, to_text(config), {"recipe": "seg/test", "stage": "seg", "identity": "0"})
+    return RunDir.create(
+        path, to_text(config), {"recipe": "seg/test", "stage": "seg", "identity": "0", "config": type(config).__name__}
+    )
 
 
 def test_from_label_maps_to_numbers(make_pairs, tmp_path) -> None:
@@ -98,6 +102,18 @@ def test_from_label_maps_to_numbers(make_pairs, tmp_path) -> None:
         right += (np.asarray(Image.open(file))[known_pixels] == labels[known_pixels]).sum()
         total += known_pixels.sum()
     assert 100 * right / total == pytest.approx(outcome.metrics["aacc"])
+    directory.result.write_text(json.dumps({"metrics": outcome.metrics}))
+    spreads, images = intervals(directory, 40)
+    assert (set(spreads), images) == ({"miou"}, 6)
+    assert spreads["miou"].value == pytest.approx(outcome.metrics["miou"])
+    assert spreads["miou"].low <= spreads["miou"].value <= spreads["miou"].high
+    times, copies = [2, 0, 1, 3, 0, 0], Confusion(3)  # a draw is the mIoU of copies of the images
+    for index, file in enumerate(written):
+        for _ in range(times[index]):
+            predicted, labels = (torch.from_numpy(np.array(one)) for one in (Image.open(file), val.labels(index)))
+            copies.add(predicted, labels)
+    drawn = np.stack([np.asarray(times, float) @ part for part in counts(val, directory)])
+    assert miou(drawn[None])[0] == pytest.approx(copies.metrics()["miou"])
 
 
 def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""BEiT and BEiT v2, and these and SimMIM after fine-tuning: relative positions, LayerScale, no bias in keys.
+"""BEiT, BEiT v2 and data2vec, and these and SimMIM after fine-tuning: relative positions, LayerScale, no bias in keys.
 
 A pretraining file has one table of relative positions for all blocks; a fine-tuned file has a table in each block. The
 shared table is copied into every block, as the fine-tuning code of both does; this is exact. Resizing a table to
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -59,6 +60,12 @@ def shared_table(weights: dict[str, Tensor]) -> Converted:
     return {**made, **tables}, dict.fromkeys(tables, "the positions that all blocks share, copied into each")
 
 
+def predicts_features(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether the decoder has the encoder's width on both sides, as data2vec's; BEiT's predicts 8192 tokens."""
+    head = weights["lm_head.weight"]
+    return head.ndim == 2 and head.shape[0] == head.shape[1]
+
+
 _relative = partial(Family, positions="relative", grid=relative_grid, traits=relative_traits)
 BEIT_V2 = _relative(
     name="beitv2",
@@ -84,6 +91,15 @@ BEIT = _relative(
     std=HALF,
     unsure=("mean", "std"),
     notes=("image mean and deviation .5, as BEiT uses on ImageNet-22k; its runs on ImageNet-1k alone use ImageNet's",),
+)
+DATA2VEC = replace(
+    BEIT,
+    name="data2vec",
+    title="data2vec for images (Baevski et al., 2022), pretrained",
+    source="facebookresearch/data2vec_vision",
+    dropped=(INDEX, (r"lm_head\..*", "decoder: features of the teacher"), (r"mask_token", "mask token")),
+    notes=("recognised as BEiT's encoder whose decoder predicts features; image mean and deviation .5 are assumed",),
+    fits=predicts_features,
 )
 BEIT_FINETUNED = _relative(
     name="beit",

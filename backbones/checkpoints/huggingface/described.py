@@ -76,6 +76,8 @@ class Described:
     @cached_property
     def hidden(self) -> int:
         """Return the width inside the MLP; DINOv2's gated product has two thirds of it, up to a multiple of 8."""
+        if self.has("mlp_dim") and self.values.get("mlp_dim") is not None:  # SAM's, else as many as mlp_ratio says
+            return self.number("mlp_dim")
         if not self.has("mlp_ratio"):
             return self.number("intermediate_size")
         inside = int(self.width * self["mlp_ratio"])

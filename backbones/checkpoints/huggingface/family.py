@@ -17,13 +17,9 @@ from mimbench.backbones.checkpoints.families.beit import SHARED, TABLE, shared_t
 from mimbench.backbones.checkpoints.family import Converted, Family, Signature, matches
 from mimbench.backbones.checkpoints.huggingface.described import Described, said
 from mimbench.backbones.checkpoints.huggingface.folder import EXPORTED, WEIGHTS, Config
-from mimbench.backbones.checkpoints.huggingface.models import (
-    MODEL_TYPES,
-    REASONS,
-    TOWERS,
-    ModelType,
-)
+from mimbench.backbones.checkpoints.huggingface.models import MODEL_TYPES, TOWERS, ModelType
 from mimbench.backbones.checkpoints.huggingface.names import PATCH, converted
+from mimbench.backbones.checkpoints.huggingface.refused import REASONS
 from mimbench.backbones.checkpoints.info import from_json
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.config import Traits

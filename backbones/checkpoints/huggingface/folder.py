@@ -3,8 +3,9 @@
     weights_file(Path("dinov2-base"))     dinov2-base/model.safetensors
     config_beside(file)                   the values of config.json and of preprocessor_config.json beside it, or None
 
-A config counts only if it names a `model_type`, as transformers' do; timm's config.json, for one, does not. Without
-torch.
+A config counts only if it names a `model_type`, as transformers' do; timm's config.json, for one, does not, and
+transformers' wrapper of timm's models writes timm's (`checkpoints.stated` reads it). C-RADIO's files have its authors'
+names, which tell more than the config. Without torch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ WEIGHTS = (  # in the order in which transformers looks for them
 CONFIG = "config.json"
 IMAGES = ("preprocessor_config.json", "processor_config.json")  # of which the second holds the first in a part
 EXPORTED = "mimbench_exported"  # the metadata key of folders that mimbench wrote; its value is `EncoderInfo` as JSON
+NOT_THEIRS = ("timm_wrapper", "radio")  # model types whose files are read as those of timm and of NVIDIA
 LARGEST = 2**22  # bytes of a JSON file that are read
 
 
@@ -81,7 +83,8 @@ def config_beside(file: Path) -> Config | None:
     if not described.is_file():
         return None
     values = _read(described, file.name in WEIGHTS)
-    return Config(described, values, _images(file.parent)) if "model_type" in values else None
+    of_transformers = "model_type" in values and values["model_type"] not in NOT_THEIRS
+    return Config(described, values, _images(file.parent)) if of_transformers else None
 
 
 def version_beside(file: Path) -> tuple[tuple[int, int], ...]:

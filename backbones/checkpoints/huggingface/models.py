@@ -16,7 +16,7 @@ from mimbench.backbones.checkpoints.family import HALF, IMAGENET_MEAN, IMAGENET_
 from mimbench.backbones.checkpoints.huggingface import names
 from mimbench.backbones.checkpoints.huggingface.described import Described, said
 from mimbench.backbones.checkpoints.huggingface.names import Names, Step
-from mimbench.backbones.config import Interpolation, Traits
+from mimbench.backbones.config import Interpolation, Traits, Windows
 
 GATES = ("silu", "swish")  # the function of a gate, two names of one
 
@@ -88,6 +88,27 @@ _VITDET = {
     "use_absolute_position_embeddings": True,
     "use_relative_position_embeddings": False,
     "window_size": 0,
+}
+_AIMV2 = {
+    **_SIZES,
+    **{"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "image_size": 224, "patch_size": 14},
+    "intermediate_size": 2816,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "qkv_bias": False,
+    "mlp_bias": False,
+    "is_native": False,
+}
+_SAM = {
+    **_SIZES,
+    "image_size": 1024,
+    "patch_size": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "qkv_bias": True,
+    **{"mlp_ratio": 4.0, "mlp_dim": 3072, "use_abs_pos": True, "use_rel_pos": True},
+    "window_size": 14,
+    "global_attn_indexes": (2, 5, 8, 11),
 }
 
 
@@ -170,6 +191,32 @@ def _vitdet_traits(config: Described) -> Traits:
     return config.traits(class_token=False, positions=positions)
 
 
+def _aimv2_traits(config: Described) -> Traits:
+    if config["hidden_act"] not in GATES:
+        raise ValueError(f"{said('hidden_act', config['hidden_act'])} of a gated MLP; supported is silu (SwiGLU)")
+    if config["is_native"]:
+        raise ValueError(f"{said('is_native', True)}: its positions are computed for each image and no table is stored")
+    return Traits(
+        class_token=False,
+        mlp="swiglu_split",
+        hidden=config.hidden,
+        qkv_bias=config["qkv_bias"],
+        proj_bias=config["qkv_bias"],  # one setting for both
+        mlp_bias=config["mlp_bias"],
+        norm="rms",
+        norm_eps=config["rms_norm_eps"],
+        patch_norm=True,
+    )
+
+
+def _sam_traits(config: Described) -> Traits:
+    for key in ("use_abs_pos", "use_rel_pos"):
+        if not config[key]:
+            raise ValueError(f"{said(key, False)}; SAM's image encoder has absolute and relative positions")
+    windows = Windows(config.number("window_size"), tuple(config["global_attn_indexes"]))
+    return config.traits(class_token=False, windows=windows)
+
+
 _JOINED = (names.with_axes, names.joined_heads)
 _SEPARATE = (names.separate_biases, names.joined_heads)
 _BEIT_TYPE = ModelType(
@@ -224,6 +271,26 @@ _VIT_TYPE = ModelType(
     interpolation="bicubic-antialias",
     mean=HALF,
     std=HALF,
+)
+_SAM_TYPE = ModelType(
+    family="sam",
+    title="SAM's image encoder (Kirillov et al., 2023)",
+    defaults=_SAM,
+    names=names.SAM,
+    traits=_sam_traits,
+    steps=(names.flat_table,),
+    final_norm=lambda _: False,
+)
+_TIPS_TYPE = replace(
+    _DINOV2_TYPE,
+    family="tips",
+    title="TIPS v2 (Maninis et al., 2024)",
+    defaults={**_DINOV2, "image_size": 448, "num_register_tokens": 1},
+    names=names.TIPS,
+    steps=(),
+    interpolation="bilinear-antialias",
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
 )
 MODEL_TYPES: Mapping[str, ModelType] = {
     "vit": _VIT_TYPE,
@@ -302,8 +369,26 @@ MODEL_TYPES: Mapping[str, ModelType] = {
         steps=(),
         final_norm=lambda _: False,
     ),
+    "aimv2_vision_model": ModelType(
+        family="aimv2",
+        title="AIMv2 (Fini et al., 2024)",
+        defaults=_AIMV2,
+        names=names.AIMV2,
+        traits=_aimv2_traits,
+        steps=(*_JOINED, names.gated_in_two),
+        interpolation="bicubic-antialias",
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    ),
+    "tipsv2_vision_model": _TIPS_TYPE,
+    "sam_vision_model": _SAM_TYPE,
+    "sam_hq_vision_model": replace(_SAM_TYPE, title="SAM-HQ's image encoder (Ke et al., 2023)"),
 }
-TOWERS: Mapping[str, str] = {  # models of image and text: the model type of their `vision_config`
+TOWERS: Mapping[str, str] = {  # models of image and text, or prompts: the model type of their `vision_config`
+    "aimv2": "aimv2_vision_model",
+    "tipsv2": "tipsv2_vision_model",
+    "sam": "sam_vision_model",
+    "sam_hq": "sam_hq_vision_model",
     "clip": "clip_vision_model",
     "metaclip_2": "metaclip_2_vision_model",
     "chinese_clip": "chinese_clip_vision_model",
@@ -311,20 +396,4 @@ TOWERS: Mapping[str, str] = {  # models of image and text: the model type of the
     "clipseg": "clipseg_vision_model",
     "siglip": "siglip_vision_model",
     "siglip2": "siglip2_vision_model",
-}
-_PYRAMID = "its stages have other widths and grids, and encoders here have one of each"
-_CONVOLUTIONS = "it is a convolutional network"
-_VIDEO = "it embeds video"
-_TIMM = "it wraps a model of timm's; give timm's own file"
-_TOKENS = "its tokens are not a class token, registers and patches"
-REASONS: Mapping[str, str] = {  # why a model type is not taken, of those that people try
-    **dict.fromkeys(("hiera", "swin", "swinv2", "maskformer-swin", "segformer", "pvt", "pvt_v2", "dinat"), _PYRAMID),
-    **dict.fromkeys(("levit", "mobilevit", "mobilevitv2", "efficientformer", "swiftformer", "sam2"), _PYRAMID),
-    **dict.fromkeys(
-        ("convnext", "convnextv2", "dinov3_convnext", "resnet", "regnet", "efficientnet", "bit"), _CONVOLUTIONS
-    ),
-    **dict.fromkeys(("vivit", "videomae", "vjepa2", "timesformer"), _VIDEO),
-    **dict.fromkeys(("timm_wrapper", "timm_backbone"), _TIMM),
-    **dict.fromkeys(("yolos", "pixio", "radio"), _TOKENS),
-    **dict.fromkeys(("sam", "sam_hq"), "a neck of convolutions and windows belong to it"),
 }

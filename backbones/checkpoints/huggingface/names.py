@@ -104,6 +104,59 @@ VITDET = Names(
     ),
     dropped=(),
 )
+TIPS = Names(  # the authors' names, which transformers writes
+    patches=r"(vision_encoder\.)?patch_embed\.proj\.weight",
+    renames=(
+        (r"^vision_encoder\.", ""),
+        (r"^register_tokens$", "reg_token"),
+        (r"\.mlp\.(c_fc|w12)\.", ".mlp.fc1."),
+        (r"\.mlp\.(c_proj|w3)\.", ".mlp.fc2."),
+    ),
+    dropped=(
+        (r"(vision_encoder\.)?mask_token", "mask token"),
+        (r"text_encoder\..*", "text tower"),
+        (r"temperature", "a number beside the towers"),
+    ),
+)
+AIMV2 = Names(
+    patches=r"(vision_model\.)?embeddings\.patch_embed\.weight",
+    renames=(
+        (r"^vision_model\.", ""),
+        (r"^embeddings\.patch_embed\.", "patch_embed.proj."),
+        (r"^embeddings\.rms_norm\.", "patch_embed.norm."),
+        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+        (r"^encoder\.layers\.", "blocks."),
+        (r"\.attention\.([qkv])_proj\.", r".attn.\1_proj."),
+        (r"\.attention\.out_proj\.", ".attn.proj."),
+        (r"\.ffn\.", ".mlp."),
+        (r"\.rms_norm([12])\.", r".norm\1."),
+        (r"^rms_norm\.", "norm."),
+    ),
+    dropped=CLIP.dropped,
+)
+SAM = Names(
+    patches=r"vision_encoder\.patch_embed\.projection\.weight",
+    renames=(
+        (r"^vision_encoder\.", ""),
+        (r"^patch_embed\.projection\.", "patch_embed.proj."),
+        (r"^layers\.", "blocks."),
+        (r"\.layer_norm([12])\.", r".norm\1."),
+        (r"\.mlp\.lin([12])\.", r".mlp.fc\1."),
+    ),
+    dropped=(
+        (r"vision_encoder\.neck\..*", "neck"),
+        (r"prompt_encoder\..*", "encoder of prompts"),
+        (r"mask_decoder\..*", "decoder of masks"),
+        (r"shared_image_embedding\..*", "encoder of prompts"),
+    ),
+)
+
+
+def flat_table(weights: dict[str, Tensor], how: dict[str, str]) -> None:
+    """Give SAM's position table (1, n, n, D) the axes of the others, (1, n * n, D)."""
+    if "pos_embed" in weights and weights["pos_embed"].ndim == 4:
+        weights["pos_embed"] = weights["pos_embed"].flatten(1, 2)
+        how["pos_embed"] = "rows and columns joined"
 
 
 def joined_heads(weights: dict[str, Tensor], how: dict[str, str]) -> None:

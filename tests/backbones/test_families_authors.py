@@ -1,0 +1,123 @@
+"""Encoders by their authors' own names: tokens of the originals, and what becomes of every key.
+
+The golden files were written by the originals' own code (golden/make_authors.py), in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mimbench.backbones.checkpoint import load_encoder
+from mimbench.backbones.checkpoints.match import match
+from mimbench.backbones.checkpoints.opening import open_checkpoint
+from mimbench.backbones.config import Rope, Traits, Windows
+from mimbench.backbones.vit import VisionTransformer
+from mimbench.backbones.vitdet import ViTDet
+from mimbench.backbones.weights import open_weights
+from tests.backbones.golden.sine import image, summary
+from tests.backbones.test_families_golden import close, golden, write
+
+SCALED = Traits(layer_scale=True)
+CLIP = Traits(pre_norm=True, patch_bias=False, norm_eps=1e-5, activation="quick_gelu")
+PE = Traits(pre_norm=True, patch_bias=False, norm_eps=1e-5, rope=Rope(4, order="xy", offset=1.0))
+TOKENLESS = replace(PE, class_token=False, layer_scale=True, hidden=320, rope=Rope(4, order="xy"))
+SAM = Traits(class_token=False, windows=Windows(3, (1,)))
+RELATIVE = Traits(positions="relative", layer_scale=True)
+CASES = {  # file: family, traits, final norm, mean of the first colour
+    "sam": ("sam", SAM, False, 0.485),
+    "pe_core": ("pe", PE, True, 0.5),
+    "pe_spatial": ("pe_spatial", PE, False, 0.5),
+    "pe_spatial_giant": ("pe_spatial", TOKENLESS, False, 0.5),
+    "pe_lang": ("pe_spatial", replace(PE, layer_scale=True), False, 0.5),
+    "radio": ("radio", Traits(registers=7, patch_bias=False), False, 0.48145466),
+    "franca": ("dinov2", replace(SCALED, mlp="swiglu", hidden=176), True, 0.485),
+    "ibot": ("dino", Traits(), True, 0.485),
+    "tips": ("tips", replace(SCALED, registers=1), True, 0.0),
+    "data2vec": ("data2vec", RELATIVE, True, 0.5),
+    "open_clip": ("clip", CLIP, True, 0.48145466),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_features_are_those_of_the_authors_code(tmp_path: Path, name: str) -> None:
+    family, traits, final_norm, mean = CASES[name]
+    path = write(tmp_path, name)
+    state, info = load_encoder(path)
+    assert (info.family, info.traits, info.final_norm, info.mean[0]) == (family, traits, final_norm, mean)
+    encoder = VisionTransformer(info.vit, info.final_norm, "avg", info.traits, info.interpolation)
+    encoder.load_state_dict(state)
+    for features in golden(name)["features"]:
+        with torch.no_grad():
+            tokens = encoder.double().eval().encode(image(*features["size"]))
+            close(summary(encoder.norm(tokens), info.traits.prefix), features)
+    matched = match(open_checkpoint(path))
+    assert not matched.of("suspicious")
+    assert {entry.key for entry in matched.entries if entry.verdict != "expected missing"} == set(golden(name)["state"])
+
+
+def test_vitdet_has_sams_own_windows(tmp_path: Path) -> None:
+    found = open_weights(write(tmp_path, "sam"), "detector")
+    assert found.kind == "encoder"  # not a ViTDet backbone, though it has relative positions
+    for image_side in (40, 64):
+        net = ViTDet(found.vit, found.traits, image=image_side, rel_pos=False)
+        net.load_encoder(found.encoder, found.traits)
+        assert (net.window, net.is_global) == (3, (False, True, False))
+    net = ViTDet(found.vit, found.traits, image=40, rel_pos=False)
+    net.load_encoder(found.encoder, found.traits)
+    with torch.no_grad():
+        tokens = net.double().eval()(image(40, 40)).flatten(2).mT
+    close(summary(tokens, 0), golden("sam")["features"][0])
+
+
+def test_sam_by_other_sides_is_refused(tmp_path: Path) -> None:
+    state = torch.load(write(tmp_path, "sam"))["model"]
+    table = "image_encoder.blocks.2.attn.rel_pos_h"
+    torch.save({**state, table: torch.zeros(7, 64)}, tmp_path / "sam.pth")
+    with pytest.raises(ValueError, match="for sides of 3, 4 patches, and the image has 5"):
+        open_weights(tmp_path / "sam.pth").require()
+
+
+def test_data2vec_2_is_refused_with_its_reason(tmp_path: Path) -> None:
+    state = {
+        "modality_encoders.IMAGE.local_encoder.proj.weight": torch.zeros(64, 3, 8, 8),
+        "modality_encoders.IMAGE.extra_tokens": torch.zeros(1, 1, 64),
+        "blocks.0.norm1.weight": torch.ones(64),
+    }
+    torch.save({"model": state}, tmp_path / "base_imagenet.pt")
+    with pytest.raises(ValueError, match=r"data2vec 2\.0 .* norm the sum after attention and after the MLP"):
+        open_weights(tmp_path / "base_imagenet.pt").require()
+
+
+def test_a_conditioner_of_other_statistics_is_not_taken(tmp_path: Path) -> None:
+    state = torch.load(write(tmp_path, "radio"))["model"]
+    torch.save({**state, "input_conditioner.norm_mean": torch.full((3, 1, 1), 0.5)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth"):
+        open_weights(tmp_path / "other.pth").require()
+
+
+def test_radio_by_transformers_is_read_by_its_authors_names(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "patch_size": 8, "max_img_size": 48}
+    config = CONFIG_MAPPING["radio"](**sizes, num_cls_tokens=2, num_registers=3, summary_idxs=[0, 1])
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    model.save_pretrained(tmp_path)
+    state, info = load_encoder(tmp_path)
+    assert (info.family, info.traits.registers, info.traits.layer_scale) == ("radio", 4, True)
+    encoder = VisionTransformer(info.vit, info.final_norm, "avg", info.traits, info.interpolation)
+    encoder.load_state_dict(state)
+    for height, width in ((48, 48), (24, 40)):
+        images = torch.rand(2, 3, height, width)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (info.mean, info.std))
+        with torch.no_grad():
+            expected = model(images).last_hidden_state
+            tokens = encoder.eval().encode((images - mean) / std)
+        assert (tokens - expected).abs().max() < 1e-5 * expected.abs().max()
