@@ -13,7 +13,10 @@ Implementation: the bias has low rank, so it can be folded into queries and keys
 tables are appended to the query, the one-hot codes of row and column to the key. The result is plain attention, which
 fused kernels compute without storing the matrix of logits. On a CPU two cases are faster in another way. Without
 gradients, a large grid is computed a few rows of one head's queries at a time, while their logits are in the cache.
-With gradients, a small window is computed by matrix products, whose backward pass reuses the probabilities.
+With gradients, a small window is computed by matrix products, whose backward pass reuses the probabilities. On a GPU
+folded heads are filled up to a multiple of 8, which kernels take without copies. There the bias of a large grid can
+also be added to the logits (`attend_masked`): a third of the products, but the bias is stored. `FASTEST` lists the GPUs
+on which that is faster.
 tests/backbones/test_vitdet.py compares all of them with the plain form.
 """
 
@@ -21,6 +24,8 @@ tests/backbones/test_vitdet.py compares all of them with the plain form.
 # registers), n head, h and w grid, D width of all heads, d width of a head
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +42,14 @@ PLAIN = Traits()
 SMALL = 256  # up to this many tokens, matrix products are faster than the fused kernel in training on a CPU
 LARGE = 1024  # from this many tokens, a few rows at a time are faster than the fused kernel at inference on a CPU
 CACHED = 2**19  # logits of a few rows that fit in the cache
+
+
+UNIT = 8  # a GPU's attention kernels take heads whose width is a multiple of this
+
+Form = Literal["folded", "masked"]
+# The faster form for a large grid by the GPU's compute capability, from `benchmarks/gpu.py --only attention`; GPUs that
+# nobody has measured use "folded".
+FASTEST: dict[tuple[int, int], Form] = {}
 
 
 class WindowAttention(nn.Module):
@@ -190,7 +203,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, towards_h: Tensor, towards_w: Tensor
     q = q * q.shape[-1] ** -0.5
     if on_cpu and tokens >= LARGE and not before and not torch.is_grad_enabled():
         return attend_by_rows(q, k, v, bias_h, bias_w)
-    return attend_folded(q, k, v, bias_h, bias_w, fused=not (on_cpu and tokens <= SMALL and torch.is_grad_enabled()))
+    on_gpu = q.device.type == "cuda"
+    if FASTEST and on_gpu and tokens >= LARGE and FASTEST.get(torch.cuda.get_device_capability(q.device)) == "masked":
+        return attend_masked(q, k, v, bias_h, bias_w)
+    fused = not (on_cpu and tokens <= SMALL and torch.is_grad_enabled())
+    return attend_folded(q, k, v, bias_h, bias_w, fused=fused, unit=UNIT if on_gpu else 1)
 
 
 def _after(before: int, rows: Tensor) -> Tensor:
@@ -206,8 +223,13 @@ def _biases(q: Tensor, towards_h: Tensor, towards_w: Tensor) -> tuple[Tensor, Te
     return bias_h.flatten(2, 3), bias_w.flatten(2, 3)
 
 
-def attend_folded(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor, *, fused: bool) -> Tensor:
-    """Attend with the bias folded into scaled queries and keys; `fused` never stores the logits."""
+def attend_folded(
+    q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor, *, fused: bool, unit: int = 1
+) -> Tensor:
+    """Attend with the bias folded into scaled queries and keys; `fused` never stores the logits.
+
+    The fused kernel gets heads whose width is a multiple of `unit`: 96, not 92.
+    """
     rows, columns, width = bias_h.shape[-1], bias_w.shape[-1], v.shape[-1]
     row_code = torch.eye(rows, dtype=k.dtype, device=k.device).repeat_interleave(columns, 0)
     column_code = torch.eye(columns, dtype=k.dtype, device=k.device).repeat(rows, 1)
@@ -216,8 +238,18 @@ def attend_folded(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tenso
     key = torch.cat([k, code.expand(*k.shape[:2], -1, -1)], dim=-1)
     if not fused:
         return (query @ key.transpose(-2, -1)).softmax(-1) @ v
-    value = F.pad(v, (0, rows + columns))  # fused kernels need the same width for all three
+    empty = -query.shape[-1] % unit
+    if empty:
+        query, key = F.pad(query, (0, empty)), F.pad(key, (0, empty))
+    value = F.pad(v, (0, rows + columns + empty))  # fused kernels need the same width for all three
     return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :width].contiguous()
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
+    """Attend with the bias added to the logits of scaled queries: (B, n, P + N, P + N) numbers, stored for backward."""
+    bias = (bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2)
+    bias = F.pad(bias, (k.shape[2] - bias.shape[-1], 0)).to(q.dtype)  # keys before the grid have no bias
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0).contiguous()
 
 
 def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:

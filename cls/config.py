@@ -53,6 +53,10 @@ _CROP = (
     "training crops: one-draw draws once and clips to the image (MAE); torchvision draws until a crop fits; "
     "with features=augmented only"
 )
+_COMPILE = (
+    "compile the classifier that is trained, or the blocks of the frozen encoder: takes up to a minute at the start, "
+    "then every step is faster; a user's own encoder is left as it is"
+)
 _DATA = "name of a data set or its path; the layout is recognised (engine/data/layouts/recognise.py)"
 _SUBSET = "a text file with the training images to use, one per line (SimCLR's 1 % and 10 %); none uses all"
 
@@ -71,6 +75,7 @@ class Evaluation:
     jpeg_decoder: Decoder = science("torchvision", about=_DECODER, formerly="decoder")
     eval_crop: float | None = science(None, about=_EVAL_CROP)
     seed: int = science(0, about="seed of all random draws, and of the weights when there is no checkpoint")
+    compile: bool = speed(False, about=_COMPILE)
     compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:

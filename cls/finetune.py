@@ -51,6 +51,7 @@ from mimbench.engine.data.images import normalise
 from mimbench.engine.run.process import autocast_dtype, device_name, rank_and_world, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.compiling import compile_parts
 from mimbench.engine.training.optim import adamw, parameter_groups
 from mimbench.engine.training.schedule import warmup_cosine, whole_cosine
 from mimbench.engine.training.train import Trained, Training, train
@@ -181,6 +182,8 @@ def prepare(config: Finetune, device: torch.device) -> Prepared:
     head = (splits.classes, config.drop_path, config.pool, config.image)
     classifier = build_classifier(encoder.shape, *head, traits=encoder.traits)
     load_encoder_into(classifier, encoder.state_dict(), encoder.interpolation)
+    if config.compile:
+        compile_parts([classifier])
     augment = BatchAugmentation(config, splits.classes, *statistics(info), device)
     batches = Batches(
         finetune_crops(config, splits.train),

@@ -245,6 +245,10 @@ class MaskRCNNConfig:
     recompute: bool = speed(
         False, about="recompute the encoder's activations in the backward pass: less memory, more time"
     )
+    compile: bool = speed(
+        False,
+        about="compile the backbone and the RPN's head: takes a minute or two at the start, then a step is faster",
+    )
     evaluate_every: int | None = plumbing(None, about="steps between evaluations; none evaluates only at the end")
     eval_batch: int = speed(1, about="images per forward pass in evaluation", formerly="evaluate_batch")
     evaluate_precision: EvaluatePrecision = science("fp32", later=True, about=ABOUT)

@@ -42,6 +42,7 @@ from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.process import device_name, peak_memory, rank_and_world, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.compiling import compile_parts
 from mimbench.engine.training.train import Trained, Training, train
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ def run(config: MaskRCNNConfig, run: RunDir) -> Outcome:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         require_memory(config, info.vit if info else config.encoder, rank_and_world()[1], free)
+    if config.compile and config.engine == "mimbench":
+        compile_parts(model.compilable())
     images = TrainingImages(train_split, config.augment, config.image, config.heads.masks)
     evaluation = Evaluation(config, val_split, device)
     trained: Trained | Within | None = None

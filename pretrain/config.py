@@ -87,7 +87,11 @@ class Pretrain:
     seed: int = science(0)
     monitor: MonitorConfig = nested(MonitorConfig, formerly="health")
     evaluate_precision: EvaluatePrecision = speed("fp32", about=f"of the validation loss: {ABOUT}")
-    compile: bool = speed(False, about="compile the loss: takes a minute at the start, then steps are faster")
+    compile: bool | Literal["blocks"] = speed(
+        False,
+        about="compile the loss: takes a minute at the start, then steps are faster; blocks: only the blocks, one for "
+        "all that are alike, so that the first step comes sooner",
+    )
     recompute: bool = speed(False, about="recompute activations in the backward pass: less memory, more time")
     full_export: bool = plumbing(False, about="write all weights, including the decoder's, to model.pth at the end")
     keep_encoder_every: int | None = plumbing(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFolder
 from mimbench.engine.run.atomic import write_with
+from mimbench.engine.run.process import part_of_rank, summed
 from mimbench.pretrain.masking.strategies import Masked
 from mimbench.pretrain.methods.pixels import pixels
 from mimbench.pretrain.monitor import Squares
@@ -42,13 +43,19 @@ def fixed_noise(images: Tensor, patches: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def validation_loss(step: Step, images: Tensor, seed: int, batch: int) -> float:
-    """Return the mean loss on uint8 `images` (M, 3, H, W) with fixed masks, always those of the first epoch."""
+    """Return the mean loss on uint8 `images` (M, 3, H, W) with fixed masks, always those of the first epoch.
+
+    Each process computes the losses of its share of the images; all of them must call this.
+    """
     noise_MN = fixed_noise(images, step.grid[0] * step.grid[1], seed)
     total = torch.zeros((), dtype=torch.float64, device=images.device)
-    for part, noise in zip(images.split(batch), noise_MN.split(batch), strict=True):
+    share = part_of_rank(len(images))
+    for first in range(share.start, share.stop, batch):
+        mine = slice(first, min(first + batch, share.stop))
+        part, noise = images[mine], noise_MN[mine]
         normalised = step.normalised(part)
         total += step.method(normalised, *step.choose(normalised, noise, None, 0.0)).double() * len(part)
-    return float(total / len(images))
+    return float(summed(total) / len(images))
 
 
 @torch.no_grad()

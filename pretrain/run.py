@@ -29,6 +29,7 @@ from mimbench.engine.run.precision import evaluating_in
 from mimbench.engine.run.process import device_name, rank_and_world, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.compiling import blocks_of, compile_parts
 from mimbench.engine.training.optim import adamw, parameter_groups
 from mimbench.engine.training.schedule import warmup_cosine, warmup_drops, whole_cosine
 from mimbench.engine.training.train import Trained, Training, train
@@ -86,7 +87,9 @@ def build_step(config: Pretrain) -> Step:
     for module in method.modules():
         if hasattr(module, "recompute"):
             setattr(module, "recompute", config.recompute)  # noqa: B010 (mypy infers a tensor)
-    if config.compile:
+    if config.compile == "blocks":
+        compile_parts(blocks_of(method))
+    elif config.compile:
         method.compile(dynamic=False)
     return Step(method, masking)
 

@@ -199,6 +199,9 @@ class UPerNetConfig(DataAndEncoder):
     weight_decay: float = science(0.05, about="of matrices and tables, including the position table and class token")
     grad_clip: float | None = science(None, about="largest gradient norm; none disables clipping")
     recompute: bool = speed(False, about="recompute the encoder's activations in the backward pass to save memory")
+    compile: bool = speed(
+        False, about="compile encoder and pyramid: takes a minute or two at the start, then steps are faster"
+    )
     fused_head: bool = speed(
         True, about="mix the head's channels before enlarging maps: two fifths fewer operations, equal up to rounding"
     )

@@ -22,6 +22,7 @@ from mimbench.engine.run.atomic import write_text
 from mimbench.engine.run.process import autocast_dtype, device_name, peak_memory, rank_and_world, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.compiling import compile_parts
 from mimbench.engine.training.train import Trained, Training, train
 from mimbench.seg.config import LinearSegmentationConfig, UPerNetConfig
 from mimbench.seg.data.batches import TrainingCrops, collate
@@ -50,6 +51,8 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         require_memory(config, built.info.vit if built.info else config.encoder, rank_and_world()[1], free)
+    if config.compile:
+        compile_parts(built.model.compilable())
     evaluation = evaluation_of(config, val, device, run.path)
     trained: Trained | None = None
     if config.steps == 0:

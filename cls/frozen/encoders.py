@@ -30,6 +30,7 @@ from mimbench.cls.config import Evaluation, FastLinear, FewShot, FrozenPool, Knn
 from mimbench.cls.frozen.features import FrozenEncoder, Source, autocast, sources_of
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mimbench.engine.run.process import autocast_dtype
+from mimbench.engine.training.compiling import blocks_of, compile_parts
 
 # B image of a batch, T token, D width, S side of an image
 
@@ -209,6 +210,8 @@ def _frozen_vit(
 ) -> FrozenViT:
     _bring_positions(model, config.image)
     model.requires_grad_(False).eval().to(device)
+    if config.compile:
+        compile_parts(blocks_of(model))
     source = Source(_pools(config)[0], model.shape.depth, config.norm)
     return FrozenViT(source, device, autocast_dtype(config.compute, device), config.eval_batch, model, info)
 

@@ -103,6 +103,10 @@ class MaskRCNN(nn.Module):
         maps: list[Tensor] = self.backbone(self.normalised(images, sizes, side))
         return maps
 
+    def compilable(self) -> list[nn.Module]:
+        """Return the modules that torch.compile captures in one graph each; the rest depends on the data."""
+        return [self.backbone, self.proposal_generator.rpn_head]
+
     def normalised(self, images: Tensor, sizes: Sequence[tuple[int, int]], side: int | None = None) -> Tensor:
         """Normalise images (B, 3, H, W) in 0..255 and pad to (B, 3, side, side), with zeros outside the true sizes.
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mimbench.engine.data.batches import move
 from mimbench.engine.run.process import autocast_dtype, derived_seed, rank_and_world, seed_all
 from mimbench.engine.training.distributed import data_parallel
 from mimbench.engine.training.ema import Ema
 from mimbench.engine.training.training import Training
+from mimbench.engine.training.transfer import Transfer
 
 
 class Stepper:
@@ -31,6 +31,7 @@ class Stepper:
         self.optimizer = training.optimizer
         self.rank, _ = rank_and_world()
         self.forward = data_parallel(self.model)
+        self.to_device = Transfer(device)
         self.dtype = autocast_dtype(training.compute, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.ema = Ema(self.model, training.ema) if training.ema is not None else None
@@ -61,8 +62,7 @@ class Stepper:
 
     def _micro_step(self, index: int, micro: int, batch: Any) -> dict[str, Tensor]:
         accumulate = self.training.compute.accumulate
-        if self.device.type != "cpu":
-            batch = move(batch, self.device)
+        batch = self.to_device(batch)
         seed_all(derived_seed(self.training.seed, self.rank, index, micro))
         with self._gradients_stay_here(micro + 1 < accumulate):
             with self._autocast():

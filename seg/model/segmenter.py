@@ -99,6 +99,10 @@ class UPerNet(nn.Module):
         made: Tensor = self.decode_head(self.neck(self.backbone(images)))
         return made
 
+    def compilable(self) -> list[nn.Module]:
+        """Return the modules that torch.compile captures in one graph each."""
+        return [self.backbone, self.neck]
+
     def fixed_side(self) -> int | None:
         """The only image side that the model accepts: the one of its relative positions; None without them."""
         return None if self.backbone.grid is None else self.backbone.grid * self.backbone.patch

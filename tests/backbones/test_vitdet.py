@@ -17,7 +17,13 @@ from mimbench.backbones.config import ViT
 from mimbench.backbones.pyramid import ChannelNorm, SimpleFeaturePyramid
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.vitdet import ViTDet
-from mimbench.backbones.window_attention import WindowAttention, attend, attend_by_rows, attend_folded
+from mimbench.backbones.window_attention import (
+    WindowAttention,
+    attend,
+    attend_by_rows,
+    attend_folded,
+    attend_masked,
+)
 
 TINY = ViT(32, 4, 4, patch=16, image=64)
 LAST = {  # relative positions, height, width: sum, first three channels of the first patch
@@ -160,6 +166,8 @@ def test_every_form_gives_the_same_in_single_precision(side: int) -> None:
     scaled = q * 16**-0.5
     plain = (scaled @ k.transpose(-2, -1) + bias).softmax(-1) @ v
     forms = [attend_folded(scaled, k, v, bias_h, bias_w, fused=fused) for fused in (True, False)]
+    forms += [attend_folded(scaled, k, v, bias_h, bias_w, fused=True, unit=8)]  # 26 or 82, filled up
+    forms += [attend_masked(scaled, k, v, bias_h, bias_w)]
     forms += [attend_by_rows(scaled, k, v, bias_h, bias_w), attend(q, k, v, towards_h, towards_w)]
     with torch.no_grad():
         forms.append(attend(q, k, v, towards_h, towards_w))
@@ -167,6 +175,26 @@ def test_every_form_gives_the_same_in_single_precision(side: int) -> None:
             half = attend(*(part.bfloat16() for part in (q, k, v)), towards_h, towards_w)
     assert all(torch.allclose(form, plain, rtol=0, atol=1e-5) for form in forms)
     assert torch.allclose(half.float(), plain, rtol=0, atol=5e-2)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_forms_for_a_gpu_have_the_same_gradients(before: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, before + 20, 16, dtype=torch.float64).unbind(0)
+    biases = [torch.randn(2, 3, 20, side, dtype=torch.float64) for side in (4, 5)]
+    biases = [F.pad(bias, (0, 0, before, 0)) for bias in biases]
+    weight = torch.randn_like(v)
+    inputs = [one.requires_grad_() for one in (q, k, v, *biases)]
+    plain, *forms = (
+        torch.autograd.grad((out * weight).sum(), inputs)
+        for out in (
+            attend_folded(*inputs, fused=False),
+            attend_folded(*inputs, fused=True, unit=8),
+            attend_masked(*inputs),
+        )
+    )
+    for form in forms:
+        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in zip(form, plain, strict=True))
 
 
 def test_channel_norm_is_over_channels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,27 @@ def test_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     results, _ = script("crossmae_step.py", monkeypatch)["measure"]("T", 2, 1)
     assert [result.name for result in results] == ["B1", "B2", "B3"]
     assert not any(result.failed for result in results)
+
+
+def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At toy size on a CPU; what compiles takes a compiler, and is left to a GPU."""
+    main, out = script("gpu.py", monkeypatch)["main"], tmp_path / "gpu.jsonl"
+    parts = "parity,attention,pretraining,detector,frozen,waits"
+    options = ["--size", "T", "--seconds", "0", "--workers", "0", "--device", "cpu"]
+    assert main([*options, "--only", parts, "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert not [line for line in lines if "error" in line]
+    by_part = {part: [line for line in lines if line["part"] == part] for part in parts.split(",")}
+    assert all(by_part.values())
+    plain = by_part["parity"][0]
+    assert plain["precision"] == "fp32"
+    assert max(plain["apart"].values()) < 1e-6
+    assert {"features", "loss", "pyramid", "objectness", "box_codes", "scores"} == set(plain["apart"])
+    assert [line["method"] for line in by_part["pretraining"][:2]] == ["crossmae", "mae"]
+    assert all(line["images_per_second"] > 0 and line["loader_fed"] > 0 for line in by_part["pretraining"][:2])
+    assert by_part["detector"][0]["estimated_gib"] > 0
+    with pytest.raises(SystemExit):
+        main(["--only", "nothing"])
 
 
 def test_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,69 @@
+"""The forms of ViTDet's global attention with relative positions, timed on a device; a part of benchmarks/gpu.py.
+
+Forward and backward pass of one image at 1,024 pixels, in bf16, for each size of encoder. Both forms must agree within
+bf16's rounding, values and gradients. The faster one belongs in `FASTEST` of backbones/window_attention.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimbench.backbones.window_attention import UNIT, attend_folded, attend_masked
+
+HEADS = {"B": (12, 64), "L": (16, 64), "H": (16, 80)}  # number and width
+NEAR = 0.05  # relative distance, in bf16
+CALLS = 5  # between two looks at the clock
+
+
+def attention(device: torch.device, seconds: float, *, toy: bool) -> Iterator[dict[str, Any]]:
+    """Yield milliseconds of both forms and GiB at their peaks, for each size."""
+    side = 8 if toy else 64
+    for size, (heads, width) in HEADS.items():
+        torch.manual_seed(0)
+        shapes = [(1, heads, side**2, width)] * 3 + [(1, heads, side**2, side)] * 2
+        inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16) for shape in shapes]
+        inputs[0] *= width**-0.5
+        line: dict[str, Any] = {"size": size, "capability": _capability(device)}
+        found = {}
+        for name in ("folded", "masked"):
+            found[name] = _pass(name, inputs)
+            line[f"{name}_ms"], line[f"{name}_peak_gib"] = _timed(name, inputs, seconds)
+        apart = max(_apart(one, other) for one, other in zip(*found.values(), strict=True))
+        assert apart < NEAR, f"the forms differ by {apart}"
+        yield {**line, "apart": apart}
+
+
+def _pass(name: str, inputs: list[Tensor]) -> list[Tensor]:
+    """Return the output and the gradients of all inputs."""
+    leaves = [one.detach().requires_grad_() for one in inputs]
+    out = attend_masked(*leaves) if name == "masked" else attend_folded(*leaves, fused=True, unit=UNIT)
+    return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+
+def _timed(name: str, inputs: list[Tensor], seconds: float) -> tuple[float, float | None]:
+    on_gpu = inputs[0].is_cuda
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    begun, calls = time.perf_counter(), 0
+    while not calls or time.perf_counter() - begun < seconds:
+        for _ in range(CALLS):
+            _pass(name, inputs)
+        calls += CALLS
+        if on_gpu:
+            torch.cuda.synchronize()
+    taken = time.perf_counter() - begun
+    return 1000 * taken / calls, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
+
+
+def _capability(device: torch.device) -> list[int] | None:
+    return list(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
+
+
+def _apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-12))
