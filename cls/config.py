@@ -45,8 +45,8 @@ _DECODER = (
     "pil: Pillow decodes and resizes, exactly the papers' pixels at half the speed; the others differ by .05 of 255"
 )
 _PIXELS = (
-    "what resizes training crops: pil gives the published pixels; tensor, torch's uint8 kernel, is faster and differs "
-    "by 1 of 255 in a few percent of the pixels (docs/protocols.md)"
+    "what resizes training crops: tensor, torch's uint8 kernel, within 1 of 255 of Pillow's pixels, or pil, Pillow; "
+    "jpeg_decoder=pil always uses Pillow (docs/protocols.md)"
 )
 _PREDICTIONS = "write the predictions of every validation image (predictions.safetensors)"
 _LOGITS = "with save_predictions: also write all logits of each image"
@@ -141,7 +141,7 @@ class Finetune(Trained):
     mixup_probability: float = science(1.0, about="probability of mixing a batch")
     switch_probability: float = science(0.5, about="probability of CutMix instead of mixup when both are on")
     randaugment: str | None = science("rand-m9-mstd0.5-inc1", about="RandAugment in timm's notation; none is off")
-    pixels: Pixels = science("pil", about=_PIXELS, later=True)
+    pixels: Pixels = speed("tensor", about=_PIXELS)
     erasing: float = science(0.25, about="probability of erasing a random rectangle with noise")
     grad_clip: float | None = science(None, about="maximum gradient norm; none: no clipping", formerly="clip")
     ema: float | None = science(
@@ -158,8 +158,6 @@ class Finetune(Trained):
         )
         _not_negative(self, "min_lr", "start_lr", "mixup", "cutmix")
         _positive_or_none(self, "grad_clip")
-        if self.pixels == "tensor" and self.jpeg_decoder == "pil":
-            raise ValueError("jpeg_decoder=pil asks for Pillow's exact pixels, so use it with pixels=pil")
         if self.drop_path == 1:
             raise ValueError("drop_path=1.0 would always drop the last block; it must be below 1")
         if self.randaugment is not None and not RANDAUGMENT.fullmatch(self.randaugment):

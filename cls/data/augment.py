@@ -9,10 +9,9 @@ Pillow 13. First, timm asks to keep 0 bits of each colour (`PosterizeIncreasing`
 rand-m9-mstd0.5-inc1 draws for one image in 645): older versions return a black image, Pillow 13 raises an error.
 Second, Pillow 13 resizes crops along the other axis first (engine/data/pillow.py).
 
-Only what a step needs becomes a PIL image: the part that is cropped, not the whole, and of `pixels="tensor"` only the
+Only what a step needs becomes a PIL image: the part that is cropped, not the whole, and with `pixels="tensor"` only the
 crops to which an operation is applied. Shear and translation are computed in `shifts.py`, with the same bytes.
-`pixels="tensor"` resizes the crop by torch's uint8 kernel, which differs from Pillow's by 1 of 255 in a few percent of
-the pixels; what follows is the same.
+`pixels="tensor"` resizes the crop by torch's uint8 kernel, within 1 of 255 of Pillow's; what follows is the same.
 
 Random numbers come from the generators of Python, NumPy and torch, in timm's order. A step that fails raises
 `AugmentationError` with the operation and its magnitude.

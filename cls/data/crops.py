@@ -263,14 +263,14 @@ def _mixup(config: Finetune, classes: int) -> Mixup:
 
 
 def finetune_crops(config: Finetune, folder: ImageFolder) -> MapStyle:
-    """Return the training images of fine-tuning."""
+    """Return the training images of fine-tuning; those that Pillow decodes, Pillow also resizes."""
     return TimmCrops(
         folder,
         config.image,
         smallest=config.smallest_crop,
         flip=config.flip,
         randaugment=config.randaugment,
-        pixels=config.pixels,
+        pixels="pil" if folder.decoder == "pil" else config.pixels,
     )
 
 
