@@ -103,7 +103,7 @@ def named(step: Any, pixels: Pixels) -> Any:
     if not isinstance(step, RandAugment):
         raise TypeError(f"{type(step).__name__} is not a step of fine-tuning")
     step = copy.copy(step)
-    step.ops = [Operation(op) for op in step.ops]
+    step.ops = np.array([Operation(op) for op in step.ops], object)  # an array: NumPy need not convert it at each draw
     return step
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# H, W size of the image; n its length along the axis that is shifted
+# H x W size of the image; n its length along the axis that is shifted; m the part of it that is not outside
 
 Axis = Literal["x", "y"]
 Fill = tuple[int, int, int]
@@ -37,8 +37,8 @@ def shifted(image: Any, axis: Axis, slope: float, offset: float, fill: Fill, res
     """
     if not EQUAL or resampling != BICUBIC or image.width * image.height < SMALLEST:
         return by_pillow(image, axis, slope, offset, fill, resampling)
-    buffers = _buffers(image.height, image.width, axis, threading.get_ident())
-    return buffers.shifted(image, slope, offset, fill) or by_pillow(image, axis, slope, offset, fill)
+    work = _work(image.height, image.width, axis, threading.get_ident())
+    return work.shifted(image, slope, offset, fill) or by_pillow(image, axis, slope, offset, fill)
 
 
 def by_pillow(image: Any, axis: Axis, slope: float, offset: float, fill: Fill, resampling: Any = BICUBIC) -> Any:
@@ -47,92 +47,114 @@ def by_pillow(image: Any, axis: Axis, slope: float, offset: float, fill: Fill, r
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resampling, fillcolor=fill)
 
 
-class _Buffers:
-    """The arrays of `shifted` for one size, which are used again: new memory costs as much as the arithmetic."""
+class _Work:
+    """`shifted` for one size, with arrays that are used again: new memory costs as much as the arithmetic."""
 
     def __init__(self, height: int, width: int, axis: Axis) -> None:
         self.axis, self.height, self.width = axis, height, width
-        size, self.n = (height, width), width if axis == "x" else height
-        wider = (height, width + 3) if axis == "x" else (height + 3, width)
-        less = (3, height, width + 2) if axis == "x" else (3, height + 2, width)
-        self.at, self.low = np.empty(size), np.empty(size)  # where a pixel comes from: as a number, and its floor
-        self.outside, self.beyond = np.empty(size, bool), np.empty(size, bool)
-        self.place, self.taken = np.empty(wider, np.intp), np.empty(wider, np.uint32)
-        self.pixels, self.steps = np.empty((3, *wider), np.int16), np.empty(less, np.int16)
-        self.p2, self.p3, self.p4 = (np.empty((3, *size), np.int16) for _ in range(3))
-        self.value, self.result = np.empty((3, *size)), np.empty((*size, 4), np.uint8)
+        self.n = width if axis == "x" else height
+        self.along, self.across = np.arange(width), np.arange(height)[:, None]
+        if axis == "y":
+            self.along, self.across = self.across, self.along
+        pixels, more = height * width, (self.n + 3) * (height * width // self.n)
+        self.memory = {
+            "at": np.empty(pixels), "low": np.empty(pixels), "outside": np.empty(pixels, bool),
+            "beyond": np.empty(pixels, bool), "place": np.empty(more, np.intp), "taken": np.empty(more, np.uint32),
+            "neighbours": np.empty(3 * more, np.int16), "steps": np.empty(3 * more, np.int16),
+            "p2": np.empty(3 * pixels, np.int16), "p3": np.empty(3 * pixels, np.int16),
+            "p4": np.empty(3 * pixels, np.int16), "value": np.empty(3 * pixels),
+        }  # fmt: skip
+        self.result = np.empty((height, width, 4), np.uint8)
 
     def shifted(self, image: Any, slope: float, offset: float, fill: Fill) -> Any:
         """Return the shifted image; None if a row (or column) is not shifted as a whole, which rounding may cause."""
-        self._coordinates(slope, offset)
-        first = self.low[:, :1] if self.axis == "x" else self.low[:1]
-        if (self.low != first).any():
+        at, low, outside = self._coordinates(slope, offset)
+        first = self._part(low, 0, 1)
+        if np.not_equal(low, first, out=self._array("beyond", low.shape)).any():
             return None
-        self._take(image, first)
-        self._interpolate()
-        for colour in range(3):
-            np.copyto(self.result[..., colour], self.value[colour], casting="unsafe")
-        self.result[..., 3] = OPAQUE
-        np.copyto(self.result, np.array([*fill, OPAQUE], np.uint8), where=self.outside[..., None])
+        begin, end = self._seen(outside)
+        self.result[:] = (*fill, OPAQUE)
+        if begin < end:
+            neighbours = self._neighbours(image, first, begin, end)
+            values = self._interpolated(neighbours, self._part(at, begin, end), end - begin)
+            window = self.result[:, begin:end] if self.axis == "x" else self.result[begin:end]
+            for colour in range(3):
+                window[..., colour] = values[colour]
+            if slope:
+                np.copyto(self.result, np.array([*fill, OPAQUE], np.uint8), where=outside[..., None])
         return Image.frombytes("RGB", (self.width, self.height), self.result, "raw", "RGBX")
 
-    def _coordinates(self, slope: float, offset: float) -> None:
-        """Compute the distance to the pixel below (`at`), the number of pixels shifted (`low`), and `outside`."""
-        x, y = np.arange(self.width), np.arange(self.height)[:, None]
-        if self.axis == "x":
-            np.add(x + 0.5, slope * (y + 0.5), out=self.at)
-        else:
-            np.add(slope * (x + 0.5), y + 0.5, out=self.at)
-        self.at += offset
-        np.less(self.at, 0, out=self.outside)
-        np.greater_equal(self.at, self.n, out=self.beyond)
-        self.outside |= self.beyond
-        self.at -= 0.5
-        np.floor(self.at, out=self.low)
-        self.at -= self.low
-        self.low -= x if self.axis == "x" else y
+    def _coordinates(self, slope: float, offset: float) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return the distance to the pixel below, by how many pixels that is shifted, and whether it is outside.
 
-    def _take(self, image: Any, first: NDArray[np.float64]) -> None:
-        """Fetch the pixels from one before the shifted image to two behind it, those at the edge repeated."""
-        x, y = np.arange(self.width), np.arange(self.height)[:, None]
-        begin, more = first.astype(np.intp) - 1, np.arange(self.n + 3)
-        np.add(begin, more if self.axis == "x" else more[:, None], out=self.place)
-        np.clip(self.place, 0, self.n - 1, out=self.place)
-        if self.axis == "y":
-            self.place *= self.width
-        self.place += y * self.width if self.axis == "x" else x
-        np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).take(self.place, out=self.taken, mode="clip")
-        colours = self.taken.view(np.uint8).reshape(*self.taken.shape, 4)
+        They have the image's size, or only its length along the axis if all rows (or columns) are equal.
+        """
+        rows = slope * (self.across + 0.5) if slope else np.zeros((1, 1))
+        shape = np.broadcast_shapes(self.along.shape, rows.shape)
+        at, low = self._array("at", shape), self._array("low", shape)
+        outside, beyond = self._array("outside", shape), self._array("beyond", shape)
+        np.add(self.along + 0.5, rows, out=at)
+        at += offset
+        np.less(at, 0, out=outside)
+        np.greater_equal(at, self.n, out=beyond)
+        outside |= beyond
+        at -= 0.5
+        np.floor(at, out=low)
+        at -= low
+        low -= self.along
+        return at, low, outside
+
+    def _seen(self, outside: NDArray[np.bool_]) -> tuple[int, int]:
+        """Return the range along the axis that has pixels of the image."""
+        seen = np.flatnonzero(~outside.all(axis=0 if self.axis == "x" else 1))
+        return (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
+
+    def _neighbours(self, image: Any, first: NDArray[Any], begin: int, end: int) -> NDArray[np.int16]:
+        """Return the pixels from one before the range to two behind it, those at the edge repeated: (3, ...)."""
+        length = end - begin + 3
+        size = (self.height, length) if self.axis == "x" else (length, self.width)
+        line = np.arange(begin - 1, end + 2) if self.axis == "x" else np.arange(begin - 1, end + 2)[:, None]
+        place, taken = self._array("place", size), self._array("taken", size)
+        at = np.clip(first.astype(np.intp) + line, 0, self.n - 1)
+        if self.axis == "x":
+            np.add(at, self.across * self.width, out=place)
+        else:
+            np.add(at * self.width, self.across, out=place)
+        np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).take(place, out=taken, mode="clip")
+        colours, neighbours = taken.view(np.uint8).reshape(*size, 4), self._array("neighbours", (3, *size))
         for colour in range(3):
-            self.pixels[colour] = colours[..., colour]
+            neighbours[colour] = colours[..., colour]
+        return neighbours
 
-    def _interpolate(self) -> None:
-        """Compute Pillow's cubic, v2 + d (p2 + d (p3 + d p4)), limited to 0..255, from four neighbours v1 to v4."""
-        if self.axis == "x":
-            np.subtract(self.pixels[..., 1:], self.pixels[..., :-1], out=self.steps)
-        else:
-            np.subtract(self.pixels[:, 1:], self.pixels[:, :-1], out=self.steps)
-        before, between, behind = (self._from(self.steps, start) for start in range(3))
-        np.add(before, behind, out=self.p4)  # -v1 + v2 - v3 + v4
-        np.add(before, self.p4, out=self.p3)  # -(2 (v1 - v2) + v3 - v4)
-        np.add(before, between, out=self.p2)  # v3 - v1
-        value, distance = self.value, self.at
-        np.multiply(self.p4, distance, out=value)
-        value -= self.p3
+    def _interpolated(self, neighbours: NDArray[np.int16], distance: NDArray[Any], length: int) -> NDArray[np.int16]:
+        """Return Pillow's cubic, v2 + d (p2 + d (p3 + d p4)) of four neighbours v1 to v4, within 0..255: (3, ...)."""
+        axis, count = (2, neighbours.shape[2]) if self.axis == "x" else (1, neighbours.shape[1])
+        shape = tuple(length if number == axis else side for number, side in enumerate(neighbours.shape))
+        steps = self._array("steps", tuple(side - (number == axis) for number, side in enumerate(neighbours.shape)))
+        np.subtract(self._part(neighbours, 1, count), self._part(neighbours, 0, count - 1), out=steps)
+        before, between, behind = (self._part(steps, start, start + length) for start in range(3))
+        p2, p3, p4, value = (self._array(name, shape) for name in ("p2", "p3", "p4", "value"))
+        np.add(before, behind, out=p4)  # -v1 + v2 - v3 + v4
+        np.add(before, p4, out=p3)  # -(2 (v1 - v2) + v3 - v4)
+        np.add(before, between, out=p2)  # v3 - v1
+        np.multiply(p4, distance, out=value)
+        value -= p3
         value *= distance
-        value += self.p2
+        value += p2
         value *= distance
-        value += self._from(self.pixels, 1)
-        np.maximum(value, 0, out=value)
-        np.minimum(value, 255, out=value)
+        value += self._part(neighbours, 1, 1 + length)
+        np.copyto(p2, value, casting="unsafe")  # towards zero, as Pillow
+        return np.clip(p2, 0, 255, out=p2)
 
-    def _from(self, array: NDArray[np.int16], start: int) -> NDArray[np.int16]:
-        """Return the part of `array` of the image's size from `start` on."""
-        if self.axis == "x":
-            return array[..., start : start + self.n]
-        return array[:, start : start + self.n]
+    def _part(self, array: NDArray[Any], begin: int, end: int) -> NDArray[Any]:
+        """Return a range of `array` along the axis."""
+        return array[..., begin:end] if self.axis == "x" else array[..., begin:end, :]
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the array `name` with the given shape, in memory that is used again."""
+        return self.memory[name][: int(np.prod(shape))].reshape(shape)
 
 
 @lru_cache(maxsize=4)
-def _buffers(height: int, width: int, axis: Axis, thread: int) -> _Buffers:
-    return _Buffers(height, width, axis)
+def _work(height: int, width: int, axis: Axis, thread: int) -> _Work:
+    return _Work(height, width, axis)

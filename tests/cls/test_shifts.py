@@ -42,7 +42,7 @@ def test_every_byte_is_pillows(axis: shifts.Axis) -> None:
 
 
 def test_a_small_image_is_pillows_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shifts, "_buffers", None)
+    monkeypatch.setattr(shifts, "_work", None)
     small = Image.new("RGB", (40, 40), (1, 2, 3))
     assert shifted(small, "x", 0.2, 0.0, FILL).size == (40, 40)
     monkeypatch.setattr(shifts, "EQUAL", False)
