@@ -21,6 +21,7 @@ FrozenPool = Literal["avg", "cls", "both"]
 Norm = Literal["tokens", "pooled"]
 Resizing = Literal["auto", "bicubic", "bicubic-antialias", "bicubic-offset", "regenerate"]
 Decoder = Literal["torchvision", "pil"]
+Pixels = Literal["pil", "tensor"]
 Test = Literal["val", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2", "imagenet-c", "imagenet-real"]
 RANDAUGMENT = re.compile(r"rand(-((m|n|mmax|inc)\d+|(p|mstd)\d+(\.\d+)?))*")
 
@@ -42,6 +43,10 @@ _POSITIONS = (
 )
 _DECODER = (
     "pil: Pillow decodes and resizes, exactly the papers' pixels at half the speed; the others differ by .05 of 255"
+)
+_PIXELS = (
+    "what resizes training crops: tensor, torch's uint8 kernel, within 1 of 255 of Pillow's pixels, or pil, Pillow; "
+    "jpeg_decoder=pil always uses Pillow (docs/protocols.md)"
 )
 _PREDICTIONS = "write the predictions of every validation image (predictions.safetensors)"
 _LOGITS = "with save_predictions: also write all logits of each image"
@@ -141,6 +146,7 @@ class Finetune(Trained):
     mixup_probability: float = science(1.0, about="probability of mixing a batch")
     switch_probability: float = science(0.5, about="probability of CutMix instead of mixup when both are on")
     randaugment: str | None = science("rand-m9-mstd0.5-inc1", about="RandAugment in timm's notation; none is off")
+    pixels: Pixels = speed("tensor", about=_PIXELS)
     erasing: float = science(0.25, about="probability of erasing a random rectangle with noise")
     grad_clip: float | None = science(None, about="maximum gradient norm; none: no clipping", formerly="clip")
     ema: float | None = science(

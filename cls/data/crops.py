@@ -25,7 +25,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mimbench.cls.config import FastLinear, Finetune, Linear
+from mimbench.cls.config import FastLinear, Finetune, Linear, Pixels
 from mimbench.cls.data.augment import FinetuneTransform
 from mimbench.cls.draws import StepDraws
 from mimbench.engine.data.batches import MapStyle
@@ -163,15 +163,22 @@ class CentreCrops(Crops):
 class TimmCrops(Crops):
     """timm's random crops for fine-tuning; the options are those of `FinetuneTransform`."""
 
-    def __init__(self, folder: ImageFolder, side: int, *, smallest: float, flip: bool, randaugment: str | None) -> None:
+    def __init__(
+        self,
+        folder: ImageFolder,
+        side: int,
+        *,
+        smallest: float,
+        flip: bool,
+        randaugment: str | None,
+        pixels: Pixels = "pil",
+    ) -> None:
         self.folder = folder
-        self.transform = FinetuneTransform(side, smallest=smallest, flip=flip, randaugment=randaugment)
+        self.transform = FinetuneTransform(side, smallest=smallest, flip=flip, randaugment=randaugment, pixels=pixels)
 
     def __getitem__(self, index: int) -> Item:
-        from PIL import Image
-
         image, label = self.folder[index]
-        return self.transform(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())), label
+        return self.transform(image), label
 
 
 class ProbeCrops(Crops):
@@ -256,9 +263,14 @@ def _mixup(config: Finetune, classes: int) -> Mixup:
 
 
 def finetune_crops(config: Finetune, folder: ImageFolder) -> MapStyle:
-    """Return the training images of fine-tuning."""
+    """Return the training images of fine-tuning; those that Pillow decodes, Pillow also resizes."""
     return TimmCrops(
-        folder, config.image, smallest=config.smallest_crop, flip=config.flip, randaugment=config.randaugment
+        folder,
+        config.image,
+        smallest=config.smallest_crop,
+        flip=config.flip,
+        randaugment=config.randaugment,
+        pixels="pil" if folder.decoder == "pil" else config.pixels,
     )
 
 

@@ -18,19 +18,21 @@ from tests.engine.conftest import NoisyVectors
 from tests.engine.test_data import Draws, _taken
 
 
-def test_only_the_time_until_a_batch_is_there_counts() -> None:
+def test_only_the_time_until_a_batch_is_there_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: clock)
+
     def slow() -> Iterator[int]:
+        nonlocal clock
         for number in range(4):
-            time.sleep(0.2 if number == 0 else 0.05)
+            clock += 2.0 if number == 0 else 0.5
             yield number
 
     waiting = Waiting()
-    for _ in waiting.over(slow()):
-        time.sleep(0.03)  # a step
-    waits = waiting.read()
-    assert waits.starting == pytest.approx(0.2, abs=0.05)
-    assert waits.seconds == pytest.approx(0.15, abs=0.05)
-    assert waits.share(of=waits.starting + 0.6) == pytest.approx(waits.seconds / 0.6)
+    for number, _ in enumerate(waiting.over(slow())):
+        clock += 3.0  # a step
+        assert waiting.read() == Waits(starting=2.0, seconds=0.5 * number)
+    assert waiting.read().share(of=clock) == 1.5 / 13.5
 
 
 def test_shares_are_shares() -> None:
@@ -59,7 +61,8 @@ def test_a_run_says_and_records_how_long_it_waited(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(sessions, "LONG", 0.2)
+    monkeypatch.setattr(sessions, "LONG", 0.0)
+    monkeypatch.setattr(sessions, "NOTABLE", 0.0)
     training = make_training(steps=8, compute=compute)
     item = NoisyVectors.__getitem__
 
@@ -68,11 +71,13 @@ def test_a_run_says_and_records_how_long_it_waited(
         return item(self, index)
 
     monkeypatch.setattr(NoisyVectors, "__getitem__", slow)
-    loading = train(run_dir, training).loading
+    trained = train(run_dir, training)
+    loading = trained.loading
     assert loading["workers"] == 0
-    assert loading["waiting"] > 0.5
-    assert loading["waiting_seconds"] > 7 * 0.01
-    assert loading["starting_seconds"] > 0.01
+    assert loading["waiting_seconds"] >= 7 * 8 * 0.01, "seven steps of eight samples"
+    assert loading["starting_seconds"] >= 8 * 0.01
+    counted = trained.seconds - loading["starting_seconds"]
+    assert loading["waiting"] == pytest.approx(loading["waiting_seconds"] / counted)
     assert "waiting for data" in caplog.text
     assert caplog.text.count("data loading is the bottleneck") == 1
 
