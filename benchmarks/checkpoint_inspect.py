@@ -9,10 +9,10 @@ The files are CrossMAE's training states as its authors save them, decoder, both
     load      torch.load with safe loading and nothing else; the call alone
     inspect   `mimbench inspect FILE --json` as a person calls it, from start to end, imports included
 
-and one that only imports torch, the limit of `inspect`, which may import neither timm nor torchvision. Seconds are the processor's, on one thread, so that other work
-on the machine does not count. The least time and the largest peak memory of the repeats count. The weights that open
-gives are the same as those of torch.load, by names, shapes and values. (The script is not called inspect.py because
-Python would take it for the standard library's module of that name.)
+and one that only imports torch, the limit of `inspect`, which may import neither timm nor torchvision. Seconds are the
+processor's, on one thread, so that other work on the machine does not count. The least time and the largest peak memory
+of the repeats count. The weights that open gives are the same as those of torch.load, by names, shapes and values. (The
+script is not called inspect.py because Python would take it for the standard library's module of that name.)
 
 The weights in the files are holes, which take no room on the disk and are read as zeros without it: torch.load is
 spared the disk that would dominate its time. A size is left out of the load side if half of the free memory is less.

@@ -34,6 +34,13 @@ def _run(config: Any, run: RunDir) -> Outcome:
     return evaluate(config, run)
 
 
+def _load() -> None:
+    import mimbench.cls.run  # noqa: F401
+    from mimbench.engine.training.train import load_libraries
+
+    load_libraries()
+
+
 def _recipes() -> Iterable[ModuleType]:
     from mimbench.cls.recipes import amt, frozen, maskalign, published
 
@@ -76,6 +83,7 @@ TASK = Task(
     order=20,
     configs=_configs,
     run=_run,
+    load=_load,
     recipes=_recipes,
     embed=_embed,
     protocols=(

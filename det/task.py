@@ -67,6 +67,13 @@ def _run(config: Any, run: RunDir) -> Outcome:
     return detect(config, run)
 
 
+def _load() -> None:
+    import mimbench.det.run  # noqa: F401
+    from mimbench.engine.training.train import load_libraries
+
+    load_libraries()
+
+
 def _recipes() -> Iterable[ModuleType]:
     from mimbench.det.recipes import (
         frozen,
@@ -213,6 +220,7 @@ TASK = Task(
     order=30,
     configs=_configs,
     run=_run,
+    load=_load,
     recipes=_recipes,
     protocols=(
         Protocol(

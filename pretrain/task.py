@@ -26,6 +26,13 @@ def _run(config: Any, run: RunDir) -> Outcome:
     return pretrain(config, run)
 
 
+def _load() -> None:
+    import mimbench.pretrain.run  # noqa: F401
+    from mimbench.engine.training.train import load_libraries
+
+    load_libraries()
+
+
 def _recipes() -> Iterable[ModuleType]:
     from mimbench.pretrain.recipes import amt, crossmae, mae, maskalign
 
@@ -93,6 +100,7 @@ TASK = Task(
     order=10,
     configs=_configs,
     run=_run,
+    load=_load,
     recipes=_recipes,
     reads=_reads,
     takes="teacher",

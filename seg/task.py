@@ -45,6 +45,13 @@ def _run(config: Any, run: RunDir) -> Outcome:
     return segment(config, run)
 
 
+def _load() -> None:
+    import mimbench.seg.run  # noqa: F401
+    from mimbench.engine.training.train import load_libraries
+
+    load_libraries()
+
+
 def _recipes() -> Iterable[ModuleType]:
     from mimbench.seg.recipes import frozen, upernet
 
@@ -108,6 +115,7 @@ TASK = Task(
     order=40,
     configs=_configs,
     run=_run,
+    load=_load,
     recipes=_recipes,
     protocols=(
         Protocol("ade20k", {"B": "seg/upernet_vitb", "L": "seg/upernet_vitl"}, "seg/upernet_handwritten"),

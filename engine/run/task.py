@@ -270,6 +270,7 @@ class Task:
     configs: Callable[[], Mapping[str, type[Any]]]  # config classes by their name in `run.json`
     run: Callable[[Any, RunDir], Outcome]
     recipes: Callable[[], Iterable[ModuleType]]  # every public function of these modules is a recipe
+    load: Callable[[], None] | None = None  # imports what `run` needs; a local study does so once for all its runs
     order: int = 50  # position in lists of tasks; pretraining is 10
 
     # evaluation

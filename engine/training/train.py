@@ -80,6 +80,14 @@ def train(run: RunDir, training: Training) -> Trained:
     return Trained(training.model, session.metrics, images / seconds, seconds, peak_memory(device), session.loading())
 
 
+def load_libraries() -> None:
+    """Import what `train` imports when it starts, so that processes forked afterwards need not."""
+    import torch._dynamo  # every optimizer imports it at its first use
+    import torch.utils.tensorboard  # noqa: F401
+
+    import mimbench.engine.training.loop  # noqa: F401
+
+
 def to_runner(session: Session) -> Runner:
     """Return mmengine's Runner around our loop and hooks, without its own logs, files and defaults."""
     from mmengine.optim import OptimWrapper  # mmengine takes seconds to import

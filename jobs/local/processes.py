@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from mimbench.jobs.local import torchrun
 from mimbench.jobs.runs.execute import execute
 
 if TYPE_CHECKING:
-    from submitit import Job
+    from submitit import Job as SubmititJob
 
 FOR_EVER = 60 * 24 * 365  # minutes; submitit requires a limit
 
@@ -38,32 +38,34 @@ def entry(run_dir: str, visible: str | None, processes: int = 1) -> int:
     return execute(RunDir(Path(run_dir)))
 
 
-def submit(run: RunDir, visible: str | None, threads: int, processes: int = 1) -> Job[int]:
-    """Start `processes` processes for `run` on the GPUs `visible`, each with `threads` CPU threads."""
+@dataclass(frozen=True)
+class Submitted:
+    """A process of submitit's local executor."""
+
+    job: SubmititJob[int]
+
+    @property
+    def pid(self) -> int:
+        """The number of its controller, which passes SIGTERM on."""
+        return int(self.job.job_id)
+
+    @property
+    def output(self) -> Path:
+        """The file with what it prints."""
+        return Path(self.job.paths.stdout)
+
+    def done(self) -> bool:
+        """Return whether it has ended."""
+        return bool(self.job.done())
+
+
+def submit(run: RunDir, visible: str | None, processes: int = 1) -> Submitted:
+    """Start `processes` processes for `run` on the GPUs `visible`, through submitit."""
     import submitit
 
     executor = submitit.LocalExecutor(run.path.absolute() / "submitit")
     executor.update_parameters(timeout_min=FOR_EVER, stderr_to_stdout=True)
-    with _for_children(threads, threads * processes):
-        return executor.submit(entry, str(run.path.absolute()), visible, processes)
-
-
-@contextmanager
-def _for_children(threads: int, cores: int) -> Iterator[None]:
-    """Give processes started within the block their share of threads and cores, and let this process handle Ctrl-C.
-
-    submitit's controller would kill its process one second after Ctrl-C, too soon for a run to end cleanly.
-    """
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    shares = {"OMP_NUM_THREADS": threads, "MIMBENCH_CORES": cores}
-    added = [name for name in shares if name not in os.environ]
-    os.environ.update({name: str(shares[name]) for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-        signal.signal(signal.SIGINT, handler)
+    return Submitted(executor.submit(entry, str(run.path.absolute()), visible, processes))
 
 
 def kill(pid: int) -> None:

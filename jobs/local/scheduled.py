@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.local.launcher import Job
 from mimbench.jobs.studies.study import Run
-
-if TYPE_CHECKING:
-    from submitit import Job
 
 Fate = Literal["waiting", "running", "elsewhere", "done", "failed", "left out", "stopped", "stopped early", "held"]
 
@@ -25,7 +23,7 @@ class Task:
     fate: Fate = "waiting"
     why: str = ""
     directory: RunDir | None = None
-    job: Job[int] | None = None
+    job: Job | None = None
     slot: int | None = None
     started: float = 0.0
     seconds: float = 0.0

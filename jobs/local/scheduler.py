@@ -1,4 +1,4 @@
-"""Run a study on this machine: each run is a process of submitit's local executor, several at a time.
+"""Run a study on this machine: each run is a process of its own, several at a time.
 
     finished = Local(study, root).run()        # one `Task` per run, with how it ended
 
@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from mimbench.engine.run.cores import available_cores
 from mimbench.engine.run.rundir import RunDir
-from mimbench.jobs.local.processes import Memory, kill, submit
+from mimbench.jobs.local.launcher import Job, Launcher
+from mimbench.jobs.local.processes import Memory, kill
 from mimbench.jobs.local.scheduled import Fate, Task
 from mimbench.jobs.local.torchrun import must_be_here
 from mimbench.jobs.runs.devices import visible_devices
@@ -66,6 +67,8 @@ class Local:
         for run, task in tasks.items():
             task.needs = [tasks[need] for need in study.needs(run)]
         self.study, self.tasks = study, list(tasks.values())
+        each = max(1, available_cores() // self.slots // self.gpus)
+        self.launcher = Launcher(threads=each, cores=each * self.gpus)
         self.peak_memory = 0  # bytes, of all processes together
         self._weight = _weights(study)
         if display is None:
@@ -95,6 +98,7 @@ class Local:
                 raise
             finally:
                 self.peak_memory = memory.peak
+                self.launcher.close()
         if self.gate is not None:
             held = [task.directory or task.run.directory(self.root) for task in self.tasks if task.fate == "held"]
             self.account = self.gate.note_held(held)
@@ -180,9 +184,7 @@ class Local:
         else:
             at = _reached(task.directory)
             task.at, task.starts = at, task.starts + 1 if task.at == at else 1
-            task.job = submit(
-                task.directory, self._devices(slot), max(1, available_cores() // self.slots // self.gpus), self.gpus
-            )
+            task.job = self.launcher.submit(task.directory, self._devices(slot), self.gpus)
             task.fate, task.slot = "running", slot
             self.display.say(f"{task.name}: started in {task.directory.path}")
 
@@ -226,7 +228,7 @@ class Local:
         if state == "lost":
             often = f" {task.starts} times without progress" if task.starts > 1 else ""
             return f"its process was killed{often}, perhaps because memory ran out"
-        said = last_lines(task.job.paths.stdout, 1) if task.job is not None else []
+        said = last_lines(task.job.output, 1) if task.job is not None else []
         return "its process ended before the run began" + "".join(f": {line}" for line in said)
 
     def _settle(self, task: Task, fate: Fate, why: str = "") -> None:
@@ -243,15 +245,14 @@ class Local:
         if running:
             self.display.say("stopping " + ", ".join(task.name for task in running))
         deadline = time.monotonic() + PATIENCE
-        while (left := [task for task in running if task.job and not task.job.done()]) and time.monotonic() < deadline:
-            for task in left:
-                if task.job is not None:
-                    with suppress(ProcessLookupError):
-                        os.kill(int(task.job.job_id), signal.SIGTERM)  # submitit's controller passes it on
+        jobs = [task.job for task in running if task.job is not None]
+        while (left := list(_alive(jobs))) and time.monotonic() < deadline:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
             time.sleep(0.5)
-        for task in left:
-            if task.job is not None:
-                kill(int(task.job.job_id))
+        for pid in left:
+            kill(pid)
         for task in self.tasks:
             if not task.over:
                 task.fate = "stopped"
@@ -262,6 +263,13 @@ def _asks(task: Task, gate: Gate, over: Sequence[str]) -> bool:
     """Return whether a task needs hours that are not reserved for it yet."""
     run = task.directory
     return run is not None and not gate.reserves(run) and run.state() not in over
+
+
+def _alive(jobs: Iterable[Job]) -> Iterator[int]:
+    """Yield the numbers of the processes that have started and not ended; the launcher ends those still to start."""
+    for job in jobs:
+        if (pid := job.pid) is not None and not job.done():
+            yield pid
 
 
 def _weights(study: Study) -> dict[Run, float]:

@@ -106,14 +106,14 @@ run.end_attempt(number, "done")
 
 @dataclass
 class Process:
-    """Stands for submitit's job."""
+    """Stands for the process of a run."""
 
     process: subprocess.Popen[bytes]
-    paths: SimpleNamespace
+    output: Path
 
     @property
-    def job_id(self) -> str:
-        return str(self.process.pid)
+    def pid(self) -> int:
+        return self.process.pid
 
     def done(self) -> bool:
         return self.process.poll() is not None
@@ -126,14 +126,22 @@ class Bench:
         self.behaviours: dict[int, str] = {}
         self.submitted: list[tuple[int, str | None, int]] = []
         self.screen = io.StringIO()
+        self.threads = 0
 
-    def submit(self, run: RunDir, visible: str | None, threads: int, processes: int = 1) -> Process:
+    def launcher(self, threads: int) -> Bench:
+        self.threads = threads
+        return self
+
+    def close(self) -> None:
+        """Leave the processes to the test."""
+
+    def submit(self, run: RunDir, visible: str | None, processes: int = 1) -> Process:
         seed = int(run.config.read_text().split("seed = ")[1].split()[0])
-        self.submitted.append((seed, visible, threads))
+        self.submitted.append((seed, visible, self.threads))
         output = run.path / "output"
         command = [sys.executable, "-c", PROCESS, str(run.path), self.behaviours.get(seed, "")]
         with output.open("w") as handle:
-            return Process(subprocess.Popen(command, cwd=ROOT, stdout=handle), SimpleNamespace(stdout=output))
+            return Process(subprocess.Popen(command, cwd=ROOT, stdout=handle), output)
 
     def local(self, runs: list[Run], slots: int = 2) -> Local:
         console = Console(file=self.screen, width=200)
@@ -147,7 +155,7 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A scheduler over processes that only pretend."""
     made = Bench()
-    monkeypatch.setattr(local, "submit", made.submit)
+    monkeypatch.setattr(local, "Launcher", made.launcher)
     monkeypatch.setattr(local, "POLL", 0.02)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return made

@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.local import launcher
 from mimbench.jobs.local import scheduler as local
 from mimbench.jobs.local.display import Display
-from mimbench.jobs.local.processes import Memory, submit
+from mimbench.jobs.local.processes import Memory
 from mimbench.jobs.local.scheduler import Local
 from mimbench.jobs.runs.devices import visible_devices
 from mimbench.jobs.runs.store import runs_root
@@ -248,24 +249,57 @@ def test_no_gpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_through_submitit_with_real_processes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_forked_from_one_process(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIMBENCH_RUNS", str(tmp_path / "somebody's runs"))
-    [task] = Local(Study("test", [Run("cls/knn", (f"data={images}",))]), runs_root(), 1).run()
-    assert task.fate == "failed"
-    assert "images" in task.why, "the data set is empty, and the process that found out said so"
-    assert task.directory is not None
-    assert not (task.directory.path / "submitit").exists()
+    runs = [Run("cls/knn", (f"data={images}", f"seed={seed}"), label=f"knn {seed}") for seed in (0, 1)]
+    scheduler = Local(Study("test", runs), runs_root(), 1)
+    forking: list[int] = []
+    monkeypatch.setattr(scheduler.display, "draw", lambda: forking.append(scheduler.launcher.process))
+    tasks = scheduler.run()
+    assert [task.fate for task in tasks] == ["failed"] * 2
+    assert all("images" in task.why for task in tasks), "the data set is empty, and the process that found out said so"
+    directories = [task.directory for task in tasks if task.directory is not None]
+    assert len({directory.attempts()[0]["pid"] for directory in directories} | set(forking)) == 3, (
+        "forks of one process"
+    )
+    assert not any((directory.path / "submitit").exists() for directory in directories)
+    assert not scheduler.launcher.lives
     assert "OMP_NUM_THREADS" in os.environ
 
 
 @pytest.mark.slow
-def test_submitit_passes_sigterm_on(images: Path) -> None:
+@pytest.mark.parametrize("forks", [True, False], ids=["forked", "through submitit"])
+def test_sigterm_ends_a_run_in_order(images: Path, monkeypatch: pytest.MonkeyPatch, forks: bool) -> None:
+    monkeypatch.setattr(launcher, "FORKS", forks)
     run = Run("cls/knn", (f"data={images}",)).directory(runs_root())
-    job = submit(run, None, 1)
+    starting = launcher.Launcher(threads=1, cores=1)
+    job = starting.submit(run, None)
     deadline = time.monotonic() + 120
     while run.state() != "running" and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(int(job.job_id), signal.SIGTERM)
+    assert job.pid is not None
+    os.kill(job.pid, signal.SIGTERM)
     while not job.done() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert run.state() == "interrupted"
+    assert "interrupted" in job.output.read_text()
+    starting.close()
+
+
+@pytest.mark.slow
+def test_a_run_outlives_the_process_it_was_forked_from(images: Path) -> None:
+    starting = launcher.Launcher(threads=1, cores=1)
+    first = Run("cls/knn", (f"data={images}", "seed=5")).directory(runs_root())
+    job = starting.submit(first, None)
+    deadline = time.monotonic() + 120
+    while first.state() != "running" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert starting.process is not None
+    os.kill(starting.process, signal.SIGKILL)
+    while not job.done() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert first.state() == "failed", "it went on to its own end"
+    again = starting.submit(Run("cls/knn", (f"data={images}", "seed=6")).directory(runs_root()), None)
+    assert not again.done(), "and another process forks the next"
+    starting.close()
+    assert again.done()
