@@ -140,6 +140,29 @@ def test_what_goes_back(
     assert slurm_job.verdict(run, "12", restarts) == why
 
 
+def test_the_end_of_a_job_asks_until_slurm_answers(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _attempts(run, ("interrupted", 5))
+    asked: list[tuple[str, ...]] = []
+
+    def ask(*command: str) -> str:
+        asked.append(command)
+        if len(asked) in (1, 2, 4):  # munge is down, and once more when the job is to be requeued
+            raise slurm.refusal("squeue: error: Munge encode failed: Failed to access socket: No such file")
+        return "12|RUNNING"
+
+    monkeypatch.setattr(slurm, "ask", ask)
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    assert slurm_job.main([str(run.path), "12", "137"]) == 0
+    assert [command[0] for command in asked] == ["squeue", "squeue", "squeue", "scontrol", "scontrol"]
+    assert "requeued to resume" in capsys.readouterr().err
+    asked.clear()
+    monkeypatch.setattr(slurm_job, "ANSWER", -1.0)
+    slurm_job.main([str(run.path), "12", "137"])
+    assert "not requeued: SLURM does not answer" in capsys.readouterr().err
+
+
 def test_an_error_of_another_rank_is_the_runs(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "state_of", lambda job: "RUNNING")
     _attempts(run, ("interrupted", 5))
