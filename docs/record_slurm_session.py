@@ -26,7 +26,7 @@ STUDY = '''\
 
 from mimbench import Run, Study
 
-SHORT = ("epochs=24", "warmup_epochs=1", "batch=20", "compute.save_every=10", "monitor.images=0", "monitor.every=99")
+SHORT = ("epochs=10", "warmup_epochs=1", "batch=20", "compute.save_every=5", "monitor.images=0", "monitor.every=99")
 pretrain = [Run("pretrain/crossmae_handwritten", (*SHORT, f"seed={seed}")) for seed in (0, 1)]
 study = Study("seeds", [*pretrain, *(Run("cls/knn_handwritten", ("neighbours=10,20",), run) for run in pretrain)])
 '''

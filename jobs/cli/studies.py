@@ -173,19 +173,23 @@ def _show_submitted(found: Any, submissions: Any, as_json: bool) -> None:
 
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items())
     jobs = sorted({str(one.array or one.job) for one in submissions if one.job})
+    waits = sum(one.job is None for one in submissions)  # beyond the site's limit on jobs in the queue
     if as_json:
         print_json(
             {
                 "study": found.study.name,
                 "before": found.counts,
-                "submitted": len(submissions),
+                "submitted": len(submissions) - waits,
+                "wait": waits,
                 "jobs": jobs,
                 **_budget_of(found),
             }
         )
     else:
-        print(f"{found.study.name}: before: {counts}; {len(submissions)} submitted", file=sys.stderr)
-        print(f"jobs {', '.join(jobs)}" if jobs else "nothing to submit", file=sys.stderr)
+        rest = f", {waits} wait here for a place in the queue" if waits else ""
+        print(f"{found.study.name}: before: {counts}; {len(submissions) - waits} submitted{rest}", file=sys.stderr)
+        if not waits or jobs:
+            print(f"jobs {', '.join(jobs)}" if jobs else "nothing to submit", file=sys.stderr)
 
 
 @STUDIES.command("mimbench studies")

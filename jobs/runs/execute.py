@@ -72,8 +72,12 @@ def execute(run: RunDir) -> int:
             if _is_done(run, config):  # another process has just finished it
                 return 0
             raise
-        with _logging(run.log), _heartbeat(run, number), slurm_job.releasing(run):
-            return _attempt(run, number, config, signals)
+        parent = os.getppid()
+        with _logging(run.log), _heartbeat(run, number, parent), slurm_job.releasing(run):
+            code = _attempt(run, number, config, signals)
+        if slurm_job.is_orphan(parent):
+            slurm_job.end_srun()
+        return code
 
 
 def _is_done(run: RunDir, config: Any) -> bool:
@@ -306,14 +310,21 @@ def _signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def _heartbeat(run: RunDir, number: int) -> AbstractContextManager[None]:
-    """Renew the time of the attempt's file regularly within the block, so that other machines see that it is alive."""
+def _heartbeat(run: RunDir, number: int, parent: int) -> AbstractContextManager[None]:
+    """Renew the time of the attempt's file regularly within the block, so that other machines see that it is alive.
+
+    The run stops if another start has taken over, or if SLURM's process of its step, `parent`, was killed: its job
+    could not end.
+    """
 
     def beat() -> None:
         try:
             run.beat(number)
             if run.is_superseded(number):
                 log.error("attempt %d stops: a later attempt of this run has started", number)
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif slurm_job.is_orphan(parent):
+                log.error("attempt %d stops: SLURM's process of its step was killed; the job is requeued", number)
                 os.kill(os.getpid(), signal.SIGTERM)
         except OSError as error:
             log.warning("the heartbeat could not be written: %s", explained(error))

@@ -49,6 +49,9 @@ def examine(cluster: Cluster, root: Path) -> Iterator[Check]:
     yield _arrays(cluster, facts)
     yield _accounting(cluster)
     yield _directory(cluster, root)
+    if "jobs" in facts.get("PrivateData", ""):
+        found = "PrivateData=jobs hides the jobs of others: runs that they submitted from a shared root look lost"
+        yield Check("sharing", "note", found, "let each person submit from a runs root of their own")
     yield from findings()
 
 

@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +312,24 @@ def requeue_without_shell() -> None:
         log.warning("the shell of job %s was killed, and it cannot be requeued: %s", job, error)
     else:
         log.warning("the shell of job %s was killed; the job is requeued to resume from the last checkpoint", job)
+
+
+def is_orphan(parent: int) -> bool:
+    """Return whether SLURM's process of the step, which was this process's `parent`, was killed: srun then hangs."""
+    return current() is not None and os.getppid() != parent
+
+
+def end_srun() -> None:
+    """Kill the srun that waits for a step whose end it will not hear of, so that the job's shell goes on."""
+    import psutil
+
+    node, _, pid = os.environ.get("MIMBENCH_JOB_SHELL", "").rpartition(":")
+    if not node or node != os.environ.get("SLURMD_NODENAME"):
+        return
+    with suppress(psutil.Error):
+        for child in psutil.Process(int(pid)).children():
+            if child.name() == "srun":
+                child.kill()
 
 
 def restarts() -> int:

@@ -147,10 +147,16 @@ def _tasks() -> list[str]:
 
 def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
     """Return the shell lines after the run: the site's own, then the decision to requeue the job."""
-    kept = ["code=$?", *cluster.cleanup]
+    done = '[ -e "$run/result.json" ] && code=0  # the run is done, even if SLURM lost sight of it'
+    kept = ["code=$?", *cluster.cleanup, done]
     if not cluster.can_requeue:
         return [*kept, "exit $code"]
     ask = f'{python(cluster)} -m mimbench.jobs.slurm.job "$run" "$job" $code'
+    # Where the process of SLURM that runs this script was killed, SLURM does not hear of its end: start it once more.
+    unheard = (
+        '[ $code -eq 0 ] && [ ! -d /proc/$PPID ] && scontrol requeue "$job"  # else SLURM would not hear of the end'
+    )
+    kept.append(unheard)
     comment = "# Above 128 a signal stopped the run, not an error: requeue the job, to resume from the last checkpoint."
     if cluster.container is None:
         return [*kept, comment, f"[ $code -gt 128 ] && {ask}", "exit $code"]

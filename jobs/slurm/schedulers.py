@@ -201,7 +201,8 @@ def _send_all(batches: Iterable[Batch], cluster: Cluster, fresh: Container[str] 
                 left = [*submission.halves(batch), *left]
                 continue
             runs = sum(len(each.runs) for each in (batch, *left))
-            log.warning("%s. %d runs wait; `mimbench watch` or the next `mimbench submit` submits them", error, runs)
+            level = logging.WARNING if fresh else logging.DEBUG  # `watch` tries again every minute
+            log.log(level, "%s. %d runs wait; `mimbench watch` or the next `mimbench submit` submits them", error, runs)
             break
         except ValueError as error:
             refused = refused or error

@@ -12,6 +12,7 @@ from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm import job as slurm_job
 from mimbench.jobs.slurm import staging
 from mimbench.jobs.slurm.cluster import Cluster
+from mimbench.jobs.slurm.node_shell import LOGIN_MODULE, SCONTROL, SCRATCH, VARIABLES, of_shell, probe_setup
 from mimbench.jobs.slurm.sbatch import Executor, overridden
 from mimbench.jobs.slurm.submission import Batch
 
@@ -123,3 +124,25 @@ def test_in_a_container_the_shell_requeues(
     run = RunDir.create(tmp_path / "cls" / "a", "", {"recipe": "cls/a", "stage": "cls", "identity": "a"})
     run.end_attempt(run.begin_attempt(step=5, job="12"), "interrupted")
     assert slurm_job.main([str(run.path), "12", "143", state]) == code
+
+
+def test_what_the_shell_of_a_node_lacks_is_written_into_the_profile(tmp_path: Path) -> None:
+    """A node without scontrol, whose login shells alone know `module`; asked by the real shell."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "bash").symlink_to("/bin/bash")
+    (tmp_path / ".bash_profile").write_text("module() { :; }\n")
+    profile = Cluster(name="site", setup=("module load cuda",), scratch="$LOCAL_DISK")
+    lines = [*probe_setup(profile), *(f'echo "${name}"' for name in VARIABLES)]
+    environment = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path), "LOCAL_DISK": str(tmp_path)}
+    done = subprocess.run(
+        ["/bin/bash", "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, check=True
+    )
+    report = {"shell": dict(zip(VARIABLES, done.stdout.splitlines(), strict=True))}
+    learned, found = of_shell(profile, report)
+    assert (learned.can_requeue, learned.login_shell) == (False, True)
+    assert [(one.what, one.verdict) for one in found] == [("scontrol", "note"), ("modules", "note"), ("scratch", "ok")]
+    assert found[2].found.startswith(str(tmp_path))
+    report["shell"] |= {SCRATCH: "", LOGIN_MODULE: "", SCONTROL: "/usr/bin/scontrol"}
+    learned, found = of_shell(profile, report)
+    assert learned == profile
+    assert [(one.what, one.verdict) for one in found] == [("modules", "problem"), ("scratch", "problem")]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mimbench.engine.run.rundir import RunDir
@@ -12,6 +14,7 @@ from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm import job as slurm_job
 from mimbench.jobs.slurm.cluster import Shape
 from mimbench.jobs.slurm.submission import Batch
+from tests.slurm.cluster import wait_for
 
 
 @pytest.fixture
@@ -138,6 +141,56 @@ def test_what_goes_back(
     monkeypatch.setattr(slurm, "state_of", lambda job: state)
     _attempts(run, *ends)
     assert slurm_job.verdict(run, "12", restarts) == why
+
+
+def test_the_end_of_a_job_asks_until_slurm_answers(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _attempts(run, ("interrupted", 5))
+    asked: list[tuple[str, ...]] = []
+
+    def ask(*command: str) -> str:
+        asked.append(command)
+        if len(asked) in (1, 2, 4):  # munge is down, and once more when the job is to be requeued
+            raise slurm.refusal("squeue: error: Munge encode failed: Failed to access socket: No such file")
+        return "12|RUNNING"
+
+    monkeypatch.setattr(slurm, "ask", ask)
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    assert slurm_job.main([str(run.path), "12", "137"]) == 0
+    assert [command[0] for command in asked] == ["squeue", "squeue", "squeue", "scontrol", "scontrol"]
+    assert "requeued to resume" in capsys.readouterr().err
+    asked.clear()
+    monkeypatch.setattr(slurm_job, "ANSWER", -1.0)
+    slurm_job.main([str(run.path), "12", "137"])
+    assert "not requeued: SLURM does not answer" in capsys.readouterr().err
+
+
+def test_a_run_whose_step_slurm_has_lost_lets_the_shell_of_its_job_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "srun").symlink_to("/bin/sleep")
+    shell = subprocess.Popen(["bash", "-c", f"{tmp_path}/srun 600; exit $((100 + $?))"])
+    try:
+        monkeypatch.setenv("MIMBENCH_JOB_SHELL", f"n1:{shell.pid}")
+        monkeypatch.setenv("SLURMD_NODENAME", "n2")
+        wait_for(lambda: [child.name() for child in psutil.Process(shell.pid).children()] == ["srun"], 10, "srun")
+        slurm_job.end_srun()
+        assert shell.poll() is None, "it is on another node"
+        monkeypatch.setenv("SLURMD_NODENAME", "n1")
+        slurm_job.end_srun()
+        assert shell.wait(10) == (100 + 137) % 256
+    finally:
+        shell.kill()
+    slurm_job.end_srun()  # the shell is gone
+
+
+def test_whose_parent_is_gone_is_an_orphan_in_a_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not slurm_job.is_orphan(os.getppid() + 1)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("MIMBENCH_JOB_ID", "12")
+    assert slurm_job.is_orphan(os.getppid() + 1)
+    assert not slurm_job.is_orphan(os.getppid())
 
 
 def test_an_error_of_another_rank_is_the_runs(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

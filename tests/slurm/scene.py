@@ -19,7 +19,7 @@ from tests.slurm import processes
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import LONG, PRETRAIN, Site
 
-TINY = (*LONG, "epochs=5")  # 25 steps, a checkpoint every 5
+TINY = (*LONG, "epochs=10")  # 50 steps, a checkpoint every 5
 PATIENCE = 240.0  # seconds for a run to end by itself
 REST = 20.0  # seconds in a state that does not change by itself after which a run counts as left behind
 AT_REST = ("failed", "interrupted", "lost", "blocked", "new", "stopped")
@@ -140,6 +140,13 @@ class Scene(Site):
             ended = ended if self._ends_after_retry() else f"{status}, and `mimbench retry` does not help"
         wait_for(lambda: not processes.of_run(self.run), 60, f"the processes of {self.run.path.name} to end")
         done = self.run.result.exists()
+        if done and not stuck:
+            try:
+                wait_for(
+                    lambda: self.job not in self.cluster.ask("squeue", "-h", "-o", "%i").split(), 60, "its job to end"
+                )
+            except TimeoutError:
+                stuck = "the run is done, but its job stays in the queue"
         weights, losses = self.reference(self.tasks) if done and self.reference is not None else ("", [])
         lost = "" if not done or losses_of(self.run) == losses else "the lines of metrics.jsonl differ"
         starts = ", ".join(str(attempt.get("step", 0)) for attempt in self.run.attempts())

