@@ -18,7 +18,7 @@ from mimbench.jobs.tables.sweep_results import Setting, SweepResult
 
 WIDE, HIGH = 920, 330  # size of the parallel coordinates, in SVG units
 FIRST, LAST = 70, 850  # positions of the first and the last axis
-UPPER, LOWER = 44, 300  # ends of an axis
+UPPER, LOWER = 50, 300  # ends of an axis
 LISTED = 8  # most values of a key that are all written at its axis
 LOG = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 SHADES = 4  # steps of fading by rank
