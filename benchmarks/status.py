@@ -1,20 +1,25 @@
-"""How soon `mimbench plan`, `status` and `cost` answer with many runs under the root.
+"""How soon `mimbench plan`, `status`, `cost` and `submit --dry-run` answer with many runs under the root.
 
     python benchmarks/status.py [--runs 1000] [--repeats 5] [--json]
+    python benchmarks/status.py --runs 500 1000 2000 --repeats 2        # how time and memory grow with the runs
 
 A study of one pretraining and 999 evaluations, as directories that real code made: done, failed, running on another
 machine, interrupted and new. Each command is a fresh process; the limit beside it is a fresh Python that reads the same
 files and does nothing with them. Processes take turns, one warm-up each, and the least time counts. The counts of plan
 and status must be those that the directories were made with, and no command may load torch.
 
-Floor for 1,000 runs: plan 2 s, status 1 s. Aim: half of that. Status 1 if a floor does not hold.
+Floor for 1,000 runs: plan 2 s, status 1 s. Aim: half of that. With several numbers of runs, processor time (of which
+the start of Python is taken off) must grow no faster than the runs, with a tolerance of 15 %, and no command may take
+500 MiB. Status 1 if a floor does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,14 +27,18 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from mimbench.engine.run.result import Outcome, write_result
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.slurm.cluster import add
 from mimbench.jobs.studies.study_files import load_study
 from mimbench.jobs.studies.study_registry import add_members
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {"plan": 2.0, "status": 1.0}  # seconds
+MEMORY = 500  # MiB
+TOLERANCE = 1.15  # of the growth
 STUDY = """
 from mimbench.jobs.studies.study import Run, Study
 first = Run("pretrain/crossmae_handwritten")
@@ -81,12 +90,32 @@ def _become(run: RunDir, state: str) -> None:
         run.end_attempt(number, state, "the data are no good" if state == "failed" else "")  # type: ignore[arg-type]
 
 
-def start(code: str, *arguments: str) -> tuple[float, str, str]:
-    """Seconds that a fresh process takes, and what it printed."""
+class Taken(NamedTuple):
+    """What a process took: seconds of the clock and of processors, and its largest memory in MiB."""
+
+    seconds: float
+    processor: float
+    memory: float
+
+    def least(self, other: Taken) -> Taken:
+        """The smaller of each, but of memory the larger."""
+        return Taken(
+            min(self.seconds, other.seconds), min(self.processor, other.processor), max(self.memory, other.memory)
+        )
+
+
+def start(code: str, *arguments: str) -> tuple[Taken, str, str]:
+    """What a fresh process takes, and what it printed."""
     began = time.perf_counter()
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return time.perf_counter() - began, done.stdout, done.stderr
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        texts = [(stream.seek(0), stream.read())[1] for stream in (out, err)]
+    assert process.returncode == 0, texts[1]
+    return Taken(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024), texts[0], texts[1]
 
 
 def check(study: str, states: Counter[str]) -> None:
@@ -99,40 +128,68 @@ def check(study: str, states: Counter[str]) -> None:
         assert counted == states, f"{arguments[0]}: {dict(counted)} instead of {dict(states)}"
 
 
-def measure(commands: dict[str, list[str]], repeats: int) -> dict[str, float]:
-    """The least seconds of each command."""
-    best = dict.fromkeys(commands, float("inf"))
+def measure(commands: dict[str, list[str]], repeats: int) -> dict[str, Taken]:
+    """The least that each command takes."""
+    best: dict[str, Taken] = {}
     for turn in range(repeats + 1):
         for name, command in commands.items():
-            seconds = start(*command)[0]
-            if turn:
-                best[name] = min(best[name], seconds)
+            taken = start(*command)[0]
+            if turn or not repeats:
+                best[name] = taken.least(best.get(name, taken))
     return best
+
+
+def of_size(runs: int, repeats: int) -> dict[str, Taken]:
+    """What the commands take with that many runs."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ |= {
+            "MIMBENCH_RUNS": str(Path(directory) / "runs"),
+            "MIMBENCH_CLUSTERS": str(Path(directory) / "clusters"),
+        }
+        add("bench", ("partition=low", "gpus_per_node=0", "max_array=1001"))
+        states, study = make(Path(directory), runs), str(Path(directory) / "many.py")
+        check(study, states)
+        commands = {name: [CALL, name, *([study] if name == "plan" else [])] for name in ("plan", "status", "cost")}
+        commands["submit --dry-run"] = [CALL, "submit", study, "--cluster", "bench", "--dry-run"]
+        commands["with a budget"] = [*commands["submit --dry-run"], "--cpu-hours", "100000"]
+        return measure({**commands, "reading alone": [READ, os.environ["MIMBENCH_RUNS"]]}, repeats)
+
+
+def growth(fewer: tuple[int, Taken], more: tuple[int, Taken], empty: float) -> float:
+    """How the processor time of a command grew, by the growth of the runs."""
+    grown = (more[1].processor - empty) / max(0.01, fewer[1].processor - empty)
+    return grown / (more[0] / fewer[0])
 
 
 def main() -> int:
     """Measure, print, and say by the exit status whether the floors hold."""
     parser = argparse.ArgumentParser(description="How soon plan and status answer with many runs.")
-    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=[1000], nargs="+")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        os.environ["MIMBENCH_RUNS"] = str(Path(directory) / "runs")
-        states, study = make(Path(directory), options.runs), str(Path(directory) / "many.py")
-        check(study, states)
-        commands = {name: [CALL, name, *([study] if name == "plan" else [])] for name in ("plan", "status", "cost")}
-        best = measure({**commands, "reading alone": [READ, os.environ["MIMBENCH_RUNS"]]}, options.repeats)
-    failed = [name for name, floor in FLOORS.items() if best[name] > floor * max(1.0, options.runs / 1000)]
+    sizes = sorted(options.runs)
+    empty = min(start("import mimbench.jobs.cli.main")[0].processor for _ in range(3))
+    best = {runs: of_size(runs, options.repeats) for runs in sizes}
+    failed = []
+    for runs in sizes:
+        for name, taken in best[runs].items():
+            floor = FLOORS.get(name, math.inf) * max(1.0, runs / 1000)
+            failed += [f"{name} of {runs} runs takes {taken.seconds:.2f} s"] if taken.seconds > floor else []
+            failed += [f"{name} of {runs} runs takes {taken.memory:.0f} MiB"] if taken.memory > MEMORY else []
+    for fewer, more in itertools.pairwise(sizes):
+        for name in set(best[more]) - {"reading alone"}:
+            grown = growth((fewer, best[fewer][name]), (more, best[more][name]), empty)
+            failed += [f"{name} grows {grown:.2f} times as fast as the runs"] if grown > TOLERANCE else []
     if options.json:
-        print(json.dumps({"runs": options.runs, "seconds": best, "floors": FLOORS, "failed": failed}, indent=2))
+        shown = {runs: {name: taken._asdict() for name, taken in of.items()} for runs, of in best.items()}
+        print(json.dumps({"best": shown, "floors": FLOORS, "memory": MEMORY, "failed": failed}, indent=2))
     else:
-        for name, seconds in best.items():
-            floor = FLOORS.get(name)
-            verdict = (
-                "" if floor is None else f"  (floor {floor}, aim {floor / 2}: {'MISSED' if name in failed else 'ok'})"
-            )
-            print(f"{name:<14} {options.runs} runs {seconds:.3f} s{verdict}")
+        for runs, of in best.items():
+            for name, taken in of.items():
+                times = f"{taken.seconds:6.3f} s, processor {taken.processor:6.3f} s"
+                print(f"{name:<17} {runs} runs {times}, {taken.memory:4.0f} MiB")
+        print("\n".join(failed) or f"ok (floors for 1,000 runs: {FLOORS} s, {MEMORY} MiB; growth at most {TOLERANCE})")
     return 1 if failed else 0
 
 

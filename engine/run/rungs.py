@@ -6,7 +6,8 @@
 
 No process coordinates the runs. Whichever reaches a rung writes its metric there, then reads those of the others: of n
 runs at a rung, the best n / keep go on. A run that may not go on stops, and can be promoted later by the arrival of
-others: its promotion is claimed by exactly one of them, and that one's process goes on with it.
+others: its promotion is claimed by exactly one of them, and that one's process goes on with it. A pruner of Optuna
+(engine/run/pruning.py) decides instead for each run by itself, and a run that it stops is not promoted later.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from mimbench.engine.run.atomic import claim_json, write_json
+from mimbench.engine.run.pruning import Pruner, is_pruned
 
 FILE = "rungs.json"
 MARK = ".promoted"
@@ -44,6 +46,7 @@ class Rungs:
     better: Literal["higher", "lower"]
     epochs: tuple[int, ...]  # of the rungs, rising
     keep: int = 3  # one of `keep` runs goes on beyond a rung
+    pruner: Pruner | None = None  # of Optuna, which then decides, for each run by itself
 
     def __post_init__(self) -> None:
         if not self.epochs or list(self.epochs) != sorted(set(self.epochs)) or self.epochs[0] < 1:
@@ -85,6 +88,9 @@ class Rungs:
         if not math.isfinite(value):
             raise ValueError(f"{self.metric} is {value} after {self.epochs[rung]} epochs")
         write_json(_record(self, run, rung), {"value": value})
+        if self.pruner is not None:
+            self._ask_optuna(self.pruner, run, rung, value)
+            return
         ranked = self._ranked(run, rung)
         allowed = len(ranked) // self.keep
         claimed = [name for name in ranked[:allowed] if self._claim(_folder(self, run, rung), name)]
@@ -97,6 +103,28 @@ class Rungs:
             f"{len(ranked)} runs so far, and {allowed} may go on",
             heir,
         )
+
+    def _ask_optuna(self, pruner: Pruner, run: Path, rung: int, value: float) -> None:
+        """Let Optuna's pruner decide whether the run at `run` goes on."""
+        if is_promoted(run, self, rung):
+            return
+        done = (_name(file.parent) for file in run.absolute().parents[1].glob("*/*/result.json"))
+        finished = [self._values(run, name) for name in done]
+        if is_pruned(pruner, self.keep, self.better, self._values(run, _name(run)), finished):
+            raise StoppedEarly(
+                f"stopped early after {self.epochs[rung]} epochs: Optuna's {pruner} pruner judged {self.metric} "
+                f"{value:.4g} beside {len([one for one in finished if one])} finished runs"
+            )
+        self._claim(_folder(self, run, rung), _name(run))
+
+    def _values(self, run: Path, name: str) -> dict[int, float]:
+        """Return the metric by epoch of the run of that name at the rungs that it reached."""
+        files = {epoch: _folder(self, run, rung) / f"{name}.json" for rung, epoch in enumerate(self.epochs)}
+        return {
+            epoch: float(json.loads(file.read_text(encoding="utf-8"))["value"])
+            for epoch, file in files.items()
+            if file.exists()
+        }
 
     def _ranked(self, run: Path, rung: int) -> list[str]:
         """Return the names of the runs at a rung, the best first; of equals, the first by name."""
@@ -146,6 +174,16 @@ def may_go_on(run: Path) -> bool:
         return True
     reached = [rung for rung in range(len(rule.epochs)) if _record(rule, run, rung).exists()]
     return not reached or is_promoted(run, rule, reached[-1])
+
+
+def rung_values(run: Path) -> dict[int, float]:
+    """Return the metric of the run at `run` by epoch, at the rungs of its sweep that it reached, rising.
+
+    Raises:
+        ValueError: if a file is damaged.
+    """
+    rule = rungs_of(run)
+    return {} if rule is None else rule._values(run, _name(run))
 
 
 def _folder(rule: Rungs, run: Path, rung: int) -> Path:

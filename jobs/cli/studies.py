@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -238,6 +238,9 @@ def sweep(
         str | None, typer.Option(metavar="E,E,...", help="Epochs at which the worse runs stop early.")
     ] = None,
     keep: Annotated[int, typer.Option(min=2, metavar="K", help="At a rung, one of K runs goes on.")] = 3,
+    pruner: Annotated[
+        Literal["median", "percentile"] | None, typer.Option(help="Let this pruner of Optuna decide at the rungs.")
+    ] = None,
     gpu_hours: GpuHours = None,
     cpu_hours: CpuHours = None,
     name: Annotated[str | None, typer.Option(help="Name of the study. Default: recipe and keys.")] = None,
@@ -266,12 +269,14 @@ def sweep(
     else:
         runs = sweeping.draws(axes, random, seed) if random else sweeping.grid(axes)
         made = sweeping.sweep_of(recipe, axes, runs, name)
+    if pruner is not None and rungs is None:
+        raise ValueError("--pruner needs --rungs, the epochs at which it decides, as in --rungs 5,15")
     if rungs is not None:
         if metric is None:  # which metrics a recipe evaluates during training is known only when it runs
             raise ValueError(
                 "--rungs needs --metric, a metric of the evaluations during training, as metrics.jsonl names it"
             )
-        made = made.halved(_epochs(rungs), keep, metric)
+        made = made.halved(_epochs(rungs), keep, metric, pruner)
     study = made.study()
     study.check()
     budget = chosen(root, study.name, gpu_hours, cpu_hours)

@@ -10,6 +10,7 @@ torch.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -71,24 +72,35 @@ def shown(hours: float) -> str:
 def used_hours(run: RunDir) -> Used:
     """Return the hours of all starts of a run so far, including those moved to old-N/."""
     gpu = cpu = 0.0
-    gpus = before = _gpus_of_old(run)
+    gpus: int | None = None
     for file in _starts(run):
         try:
-            attempt = json.loads(file.read_text(encoding="utf-8"))
-            hours = max(0.0, float(attempt.get("ended") or file.stat().st_mtime) - float(attempt["started"])) / 3600
-            gpus = int(attempt.get("gpus", before))
+            with open(file, encoding="utf-8") as handle:  # noqa: PTH123 (pathlib takes longer, and runs are many)
+                attempt = json.load(handle)
+            ended = attempt.get("ended") or os.stat(file).st_mtime  # noqa: PTH116
+            hours = max(0.0, float(ended) - float(attempt["started"])) / 3600
+            gpus = int(attempt["gpus"]) if "gpus" in attempt else _gpus_of_old(run)
         except (OSError, ValueError, KeyError, TypeError):
             continue
         gpu, cpu = (gpu + hours * gpus, cpu) if gpus else (gpu, cpu + hours)
-    return Used(gpu, cpu, gpus)
+    return Used(gpu, cpu, _gpus_of_old(run) if gpus is None else gpus)
 
 
-def _starts(run: RunDir) -> Iterator[Path]:
+def _starts(run: RunDir) -> Iterator[str]:
     """Yield the files of all starts, the latest last."""
-    folder = run.path / "attempts"
-    yield from run.path.glob("old-*/attempts/*.json")
-    if folder.is_dir():
-        yield from sorted(folder.glob("*.json"), key=lambda file: (len(file.stem), file.stem))
+    place = os.fspath(run.path)
+    inside = _names(place)
+    folders = [f"{place}/{name}/attempts" for name in inside if name.startswith("old-")]
+    for folder in [*folders, *([f"{place}/attempts"] if "attempts" in inside else [])]:
+        names = (name for name in _names(folder) if name.endswith(".json"))
+        yield from (f"{folder}/{name}" for name in sorted(names, key=lambda name: (len(name), name)))
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except OSError:
+        return []
 
 
 def _gpus_of_old(run: RunDir) -> int:

@@ -4,19 +4,20 @@
     mimbench submit sweep-linear_vitb       # then repeat the first line for the next round
 
 No call waits: each tells Optuna the results of all finished runs of the sweep and adds a round of proposals. Unfinished
-runs count as proposed, so that no run is proposed twice. There is no database: the runs hold all information.
-Needs the extra `search`.
+runs count as proposed, so that no run is proposed twice; those that stopped early at a rung count as pruned. There is
+no database: the runs hold all information. Needs the extra `search`.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mimbench.engine.run.pruning import installed
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.run.rungs import rung_values
 from mimbench.jobs.runs.tasks import metric_of
 from mimbench.jobs.studies.sweep import Axis, Sweep
 
@@ -34,12 +35,7 @@ class Search:
     """
 
     def __init__(self, axes: Sequence[Axis], metric: str, seed: int) -> None:
-        try:
-            self._optuna: Any = importlib.import_module("optuna")
-        except ImportError as error:
-            raise ValueError(
-                "--optuna needs the package optuna, which is not installed; pip install -e '.[search]'"
-            ) from error
+        self._optuna = installed()
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         self.axes, self.metric = axes, metric
         sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
@@ -55,8 +51,16 @@ class Search:
             return kinds.IntDistribution(int(one.low), int(one.high), log=one.log)
         return kinds.FloatDistribution(one.low, one.high, log=one.log)
 
-    def tell(self, overrides: Sequence[str], result: dict[str, Any] | None, failed: bool = False) -> None:
+    def tell(
+        self,
+        overrides: Sequence[str],
+        result: dict[str, Any] | None,
+        failed: bool = False,
+        stopped: Mapping[int, float] | None = None,
+    ) -> None:
         """Tell Optuna about one run: its result, a failure, or that it is not done yet.
+
+        Of a run that stopped early, `stopped` has the metric by epoch at the rungs that it reached.
 
         Raises:
             ValueError: if the result does not have the metric.
@@ -69,11 +73,18 @@ class Search:
                     f"--metric {self.metric} is not in the results, which have {', '.join(metrics) or 'no metrics'}"
                 )
             value = float(metrics[self.metric])
-        found = state.COMPLETE if result is not None else state.FAIL if failed else state.RUNNING
+        unfinished = state.FAIL if failed else state.PRUNED if stopped else state.RUNNING
+        found = state.COMPLETE if result is not None else unfinished
         given = dict(text.split("=", 1) for text in overrides)
         params = {key: self._value(key, given[key]) for key in self._distributions if key in given}
         distributions = {key: self._distributions[key] for key in params}
-        trial = self._optuna.trial.create_trial(state=found, value=value, params=params, distributions=distributions)
+        trial = self._optuna.trial.create_trial(
+            state=found,
+            value=value,
+            params=params,
+            distributions=distributions,
+            intermediate_values=dict(stopped or {}) if found == state.PRUNED else None,
+        )
         self.study.add_trial(trial)
 
     def _value(self, key: str, text: str) -> Any:
@@ -119,7 +130,8 @@ def next_round(sweep: Sweep, search: Search, root: Path, total: int, count: int)
     places = sweep.study().places(root) if runs else {}
     for own, place in zip(runs, places.values(), strict=True):
         run: RunDir = place.run
-        there = run.about.exists()
-        search.tell(own, run.read_result() if there else None, failed=there and run.state() == "failed")
+        state = run.state() if run.about.exists() else "new"
+        stopped = rung_values(run.path) if state == "stopped" else None
+        search.tell(own, run.read_result(), failed=state == "failed", stopped=stopped)
     wanted = max(0, min(count, total - len(runs)))
     return replace(sweep, runs=[*runs, *search.ask(wanted, runs)])

@@ -29,6 +29,7 @@ from urllib.parse import quote, unquote
 
 from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.nearest import did_you_mean
+from mimbench.engine.run.pruning import Pruner
 from mimbench.engine.run.rungs import Rungs
 from mimbench.jobs.runs.recipes import find
 from mimbench.jobs.runs.store import resolve
@@ -204,8 +205,10 @@ class Sweep:
         rungs = None if self.rungs is None else Rungs(**{**self.rungs, "epochs": tuple(self.rungs["epochs"])})
         return Study(self.name, runs, rungs)
 
-    def halved(self, epochs: Sequence[int], keep: int, metric: str) -> Sweep:
+    def halved(self, epochs: Sequence[int], keep: int, metric: str, pruner: Pruner | None = None) -> Sweep:
         """Return the sweep with its runs stopped early: one of `keep` goes on beyond each of these epochs.
+
+        With a `pruner` of Optuna, that decides which.
 
         Raises:
             ValueError: if the recipe has no epochs, or the last rung is not before the end of the shortest run.
@@ -217,8 +220,8 @@ class Sweep:
         if epochs[-1] >= min(lengths):
             raise ValueError(f"rung {epochs[-1]} is not before the end of the runs, which have {min(lengths)} epochs")
         quoted = quote(self.name, safe=" ,")
-        rungs = Rungs(quoted, metric, metric_of(metric).quantity.better, tuple(epochs), keep)
-        return replace(self, rungs=asdict(rungs))
+        rungs = Rungs(quoted, metric, metric_of(metric).quantity.better, tuple(epochs), keep, pruner)
+        return replace(self, rungs={key: value for key, value in asdict(rungs).items() if value is not None})
 
     def keep(self, root: Path) -> None:
         """Save the sweep, atomically.

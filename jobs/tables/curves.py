@@ -25,7 +25,9 @@ from mimbench.jobs.tables.table import data_names, protocol_of
 
 NOISY = 40  # series with at least this many points are smoothed
 MOST = 400  # most points drawn of a series
+POINTS = 20_000  # most points of a chart: those of many series are drawn with fewer
 TRAINING_LOSS = "training loss"  # every training records it and the gradient norm
+SWEEP = "a sweep"  # marks the task that the runs of a sweep share
 X_NAMES = {"epoch": "epoch", "step": "optimiser step"}
 
 
@@ -75,17 +77,26 @@ class Chart:
         return f"{self.y_name} by {self.x_name}: {ends}."
 
 
-def charts(found: Sequence[Record], encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, Style]) -> list[Chart]:
+def charts(
+    found: Sequence[Record],
+    encoders: Mapping[Path, Encoder],
+    styles: Mapping[Encoder, Style],
+    sweeps: Mapping[Path, str] | None = None,
+) -> list[Chart]:
     """Return a chart for every quantity measured more than once, with all encoders that share a task.
 
-    A task here is an evaluation protocol, or a pretraining method with its data, so that a chart is comparable.
+    A task here is an evaluation protocol, or a pretraining method with its data, so that a chart is comparable. The
+    runs of a sweep, whose protocols all differ, share a chart; `sweeps` has the name of each such run's sweep.
     """
     tasks: dict[tuple[str, ...], list[Record]] = {}
     data = data_names(found)
     for record in found:
-        tasks.setdefault(_task(record), []).append(record)
+        sweep = (sweeps or {}).get(record.run.path)
+        tasks.setdefault(_task(record) if sweep is None else (SWEEP, sweep), []).append(record)
     return [
-        chart for task in tasks.values() for chart in _charts_of_task(task, data[task[0].run.path], encoders, styles)
+        chart
+        for key, task in tasks.items()
+        for chart in _charts_of_task(task, data[task[0].run.path], encoders, styles, key[1] if key[0] == SWEEP else "")
     ]
 
 
@@ -96,7 +107,11 @@ def _task(record: Record) -> tuple[str, ...]:
 
 
 def _charts_of_task(
-    task: Sequence[Record], data: str, encoders: Mapping[Path, Encoder], styles: Mapping[Encoder, Style]
+    task: Sequence[Record],
+    data: str,
+    encoders: Mapping[Path, Encoder],
+    styles: Mapping[Encoder, Style],
+    sweep: str = "",
 ) -> Iterator[Chart]:
     name = labels(encoders.values())
     measured = {record.run.path: measurements(record.run.metrics) for record in task}
@@ -118,8 +133,9 @@ def _charts_of_task(
         ]
         if series:
             y_name, percent = titles.get(metric, ""), is_percent(metric_of(metric))
-            title = f"{task[0].recipe} on {data}"
-            yield draw(title, X_NAMES[x], y_name or metric, series, minor=not y_name, percent=percent)
+            title = f"{task[0].recipe} on {data}" + (f", all runs of the sweep {sweep}" if sweep else "")
+            alike = "runs" if sweep else "seeds"
+            yield draw(title, X_NAMES[x], y_name or metric, series, minor=not y_name, percent=percent, alike=alike)
 
 
 def _titles(task: Sequence[Record]) -> dict[str, str]:
@@ -157,29 +173,39 @@ def _is_number(value: object) -> bool:
 
 
 def draw(
-    title: str, x_name: str, y_name: str, series: Sequence[Series], minor: bool = False, percent: bool = False
+    title: str,
+    x_name: str,
+    y_name: str,
+    series: Sequence[Series],
+    minor: bool = False,
+    percent: bool = False,
+    alike: str = "seeds",
 ) -> Chart:
-    """Return the chart of `series`, each with at least one point; `percent`: its values are percent."""
+    """Return the chart of `series`, each with at least one point.
+
+    `percent`: its values are percent; `alike`: what the several lines of one series are.
+    """
     noisy = any(len(points) >= NOISY for one in series for points in one.seeds)
     smooth = {id(points): moving_average(points) for one in series for points in one.seeds}
     shown = [point for points in smooth.values() for point in points]
     x_scale = Scale.over([0.0, *(point.x for point in shown)], LEFT, RIGHT, rounded=False)
     y_scale = Scale.over([point.y for point in shown], BOTTOM, TOP, rounded=True, percent=percent)
     lines = []
+    most = min(MOST, max(2, POINTS // (2 * len(smooth))))
     for one in series:
         for points in one.seeds:
             if len(points) >= NOISY:
-                lines.append(Line(_path(points, x_scale, y_scale), one.style, faint=True))
-            lines.append(Line(_path(smooth[id(points)], x_scale, y_scale), one.style, faint=False))
+                lines.append(Line(_path(points, x_scale, y_scale, most), one.style, faint=True))
+            lines.append(Line(_path(smooth[id(points)], x_scale, y_scale, most), one.style, faint=False))
     lines.sort(key=lambda line: not line.faint)  # averages on top
-    legend = tuple(Legend(one.label, one.style, _last(one, smooth)) for one in series)
+    legend = tuple(Legend(one.label, one.style, _last(one, smooth, alike)) for one in series)
     return Chart(title, x_name, y_name, x_scale.ticks(), y_scale.ticks(), tuple(lines), legend, noisy, minor)
 
 
-def _last(one: Series, smooth: Mapping[int, Sequence[Point]]) -> str:
-    """Return the last value; with several seeds, the mean of the last values."""
+def _last(one: Series, smooth: Mapping[int, Sequence[Point]], alike: str) -> str:
+    """Return the last value; with several lines, the mean of the last values."""
     ends = [smooth[id(points)][-1].y for points in one.seeds]
-    return f"{sum(ends) / len(ends):.3g}" + (f" (mean of {len(ends)} seeds)" if len(ends) > 1 else "")
+    return f"{sum(ends) / len(ends):.3g}" + (f" (mean of {len(ends)} {alike})" if len(ends) > 1 else "")
 
 
 def moving_average(points: Sequence[Point]) -> tuple[Point, ...]:
@@ -195,8 +221,8 @@ def moving_average(points: Sequence[Point]) -> tuple[Point, ...]:
     return tuple(averaged)
 
 
-def _path(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> str:
-    """Return SVG path data through at most `MOST` points, including the last one."""
-    stride = math.ceil(len(points) / MOST)
+def _path(points: Sequence[Point], x_scale: Scale, y_scale: Scale, most: int) -> str:
+    """Return SVG path data through at most `most` points, including the last one."""
+    stride = math.ceil(len(points) / most)
     kept = [*points[:-1:stride], points[-1]]
     return "M" + "L".join(f"{x_scale(point.x):.1f} {y_scale(point.y):.1f}" for point in kept)

@@ -3,9 +3,9 @@
     mimbench report                   writes <runs root>/report.html
     mimbench report --study NAME      only the runs of one study and the pretrainings of their encoders
 
-Contents: the table and its findings in words, the papers' tables with these runs, cost and benefit of pretraining,
-categories side by side, loss and metric curves of pretrained and scratch encoders, the pictures of the tasks, all runs
-with their data, and the failed runs with reasons.
+Contents: the table and its findings in words, sweeps with their pictures, the papers' tables with these runs, cost and
+benefit of pretraining, categories side by side, loss and metric curves of pretrained and scratch encoders, the pictures
+of the tasks (as many as fit into a page of 20 MB), all runs with their data, and the failed runs with reasons.
 
 The page has no scripts and makes no requests: pictures and styles are in the file, and a content security policy
 forbids anything else. It follows the reader's colour scheme and can be printed. Page and styles are in
@@ -31,7 +31,7 @@ from mimbench.jobs.runs import records, status
 from mimbench.jobs.runs.encoders import Encoder, digest, encoders_of, maker_of, makers
 from mimbench.jobs.runs.records import Record
 from mimbench.jobs.runs.tasks import known, makes_encoders, metric_of, tasks
-from mimbench.jobs.tables import compare, curves, dots, drawing, paper_table, table
+from mimbench.jobs.tables import compare, curves, dots, drawing, paper_table, sweep_picture, sweep_results, table
 from mimbench.jobs.tables.formats_html import environment
 from mimbench.jobs.tables.sections import Section, sections
 
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 TEMPLATE = "report.html.jinja"
 LOG_LINES = 15
+CHARTS = 60  # most charts of curves, and of the terms of losses
+PICTURES = 9_000_000  # bytes of all pictures on the page, which base64 makes a third larger
 MEDIA = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 UNFINISHED = {
     "failed": "failed",
@@ -106,7 +108,7 @@ def write_report(root: Path, path: Path, study: str | None = None) -> Path:
     if not found:
         raise ValueError(f"no runs under {root}; start some with `mimbench demo` or `mimbench run RECIPE`")
     chosen = found if study is None else _of_study(found, root, study)
-    write_text(path, _page(chosen, f"mimbench report: {study}" if study else "mimbench report"))
+    write_text(path, _page(chosen, root, f"mimbench report: {study}" if study else "mimbench report"))
     return path
 
 
@@ -119,10 +121,13 @@ def _of_study(found: Sequence[Record], root: Path, study: str) -> list[Record]:
     return [record for record in found if record.run.path in named | before]
 
 
-def _page(found: Sequence[Record], title: str) -> str:
+def _page(found: Sequence[Record], root: Path, title: str) -> str:
     encoders = encoders_of(found)
+    galleries, left_out = _galleries(found, encoders)
     styles = drawing.styles(encoders.values())
-    drawn = curves.charts(found, encoders, styles)
+    swept = sweep_results.sweeps(root, found)
+    drawn = curves.charts(found, encoders, styles, {path: result.name for result in swept for path in result.runs})
+    major, minor = ([chart for chart in drawn if chart.minor == is_minor] for is_minor in (False, True))
     rows, hours = table.rows_of(found), dots.hours_of(found, encoders)
     parts = [
         Results(part, dots.overview(part, styles), dots.scatters(part, hours, styles), findings(part.rows))
@@ -141,10 +146,15 @@ def _page(found: Sequence[Record], title: str) -> str:
             makes_encoders=makes_encoders,
             papers=paper_table.touched(found),
             by_category=_by_category(found, encoders),
-            charts=[chart for chart in drawn if not chart.minor],
-            minor_charts=[chart for chart in drawn if chart.minor],
+            charts=major[:CHARTS],
+            minor_charts=minor[:CHARTS],
+            charts_left_out=len(major[CHARTS:]) + len(minor[CHARTS:]),
             plot=drawing,
-            galleries=_galleries(found, encoders),
+            galleries=galleries,
+            left_out=left_out,
+            sweeps=[sweep_picture.picture(result) for result in swept],
+            wide=sweep_picture,
+            anchor=_anchor,
             runs=[_summary(record, encoders[record.run.path]) for record in found if record.state != "damaged"],
             problems=[_problem(record) for record in found if record.state in UNFINISHED],
             versions=_versions(found),
@@ -248,17 +258,25 @@ def _listed(parts: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _galleries(found: Iterable[Record], encoders: Mapping[Path, Encoder]) -> dict[str, list[Picture]]:
-    """Return the pictures by heading, in the order of the runs."""
+def _galleries(
+    found: Iterable[Record], encoders: Mapping[Path, Encoder]
+) -> tuple[dict[str, list[Picture]], dict[str, int]]:
+    """Return the pictures by heading, in the order of the runs, and how many of each did not fit into the page."""
     galleries: dict[str, list[Picture]] = {
         described.heading: [] for task in tasks().values() for described in task.pictures if described.when is None
     }
+    left_out: dict[str, int] = {}
+    room = PICTURES
     for record in found:
         for file in sorted(record.run.plots.glob("*")):
             if file.suffix in MEDIA:
-                picture = _picture(file, record, encoders[record.run.path])
-                galleries.setdefault(picture.heading, []).append(picture)
-    return {heading: pictures for heading, pictures in galleries.items() if pictures}
+                heading, size = _described(file.stem, record).heading, file.stat().st_size
+                if size > room:
+                    left_out[heading] = left_out.get(heading, 0) + 1
+                    continue
+                room -= size
+                galleries.setdefault(heading, []).append(_picture(file, record, encoders[record.run.path]))
+    return {heading: pictures for heading, pictures in galleries.items() if pictures}, left_out
 
 
 def _picture(file: Path, record: Record, encoder: Encoder) -> Picture:

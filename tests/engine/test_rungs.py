@@ -6,11 +6,12 @@ import multiprocessing
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from mimbench.engine.run.pruning import Pruner
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.run.rungs import Rungs, StoppedEarly, is_promoted, may_go_on, rungs_of
 from mimbench.engine.training.state import load_state, state_path
@@ -142,3 +143,53 @@ def test_a_metric_that_is_not_evaluated_is_named(tmp_path: Path) -> None:
     (run,) = _runs(tmp_path, 1)
     with pytest.raises(ValueError, match="stops runs by score, but evaluations during training have top1"):
         RULE.arrive(run.path, 0, {"top1": 3.0})
+
+
+@pytest.mark.parametrize(("pruner", "keep"), [("median", 3), ("percentile", 4)])
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_optunas_pruner_decides_as_in_a_study_of_optunas_own(
+    tmp_path: Path, pruner: Pruner, keep: int, better: Literal["higher", "lower"]
+) -> None:
+    """The peer: one process, an objective that reports after each rung and asks, as Optuna's documentation has it."""
+    optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
+    draws = random.Random(1)
+    curves = [[draws.random() + (rung if better == "higher" else -rung) for rung in range(3)] for _ in range(40)]
+    kinds = optuna.pruners
+    study = optuna.create_study(
+        direction="maximize" if better == "higher" else "minimize",
+        pruner=kinds.MedianPruner() if pruner == "median" else kinds.PercentilePruner(100 / keep),
+    )
+
+    def objective(trial: Any) -> float:
+        for epoch, value in zip((1, 3), curves[trial.number], strict=False):
+            trial.report(value, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return curves[trial.number][-1]
+
+    study.optimize(objective, n_trials=len(curves))
+    theirs = [trial.last_step if trial.state.name == "PRUNED" else None for trial in study.trials]
+    rule, ours = Rungs("lr", "score", better, (1, 3), keep, pruner), []
+    for run, curve in zip(_runs(tmp_path, len(curves)), curves, strict=True):
+        rule.write(run.path)
+        ours.append(_stopped_at(rule, run, curve))
+    assert ours == theirs
+    assert {None, 1, 3} == set(ours)
+
+
+def _stopped_at(rule: Rungs, run: RunDir, curve: list[float]) -> int | None:
+    """Train a made-up run; the epoch at which it stopped, for good."""
+    number = run.begin_attempt()
+    for rung, epoch in enumerate(rule.epochs):
+        try:
+            rule.arrive(run.path, rung, {"score": curve[rung]})
+        except StoppedEarly as stopped:
+            assert f"Optuna's {rule.pruner} pruner" in str(stopped)
+            assert stopped.heir is None
+            run.end_attempt(number, "stopped", str(stopped))
+            assert run.state() == "stopped"
+            return epoch
+        rule.arrive(run.path, rung, {"score": curve[rung]})  # killed and resumed just after it: the same decision
+    run.result.write_text("{}")
+    run.end_attempt(number, "done")
+    return None

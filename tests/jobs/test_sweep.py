@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.result import Outcome, write_result
 from mimbench.engine.run.rungs import Rungs
 from mimbench.jobs.runs.store import config_of, runs_root
@@ -145,8 +146,23 @@ def test_optuna_is_told_of_what_failed_and_what_is_going_on() -> None:
     next_round(second, search, runs_root(), 9, 0)
     told = [trial.state for trial in search.study.trials]
     assert told == [state.COMPLETE, state.FAIL, state.COMPLETE, state.RUNNING, state.RUNNING, state.RUNNING]
-    with pytest.raises(ValueError, match="--metric finetune_top1: a run has knn_top1"):
+    with pytest.raises(ValueError, match="--metric finetune_top1 is not in the results, which have knn_top1"):
         next_round(second, Search(axes, "finetune_top1", 0), runs_root(), 9, 3)
+
+
+def test_optuna_learns_from_runs_that_stopped_early() -> None:
+    optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
+    axes = [axis("base_lr=1e-4,1e-3,1e-2")]
+    runs = [["base_lr=1e-4"], ["base_lr=1e-3"], ["base_lr=1e-2"]]
+    sweep = Sweep("s", "cls/finetune_handwritten", runs, ["epochs=9"]).halved([1, 3], 3, "finetune_top1", "median")
+    made = list(sweep.study().prepare(runs_root()).values())
+    write_json(runs_root() / ".mimbench" / "rungs" / "s" / "1" / f"cls+{made[0].path.name}.json", {"value": 20.0})
+    made[0].end_attempt(made[0].begin_attempt(), "stopped", "by the pruner")
+    search = Search(axes, "finetune_top1", 0)
+    next_round(sweep, search, runs_root(), 3, 0)
+    states = optuna.trial.TrialState
+    assert [trial.state for trial in search.study.trials] == [states.PRUNED, states.RUNNING, states.RUNNING]
+    assert search.study.trials[0].intermediate_values == {1: 20.0}
 
 
 def test_a_metric_of_another_task_or_misspelt_is_refused() -> None:
