@@ -80,9 +80,9 @@ class Breakdown:
 def breakdown(split: CocoSplit, results: Sequence[Result]) -> Breakdown:
     """Return the breakdown of `results`, detections on the images of `split`."""
     rank = {identity: label for label, identity in enumerate(split.category_ids)}
-    found = Results.of(results)
+    of_split = Results.of(results)
     images = tuple(
-        _judged(split, index, (one for one in found.of_image(int(identity)) if one["category_id"] in rank), rank)
+        _judged(split, index, (one for one in of_split.of_image(int(identity)) if one["category_id"] in rank), rank)
         for index, identity in enumerate(split.image_ids)
     )
     objects = split.labels[~split.crowd]

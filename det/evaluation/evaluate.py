@@ -142,7 +142,7 @@ class CocoMetrics:
 
     def _known(self, results: Results) -> None:
         foreign = [place for place, image in enumerate(results.image_ids) if image not in self.numbering.images]
-        numbers = np.flatnonzero(np.isin(results.arrays.images, foreign)) if foreign else []
+        numbers = np.flatnonzero(np.isin(results.arrays.images, foreign))
         if len(numbers):
             raise ValueError(
                 f"results[{numbers[0]}] is for image {results[int(numbers[0])]['image_id']}, which is not in "

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -231,7 +231,8 @@ def _hotcoco(part: Part, kind: str, lvis: bool) -> Curves:
         evaluation = hotcoco.COCOeval(truth, found, kind, lvis_style=lvis)
         evaluation.evaluate()
         evaluation.accumulate()
-    curves: Mapping[str, Any] = evaluation.eval
+    curves = evaluation.eval
+    assert curves is not None
     return Curves(np.asarray(curves["precision"]), np.asarray(curves["recall"]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -25,12 +25,12 @@ def evaluating_in(precision: EvaluatePrecision, device: torch.device) -> Iterato
         with torch.autocast(device.type, torch.bfloat16):
             yield
         return
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn) if precision == "tf32" else ()
-    before = [switch.allow_tf32 for switch in switches]
+    products: Any = torch.backends.cuda.matmul
+    convolutions: Any = torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
     try:
-        for switch in switches:
-            switch.allow_tf32 = True
+        if precision == "tf32":
+            products.allow_tf32 = convolutions.allow_tf32 = True
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        products.allow_tf32, convolutions.allow_tf32 = before

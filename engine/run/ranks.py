@@ -30,7 +30,8 @@ def patient_group() -> dist.ProcessGroup | None:
     """Return a group of all ranks, which must all call this, to wait in for long; None for a single process."""
     if rank_and_world()[1] == 1:
         return None
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)
     return group
 
 

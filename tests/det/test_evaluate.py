@@ -234,7 +234,7 @@ def test_the_benchmark_of_memory(monkeypatch, tmp_path, lvis) -> None:
     benchmarks = Path(__file__).parents[2] / "benchmarks"
     monkeypatch.syspath_prepend(str(benchmarks))
     script = runpy.run_path(str(benchmarks / "evaluation_memory.py"))
-    options = Namespace(images=6, each=5, classes=3, objects=2.0, world=1, lvis=lvis, fast=False)
+    options = Namespace(images=6, each=5, classes=3, objects=2.0, world=1, lvis=lvis, fast=False, send=False)
     (tmp_path / "truth.json").write_text(json.dumps(script["truth"](options)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
