@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -179,7 +179,7 @@ class Trunk(nn.Module):
         """Yield the tokens (B, T, D) after each block, from the first to the last; not normalised."""
         tokens = self.embed(images)
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
-        more = {} if self.rope is None else {"rope": self.rope(grid)}
+        more: dict[str, Any] = {} if self.rope is None else {"rope": self.rope(grid)}
         if self.traits.windows is not None:
             more["grid"] = grid
         for block in self.blocks:

@@ -159,7 +159,9 @@ class ViTDet(nn.Module):
         """Return the output of the last block, (B, D, h, w)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens_BhwD, _ = self.encode(images)
-        return tokens_BhwD.permute(0, 3, 1, 2)
+        map_BDhw = tokens_BhwD.permute(0, 3, 1, 2)
+        normed = self.traits.pre_norm or self.traits.patch_norm or not isinstance(self.norm, nn.Identity)
+        return map_BDhw if normed else map_BDhw.contiguous()  # by channel, as with gradients: the same bits after it
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of the patches (B, h, w, D) and of the prefix (B, P, D) if kept, after the final norm."""
@@ -168,6 +170,8 @@ class ViTDet(nn.Module):
         if self.pos_embed is not None:
             tokens_BhwD = tokens_BhwD + self._positions(self.pos_embed, grid)
         tokens_BhwD = self.norm_pre(tokens_BhwD)
+        if not torch.is_grad_enabled():  # a convolution leaves them by channel, and so would every sum
+            tokens_BhwD = tokens_BhwD.contiguous()
         prefix_BPD = self._prefix(tokens_BhwD)
         whole, windowed = self._ropes(grid)
         for block, is_global in zip(self.blocks, self.is_global, strict=True):

@@ -88,6 +88,10 @@ def always(_weights: Mapping[str, Tensor]) -> bool:
     return True
 
 
+def never_shown(_weights: Mapping[str, Tensor]) -> None:
+    """Return None: the weights do not tell the number of heads."""
+
+
 def plain_traits(_weights: Mapping[str, Tensor]) -> Traits:
     """Return the traits of MAE's plain ViT."""
     return Traits()
@@ -124,6 +128,9 @@ class Family:
     fits: Callable[[Mapping[str, Tensor]], bool] = always  # a test beyond the names: shapes, the kind of a table
     # these take the encoder's tensors after `renames` and `convert`:
     heads: Callable[[int], int] = papers_heads  # from the width
+    shown_heads: Callable[[Mapping[str, Tensor]], int | None] = (
+        never_shown  # where the weights tell, instead of `heads`
+    )
     grid: Callable[[Mapping[str, Tensor]], int] = table_grid  # patches along one side of a pretraining image
     traits: Callable[[Mapping[str, Tensor]], Traits] = plain_traits
 

@@ -207,7 +207,8 @@ class _Sorting:
     def _assumed(self, vit: ViT, recorded: EncoderInfo | None) -> tuple[str, ...]:
         """Return what neither the file, anything beside it nor the family's published sizes tell."""
         usual = recorded.assumed if recorded else self.family.unsure
-        heads = not recorded and not self.described and (vit.width, vit.depth) not in self.family.sizes
+        published = (vit.width, vit.depth) in self.family.sizes or self.family.shown_heads(self.tensors) is not None
+        heads = not recorded and not self.described and not published
         grid = heads and _learned(self.tensors)
         names = (*(("heads",) if heads else ()), *usual, *(("grid",) if grid else ()))
         return tuple(name for name in dict.fromkeys(names) if self._told(name) is None)
@@ -262,7 +263,8 @@ class _Sorting:
         if given is not None and given[0] != own:
             raise ValueError(f"grid={given[0]} is given, but its positions are for {own} x {own} patches")
         image = own * patch
-        heads = self._told("heads") or self.family.heads(width)
+        shown = self.family.shown_heads(self.tensors)
+        heads = self._told("heads") or shown or self.family.heads(width)
         return ViT(width, 1 + max(numbers, default=-1), heads, patch, image)
 
     def _fit_table(self, wanted: Mapping[str, Shape]) -> None:

@@ -187,7 +187,7 @@ def _open_clip(source: str, content: Mapping[str, Any]) -> Stated:
 
 def _patches(image: object, patch: object) -> tuple[int, int] | None:
     """Rows and columns of patches in an image of one side, or of two."""
-    sides = list(image) if isinstance(image, list | tuple) else [image, image]
+    sides: list[Any] = list(image) if isinstance(image, list | tuple) else [image, image]
     if len(sides) != 2 or not isinstance(patch, int) or patch < 1 or not all(isinstance(side, int) for side in sides):
         return None
     return sides[0] // patch, sides[1] // patch

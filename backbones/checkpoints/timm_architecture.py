@@ -79,8 +79,8 @@ def _read(name: str, model: Any, depth: int | None) -> Architecture:
 
     block = model.blocks[0]
     rope, reason = _rope(model)
-    known = vision_transformer.Block | eva.EvaBlock | beit.Block | vision_transformer_sam.Block
-    if not isinstance(block, known):
+    known = (vision_transformer.Block, eva.EvaBlock, beit.Block, vision_transformer_sam.Block)
+    if not issubclass(type(block), known):  # isinstance would narrow its type to that of modules without attributes
         return _unlike(name, model, depth, f"its blocks are timm's {type(block).__name__}")
     if not isinstance(getattr(block.attn, "q_norm", nn.Identity()), nn.Identity):
         reason = "its queries and keys are normed"

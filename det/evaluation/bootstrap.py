@@ -105,7 +105,9 @@ def _sorted(
 ) -> Matches:
     """Join pycocotools' matches of one category in the images `seen`, of `images` in all."""
     objects = np.zeros(images, np.int64)
-    scores, image, matched_TD, ignored_TD = [], [], [np.zeros((thresholds, 0), bool)], [np.zeros((thresholds, 0), bool)]
+    scores: list[Numbers] = []
+    image: list[NDArray[np.int64]] = []
+    matched_TD, ignored_TD = [np.zeros((thresholds, 0), bool)], [np.zeros((thresholds, 0), bool)]
     for place, found in zip(seen.tolist(), of_images, strict=True):
         if found is None:
             continue

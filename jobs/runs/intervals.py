@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mimbench.engine.run.bar import working
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs import predictions, records
 from mimbench.jobs.runs.encoders import encoders_of, without
@@ -127,7 +128,10 @@ def _seeds(path: Path, metric: str, root: Path) -> tuple[float, ...]:
 
 def show(names: Sequence[str], root: Path, as_json: bool, draws: int | None = None) -> None:
     """Print the intervals of the runs."""
-    found = [one for name in names for one in intervals(name, root, draws)]
+    found = []
+    for name in names:
+        with working(f"{name}: reading its predictions"):
+            found += intervals(name, root, draws)
     if as_json:
         from mimbench.jobs.cli.commands import print_json
 

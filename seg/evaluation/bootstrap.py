@@ -86,7 +86,8 @@ def miou(counts_N3K: NDArray[np.float64]) -> NDArray[np.float64]:
     right, predicted, labelled = counts_N3K.swapaxes(0, 1)
     union = predicted + labelled - right
     with np.errstate(invalid="ignore", divide="ignore"):
-        return 100 * np.nanmean(right / union, axis=1)
+        found: NDArray[np.float64] = 100 * np.nanmean(right / union, axis=1)
+    return found
 
 
 def spread(counted: Counts, draws: int, seed: int = 0) -> Spread:

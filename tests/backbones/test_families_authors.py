@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from mimbench.backbones.checkpoint import load_encoder
 from mimbench.backbones.checkpoints.match import match
 from mimbench.backbones.checkpoints.opening import open_checkpoint
-from mimbench.backbones.config import Rope, Traits, Windows
+from mimbench.backbones.config import Rope, Traits, ViT, Windows
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.vitdet import ViTDet
 from mimbench.backbones.weights import open_weights
@@ -73,6 +73,16 @@ def test_vitdet_has_sams_own_windows(tmp_path: Path) -> None:
     with torch.no_grad():
         tokens = net.double().eval()(image(40, 40)).flatten(2).mT
     close(summary(tokens, 0), golden("sam")["features"][0])
+
+
+def test_sams_tables_tell_its_heads(tmp_path: Path) -> None:
+    traits, vit = Traits(class_token=False, windows=Windows(3, (1,))), ViT(48, 2, 3, 8, 40)
+    state = {f"image_encoder.{key}": value for key, value in VisionTransformer(vit, traits=traits).state_dict().items()}
+    state = {key.replace(".mlp.fc", ".mlp.lin"): value for key, value in state.items()}
+    state["image_encoder.pos_embed"] = torch.zeros(1, 5, 5, 48)
+    torch.save(state, tmp_path / "sam.pth")
+    _, info = load_encoder(tmp_path / "sam.pth")
+    assert (info.vit, info.assumed) == (vit, ())
 
 
 def test_sam_by_other_sides_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ Made = Callable[..., Path]
 
 def copied(content: dict[str, Any], results: Sequence[dict[str, Any]], counts: Sequence[int]) -> tuple[Any, Any]:
     """The data set and the results with image i `counts[i]` times, under ids of their own."""
-    images, annotations, found = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     order = sorted(image["id"] for image in content["images"])
     of_id = {image["id"]: image for image in content["images"]}
     for identity, count in zip(order, counts, strict=True):

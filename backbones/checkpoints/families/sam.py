@@ -88,6 +88,14 @@ def sam_heads(width: int) -> int:
     return WIDE.get(width, max(width // 64, 1))
 
 
+def heads_of_tables(weights: Mapping[str, Tensor]) -> int | None:
+    """Return the number of heads: a table of relative positions is as wide as one of them."""
+    table, kernel = weights.get("blocks.0.attn.rel_pos_h"), weights.get("patch_embed.proj.weight")
+    if table is None or kernel is None or table.ndim != 2 or len(kernel) % table.shape[1]:
+        return None
+    return len(kernel) // table.shape[1]
+
+
 def square_grid(weights: Mapping[str, Tensor]) -> bool:
     """Return whether the position table has rows and columns."""
     return any(key.endswith("pos_embed") and value.ndim == 4 for key, value in weights.items())
@@ -101,6 +109,7 @@ _sam = partial(
     interpolation="bicubic",
     models=r"samvit_\w+",
     heads=sam_heads,
+    shown_heads=heads_of_tables,
     grid=sam_grid,
     traits=sam_traits,
     fits=square_grid,

@@ -385,10 +385,6 @@ MODEL_TYPES: Mapping[str, ModelType] = {
     "sam_hq_vision_model": replace(_SAM_TYPE, title="SAM-HQ's image encoder (Ke et al., 2023)"),
 }
 TOWERS: Mapping[str, str] = {  # models of image and text, or prompts: the model type of their `vision_config`
-    "aimv2": "aimv2_vision_model",
-    "tipsv2": "tipsv2_vision_model",
-    "sam": "sam_vision_model",
-    "sam_hq": "sam_hq_vision_model",
     "clip": "clip_vision_model",
     "metaclip_2": "metaclip_2_vision_model",
     "chinese_clip": "chinese_clip_vision_model",
@@ -396,4 +392,8 @@ TOWERS: Mapping[str, str] = {  # models of image and text, or prompts: the model
     "clipseg": "clipseg_vision_model",
     "siglip": "siglip_vision_model",
     "siglip2": "siglip2_vision_model",
+    "aimv2": "aimv2_vision_model",
+    "tipsv2": "tipsv2_vision_model",
+    "sam": "sam_vision_model",
+    "sam_hq": "sam_hq_vision_model",
 }
