@@ -91,8 +91,7 @@ class Bench:
         chosen = CrossMAEConfig(**small) if method == "crossmae" else MAEConfig(**small)
         compute = Compute(workers=self.workers, device=self.device.type)  # type: ignore[arg-type]
         base = crossmae_vitb_400ep()
-        predict = 0.25 if method == "crossmae" else 0.75
-        masking = replace(base.masking, predict=predict)
+        masking = replace(base.masking, predict=0.25 if method == "crossmae" else 0.75)
         return replace(
             base, data=str(self.folder), encoder=self.shape, method=chosen, masking=masking, batch=self.batch,
             compile=compiled, compute=compute,
@@ -251,9 +250,8 @@ def detector(bench: Bench) -> Iterator[Line]:
 def frozen(bench: Bench) -> Iterator[Line]:
     """Yield the rates of feature extraction and of k-NN."""
     encoder = VisionTransformer(bench.shape).eval().to(bench.device)
-    batch = bench.batch
-    pixels = torch.randint(0, 256, (batch, 3, bench.shape.image, bench.shape.image), dtype=torch.uint8)
-    pixels = pixels.to(bench.device)
+    batch, side = bench.batch, bench.shape.image
+    pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8).to(bench.device)
     with torch.no_grad(), precision("bf16", bench.device):
         encoded = batch * rate(lambda: encoder(normalise(pixels)), bench.seconds, bench.device)
     train, query = (64, 16) if bench.toy else (1_281_167, 4096)
