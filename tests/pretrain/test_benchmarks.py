@@ -39,7 +39,9 @@ def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     plain = by_part["parity"][0]
     assert plain["precision"] == "fp32"
     assert max(plain["apart"].values()) < 1e-6
-    assert {"features", "loss", "pyramid", "objectness", "box_codes", "scores"} == set(plain["apart"])
+    assert {"features", "loss", "pyramid", "objectness", "box_codes", "scores", "boxes"} == set(plain["apart"])
+    assert plain["detections"] > 0
+    assert plain["boxes_found_again"] == 1
     assert [line["method"] for line in by_part["pretraining"][:2]] == ["crossmae", "mae"]
     assert all(line["images_per_second"] > 0 and line["loader_fed"] > 0 for line in by_part["pretraining"][:2])
     assert by_part["detector"][0]["estimated_gib"] > 0
