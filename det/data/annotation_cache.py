@@ -1,7 +1,8 @@
 """Keep the arrays of a checked annotation file beside it: COCO's 250 MB of JSON are parsed and checked once.
 
-    kept = read_kept(file, options)            # None: nothing is kept, it is damaged, or the file has changed
-    keep(file, options, Kept(...))
+    content = content_of(file)                  # None of a small file, which is not worth it
+    kept = read_kept(file, content, options)    # None: nothing is kept, it is damaged, or the file has changed
+    keep(file, content, options, Kept(...))
 
 The kept file is `.NAME.SHORT.mimbench-annotations` beside the annotation file or, where that folder cannot be written,
 in the cache (`datasets.cache_directory`). It is one of safetensors, so reading it runs no code. It counts only if it
@@ -12,6 +13,7 @@ replaced. Only files of `LEAST` bytes and more are kept. Whether the images exis
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import zlib
@@ -42,38 +44,42 @@ class Kept:
     arrays: Arrays  # numbers and bytes only
     names: tuple[str, ...]  # of the images' files, in the order of the arrays
     categories: tuple[tuple[int, str], ...]  # ids and names
-    notes: tuple[tuple[str, ...], ...]  # the fields of each `datasets.Finding` about the file
+    notes: tuple[tuple[str, str, str], ...]  # severity, what and remedy of each `datasets.Finding` about the file
 
 
-def content_of(file: Path) -> str:
-    """Return the SHA-256 of a file; a second for 250 MB at most."""
+def content_of(file: Path) -> str | None:
+    """Return the SHA-256 of a file; None if it is smaller than `LEAST` or does not exist.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if not file.is_file() or file.stat().st_size < LEAST:
+        return None
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def read_kept(file: Path, options: Mapping[str, Any]) -> Kept | None:
-    """Return what is kept of the annotation file read with `options`; None if nothing valid is.
-
-    Raises:
-        OSError: if the annotation file cannot be read.
-    """
-    there = [place for place in _places(file, options) if place.is_file()]
-    if not there or file.stat().st_size < LEAST:
+def read_kept(file: Path, content: str | None, options: Mapping[str, Any]) -> Kept | None:
+    """Return what is kept of the annotation file with this content read with `options`; None if nothing valid is."""
+    if content is None:
         return None
-    content = content_of(file)
+    there = (place for place in _places(file, options) if place.is_file())
     return next((kept for place in there if (kept := _read(place, content, options)) is not None), None)
 
 
-def keep(file: Path, options: Mapping[str, Any], kept: Kept) -> None:
-    """Keep the content of the annotation file, if it is large; nothing is kept where no place can be written."""
-    if file.stat().st_size < LEAST or any(array.dtype == object for array in kept.arrays.values()):
+def keep(file: Path, content: str | None, options: Mapping[str, Any], kept: Kept) -> None:
+    """Keep what a file of this content holds; nothing is kept where no place can be written.
+
+    `content` is taken before the file is parsed: if the file changes meanwhile, what is kept fits neither.
+    """
+    if content is None or any(array.dtype == object for array in kept.arrays.values()):
         return
     arrays = {name: np.ascontiguousarray(array) for name, array in kept.arrays.items()}
     names = [name.encode("utf-8", "surrogatepass") for name in kept.names]
     arrays["_names"] = np.frombuffer(b"".join(names), dtype=np.uint8)
     arrays["_lengths"] = np.array([len(name) for name in names], dtype=np.int64)
     about = {
-        **_about(content_of(file), options),
+        **_about(content, options),
         "checksum": _checksum(arrays),
         "categories": kept.categories,
         "notes": kept.notes,
@@ -98,11 +104,11 @@ def _read(place: Path, content: str, options: Mapping[str, Any]) -> Kept | None:
         if about["checksum"] != _checksum(arrays):
             return None
         block, ends = arrays.pop("_names").tobytes(), np.cumsum(arrays.pop("_lengths")).tolist()
-        names = [
-            block[start:end].decode("utf-8", "surrogatepass") for start, end in zip([0, *ends], ends, strict=False)
-        ]
+        pieces = (block[start:end] for start, end in itertools.pairwise([0, *ends]))
+        names = [piece.decode("utf-8", "surrogatepass") for piece in pieces]
         categories = tuple((int(number), str(name)) for number, name in about["categories"])
-        return Kept(arrays, tuple(names), categories, tuple(tuple(map(str, note)) for note in about["notes"]))
+        notes = tuple((str(severity), str(what), str(remedy)) for severity, what, remedy in about["notes"])
+        return Kept(arrays, tuple(names), categories, notes)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, SafetensorError):
         return None
 

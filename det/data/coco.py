@@ -25,20 +25,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pycocotools.mask as coco_masks
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mimbench.det.data.annotation_cache import Kept, keep, read_kept
+from mimbench.det.data.annotation_cache import Kept, content_of, keep, read_kept
 from mimbench.det.data.annotations import annotation_findings
 from mimbench.det.data.image_files import missing_images, with_images
 from mimbench.det.data.lvis import as_coco, lvis_files, lvis_findings
 from mimbench.det.model.masks import Bitmap, Polygons
 from mimbench.engine.data.coco_layouts import others
-from mimbench.engine.data.datasets import CocoFiles, Finding, Split, coco_files, require, unfit
+from mimbench.engine.data.datasets import CocoFiles, Finding, Severity, Split, coco_files, require, unfit
 from mimbench.engine.data.folders import Paths
 from mimbench.engine.data.images import read_image
 from mimbench.engine.run.process import rank_and_world
@@ -165,14 +165,15 @@ def read_split(
     """
     files = lvis_files(directory, split) if benchmark == "lvis" else coco_files(directory, split)
     options = {"single_class": single_class, "masks": masks, "benchmark": benchmark}
-    kept = read_kept(files.annotations, options) if files.annotations.is_file() else None
+    content = content_of(files.annotations)
+    kept = read_kept(files.annotations, content, options)
     if kept is not None and not any(missing_images(_listed(kept), files)):
-        notes, found = [Finding(*note) for note in kept.notes], _restored(kept, files)  # type: ignore[arg-type]
+        notes, found = _restored(kept, files)
     else:
         with _collector_paused():
             notes, found = _read_checked(files, single_class, masks, benchmark)
         if found.files == files and rank_and_world()[0] == 0:
-            keep(files.annotations, options, _to_keep(found, notes))
+            keep(files.annotations, content, options, _to_keep(found, notes))
     for note in notes if rank_and_world()[0] == 0 else []:
         log.warning("%s", note)
     return found
@@ -214,13 +215,13 @@ def _to_keep(split: CocoSplit, notes: Sequence[Finding]) -> Kept:
         arrays={**arrays, "encoded": np.frombuffer(split.encoded, dtype=np.uint8)},
         names=tuple(map(split.paths.name, range(len(split)))),
         categories=tuple(zip(split.category_ids, split.categories, strict=True)),
-        notes=tuple((note.severity, note.file, note.what, note.remedy) for note in notes),
+        notes=tuple((note.severity, note.what, note.remedy) for note in notes),
     )
 
 
-def _restored(kept: Kept, files: CocoFiles) -> CocoSplit:
-    """Return the split that the cache holds."""
-    return CocoSplit(
+def _restored(kept: Kept, files: CocoFiles) -> tuple[list[Finding], CocoSplit]:
+    """Return the findings and the split that the cache holds."""
+    split = CocoSplit(
         files=files,
         category_ids=tuple(number for number, _ in kept.categories),
         categories=tuple(name for _, name in kept.categories),
@@ -228,6 +229,9 @@ def _restored(kept: Kept, files: CocoFiles) -> CocoSplit:
         **{name: kept.arrays[name] for name in ARRAYS},
         encoded=kept.arrays["encoded"].tobytes(),
     )
+    severities = {severity: severity for severity in get_args(Severity)}
+    file = str(files.annotations)
+    return [Finding(severities[severity], file, what, remedy) for severity, what, remedy in kept.notes], split
 
 
 def _listed(kept: Kept) -> list[dict[str, Any]]:
