@@ -80,7 +80,7 @@ def keep(file: Path, content: str | None, options: Mapping[str, Any], kept: Kept
     arrays["_lengths"] = np.array([len(name) for name in names], dtype=np.int64)
     about = {
         **_about(content, options),
-        "checksum": _checksum(arrays),
+        "checksum": _checksum(arrays, [kept.categories, kept.notes]),
         "categories": kept.categories,
         "notes": kept.notes,
     }
@@ -101,7 +101,7 @@ def _read(place: Path, content: str, options: Mapping[str, Any]) -> Kept | None:
             if {name: about[name] for name in wanted} != wanted:
                 return None
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-        if about["checksum"] != _checksum(arrays):
+        if about["checksum"] != _checksum(arrays, [about["categories"], about["notes"]]):
             return None
         block, ends = arrays.pop("_names").tobytes(), np.cumsum(arrays.pop("_lengths")).tolist()
         pieces = (block[start:end] for start, end in itertools.pairwise([0, *ends]))
@@ -117,9 +117,9 @@ def _about(content: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"schema": SCHEMA, "content": content, "options": dict(options)}
 
 
-def _checksum(arrays: Arrays) -> int:
-    """Return the CRC-32 of all arrays, by name."""
-    found = 0
+def _checksum(arrays: Arrays, said: object) -> int:
+    """Return the CRC-32 of all arrays, by name, and of what JSON says beside them."""
+    found = zlib.crc32(json.dumps(said).encode())
     for name in sorted(arrays):
         array = arrays[name]
         found = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), found)
