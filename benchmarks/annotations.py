@@ -65,11 +65,13 @@ def write(root: Path, images: int) -> Path:
     for number in range(int(7.3 * images)):
         x, y = draw.randrange(500), draw.randrange(400)
         corners = [round((x, y)[axis % 2] + 60 * draw.random(), 2) for axis in range(22)]
+        left, top, right, bottom = min(corners[::2]), min(corners[1::2]), max(corners[::2]), max(corners[1::2])
         crowd = draw.random() < 0.006
         annotations.append({
             "segmentation": {"counts": [1000, 306_200], "size": [480, 640]} if crowd else [corners],
             "area": round(1800 * draw.random(), 4), "iscrowd": int(crowd), "image_id": draw.randrange(images),
-            "bbox": [x, y, 60.25, 60.5], "category_id": draw.randrange(1, 81), "id": 900_100_000 + number,
+            "bbox": [2, 0, 638, 480] if crowd else [left, top, round(right - left, 2), round(bottom - top, 2)],
+            "category_id": draw.randrange(1, 81), "id": 900_100_000 + number,
         })  # fmt: skip
     categories = [{"id": number, "name": f"class {number}", "supercategory": "thing"} for number in range(1, 81)]
     file = root / "annotations" / "instances_train2017.json"

@@ -324,7 +324,7 @@ def _shapes(segmentations: Sequence[Any]) -> dict[str, Any]:
         runs.append(len(counts))
         corners += [len(polygon) for polygon in polygons]
         for polygon in polygons:
-            numbers.extend(polygon)
+            numbers.fromlist(polygon)
         encoded += counts
     flat = np.frombuffer(numbers, dtype=np.float64) if numbers else np.zeros(0)
     return {
