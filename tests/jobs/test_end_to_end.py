@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +17,11 @@ import pytest
 from mimbench.engine.data.handwritten import Sizes, make_handwritten
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.store import runs_root
+from tests.command import mimbench, started
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "from mimbench.jobs.cli.main import main; main()"]
 PRETRAIN = ("run", "pretrain/crossmae_handwritten", "epochs=8", "warmup_epochs=1", "batch=20", "compute.workers=0")
 OFTEN = ("compute.log_every=1", "compute.save_every=5")
-
-
-def mimbench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +54,21 @@ def _when(condition: Any, seconds: float = 120) -> None:
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on() -> None:
-    process = subprocess.Popen([*COMMAND, *PRETRAIN, *OFTEN], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    running = started(*PRETRAIN, *OFTEN)
     _when(lambda: any(runs_root().glob("pretrain/*/checkpoints/*5*")))
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("interrupted; `mimbench run ")
-    assert "Traceback" not in err
+    os.kill(running.process.pid or 0, signal.SIGINT)
+    done = running.wait(60)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].startswith("interrupted; `mimbench run ")
+    assert "Traceback" not in done.stderr
     run = _the_run()
     assert run.state() == "interrupted"
-    refused = subprocess.Popen([*COMMAND, *PRETRAIN, *OFTEN], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    resumed = started(*PRETRAIN, *OFTEN)
     _when(lambda: run.state() == "running")
     again = mimbench(*PRETRAIN, *OFTEN)
     assert again.returncode == 1
     assert "is already running as process" in again.stderr
-    refused.communicate(timeout=200)
-    assert refused.returncode == 0
+    assert resumed.wait(200).returncode == 0
     assert _steps(run) == list(range(1, 41))
     assert [attempt["state"] for attempt in run.attempts()] == ["interrupted", "done"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,13 @@ from mimbench.jobs.runs.execute import execute
 from mimbench.jobs.runs.store import create_or_find, resolve, runs_root
 from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm import job as slurm_job
+from tests.command import mimbench
 
-ROOT = Path(__file__).parents[2]
 TIMMS_POSTERIZE = (  # what timm calls, which Pillow 13 refuses
     "import mimbench.cls.data.augment as ours, timm.data.auto_augment as timms; ours.posterize = timms.posterize; "
 )
 FAST = ("image=16", "encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.image=16", "encoder.patch=8")
 FINETUNE = ("run", "cls/finetune_handwritten", *FAST, "batch=8", "epochs=1", "compute.workers=2")
-
-
-def mimbench(*arguments: str | Path, first: str = "") -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, after the statements `first`."""
-    command = [sys.executable, "-c", first + "from mimbench.jobs.cli.main import main; main()", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

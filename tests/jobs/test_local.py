@@ -276,30 +276,18 @@ def test_sigterm_ends_a_run_in_order(images: Path, monkeypatch: pytest.MonkeyPat
     job = starting.submit(run, None)
     deadline = time.monotonic() + 120
     while run.state() != "running" and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.01)
     assert job.pid is not None
+    if forks:
+        assert starting.process is not None
+        os.kill(starting.process, signal.SIGKILL)  # a run outlives the process it was forked from
     os.kill(job.pid, signal.SIGTERM)
     while not job.done() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert run.state() == "interrupted"
     assert "interrupted" in job.output.read_text()
-    starting.close()
-
-
-@pytest.mark.slow
-def test_a_run_outlives_the_process_it_was_forked_from(images: Path) -> None:
-    starting = launcher.Launcher(threads=1, cores=1)
-    first = Run("cls/knn", (f"data={images}", "seed=5")).directory(runs_root())
-    job = starting.submit(first, None)
-    deadline = time.monotonic() + 120
-    while first.state() != "running" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert starting.process is not None
-    os.kill(starting.process, signal.SIGKILL)
-    while not job.done() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert first.state() == "failed", "it went on to its own end"
-    again = starting.submit(Run("cls/knn", (f"data={images}", "seed=6")).directory(runs_root()), None)
-    assert not again.done(), "and another process forks the next"
-    starting.close()
-    assert again.done()
+    if forks:
+        again = starting.submit(Run("cls/knn", (f"data={images}", "seed=6")).directory(runs_root()), None)
+        assert not again.done(), "another process will fork the next run"
+        starting.close()
+        assert again.done()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,9 @@ import pytest
 from mimbench.engine.data.handwritten import Sizes, make_handwritten
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.store import runs_root
+from tests.command import mimbench
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "from mimbench.jobs.cli.main import main; main()"]
 STUDY = """
 from mimbench.jobs.studies.study import Run, Study
 
@@ -24,11 +21,6 @@ def study():
     first = Run("pretrain/crossmae_handwritten", small, label="pretrain")
     return Study("small", [first, Run("cls/knn_handwritten", ("neighbours=5", "k=5"), first, "knn")])
 """
-
-
-def mimbench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -1,0 +1,135 @@
+"""Keep the arrays of a checked annotation file beside it: COCO's 250 MB of JSON are parsed and checked once.
+
+    content = content_of(file)                  # None of a small file, which is not worth it
+    kept = read_kept(file, content, options)    # None: nothing is kept, it is damaged, or the file has changed
+    keep(file, content, options, Kept(...))
+
+The kept file is `.NAME.SHORT.mimbench-annotations` beside the annotation file or, where that folder cannot be written,
+in the cache (`datasets.cache_directory`). It is one of safetensors, so reading it runs no code. It counts only if it
+was made from a file of the same content (SHA-256) by the same `SCHEMA`, and its own checksum fits; anything else is
+replaced. Only files of `LEAST` bytes and more are kept. Whether the images exist is not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from mimbench.engine.data.datasets import cache_directory
+from mimbench.engine.run.atomic import write_with
+
+SCHEMA = 1  # raise it when the arrays of `coco.CocoSplit` or the checks of annotations change
+LEAST = 8 * 2**20  # bytes of an annotation file; smaller ones are read in less than a second
+ENDING = ".mimbench-annotations"
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The content of a checked annotation file."""
+
+    arrays: Arrays  # numbers and bytes only
+    names: tuple[str, ...]  # of the images' files, in the order of the arrays
+    categories: tuple[tuple[int, str], ...]  # ids and names
+    notes: tuple[tuple[str, str, str], ...]  # severity, what and remedy of each `datasets.Finding` about the file
+
+
+def content_of(file: Path) -> str | None:
+    """Return the SHA-256 of a file; None if it is smaller than `LEAST` or does not exist.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if not file.is_file() or file.stat().st_size < LEAST:
+        return None
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read_kept(file: Path, content: str | None, options: Mapping[str, Any]) -> Kept | None:
+    """Return what is kept of the annotation file with this content read with `options`; None if nothing valid is."""
+    if content is None:
+        return None
+    there = (place for place in _places(file, options) if place.is_file())
+    return next((kept for place in there if (kept := _read(place, content, options)) is not None), None)
+
+
+def keep(file: Path, content: str | None, options: Mapping[str, Any], kept: Kept) -> None:
+    """Keep what a file of this content holds; nothing is kept where no place can be written.
+
+    `content` is taken before the file is parsed: if the file changes meanwhile, what is kept fits neither.
+    """
+    if content is None or any(array.dtype == object for array in kept.arrays.values()):
+        return
+    arrays = {name: np.ascontiguousarray(array) for name, array in kept.arrays.items()}
+    names = [name.encode("utf-8", "surrogatepass") for name in kept.names]
+    arrays["_names"] = np.frombuffer(b"".join(names), dtype=np.uint8)
+    arrays["_lengths"] = np.array([len(name) for name in names], dtype=np.int64)
+    about = {
+        **_about(content, options),
+        "checksum": _checksum(arrays, [kept.categories, kept.notes]),
+        "categories": kept.categories,
+        "notes": kept.notes,
+    }
+    data = save(arrays, {"mimbench": json.dumps(about)})
+    beside, cached = _places(file, options)
+    for place in (beside, cached):
+        if place is cached or os.access(place.parent, os.W_OK):
+            with suppress(OSError):  # a full or read-only disk: the next place, or none
+                write_with(place, lambda temporary: temporary.write_bytes(data))
+                return
+
+
+def _read(place: Path, content: str, options: Mapping[str, Any]) -> Kept | None:
+    try:
+        with safe_open(place, framework="numpy") as opened:
+            about = json.loads((opened.metadata() or {})["mimbench"])
+            wanted = _about(content, options)
+            if {name: about[name] for name in wanted} != wanted:
+                return None
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+        if about["checksum"] != _checksum(arrays, [about["categories"], about["notes"]]):
+            return None
+        block, ends = arrays.pop("_names").tobytes(), np.cumsum(arrays.pop("_lengths")).tolist()
+        pieces = (block[start:end] for start, end in itertools.pairwise([0, *ends]))
+        names = [piece.decode("utf-8", "surrogatepass") for piece in pieces]
+        categories = tuple((int(number), str(name)) for number, name in about["categories"])
+        notes = tuple((str(severity), str(what), str(remedy)) for severity, what, remedy in about["notes"])
+        return Kept(arrays, tuple(names), categories, notes)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, SafetensorError):
+        return None
+
+
+def _about(content: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"schema": SCHEMA, "content": content, "options": dict(options)}
+
+
+def _checksum(arrays: Arrays, said: object) -> int:
+    """Return the CRC-32 of all arrays, by name, and of what JSON says beside them."""
+    found = zlib.crc32(json.dumps(said).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        found = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), found)
+        found = zlib.crc32(array.reshape(-1).view(np.uint8), found)
+    return found
+
+
+def _places(file: Path, options: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Return where the content is kept: beside the file, or in the cache."""
+    told = json.dumps(options, sort_keys=True)
+    short = hashlib.sha256(told.encode()).hexdigest()[:8]
+    whole = hashlib.sha256(os.fsencode(file.absolute()) + told.encode()).hexdigest()[:16]
+    return file.with_name(f".{file.name}.{short}{ENDING}"), cache_directory() / "annotations" / f"{whole}{ENDING}"

@@ -1,0 +1,123 @@
+"""What is kept of a large annotation file equals what reading it gives, and nothing else is ever taken for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mimbench.det.data import annotation_cache, coco
+from mimbench.det.data.coco import CocoSplit, read_split
+from mimbench.engine.data.datasets import UnfitError, cache_directory
+
+Edit = Callable[[Path, Callable[[dict[str, Any]], None]], None]
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The annotation files that are parsed; every file counts as large."""
+    files: list[Path] = []
+    plain = coco.read_annotations
+
+    def read(file: Path) -> dict[str, Any]:
+        files.append(file)
+        return plain(file)
+
+    monkeypatch.setattr(coco, "read_annotations", read)
+    monkeypatch.setattr(annotation_cache, "LEAST", 0)
+    return files
+
+
+def _same(first: CocoSplit, second: CocoSplit) -> bool:
+    for name in (field.name for field in fields(CocoSplit)):
+        ours, theirs = getattr(first, name), getattr(second, name)
+        if name == "paths":
+            ours, theirs = ([str(paths[i]) for i in range(len(paths))] for paths in (ours, theirs))
+        equal = np.array_equal(ours, theirs) and ours.dtype == theirs.dtype if isinstance(ours, np.ndarray) else None
+        assert equal if equal is not None else ours == theirs, name
+    return True
+
+
+def _kept(root: Path) -> list[Path]:
+    return sorted((root / "annotations").glob(f".*{annotation_cache.ENDING}"))
+
+
+def test_read_again_nothing_is_parsed_and_all_is_the_same(
+    make_coco: Callable[..., Path], parsed: list[Path], edit: Edit, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_coco(3)
+    [file] = (root / "annotations").glob("*train*.json")
+
+    def odd(content: dict[str, Any]) -> None:
+        content["annotations"][0]["bbox"] = [-30.0, 2.0, 40.0, 10.0]
+        content["categories"][0]["name"] = "Grün"
+
+    edit(file, odd)
+    with caplog.at_level(logging.WARNING):
+        first = read_split(root, "train")
+        said = caplog.messages[:]
+        again = read_split(root, "train")
+    assert said
+    assert caplog.messages == said * 2, "warnings about the file are repeated"
+    assert _same(first, again)
+    assert parsed == [file]
+    for options in ({"masks": False}, {"single_class": True}):
+        assert _same(read_split(root, "train", **options), read_split(root, "train", **options))  # type: ignore[arg-type]
+    assert parsed == [file] * 3, "each way of reading is kept by itself"
+
+
+@pytest.mark.parametrize("damage", ["another content", "a flipped bit", "cut short", "a pickle", "of another schema"])
+def test_what_does_not_fit_is_made_anew(
+    make_coco: Callable[..., Path], parsed: list[Path], edit: Edit, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_coco(3)
+    first = read_split(root, "train")
+    [file], [place] = (root / "annotations").glob("*train*.json"), _kept(root)
+    content = bytearray(place.read_bytes())
+    if damage == "another content":
+        edit(file, lambda content: content["annotations"].pop())
+        first = coco.arranged(coco.read_annotations(file), first.files)
+        parsed.clear()
+        parsed.append(file)
+    elif damage == "a flipped bit":
+        content[-20] ^= 1
+    elif damage == "of another schema":
+        monkeypatch.setattr(annotation_cache, "SCHEMA", annotation_cache.SCHEMA + 1)
+    place.write_bytes(pickle.dumps([1]) if damage == "a pickle" else content[: -9 if damage == "cut short" else None])
+    assert _same(read_split(root, "train"), first)
+    assert len(parsed) == 2
+    assert _same(read_split(root, "train"), first)
+    assert len(parsed) == 2, "and kept"
+
+
+def test_a_missing_image_is_still_named(make_coco: Callable[..., Path], parsed: list[Path]) -> None:
+    root = make_coco(3)
+    gone = read_split(root, "train").paths[1]
+    gone.unlink()
+    with pytest.raises(UnfitError, match=gone.name):
+        read_split(root, "train")
+    assert len(parsed) == 2
+
+
+def test_beside_a_file_that_nobody_may_write_to_the_cache_keeps_it(
+    make_coco: Callable[..., Path], parsed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_coco(3)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert _same(read_split(root, "train"), read_split(root, "train"))
+    assert len(parsed) == 1
+    assert _kept(root) == []
+    assert len(list((cache_directory() / "annotations").iterdir())) == 1
+
+
+def test_small_files_are_read_themselves(make_coco: Callable[..., Path]) -> None:
+    root = make_coco(3)
+    read_split(root, "train")
+    assert _kept(root) == []
