@@ -20,6 +20,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.rundir import RunDir
@@ -40,12 +41,13 @@ def make(root: Path, count: int) -> None:
     from mimbench.cls.recipes.published import finetune_handwritten
     from tests.jobs.runs import Runs
 
-    runs, made = Runs(root), {}
+    runs, made = Runs(root), dict[RunDir, str]()
+    usual: Any = finetune_handwritten()
     rates = [10 ** (-4 + 3 * index / (count // 2)) for index in range((count + 1) // 2)]
     values = [(f"base_lr={rate:.5g}", f"layer_decay={decay}") for rate in rates for decay in (0.65, 0.75)][:count]
     for index, own in enumerate(values):
         settings = {key: float(value) for key, value in (text.split("=") for text in own)}
-        run = runs.new("cls/finetune_handwritten", replace(finetune_handwritten(), epochs=9, **settings))
+        run = runs.new("cls/finetune_handwritten", replace(usual, epochs=9, **settings))
         made[run] = " ".join(own)
         _become(runs, run, index)
     Sweep("many", "cls/finetune_handwritten", [list(own) for own in values], rungs=RULE.__dict__).keep(root)

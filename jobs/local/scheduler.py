@@ -144,17 +144,18 @@ class Local:
 
     def _within_budget(self, ready: Sequence[Task], gate: Gate) -> list[Task]:
         """Return which of the runs that can start may start within the budget, or need no hours."""
+        free = self.slots - sum(task.fate == "running" for task in self.tasks)
+        if not free or (self._asked == self._ends and all(task.why for task in ready)):
+            return []  # until another run ends, those that are held stay so
         for task in ready:
             task.directory = task.directory or task.run.directory(self.root)
         over = ("done", "stopped", "running") if self.retry else ("done", "stopped", "running", "failed")
         asks = [task for task in ready if _asks(task, gate, over)]
-        free = self.slots - sum(task.fate == "running" for task in self.tasks)
-        if asks and free and (self._asked < self._ends or not all(task.why for task in asks)):
-            self._asked = self._ends  # until another run ends, those that are held stay so
-            held = gate.held([task.directory for task in asks if task.directory], free)
-            for task in asks:
-                task.why = held.get(task.directory.path.absolute(), "") if task.directory else ""
-        return [task for task in ready if not task.why or task not in asks] if free else []
+        self._asked = self._ends
+        held = gate.held([task.directory for task in asks if task.directory], free) if asks else {}
+        for task in asks:
+            task.why = held.get(task.directory.path.absolute(), "") if task.directory else ""
+        return [task for task in ready if not task.why or task not in asks]
 
     def _is_ready(self, task: Task) -> bool:
         return all(need.fate == "done" or _has_left(need, task.run) for need in task.needs)

@@ -78,8 +78,8 @@ UNLIMITED = Budget()
 def recorded(root: Path, study: str) -> Budget:
     """Return the budget recorded for a study; unlimited if there is none."""
     content = _read(root, study)
-    limits = {kind: math.inf if content.get(kind) is None else float(content[kind]) for kind in ("gpu", "cpu")}
-    return Budget(**limits, held=tuple(content.get("held", ())))
+    gpu, cpu = (math.inf if content.get(kind) is None else float(content[kind]) for kind in ("gpu", "cpu"))
+    return Budget(gpu, cpu, tuple(content.get("held", ())))
 
 
 def chosen(root: Path, study: str, gpu: float | None, cpu: float | None) -> Budget:
@@ -88,8 +88,8 @@ def chosen(root: Path, study: str, gpu: float | None, cpu: float | None) -> Budg
     Raises:
         ValueError: if a limit is negative or not a number.
     """
-    given = {name: hours for name, hours in (("gpu", gpu), ("cpu", cpu)) if hours is not None}
-    return replace(recorded(root, study), **given)
+    before = recorded(root, study)
+    return replace(before, gpu=before.gpu if gpu is None else gpu, cpu=before.cpu if cpu is None else cpu)
 
 
 def record(root: Path, study: str, budget: Budget) -> None:
@@ -108,7 +108,7 @@ def record(root: Path, study: str, budget: Budget) -> None:
 
 def held_runs(root: Path) -> dict[str, str]:
     """Return the runs under `root` that a budget held at the last submission of their study: run -> study."""
-    found = {}
+    found: dict[str, str] = {}
     for file in (root / ".mimbench" / "budgets").glob("*.json"):
         content = _content(file)
         found |= {str(name): str(content.get("study", file.stem)) for name in content.get("held", ())}

@@ -128,8 +128,9 @@ def next_round(sweep: Sweep, search: Search, root: Path, total: int, count: int)
     """
     runs = sweep.runs
     places = sweep.study().places(root) if runs else {}
-    for own, place in zip(runs, places.values(), strict=True):
-        run: RunDir = place.run
+    by_values = {run.overrides[len(sweep.fixed) :]: place for run, place in places.items()}
+    for own in runs:
+        run: RunDir = by_values[tuple(own)].run
         state = run.state() if run.about.exists() else "new"
         stopped = rung_values(run.path) if state == "stopped" else None
         search.tell(own, run.read_result(), failed=state == "failed", stopped=stopped)

@@ -141,12 +141,12 @@ def submit_cluster(
             prune_orphans(found)
         prepared(study, root)
         budget = recorded(root, study.name) if budget is None else budget
-        lines = to_start(found, retry)
+        lines, held = to_start(found, retry), list[Path]()
         if budget.is_limited:
-            found = replace(found, account=_account(found, lines, cluster, root, budget))
-            lines = [line for line in lines if line.directory.path in found.account.admitted]  # type: ignore[union-attr]
+            accounted = _account(found, lines, cluster, root, budget)
+            lines = [line for line in lines if line.directory.path in accounted.admitted]
+            found, held = replace(found, account=accounted), list(accounted.held)
         if not dry:
-            held = found.account.held if found.account else ()
             record(root, study.name, replace(budget, held=tuple(directory_name(RunDir(path)) for path in held)))
         return found, schedulers.submit(units(found, lines, cluster), cluster, root, dry=dry)
 

@@ -16,6 +16,7 @@ with other values replaces the sweep, and its former runs are orphaned in the pl
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -198,12 +199,19 @@ class Sweep:
     def study(self) -> Study:
         """Return the sweep as a study; each run is labelled with its varying settings.
 
+        Runs that are stopped early come in a shuffled order, always the same: if each were better than those before it,
+        as in a grid of rising values, most would be promoted at the rungs.
+
         Raises:
             ValueError: if two runs are the same.
         """
-        runs = [Run(self.recipe, (*self.fixed, *own), label=" ".join(own) or self.recipe) for own in self.runs]
+        ordered = self.runs if self.rungs is None else sorted(self.runs, key=self._shuffled)
+        runs = [Run(self.recipe, (*self.fixed, *own), label=" ".join(own) or self.recipe) for own in ordered]
         rungs = None if self.rungs is None else Rungs(**{**self.rungs, "epochs": tuple(self.rungs["epochs"])})
         return Study(self.name, runs, rungs)
+
+    def _shuffled(self, own: Sequence[str]) -> str:
+        return hashlib.sha256(" ".join([self.name, *own]).encode()).hexdigest()
 
     def halved(self, epochs: Sequence[int], keep: int, metric: str, pruner: Pruner | None = None) -> Sweep:
         """Return the sweep with its runs stopped early: one of `keep` goes on beyond each of these epochs.

@@ -131,10 +131,8 @@ def _panel(index: int, key: str, place: dict[str, float], result: SweepResult) -
     for rank, one in reversed(list(enumerate(result.settings))):
         reach = one.measured.deviation or 0.0
         x = LEFT + 14 + (RIGHT - LEFT - 28) * place[one.values[index]]
-        heights = (scale(_within(one.measured.mean + sign * reach, result)) for sign in (0, -1, 1))
-        dots.append(
-            Dot(round(x, 1), *(round(y, 1) for y in heights), _css(rank, one, result), _text(rank, one, result))
-        )
+        y, low, high = (round(scale(_within(one.measured.mean + sign * reach, result)), 1) for sign in (0, -1, 1))
+        dots.append(Dot(round(x, 1), y, low, high, _css(rank, one, result), _text(rank, one, result)))
     return Panel(key, _ticks(place, LEFT + 14, RIGHT - 14, most=6), scale.ticks(), tuple(dots))
 
 

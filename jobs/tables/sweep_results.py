@@ -133,8 +133,9 @@ def _setting(values: tuple[str, ...], records: Sequence[Record], metric: Metric)
     ended = [record for record in records if record.state == "done" and metric.key in record.metrics]
     rungs = [(record, list(rung_values(record.run.path).items())) for record in records if record.state == "stopped"]
     stopped = [(record, reached[-1]) for record, reached in rungs if reached]
+    epochs: int | None = None
     if ended:
-        numbers, chosen, epochs = [record.metrics[metric.key] for record in ended], ended, None
+        numbers, chosen = [record.metrics[metric.key] for record in ended], ended
     elif stopped:
         epochs = max(rung[0] for _, rung in stopped)
         last = [(record, rung[1]) for record, rung in stopped if rung[0] == epochs]

@@ -155,14 +155,16 @@ def test_optuna_learns_from_runs_that_stopped_early() -> None:
     axes = [axis("base_lr=1e-4,1e-3,1e-2")]
     runs = [["base_lr=1e-4"], ["base_lr=1e-3"], ["base_lr=1e-2"]]
     sweep = Sweep("s", "cls/finetune_handwritten", runs, ["epochs=9"]).halved([1, 3], 3, "finetune_top1", "median")
-    made = list(sweep.study().prepare(runs_root()).values())
+    made = [run for _, run in sorted((one.name, run) for one, run in sweep.study().prepare(runs_root()).items())]
     write_json(runs_root() / ".mimbench" / "rungs" / "s" / "1" / f"cls+{made[0].path.name}.json", {"value": 20.0})
     made[0].end_attempt(made[0].begin_attempt(), "stopped", "by the pruner")
     search = Search(axes, "finetune_top1", 0)
     next_round(sweep, search, runs_root(), 3, 0)
     states = optuna.trial.TrialState
-    assert [trial.state for trial in search.study.trials] == [states.PRUNED, states.RUNNING, states.RUNNING]
-    assert search.study.trials[0].intermediate_values == {1: 20.0}
+    assert [(trial.params["base_lr"], trial.state) for trial in search.study.trials] == [
+        ("1e-4", states.RUNNING), ("1e-3", states.RUNNING), ("1e-2", states.PRUNED),
+    ]  # fmt: skip
+    assert search.study.trials[2].intermediate_values == {1: 20.0}
 
 
 def test_a_metric_of_another_task_or_misspelt_is_refused() -> None:
@@ -185,6 +187,22 @@ def test_rungs_are_kept_and_must_fit_the_runs(tmp_path: Path) -> None:
         made.halved([1, 2], 2, "finetune_top1")
     with pytest.raises(ValueError, match="cls/knn_handwritten has no epochs"):
         sweep_of("cls/knn_handwritten", [axis("seed=0,1")], [("seed=1",)], "t").halved([1], 2, "knn_top1")
+
+
+def test_runs_that_stop_early_come_in_a_shuffled_order() -> None:
+    """In the order of a grid of rising values each run is better than those before it, and most would be promoted."""
+    runs = [[f"base_lr=1e-{number}"] for number in range(9, 0, -1)]
+    plain = Sweep("s", "cls/finetune_handwritten", runs)
+    names, halved = (
+        [run.name for run in sweep.study().runs] for sweep in (plain, plain.halved([1], 3, "finetune_top1"))
+    )
+    assert names == [" ".join(own) for own in runs]
+    assert halved != names
+    assert sorted(halved) == sorted(names)
+    again = Sweep("s", "cls/finetune_handwritten", runs[:5]).halved([1], 3, "finetune_top1").study()
+    assert [run.name for run in again.runs] == [name for name in halved if name in names[:5]], (
+        "more runs: the same order"
+    )
 
 
 def test_the_file_of_a_sweep_reads_well(tmp_path: Path) -> None:

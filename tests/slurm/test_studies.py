@@ -16,6 +16,7 @@ from mimbench.jobs.studies import plan as planning
 from mimbench.jobs.studies.study import Run, Study
 from mimbench.jobs.studies.study_files import load_study
 from mimbench.jobs.studies.submit import submit_cluster
+from mimbench.jobs.studies.sweep import Sweep
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import LONG, PRETRAIN, Site
 
@@ -112,6 +113,34 @@ def test_what_needs_a_failed_run_is_not_submitted(drained: Site, cluster: Cluste
     plan = planning.plan(study, drained.root)
     assert {line.state for line in plan.lines} == {"queued"}
     assert all(submission.read(line.directory) for line in plan.lines)
+
+
+def test_a_budget_stops_a_study_and_lets_it_go_on(drained: Site, cluster: Cluster) -> None:
+    """Four runs of an hour each, of which one is done: what is queued reserves its hours."""
+    runs = [Run("cls/knn_handwritten", (f"seed={seed}",), label=f"knn {seed}") for seed in range(4)]
+    Sweep("budget", "cls/knn_handwritten", [[f"seed={seed}"] for seed in range(4)]).keep(drained.root)
+    first = Study("budget", runs).prepare(drained.root)[runs[0]]
+    number = first.begin_attempt(gpus=0)
+    first.result.write_text(json.dumps({"metrics": {"knn_top1": 50.0}}))
+    first.end_attempt(number, "done")
+    first.amend_attempt(number, {"started": first.attempts()[0]["ended"] - 3600})
+
+    def submit(*options: str) -> tuple[int, dict[str, Any], str]:
+        done = mimbench("submit", "budget", "--cluster", "tiny", "--json", *options)
+        assert done.exit_code == 0, done.stderr
+        told = json.loads(done.stdout)
+        return told["submitted"], told["budget"], done.stderr
+
+    submitted, budget, said = submit("--cpu-hours", "3.5")
+    assert (submitted, len(budget["held"]), len(_queue(cluster))) == (2, 1, 2)
+    assert (budget["spent"]["cpu"], budget["reserved"]["cpu"]) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert said.splitlines()[-1] == "to go on: mimbench submit budget --cluster tiny --cpu-hours 4"
+    submitted, budget, _ = submit()
+    assert (submitted, budget["cpu_hours"], len(_queue(cluster))) == (0, 3.5, 2), "the budget stays"
+    rows = json.loads(mimbench("status", "--json").stdout)
+    assert [row["text"] for row in rows if row["state"] == "new"] == ["held by the budget of budget"]
+    submitted, budget, _ = submit("--cpu-hours", "4")
+    assert (submitted, budget["held"], len(_queue(cluster))) == (1, {}, 3)
 
 
 @pytest.mark.slow
