@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -160,7 +161,7 @@ def test_the_end_of_a_job_asks_until_slurm_answers(
         return "12|RUNNING"
 
     monkeypatch.setattr(slurm, "ask", ask)
-    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert slurm_job.main([str(run.path), "12", "137"]) == 0
     assert [command[0] for command in asked] == ["squeue", "squeue", "squeue", "scontrol", "scontrol"]
     assert "requeued to resume" in capsys.readouterr().err

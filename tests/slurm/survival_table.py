@@ -132,7 +132,7 @@ def page(file: Path) -> str:
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     table = re.sub(r"-\d{10}\b", "", "\n".join(lines).replace(str(file.parent.absolute()), "~"))
     untried = [fault.title for name, fault in FAULTS.items() if not any(key.startswith(name) for key in known)]
-    rest = f"\nIn the script, not tried yet: {'; '.join(untried)}.\n" if untried else ""
+    rest = "".join(["\nIn the script, not tried yet:\n\n", *(f"- {title}\n" for title in untried)]) if untried else ""
     return f"{HEAD}SLURM {versions}; {when}; {len(rows)} rows.\n\n{table}\n{rest}"
 
 
