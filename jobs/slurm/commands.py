@@ -212,11 +212,22 @@ def minutes_of(text: str) -> int | None:
 
 def restarts_of(job: str) -> int | None:
     """Return how often SLURM has restarted a job; None if it does not say."""
+    found = _shown(r"\bRestarts=(\d+)", job)
+    return int(found) if found else None
+
+
+def was_preempted(job: str) -> bool:
+    """Return whether SLURM ends a job for another one and will not start it again (`PreemptMode=CANCEL`)."""
+    return _shown(r"\bPreemptTime=(\d)", job) is not None
+
+
+def _shown(pattern: str, job: str) -> str | None:
+    """Return the group of `pattern` in what SLURM shows of a job; None without one, or without an answer."""
     try:
-        found = re.search(r"\bRestarts=(\d+)", ask("scontrol", "show", "job", job))
+        found = re.search(pattern, ask("scontrol", "show", "job", job))
     except (ValueError, OSError):
         return None
-    return int(found[1]) if found else None
+    return found[1] if found else None
 
 
 def patiently(call: Callable[[], T], seconds: float, pause: float = 5.0) -> T:

@@ -293,7 +293,10 @@ def verdict(run: RunDir, job: str, restarts: int, state: str | None = None) -> s
             return why
     if len(attempts) <= restarts - EMPTY_STARTS:
         return f"its process died {EMPTY_STARTS} times before the run began"
-    state = slurm.state_of(job) if state is None else state
+    if state is None:
+        state = slurm.state_of(job)
+        if state != "RUNNING" and slurm.was_preempted(job):
+            return None
     return None if state == "RUNNING" else f"SLURM is ending the job itself ({state})"
 
 

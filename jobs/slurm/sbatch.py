@@ -153,9 +153,8 @@ def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
         return [*kept, "exit $code"]
     ask = f'{python(cluster)} -m mimbench.jobs.slurm.job "$run" "$job" $code'
     # Where the process of SLURM that runs this script was killed, SLURM does not hear of its end: start it once more.
-    unheard = (
-        '[ $code -eq 0 ] && [ ! -d /proc/$PPID ] && scontrol requeue "$job"  # else SLURM would not hear of the end'
-    )
+    orphan = '[ "$(cut -d" " -f4 /proc/$$/stat)" = 1 ]'  # others' entries in /proc may be hidden
+    unheard = f'[ $code -eq 0 ] && {orphan} && scontrol requeue "$job"  # else SLURM would not hear of the end'
     kept.append(unheard)
     comment = "# Above 128 a signal stopped the run, not an error: requeue the job, to resume from the last checkpoint."
     if cluster.container is None:

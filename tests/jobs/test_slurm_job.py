@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -126,6 +127,8 @@ def test_a_node_that_was_cut_off_does_not_requeue_the_later_start(run: RunDir, m
         ([("done", 5)], 0, "RUNNING", "the run is done"),
         ([("failed", 5)], 0, "RUNNING", "the run is failed"),
         ([("interrupted", 5)], 0, "COMPLETING", "SLURM is ending the job itself (COMPLETING)"),
+        ([("interrupted", 5)], 0, "PREEMPTED", None),
+        ([("done", 5)], 0, "PREEMPTED", "the run is done"),
         ([], 0, "RUNNING", None),
         ([], 3, "RUNNING", "its process died 3 times before the run began"),
     ],
@@ -138,7 +141,9 @@ def test_what_goes_back(
     why: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(slurm, "state_of", lambda job: state)
+    monkeypatch.setattr(slurm, "state_of", lambda job: None if state == "PREEMPTED" else state)
+    shown = "2026-11-30T13:06:45" if state == "PREEMPTED" else "None"
+    monkeypatch.setattr(slurm, "ask", lambda *command: f"JobId=12 PreemptTime={shown} Restarts=0")
     _attempts(run, *ends)
     assert slurm_job.verdict(run, "12", restarts) == why
 
@@ -156,7 +161,7 @@ def test_the_end_of_a_job_asks_until_slurm_answers(
         return "12|RUNNING"
 
     monkeypatch.setattr(slurm, "ask", ask)
-    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert slurm_job.main([str(run.path), "12", "137"]) == 0
     assert [command[0] for command in asked] == ["squeue", "squeue", "squeue", "scontrol", "scontrol"]
     assert "requeued to resume" in capsys.readouterr().err

@@ -80,6 +80,7 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMe
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000 Gres=gpu:tiny:2
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 MaxTime=60
 PartitionName=spot Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=30 MaxTime=60
+PartitionName=spot0 Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=0 MaxTime=60
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
 

@@ -251,6 +251,13 @@ def preempted_by_cancel_and_sigterm(scene: Scene) -> None:
     preempted_by_sigterm(scene)
 
 
+@fault("preempted by CANCEL, by SIGTERM alone, without a grace time", alone=True)
+def preempted_by_cancel_at_once(scene: Scene) -> None:
+    """SLURM has ended such a job when it asks to be requeued."""
+    scene.profile = replace(scene.profile, partition="spot0")
+    preempted_by_sigterm(scene)
+
+
 @fault("the time limit, announced by SIGUSR2")
 def time_limit(scene: Scene) -> None:
     """SLURM signals a job whose end is near."""

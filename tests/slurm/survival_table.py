@@ -41,7 +41,7 @@ TABLES = (FAULTS, faults_of_files.FAULTS, faults_of_queues.FAULTS)  # one regist
 HEAD = """\
 # What a run survives
 
-Every row was tried on a real SLURM: two `slurmd` on one machine, a pretraining of 50 steps, the damage after a
+Every row was tried on a real SLURM: two `slurmd` on one machine, a pretraining of 25 to 60 steps, the damage after a
 checkpoint at step 10. `python -m tests.slurm.survival_table DIRECTORY` fills the table; `--only NAME` tries one row.
 *Weights*: is the encoder, by sha256, that of a run that nothing disturbed? *Starts*: the step at which each start of
 the run began. A start at step 10 has lost the steps after the checkpoint, never more than `compute.save_every`.
@@ -131,7 +131,9 @@ def page(file: Path) -> str:
     dates = sorted({row["date"] for row in rows})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     table = re.sub(r"-\d{10}\b", "", "\n".join(lines).replace(str(file.parent.absolute()), "~"))
-    return f"{HEAD}SLURM {versions}; {when}; {len(rows)} rows.\n\n{table}\n"
+    untried = [fault.title for name, fault in FAULTS.items() if not any(key.startswith(name) for key in known)]
+    rest = "".join(["\nIn the script, not tried yet:\n\n", *(f"- {title}\n" for title in untried)]) if untried else ""
+    return f"{HEAD}SLURM {versions}; {when}; {len(rows)} rows.\n\n{table}\n{rest}"
 
 
 def _order(name: str) -> tuple[bool, int]:

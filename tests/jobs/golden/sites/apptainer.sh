@@ -40,7 +40,7 @@ srun --unbuffered --output /lustre/runs/.mimbench/jobs/0011aabb/%A_%a_%t_log.out
 # teardown
 code=$?
 [ -e "$run/result.json" ] && code=0  # the run is done, even if SLURM lost sight of it
-[ $code -eq 0 ] && [ ! -d /proc/$PPID ] && scontrol requeue "$job"  # else SLURM would not hear of the end
+[ $code -eq 0 ] && [ "$(cut -d" " -f4 /proc/$$/stat)" = 1 ] && scontrol requeue "$job"  # else SLURM would not hear of the end
 # Above 128 a signal stopped the run, not an error: requeue the job, to resume from the last checkpoint.
 [ $code -gt 128 ] && apptainer exec --nv --bind /lustre/runs,/data,"/local/$USER" '/images/mim bench.sif' python3 -P -m mimbench.jobs.slurm.job "$run" "$job" $code "$(squeue -h -r -j "$job" -o %T)" && scontrol requeue "$job"
 exit $code
