@@ -43,7 +43,7 @@ from mimbench.backbones.checkpoints.location import Role
 from mimbench.backbones.checkpoints.match import Matched, match
 from mimbench.backbones.checkpoints.opening import Opened, open_checkpoint
 from mimbench.backbones.checkpoints.report import Report, report
-from mimbench.backbones.checkpoints.segmenter import is_segmenter, segmenter_weights
+from mimbench.backbones.checkpoints.segmenter import is_segmenter, segmenter_meaning, segmenter_weights
 from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.shapes import encoder_shapes
 
@@ -172,7 +172,9 @@ class Weights:
         """What changes the outputs beside the tensors; None of a network that is no encoder to us."""
         if self.kind == "classifier":
             return meaning(self._classifier()[1])
-        if self.kind in ("detector", "segmenter"):
+        if self.kind == "segmenter":
+            return segmenter_meaning(self.opened)
+        if self.kind == "detector":
             return dict(self.opened.metadata) or None  # the config that a detector of ours was trained with
         return None if self.kind == "other network" else meaning(self.info)
 

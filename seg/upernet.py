@@ -26,7 +26,7 @@ from mimbench.engine.training.compiling import compile_parts
 from mimbench.engine.training.train import Trained, Training, train
 from mimbench.seg.config import LinearSegmentationConfig, UPerNetConfig
 from mimbench.seg.data.batches import TrainingCrops, collate
-from mimbench.seg.data.split import LabelledSplit, open_split, shared_images
+from mimbench.seg.data.split import LabelledSplit, open_labelled, shared_images
 from mimbench.seg.evaluation.draw import draw_confusion, draw_segmentations
 from mimbench.seg.evaluation.evaluate import Evaluation
 from mimbench.seg.memory import require_memory
@@ -46,7 +46,7 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
-    val = open_split(directory, "val", background=config.background)
+    val = open_labelled(directory, "val", background=config.background)
     built = build_segmenter(config, len(val.classes))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -58,7 +58,7 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     if config.steps == 0:
         metrics = _as_it_is(config, built, evaluation)
     else:
-        training = _training(config, built, open_split(directory, "train", background=config.background), evaluation)
+        training = _training(config, built, open_labelled(directory, "train", background=config.background), evaluation)
         trained = train(run, training)
         metrics = trained.metrics
     if rank_and_world()[0] == 0:

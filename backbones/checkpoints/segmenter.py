@@ -6,14 +6,20 @@ of BEiT's code (mmsegmentation 0.x) are brought to them.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mimbench.backbones.checkpoints.finite import require_finite
+from mimbench.backbones.checkpoints.info import meaning
 from mimbench.backbones.checkpoints.opening import Opened
+from mimbench.backbones.checkpoints.weight_sets import SEGMENTER
+from mimbench.backbones.config import Traits, ViT
 
 PARTS = ("backbone.", "decode_head.")  # what the names of a whole segmenter begin with
 COMPUTED = re.compile(r".*relative_position_index|.*attn\.k_bias|data_preprocessor\..*")  # in files, and no weights
@@ -57,6 +63,28 @@ def segmenter_weights(opened: Opened) -> dict[str, Tensor]:
         weights[name] = value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
     require_finite(weights, opened.file)
     return weights
+
+
+def segmenter_meaning(opened: Opened) -> dict[str, Any] | None:
+    """Return what changes a segmenter's outputs beside its tensors, as JSON values; None if the file does not tell.
+
+    Only our own files tell: the encoder's heads, traits and outputs, how positions are resized, mean and deviation.
+
+    Raises:
+        ValueError: naming the file, if its description is not valid.
+    """
+    text = opened.metadata.get(SEGMENTER)
+    if text is None:
+        return None
+    try:
+        told: dict[str, Any] = json.loads(text)
+        told |= {"vit": ViT(**told["vit"]), "traits": Traits(**told["traits"]), "outputs": list(told["outputs"])}
+        return meaning(SimpleNamespace(**told)) | {"outputs": told["outputs"]}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{opened.file}: this version of mimbench cannot read its description of the segmenter ({error}); "
+            "save it again with the version that trained it"
+        ) from None
 
 
 def _named(opened: Opened) -> Mapping[str, Tensor]:

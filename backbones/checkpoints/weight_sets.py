@@ -27,6 +27,7 @@ PREFERRED = (  # DINO and related methods evaluate the teacher, I-JEPA the targe
 )
 DEPTH = 3  # levels of nesting
 DETECTOR = "detector"  # the key beside the weights in our detectors; its value describes the detector, as JSON
+SEGMENTER = "segmenter"  # the same in our segmenters
 _TRAINING: tuple[tuple[str, What], ...] = (  # prefixes of names
     (r"optim|opt$|opt_state", "optimizer"),
     (r"(lr_?)?sched|lr_scheduler|param_sched", "scheduler"),
@@ -100,9 +101,8 @@ def kept_beside(tree: Mapping[Any, Any], name: str) -> tuple[dict[str, Tensor], 
 
 
 def texts_in(tree: Mapping[Any, Any]) -> dict[str, str]:
-    """Return what our detectors keep beside "model": their config, as text."""
-    about = tree.get(DETECTOR)
-    return {DETECTOR: about} if isinstance(about, str) else {}
+    """Return what our detectors and segmenters keep beside their weights: descriptions, as text."""
+    return {key: tree[key] for key in (DETECTOR, SEGMENTER) if isinstance(tree.get(key), str)}
 
 
 def copies_of(sets: Mapping[str, Mapping[Any, Any]], name: str) -> tuple[str, ...]:

@@ -171,3 +171,20 @@ def open_split(directory: str | Path, split: Split, *, background: bool = False)
         layout = with_background(layout, store.path)
     classes = classes_of(store, layout)
     return LabelledSplit(store, layout, split, classes, tuple(pairs_of(store, layout, split)))
+
+
+def open_labelled(directory: str | Path, split: Split, *, background: bool = False) -> LabelledSplit:
+    """Open a split as `open_split` and refuse one in which every pixel is ignored.
+
+    Reads label maps up to the first with a labelled pixel. Without this check, a run would train to its end before its
+    metric fails.
+
+    Raises:
+        UnfitError: (a ValueError) as `open_split` and `LabelledSplit.labels`; also if no map has a labelled pixel.
+    """
+    opened = open_split(directory, split, background=background)
+    if not any((opened.labels(index) != IGNORED).any() for index in range(len(opened))):
+        folder = opened.store.path / Path(opened.pairs[0][1]).parent
+        ignored = "0 and 255" if opened.layout.zero_is_ignored else "255"
+        raise unfit(folder, "has no labelled pixel in any map", f"use ids other than {ignored} for classes")
+    return opened

@@ -23,7 +23,7 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.optim import adamw
 from mimbench.engine.training.train import Training, train
 from mimbench.seg.config import LinearSegmentationConfig
-from mimbench.seg.data.split import LabelledSplit, open_split
+from mimbench.seg.data.split import LabelledSplit, open_labelled
 from mimbench.seg.frozen.cached import cached_features
 from mimbench.seg.frozen.encoder import Blocks, frozen_encoder
 from mimbench.seg.model.linear import FrozenEncoder, FrozenSegmenter, LinearHead
@@ -51,7 +51,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
-    train_split, val = (open_split(directory, part, background=config.background) for part in SPLITS)
+    train_split, val = (open_labelled(directory, part, background=config.background) for part in SPLITS)
     frozen = frozen_encoder(config, Blocks(config.layers, config.blocks), config.pixels, device)
     encoder, mean, std = frozen.encoder, frozen.mean, frozen.std
     seed_all(config.seed)  # the head must not depend on earlier random numbers

@@ -17,11 +17,11 @@ import torch
 
 from mimbench.backbones.checkpoints.file_kind import kind_of
 from mimbench.backbones.checkpoints.opening import parse_location
+from mimbench.backbones.checkpoints.weight_sets import SEGMENTER
 from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.engine.run.atomic import write_with
 from mimbench.seg.model.segmenter import UPerNet
 
-ABOUT = "segmenter"
 RGB = tuple[float, float, float]
 
 
@@ -46,7 +46,7 @@ def save_segmenter(file: Path, model: UPerNet, about: Described) -> None:
     """
     weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     meta = {"dataset_meta": {"classes": list(about.classes)}}
-    content = {"state_dict": weights, "meta": meta, ABOUT: json.dumps(asdict(about))}
+    content = {"state_dict": weights, "meta": meta, SEGMENTER: json.dumps(asdict(about))}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:  # a handle, because torch writes a path's name into the file
@@ -61,7 +61,7 @@ def described(path: str | Path) -> Described | None:
     if kind_of(file) != "torch":
         return None
     try:
-        text = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(ABOUT)
+        text = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(SEGMENTER)
     except (RuntimeError, AttributeError, pickle.UnpicklingError):  # mimbench's files hold only weights and text
         return None
     if not isinstance(text, str):

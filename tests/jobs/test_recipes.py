@@ -32,7 +32,8 @@ def test_every_recipe_is_a_complete_typed_config(recipe: Recipe) -> None:
 def test_identities_are_those_of_the_first_release_and_of_schema_2() -> None:
     """Under whatever names its fields and classes go today; without and with a checkpoint.
 
-    38d412e wrote those of schema 1, which find the runs of earlier releases; those of schema 2 have fixed data.
+    38d412e wrote those of schema 1, which find the runs of earlier releases; those of schema 2 have fixed data. The
+    rows of segmentation were added later, with the values of fb7d36c.
     """
     golden = json.loads((Path(__file__).parent / "golden_identities.json").read_text())
     built = {recipe.name: (recipe.build(), recipe.stage) for recipe in ALL if recipe.name in golden}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_an_encoder_under_every_protocol_and_the_segmenter_as_it_is(make_ade, tm
     [trained] = [directory for run, directory in directories.items() if run.label == "ade20k"]
     segmenter = trained.path / SEGMENTER
     assert content_hash(segmenter, role="segmenter") != content_hash(file, role="segmenter") == content_hash(file)
+    other = tmp_path / "other_mean.pth"
+    content = torch.load(segmenter, weights_only=True)
+    told = json.loads(content["segmenter"])
+    torch.save(content | {"segmenter": json.dumps(dict(sorted(told.items())))}, other)
+    assert content_hash(other, role="segmenter") == content_hash(segmenter, role="segmenter")
+    torch.save(content | {"segmenter": json.dumps(told | {"mean": [0.5, 0.5, 0.5]})}, other)
+    assert content_hash(other, role="segmenter") != content_hash(segmenter, role="segmenter")
+    torch.save(content | {"segmenter": json.dumps(told | {"vit": None})}, other)
+    with pytest.raises(ValueError, match=r"other_mean\.pth: .* description of the segmenter"):
+        content_hash(other, role="segmenter")
     again = Request(("ade20k",), request.data, ("ade20k.steps=0", "shown=0"))
     alone = _study(segmenter, again)
     [whole] = alone.prepare(runs_root()).values()

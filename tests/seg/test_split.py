@@ -14,7 +14,7 @@ from scipy.io import savemat
 
 from mimbench.engine.data.handwritten import Sizes, make_handwritten
 from mimbench.seg.data.layouts import ADE_ZIP
-from mimbench.seg.data.split import open_split
+from mimbench.seg.data.split import open_labelled, open_split
 
 
 def test_a_folder_of_pairs(make_pairs) -> None:
@@ -150,6 +150,11 @@ def test_what_is_wrong_is_said(make_pairs, make_ade, tmp_path) -> None:
     _edit(file, lambda ids: np.zeros((64, 48), np.uint8))
     with pytest.raises(ValueError, match="EXIF"):
         open_split(root, "train").pair(0)
+    for number in (0, 1):
+        _edit(root / "labels" / "val" / f"00{number}.png", lambda ids: np.full_like(ids, 255))
+    with pytest.raises(ValueError, match=r"labels/val: has no labelled pixel.*ids other than 255"):
+        open_labelled(root, "val")
+    assert len(open_labelled(root, "train").classes) == 3
     file.unlink()
     with pytest.raises(ValueError, match=r"labels/train/000\.png: does not exist"):
         open_split(root, "train").labels(0)
