@@ -12,13 +12,14 @@ import getpass
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from typing import Literal
 
 from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm.cluster import Cluster
 
 ROUNDS = 5  # objections that are answered at most
 MEMORY_GB = 8.0  # of a process, where the site wants a number and the profile has none
-FORMS = ("gpus-per-node", "gres", "gpus-per-task")
+FORMS: tuple[Literal["gpus-per-node", "gres", "gpus-per-task"], ...] = ("gpus-per-node", "gres", "gpus-per-task")
 GRES = re.compile(r"\bgpu(?::(?P<type>[A-Za-z][\w.-]*))?:(?P<count>\d+)")
 
 
