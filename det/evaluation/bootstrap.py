@@ -5,7 +5,8 @@
 Detections are matched to objects once, by pycocotools, image by image; a draw only changes how often each image counts.
 An image that is drawn k times adds its detections and objects k times. Duplicates have equal scores, and precision at
 the recall thresholds does not depend on their order, so weights are exact: a test compares them with pycocotools on
-copies of the images. One draw over COCO's 5,000 validation images takes about .1 s a kind.
+copies of the images. One draw of 5,000 images with 100 detections each, in 80 categories, takes .3 s on one thread, so
+200 draws of boxes and masks take two minutes.
 """
 
 # D detection of a category, T overlap (IoU) threshold, R recall threshold, I image
