@@ -109,7 +109,7 @@ def test_saved_by_minutes_too(make_training: Make, run_dir: RunDir, compute: Com
 def test_a_copy_is_the_same_state(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     model.extra = model[0]  # type: ignore[assignment]  # the same weights under a second name
-    state = {"model": model.state_dict(), "list": [torch.arange(3)], "pair": (0.9, "text"), "none": None}
+    state = {"model": model.state_dict(), "list": [torch.arange(3)], "pair": (0.9, 7), "none": None}
     copied, arrived = Copier().copy(state)
     arrived()
     for name, one in (("a.pt", state), ("b.pt", copied)):
