@@ -68,11 +68,9 @@ def read_kept(file: Path, content: str | None, options: Mapping[str, Any]) -> Ke
 
 
 def keep(file: Path, content: str | None, options: Mapping[str, Any], kept: Kept) -> None:
-    """Keep what a file of this content holds; nothing is kept where no place can be written.
-
-    `content` is taken before the file is parsed: if the file changes meanwhile, what is kept fits neither.
-    """
-    if content is None or any(array.dtype == object for array in kept.arrays.values()):
+    """Keep what the file holds; nothing is kept where no place can be written, or if its content is no longer this."""
+    unfit = any(array.dtype == object for array in kept.arrays.values())  # integers beyond 63 bits
+    if content is None or unfit or content != content_of(file):
         return
     arrays = {name: np.ascontiguousarray(array) for name, array in kept.arrays.items()}
     names = [name.encode("utf-8", "surrogatepass") for name in kept.names]
