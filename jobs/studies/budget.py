@@ -36,6 +36,7 @@ from mimbench.jobs.studies.study_registry import directory_name
 Kind = Literal["GPU", "CPU"]
 KINDS: tuple[Kind, Kind] = ("GPU", "CPU")
 STARTING = 600.0  # seconds for which a run being started on another machine counts as running
+ROUNDING = 1e-6  # hours by which sums of the same hours may differ
 HELD = "held by the budget"
 
 
@@ -166,7 +167,7 @@ class Account:
         rest = limit - self.spent.of(entry.kind) - self.reserved.of(entry.kind)
         lost = any(need in self.held for need in entry.needs)
         waits = hours is None and self.reserved.unknown > 0 and math.isfinite(limit)
-        if not lost and not waits and (math.isinf(limit) or (rest > 0 if hours is None else hours <= rest)):
+        if not lost and not waits and (math.isinf(limit) or (rest > 0 if hours is None else hours <= rest + ROUNDING)):
             self.admitted[entry.run.path] = hours
             self.reserved.add(entry.kind, hours)
             return
@@ -184,7 +185,7 @@ class Account:
         """Return the limit with which every held run of known cost could start, rounded up."""
         hours = self.spent.of(kind) + self.reserved.of(kind) + self.beyond.of(kind)
         step = 1.0 if hours >= 10 else 0.1 if hours >= 0.1 else 0.001
-        return math.ceil(hours / step * (1 - 1e-9)) * step
+        return math.ceil(round(hours / step, 6)) * step
 
     def lines(self, command: str) -> list[str]:
         """Return lines for people: the account and, if runs are held, how to go on with `command`."""

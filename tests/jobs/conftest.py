@@ -128,7 +128,7 @@ class Bench:
         self.screen = io.StringIO()
         self.threads = 0
 
-    def launcher(self, threads: int) -> Bench:
+    def launcher(self, threads: int, cores: int = 1) -> Bench:
         self.threads = threads
         return self
 
