@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from mimbench.backbones.checkpoints.info import EncoderInfo, from_json, to_json
-from mimbench.backbones.config import Rope, Traits, ViT
+from mimbench.backbones.config import Rope, Traits, ViT, Windows
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.vitdet import ViTDet, detectron2_reason, vitdet_reason
 
 TINY = ViT(width=64, depth=1, heads=1, patch=8, image=32)
+SAMS = Windows(14, (0,))
 OTHER: dict[str, Any] = {  # a value of each trait that is not MAE's
     "class_token": False, "registers": 4, "positions": "rope", "pre_norm": True, "layer_scale": True,
     "activation": "quick_gelu", "mlp": "swiglu", "hidden": 96, "patch_bias": False, "qkv_bias": False, "norm_eps": 1e-5,
@@ -34,7 +35,7 @@ def test_maes_are_the_defaults() -> None:
     assert Traits().plain
     assert Traits().prefix == 1
     assert Traits(registers=4).prefix == 5
-    assert set(OTHER) == {field.name for field in fields(Traits)}
+    assert {*OTHER, "windows"} == {field.name for field in fields(Traits)}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,8 @@ def test_what_makes_no_sense_is_refused(values: dict[str, Any], word: str) -> No
 
 
 def test_they_survive_json() -> None:
-    for traits in (Traits(**{**OTHER, "registers": 0, "positions": "none"}), Traits(), Traits(positions="rope")):
+    many, sam = Traits(**{**OTHER, "registers": 0, "positions": "none"}), Traits(class_token=False, windows=SAMS)
+    for traits in (many, Traits(), Traits(positions="rope"), sam):
         about = EncoderInfo("ours", TINY, final_norm=False, traits=traits)
         assert from_json(to_json(about)) == about
 
