@@ -223,6 +223,7 @@ def with_hotcoco_lvis(part: Part, kind: str) -> Curves:
 
 
 def _hotcoco(part: Part, kind: str, lvis: bool) -> Curves:
+    """Return hotcoco's curves. Its threads do not survive a fork: a process forked after its first use would wait."""
     import hotcoco
 
     with quiet():

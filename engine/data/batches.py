@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -201,7 +202,17 @@ class _Loader(DataLoader[Any]):
     """A DataLoader that raises the error of a `Fault` from its processes."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.worker_init_fn = partial(_end_if_orphan, os.getpid())
         return map(unless_fault, super().__iter__())
+
+
+def _end_if_orphan(parent: int, worker: int) -> None:
+    """End a loading process whose parent was killed before it began: torch looks only for a parent that changes later.
+
+    It would wait for ever, and keep its parent's output open.
+    """
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 _COLLATE = {**torch_collate.default_collate_fn_map, torch.Tensor: _stacked}

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mimbench.engine.data.batches import _end_if_orphan
+from tests.kills import forked
+
 PROGRAM = Path(__file__).with_name("killed_run.py")
 ROOT = PROGRAM.parent.parent.parent
 
@@ -48,3 +51,10 @@ def _check(name: str, directory: Path) -> None:
         assert outcome["lines"] == whole["lines"], f"killed {moment}: other metrics"
         assert outcome["checkpoints"] == whole["checkpoints"], moment
         assert outcome["stale"] == [], moment
+
+
+@pytest.mark.parametrize(("lost", "code"), [(False, 0), (True, 1)])
+def test_a_loading_process_ends_if_its_parent_was_killed_before_it_began(lost: bool, code: int) -> None:
+    parent = os.getpid() + lost
+    process = forked(lambda: _end_if_orphan(parent, 0))
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code
