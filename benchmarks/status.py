@@ -16,7 +16,6 @@ the start of Python is taken off) must grow no faster than the runs, with a tole
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import math
@@ -36,6 +35,10 @@ from mimbench.jobs.studies.study_files import load_study
 from mimbench.jobs.studies.study_registry import add_members
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # tests is no installed package
+
+from tests.jobs.encoder_file import encoder_bytes  # noqa: E402
+
 FLOORS = {"plan": 2.0, "status": 1.0}  # seconds
 MEMORY = 500  # MiB
 TOLERANCE = 1.15  # of the growth
@@ -73,10 +76,7 @@ def _become(run: RunDir, state: str) -> None:
         return
     number = run.begin_attempt()
     if run.path.parent.name == "pretrain":
-        values = hashlib.sha256(b"weights").digest()
-        header = {"__metadata__": {"mimbench": "{}"}, "w": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}
-        packed = json.dumps(header).encode()
-        run.encoder.write_bytes(len(packed).to_bytes(8, "little") + packed + values)
+        run.encoder.write_bytes(encoder_bytes("weights"))
     lines = (
         {"step": step, "epoch": step / 100, "loss": 2.5, "lr": 1e-3, "seconds": step} for step in range(0, 200, 20)
     )
