@@ -56,11 +56,11 @@ def test_the_bar_shows_loss_rate_time_and_memory(monkeypatch: pytest.MonkeyPatch
     screen = io.StringIO()
     display = Display("pretrain/tiny", 200, 0, Console(file=screen, force_terminal=True, width=120))
     display.advance(7)
-    display.report(20, 0.51234, 1234.5, 3725, 512 * 2**20)
+    display.report(20, 0.51234, 1234.5, 3725, 512 * 2**20, 0.2)
     display.say("step 20: knn_top1 75.5")
     display.close()
     shown = screen.getvalue()
-    for part in ("pretrain/tiny", "7/200", "20/200", "loss 0.5123", "1,234 img/s", "1:02:05 left", "512 MiB", "75.5"):
+    for part in ("pretrain/tiny", "7/200", "20/200", "loss 0.5123", "1,234 img/s", "1:02:05 left", "512 MiB", "20% waiting", "75.5"):
         assert part in shown, part
 
 
@@ -70,7 +70,7 @@ def test_elsewhere_there_are_lines(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     display = Display("pretrain/tiny", 200, 0, Console(file=screen))
     with caplog.at_level(logging.INFO):
         display.advance(20)
-        display.report(20, 0.5, 1234, 65, 2**30)
+        display.report(20, 0.5, 1234, 65, 2**30, 0.0)
     assert caplog.messages == ["pretrain/tiny  20/200  loss 0.5000  1,234 img/s  0:01:05 left  1,024 MiB"]
     assert screen.getvalue() == ""
 
