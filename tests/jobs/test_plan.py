@@ -190,7 +190,7 @@ from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.studies.study import Run, Study
 from tests.jobs.conftest import Bench
 bench = Bench()
-local.submit, local.POLL = bench.submit, 0.02
+local.Launcher, local.POLL = bench.launcher, 0.02
 study = Study("two", [Run("cls/knn_handwritten", (f"seed={seed}",), label=str(seed)) for seed in range(6)])
 tasks = submit.submit_local(study, runs_root(), 2)
 print(*[task.fate for task in tasks])
