@@ -114,7 +114,7 @@ def start(code: str, *arguments: str) -> tuple[Taken, str, str]:
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         texts = [(stream.seek(0), stream.read())[1] for stream in (out, err)]
-    assert process.returncode == 0, texts[1]
+    assert process.returncode == 0, f"{arguments} ended with {process.returncode}: {texts[1]}{texts[0][-500:]}"
     return Taken(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024), texts[0], texts[1]
 
 
