@@ -60,7 +60,17 @@ def test_the_bar_shows_loss_rate_time_and_memory(monkeypatch: pytest.MonkeyPatch
     display.say("step 20: knn_top1 75.5")
     display.close()
     shown = screen.getvalue()
-    for part in ("pretrain/tiny", "7/200", "20/200", "loss 0.5123", "1,234 img/s", "1:02:05 left", "512 MiB", "20% waiting", "75.5"):
+    for part in (
+        "pretrain/tiny",
+        "7/200",
+        "20/200",
+        "loss 0.5123",
+        "1,234 img/s",
+        "1:02:05 left",
+        "512 MiB",
+        "20% waiting",
+        "75.5",
+    ):
         assert part in shown, part
 
 
