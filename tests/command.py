@@ -60,6 +60,7 @@ def mimbench(*arguments: str | Path, first: str = "") -> subprocess.CompletedPro
 
 def _command(words: list[str], first: str, environment: Mapping[str, str], folder: str) -> None:
     """Be the command, in the forked process."""
+    multiprocessing.set_start_method(None, force=True)  # its own processes start as the command's do
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
