@@ -157,11 +157,13 @@ class ViTDet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the output of the last block, (B, D, h, w)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        learns = torch.is_grad_enabled() and not self.frozen
+        with torch.set_grad_enabled(learns):
             tokens_BhwD, _ = self.encode(images)
         map_BDhw = tokens_BhwD.permute(0, 3, 1, 2)
-        normed = self.traits.pre_norm or self.traits.patch_norm or not isinstance(self.norm, nn.Identity)
-        return map_BDhw if normed else map_BDhw.contiguous()  # by channel, as with gradients: the same bits after it
+        if learns or self.traits.pre_norm or self.traits.patch_norm or not isinstance(self.norm, nn.Identity):
+            return map_BDhw  # a copy would change the rounding of its gradient
+        return map_BDhw.contiguous()  # by channel, as with gradients: the same bits after it
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of the patches (B, h, w, D) and of the prefix (B, P, D) if kept, after the final norm."""
