@@ -295,7 +295,7 @@ def _build(kind: Any, values: dict[str, Any], prefix: str = "") -> Any:
     try:
         return _adapter(kind).validate_python(arguments)
     except pydantic.ValidationError as error:
-        raise ValueError(_complaint(error.errors()[0], arguments, prefix)) from None
+        raise ValueError(_complaint(error.errors(), arguments, prefix)) from None
 
 
 @lru_cache
@@ -317,8 +317,9 @@ def _argument(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
-def _complaint(fault: Any, arguments: dict[str, Any], prefix: str) -> str:
-    """Return one line for pydantic's first fault, located by its field without the union members that were tried."""
+def _complaint(faults: Any, arguments: dict[str, Any], prefix: str) -> str:
+    """Return one line for pydantic's first fault, located by its field; a union's words are named as well."""
+    fault = faults[0]
     name = str(fault["loc"][0]) if fault["loc"] else ""
     key = prefix + name if name else prefix.rstrip(".")
     message = fault["msg"].removeprefix("Value error, ")
@@ -327,4 +328,6 @@ def _complaint(fault: Any, arguments: dict[str, Any], prefix: str) -> str:
     if name not in arguments:
         return f"{key} is missing"
     message = "more values are needed" if fault["type"] == "missing" else message[0].lower() + message[1:]
-    return f"{key}={arguments[name]!r}: {message}"
+    same = [other for other in faults[1:] if other["loc"][:1] == fault["loc"][:1]]
+    words = [other["ctx"]["expected"] for other in same if other["type"] == "literal_error"]
+    return ", or ".join([f"{key}={arguments[name]!r}: {message}", *words])

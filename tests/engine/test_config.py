@@ -168,7 +168,10 @@ def test_another_kind_starts_from_its_own_defaults_wherever_it_stands() -> None:
         ("flag=2", "flag=2: input should be a valid boolean"),
         ("betas=0.9", "betas=[0.9]: "),
         ("compute.precision=fp8", "compute.precision='fp8': input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
-        ("compute.workers=many", "compute.workers='many': input should be a valid integer"),
+        (
+            "compute.workers=many",
+            "compute.workers='many': input should be a valid integer, unable to parse string as an integer, or 'auto'",
+        ),
         ("compute.workers=-1", "workers=-1 must not be negative; auto fits"),
         ("compute.keep=0", "compute: keep=0 must be at least 1"),
         ("shape.width=10", "shape: width=10 must be a multiple of 4"),
