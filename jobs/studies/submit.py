@@ -28,7 +28,7 @@ from mimbench.jobs.studies.study import Made, Run, Study
 from mimbench.jobs.studies.study_registry import add_members, directory_name, forget
 
 if TYPE_CHECKING:
-    from mimbench.jobs.local.scheduler import Local, Task
+    from mimbench.jobs.local.scheduler import Local
     from mimbench.jobs.slurm.cluster import Cluster
 
 
@@ -54,26 +54,6 @@ def prepared(study: Study, root: Path) -> None:
     """Create the directories of all runs and record them as members of the study."""
     made = study.prepare(root)
     add_members(root, study.name, {directory: study.titles[run] for run, directory in made.items()})
-
-
-def submit_local(
-    study: Study,
-    root: Path,
-    slots: int,
-    *,
-    prune: bool = False,
-    retry: bool = False,
-    gpus: int = 1,
-    budget: Budget | None = None,
-) -> list[Task]:
-    """Run the startable runs on this machine and show the progress; return how each run of the study ended.
-
-    As `local_scheduler`, with its errors, and
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C, once every process has ended.
-    """
-    return local_scheduler(study, root, slots, prune=prune, retry=retry, gpus=gpus, budget=budget).run()
 
 
 def local_scheduler(

@@ -112,7 +112,7 @@ def test_of_unknown_cost_one_run_goes_first_and_dependents_are_held_along(runs: 
 
 def test_a_budget_stops_a_study_here_and_lets_it_go_on(bench: Bench, runs: list[RunDir]) -> None:
     _attempt(runs[0], "done", 1.0, gpus=0)
-    tasks = submitting.submit_local(STUDY, runs_root(), 2, budget=Budget(cpu=1.5))
+    tasks = submitting.local_scheduler(STUDY, runs_root(), 2, budget=Budget(cpu=1.5)).run()
     assert [task.fate for task in tasks] == ["done"] + ["held"] * 5
     assert all(task.is_well for task in tasks)
     assert tasks[1].why == "held by the budget: about 1 CPU hours, and 0.50 of 1.5 are left"
@@ -123,8 +123,10 @@ def test_a_budget_stops_a_study_here_and_lets_it_go_on(bench: Bench, runs: list[
     text = mimbench("status").stdout
     assert text.count("held by the budget of mine") == 5
 
-    assert [task.fate for task in submitting.submit_local(STUDY, runs_root(), 2)][1] == "held", "the budget stays"
-    tasks = submitting.submit_local(STUDY, runs_root(), 2, budget=Budget(cpu=2.5))
+    assert [task.fate for task in submitting.local_scheduler(STUDY, runs_root(), 2).run()][1] == "held", (
+        "the budget stays"
+    )
+    tasks = submitting.local_scheduler(STUDY, runs_root(), 2, budget=Budget(cpu=2.5)).run()
     assert [task.fate for task in tasks] == ["done"] * 6
     first, second = sorted((run.attempts()[0] for run in runs[1:]), key=lambda attempt: attempt["started"])[:2]
     assert second["started"] >= first["ended"], "beside the hour spent, one predicted hour fits; then they are cheap"
@@ -132,7 +134,7 @@ def test_a_budget_stops_a_study_here_and_lets_it_go_on(bench: Bench, runs: list[
 
 
 def test_a_run_of_unknown_cost_runs_alone_and_then_the_others(bench: Bench) -> None:
-    tasks = submitting.submit_local(STUDY, runs_root(), 3, budget=Budget(cpu=1.0))
+    tasks = submitting.local_scheduler(STUDY, runs_root(), 3, budget=Budget(cpu=1.0)).run()
     assert [task.fate for task in tasks] == ["done"] * 6
     attempts = sorted(
         (task.directory.attempts()[0] for task in tasks if task.directory), key=lambda one: one["started"]

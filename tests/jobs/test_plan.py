@@ -149,21 +149,21 @@ def test_data_that_are_not_known_here_are_planned_and_not_started() -> None:
     found = plan(study, runs_root())
     assert found.missing_data == ["imagenet"]
     with pytest.raises(ValueError, match="data=imagenet is neither a directory nor a known data set"):
-        submitting.submit_local(study, runs_root(), 1)
+        submitting.local_scheduler(study, runs_root(), 1).run()
     assert not list(runs_root().glob("*/*/run.json"))
 
 
 def test_submitting_here_leaves_failed_runs_alone(bench: Bench) -> None:
     study = Study("mine", [Run("cls/knn_handwritten", (f"seed={seed}",), label=f"{seed}") for seed in range(3)])
     bench.behaviours = {1: "fails"}
-    tasks = submitting.submit_local(study, runs_root(), 2)
+    tasks = submitting.local_scheduler(study, runs_root(), 2).run()
     assert [task.fate for task in tasks] == ["done", "failed", "done"]
     bench.behaviours = {}
-    tasks = submitting.submit_local(study, runs_root(), 2)
+    tasks = submitting.local_scheduler(study, runs_root(), 2).run()
     assert [task.fate for task in tasks] == ["done", "failed", "done"]
     assert "the data are no good (in an earlier attempt; `mimbench retry` starts it again)" in tasks[1].why
     assert len(bench.submitted) == 3
-    assert [task.fate for task in submitting.submit_local(study, runs_root(), 2, retry=True)] == ["done"] * 3
+    assert [task.fate for task in submitting.local_scheduler(study, runs_root(), 2, retry=True).run()] == ["done"] * 3
     assert len(bench.submitted) == 4
     failed = study.prepare(runs_root())[study.runs[1]]
     assert submitting.start_again([failed], runs_root(), 1) == 0, "one that is done stays so"
@@ -192,7 +192,7 @@ from tests.jobs.conftest import Bench
 bench = Bench()
 local.Launcher, local.POLL = bench.launcher, 0.02
 study = Study("two", [Run("cls/knn_handwritten", (f"seed={seed}",), label=str(seed)) for seed in range(6)])
-tasks = submit.submit_local(study, runs_root(), 2)
+tasks = submit.local_scheduler(study, runs_root(), 2).run()
 print(*[task.fate for task in tasks])
 """
 
