@@ -297,6 +297,8 @@ class MaskRCNNConfig:
             raise ValueError(
                 f"evaluate_precision={self.evaluate_precision} needs engine=mimbench: detectron2 evaluates in fp32"
             )
+        if self.engine == "detectron2" and self.compute.shard:
+            raise ValueError("compute.shard=true needs engine=mimbench: detectron2 keeps whole weights in each process")
         if not re.fullmatch(r"(\d+ep)?", self.schedule):
             raise ValueError(f"schedule={self.schedule} must be a number of epochs such as 12ep, or empty")
         if self.pixel_std is not None and min(self.pixel_std) <= 0:

@@ -50,8 +50,10 @@ def estimate(config: MaskRCNNConfig, world: int = 1, classes: int = COCO_CLASSES
         saved = Saved(model)
         with saved.counting(), autocast_as(config.compute.precision):
             passed_forward(model.train(), images)
-        accumulate = config.compute.accumulate
-        return estimate_of(model, images, world, saved.bytes, accumulate=accumulate, recompute=config.recompute)
+        return estimate_of(
+            model, images, world, saved.bytes,
+            accumulate=config.compute.accumulate, recompute=config.recompute, shard=config.compute.shard,
+        )  # fmt: skip
 
 
 def _box_stages(heads: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
@@ -121,16 +123,19 @@ def require_memory(config: MaskRCNNConfig, encoder: ViT, world: int, free: int) 
 
 
 def _smaller(config: MaskRCNNConfig, world: int) -> Iterator[list[tuple[str, MaskRCNNConfig]]]:
-    """Yield options that save memory without changing the result: more micro-batches, then also recompute."""
+    """Yield options that save memory without changing the result: more micro-batches, also recompute, also shares."""
     if config.loss_weights == "batch":
         return
     most = config.batch // world
     divisions = [parts for parts in range(config.compute.accumulate, most + 1) if most % parts == 0]
-    for again in dict.fromkeys((config.recompute, True)):
+    shared = config.compute.shard or (world > 1 and config.engine == "mimbench")
+    ways = [(config.recompute, config.compute.shard), (True, config.compute.shard), (True, shared)]
+    for again, shard in dict.fromkeys(ways):
         options = []
         for parts in divisions:
             keys = [f"compute.accumulate={parts}"] if parts != config.compute.accumulate else []
             keys += ["recompute=true"] if again and not config.recompute else []
-            compute = replace(config.compute, accumulate=parts)
+            keys += ["compute.shard=true"] if shard and not config.compute.shard else []
+            compute = replace(config.compute, accumulate=parts, shard=shard)
             options.append((" ".join(keys), replace(config, compute=compute, recompute=again)))
         yield options

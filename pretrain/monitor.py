@@ -8,10 +8,13 @@
 
 Features are the mean of the patch tokens, as in an evaluation of an `encoder.safetensors` written at this moment. The
 numbers show whether a run learns, and compare runs of the same settings. They differ from the evaluations' k-NN, which
-uses all training images. Measuring does not change the training.
+uses all training images. Measuring does not change the training. Each process encodes its share of the images, in the
+batches of a single process; all of them measure.
 """
 
 from __future__ import annotations
+
+import copy
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,7 @@ from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.data.batches import evaluation_loader
 from mimbench.engine.data.datasets import UnfitError
 from mimbench.engine.data.images import ImageFolder, centre_crop
-from mimbench.engine.run.process import autocast_dtype
+from mimbench.engine.run.process import autocast_dtype, part_of_rank, summed
 from mimbench.pretrain.config import Pretrain
 from mimbench.pretrain.step import Step
 
@@ -62,15 +65,20 @@ class Monitor:
 
     @torch.no_grad()
     def _features(self, encoder: VisionTransformer, images: Squares) -> tuple[Tensor, Tensor]:
-        """Return features (M, D), float32, and labels (M,), on the device."""
+        """Return features (M, D), float32, and labels (M,), on the device, in every process."""
         device, compute = self.step.mean.device, self.config.compute
         dtype = autocast_dtype(compute, device)
-        features, labels = [], []
-        for batch, label in evaluation_loader(images, AT_ONCE, compute.workers):
+        features_MD = torch.zeros(len(images), encoder.width, device=device)
+        label_M = torch.zeros(len(images), dtype=torch.int64, device=device)
+        batches = part_of_rank(-(-len(images) // AT_ONCE))
+        share = images.part(slice(batches.start * AT_ONCE, batches.stop * AT_ONCE))
+        start = batches.start * AT_ONCE
+        for batch, label in evaluation_loader(share, AT_ONCE, compute.workers) if batches else ():
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                features.append(encoder(self.step.normalised(batch.to(device))).pooled.float())
-            labels.append(label)
-        return torch.cat(features), torch.cat(labels).to(device)
+                features = encoder(self.step.normalised(batch.to(device))).pooled
+            here, start = slice(start, start + len(batch)), start + len(batch)
+            features_MD[here], label_M[here] = features, label.to(device)
+        return summed(features_MD), summed(label_M)
 
 
 class Squares(Dataset[tuple[Tensor, int]]):
@@ -83,6 +91,12 @@ class Squares(Dataset[tuple[Tensor, int]]):
         number = min(number, len(folder))
         self.folder, self.side = folder, side
         self.places = [(2 * place + 1) * len(folder) // (2 * number) for place in range(number)]
+
+    def part(self, places: slice) -> Squares:
+        """Return some of the images."""
+        part = copy.copy(self)
+        part.places = self.places[places]
+        return part
 
     def __len__(self) -> int:
         return len(self.places)

@@ -32,6 +32,7 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.compiling import blocks_of, compile_parts
 from mimbench.engine.training.optim import adamw, parameter_groups
 from mimbench.engine.training.schedule import warmup_cosine, warmup_drops, whole_cosine
+from mimbench.engine.training.sharding import whole
 from mimbench.engine.training.train import Trained, Training, train
 from mimbench.pretrain.config import AttentionMasking, MaskAlignConfig, Pretrain
 from mimbench.pretrain.masking.attention_guide import AttentionGuide
@@ -138,7 +139,7 @@ def training(
         device = step.mean.device
         with evaluating_in(config.evaluate_precision, device):
             found = {"val_loss": validation_loss(step, validation.to(device), config.seed, batches.batch)}
-        return found | monitor.measure() if monitor and rank_and_world()[0] == 0 else found
+        return found | monitor.measure() if monitor else found
 
     return Training(
         model=step,
@@ -198,8 +199,10 @@ def _keeping(
     ends = {epoch * len(batches) // batches.accumulate: epoch for epoch in range(every, config.epochs, every)}
 
     def begin(index: int) -> None:
-        if index in ends and rank_and_world()[0] == 0 and not run.encoder_at(ends[index]).exists():
-            _save(config, run, step, run.encoder_at(ends[index]))
+        if index in ends:
+            with whole(step):
+                if rank_and_world()[0] == 0 and not run.encoder_at(ends[index]).exists():
+                    _save(config, run, step, run.encoder_at(ends[index]))
         if before:
             before(index)
 

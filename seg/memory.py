@@ -54,7 +54,10 @@ def estimate(config: UPerNetConfig, world: int = 1, classes: int = ADE_CLASSES) 
                     logits.append(model.auxiliary_head(maps[config.heads.aux_output]))
             gradients = sum(4 * one.numel() for one in logits)
             kept, accumulate = saved.bytes + gradients, config.compute.accumulate
-            return estimate_of(model, images, world, kept, accumulate=accumulate, recompute=config.recompute)
+            return estimate_of(
+                model, images, world, kept,
+                accumulate=accumulate, recompute=config.recompute, shard=config.compute.shard,
+            )  # fmt: skip
     finally:
         _forget_matrices()
 

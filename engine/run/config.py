@@ -82,6 +82,10 @@ class Compute:
         "auto", about="auto: bf16 if the hardware computes in it, else fp32"
     )
     accumulate: int = speed(1, about="micro-batches per optimiser step")
+    shard: bool = speed(
+        False,
+        about="each process keeps a share of the weights, gradients and moments (FSDP): less memory, more exchange",
+    )
     workers: int | Literal["auto"] = speed(
         "auto",
         about="data loading processes; auto: as many as fit the cores of this process; 0 loads in the training process",

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from mimbench.engine.training.sharding import as_shard, local_part, share_of
+
 
 class Ema:
-    """The moving average of `model`'s parameters; buffers are not averaged."""
+    """The moving average of `model`'s parameters, or of this process's shares of them; buffers are not averaged."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"ema={decay} must lie in [0, 1); 0.9999 is usual for long runs")
         self.decay = decay
         self.names = [name for name, _ in model.named_parameters()]
-        self.weights = [parameter.detach() for parameter in model.parameters()]
+        self.parameters = list(model.parameters())
+        self.weights = [local_part(parameter.detach()) for parameter in self.parameters]
         self.average = [weight.clone() for weight in self.weights]
 
     @torch.no_grad()
@@ -44,8 +47,10 @@ class Ema:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average of each parameter by name."""
-        return dict(zip(self.names, self.average, strict=True))
+        averages = [as_shard(average, like) for average, like in zip(self.average, self.parameters, strict=True)]
+        return dict(zip(self.names, averages, strict=True))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        torch._foreach_copy_(self.average, [state[name] for name in self.names])
+        named = zip(self.names, self.parameters, strict=True)
+        torch._foreach_copy_(self.average, [local_part(share_of(state[name], like)) for name, like in named])

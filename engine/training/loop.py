@@ -156,7 +156,7 @@ class Save(SessionHook):
         session.must_be_finite()
         session.training.batches.skipped.gather()
         session.flush()
-        if session.rank == 0:
+        if session.rank == 0 or session.stepper.sharded:  # all processes gather what is in shards
             session.saver.save(state_path(session.run.checkpoints, session.step), session.state_dict())
             if session.step == session.training.steps or session.rung is not None:
                 session.saver.wait()

@@ -10,7 +10,7 @@ and the allocator's rounding (`CONTEXT`, `SPARE`) are added.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+
+from mimbench.engine.training.compiling import blocks_of
 
 CONTEXT = 800 * 2**20  # bytes of a CUDA context and cuDNN's workspaces
 SPARE = 0.10  # share of the rest: rounding, fragmentation, temporary values of the backward pass
@@ -43,15 +45,29 @@ class Estimate:
 
 
 def estimate_of(
-    model: nn.Module, images: int, world: int, activations: int, *, accumulate: int, recompute: bool
+    model: nn.Module, images: int, world: int, activations: int, *, accumulate: int, recompute: bool, shard: bool
 ) -> Estimate:
     """Return the estimate for a model in single precision, trained by AdamW in `world` processes.
 
     With several processes, gradients live in the buckets in which they are exchanged; if micro-batches are accumulated,
-    their sum lives beside them until the last micro-batch.
+    their sum lives beside them until the last micro-batch. With `shard`, a process has its share of everything, and
+    beside it what is gathered at a time: two blocks and what is in no block.
     """
-    weights = sum(4 * parameter.numel() for parameter in model.parameters())
-    learned = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    weights, learned = _sizes(model.parameters())
+    if shard and world > 1:
+        blocks = [_sizes(block.parameters()) for block in dict.fromkeys(blocks_of(model))]
+        gathered, their_gradients = (
+            whole - sum(each) + 2 * max(each, default=0)
+            for whole, each in zip((weights, learned), zip(*blocks, strict=True) if blocks else ((), ()), strict=True)
+        )
+        return Estimate(
+            images=images,
+            parameters=weights // world + gathered,
+            gradients=learned // world + their_gradients,
+            optimizer=2 * learned // world,
+            activations=activations,
+            recompute=recompute,
+        )
     return Estimate(
         images=images,
         parameters=weights,
@@ -60,6 +76,12 @@ def estimate_of(
         activations=activations,
         recompute=recompute,
     )
+
+
+def _sizes(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+    """Return the bytes of all parameters, and of those that learn."""
+    sizes = [(4 * parameter.numel(), parameter.requires_grad) for parameter in parameters]
+    return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
 
 
 def autocast_as(precision: str) -> AbstractContextManager[object]:

@@ -8,6 +8,9 @@
 On a GPU the copies go to pinned memory, which is allocated once and used again, so the training waits only until they
 are queued. The copy needs as much host memory as the file has bytes. One state is written at a time: `save` first waits
 for the one before. A write that is cut off leaves the previous states as they are (engine/training/state.py).
+
+Tensors in shards (engine/training/sharding.py) are gathered one after the other: every process saves, and only those
+that write keep what was gathered.
 """
 
 from __future__ import annotations
@@ -21,15 +24,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mimbench.engine.training.sharding import is_shard
 from mimbench.engine.training.state import prune, save_state
 
 
 class Saver:
-    """Writes states one after another in a thread, and keeps the newest `keep` of their directory."""
+    """Writes states one after another in a thread, and keeps the newest `keep` of their directory.
 
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self._copier = Copier()
+    Args:
+        keep: how many.
+        writes: whether this process writes; others only take part in gathering.
+    """
+
+    def __init__(self, keep: int, *, writes: bool = True) -> None:
+        self.keep, self.writes = keep, writes
+        self._copier = Copier(keeps=writes)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -41,6 +50,8 @@ class Saver:
         """
         self.wait()
         copied, arrived = self._copier.copy(state)
+        if not self.writes:
+            return
         self._thread = threading.Thread(target=self._write, args=(path, copied, arrived), name="checkpoint")
         self._thread.start()
 
@@ -76,9 +87,14 @@ class Saver:
 
 
 class Copier:
-    """Copies states to host memory. Tensors that share their values in a state share them in its copy."""
+    """Copies states to host memory. Tensors that share their values in a state share them in its copy.
 
-    def __init__(self) -> None:
+    Args:
+        keeps: whether to copy; if not, tensors in shards are gathered for the others, and dropped.
+    """
+
+    def __init__(self, *, keeps: bool = True) -> None:
+        self.keeps = keeps
         self._pinned: dict[tuple[Any, ...], Tensor] = {}  # by place in the state; used again for the next copy
 
     def copy(self, state: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:
@@ -94,6 +110,9 @@ class Copier:
         return copied, arrived
 
     def _copied(self, value: Any, place: tuple[Any, ...], known: dict[Any, Tensor], devices: set[torch.device]) -> Any:
+        if is_shard(value):
+            gathered = value.detach().full_tensor()
+            return self._to_host(gathered, place, devices, own=True) if self.keeps else None
         if isinstance(value, Tensor):
             key = (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
             if key not in known:
@@ -107,9 +126,12 @@ class Copier:
             return type(value)(self._copied(item, (*place, index), known, devices) for index, item in enumerate(value))
         return value  # numbers and strings do not change
 
-    def _to_host(self, tensor: Tensor, place: tuple[Any, ...], devices: set[torch.device]) -> Tensor:
+    def _to_host(
+        self, tensor: Tensor, place: tuple[Any, ...], devices: set[torch.device], *, own: bool = False
+    ) -> Tensor:
+        """Return a copy in host memory; a tensor that is the copier's `own` and there already, as it is."""
         if tensor.device.type != "cuda":
-            return tensor.clone()
+            return tensor if own else tensor.clone()
         devices.add(tensor.device)
         kept = self._pinned.get(place)
         if kept is None or (kept.shape, kept.dtype, kept.stride()) != (tensor.shape, tensor.dtype, tensor.stride()):

@@ -23,6 +23,7 @@ from mimbench.engine.run.rungs import rungs_of
 from mimbench.engine.training.metric_log import Means, NonFiniteLoss, Sink, sinks
 from mimbench.engine.training.progress import Display
 from mimbench.engine.training.saving import Saver
+from mimbench.engine.training.sharding import whole
 from mimbench.engine.training.state import load_newest
 from mimbench.engine.training.step import Stepper
 from mimbench.engine.training.training import Training
@@ -69,7 +70,7 @@ class Session:
         self.step = 0  # optimiser steps done
         self.metrics: dict[str, float] = {}  # of the last evaluation
         self.rungs = rungs_of(run.path)
-        self.saver = Saver(training.compute.keep)
+        self.saver = Saver(training.compute.keep, writes=self.rank == 0)
         if self.rank == 0:
             sweep(run.path)
         newest, state = load_newest(run.checkpoints) or (None, None)
@@ -212,7 +213,7 @@ class Session:
         model = self.training.model
         seed_all(derived_seed(self.training.seed, -1, self.step))
         model.eval()
-        with self.stepper.averaged(), torch.no_grad():
+        with self.stepper.averaged(), whole(model), torch.no_grad():
             self.metrics = self.training.evaluate(model)
             if self.training.keep is not None and self.rank == 0:
                 self.training.keep(model, self.step, self.metrics)

@@ -30,6 +30,7 @@ from mimbench.engine.run.process import peak_memory, setup_process
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.metric_log import NonFiniteLoss
 from mimbench.engine.training.session import Session
+from mimbench.engine.training.sharding import make_whole
 from mimbench.engine.training.state import newest_valid
 from mimbench.engine.training.training import Training
 
@@ -75,6 +76,7 @@ def train(run: RunDir, training: Training) -> Trained:
     session.close()
     if session.stepper.ema is not None:
         session.stepper.ema.swap()
+    make_whole(training.model)
     training.model.eval()
     images, seconds = training.steps * training.batches.images_per_step, session.clock.seconds
     return Trained(training.model, session.metrics, images / seconds, seconds, peak_memory(device), session.loading())

@@ -25,6 +25,7 @@ from mimbench.engine.data.datasets import UnfitError
 from mimbench.engine.data.images import Box, ImageFolder, Sample, cut
 from mimbench.engine.run.process import autocast_dtype
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.sharding import whole
 from mimbench.engine.training.state import steps_saved
 from mimbench.pretrain.config import AttentionMasking, Pretrain
 from mimbench.pretrain.masking.attention import as_published, class_attention, follow_crops, weight_map
@@ -74,7 +75,8 @@ class AttentionGuide:
     def _renew(self, epoch: int, batches: Batches) -> None:
         started = time.perf_counter()
         log.info("computing weight maps of %d images for epoch %d (%s)", len(self.folder), epoch, self.masking.label)
-        self.maps.write(epoch, self._made(batches.batch))
+        with whole(self.step):
+            self.maps.write(epoch, self._made(batches.batch))
         self.maps.prune(self._oldest_needed(batches))
         log.info("computed weight maps in %.1f s", time.perf_counter() - started)
 

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -117,6 +118,9 @@ def main(directory: Path, data: str) -> None:
             "imagenet-r": by(world, rendition, place / "r"),
             "training": by(world, config, place / "training"),
         }
+    calm = replace(config, base_lr=1e-2, ema=0.9, epochs=3)  # at which rounding stays rounding
+    for name, shard in (("copies", False), ("shares", True)):
+        shared[name] = by(2, replace(calm, compute=replace(COMPUTE, shard=shard)), directory / name)
     print(json.dumps({"kills": kills, "shared": shared}))
 
 

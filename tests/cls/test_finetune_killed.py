@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mimbench.backbones.classifier_file import load_classifier, read_info
@@ -101,3 +102,16 @@ def test_two_processes_train_and_leave_one_classifier(told: tuple[Path, dict[str
     assert (told[0] / "by-2" / "training" / "classifier.safetensors").is_file()
     kept = read_info(told[0] / "by-2" / "training" / "classifier-best.safetensors")
     assert kept.metrics["finetune_top1"] == two["finetune_best_top1"]
+
+
+def test_shares_of_the_weights_train_as_copies(told: tuple[Path, dict[str, Any]]) -> None:
+    from safetensors.torch import load_file
+
+    copies, shares = (told[1]["shared"][name]["metrics"] for name in ("copies", "shares"))
+    assert shares == pytest.approx(copies, rel=1e-4)
+    for name in ("classifier", "classifier-best"):
+        files = [load_file(told[0] / division / f"{name}.safetensors") for division in ("copies", "shares")]
+        assert files[0].keys() == files[1].keys()
+        for weight, value in files[0].items():
+            if not weight.endswith("qkv.bias"):  # no gradient for those of keys: Adam makes steps of rounding
+                torch.testing.assert_close(files[1][weight], value, rtol=1e-3, atol=1e-5, msg=weight)

@@ -39,7 +39,9 @@ from tests.ranks import as_ranks
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 4, 8  # of 19 images: an epoch is 2 steps
-DIVISIONS = {"whole": (1, 1), "parts": (1, 4), "processes": (2, 1), "both": (2, 2)}  # processes, micro-batches
+DIVISIONS = {  # processes, micro-batches
+    "whole": (1, 1), "parts": (1, 4), "processes": (2, 1), "both": (2, 2), "shares": (2, 1), "shares in parts": (2, 2)
+}  # fmt: skip
 
 
 def config_of(data: Path, samples: int = 4000) -> MaskRCNNConfig:
@@ -72,7 +74,7 @@ def _train(directory: Path, name: str, config: MaskRCNNConfig) -> None:
 def _divided(directory: Path, name: str, rank: int, port: int) -> Callable[[], None]:
     world, parts = DIVISIONS[name]
     config = config_of(directory / "shapes")
-    config = replace(config, compute=replace(config.compute, accumulate=parts))
+    config = replace(config, compute=replace(config.compute, accumulate=parts, shard=name.startswith("shares")))
     about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
     def work() -> None:
@@ -149,7 +151,7 @@ def _losses(directory: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["parts", "processes", "both"])
+@pytest.mark.parametrize("name", ["parts", "processes", "both", "shares", "shares in parts"])
 def test_a_divided_batch_is_the_whole_batch(trained: Path, name: str) -> None:
     whole, divided = _losses(trained / "whole"), _losses(trained / name)
     assert len(whole) == STEPS

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mimbench.backbones.config import ViT
 from mimbench.det.config import Heads, MaskRCNNConfig, Proposals, ViTDetConfig
@@ -16,6 +17,7 @@ from mimbench.det.model.masks import InstanceMasks
 from mimbench.engine.data.images import IMAGENET_MEAN, IMAGENET_STD
 from mimbench.engine.run.config import Compute
 from mimbench.engine.training.counting import Saved
+from mimbench.engine.training.memory import estimate_of
 
 MIB = 2**20
 
@@ -120,3 +122,19 @@ def test_what_fits_is_found_with_few_estimates(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_detector_evaluated_as_it_is_needs_no_room_for_training() -> None:
     require_memory(_config(steps=0, checkpoint="detector.pth"), _config().encoder, 1, free=MIB)
+
+
+def test_a_share_of_everything_and_what_is_gathered_beside_it() -> None:
+    model = nn.Module()
+    model.blocks = nn.ModuleList(nn.Linear(10, 10, bias=False) for _ in range(8))  # of 400 bytes each
+    model.head = nn.Linear(10, 2, bias=False)
+    model.blocks[0].requires_grad_(False)
+    sizes = {"accumulate": 2, "recompute": False}
+    whole = estimate_of(model, 1, 4, 0, **sizes, shard=False)
+    assert (whole.parameters, whole.gradients, whole.optimizer) == (3280, 2 * 2880, 2 * 2880)
+    assert estimate_of(model, 1, 1, 0, **sizes, shard=True) == estimate_of(model, 1, 1, 0, **sizes, shard=False)
+    shares = estimate_of(model, 1, 4, 0, **sizes, shard=True)
+    assert (shares.parameters, shares.gradients, shares.optimizer) == (820 + 880, 720 + 880, 1440)
+    config = _config(compute=Compute(accumulate=2), recompute=True)
+    need = estimate(replace(config, compute=Compute(accumulate=2, shard=True)), world=2).total
+    assert "it fits with compute.shard=true, with the same result" in advice(config, need, world=2)

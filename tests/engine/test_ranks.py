@@ -1,6 +1,7 @@
 """Two processes, each with half of every batch, end with the weights of one process with all of it.
 
-They exchange nothing but gradients, once per step, and keep them once.
+They exchange nothing but gradients, once per step, and keep them once. With shares of the weights (compute.shard) they
+do too, resume bit for bit, and go on from each other's checkpoints.
 
 python tests/engine/test_ranks.py DIRECTORY     # what the test starts: one process, then two, forked from it
 """
@@ -18,12 +19,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path
 
 from mimbench.engine.data.batches import Batches
 from mimbench.engine.run.config import Compute
 from mimbench.engine.run.process import leave, rank_and_world, setup_process
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.optim import adamw, parameter_groups
+from mimbench.engine.training.state import load_state
 from mimbench.engine.training.step import Stepper
 from mimbench.engine.training.train import Training, train
 from tests.ranks import as_ranks
@@ -42,30 +45,47 @@ class Vectors:
 
 
 class Classifier(nn.Module):
-    """Two layers and a constant; with `norm`, running statistics."""
+    """Two layers, a shift and a constant; with `norm`, running statistics. Two processes cannot halve all of it."""
 
     def __init__(self, norm: bool = False) -> None:
         super().__init__()
-        layers = [nn.Linear(8, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.GELU(), nn.Linear(16, 4)]
-        self.net = nn.Sequential(*layers)
+        layers = [nn.Linear(8, 15), nn.BatchNorm1d(15) if norm else nn.Identity(), nn.GELU(), nn.Linear(15, 4)]
+        self.blocks = nn.ModuleList(layers)
+        self.shift = nn.Parameter(torch.zeros(1, 8))
         self.register_buffer("constant", torch.ones(8))
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        return {"loss": nn.functional.cross_entropy(self.net(batch[0]), batch[1])}
+        hidden = batch[0] + self.shift
+        for block in self.blocks:
+            hidden = block(hidden)
+        return {"loss": nn.functional.cross_entropy(hidden, batch[1])}
 
 
-def _attempt(directory: Path, batch: int, accumulate: int, steps: int) -> None:
-    compute = Compute(precision="fp32", accumulate=accumulate, workers=0, device="cpu", log_every=3, save_every=4)
+def _attempt(directory: Path, batch: int, accumulate: int, steps: int, shard: bool = False) -> None:
+    compute = Compute(precision="fp32", accumulate=accumulate, shard=shard, workers=0, device="cpu", log_every=3,
+                      save_every=4)  # fmt: skip
     setup_process(compute, seed=0)
     rank, world = rank_and_world()
     model = Classifier()
     groups = parameter_groups(model.named_parameters(), 0.05, lambda name, parameter: parameter.ndim < 2)
     batches = Batches(Vectors(), batch // accumulate // world, 0, accumulate=accumulate)
+
+    def keep(model: nn.Module, step: int, metrics: dict[str, float]) -> None:
+        """Run the model in the first process alone, which has whole weights."""
+        assert rank == 0
+        assert model((torch.eye(8), torch.arange(8) % 4))["loss"].item() == metrics["seen"]
+        torch.save(model.state_dict(), directory / "kept.pt")
+
     training = Training(
-        model, adamw(groups, 0.0, (0.9, 0.95)), batches, steps, lambda step: 1e-2, compute, 0, grad_clip=1.0
-    )
+        model, adamw(groups, 0.0, (0.9, 0.95)), batches, steps, lambda step: 1e-2, compute, 0, grad_clip=1.0, ema=0.8,
+        evaluate=lambda model: {"seen": model((torch.eye(8), torch.arange(8) % 4))["loss"].item()}, evaluate_every=5,
+        keep=keep,
+    )  # fmt: skip
     trained = train(RunDir(directory), training)
     torch.save(trained.model.state_dict(), directory / f"weights-{rank}-of-{world}.pt")
+    if rank == 0:
+        kept = torch.load(directory / "kept.pt")
+        assert all(torch.equal(kept[name], value) for name, value in trained.model.state_dict().items())
 
 
 def _exchanged(norm: bool) -> dict[str, Any]:
@@ -105,9 +125,15 @@ def main(directory: Path) -> None:
     import mmengine.runner  # noqa: F401  (once, rather than in each process)
     import torch._dynamo  # noqa: F401
 
-    for name, world, steps in (("one", 1, 10), ("two", 2, 4), ("two", 2, 10)):
+    attempts = [("one", 1, 10, False), ("two", 2, 4, False), ("two", 2, 10, False)]
+    attempts += [("unstopped", 2, 10, True), ("shares", 2, 4, True), ("shares", 2, 10, True)]
+    attempts += [("mixed", 2, 4, True), ("mixed", 1, 7, False), ("mixed", 2, 10, True)]
+    for name, world, steps, shard in attempts:
         RunDir.create(directory / name, "", {"recipe": "test/ranks", "stage": "test", "identity": "0"})
-        as_ranks(world, lambda name=name, steps=steps: _attempt(directory / name, batch=8, accumulate=2, steps=steps))
+        as_ranks(
+            world,
+            lambda name=name, steps=steps, shard=shard: _attempt(directory / name, 8, 2, steps, shard),
+        )
     as_ranks(2, lambda: _count(directory))
 
 
@@ -122,13 +148,48 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name, weight in one.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], weight, rtol=1e-4, atol=1e-5)
-    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [3, 4, 6, 9, 10]
+    for case in ("shares", "mixed"):
+        for rank in range(2):
+            shares = torch.load(tmp_path / case / f"weights-{rank}-of-2.pt")
+            for name, weight in one.items():
+                torch.testing.assert_close(shares[name], weight, rtol=1e-4, atol=1e-5)
+    lines = _lines(tmp_path / "two")
+    assert [line["step"] for line in lines if "loss" in line] == [3, 4, 6, 9, 10]
+    for case in ("shares", "mixed"):
+        for line, other in zip(_outside(lines), _outside(_lines(tmp_path / case)), strict=True):
+            assert line.keys() == other.keys()
+            assert all(other[name] == pytest.approx(line[name], rel=1e-4) for name in line.keys() & COMPARED)
+    _same_files(tmp_path)
     counted = json.loads((tmp_path / "exchanged.json").read_text())
     assert counted["False"] == {"sent": {"gloo:all_reduce": 3}, "storages": [1] * 5}
     with_norm = counted["True"]["sent"]  # running statistics are sent before the forward pass that gradients follow
     assert with_norm["gloo:all_reduce"] == 3
     assert with_norm["gloo:broadcast"] >= 3
+
+
+COMPARED = {"step", "loss", "grad_norm", "lr", "seen"}
+
+
+def _lines(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def _outside(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Without the steps at which one of the runs starts again and the others do not."""
+    return [line for line in lines if line["step"] <= 4 or line["step"] >= 8]
+
+
+def _same_files(directory: Path) -> None:
+    """Checkpoints of shares hold the same tensors as without; those of a run that was resumed are the same bits."""
+    unstopped, shares, two = (load_state(directory / name / "checkpoints" / "step-00000010.pt")["stepper"]
+                              for name in ("unstopped", "shares", "two"))  # fmt: skip
+    leaves, again, plain = (tree_flatten_with_path(state)[0] for state in (unstopped, shares, two))
+    assert [path for path, _ in leaves] == [path for path, _ in plain]
+    for (_, value), (_, resumed), (_, other) in zip(leaves, again, plain, strict=True):
+        if isinstance(value, Tensor):
+            assert torch.equal(value, resumed)
+            assert (type(value), value.shape, value.dtype) == (type(other), other.shape, other.dtype)
+            torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Two processes that accumulate over two micro-batches pretrain as one process with the whole batch, mask for mask.
+With shares of the weights (compute.shard) they do too, and so do their monitor and the encoders kept on the way.
 
 python tests/pretrain/test_ranks.py DIRECTORY     # what the test starts: one process, then two, forked from it
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -39,6 +41,7 @@ TINY = Pretrain(
     warmup_epochs=0.5,
     batch=8,
     base_lr=1e-1,
+    keep_encoder_every=1,
     compute=Compute(precision="fp32", workers=0, device="cpu", log_every=2, save_every=3),
 )
 CASES = {
@@ -72,13 +75,16 @@ def _images(root: Path) -> None:
                 Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
 
 
-def _attempt(directory: Path, name: str, accumulate: int) -> None:
+SHARED = ("crossmae", "early_maps", "maskalign")
+
+
+def _attempt(directory: Path, name: str, accumulate: int, shard: bool = False) -> None:
     config = replace(CASES[name], data=str(directory / "images"))
     if config.checkpoint:
         config = replace(config, checkpoint=str(directory / config.checkpoint))
-    config = replace(config, compute=replace(config.compute, accumulate=accumulate))
+    config = replace(config, compute=replace(config.compute, accumulate=accumulate, shard=shard))
     about = {"recipe": f"test/{name}", "stage": "pretrain", "identity": "0", "checkpoint": None}
-    run(config, RunDir.create(directory / f"{name}-{accumulate}", to_text(config), about))
+    run(config, RunDir.create(directory / f"{name}-{'shares' if shard else accumulate}", to_text(config), about))
 
 
 def main(directory: Path) -> None:
@@ -93,6 +99,8 @@ def main(directory: Path) -> None:
     for name in CASES:
         for world in (1, 2):
             as_ranks(world, lambda name=name, world=world: _attempt(directory, name, accumulate=world))
+    for name in SHARED:
+        as_ranks(2, lambda name=name: _attempt(directory, name, accumulate=2, shard=True))
 
 
 @pytest.mark.slow
@@ -104,13 +112,24 @@ def test_two_processes_pretrain_as_one(tmp_path: Path) -> None:
         [sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in CASES:
-        alone, together = (load_file(tmp_path / f"{name}-{number}" / "encoder.safetensors") for number in (1, 2))
-        for weight in alone:
-            sides = [state[weight] for state in (together, alone)]
-            if weight.endswith("qkv.bias"):  # of keys: softmax has no gradient there, and Adam makes steps of rounding
-                sides = [bias.view(3, -1)[[0, 2]] for bias in sides]
-            torch.testing.assert_close(*sides, rtol=1e-5, atol=1e-6, msg=f"{name}: {weight}")
+    for name, division in [(name, "2") for name in CASES] + [(name, "shares") for name in SHARED]:
+        for file in ("encoder.safetensors", "encoders/epoch-0001.safetensors"):
+            alone, together = (load_file(tmp_path / f"{name}-{number}" / file) for number in (1, division))
+            for weight in alone:
+                sides = [state[weight] for state in (together, alone)]
+                if weight.endswith("qkv.bias"):  # of keys: softmax has no gradient, and Adam makes steps of rounding
+                    sides = [bias.view(3, -1)[[0, 2]] for bias in sides]
+                torch.testing.assert_close(*sides, rtol=1e-5, atol=1e-6, msg=f"{name} {division}: {weight}")
+        seen = [_monitored(tmp_path / f"{name}-{number}") for number in (1, division)]
+        assert len(seen[0]) == 2
+        assert seen[1] == [pytest.approx(line, rel=1e-4) for line in seen[0]]
+
+
+def _monitored(directory: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: line[name] for name in ("val_loss", "probe_knn", "feature_rank")} for line in lines if "val_loss" in line
+    ]
 
 
 if __name__ == "__main__":
