@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from timm.layers import DropPath, LayerScale
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mimbench.backbones.blocks import LAYER_SCALE, build_mlp, norm_layer
 from mimbench.backbones.config import Prefix, Traits, ViT
+from mimbench.backbones.drop_path import can_draw_first, drawn, passed_by, scaled
 from mimbench.backbones.window_attention import Side, WindowAttention, sides
 
 PLAIN = Traits()
@@ -46,6 +47,7 @@ class Block(nn.Module):
         self.norm2 = norm_layer(traits)(width)
         self.mlp = build_mlp(width, traits)
         self.sees_prefix = seen
+        self.skip_dropped = False  # at one image, do not compute what drop path drops (drop_path.py)
         if traits.layer_scale and traits.gammas:
             self.gamma_1, self.gamma_2 = (nn.Parameter(torch.full((width,), LAYER_SCALE)) for _ in range(2))
         elif traits.layer_scale:
@@ -56,15 +58,29 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Map tokens (B, h, w, D) and the prefix to the same shapes; `rope` as in `WindowAttention`."""
         if prefix_BPD is None or not self.sees_prefix:
-            attended, _ = self.attn(self.norm1(tokens_BhwD), None, rope)
-            tokens_BhwD = tokens_BhwD + self.drop_path(self._scaled(1, attended))
-            return tokens_BhwD + self.drop_path(self._scaled(2, self.mlp(self.norm2(tokens_BhwD)))), prefix_BPD
+            tokens_BhwD = self._with(1, tokens_BhwD, lambda tokens: self.attn(self.norm1(tokens), None, rope)[0])
+            return self._with(2, tokens_BhwD, lambda tokens: self.mlp(self.norm2(tokens))), prefix_BPD
         windows = self._windows(tokens_BhwD)
         normed_BWPD = self.norm1(prefix_BPD).unflatten(1, (windows, -1))
         attended, first = self.attn(self.norm1(tokens_BhwD), normed_BWPD, rope)
         tokens_BhwD, prefix_BPD = self._added(tokens_BhwD, prefix_BPD, 1, attended, first.flatten(1, 2))
         made = (self.mlp(self.norm2(part)) for part in (tokens_BhwD, prefix_BPD))
         return self._added(tokens_BhwD, prefix_BPD, 2, *made)
+
+    def _with(self, which: int, tokens_BhwD: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add the output of the block's attention (1) or MLP (2), scaled and with drop path, to the tokens."""
+        if not (self.skip_dropped and can_draw_first(self.drop_path, len(tokens_BhwD))):
+            return tokens_BhwD + self.drop_path(self._scaled(which, branch(tokens_BhwD)))
+        if drawn(self.drop_path):
+            return tokens_BhwD + scaled(self._scaled(which, branch(tokens_BhwD)), self.drop_path)
+        return passed_by(tokens_BhwD, self._parameters_of(which))
+
+    def _parameters_of(self, which: int) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the block's attention (1) or MLP (2), with its norm and scale."""
+        names = {f"norm{which}", f"gamma_{which}", f"ls{which}", "attn" if which == 1 else "mlp"}
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] in names:
+                yield parameter
 
     def _windows(self, tokens_BhwD: Tensor) -> int:
         """The number of windows of the grid; 1 in a global block."""

@@ -8,6 +8,7 @@ the next one runs. Without `--data` the loader reads JPEG files that are made fi
     parity         features, losses and detections on the device in fp32, tf32 and bf16, against fp32 on the CPU
     attention      ViTDet's global blocks, relative positions folded or masked, for window_attention.FASTEST
     pretraining    CrossMAE and MAE: images per second of the step alone and fed by the loader, MFU, peak memory
+    peer           CrossMAE's step against the authors' (--original, a checkout), or the same written out; aim 1.8x
     detector       ViTDet: seconds of a training step and of an inference, peak memory against `mimbench memory`
     frozen         images per second of feature extraction; queries per second of k-NN
     waits          how often a step waits for the device, by torch's set_sync_debug_mode (GPU only)
@@ -34,6 +35,8 @@ from typing import Any
 
 import torch
 from gpu_attention import attention
+from gpu_peer import peer
+from gpu_rates import apart, peak, rate, wait
 from torch import Tensor
 from torchvision.io import write_jpeg
 from torchvision.ops import box_iou
@@ -69,6 +72,7 @@ class Bench:
     seconds: float  # of each rate
     folder: Path  # images for the loader
     workers: int
+    original: Path | None = None  # a checkout of the authors' CrossMAE
 
     @property
     def toy(self) -> bool:
@@ -99,43 +103,6 @@ class Bench:
 
 
 Line = dict[str, Any]
-
-
-def wait(device: torch.device) -> None:
-    """Wait for everything queued on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def rate(work: Callable[[], object], seconds: float, device: torch.device, warm: int = 3) -> float:
-    """Return calls per second of `work` over at least `seconds`, after `warm` calls."""
-    for _ in range(warm):
-        work()
-    wait(device)
-    begun, done = time.perf_counter(), 0
-    while not done or time.perf_counter() - begun < seconds:
-        work()
-        done += 1
-        if done % 8 == 0:
-            wait(device)  # else a GPU's queue would be counted as done
-    wait(device)
-    return done / (time.perf_counter() - begun)
-
-
-def peak(device: torch.device) -> float | None:
-    """Return the GiB at the peak since the last call; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    found = torch.cuda.max_memory_allocated(device) / 2**30
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    return found
-
-
-def apart(found: Tensor, wanted: Tensor) -> float:
-    """Return the distance of `found` from `wanted`, relative to the norm of `wanted`."""
-    found, wanted = found.detach().double().cpu(), wanted.detach().double().cpu()
-    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
 
 
 # ------------------------------------------------------------------------------------------------------------- parity
@@ -334,6 +301,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "parity": parity,
     "attention": lambda bench: attention(bench.device, bench.seconds, toy=bench.toy),
     "pretraining": pretraining,
+    "peer": lambda bench: peer(bench.device, bench.pretrain("crossmae"), bench.seconds, bench.original),
     "detector": detector,
     "frozen": frozen,
     "waits": waits,
@@ -375,6 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", help="an ImageNet-like data set for the loader; none: made JPEG files")
     parser.add_argument("--workers", type=int, default=max(2, available_cores() - 2))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--original", type=Path, help="a checkout of github.com/TonyLianLong/CrossMAE")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
     options = parser.parse_args(arguments)
     if unknown := set(options.only.split(",")) - PARTS.keys():
@@ -384,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = (
             locate(options.data) if options.data else made_images(Path(directory), 8 if options.size == "T" else 2048)
         )
-        bench = Bench(options.size, device, options.seconds, folder, options.workers)
+        bench = Bench(options.size, device, options.seconds, folder, options.workers, options.original)
         about = {"part": "about", "device": device_name(device), "torch": torch.__version__, "size": options.size}
         for line in itertools.chain([about], measured(bench, options.only.split(","))):
             text = json.dumps(line)

@@ -1,17 +1,21 @@
 """The forms of ViTDet's global attention with relative positions, timed on a device; a part of benchmarks/gpu.py.
 
-Forward and backward pass of one image at 1,024 pixels, in bf16, for each size of encoder. Both forms must agree within
-bf16's rounding, values and gradients. The faster one belongs in `FASTEST` of backbones/window_attention.py.
+Forward and backward pass of one image at 1,024 pixels, in bf16, for each size of encoder. All forms must agree within
+bf16's rounding, values and gradients. The faster of folded and masked belongs in `FASTEST` of
+backbones/window_attention.py. `flex` is torch's flex attention, compiled on a GPU: mimbench does not have it, because
+nobody has measured it; a GPU on which it wins is the reason to add it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from mimbench.backbones.window_attention import UNIT, attend_folded, attend_masked
 
@@ -30,10 +34,14 @@ def attention(device: torch.device, seconds: float, *, toy: bool) -> Iterator[di
         inputs[0] *= width**-0.5
         line: dict[str, Any] = {"size": size, "capability": _capability(device)}
         found = {}
-        for name in ("folded", "masked"):
-            found[name] = _pass(name, inputs)
-            line[f"{name}_ms"], line[f"{name}_peak_gib"] = _timed(name, inputs, seconds)
-        apart = max(_apart(one, other) for one, other in zip(*found.values(), strict=True))
+        for name in FORMS:
+            try:
+                found[name] = _pass(name, inputs)
+                line[f"{name}_ms"], line[f"{name}_peak_gib"] = _timed(name, inputs, seconds)
+            except RuntimeError as error:  # a kernel that this GPU, or this torch, does not have
+                line[f"{name}_error"] = f"{type(error).__name__}: {error}".partition("\n")[0]
+        wanted = found.pop("folded")
+        apart = max(_apart(one, other) for of in found.values() for one, other in zip(of, wanted, strict=True))
         assert apart < NEAR, f"the forms differ by {apart}"
         yield {**line, "apart": apart}
 
@@ -41,8 +49,32 @@ def attention(device: torch.device, seconds: float, *, toy: bool) -> Iterator[di
 def _pass(name: str, inputs: list[Tensor]) -> list[Tensor]:
     """Return the output and the gradients of all inputs."""
     leaves = [one.detach().requires_grad_() for one in inputs]
-    out = attend_masked(*leaves) if name == "masked" else attend_folded(*leaves, fused=True, unit=UNIT)
+    out = FORMS[name](*leaves)
     return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+
+def attend_flex(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
+    """Attend with the bias added to each logit where it is computed, by torch's flex attention."""
+    columns = bias_w.shape[-1]
+
+    def biased(logit: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return logit + bias_h[image, head, query, key // columns] + bias_w[image, head, query, key % columns]
+
+    attend = _compiled() if q.is_cuda else flex_attention
+    mixed: Tensor = attend(q, k, v, score_mod=biased, scale=1.0)
+    return mixed
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "folded": partial(attend_folded, fused=True, unit=UNIT),
+    "masked": attend_masked,
+    "flex": attend_flex,
+}
 
 
 def _timed(name: str, inputs: list[Tensor], seconds: float) -> tuple[float, float | None]:

@@ -9,6 +9,11 @@ that autograd keeps) and what detectron2 publishes for ViTDet-B on an A100, an i
 In fp32, from the same weights and with the same regions sampled, all losses must agree to 1e-3: regions that score the
 same but for rounding may be sampled differently. Ends with status 1 if ours is slower. Without detectron2, which
 --original or PYTHONPATH makes known, ours is measured alone. Size T is a toy to try the script with.
+
+    python benchmarks/vitdet_step.py --drop-path .1 --image 512
+
+measures ours alone with drop path: all branches computed against those that are kept (skip_dropped), by the same draws,
+whose losses must be equal; --repeats is the number of steps with draws of their own.
 """
 
 from __future__ import annotations
@@ -27,10 +32,11 @@ from typing import Any
 import numpy as np
 import torch
 from coco_eval import CATEGORIES, boxes, outline
-from measure import Kept, Measured, Target, least, take_turns, total_failed
+from measure import Kept, Measured, Target, least, seconds, take_turns, total_failed
 from torch import Tensor, nn
 from vitdet import SHAPES
 
+from mimbench.backbones.window_block import Block
 from mimbench.det.config import MaskRCNNConfig
 from mimbench.det.detectron2.lazyconfig import Source, lazyconfig
 from mimbench.det.model.build import from_scratch
@@ -78,6 +84,7 @@ class Side:
     def __init__(self, model: nn.Module, image: int, device: torch.device, precision: torch.dtype) -> None:
         self.model, self.image, self.device, self.precision = model.to(device).train(), image, device, precision
         on_gpu = device.type == "cuda"
+        self.seed = 0
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=on_gpu or None)
         self.scaler = torch.amp.GradScaler(enabled=on_gpu and precision == torch.float16)
         pixels = np.random.default_rng(1).integers(0, 256, (3, image, image), dtype=np.uint8)
@@ -92,7 +99,7 @@ class Side:
 
     def losses(self) -> Mapping[str, Tensor]:
         """By name, regions sampled by the same draws each time."""
-        torch.manual_seed(0)
+        torch.manual_seed(self.seed)
         found: Mapping[str, Tensor] = self.model(self.batch)
         return found
 
@@ -207,6 +214,32 @@ def measured(config: MaskRCNNConfig, device: torch.device, repeats: int, full: b
     return Measured("step", "s", *times, TARGET if full else None, note), memory
 
 
+def skipped(config: MaskRCNNConfig, rate: float, device: torch.device, steps: int) -> Measured:
+    """Seconds of steps with drop path: branches that are dropped left out, against computed."""
+    config = replace(config, vitdet=replace(config.vitdet, drop_path=rate))
+    torch.manual_seed(0)
+    model = from_scratch(config, CATEGORIES, config.shape_for(config.encoder), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    side = Side(model, config.image, device, torch.bfloat16)
+    side.optimizer.param_groups[0]["lr"] = 0.0
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    took, losses = {False: 0.0, True: 0.0}, {False: 0.0, True: 0.0}
+    side.step()
+    for side.seed in range(steps):
+        for skip in (False, True):
+            for block in blocks:
+                block.skip_dropped = skip
+            took[skip] += seconds(side.step)
+        if side.seed == 0 and device.type == "cpu":
+            for skip in (False, True):
+                for block in blocks:
+                    block.skip_dropped = skip
+                with torch.no_grad():
+                    losses[skip] = sum(value.item() for value in side.losses().values())
+            assert losses[True] == losses[False], losses
+    each = {skip: total / steps for skip, total in took.items()}
+    return Measured("skip", "s", each[True], each[False], None, f"drop path {rate}, {steps} steps, equal losses")
+
+
 def main() -> int:
     """Measure, print, and say by the exit status whether ours is as fast."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -215,11 +248,16 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--original", type=Path, help="a checkout of github.com/facebookresearch/detectron2")
+    parser.add_argument("--drop-path", type=float, help="measure what skip_dropped gains at this rate")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     if options.original is not None:
         sys.path.append(str(options.original))
     device = torch.device(options.device)
+    if options.drop_path is not None:
+        gained = skipped(config_for(options.size, options.image), options.drop_path, device, options.repeats)
+        print(json.dumps([gained.row()], indent=2) if options.json else gained.line())
+        return 0
     full = options.size == "B" and options.image == 1024
     result, memory = measured(config_for(options.size, options.image), device, options.repeats, full)
     about = {"size": options.size, "image": options.image, "device": device_name(device), "published": PUBLISHED}

@@ -245,6 +245,11 @@ class MaskRCNNConfig:
     recompute: bool = speed(
         False, about="recompute the encoder's activations in the backward pass: less memory, more time"
     )
+    skip_dropped: bool = speed(
+        False,
+        about="at one image a process and micro-batch, do not compute what drop path drops; on a GPU these "
+        "are other draws of the same distribution",
+    )
     compile: bool = speed(
         False,
         about="compile the backbone and the RPN's head: takes a minute or two at the start, then a step is faster",

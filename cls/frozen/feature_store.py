@@ -42,6 +42,7 @@ from mimbench.cls.frozen.features import FrozenEncoder, Source, encoded
 from mimbench.cls.frozen.fingerprint import encoder_fingerprint, split_fingerprint
 from mimbench.engine.data.batches import evaluation_loader
 from mimbench.engine.data.datasets import Split
+from mimbench.engine.data.waiting import Encoding
 from mimbench.engine.run.atomic import replacing, sweep, write_with
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.cores import Workers
@@ -102,7 +103,7 @@ class FeatureStore:
             for split, folder in _folders(splits).items()
         }
         self.directory = root / ".features" / self.key if fixed is None else fixed
-        self.encoded = 0
+        self.encoded, self.encoding = 0, Encoding()
 
     @property
     def key(self) -> str:
@@ -219,7 +220,8 @@ class _Extraction:
         indices = [index for number in numbers for index in self._images(number)]
         crops = CentreCrops(self.folder, view.image, view.eval_crop)
         loader = evaluation_loader(Subset(crops, indices), encoder.eval_batch, view.workers)
-        batches = track(loader, f"encoding batches of {self.split} images", len(loader))
+        measured = self.store.encoding.over(loader, loader.num_workers)
+        batches = track(measured, f"encoding batches of {self.split} images", len(loader))
         held: list[list[Tensor]] = []
         for features in encoded(encoder, batches, self.lacking):
             held.append(features)

@@ -22,6 +22,7 @@ from mimbench.cls.config import Evaluation, FrozenPool, Norm
 from mimbench.cls.data.crops import CentreCrops
 from mimbench.engine.data.batches import Batches, evaluation_loader
 from mimbench.engine.data.images import ImageFolder
+from mimbench.engine.data.waiting import Encoding
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.cores import Workers
 from mimbench.engine.run.process import part_of_rank, rank_and_world
@@ -154,19 +155,25 @@ def _arrived(features: list[Tensor], arrival: Callable[[], None]) -> list[Tensor
 
 
 def features_of(
-    encoder: FrozenEncoder, folder: ImageFolder, side: int, eval_crop: float | None, workers: Workers
+    encoder: FrozenEncoder,
+    folder: ImageFolder,
+    side: int,
+    eval_crop: float | None,
+    workers: Workers,
+    encoding: Encoding | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return features (N, D) and labels (N,) of a split's centre crops, in its order, on the encoder's device.
 
     Each process encodes its share of the batches of a single process, so the features are the same bit for bit, and
-    receives the others'. All processes must call it.
+    receives the others'. All processes must call it. `encoding` measures the waits for images.
     """
     shares = [_images_of(rank, len(folder), encoder.eval_batch) for rank in range(rank_and_world()[1])]
     mine = shares[rank_and_world()[0]]
     crops = Subset(CentreCrops(folder, side, eval_crop), mine)
     loader = evaluation_loader(crops, encoder.eval_batch, workers)
     part_ND, done = torch.empty(len(mine), encoder.width), 0
-    batches = track(loader, f"encoding batches of {folder.split} images", len(loader))
+    measured = (encoding or Encoding()).over(loader, loader.num_workers)
+    batches = track(measured, f"encoding batches of {folder.split} images", len(loader))
     for [features_BD] in encoded(encoder, batches, [encoder.source]):
         part_ND[done : done + len(features_BD)] = features_BD
         done += len(features_BD)

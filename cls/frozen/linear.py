@@ -27,6 +27,7 @@ from mimbench.cls.data.crops import Splits, micro_batch, open_splits, probe_crop
 from mimbench.cls.frozen.encoders import frozen_encoder
 from mimbench.cls.frozen.features import FrozenEncoder, RowBatches, features_of
 from mimbench.engine.data.batches import Batches, MapStyle
+from mimbench.engine.data.waiting import Encoding
 from mimbench.engine.run.cores import Workers
 from mimbench.engine.run.process import device_name, seed_all, setup_process
 from mimbench.engine.run.result import Outcome
@@ -86,7 +87,8 @@ def run(config: Linear, run: RunDir) -> Outcome:
     device = setup_process(config.compute, config.seed)
     encoder = frozen_encoder(config, device)
     splits = open_splits(config.data, config.jpeg_decoder, config.subset)
-    trained = train(run, prepare(config, encoder, splits))
+    encoding = Encoding()
+    trained = train(run, prepare(config, encoder, splits, encoding))
     require_finite(trained.metrics, config.compute)
     return Outcome(
         metrics=trained.metrics,
@@ -94,20 +96,20 @@ def run(config: Linear, run: RunDir) -> Outcome:
         images_per_second=None
         if config.views == "cached"
         else trained.images_per_second,  # cached steps read features, not images
-        loading=None if config.views == "cached" else trained.loading,
+        loading=encoding.loading(device) if config.views == "cached" else trained.loading,
         peak_memory=trained.peak_memory,
         device=device_name(device),
         family=encoder.family,
     )
 
 
-def prepare(config: Linear, encoder: FrozenEncoder, splits: Splits) -> Training:
-    """Build head, optimiser, batches and schedule of a probe."""
-    batches = training_batches(config, encoder, splits)
+def prepare(config: Linear, encoder: FrozenEncoder, splits: Splits, encoding: Encoding | None = None) -> Training:
+    """Build head, optimiser, batches and schedule of a probe; `encoding` measures what is encoded here."""
+    batches = training_batches(config, encoder, splits, encoding)
     steps_per_epoch = len(batches) // config.compute.accumulate
     seed_all(config.seed)  # the head does not depend on earlier draws
     head = Probe(encoder.width, splits.classes)
-    validation = features_of(encoder, splits.val, config.image, config.eval_crop, config.compute.workers)
+    validation = features_of(encoder, splits.val, config.image, config.eval_crop, config.compute.workers, encoding)
     return Training(
         model=head,
         optimizer=LARS(head.parameters(), config.peak_lr, config.weight_decay),
@@ -121,7 +123,9 @@ def prepare(config: Linear, encoder: FrozenEncoder, splits: Splits) -> Training:
     )
 
 
-def training_batches(config: Linear, encoder: FrozenEncoder, splits: Splits) -> Batches:
+def training_batches(
+    config: Linear, encoder: FrozenEncoder, splits: Splits, encoding: Encoding | None = None
+) -> Batches:
     """Return the head's training batches: features of new crops, or of centre crops, which are encoded here."""
     accumulate, workers = config.compute.accumulate, config.compute.workers
     if config.views == "cached":
@@ -129,7 +133,7 @@ def training_batches(config: Linear, encoder: FrozenEncoder, splits: Splits) -> 
             lambda index_B: (features_ND[index_B], label_N[index_B]),
             len(splits.train), micro_batch(config), config.seed, accumulate=accumulate, device=encoder.device,
         )  # fmt: skip
-        features_ND, label_N = features_of(encoder, splits.train, config.image, config.eval_crop, workers)
+        features_ND, label_N = features_of(encoder, splits.train, config.image, config.eval_crop, workers, encoding)
         return batches
     crops = probe_crops(config, splits.train)
     return EncodedBatches(encoder, crops, micro_batch(config), config.seed, accumulate=accumulate, workers=workers)

@@ -62,12 +62,13 @@ class Frozen:
         }
 
     def outcome(self, metrics: dict[str, float], facts: dict[str, Any]) -> Outcome:
-        """Return the outcome; images per second only if images were encoded, over the whole run time."""
+        """Return the outcome; images per second and waits only if images were encoded. All processes call it."""
         images, seconds = self.store.encoded, time.perf_counter() - self.started
         return Outcome(
             metrics=metrics,
             facts=facts,
             images_per_second=images * rank_and_world()[1] / seconds if images else None,
+            loading=self.store.encoding.loading(self.encoder.device),
             peak_memory=peak_memory(self.encoder.device),
             device=device_name(self.encoder.device),
             family=self.encoder.family,

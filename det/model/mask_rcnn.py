@@ -144,8 +144,8 @@ def build_mask_rcnn(
     """Return the detector of `config` on an encoder of shape `vit`, with weights drawn from torch's generator.
 
     Args:
-        config: `vitdet`, `proposals`, `heads`, `image`, `loss_weights` and `recompute` are used; fields about training
-            and data are not.
+        config: `vitdet`, `proposals`, `heads`, `image`, `loss_weights`, `recompute` and `skip_dropped` are used; fields
+            about training and data are not.
         vit: shape of the encoder, before `vitdet.patch`; its `image` gives the grid of the position table.
         classes: number of categories in the data.
         mean, std: of the pixels, as fractions of 255.
@@ -174,6 +174,8 @@ def build_mask_rcnn(
         norm=vitdet.norm == "own",
     )
     net.recompute = config.recompute
+    for block in net.blocks:
+        block.skip_dropped = config.skip_dropped  # type: ignore[assignment]
     if vitdet.frozen:
         net.freeze()
     backbone = SimpleFeaturePyramid(net, vitdet.channels, vitdet.scales)

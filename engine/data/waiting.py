@@ -2,7 +2,8 @@
 
 On a CPU the wait is the time until the next batch is there. A GPU works through a queue, so it may be busy meanwhile:
 there the wait is the time between the end of one step and the start of the next on the GPU's own clock, which is read
-only when `read` is called. The first batch, for which processes are started, counts as `starting`.
+only when `read` is called. The first batch, for which processes are started, counts as `starting`. Evaluations that
+encode images measure the same (`Encoding`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 import torch
+
+from mimbench.engine.run.cores import cores_of_process
+from mimbench.engine.run.process import largest
 
 T = TypeVar("T")
 
@@ -71,6 +75,41 @@ class Waiting:
             self._waits.seconds += asked.elapsed_time(got) / 1000
         self._gaps.clear()
         return Waits(self._waits.starting, self._waits.seconds)
+
+
+class Encoding:
+    """The time that this process spends on encoding images, and its waits for them; `over` the batches of each loader.
+
+    encoding = Encoding()
+    for batch in encoding.over(loader, loader.num_workers):
+        ...
+    encoding.loading(device)          # in every process
+    """
+
+    def __init__(self) -> None:
+        self._waiting, self._seconds, self._workers = Waiting(), 0.0, 0
+
+    def over(self, batches: Iterable[T], workers: int) -> Iterator[T]:
+        """Yield `batches`, which `workers` loading processes load, and measure."""
+        self._workers = max(self._workers, workers)
+        begun = time.perf_counter()
+        yield from self._waiting.over(batches)
+        self._seconds += time.perf_counter() - begun
+
+    def loading(self, device: torch.device) -> Loading | None:
+        """Return the waits of the process that waited longest, in every process; None if none encoded an image."""
+        waits = self._waiting.read()
+        held = (waits.starting, waits.seconds, self._seconds, float(self._workers))
+        starting, seconds, whole, workers = largest(held, device)
+        if not whole:
+            return None
+        return {
+            "workers": int(workers),
+            "cores": cores_of_process(),
+            "waiting": Waits(starting, seconds).share(whole),
+            "waiting_seconds": seconds,
+            "starting_seconds": starting,
+        }
 
 
 def _event() -> Any:

@@ -66,10 +66,16 @@ def test_features_are_those_of_the_encoder_in_the_order_of_the_images(
 
 
 def test_what_is_there_is_not_made_again(tmp_path: Path, encoder: FrozenViT, splits: Splits) -> None:
-    FeatureStore(tmp_path, encoder, splits, VIEW).make([LAST])
+    first = FeatureStore(tmp_path, encoder, splits, VIEW)
+    first.make([LAST])
     again = FeatureStore(tmp_path, encoder, splits, VIEW)
     again.make([LAST])
     assert again.encoded == 0
+    waits = first.encoding.loading(CPU)
+    assert waits["waiting_seconds"] > 0
+    assert waits["starting_seconds"] > 0
+    assert 0 < waits["waiting"] < 1
+    assert again.encoding.loading(CPU) is None
     again.make([LAST, EARLIER])  # what is lacking alone
     assert again.encoded == len(splits.train) + len(splits.val)
     assert len(list(again.directory.glob("*.safetensors"))) == 4

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mimbench.backbones.config import ViT
 from mimbench.pretrain.config import CrossMAEConfig
@@ -29,7 +30,7 @@ def test_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """At toy size on a CPU; what compiles takes a compiler, and is left to a GPU."""
     main, out = script("gpu.py", monkeypatch)["main"], tmp_path / "gpu.jsonl"
-    parts = "parity,attention,pretraining,detector,frozen,waits"
+    parts = "parity,attention,pretraining,peer,detector,frozen,waits"
     options = ["--size", "T", "--seconds", "0", "--workers", "0", "--device", "cpu"]
     assert main([*options, "--only", parts, "--out", str(out)]) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
@@ -44,9 +45,18 @@ def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert plain["boxes_found_again"] == 1
     assert [line["method"] for line in by_part["pretraining"][:2]] == ["crossmae", "mae"]
     assert all(line["images_per_second"] > 0 and line["loader_fed"] > 0 for line in by_part["pretraining"][:2])
+    assert by_part["peer"][0]["ratio"] > 0
+    assert all(line["flex_ms"] > 0 for line in by_part["attention"][:3])
     assert by_part["detector"][0]["estimated_gib"] > 0
     with pytest.raises(SystemExit):
         main(["--only", "nothing"])
+
+
+def test_drop_path_that_skips_has_the_losses_of_drop_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    vitdet = script("vitdet_step.py", monkeypatch)
+    found = vitdet["skipped"](vitdet["config_for"]("T", 64), 0.5, torch.device("cpu"), 1)
+    assert found.ours > 0
+    assert found.peer > 0
 
 
 def test_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
