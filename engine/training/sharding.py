@@ -51,7 +51,7 @@ class Sharded:
             module.reshard()  # type: ignore[operator]
         shards, gathered = [], dict[nn.Parameter, nn.Parameter]()
         for module in model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
                 if parameter not in gathered:
                     plain = parameter.full_tensor()  # type: ignore[attr-defined]
                     gathered[parameter] = nn.Parameter(plain, requires_grad=parameter.requires_grad)
@@ -90,9 +90,9 @@ def shard(model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
             f"compute.shard=true works with AdamW, not {type(optimizer).__name__}, which needs whole weights: "
             "use compute.shard=false"
         )
-    with torch.no_grad():
-        for value in (*model.parameters(), *model.buffers()):
-            dist.broadcast(value, src=0)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP takes no others
+        dist.broadcast(parameter.data, src=0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     mesh = init_device_mesh(device.type, (rank_and_world()[1],))
     modules = [*dict.fromkeys(blocks_of(model)), model]

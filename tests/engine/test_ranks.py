@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -126,9 +127,11 @@ def main(directory: Path) -> None:
     import torch._dynamo  # noqa: F401
 
     attempts = [("one", 1, 10, False), ("two", 2, 4, False), ("two", 2, 10, False)]
-    attempts += [("unstopped", 2, 10, True), ("shares", 2, 4, True), ("shares", 2, 10, True)]
-    attempts += [("mixed", 2, 4, True), ("mixed", 1, 7, False), ("mixed", 2, 10, True)]
+    attempts += [("unstopped", 2, 10, True), ("shares", 2, 4, True)]
+    attempts += [("mixed", 1, 7, False), ("mixed", 2, 10, True), ("shares", 2, 10, True)]
     for name, world, steps, shard in attempts:
+        if (name, world) == ("mixed", 1):  # goes on from shares, and its end is gone on from in shares
+            shutil.copytree(directory / "shares", directory / "mixed")
         RunDir.create(directory / name, "", {"recipe": "test/ranks", "stage": "test", "identity": "0"})
         as_ranks(
             world,
