@@ -13,8 +13,7 @@ Ground truth and detections are made up in COCO's proportions: 7.2 objects of 80
 val2017, 100 detections an image, some of them moved objects, most of them nothing. Sides take turns; least time counts.
 pycocotools evaluates --repeats + 2 times (to warm up, and for its memory), which is nearly all of the time: a tenth of
 val2017, twice, so that the default ends within 8 minutes. val2017 itself is --images 5000 (use --repeats 1). B17 is
-repeated five times. Ends with status 1 if a ratio is below its floor. What pycocotools' number of record costs on top
-is printed as its own time.
+repeated five times. Ends with status 1 if a ratio is below its floor.
 """
 
 from __future__ import annotations

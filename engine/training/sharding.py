@@ -49,7 +49,8 @@ class Sharded:
                 dist.broadcast(buffer, src=0)
         for module in self.modules:
             module.reshard()  # type: ignore[operator]
-        shards, gathered = [], dict[nn.Parameter, nn.Parameter]()
+        shards: list[tuple[nn.Module, str, nn.Parameter]] = []
+        gathered: dict[nn.Parameter, nn.Parameter] = {}
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
                 if parameter not in gathered:

@@ -67,8 +67,9 @@ class Stepper:
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def _gradient_norm(self) -> Tensor:
-        norm = norm_over_processes if self.sharded else nn.utils.get_total_norm
-        return norm(self._gradients()).detach()
+        if self.sharded:
+            return norm_over_processes(self._gradients())
+        return nn.utils.get_total_norm(self._gradients()).detach()
 
     def _clipped(self, most: float) -> Tensor:
         """Clip the gradients to a norm of at most `most`; return their norm before."""
