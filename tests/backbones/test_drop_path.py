@@ -13,7 +13,7 @@ from mimbench.backbones.vitdet import ViTDet
 from mimbench.engine.training.optim import adamw
 
 TINY = ViT(32, 4, 2, patch=8, image=32)
-GAMMAS = Traits(layer_scale=True, gammas=True)
+SCALED = Traits(layer_scale=True)
 
 
 def _trained(skip: bool, traits: Traits, images: int, **changes: bool) -> tuple[list[Tensor], dict[str, Tensor], int]:
@@ -43,7 +43,7 @@ def _trained(skip: bool, traits: Traits, images: int, **changes: bool) -> tuple[
 
 
 @pytest.mark.parametrize("changes", [{}, {"recompute": True}, {"frozen": True}], ids=str)
-@pytest.mark.parametrize("traits", [Traits(), GAMMAS], ids=["plain", "layer scale"])
+@pytest.mark.parametrize("traits", [Traits(), SCALED], ids=["plain", "layer scale"])
 def test_nothing_changes_but_what_is_computed(traits: Traits, changes: dict[str, bool]) -> None:
     plain, weights, every = _trained(False, traits, 1, **changes)
     found, others, computed = _trained(True, traits, 1, **changes)
