@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimbench.engine.training.sharding import is_shard
+from mimbench.engine.training.sharding import is_shard, whole_tensor
 from mimbench.engine.training.state import prune, save_state
 
 
@@ -111,8 +111,8 @@ class Copier:
 
     def _copied(self, value: Any, place: tuple[Any, ...], known: dict[Any, Tensor], devices: set[torch.device]) -> Any:
         if is_shard(value):
-            gathered = value.detach().full_tensor()
-            return self._to_host(gathered, place, devices, own=True) if self.keeps else None
+            whole = whole_tensor(value)
+            return self._to_host(whole, place, devices, own=True) if self.keeps else None
         if isinstance(value, Tensor):
             key = (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
             if key not in known:

@@ -54,8 +54,7 @@ class Sharded:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
                 if parameter not in gathered:
-                    plain = parameter.full_tensor()  # type: ignore[attr-defined]
-                    gathered[parameter] = nn.Parameter(plain, requires_grad=parameter.requires_grad)
+                    gathered[parameter] = nn.Parameter(whole_tensor(parameter), requires_grad=parameter.requires_grad)
                 shards.append((module, name, parameter))
                 setattr(module, name, gathered[parameter])
         self.shards = shards
@@ -144,6 +143,12 @@ def make_whole(model: nn.Module) -> None:
 def is_shard(value: Any) -> bool:
     """Return whether `value` is a share of a larger tensor (a DTensor)."""
     return isinstance(value, Tensor) and hasattr(value, "full_tensor")
+
+
+def whole_tensor(shard: Tensor) -> Tensor:
+    """Return the tensor of a shard, without the padding of its shares. Every process calls this."""
+    plain: Tensor = shard.detach().full_tensor()  # type: ignore[attr-defined]
+    return plain.clone() if plain.untyped_storage().nbytes() > plain.nbytes else plain
 
 
 def local_part(value: Tensor) -> Tensor:

@@ -184,6 +184,8 @@ def _outside(lines: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def _same_files(directory: Path) -> None:
     """Checkpoints of shares hold the same tensors as without; those of a run that was resumed are the same bits."""
+    sizes = {name: (directory / name / "kept.pt").stat().st_size for name in ("one", "two", "shares")}
+    assert len(set(sizes.values())) == 1, sizes
     unstopped, shares, two = (load_state(directory / name / "checkpoints" / "step-00000010.pt")["stepper"]
                               for name in ("unstopped", "shares", "two"))  # fmt: skip
     leaves, again, plain = (tree_flatten_with_path(state)[0] for state in (unstopped, shares, two))
