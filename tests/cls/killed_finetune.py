@@ -118,7 +118,7 @@ def main(directory: Path, data: str) -> None:
             "imagenet-r": by(world, rendition, place / "r"),
             "training": by(world, config, place / "training"),
         }
-    calm = replace(config, base_lr=1e-2, ema=0.9, epochs=3)  # at which rounding stays rounding
+    calm = replace(config, base_lr=1e-2, ema=0.9, epochs=2)  # at which rounding stays rounding
     for name, shard in (("copies", False), ("shares", True)):
         shared[name] = by(2, replace(calm, compute=replace(COMPUTE, shard=shard)), directory / name)
     print(json.dumps({"kills": kills, "shared": shared}))

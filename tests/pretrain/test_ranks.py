@@ -75,7 +75,7 @@ def _images(root: Path) -> None:
                 Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
 
 
-SHARED = ("crossmae", "early_maps", "maskalign")
+SHARED = ("crossmae", "maskalign")
 
 
 def _attempt(directory: Path, name: str, accumulate: int, shard: bool = False) -> None:
