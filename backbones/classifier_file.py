@@ -11,6 +11,7 @@ ignore the head.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from mimbench.backbones.classifier import FC_NORM, HEAD, NORM, Classifier, Pool,
 from mimbench.backbones.config import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Traits, ViT
 from mimbench.backbones.vit import PLAIN
 from mimbench.engine.run.atomic import write_with
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def classifier_in(opened: Opened, image: int | None = None) -> tuple[Classifier,
         ValueError: as `load_classifier`.
     """
     if CLASSIFIER in opened.metadata:
-        info, state = _recorded(opened), dict(opened.weights)
+        info, state = _with_settings(_recorded(opened), opened), dict(opened.weights)
     else:
         info, state = _foreign(opened)
     state = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
@@ -115,9 +118,25 @@ def _recorded(opened: Opened) -> ClassifierInfo:
         raise ValueError(f"{opened.file} has metadata of a different version of mimbench: {error}") from None
 
 
+def _with_settings(info: ClassifierInfo, opened: Opened) -> ClassifierInfo:
+    """Return `info` with the statistics that the user gave.
+
+    Raises:
+        ValueError: if the user's settings contradict the file.
+    """
+    if not opened.options:
+        return info
+    matched = match(opened)
+    for line in matched.replaced:
+        _log.warning("%s: %s", opened.file, line)
+    return replace(info, mean=matched.mean, std=matched.std)
+
+
 def _foreign(opened: Opened) -> tuple[ClassifierInfo, dict[str, Tensor]]:
     """The description and the tensors of another project's classifier."""
     matched = match(opened)
+    for line in matched.replaced:
+        _log.warning("%s: %s", opened.file, line)
     names, _ = unwrap(opened.weights)
     named = {name: opened.weights[key] for key, name in names.items()}
     _require_head(opened, matched, named)

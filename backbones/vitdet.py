@@ -19,7 +19,6 @@ With all blocks global and the prefix kept, the output equals the plain encoder'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from timm.layers import resample_patch_embed
@@ -132,19 +131,32 @@ class ViTDet(nn.Module):
         self.rope = rotary_positions(vit.width // vit.heads, traits)
         self.norm_pre = norm_layer(traits)(vit.width) if traits.pre_norm else nn.Identity()
         self.is_global = tuple(index in chosen for index in range(vit.depth))
-        self.blocks = nn.ModuleList()
-        for index in range(vit.depth):
-            windowed = 0 if self.is_global[index] else self.window
-            options: dict[str, Any] = {"window": windowed, "grid": image // vit.patch, "traits": traits}
-            options |= {"prefix": self.prefix, "drop_path": drop_path * index / max(vit.depth - 1, 1)}
-            added = rel_pos and traits.positions == "absolute" and not traits.rotary
-            options["rel_pos"] = added or traits.windows is not None
-            self.blocks.append(Block(vit.width, vit.heads, **options))
+        rates = [drop_path * index / max(vit.depth - 1, 1) for index in range(vit.depth)]
+        self.blocks = nn.ModuleList(
+            self._block(index, image // vit.patch, rel_pos, rate) for index, rate in enumerate(rates)
+        )
         self.norm = norm_layer(traits)(vit.width) if norm else nn.Identity()
         for token in (self.pos_embed, *(getattr(self, name, None) for name in PREFIX)):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
+        if self.pos_embed is not None and interpolation == "regenerate":
+            self.pos_embed.requires_grad_(False)  # a fixed table, computed for each grid
         self.apply(_initialise)
+
+    def _block(self, index: int, grid: int, rel_pos: bool, drop_path: float) -> Block:
+        """Return block `index` for images of `grid` patches along a side."""
+        vit, traits = self.vit, self.traits
+        added = rel_pos and traits.positions == "absolute" and not traits.rotary
+        return Block(
+            vit.width,
+            vit.heads,
+            window=0 if self.is_global[index] else self.window,
+            grid=grid,
+            rel_pos=added or traits.windows is not None,
+            drop_path=drop_path,
+            traits=traits,
+            prefix=self.prefix,
+        )
 
     def freeze(self) -> None:
         """Freeze all weights, stay in eval mode even if the detector trains, and store no activations."""

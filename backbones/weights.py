@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from mimbench.backbones.checkpoints.agreement import require_none_given
 from mimbench.backbones.checkpoints.detector import detector_weights, is_detector, trained_relative_positions
 from mimbench.backbones.checkpoints.digest import Hashes, tensors_hash
 from mimbench.backbones.checkpoints.finite import require_finite
@@ -188,7 +189,9 @@ class Weights:
         matched, partial = self.matched, self.require()
         told: dict[str, Any] = {"vit": matched.vit, "traits": matched.traits, "mean": matched.mean, "std": matched.std}
         if (recorded := matched.recorded) is not None:
-            return replace(recorded, **told, assumed=matched.assumed, partial=recorded.partial + partial)
+            replaced = (*recorded.replaced, *matched.replaced)
+            told |= {"assumed": matched.assumed, "replaced": replaced, "partial": recorded.partial + partial}
+            return replace(recorded, **told)
         family = matched.family
         return EncoderInfo(
             family=family.name,
@@ -199,6 +202,7 @@ class Weights:
             interpolation=family.interpolation,
             copy=self.opened.found_under if self.opened.copies else None,
             partial=partial,
+            replaced=matched.replaced,
         )
 
     def report(self) -> Report:
@@ -219,6 +223,8 @@ class Weights:
         info = replace(info, interpolation=interpolation or info.interpolation)
         if info.assumed:
             _log.warning("%s: %s", self.file, assumption(info))
+        if info.replaced:
+            _log.warning("%s: %s", self.file, "; ".join(info.replaced))
         model = VisionTransformer(info.vit, info.final_norm, pool, info.traits, info.interpolation)
         model.load_state_dict(state)
         return model, info
@@ -239,12 +245,15 @@ def open_weights(
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: in one line, if the file is not a checkpoint, or is not safe to open. A file of no known family
-            raises only when its encoder is used.
+            raises only when its encoder is used. Settings of a location (`?heads=6`) that contradict the file raise
+            too (`checkpoints.agreement`).
     """
     opened = open_checkpoint(path, copy)
     if role == "detector" and is_detector(opened):
+        require_none_given(opened, "detector")
         return Weights(opened, role, "detector", allow_partial)
     if role == "segmenter" and is_segmenter(opened):
+        require_none_given(opened, "segmenter")
         return Weights(opened, role, "segmenter", allow_partial)
     if role == "classifier":
         return Weights(opened, role, "classifier", allow_partial)
@@ -252,6 +261,7 @@ def open_weights(
         return Weights(opened, role, "ViTDet backbone", allow_partial=True)
     found = Weights(opened, role, "encoder", allow_partial)
     if role == "teacher" and not _is_encoder(found):
+        require_none_given(opened, "network that is no encoder known to mimbench")
         return replace(found, kind="other network")
     return found
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -69,14 +70,18 @@ class Measured:
         return {**asdict(self), "ratio": self.ratio, "failed": self.failed}
 
 
-def take_turns(ours: Callable[[], object], peer: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Least seconds of each, after a warm-up of each."""
+def take_turns(
+    ours: Callable[[], object], peer: Callable[[], object], repeats: int, *, progress: str = "", warm: bool = False
+) -> tuple[float, float]:
+    """Least seconds of each, after a warm-up of each unless both are `warm`; `progress` names a line per repeat."""
     best = [float("inf"), float("inf")]
-    for turn in range(repeats + 1):
-        for side, call in enumerate((ours, peer)):
-            taken = seconds(call)
-            if turn:
-                best[side] = min(best[side], taken)
+    for turn in range(int(warm), repeats + 1):
+        taken = [seconds(call) for call in (ours, peer)]
+        if turn:
+            best = [min(pair) for pair in zip(best, taken, strict=True)]
+        if progress:
+            what = f"repeat {turn} of {repeats}" if turn else "warm-up"
+            print(f"{progress}: {what}, ours {taken[0]:.3g} s, peer {taken[1]:.3g} s", file=sys.stderr, flush=True)
     return best[0], best[1]
 
 

@@ -11,6 +11,8 @@ Sides take turns, the least time of each counts; the peak memory of each is that
 status 1 below a floor. Size T is a toy to try the script with; it has no floors, nor has any other image than 1024.
 bf16 in hardware is AVX512-BF16 or AMX; on a processor without, B15 is left out, for it would time an emulation.
 
+DINOv2-B and DINOv3-B against RF-DETR's and their authors' ways, and frozen training: benchmarks/vitdet_any.py.
+
 The peer is detectron2 where it is importable (--original names a checkout, or PYTHONPATH; its Python part, uncompiled,
 is enough), else the plain form of its attention in the same model: windows cut out, the whole matrix of logits, the
 biases added to it.

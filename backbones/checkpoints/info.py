@@ -35,11 +35,15 @@ class EncoderInfo:
     copy: str | None = None  # the set of weights taken from a file that holds several
     assumed: tuple[str, ...] = ()  # what neither the file, a config beside it nor an option told: "heads", "mean" ...
     partial: tuple[str, ...] = ()  # what `allow_partial` accepted: "head.weight is not part of the encoder"
+    replaced: tuple[str, ...] = ()  # the user's settings that replace what is stated or published, in words
 
 
 def to_json(info: EncoderInfo) -> str:
     """Return `info` as JSON for the metadata of our files; the same `info` gives the same text."""
-    return json.dumps(asdict(info), sort_keys=True)
+    values = asdict(info)
+    if not info.replaced:
+        del values["replaced"]  # earlier versions of mimbench read these files
+    return json.dumps(values, sort_keys=True)
 
 
 def from_json(text: str) -> EncoderInfo:
@@ -53,7 +57,7 @@ def from_json(text: str) -> EncoderInfo:
         values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
         values["vit"] = ViT(**values["vit"])
         values["traits"] = Traits(**values.get("traits", {}))
-        values["partial"], values["assumed"] = tuple(values.get("partial", ())), tuple(values.get("assumed", ()))
+        values |= {name: tuple(values.get(name, ())) for name in ("partial", "assumed", "replaced")}
         return EncoderInfo(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"metadata that this version of mimbench cannot read: {error}") from None
@@ -101,8 +105,10 @@ def _plain(value: Any) -> Any:
 def recorded(info: Any) -> dict[str, Any]:
     """What `result.json` says of the encoder that a run started from: how its images and tokens are treated.
 
-    `assumed` lists what no file and no setting told, so that a family's usual value was taken.
+    `assumed` lists what no file and no setting told, so that a family's usual value was taken. `replaced`, which is
+    there only if it is not empty, lists the settings that replace what the file states or what is published.
     """
+    replaced = list(getattr(info, "replaced", ()))
     return {
         "mean": list(info.mean),
         "std": list(info.std),
@@ -112,6 +118,7 @@ def recorded(info: Any) -> dict[str, Any]:
         "image": info.vit.image,
         "patch": info.vit.patch,
         "assumed": list(getattr(info, "assumed", ())),
+        **({"replaced": replaced} if replaced else {}),
     }
 
 

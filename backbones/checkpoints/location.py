@@ -95,6 +95,11 @@ def with_settings(location: str | Path, overrides: Sequence[str]) -> tuple[str, 
     rest = [override for override in overrides if override.partition("=")[0] not in settings]
     if not settings:
         return str(location), rest
+    if user_code(location) is not None:
+        raise ValueError(
+            f"{location} is user code, so {', '.join(f'{key}=' for key in settings)} cannot be set: "
+            "the encoder's own attributes mean and std tell how its images are normalised"
+        )
     file, options = parse_location(str(location))
     return join_location(file, {**options, **settings}), rest
 

@@ -11,6 +11,8 @@ joins, queries with keys and values or gates with values, are joined when `tenso
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mimbench.backbones.checkpoints.agreement import Agreement
 from mimbench.backbones.checkpoints.families.ours import ours
 from mimbench.backbones.checkpoints.family import Family, Positions, compiled, matches
 from mimbench.backbones.checkpoints.huggingface.family import family_of
@@ -30,7 +33,7 @@ from mimbench.backbones.checkpoints.keys import unwrap
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.checkpoints.recognise import recognise
 from mimbench.backbones.checkpoints.safetensors_header import METADATA
-from mimbench.backbones.checkpoints.stated import GIVEN, Stated, stated
+from mimbench.backbones.checkpoints.stated import Stated, stated
 from mimbench.backbones.config import Traits, ViT
 from mimbench.backbones.positions import rows_first, sincos_2d, split_table
 from mimbench.backbones.shapes import Shape, encoder_shapes
@@ -74,6 +77,7 @@ class Matched:
     std: Triple
     assumed: tuple[str, ...] = ()  # not told: "heads", "activation", "norm_eps", "mean", "std", "grid"
     recorded: EncoderInfo | None = None  # the metadata of a file that mimbench wrote
+    replaced: tuple[str, ...] = ()  # settings of the user that replace what the file states, or what is published
     read: Callable[[], Mapping[str, Tensor]] = field(default=dict, repr=False)  # converts again, with all numbers
 
     @cached_property
@@ -118,8 +122,10 @@ def match(opened: Opened) -> Matched:
     family = described or (
         ours(recorded, METADATA not in opened.metadata) if recorded else recognise(opened, seen, said)
     )
-    sorting = _Sorting(opened, family, names, said, described is not None)
+    sorting = _Sorting(opened, family, names, said, Agreement(said, family, recorded, described is not None))
     try:
+        if recorded is not None or described is not None:
+            sorting.agreement.require_family((family.name, *_tuned_from(opened)))
         return sorting.matched(wrappers, recorded)
     except ValueError as error:
         raise ValueError(f"{opened.file}: recognised as {family.title}, but {error}") from None
@@ -134,6 +140,11 @@ def _recorded(opened: Opened) -> EncoderInfo | None:
         raise ValueError(f"{opened.file} has {error}") from None
 
 
+def _tuned_from(opened: Opened) -> tuple[str, ...]:
+    """Return the family of the encoder that a classifier of ours was fine-tuned from."""
+    return (str(json.loads(opened.metadata[CLASSIFIER]).get("family")),) if CLASSIFIER in opened.metadata else ()
+
+
 # -------------------------------------------------------------------------------------------------- what each key is
 
 
@@ -141,9 +152,9 @@ class _Sorting:
     """Convert the keys of one file to the encoder's."""
 
     def __init__(
-        self, opened: Opened, family: Family, names: Mapping[str, str], said: Sequence[Stated], described: bool
+        self, opened: Opened, family: Family, names: Mapping[str, str], said: Sequence[Stated], agreement: Agreement
     ) -> None:
-        self.opened, self.family, self.said, self.described = opened, family, said, described
+        self.opened, self.family, self.said, self.agreement = opened, family, said, agreement
         self.entries: dict[str, Entry] = {}  # by the file's key
         self.came_from: dict[str, str] = {}  # the encoder's name -> the file's key
         self.tensors: dict[str, Tensor] = {}
@@ -157,7 +168,9 @@ class _Sorting:
         self._convert()
         traits = self._traits()
         final_norm = recorded.final_norm if recorded else self._final_norm()
-        vit = replace(recorded.vit, heads=self._told("heads") or recorded.vit.heads) if recorded else self._sizes()
+        vit = recorded.vit if recorded else self._sizes()
+        vit = replace(vit, heads=self._heads(vit))
+        self.agreement.require_grid(vit.grid)
         wanted = encoder_shapes(vit, final_norm, traits)
         self._fit_table(wanted)
         self._judge(wanted)
@@ -172,8 +185,9 @@ class _Sorting:
             positions=_positions(self.tensors, traits),
             entries=(*(self.entries[key] for key in self.opened.weights), *lacking),
             shapes={name: self.tensors[name] for name in wanted if name in self.tensors},
-            mean=self._told("mean") or self.family.mean,
-            std=self._told("std") or self.family.std,
+            mean=self.agreement.value("mean", lambda: self.family.mean),
+            std=self.agreement.value("std", lambda: self.family.std),
+            replaced=tuple(self.agreement.replaced),
             assumed=recorded.assumed if recorded and not self.said else self._assumed(vit, recorded),
             recorded=recorded,
             read=partial(_converted, self.family, self.whole),
@@ -190,7 +204,16 @@ class _Sorting:
             ValueError: if the stated model is not supported, or does not belong to this family.
         """
         traits = self.family.traits(self.tensors)
-        told = {name: value for name in ("activation", "norm_eps") if (value := self._told(name)) is not None}
+        given = self.agreement.given
+        if traits.mlp != "mlp" and given is not None and given.activation is not None:
+            raise ValueError(
+                f"activation={given.activation} is given, and its MLP is SwiGLU, whose gate is always SiLU; "
+                "leave activation= out"
+            )
+        told = {
+            "norm_eps": self.agreement.value("norm_eps", lambda: traits.norm_eps),
+            "activation": self.agreement.value("activation", lambda: traits.activation),
+        }
         built, source = next(((one.architecture, one.source) for one in self.said if one.architecture), (None, ""))
         if built is not None and built.reason is not None:
             raise ValueError(f"{source} names timm's {built.name}, which mimbench does not support: {built.reason}")
@@ -208,7 +231,7 @@ class _Sorting:
         """Return what neither the file, anything beside it nor the family's published sizes tell."""
         usual = recorded.assumed if recorded else self.family.unsure
         published = (vit.width, vit.depth) in self.family.sizes or self.family.shown_heads(self.tensors) is not None
-        heads = not recorded and not self.described and not published
+        heads = not recorded and not self.agreement.described and not published
         grid = heads and _learned(self.tensors)
         names = (*(("heads",) if heads else ()), *usual, *(("grid",) if grid else ()))
         return tuple(name for name in dict.fromkeys(names) if self._told(name) is None)
@@ -254,18 +277,15 @@ class _Sorting:
         if colours != 3 or patch != other:
             raise ValueError(f"its patches have {colours} channels and {patch} x {other} pixels; need 3 and square")
         numbers = [int(name.split(".")[1]) for name in self.tensors if re.match(r"blocks\.\d+\.", name)]
-        grid, own = self._told("grid"), self.family.grid(self.tensors)
-        if grid is not None and grid[0] != grid[1]:
-            raise ValueError(
-                f"its pretraining images have {grid[0]} x {grid[1]} patches; mimbench supports only square grids"
-            )
-        given = next((one.grid for one in self.said if one.source == GIVEN), None)
-        if given is not None and given[0] != own:
-            raise ValueError(f"grid={given[0]} is given, but its positions are for {own} x {own} patches")
-        image = own * patch
+        image = self.family.grid(self.tensors) * patch
+        return ViT(width, 1 + max(numbers, default=-1), 1, patch, image)
+
+    def _heads(self, vit: ViT) -> int:
+        """Return the number of heads of an encoder of this width and depth."""
+        published = (vit.width, vit.depth) in self.family.sizes
         shown = self.family.shown_heads(self.tensors)
-        heads = self._told("heads") or shown or self.family.heads(width)
-        return ViT(width, 1 + max(numbers, default=-1), heads, patch, image)
+        heads: int = self.agreement.value("heads", lambda: self.family.heads(vit.width), shown, published)
+        return heads
 
     def _fit_table(self, wanted: Mapping[str, Shape]) -> None:
         """Add a row of zeros for the class token to the position table, or remove its row, as the encoder needs."""
@@ -335,8 +355,8 @@ def _learned(tensors: Mapping[str, Tensor]) -> bool:
 def _stand_in(name: str, shape: Shape) -> tuple[Tensor, str]:
     """Return the value of a weight that its family's files leave out, and how it was made."""
     if name == "pos_embed":
-        side = int((shape[1] - shape[1] % 2) ** 0.5)
-        return sincos_2d(shape[2], (side, side)), "the fixed sine-cosine table"
+        side = math.isqrt(shape[1])
+        return sincos_2d(shape[2], (side, side), class_token=side**2 != shape[1]), "the fixed sine-cosine table"
     if name.endswith(".bias") or name == "cls_token":
         return torch.zeros(shape), "zeros"
     return torch.ones(shape), "ones"

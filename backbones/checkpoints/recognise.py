@@ -35,7 +35,7 @@ def recognise(opened: Opened, seen: Mapping[str, Tensor], said: Sequence[Stated]
     fitting = [] if first is None else [first, *found]
     asked = next((one.family for one in said if one.family is not None), None)
     if asked is not None:
-        return _asked(opened, seen, fitting, asked)
+        return _asked(opened, seen, fitting, asked, said)
     if first is None:
         raise ValueError(_unknown(opened, seen))
     by_name = _by_model(fitting, said)
@@ -55,9 +55,12 @@ def _by_model(fitting: Sequence[Family], said: Sequence[Stated]) -> Family | Non
     )
 
 
-def _asked(opened: Opened, seen: Mapping[str, Tensor], fitting: Sequence[Family], name: str) -> Family:
+def _asked(
+    opened: Opened, seen: Mapping[str, Tensor], fitting: Sequence[Family], name: str, said: Sequence[Stated]
+) -> Family:
     found = next((family for family in fitting if family.name in (name, FORMERLY.get(name))), None)
     if found is not None:
+        _require_its_model(opened, fitting, found, said)
         return found
     of_name = [family for family in FAMILIES if family.name == name]
     if not of_name:
@@ -67,6 +70,17 @@ def _asked(opened: Opened, seen: Mapping[str, Tensor], fitting: Sequence[Family]
     why = ", ".join(min(differing, key=len)[:NAMED]) or "has other shapes or values than its files"
     fit = ", ".join(dict.fromkeys(family.name for family in fitting)) or "none"
     raise ValueError(f"{opened.file} is not of family={name}: it {why}; the families that it fits: {fit}")
+
+
+def _require_its_model(opened: Opened, fitting: Sequence[Family], asked: Family, said: Sequence[Stated]) -> None:
+    """Refuse `family=` that contradicts the name of the model in the file or beside it."""
+    for one in said:
+        states = _by_model(fitting, (one,))
+        if states is not None and states.name != asked.name:
+            raise ValueError(
+                f"{opened.file}: family={asked.name} contradicts {one.source}: {one.model} is a model of "
+                f"family={states.name}; leave family= out"
+            )
 
 
 def _either(opened: Opened, families: Sequence[Family]) -> str:

@@ -51,6 +51,7 @@ class Report:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     assumed: tuple[str, ...]  # of heads, activation, norm_eps, mean, std, grid: what nothing told
+    replaced: tuple[str, ...]  # the settings given that replace what the file states or what is published
     precision: tuple[str, ...]  # of the encoder's weights in the file
     found_under: str
     wrappers: tuple[str, ...]
@@ -95,6 +96,7 @@ def report(matched: Matched) -> Report:
         mean=matched.mean,
         std=matched.std,
         assumed=matched.assumed,
+        replaced=matched.replaced,
         precision=tuple(sorted({str(value.dtype).removeprefix("torch.") for value in matched.shapes.values()})),
         found_under=opened.found_under,
         wrappers=matched.wrappers,

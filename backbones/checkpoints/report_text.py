@@ -99,6 +99,8 @@ def _lines(told: Report, plans: Mapping[str, Sequence[str]]) -> Iterator[tuple[s
         settled = ", ".join(f"{name}=" for name in told.assumed)
         said = f"{', '.join(told.assumed)}: the file does not tell; {settled} replaces it"
         yield "assumed", Text(said, style="yellow")
+    for line in told.replaced:
+        yield "replaced", Text(line, style="yellow")
     yield "images", f"mean {_triple(told.mean)}, deviation {_triple(told.std)}"
     yield "evaluates on", _uses(told)
     for name, plan in plans.items():

@@ -2,8 +2,10 @@
 
     vit.pth?heads=16&mean=.5,.5,.5                                the user (`location.SETTINGS`)
     config.json                          timm's: `architecture`, `model_args`, `pretrained_cfg`
+    config.json                          Apple's own AIMv2's
     open_clip_config.json                open_clip's: `model_cfg`, `preprocess_cfg`
     {"arch": "vit_small_patch16_224"}    in the file, as timm's training saves it
+    {"detector": "{...}"}                in a detector or segmenter that mimbench trained
 
 Keys and shapes do not tell heads, activation, eps of norms, rotary positions or the statistics of images. What nothing
 tells comes from the family's published sizes, else it is assumed and said so (`match.Matched.assumed`).
@@ -21,12 +23,14 @@ from typing import Any, get_args
 from mimbench.backbones.checkpoints.location import SETTINGS
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.checkpoints.timm_architecture import Architecture, is_architecture, read_architecture
+from mimbench.backbones.checkpoints.weight_sets import DETECTOR, SEGMENTER
 from mimbench.backbones.config import Activation
 
 CONFIGS = ("config.json", "open_clip_config.json")
 _WRAPPERS = re.compile(r"^(module\.)?(model\.|timm_model\.)?")
 LONGEST = 2**20  # bytes of a config.json that are read
 GIVEN = "the options given"  # the source of what the user says
+RECORDED = "the metadata that mimbench wrote into it"
 Triple = tuple[float, float, float]
 
 
@@ -52,7 +56,7 @@ def stated(opened: Opened) -> tuple[Stated, ...]:
     Raises:
         ValueError: in one line, if an option that the user gave is no value of its kind.
     """
-    found = [_given(opened.options), _beside(opened), _inside(opened)]
+    found = [_given(opened.options), _beside(opened), _inside(opened), of_whole(opened)]
     return tuple(one for one in found if one is not None)
 
 
@@ -126,7 +130,32 @@ def _beside(opened: Opened) -> Stated | None:
             return _open_clip(name, content)
         if _text(content.get("architecture")):
             return _timm(opened, name, content)
+        if content.get("model_type") == "aimv2" and "vision_config" not in content:
+            return _apple(opened, name, content)
     return None
+
+
+def of_whole(opened: Opened) -> Stated | None:
+    """What a detector or segmenter that mimbench trained states of its encoder; None of any other file."""
+    text = opened.metadata.get(DETECTOR) or opened.metadata.get(SEGMENTER)
+    try:
+        about = json.loads(text or "{}")
+        traits = about.get("traits") or {}
+        vit = about.get("vit") or {
+            name: int(number) for name, number in re.findall(r"encoder\.(\w+) = (\d+)", about.get("config", ""))
+        }
+        side = vit["image"] // vit["patch"]
+        return Stated(
+            RECORDED,
+            heads=vit["heads"],
+            activation=traits.get("activation"),
+            norm_eps=traits.get("norm_eps"),
+            mean=_triple(about.get("mean")),
+            std=_triple(about.get("std")),
+            grid=(side, side),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
+        return None
 
 
 def _timm(opened: Opened, source: str, content: Mapping[str, Any]) -> Stated | None:
@@ -182,6 +211,20 @@ def _open_clip(source: str, content: Mapping[str, Any]) -> Stated:
         std=_triple(images.get("std")),
         grid=_patches(tower.get("image_size"), tower.get("patch_size")),
         model=tower.get("timm_model_name") if _text(tower.get("timm_model_name")) else None,
+    )
+
+
+def _apple(opened: Opened, source: str, content: Mapping[str, Any]) -> Stated | None:
+    """What the config.json of Apple's own AIMv2 says, if it has the file's width."""
+    kernels = (value for key, value in opened.weights.items() if key.endswith("patchifier.proj.weight"))
+    if (kernel := next(kernels, None)) is None or len(kernel) != content.get("hidden_size"):
+        return None
+    heads, eps = content.get("num_attention_heads"), content.get("rms_norm_eps")
+    return Stated(
+        source=source,
+        heads=heads if isinstance(heads, int) else None,
+        norm_eps=eps if isinstance(eps, float) else None,
+        grid=_patches(content.get("image_size"), content.get("patch_size")),
     )
 
 

@@ -28,6 +28,8 @@ CLIP = Traits(pre_norm=True, patch_bias=False, norm_eps=1e-5, activation="quick_
 PE = Traits(pre_norm=True, patch_bias=False, norm_eps=1e-5, rope=Rope(4, order="xy", offset=1.0))
 TOKENLESS = replace(PE, class_token=False, layer_scale=True, hidden=320, rope=Rope(4, order="xy"))
 SAM = Traits(class_token=False, windows=Windows(3, (1,)))
+AIMV2 = Traits(class_token=False, mlp="swiglu_split", hidden=176, qkv_bias=False, proj_bias=False, mlp_bias=False,
+               norm="rms", norm_eps=1e-5, patch_norm=True)  # fmt: skip
 RELATIVE = Traits(positions="relative", layer_scale=True)
 CASES = {  # file: family, traits, final norm, mean of the first colour
     "sam": ("sam", SAM, False, 0.485),
@@ -41,6 +43,8 @@ CASES = {  # file: family, traits, final norm, mean of the first colour
     "tips": ("tips", replace(SCALED, registers=1), True, 0.0),
     "data2vec": ("data2vec", RELATIVE, True, 0.5),
     "open_clip": ("clip", CLIP, True, 0.48145466),
+    "aimv2": ("aimv2", AIMV2, True, 0.48145466),
+    "aimv2_native": ("aimv2", AIMV2, True, 0.48145466),
 }
 
 

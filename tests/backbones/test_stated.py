@@ -154,7 +154,8 @@ def test_options_settle_an_encoder_and_stay_with_it(tmp_path: Path) -> None:
     assert (info.vit.heads, info.mean, info.std, info.assumed) == (4, (0.5,) * 3, (0.5,) * 3, ("grid",))
     save_encoder(tmp_path / "ours.safetensors", state, info)
     assert load_encoder(tmp_path / "ours.safetensors")[1].assumed == ("grid",)
-    assert load_encoder(f"{tmp_path}/ours.safetensors?heads=2")[1].vit.heads == 2
+    with pytest.raises(ValueError, match=r"heads=2 contradicts .*heads=4; leave heads= out"):
+        load_encoder(f"{tmp_path}/ours.safetensors?heads=2")
     assert content_hash(settled(location, ["heads=4"])) == content_hash(location)
     with pytest.raises(ValueError, match="unknown setting 'lr=1'"):
         settled(location, ["lr=1"])

@@ -24,8 +24,8 @@ from mimbench.engine.run.config import with_overrides
 from mimbench.engine.run.task import Choice
 from tests.backbones.test_families_timm import CASES as BY_TIMM
 from tests.backbones.test_families_timm import TOLD, made
-from tests.backbones.test_huggingface import CASES as BY_TRANSFORMERS
-from tests.backbones.test_huggingface import made as made_by_transformers
+from tests.backbones.transformers_cases import CASES as BY_TRANSFORMERS
+from tests.backbones.transformers_cases import made as made_by_transformers
 from tests.det.tiny import SIDE, batch
 
 PAPER = Path(__file__).parents[2] / "jobs" / "papers" / "pe.toml"

@@ -45,6 +45,8 @@ FAMILIES = (
     perception_encoder.PE_OR_CLIP,
     perception_encoder.CLIP_NORMLESS,
     eva02.EVA02_TIMM,
+    aimv2.AIMV2,
+    aimv2.AIMV2_NATIVE,
     aimv2.AIMV2_TIMM,
     siglip.SIGLIP_TIMM,
     clip.CLIP_TIMM,

@@ -52,6 +52,12 @@ def relative_grid(weights: Mapping[str, Tensor]) -> int:
     return (side + 1) // 2
 
 
+def table_heads(weights: Mapping[str, Tensor]) -> int | None:
+    """Return the number of heads: the columns of a table of relative positions."""
+    table = weights.get(f"blocks.0.{TABLE}")
+    return table.shape[1] if table is not None and table.ndim == 2 else None
+
+
 def shared_table(weights: dict[str, Tensor]) -> Converted:
     """Copy the shared table into every block."""
     made = {key: value for key, value in weights.items() if key != SHARED}
@@ -66,7 +72,7 @@ def predicts_features(weights: Mapping[str, Tensor]) -> bool:
     return head.ndim == 2 and head.shape[0] == head.shape[1]
 
 
-_relative = partial(Family, positions="relative", grid=relative_grid, traits=relative_traits)
+_relative = partial(Family, positions="relative", grid=relative_grid, traits=relative_traits, shown_heads=table_heads)
 BEIT_V2 = _relative(
     name="beitv2",
     title="BEiT v2 (Peng et al., 2022), pretrained",

@@ -20,7 +20,8 @@ def post_norm(_weights: Mapping[str, Tensor]) -> NoReturn:
     """
     raise ValueError(
         "its blocks norm the sum after attention and after the MLP (layer_norm_first=false in its config), and the "
-        "blocks here norm what goes into both, so no encoder of mimbench is this one"
+        "blocks here norm what goes into both, so no encoder of mimbench is this one; return its authors' model from "
+        "my_encoder.py:build (docs/evaluate.md), or give data2vec's first release for images"
     )
 
 

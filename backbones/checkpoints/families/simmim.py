@@ -12,7 +12,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mimbench.backbones.checkpoints.families.beit import INDEX, relative_grid, relative_traits, shared_table
+from mimbench.backbones.checkpoints.families.beit import (
+    INDEX,
+    relative_grid,
+    relative_traits,
+    shared_table,
+    table_heads,
+)
 from mimbench.backbones.checkpoints.family import Converted, Family, Signature
 from mimbench.backbones.config import Traits
 
@@ -72,6 +78,7 @@ SIMMIM = Family(
     convert=shared_table,
     dropped=(INDEX, DECODER, MASK_TOKEN),
     positions="relative",
+    shown_heads=table_heads,
     grid=relative_grid,
     traits=relative_traits,
 )

@@ -26,6 +26,7 @@ from mimbench.backbones.config import Traits
 from mimbench.backbones.rotary import rotary_periods
 
 Triple = tuple[float, float, float]
+OWN_NAMES = {"aimv2_vision_model": r"preprocessor\.patchifier\..*"}  # of files with the authors' own code on the hub
 
 
 def family_of(opened: Opened) -> Family | None:
@@ -33,7 +34,8 @@ def family_of(opened: Opened) -> Family | None:
 
     A folder that mimbench exported keeps the family it came from, and its way to bring positions to other sizes.
 
-    It is another file's where the file has a name of its own and no weight that the config's model type has.
+    It is another file's where the file has a name of its own and no weight that the config's model type has, and it is
+    the authors' own code's where the file has their names.
 
     Raises:
         ValueError: in one line, if the model type or something in the config is not supported.
@@ -45,7 +47,7 @@ def family_of(opened: Opened) -> Family | None:
     name, values = _own(config)
     kind = MODEL_TYPES.get(name)
     known = kind is not None and any(matches(kind.names.patches, key) for key in opened.weights)
-    if not known and not named:
+    if not known and (not named or any(matches(OWN_NAMES.get(name, ""), key) for key in opened.weights)):
         return None
     if kind is None:
         reason = REASONS.get(name, f"known model types are {', '.join((*TOWERS, *MODEL_TYPES))}")
@@ -81,6 +83,8 @@ def _family(name: str, kind: ModelType, config: Described, beside: Config) -> Fa
     if traits.positions == "rope" and not traits.registers:
         dropped = (*dropped, (r"(.*\.)?embeddings\.register_tokens", "registers, of which there are none"))
 
+    native = config.has("is_native") and bool(config["is_native"])
+
     def convert(weights: dict[str, Tensor]) -> Converted:
         return _converted(weights, kind, config, traits)
 
@@ -97,8 +101,9 @@ def _family(name: str, kind: ModelType, config: Described, beside: Config) -> Fa
         renames=kind.names.renames,
         convert=convert,
         dropped=dropped,
+        missing=("pos_embed",) if native else (),
         positions="learned" if traits.positions == "absolute" else traits.positions,
-        interpolation=kind.interpolation,
+        interpolation="regenerate" if native else kind.interpolation,
         mean=mean,
         std=std,
         notes=("heads, activation and eps are those of config.json", *note),

@@ -179,13 +179,14 @@ def _vitdet_traits(config: Described) -> Traits:
         )
     if config["window_size"] and config["window_block_indices"]:
         raise ValueError(
-            f"{said('window_size', config['window_size'])}: some blocks attend in windows, and an encoder's attend to "
-            f"the whole image; detection builds its own windows from a plain encoder"
+            f"{said('window_size', config['window_size'])}: some blocks attend in windows, with a position table of another "
+            f"size than their grid, which no encoder here has; give the checkpoint that the detector was made from, or "
+            f"return the model from my_encoder.py:build (docs/evaluate.md)"
         )
     if config["use_relative_position_embeddings"]:
         raise ValueError(
-            f"{said('use_relative_position_embeddings', True)}, for which a plain encoder has no place; detection "
-            f"takes whole detectors by detectron2's names"
+            f"{said('use_relative_position_embeddings', True)}, which no encoder here has; detection takes whole "
+            f"detectors by detectron2's names"
         )
     positions = "absolute" if config["use_absolute_position_embeddings"] else "none"
     return config.traits(class_token=False, positions=positions)
@@ -194,8 +195,6 @@ def _vitdet_traits(config: Described) -> Traits:
 def _aimv2_traits(config: Described) -> Traits:
     if config["hidden_act"] not in GATES:
         raise ValueError(f"{said('hidden_act', config['hidden_act'])} of a gated MLP; supported is silu (SwiGLU)")
-    if config["is_native"]:
-        raise ValueError(f"{said('is_native', True)}: its positions are computed for each image and no table is stored")
     return Traits(
         class_token=False,
         mlp="swiglu_split",

@@ -9,6 +9,7 @@
     ibot       bytedance/ibot da316d8
     tips       google-deepmind/tips 4db271d
     data2vec   facebookresearch/data2vec_vision 6146726, its folder beit
+    aimv2      apple/ml-aim bd9e068: with a table of positions, and native
     open_clip  open_clip 3.3.0 itself, whose code MetaCLIP's files are of
 
 Runs the originals as they are, in float64 on a CPU, but for what they import and no encoder uses (xformers, the hub).
@@ -142,6 +143,19 @@ def data2vec(root: Path) -> None:
         tokens = model.forward_features(image(*SAME), torch.zeros(1, 16, dtype=torch.bool), None)
     look(found, tokens, SAME)
     write("data2vec", found)
+
+
+def aimv2(root: Path) -> None:
+    sys.path[:0] = [str(root / "aim-v1"), str(root / "aim-v2")]  # two halves of one package without __init__
+    vit = importlib.import_module("aim.v2.torch.models")
+    sizes = {"patch_size": PATCH, "embed_dim": WIDTH, "mlp_hidden_dim": 176, "num_blocks": DEPTH, "num_heads": 1}
+    for name, kind, images in (("aimv2", "absolute", (SAME,)), ("aimv2_native", "sincos", (SAME, WIDE, (128, 128)))):
+        model = vit.AIMv2VisionEncoder(img_size=SIDE, **sizes, pos_embed_type=kind)
+        found = case(model, "apple/ml-aim bd9e068")
+        for size in images:
+            with torch.no_grad():
+                look(found, model(image(*size)), size, prefix=0)
+        write(name, found)
 
 
 def open_clip(_root: Path) -> None:
