@@ -1,8 +1,8 @@
 """AIMv2: RMS norms, SwiGLU, no class token, heads of 128 channels, and biases only in the patch embedding.
 
-Apple's own files (their library for torch, and MLX) name the parts `preprocessor` and `trunk`. MLX keeps the channels of
-a kernel last. The native encoder takes images of any size: it has no table of positions and computes MAE's fixed one for
-the grid of each image, which is `positions=regenerate` here.
+Apple's own files, for torch and for MLX, name the parts `preprocessor` and `trunk`; MLX keeps the colours of a kernel
+last. The native encoder takes images of any size: it has no table of positions and computes MAE's fixed one for the
+grid of each image, which is `positions=regenerate` here.
 """
 
 from __future__ import annotations
@@ -83,20 +83,18 @@ _apples = partial(
         (r"log_logit_scale", "a number beside the towers"),
     ),
 )
-PATCHES, BLOCKS = (
-    r"(image_encoder\.)?preprocessor\.patchifier\.norm\.weight",
-    r"(image_encoder\.)?(trunk\.)?blocks\.\d+\.",
-)
+PATCHES = r"(image_encoder\.)?preprocessor\.patchifier\.norm\.weight"
+GATED = r"(image_encoder\.)?(trunk\.)?blocks\.\d+\.mlp\.fc3\.weight"
 TABLE = r"(image_encoder\.)?preprocessor\.pos_embed"
 AIMV2 = _apples(
     title="AIMv2 (Fini et al., 2024)",
-    signature=Signature(has=(PATCHES, BLOCKS + r"mlp\.fc3\.weight", TABLE)),
+    signature=Signature(has=(PATCHES, GATED, TABLE)),
     positions="learned",
     interpolation="bicubic-antialias",
 )
 AIMV2_NATIVE = _apples(
     title="AIMv2 (Fini et al., 2024), native, for images of any size",
-    signature=Signature(has=(PATCHES, BLOCKS + r"mlp\.fc3\.weight"), never=(TABLE,)),
+    signature=Signature(has=(PATCHES, GATED), never=(TABLE,)),
     missing=("pos_embed",),
     grid=native_grid,
     positions="sincos",
