@@ -5,11 +5,13 @@ The golden files were written by the originals' own code (golden/make_authors.py
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -17,6 +19,7 @@ from mimbench.backbones.checkpoint import load_encoder
 from mimbench.backbones.checkpoints.match import match
 from mimbench.backbones.checkpoints.opening import open_checkpoint
 from mimbench.backbones.config import Rope, Traits, ViT, Windows
+from mimbench.backbones.content import content_hash
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.vitdet import ViTDet
 from mimbench.backbones.weights import open_weights
@@ -95,6 +98,38 @@ def test_sam_by_other_sides_is_refused(tmp_path: Path) -> None:
     torch.save({**state, table: torch.zeros(7, 64)}, tmp_path / "sam.pth")
     with pytest.raises(ValueError, match="for sides of 3, 4 patches, and the image has 5"):
         open_weights(tmp_path / "sam.pth").require()
+
+
+def test_a_native_encoder_computes_its_positions_in_vitdet_too(tmp_path: Path) -> None:
+    found = open_weights(write(tmp_path, "aimv2_native"), "detector")
+    assert found.info.interpolation == "regenerate"
+    options = {"global_blocks": range(2), "rel_pos": False, "norm": True, "interpolation": found.info.interpolation}
+    net = ViTDet(found.vit, found.traits, image=64, **options)
+    net.load_encoder(found.encoder, found.traits)
+    assert net.pos_embed is not None
+    assert not net.pos_embed.requires_grad
+    for features in golden("aimv2_native")["features"]:
+        with torch.no_grad():
+            tokens = net.double().eval()(image(*features["size"])).flatten(2).mT
+        close(summary(tokens, 0), features)
+
+
+def test_apples_files_for_mlx_and_of_both_towers_are_the_same_encoder(tmp_path: Path) -> None:
+    torch_file = write(tmp_path, "aimv2")
+    state = torch.load(torch_file)["model"]
+    key = "preprocessor.patchifier.proj.weight"
+    save_file({**state, key: state[key].permute(0, 2, 3, 1).contiguous()}, tmp_path / "mlx_model.safetensors")
+    towers = {f"image_encoder.{name}": value for name, value in state.items()}
+    text = {"text_encoder.trunk.blocks.0.norm_1.weight": torch.ones(8), "log_logit_scale": torch.tensor(1.0)}
+    save_file({**towers, **text, "image_projector.weight": torch.ones(8, 64)}, tmp_path / "lit.safetensors")
+    hashes = {content_hash(tmp_path / name) for name in (torch_file.name, "mlx_model.safetensors", "lit.safetensors")}
+    assert len(hashes) == 1
+    assert load_encoder(torch_file)[1].assumed == ("heads", "grid")
+    save_file(state, tmp_path / "model.safetensors")  # as on the hub, with a config of the authors' own class
+    values = {"model_type": "aimv2", "hidden_size": 64, "num_attention_heads": 2, "rms_norm_eps": 1e-4}
+    (tmp_path / "config.json").write_text(json.dumps({**values, "image_size": 32, "patch_size": 8}))
+    info = load_encoder(tmp_path)[1]
+    assert (info.family, info.vit.heads, info.traits.norm_eps, info.assumed) == ("aimv2", 2, 1e-4, ())
 
 
 def test_data2vec_2_is_refused_with_its_reason(tmp_path: Path) -> None:

@@ -180,8 +180,8 @@ def _vitdet_traits(config: Described) -> Traits:
     if config["window_size"] and config["window_block_indices"]:
         raise ValueError(
             f"{said('window_size', config['window_size'])}: some blocks attend in windows, with a position table "
-            f"of another size than their grid, which no encoder here has; give the checkpoint that the detector was made "
-            f"from, or return the model from my_encoder.py:build (docs/evaluate.md)"
+            f"of another size than their grid, which no encoder here has; give the checkpoint that the detector was "
+            f"made from, or return the model from my_encoder.py:build (docs/evaluate.md)"
         )
     if config["use_relative_position_embeddings"]:
         raise ValueError(
