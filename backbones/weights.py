@@ -261,7 +261,6 @@ def open_weights(
         return Weights(opened, role, "ViTDet backbone", allow_partial=True)
     found = Weights(opened, role, "encoder", allow_partial)
     if role == "teacher" and not _is_encoder(found):
-        require_none_given(opened, "network that is no encoder known to mimbench")
         return replace(found, kind="other network")
     return found
 
@@ -275,9 +274,17 @@ def _has_windows(opened: Opened) -> bool:
 
 
 def _is_encoder(found: Weights) -> bool:
+    """Return whether a teacher's file is of a known family; settings of any other file are refused.
+
+    Raises:
+        ValueError: if there are settings, and the file is no encoder or contradicts them.
+    """
     try:
         return bool(found.matched)
-    except ValueError:
+    except ValueError as error:
+        if found.opened.options:
+            names = ", ".join(f"{name}=" for name in found.opened.options)
+            raise ValueError(f"{error}; only an encoder has settings: leave {names} out") from None
         return False
 
 

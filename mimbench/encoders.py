@@ -148,12 +148,13 @@ def load_encoder(
         allow_partial: load a file with unexplained keys; `encoder.info.partial` lists them.
         device: where to put the weights.
         settings: what the file does not tell, replacing assumptions (`encoder.info.assumed`): family, heads,
-            activation, norm_eps, mean and std (three numbers each).
+            activation, norm_eps, grid, mean and std (three numbers each). Mean and std may also replace what the file
+            states (`encoder.info.replaced`).
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is not a checkpoint of a known family, is damaged, or has unexplained keys; or if pool="cls"
-            and the encoder has no class token.
+        ValueError: if it is not a checkpoint of a known family, is damaged, has unexplained keys, or contradicts a
+            setting; or if pool="cls" and the encoder has no class token.
     """
     location = settled(checkpoint, [f"{name}={value}" for name, value in settings.items()])
     state, info = load_weights(encoder_file(Path(location)), allow_partial=allow_partial, copy=copy)
