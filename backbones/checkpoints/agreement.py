@@ -93,7 +93,7 @@ class Agreement:
                 f"grid={self.given.grid[0]} is given, but its positions are for {own} x {own} patches; leave grid= out"
             )
 
-    def require_family(self, names: Sequence[str]) -> None:
+    def require_family(self, names: Sequence[str | None]) -> None:
         """Refuse `family=` if the file states another: `names`, of which each is right.
 
         Raises:

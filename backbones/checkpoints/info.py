@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
@@ -77,6 +77,11 @@ def of_classifier(text: str) -> EncoderInfo:
         return from_json(json.dumps({"family": "finetuned", **about, **{name: values[name] for name in names}}))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"metadata of a different version of mimbench: {error}") from None
+
+
+def tuned_from(metadata: Mapping[str, str]) -> str | None:
+    """Return the family of the encoder that a classifier of ours was fine-tuned from; None of any other file."""
+    return str(json.loads(metadata[CLASSIFIER]).get("family")) if CLASSIFIER in metadata else None
 
 
 def differences(traits: Traits) -> dict[str, Any]:

@@ -11,7 +11,6 @@ joins, queries with keys and values or gates with values, are joined when `tenso
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -28,7 +27,7 @@ from mimbench.backbones.checkpoints.agreement import Agreement
 from mimbench.backbones.checkpoints.families.ours import ours
 from mimbench.backbones.checkpoints.family import Family, Positions, compiled, matches
 from mimbench.backbones.checkpoints.huggingface.family import family_of
-from mimbench.backbones.checkpoints.info import CLASSIFIER, EncoderInfo, from_json, of_classifier
+from mimbench.backbones.checkpoints.info import CLASSIFIER, EncoderInfo, from_json, of_classifier, tuned_from
 from mimbench.backbones.checkpoints.keys import unwrap
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.checkpoints.recognise import recognise
@@ -125,7 +124,7 @@ def match(opened: Opened) -> Matched:
     sorting = _Sorting(opened, family, names, said, Agreement(said, family, recorded, described is not None))
     try:
         if recorded is not None or described is not None:
-            sorting.agreement.require_family((family.name, *_tuned_from(opened)))
+            sorting.agreement.require_family((family.name, tuned_from(opened.metadata)))
         return sorting.matched(wrappers, recorded)
     except ValueError as error:
         raise ValueError(f"{opened.file}: recognised as {family.title}, but {error}") from None
@@ -138,11 +137,6 @@ def _recorded(opened: Opened) -> EncoderInfo | None:
         return of_classifier(opened.metadata[CLASSIFIER]) if CLASSIFIER in opened.metadata else None
     except ValueError as error:
         raise ValueError(f"{opened.file} has {error}") from None
-
-
-def _tuned_from(opened: Opened) -> tuple[str, ...]:
-    """Return the family of the encoder that a classifier of ours was fine-tuned from."""
-    return (str(json.loads(opened.metadata[CLASSIFIER]).get("family")),) if CLASSIFIER in opened.metadata else ()
 
 
 # -------------------------------------------------------------------------------------------------- what each key is
@@ -370,8 +364,9 @@ def _nearest(name: str, candidates: Mapping[str, str]) -> str | None:
         pairs = zip(first, second, strict=False)
         return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
-    def shared(other: str) -> tuple[int, int]:
-        return alike(parts, other.split(".")), alike(name[::-1], other[::-1])  # a weight goes into a weight
+    def shared(other: str) -> tuple[bool, int, int]:
+        renamed = candidates[other].removesuffix(" by another name") in name
+        return renamed, alike(parts, other.split(".")), alike(name[::-1], other[::-1])  # a weight goes into a weight
 
     return max(candidates, key=shared, default=None)
 

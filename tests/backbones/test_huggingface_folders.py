@@ -33,6 +33,9 @@ def test_a_key_goes_where_it_is_joined(folders: dict[str, tuple[PreTrainedModel,
     for part in ("query", "key", "value"):
         assert entries[f"{block}.{part}.weight"] == "blocks.1.attn.qkv.weight"
         assert entries[f"{block}.{part}.bias"] == "blocks.1.attn.qkv.bias"
+    gated = {entry.key: entry.to for entry in open_weights(folders["aimv2_native"][1]).report().keys}
+    for theirs, ours in (("gate_proj", "fc1_g"), ("up_proj", "fc1_x"), ("down_proj", "fc2")):
+        assert gated[f"encoder.layers.1.ffn.{theirs}.weight"] == f"blocks.1.mlp.{ours}.weight"
     assert {entry.to for entry in open_weights(folders["deit"][1]).report().keys if "distil" in entry.key} == {
         "reg_token"
     }

@@ -232,7 +232,7 @@ def _rename(weights: dict[str, Tensor], how: dict[str, str], old: str, new: str)
     for key in [key for key in weights if old in key]:
         renamed = key.replace(old, new)
         weights[renamed] = weights.pop(key)
-        how[renamed] = "by another name"
+        how[renamed] = f"{old.strip('.')} by another name"
 
 
 def converted(weights: dict[str, Tensor], steps: tuple[Step, ...]) -> Converted:
