@@ -49,11 +49,10 @@ def ours(folder: Path) -> Path:
 
 def our_classifier(folder: Path) -> Path:
     """A classifier that mimbench fine-tuned."""
-    save_classifier(
-        folder / "classifier.safetensors",
-        build_classifier(VIT, 3, 0.0, "cls", VIT.image, Traits()),
-        ClassifierInfo("mae", VIT, "cls", 3, mean=HALF),
-    )
+    model = build_classifier(VIT, 3, 0.0, "cls", VIT.image, Traits())
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight)  # timm leaves some of them uninitialised
+    save_classifier(folder / "classifier.safetensors", model, ClassifierInfo("mae", VIT, "cls", 3, mean=HALF))
     return folder / "classifier.safetensors"
 
 
