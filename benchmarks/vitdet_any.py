@@ -34,7 +34,7 @@ from pathlib import Path
 
 import timm
 import torch
-from measure import Measured, Target, relative, take_turns, total_failed
+from measure import Kept, Measured, Target, relative, take_turns, total_failed
 from torch import Tensor, nn
 from vitdet_step import MIB, Side, config_for
 
@@ -136,6 +136,7 @@ def forward(case: Case, name: str, ours: ViTDet, peer: Callable[[Tensor], Tensor
     """Both sides' time, once they are equal."""
     wrong = relative(ours(images), peer(images))
     assert wrong <= NEAR, f"{name}: features differ by {wrong:.1e}"
+    print(f"{name}: features differ by {wrong:.0e}", file=sys.stderr, flush=True)
     times = take_turns(lambda: ours(images), lambda: peer(images), case.repeats, progress=name, warm=True)
     return Measured(name, "s", *times, case.target(name), f"features differ by {wrong:.0e}")
 
@@ -175,9 +176,14 @@ def frozen(case: Case, name: str) -> Measured:
         model = from_scratch(config, 80, config.encoder, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         sides.append(Side(model, case.image, torch.device("cpu"), torch.float32))
     ours, peer = sides
-    losses = [float(side.losses()["loss"].detach()) for side in sides]
+    losses, activations = [], []
+    for side in sides:
+        counted = Kept(side.model)
+        with counted.saving():
+            losses.append(float(side.losses()["loss"].detach()))
+        activations.append(counted.bytes / MIB)
+        print(f"{name}: autograd keeps {activations[-1]:.0f} MiB, loss {losses[-1]:.5f}", file=sys.stderr, flush=True)
     assert abs(losses[0] - losses[1]) <= 1e-5 * losses[1], f"losses {losses} of the same weights"
-    activations = [side.memory() for side in sides]
     times = take_turns(ours.step, peer.step, case.repeats, progress=name)
     state = [
         sum(3 * 4 * weight.numel() for weight in side.model.parameters() if weight.requires_grad) for side in sides
