@@ -182,12 +182,15 @@ def _positions(traits: Traits, vitdet: ViTDetConfig, info: EncoderInfo | None) -
     said = [] if traits.windows is None else ["decomposed relative ones, the encoder's own"]
     if traits.rotary:
         said.append(f"rotary, counted from the {vitdet.rope_windows}")
+    learned = "as pretrained" if vitdet.frozen else "learned further"
+    how = "bicubic" if traits.mae_like or info is None else info.interpolation
     if traits.positions == "absolute" and vitdet.positions == "tile":
-        said.append("learned further, tiled")
+        said.append(f"{learned}, tiled")
+    elif traits.positions == "absolute" and how == "regenerate":
+        said.append("computed for each grid, not learned")
     elif traits.positions == "absolute":
-        how = "bicubic" if traits.mae_like or info is None else info.interpolation
         way = {"bicubic": "bicubically without antialiasing"}.get(how, f"by {how}")
-        said.append(f"learned further, resized {way}")
+        said.append(f"{learned}, resized {way}")
     return "; ".join(said) or "none"
 
 
