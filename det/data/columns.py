@@ -3,7 +3,8 @@
     columns = read_columns(file, masks=True)     # None: the file has an error or an unusual form
 
 The file is decoded once by msgspec, which leaves bbox and segmentation of each annotation as text; these are decoded in
-groups and moved to flat arrays. COCO's 285 MB take 6 s instead of 34, and half the memory (benchmarks/annotations.py).
+groups and moved to flat arrays. This takes about half the time and half the memory of reading entry by entry
+(benchmarks/annotations.py).
 
 The errors of `det.data.annotations` are searched for in all entries at once. If there is one, or an unusual form
 (numbers beyond 63 bits, `true` as a number, another encoding than UTF-8), the result is None. The caller then reads the
