@@ -5,8 +5,8 @@
 A file like instances_train2017.json is made up: 7.3 objects an image with polygons of 22 numbers, .6 % crowd regions as
 run lengths, 80 categories; 118,287 images are 250 MB and need as many (empty) files. Three sides, each a fresh process:
 
-    parse     json.loads alone, the limit of a first reading that keeps to the standard library
-    first     read_split: parse, check every entry, arrange as arrays, keep them
+    parse     json.loads alone, for comparison: the standard library
+    first     read_split: parse (msgspec), check every entry, arrange as arrays, keep them
     again     read_split from what is kept; its arrays must equal those of `first`, by a digest of all of them
 
 Seconds are the processor's, so that other work on the machine does not count; peak memory is above that of the imports.

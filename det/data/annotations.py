@@ -54,7 +54,7 @@ def _faults(content: Entry, masks: bool, file: str) -> Iterator[Fault]:
         if (fault := _reference(annotation, sizes, categories) or _shape(annotation, sizes, masks)) is not None:
             kind, what, remedy = fault
             yield Fault(kind, file, f"annotation {annotation['id']} {what}", remedy)
-        elif (odd := _odd_box(annotation, sizes)) is not None:
+        elif (odd := odd_box(annotation, sizes)) is not None:
             yield Fault(odd[0], file, f"annotation {annotation['id']} {odd[1]}", severity="warning")
 
 
@@ -157,6 +157,11 @@ def _usual(entries: list[Any], keys: Iterable[str]) -> bool:
         return False
 
 
+def in_usual_form(name: str, entries: list[Any]) -> bool:
+    """Whether all entries of the list of `name` ("images", "categories") have all their keys, in COCO's own form."""
+    return _usual(entries, _LISTS[name])
+
+
 def _types(values: list[Any]) -> set[type]:
     return set(map(type, values))
 
@@ -210,7 +215,7 @@ def _shape(annotation: Entry, sizes: dict[int, tuple[int, int]], masks: bool) ->
     segmentation = annotation["segmentation"]
     if not isinstance(segmentation, dict):
         return _polygons(segmentation)
-    fault = _run_lengths(segmentation, height, width)
+    fault = run_lengths(segmentation, height, width)
     return None if fault is None else (fault[0].partition(" of ")[0], *fault)
 
 
@@ -236,7 +241,8 @@ def _numbers(polygon: list[Any]) -> bool:
         return False
 
 
-def _run_lengths(mask: Entry, height: int, width: int) -> tuple[str, str] | None:
+def run_lengths(mask: Entry, height: int, width: int) -> tuple[str, str] | None:
+    """Return what is wrong with a mask of run lengths, and the remedy; None if nothing is."""
     counts, size = mask.get("counts"), mask.get("size")
     if size != [height, width]:
         return f"has a mask of size {size} in an image of {[height, width]}", "size must be [height, width]"
@@ -271,7 +277,8 @@ def _uncompressed(counts: str) -> NDArray[np.int64] | None:
     return numbers
 
 
-def _odd_box(annotation: Entry, sizes: dict[int, tuple[int, int]]) -> tuple[str, str] | None:
+def odd_box(annotation: Entry, sizes: dict[int, tuple[int, int]]) -> tuple[str, str] | None:
+    """Return the kind and the description of a box that is odd but no error, as some are in COCO; None if it is not."""
     height, width = sizes[annotation["image_id"]]
     x, y, w, h = annotation["bbox"]
     if w == 0 or h == 0:

@@ -34,6 +34,9 @@ from torch import Tensor
 
 from mimbench.det.data.annotation_cache import Kept, content_of, keep, read_kept
 from mimbench.det.data.annotations import annotation_findings
+from mimbench.det.data.columns import Columns, compressed, ends, read_columns
+from mimbench.det.data.contradictions import contradicting_boxes, repeated_names
+from mimbench.det.data.findings import grouped
 from mimbench.det.data.image_files import missing_images, with_images
 from mimbench.det.data.lvis import as_coco, lvis_files, lvis_findings
 from mimbench.det.model.masks import Bitmap, Polygons
@@ -46,6 +49,7 @@ from mimbench.engine.run.process import rank_and_world
 log = logging.getLogger(__name__)
 
 LISTED = 5  # files in a message
+ONE_CATEGORY: list[dict[str, Any]] = [{"id": 1, "name": "object", "supercategory": "object"}]
 Shape = Polygons | Bitmap
 Region = dict[str, Any]  # {"size": [H, W], "counts"}: compressed run lengths
 Benchmark = Literal["coco", "lvis"]
@@ -183,6 +187,9 @@ def _read_checked(
     files: CocoFiles, single_class: bool, masks: bool, benchmark: Benchmark
 ) -> tuple[list[Finding], CocoSplit]:
     """Parse and check an annotation file; return the findings that stop no run, and its content."""
+    columns = read_columns(files.annotations, masks, lvis=benchmark == "lvis")
+    if columns is not None:
+        return _checked(columns, files, single_class, benchmark)
     content = read_annotations(files.annotations)
     content = as_coco(content) if benchmark == "lvis" else content
     content, files, notes = with_images(content, files)
@@ -191,6 +198,47 @@ def _read_checked(
     if benchmark == "lvis":
         require(lvis_findings(content, files))
     return notes, arranged(of_one_category(content) if single_class else content, files, masks)
+
+
+def _checked(
+    columns: Columns, files: CocoFiles, single_class: bool, benchmark: Benchmark
+) -> tuple[list[Finding], CocoSplit]:
+    """Check what `columns` did not; return the findings that stop no run, and the content as a split."""
+    content, files, notes = with_images({"images": columns.images}, files)
+    images, file = content["images"], str(files.annotations)
+    notes += grouped(missing_images(images, files))
+    require(notes)
+    notes += [*grouped(columns.warnings(file)), *repeated_names(images, columns.categories, file)]
+    if len(columns.ids):
+        notes += contradicting_boxes(columns.boxes(), file)
+    require(notes)
+    if benchmark == "lvis":
+        require(lvis_findings({"images": images, "categories": columns.categories}, files))
+    return notes, _arranged(columns, images, files, single_class)
+
+
+def _arranged(columns: Columns, images: Sequence[dict[str, Any]], files: CocoFiles, single_class: bool) -> CocoSplit:
+    """Return columns as a split; `images` are theirs, named as the files."""
+    images = sorted(images, key=lambda image: image["id"])
+    categories = ONE_CATEGORY if single_class else sorted(columns.categories, key=lambda category: category["id"])
+    shapes = columns.shapes
+    return CocoSplit(
+        files=files,
+        category_ids=tuple(category["id"] for category in categories),
+        categories=tuple(category["name"] for category in categories),
+        image_ids=_ids([image["id"] for image in images]),
+        sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int32),
+        paths=Paths(files.images, [image["file_name"] for image in images]),
+        first=ends(np.bincount(columns.image, minlength=len(images))),
+        labels=np.zeros_like(columns.category) if single_class else columns.category,
+        crowd=columns.crowd,
+        boxes=_corners(columns.xywh),
+        parts=shapes.parts,
+        corners=shapes.corners,
+        numbers=shapes.numbers,
+        runs=shapes.runs,
+        encoded=shapes.encoded,
+    )
 
 
 @contextmanager
@@ -273,7 +321,7 @@ def of_one_category(content: dict[str, Any]) -> dict[str, Any]:
     """Return `content` of an annotation file with the single category `object`, id 1, for every object."""
     return {
         **content,
-        "categories": [{"id": 1, "name": "object", "supercategory": "object"}],
+        "categories": ONE_CATEGORY,
         "annotations": [{**annotation, "category_id": 1} for annotation in content["annotations"]],
     }
 
@@ -294,7 +342,7 @@ def arranged(content: dict[str, Any], files: CocoFiles, masks: bool = True) -> C
         image_ids=_ids([image["id"] for image in images]),
         sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int32).reshape(-1, 2),
         paths=Paths(files.images, [image["file_name"] for image in images]),
-        first=_ends([len(of_image[image["id"]]) for image in images]),
+        first=ends([len(of_image[image["id"]]) for image in images]),
         labels=np.array([rank[annotation["category_id"]] for annotation in annotations], dtype=np.int64),
         crowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=np.bool_),
         boxes=_corners([annotation["bbox"] for annotation in annotations]),
@@ -306,7 +354,7 @@ def _ids(values: Sequence[int]) -> NDArray[Any]:
     return np.array(values, dtype=np.int64 if all(-(2**63) <= value < 2**63 for value in values) else object)
 
 
-def _corners(boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+def _corners(boxes: Any) -> NDArray[np.float64]:
     """Convert x y w h to x0 y0 x1 y1."""
     corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
@@ -319,7 +367,7 @@ def _shapes(segmentations: Sequence[Any]) -> dict[str, Any]:
     parts, corners, runs = [], [], []
     for segmentation in segmentations:
         polygons = segmentation if isinstance(segmentation, list) else []
-        counts = _compressed(segmentation) if isinstance(segmentation, dict) else b""
+        counts = compressed(segmentation) if isinstance(segmentation, dict) else b""
         parts.append(len(polygons))
         runs.append(len(counts))
         corners += [len(polygon) for polygon in polygons]
@@ -328,23 +376,9 @@ def _shapes(segmentations: Sequence[Any]) -> dict[str, Any]:
         encoded += counts
     flat = np.frombuffer(numbers, dtype=np.float64) if numbers else np.zeros(0)
     return {
-        "parts": _ends(parts),
-        "corners": _ends(corners),
+        "parts": ends(parts),
+        "corners": ends(corners),
         "numbers": flat,
-        "runs": _ends(runs),
+        "runs": ends(runs),
         "encoded": bytes(encoded),
     }
-
-
-def _compressed(region: dict[str, Any]) -> bytes:
-    """Return the counts of an RLE region in COCO's compressed form, from any of the three forms."""
-    counts = region["counts"]
-    if isinstance(counts, list):
-        compressed: bytes = coco_masks.frPyObjects(region, *region["size"])["counts"]
-        return compressed
-    return counts.encode() if isinstance(counts, str) else counts
-
-
-def _ends(lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Return the offsets of consecutive pieces of these lengths, and the end of the last piece."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

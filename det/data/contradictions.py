@@ -44,26 +44,31 @@ FEW = 3  # with fewer boxes, the convention cannot be inferred
 
 
 @dataclass(frozen=True)
-class _Boxes:
+class Boxes:
     """The annotations of a file as arrays. `spans`: x0 y0 x1 y1 of the masks, NaN without a mask."""
 
-    ids: Sequence[int]
+    ids: Sequence[int] | NDArray[np.int64]
+    kinds: NDArray[np.int64]  # (A,) equal for the same category on the same image
     sizes: Floats  # (A, 2) width, height of the image
     xywh: Floats  # (A, 4)
     spans: Floats  # (A, 4)
     areas: Floats  # (A,) NaN if missing
     crowd: Chosen  # (A,)
+    ignored: Chosen  # (A,) `ignore` is set
 
 
 def contradictions(content: Entry, file: str, masks: bool = True) -> Iterator[Finding]:
     """Yield findings on the structurally valid `content` of the annotation file `file`; `masks`: check masks too."""
-    yield from _lists(content, file)
-    if not content["annotations"]:
-        return
-    boxes = _arrays(content, masks)
+    yield from repeated_names(content["images"], content["categories"], file)
+    if content["annotations"]:
+        yield from contradicting_boxes(_arrays(content, masks), file)
+
+
+def contradicting_boxes(boxes: Boxes, file: str) -> Iterator[Finding]:
+    """Yield findings on the annotations of the file `file`; there must be one at least."""
     found = [one for one in _units(boxes) if one[0].any()]
     if not any(severity == "error" for *_, severity in found):  # an error would cause all further findings
-        found += [*_masks(boxes), *_areas(boxes), *_kinds(content, boxes)]
+        found += [*_masks(boxes), *_areas(boxes), *_kinds(boxes)]
     for chosen_A, what, remedy, severity in found:
         if count := int(chosen_A.sum()):
             text = what.format(count=f"{count:,} of {len(chosen_A):,}", first=_first(boxes, chosen_A))
@@ -73,7 +78,7 @@ def contradictions(content: Entry, file: str, masks: bool = True) -> Iterator[Fi
 _Found = tuple[Chosen, str, str, Severity]
 
 
-def _first(boxes: _Boxes, chosen_A: Chosen) -> str:
+def _first(boxes: Boxes, chosen_A: Chosen) -> str:
     """Return the description of the first chosen annotation."""
     place = int(chosen_A.argmax())
     width, height = boxes.sizes[place]
@@ -86,17 +91,21 @@ def _numbers(values: Floats) -> str:
     return f"[{', '.join(f'{value:.6g}' for value in values)}]"
 
 
-def _arrays(content: Entry, masks: bool) -> _Boxes:
+def _arrays(content: Entry, masks: bool) -> Boxes:
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     annotations = content["annotations"]
     spans = _spans([one["segmentation"] for one in annotations]) if masks else np.full((len(annotations), 4), np.nan)
-    return _Boxes(
+    kinds = [(one["image_id"], one["category_id"]) for one in annotations]
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    return Boxes(
         ids=[one["id"] for one in annotations],
+        kinds=np.array([numbers[kind] for kind in kinds], dtype=np.int64),
         sizes=np.array([sizes[one["image_id"]] for one in annotations], dtype=np.float64),
         xywh=np.array([one["bbox"] for one in annotations], dtype=np.float64),
         spans=spans,
         areas=np.array([one.get("area", np.nan) for one in annotations], dtype=np.float64),
         crowd=np.array([bool(one.get("iscrowd", 0)) for one in annotations]),
+        ignored=np.array([bool(one.get("ignore", 0)) for one in annotations]),
     )
 
 
@@ -109,12 +118,8 @@ def _spans(segmentations: Sequence[Any]) -> Floats:
         flat = array("d")  # a Python list of COCO's numbers would need a gigabyte
         for polygon in polygons:
             flat.fromlist(polygon)  # twice as fast as extend
-        numbers = np.frombuffer(flat, dtype=np.float64).reshape(-1, 2)
-        begins = np.cumsum([0, *(len(polygon) // 2 for polygon in polygons[:-1])])
-        low_P2, high_P2 = np.minimum.reduceat(numbers, begins), np.maximum.reduceat(numbers, begins)
-        begins = np.cumsum([0, *(len(segmentations[place]) for place in drawn[:-1])])
-        spans_A4[drawn, :2] = np.minimum.reduceat(low_P2, begins)
-        spans_A4[drawn, 2:] = np.maximum.reduceat(high_P2, begins)
+        lengths, parts = [len(polygon) for polygon in polygons], [len(segmentations[place]) for place in drawn]
+        spans_A4[drawn] = polygon_spans(np.frombuffer(flat), np.array(lengths), np.array(parts))
     for place, one in enumerate(segmentations):
         if isinstance(one, dict):
             counts = one["counts"]
@@ -124,7 +129,17 @@ def _spans(segmentations: Sequence[Any]) -> Floats:
     return spans_A4
 
 
-def _units(boxes: _Boxes) -> Iterator[_Found]:
+def polygon_spans(numbers: Floats, lengths_P: NDArray[np.int64], parts_A: NDArray[np.int64]) -> Floats:
+    """Return x0 y0 x1 y1 of annotations with `parts_A` polygons of `lengths_P` numbers x0 y0 x1 y1 ... each: (A, 4)."""
+    if not len(parts_A):
+        return np.zeros((0, 4))
+    points, begins = numbers.reshape(-1, 2), np.cumsum([0, *(lengths_P[:-1] // 2)])
+    low_P2, high_P2 = np.minimum.reduceat(points, begins), np.maximum.reduceat(points, begins)
+    begins = np.cumsum([0, *parts_A[:-1]])
+    return np.concatenate([np.minimum.reduceat(low_P2, begins), np.maximum.reduceat(high_P2, begins)], axis=1)
+
+
+def _units(boxes: Boxes) -> Iterator[_Found]:
     """Yield boxes and polygons in fractions instead of pixels, and boxes with corners instead of sizes."""
     corners_A4, overlap = boxes.xywh, _overlap(_cornered(boxes.xywh), boxes.spans)
     has_area_A = (boxes.xywh[:, 2:] > 0).all(1)
@@ -144,7 +159,7 @@ def _units(boxes: _Boxes) -> Iterator[_Found]:
         yield chosen_A, "{count} boxes are [x0, y0, x1, y1] ({first})", remedy, "error"
 
 
-def _masks(boxes: _Boxes) -> Iterator[_Found]:
+def _masks(boxes: Boxes) -> Iterator[_Found]:
     """Yield masks outside their images, or away from their boxes."""
     spans_A4, sizes_A2 = boxes.spans, boxes.sizes
     outside_A = (spans_A4[:, :2] >= sizes_A2).any(1) | (spans_A4[:, 2:] <= 0).any(1)
@@ -159,7 +174,7 @@ def _masks(boxes: _Boxes) -> Iterator[_Found]:
     yield apart_A & ~empty_A, "{count} boxes contradict their masks ({first})", remedy, "warning"
 
 
-def _areas(boxes: _Boxes) -> Iterator[_Found]:
+def _areas(boxes: Boxes) -> Iterator[_Found]:
     """Yield areas that misclassify objects as small or large."""
     span_A = np.nan_to_num((boxes.spans[:, 2:] - boxes.spans[:, :2]).prod(1))
     box_A, image_A = np.maximum(boxes.xywh[:, 2:].prod(1), span_A), boxes.sizes.prod(1)
@@ -173,25 +188,22 @@ def _areas(boxes: _Boxes) -> Iterator[_Found]:
     yield missing_A, "{count} annotations have no area", "the box's area is used", "note"
 
 
-def _kinds(content: Entry, boxes: _Boxes) -> Iterator[_Found]:
+def _kinds(boxes: Boxes) -> Iterator[_Found]:
     """Yield findings about objects' ids, ignore flags and duplicates."""
-    annotations = content["annotations"]
-    ignored_A = np.array([bool(one.get("ignore", 0)) for one in annotations]) & ~boxes.crowd
+    ignored_A = boxes.ignored & ~boxes.crowd
     remedy = "ignore has no effect, as in pycocotools: they are trained on and evaluated; iscrowd: 1 excludes objects"
     yield ignored_A, "{count} annotations have ignore: 1 ({first})", remedy, "warning"
-    twice_A = _repeated(content, boxes) & ~boxes.crowd
+    twice_A = _repeated(boxes) & ~boxes.crowd
     what = "{count} objects are duplicates, with the same category and box on the same image ({first})"
     yield twice_A, what, "a detector that finds them once misses the duplicates: remove them", "warning"
-    zero_A = np.array([identity == 0 for identity in boxes.ids])
+    zero_A = np.asarray(boxes.ids) == 0
     what = "an annotation has id 0, which pycocotools treats as unmatched ({first})"
     yield zero_A, what, "annotations are renumbered for the evaluators", "note"
 
 
-def _repeated(content: Entry, boxes: _Boxes) -> Chosen:
+def _repeated(boxes: Boxes) -> Chosen:
     """Find annotations with the image, category, box and mask extent of an earlier one, without crowd regions."""
-    identities = [(one["image_id"], one["category_id"]) for one in content["annotations"]]
-    numbers = {identity: number for number, identity in enumerate(dict.fromkeys(identities))}
-    rows = np.column_stack([[numbers[one] for one in identities], boxes.crowd, boxes.xywh, np.nan_to_num(boxes.spans)])
+    rows = np.column_stack([boxes.kinds, boxes.crowd, boxes.xywh, np.nan_to_num(boxes.spans)])
     weights = np.sqrt(np.arange(2, 2 + rows.shape[1]))  # equal rows have equal sums; sorting sums is fast
     _, place_A, count_A = np.unique(rows @ weights, return_inverse=True, return_counts=True)
     seen: set[bytes] = set()
@@ -203,13 +215,13 @@ def _repeated(content: Entry, boxes: _Boxes) -> Chosen:
     return repeated_A
 
 
-def _lists(content: Entry, file: str) -> Iterator[Finding]:
+def repeated_names(images: Sequence[Entry], categories: Sequence[Entry], file: str) -> Iterator[Finding]:
     """Yield categories and images that are listed twice."""
-    names = Counter(one["name"] for one in content["categories"])
+    names = Counter(one["name"] for one in categories)
     for name in [name for name, count in names.items() if count > 1]:
         remedy = "each is a separate category; merge them if they mean the same"
         yield Finding("warning", file, f"{names[name]} categories are called {name!r}", remedy)
-    listed = Counter(one["file_name"] for one in content["images"])
+    listed = Counter(one["file_name"] for one in images)
     if twice := [name for name, count in listed.items() if count > 1]:
         what = f"{len(twice):,} of {len(listed):,} images are listed twice (the first: {twice[0]})"
         yield Finding("warning", file, what, "each counts as a separate image; merge their annotations")

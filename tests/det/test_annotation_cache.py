@@ -24,13 +24,13 @@ Edit = Callable[[Path, Callable[[dict[str, Any]], None]], None]
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The annotation files that are parsed; every file counts as large."""
     files: list[Path] = []
-    plain = coco.read_annotations
+    plain = coco.read_columns
 
-    def read(file: Path) -> dict[str, Any]:
+    def read(file: Path, *options: Any, **more: Any) -> Any:
         files.append(file)
-        return plain(file)
+        return plain(file, *options, **more)
 
-    monkeypatch.setattr(coco, "read_annotations", read)
+    monkeypatch.setattr(coco, "read_columns", read)
     monkeypatch.setattr(annotation_cache, "LEAST", 0)
     return files
 
