@@ -179,7 +179,7 @@ def test_why_a_job_waits_or_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(commands, "ask", lambda *command: "JobId=12 Requeue=1 Restarts=1 BatchFlag=1")
     hanging = seen("RUNNING", ran=3600)
     assert status_of(run, hanging) == "lost"
-    assert remark(run, hanging) == "job 12 still runs, but the run's processes are gone; `mimbench retry` requeues it"
+    assert remark(run, hanging) == "job 12 still runs, but the run's processes are gone; it is requeued within ten minutes, by `mimbench retry` now"
     assert status_of(run, seen("RUNNING", ran=60)) == "running", "it may be restarting"
     monkeypatch.setattr(commands, "ask", lambda *command: "JobId=12 Requeue=1 Restarts=2 BatchFlag=1")
     assert status_of(run, hanging) == "running", "a later start of the job copies data or imports"
