@@ -284,6 +284,16 @@ def release(jobs: Iterable[str]) -> None:
         ask("scontrol", "update", f"JobId={','.join(waiting)}", "Dependency=")
 
 
+def let_go(job: str) -> None:
+    """Release a job that is held, by a person or because a node refused to launch it.
+
+    Raises:
+        ValueError: with SLURM's message, if it refuses: only an administrator can release what one holds.
+        SilentError: if the controller cannot be reached.
+    """
+    ask("scontrol", "release", job)
+
+
 def cancel(jobs: Iterable[str]) -> None:
     """Cancel jobs, queued or running. Jobs that have already ended are ignored."""
     if listed := sorted(jobs):

@@ -72,7 +72,7 @@ def _in_words(found: Submission, reason: str) -> str:
             "`mimbench cancel` removes it"
         )
     if reason.startswith(slurm.HELD):
-        return f"job {found.job} is held ({reason}); `scontrol release {found.job}` lets it start"
+        return f"job {found.job} is held ({reason}); `mimbench retry` releases it"
     return f"SLURM: {reason}"
 
 
