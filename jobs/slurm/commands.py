@@ -45,9 +45,10 @@ HELD = ("JobHeldUser", "JobHeldAdmin", "job requeued in held state", "launch fai
 KEYS = {  # words in SLURM's refusals -> the key of the profile to change
     "account": "account", "partition": "partition", "qos": "qos", "feature": "constraint", "time limit": "minutes",
     "generic resource": "gpu_request, gpu_type or gpus_per_node", "gres": "gpu_request or gpu_type",
-    "memory": "memory_gb", "wckey": "wckey", "reservation": "sbatch", "unrecognized option": "sbatch",
-    "invalid option": "sbatch", "node configuration": "cpus_per_task, memory_gb or gpus_per_node",
-    "processors": "cpus_per_task", "cpu count": "cpus_per_task", "node count": "the number of nodes",
+    "--export": "export", "memory": "memory_gb", "wckey": "wckey", "reservation": "sbatch",
+    "unrecognized option": "sbatch", "invalid option": "sbatch",
+    "node configuration": "cpus_per_task, memory_gb or gpus_per_node", "processors": "cpus_per_task",
+    "cpu count": "cpus_per_task", "node count": "the number of nodes",
 }  # fmt: skip
 
 

@@ -281,7 +281,7 @@ def _signal(name: str, *options: str) -> Act:
     return act
 
 
-for _name, _options in (("USR1", ()), ("USR2", ()), ("TERM", ()), ("INT", ()), ("KILL", ()), ("TERM", ("--full",)),
+for _name, _options in (("USR1", ()), ("USR2", ()), ("TERM", ()), ("INT", ()), ("TERM", ("--full",)),
                         ("USR2", ("--batch",)), ("HUP", ("--batch",)), ("KILL", ("--batch",))):  # fmt: skip
     _signal(_name, *_options)
 
@@ -313,15 +313,22 @@ def suspended(scene: Scene) -> None:
     scene.cluster.ask("scontrol", "resume", scene.job)
 
 
-@fault("`scancel`, then `mimbench retry`")
-def cancelled_and_retried(scene: Scene) -> None:
-    """What a person cancels stays cancelled."""
-    scene.begin()
-    scene.cluster.ask("scancel", scene.job)
-    wait_for(lambda: scene.status(scene.run) == "interrupted", 60, "the end")
-    time.sleep(5)
-    assert scene.status(scene.run) == "interrupted"
-    requeue([scene.run], scene.profile, scene.root)
+def _cancelled(name: str, title: str, *options: str) -> Act:
+    def act(scene: Scene) -> None:
+        scene.begin()
+        scene.cluster.ask("scancel", *options, scene.job)
+        wait_for(lambda: scene.status(scene.run) == "interrupted", 60, "the end")
+        time.sleep(5)
+        assert scene.status(scene.run) == "interrupted", "what a person cancels stays cancelled"
+        requeue([scene.run], scene.profile, scene.root)
+
+    act.__name__ = name
+    fault(title)(act)
+    return act
+
+
+_cancelled("cancelled_and_retried", "`scancel`, then `mimbench retry`")
+_cancelled("scancel_kill", "`scancel --signal=KILL`, which cancels the job; then `mimbench retry`", "--signal=KILL")
 
 
 @fault("the run's process is killed")

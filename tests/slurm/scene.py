@@ -14,13 +14,14 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.store import create_or_find, resolve
 from mimbench.jobs.slurm import commands, schedulers, submission
 from mimbench.jobs.slurm.cluster import Cluster as Profile
+from mimbench.jobs.slurm.job import steps_done
 from mimbench.jobs.slurm.snapshot import snapshot
 from tests.slurm import processes
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import LONG, PRETRAIN, Site
 
 TINY = (*LONG, "epochs=10")  # 50 steps, a checkpoint every 5
-PATIENCE = 240.0  # seconds for a run to end by itself
+PATIENCE = 300.0  # seconds without a start or a checkpoint after which a run does not end by itself
 REST = 20.0  # seconds in a state that does not change by itself after which a run counts as left behind
 AT_REST = ("failed", "interrupted", "lost", "blocked", "new", "stopped")
 
@@ -160,12 +161,14 @@ class Scene(Site):
 
     def _ends(self) -> bool:
         """Wait; return whether the run is done. Counts the time in which two processes train it."""
-        deadline, rested, before = time.monotonic() + PATIENCE, 0.0, time.monotonic()
-        while time.monotonic() < deadline and rested < REST:
+        seen, since, rested, before = (0, 0), time.monotonic(), 0.0, time.monotonic()
+        while time.monotonic() < since + PATIENCE and rested < REST:
             status = self.status(self.run)
             if status == "done":
                 return True
             now = time.monotonic()
+            if (progress := (len(self.run.attempts()), steps_done(self.run))) != seen:
+                seen, since = progress, now
             passed, before = now - before, now
             rested = rested + passed if status in AT_REST else 0.0
             self.doubled += passed * (processes.copies(self.run) > 1)
