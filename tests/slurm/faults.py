@@ -16,7 +16,7 @@ from mimbench.jobs.slurm.job import steps_done
 from mimbench.jobs.slurm.schedulers import requeue
 from tests.slurm import processes
 from tests.slurm.cluster import wait_for
-from tests.slurm.scene import Outcome, Scene
+from tests.slurm.scene import START, Outcome, Scene
 
 Act = Callable[[Scene], Outcome | None]
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
@@ -56,11 +56,13 @@ def munge_gone_at_the_end(scene: Scene) -> None:
     munged.kill()
     munged.wait()
     try:
-        wait_for(scene.run.result.exists, 200, "the run's result")
+        wait_for(scene.run.result.exists, START, "the run's result")
         scene.beside.append(f"done while munge was gone; status said {scene.status(scene.run)}")
     finally:
         scene.cluster.start_munge()
-    wait_for(lambda: scene.job not in scene.cluster.ask("squeue", "-h", "-o", "%i"), 300, "the job to leave the queue")
+    wait_for(
+        lambda: scene.job not in scene.cluster.ask("squeue", "-h", "-o", "%i"), START, "the job to leave the queue"
+    )
 
 
 @fault("munge stops; meanwhile the run's process is killed", alone=True)
@@ -150,13 +152,13 @@ def requeued_beside_its_first_copy(scene: Scene) -> None:
     first.suspend()
     scene.cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     try:
-        wait_for(lambda: len(scene.run.attempts()) == 2, 200, "a second start")
+        wait_for(lambda: len(scene.run.attempts()) == 2, START, "a second start")
         second = processes.by_rank(scene.run)
         scene.beside.append(f"{len(second)} processes")
         with processes.paused(scene.run):  # the second copy waits while the first goes on until its next heartbeat
             first.resume()
             began = time.monotonic()
-            wait_for(lambda: not first.is_running() or first.status() == "zombie", 60, "the end of the first copy")
+            wait_for(lambda: not first.is_running() or first.status() == "zombie", START, "the end of the first copy")
             scene.doubled += time.monotonic() - began
     finally:
         os.kill(daemon.pid, 18)
@@ -169,7 +171,7 @@ def node_drained(scene: Scene) -> None:
     scene.begin()
     node = scene.node
     scene.cluster.ask("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
-    wait_for(lambda: steps_done(scene.run) >= 15, 100, "progress")
+    wait_for(lambda: steps_done(scene.run) >= 15, START, "progress")
     scene.cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
@@ -180,7 +182,7 @@ def node_down(scene: Scene) -> None:
     node = scene.node
     scene.cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     try:
-        wait_for(lambda: len(scene.run.attempts()) == 2 or "is held" in scene.remark(), 200, "a second start")
+        wait_for(lambda: len(scene.run.attempts()) == 2 or "is held" in scene.remark(), START, "a second start")
     finally:
         scene.cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
@@ -225,7 +227,7 @@ def preempted(scene: Scene) -> None:
     """As in tests/slurm/test_survival.py."""
     scene.begin()
     scene.preempt()
-    wait_for(lambda: scene.status(scene.run) != "running", 60, "the preemption")
+    wait_for(lambda: scene.status(scene.run) != "running", START, "the preemption")
 
 
 @fault("preempted by REQUEUE, by SIGTERM alone", alone=True)
@@ -234,7 +236,7 @@ def preempted_by_sigterm(scene: Scene) -> None:
     scene.cluster.restart_controller(user_signal=False)
     try:
         preempted(scene)
-        wait_for(lambda: scene.status(scene.run) in ("running", "done"), 120, "the restart")
+        wait_for(lambda: scene.status(scene.run) in ("running", "done"), START, "the restart")
     finally:
         scene.cluster.restart_controller(user_signal=True)
 
@@ -267,7 +269,7 @@ def time_limit(scene: Scene) -> None:
     scene.begin()
     with processes.paused(scene.run):
         scene.cluster.ask("scontrol", "update", f"JobId={scene.job}", "TimeLimit=6")
-        wait_for(lambda: scene.status(scene.run) == "queued", 120, "the signal")
+        wait_for(lambda: scene.status(scene.run) == "queued", START, "the signal")
     wait_for(lambda: not scene.cluster.ask("scontrol", "update", f"JobId={scene.job}", "TimeLimit=30"), 5, "more time")
 
 
