@@ -162,7 +162,7 @@ def _lookout(batch: Batch, cluster: Cluster) -> list[str]:
         "# If SLURM's process of the step is killed together with the run, srun hangs: end it once the run is gone.",
         '(trap "" USR1 USR2 INT HUP QUIT',
         "while ! read -rt ${MIMBENCH_JOB_LOOK:-300} <> <(:) && kill -0 $$; do  # without a process that sleeps",
-        '  was=$now; now=$(ls -l --full-time "$run/attempts" 2>&1)',
+        '  was=${now:-}; now=$(ls -l --full-time "$run/attempts" 2>&1)',
         f'  [ "$now" = "$was" ] && {ask}',
         "done) & lookout=$!; disown",
     ]
@@ -171,7 +171,7 @@ def _lookout(batch: Batch, cluster: Cluster) -> list[str]:
 def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
     """Return the shell lines after the run: the site's own, then the decision to requeue the job."""
     done = '[ -e "$run/result.json" ] && code=0  # the run is done, even if SLURM lost sight of it'
-    kept = ["code=$?", "kill $lookout", *cluster.cleanup, done]
+    kept = ["code=$?", "kill $lookout 2>/dev/null", *cluster.cleanup, done]
     if not cluster.can_requeue:
         return [*kept, "exit $code"]
     ask = f'{python(cluster)} -m mimbench.jobs.slurm.job "$run" "$job" $code'
