@@ -90,7 +90,8 @@ def step_killed(scene: Scene) -> None:
 
 @fault("SLURM's process of the step and the run are killed")
 def step_and_run_killed(scene: Scene) -> None:
-    """Nothing is left that could tell srun."""
+    """Nothing is left that could tell srun; the job's shell looks, here every ten seconds, and ends it."""
+    scene.setup("export MIMBENCH_JOB_LOOK=10")
     scene.begin()
     for process in [*processes.of_slurm(f"slurmstepd: [{scene.job}.0]"), *processes.of_run(scene.run)]:
         process.kill()
