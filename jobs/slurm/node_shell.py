@@ -98,11 +98,8 @@ def container(cluster: Cluster, seen: Mapping[str, str]) -> Finding:
     if cluster.container_kind in there:
         return Finding("container", "ok", f"the probe ran in {cluster.container}, by {KINDS[cluster.container_kind]}")
     text = f"container={cluster.container}, but {KINDS[cluster.container_kind]} is not on {seen['host']}"
-    if there:
-        return Finding("container", "problem", text, f"`mimbench cluster add {cluster.name} container_kind={there[0]}`")
-    return Finding(
-        "container", "problem", text, f"`mimbench cluster add {cluster.name} container=none`, or other nodes"
-    )
+    other = f"container_kind={there[0]}" if there else "container=none"
+    return Finding("container", "problem", text, f"`mimbench cluster add {cluster.name} {other}`")
 
 
 def _export(cluster: Cluster, arrives: bool) -> tuple[Cluster, Finding]:
