@@ -22,7 +22,7 @@ from tests.slurm.conftest import LONG, PRETRAIN, Site
 
 TINY = (*LONG, "epochs=4", "batch=4", "compute.workers=0")  # 100 steps; most of the time is torch's import
 START = 600.0  # seconds for a run to start and save a checkpoint, on a machine that does other things as well
-PATIENCE = 300.0  # seconds without a start or a checkpoint after which a run does not end by itself
+PATIENCE = 900.0  # seconds without a start or a checkpoint after which a run does not end by itself
 REST = 20.0  # seconds in a state that does not change by itself after which a run counts as left behind
 AT_REST = ("failed", "interrupted", "lost", "blocked", "new", "stopped")
 
