@@ -138,6 +138,26 @@ def test_a_node_that_was_cut_off_does_not_requeue_the_later_start(run: RunDir, m
     assert not run.is_superseded(second)
 
 
+def test_a_start_without_its_shell_requeues_the_job_unless_a_later_one_runs(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(slurm, "requeue", asked.append)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("MIMBENCH_JOB_ID", "12")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setenv("MIMBENCH_JOB_SHELL", f"n1:{gone.pid}")
+    first = run.begin_attempt(step=0, job="12", restart=0)
+    slurm_job.requeue_without_shell(run, first)
+    assert asked == ["12"]
+    run.end_attempt(first, "lost")
+    run.begin_attempt(step=0, job="12", restart=1)
+    slurm_job.requeue_without_shell(run, first)
+    assert asked == ["12"], "it would stop the start on the other node"
+
+
 @pytest.mark.parametrize(
     ("ends", "restarts", "state", "why"),
     [
