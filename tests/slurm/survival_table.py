@@ -8,7 +8,7 @@
 
 Two sittings side by side need a directory each; `--page ... --also OTHER` puts them on one page.
 Needs root, slurm-wlm and munge; slurmdbd and mariadb-server for --accounting, faketime for the clocks. Outcomes are
-kept in DIRECTORY/outcomes.json, so that the table can be filled in several sittings. A row: submit a pretraining of 50
+kept in DIRECTORY/outcomes.json, so that the table can be filled in several sittings. A row: submit a pretraining of 100
 steps, do the damage, wait for its end, compare its encoder (sha256) and its losses with those of an undisturbed run.
 """
 
@@ -42,15 +42,17 @@ TABLES = (FAULTS, faults_of_files.FAULTS, faults_of_queues.FAULTS)  # one regist
 HEAD = """\
 # What a run survives
 
-Every row was tried on a real SLURM: two `slurmd` on one machine, a pretraining of 25 to 60 steps, the damage after a
-checkpoint at step 10. `python -m tests.slurm.survival_table DIRECTORY` fills the table; `--only NAME` tries one row.
+Every row was tried on a real SLURM: two `slurmd` on one machine, a pretraining of 50 or 100 steps, the damage after
+a checkpoint at step 10. `python -m tests.slurm.survival_table DIRECTORY` fills the table; `--only NAME` tries one row.
+
 *Weights*: is the encoder, by sha256, that of a run that nothing disturbed? *Starts*: the step at which each start of
 the run began. A start at step 10 has lost the steps after the checkpoint, never more than `compute.save_every`.
 
 The tests in `tests/slurm/test_survival.py` repeat on every run of the test suite: preemption with one process and with
 two on two nodes (gloo), by SIGUSR2 and by SIGTERM alone, slurmctld restarted meanwhile, the time limit, `scontrol
-requeue`, SIGKILL of a process, a node that goes down, `scancel`, SIGKILL and SIGHUP of the shell of the job. All of
-them end with the weights and the losses of the undisturbed run.
+requeue`, SIGKILL of a process, a node that goes down, `scancel`, SIGKILL and SIGHUP of the shell of the job, SIGKILL of
+SLURM's process of the step together with the run. All of them end with the weights and the losses of the undisturbed
+run.
 
 """
 
