@@ -321,7 +321,7 @@ def _cancelled(name: str, title: str, *options: str) -> Act:
     def act(scene: Scene) -> None:
         scene.begin()
         scene.cluster.ask("scancel", *options, scene.job)
-        wait_for(lambda: scene.status(scene.run) == "interrupted", 60, "the end")
+        wait_for(lambda: scene.status(scene.run) == "interrupted", START, "the end")
         time.sleep(5)
         assert scene.status(scene.run) == "interrupted", "what a person cancels stays cancelled"
         requeue([scene.run], scene.profile, scene.root)

@@ -140,12 +140,14 @@ class Scene(Site):
             ended, stuck = f"{status} until `mimbench retry`", f"{status}: {said}" if said else status
             silent = status if status in ("running", "queued") and not said else ""
             ended = ended if self._ends_after_retry() else f"{status}, and `mimbench retry` does not help"
-        wait_for(lambda: not processes.of_run(self.run), 60, f"the processes of {self.run.path.name} to end")
+        wait_for(lambda: not processes.of_run(self.run), START, f"the processes of {self.run.path.name} to end")
         done = self.run.result.exists()
         if done and not stuck:
             try:
                 wait_for(
-                    lambda: self.job not in self.cluster.ask("squeue", "-h", "-o", "%i").split(), 60, "its job to end"
+                    lambda: self.job not in self.cluster.ask("squeue", "-h", "-o", "%i").split(),
+                    START,
+                    "its job to end",
                 )
             except TimeoutError:
                 stuck = "the run is done, but its job stays in the queue"
