@@ -229,7 +229,8 @@ def test_a_shell_that_dies_while_it_halves_an_array_submits_nothing_twice(tmp_pa
 
 def test_retry_releases_a_job_that_slurm_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after "Duplicate jobid": a node refused to launch the job, and SLURM holds it until somebody acts."""
-    run, said = _run(runs_root(), "a"), []
+    run = _run(runs_root(), "a")
+    said: list[str] = []
     add("site", [])
     _submitted(runs_root(), "12", run)
 

@@ -139,7 +139,8 @@ def page(*files: Path) -> str:
     for file in files:
         table = table.replace(str(file.parent.absolute()), "~")
     untried = [fault.title for name, fault in FAULTS.items() if not any(key.startswith(name) for key in known)]
-    rest = "".join(["\nIn the script, not tried yet, or not again since a fault was mended:\n\n", *(f"- {title}\n" for title in untried)]) if untried else ""
+    head = "\nIn the script, not tried yet, or not again since a fault was mended:\n\n"
+    rest = "".join([head, *(f"- {title}\n" for title in untried)]) if untried else ""
     return f"{HEAD}SLURM {versions}; {when}; {len(rows)} rows.\n\n{table}\n{rest}"
 
 
