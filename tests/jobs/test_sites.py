@@ -15,6 +15,7 @@ from mimbench.jobs.slurm import job as slurm_job
 from mimbench.jobs.slurm import staging
 from mimbench.jobs.slurm.cluster import Cluster
 from mimbench.jobs.slurm.node_shell import MARK, container, of_shell, probe_setup, read_report
+from mimbench.jobs.slurm.proposals import candidates
 from mimbench.jobs.slurm.sbatch import Executor, overridden
 from mimbench.jobs.slurm.submission import Batch
 
@@ -173,6 +174,14 @@ def test_whether_jobs_get_the_variables_of_the_submitting_shell(
     assert (again, found[0].verdict) == (learned, "ok")
     forced, found = of_shell(learned, _seen(learned, tmp_path, {MARK: "seen"}))
     assert (forced.export, found[0].verdict) == ("ALL", "note")
+
+
+def test_a_site_that_asks_for_an_export_is_offered_one() -> None:
+    """As sites whose job_submit plugin refuses jobs that would inherit the shell."""
+    said = "sbatch: error: this cluster takes jobs with --export=NONE only"
+    assert "Check export in the profile of cluster site" in str(slurm.refusal(said, Cluster(name="site")))
+    assert [one.export for one in candidates(Cluster(name="site"), said)] == ["NONE", "ALL"]
+    assert [one.export for one in candidates(Cluster(name="site", export="NONE"), said)] == ["ALL"]
 
 
 def test_a_container_is_tried_where_the_node_has_what_runs_it(tmp_path: Path) -> None:
