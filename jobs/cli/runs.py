@@ -117,7 +117,7 @@ def retry(
     ] = False,
     slots: Slots = None,
 ) -> None:
-    """Start failed, lost and interrupted runs again.
+    """Start failed, lost and interrupted runs again, and release those that SLURM holds.
 
     Each run starts where it was started before: on its cluster, or on this machine.
     """
@@ -131,12 +131,13 @@ def retry(
     states = States(root)
     wanted = ("failed", "lost", "interrupted", "blocked") + (("done", "new", "stopped") if anew else ())
     known = {run: states.look(run) for run in find_all(runs or [], study, root)}
+    held = {run for run, (state, _) in known.items() if state == "queued" and states.is_held(run)}
+    found = [run for run, (state, _) in known.items() if state in wanted or run in held]
     for run, (state, reason) in known.items():
         if state == "damaged":
             print(f"not started: {reason}", file=sys.stderr)
-        elif state not in wanted and study is None:
+        elif run not in found and study is None:
             print(f"not started: {run.path} is {state}{f': {reason}' if reason else ''}", file=sys.stderr)
-    found = [run for run, (state, _) in known.items() if state in wanted]
     if not found:
         print("nothing to retry: none of these runs failed, was lost or was interrupted", file=sys.stderr)
     if anew:

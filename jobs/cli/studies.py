@@ -277,6 +277,8 @@ def sweep(
                 "--rungs needs --metric, a metric of the evaluations during training, as metrics.jsonl names it"
             )
         made = made.halved(_epochs(rungs), keep, metric, pruner)
+        if few := made.too_few():
+            print(f"warning: {few}", file=sys.stderr)
     study = made.study()
     study.check()
     budget = chosen(root, study.name, gpu_hours, cpu_hours)

@@ -175,7 +175,7 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
         note_image(run, number, image)
         print(f"error: {why}" if state == "failed" else why, file=sys.stderr)
         if state == "interrupted":
-            slurm_job.requeue_without_shell()
+            slurm_job.requeue_without_shell(run, number)
         return code
 
 

@@ -52,6 +52,14 @@ class States:
         noted = submission.read(run)
         return noted is not None and (noted.job is None or noted.job in self._ask(noted.cluster)[1])
 
+    def is_held(self, run: RunDir) -> bool:
+        """Return whether the run's job waits in the queue until somebody releases it."""
+        from mimbench.jobs.slurm import commands, submission
+
+        noted = submission.read(run)
+        reason = "" if noted is None else self._ask(noted.cluster)[1].reasons.get(noted.job, "")
+        return bool(reason.startswith(commands.HELD))
+
     def look(self, run: RunDir) -> tuple[str, str]:
         """Return the state of `run`, which may be `damaged`, and the reason if it failed or is damaged."""
         try:

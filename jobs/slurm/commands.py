@@ -45,9 +45,10 @@ HELD = ("JobHeldUser", "JobHeldAdmin", "job requeued in held state", "launch fai
 KEYS = {  # words in SLURM's refusals -> the key of the profile to change
     "account": "account", "partition": "partition", "qos": "qos", "feature": "constraint", "time limit": "minutes",
     "generic resource": "gpu_request, gpu_type or gpus_per_node", "gres": "gpu_request or gpu_type",
-    "memory": "memory_gb", "wckey": "wckey", "reservation": "sbatch", "unrecognized option": "sbatch",
-    "invalid option": "sbatch", "node configuration": "cpus_per_task, memory_gb or gpus_per_node",
-    "processors": "cpus_per_task", "cpu count": "cpus_per_task", "node count": "the number of nodes",
+    "--export": "export", "memory": "memory_gb", "wckey": "wckey", "reservation": "sbatch",
+    "unrecognized option": "sbatch", "invalid option": "sbatch",
+    "node configuration": "cpus_per_task, memory_gb or gpus_per_node", "processors": "cpus_per_task",
+    "cpu count": "cpus_per_task", "node count": "the number of nodes",
 }  # fmt: skip
 
 
@@ -282,6 +283,16 @@ def release(jobs: Iterable[str]) -> None:
     states = listing().states
     if waiting := [job for job in jobs if states.get(job) == "PENDING"]:
         ask("scontrol", "update", f"JobId={','.join(waiting)}", "Dependency=")
+
+
+def let_go(job: str) -> None:
+    """Release a job that is held, by a person or because a node refused to launch it.
+
+    Raises:
+        ValueError: with SLURM's message, if it refuses: only an administrator can release what one holds.
+        SilentError: if the controller cannot be reached.
+    """
+    ask("scontrol", "release", job)
 
 
 def cancel(jobs: Iterable[str]) -> None:

@@ -37,11 +37,11 @@ def of_srun(batch: Batch, cluster: Cluster) -> list[str]:
 
 
 def beside(batch: Batch, cluster: Cluster) -> str:
-    """Return what stands before the interpreter where the job's shell asks it something, outside srun."""
+    """Return what stands before the interpreter where the job's shell asks it something, outside the run's step."""
     if cluster.container is None or cluster.container_kind == "apptainer":
         return before_python(batch, cluster)
     options = " ".join(map(shlex.quote, of_srun(batch, cluster)))
-    return f"srun --nodes=1 --ntasks=1 --export=ALL {options} "
+    return f"srun --overlap --nodes=1 --ntasks=1 --export=ALL {options} "
 
 
 def _folders(batch: Batch, cluster: Cluster) -> list[str]:

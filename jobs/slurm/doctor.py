@@ -2,9 +2,9 @@
 
 `examine` submits nothing: would SLURM accept a job of this profile, and if not, with which settings; does it warn of
 a preemption, can jobs be requeued; which jobs belong to a runs root that is gone. `rehearse` runs a probe of a minute:
-its processes check GPUs, clock, the shared directory and their communication, and its shell `scontrol`, modules and
-scratch; then the job gets the warning of a preemption, requeues itself, and must start again. The results are written
-into the profile.
+its processes check GPUs, clock, the shared directory and their communication, and its shell `scontrol`, modules,
+scratch, containers and the variables that jobs get; then the job gets the warning of a preemption, requeues itself, and
+must start again. The results are written into the profile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mimbench.jobs.local.doctor import Check
 from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm.cluster import Cluster, save
 from mimbench.jobs.slurm.leftovers import findings
-from mimbench.jobs.slurm.node_shell import of_shell, probe_setup
+from mimbench.jobs.slurm.node_shell import container, marked, of_shell, probe_setup, read_report
 from mimbench.jobs.slurm.proposals import changes, fitted
 from mimbench.jobs.slurm.snapshot import snapshot
 from mimbench.jobs.slurm.submission import Batch
@@ -211,20 +211,28 @@ def rehearse(cluster: Cluster, root: Path, say: Callable[[str], None] = lambda t
     from mimbench.jobs.slurm.sbatch import Executor
 
     gpus = min(2, cluster.gpus_per_node)
-    asking = replace(cluster, setup=(*cluster.setup, *probe_setup(cluster)))
     shape = cluster.shape(gpus=gpus or 2, minutes=min(cluster.minutes, 10))
     base = root.absolute()
     batch = Batch(base, cluster.name, "probe", {0: ".mimbench/probe"}, shape, code=snapshot(base))
     batch = replace(batch, runs={0: f".mimbench/jobs/{batch.id}/probe"})
     place = base / batch.runs[0]
     place.mkdir(parents=True)
-    job = Executor(batch, asking, None, module="mimbench.jobs.slurm.probe").send()
+    asking = replace(cluster, setup=(*cluster.setup, *probe_setup(cluster, place / "shell")))
+    with marked():
+        job = Executor(batch, asking, None, module="mimbench.jobs.slurm.probe").send()
     say(f"job {job} submitted; its output is in {batch.folder}")
     try:
-        first = _wait(place, 0, job, say)
+        try:
+            first = _wait(place, 0, job, say)
+        except TimeoutError:
+            seen = read_report(place / "shell")
+            if not seen or (lacks := container(cluster, seen)).verdict == "ok":
+                raise
+            yield lacks
+            return
         yield from _seen(cluster, first)
         yield _clock(first)
-        cluster, shell = of_shell(cluster, first[0])
+        cluster, shell = of_shell(cluster, read_report(place / "shell"))
         yield from shell
         back = _preempt(cluster, place, job, say) if cluster.can_requeue else None
     finally:

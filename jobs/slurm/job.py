@@ -300,11 +300,13 @@ def verdict(run: RunDir, job: str, restarts: int, state: str | None = None) -> s
     return None if state == "RUNNING" else f"SLURM is ending the job itself ({state})"
 
 
-def requeue_without_shell() -> None:
-    """Requeue this job if the shell of its sbatch file, which would do it, was killed.
+def requeue_without_shell(run: RunDir, number: int) -> None:
+    """Requeue this job if the shell of its sbatch file, which would do it, was killed; not if a later start runs.
 
     SLURM ends a job whose shell is gone as failed and sends the run a signal first: a few seconds to ask for a requeue.
     """
+    if run.is_superseded(number):  # the node was cut off: a requeue would stop the start on another node
+        return
     job, shell = current(), os.environ.get("MIMBENCH_JOB_SHELL", "")
     node, _, pid = shell.rpartition(":")
     if job is None or not node or node != os.environ.get("SLURMD_NODENAME") or process_started(int(pid)) is not None:

@@ -18,7 +18,6 @@ from typing import Any
 from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.slurm import job as slurm_job
-from mimbench.jobs.slurm.node_shell import VARIABLES
 
 LONGEST = 300.0  # longest wait in seconds for the rehearsed preemption
 TALK = timedelta(seconds=60)
@@ -44,7 +43,6 @@ def look(run: RunDir) -> dict[str, Any]:
         "backend": backend,
         "port": os.environ.get("MASTER_PORT"),
         "talk_error": error,
-        "shell": {name: os.environ.get(name) for name in VARIABLES},
         **_clocks(run.path),
     }
 

@@ -20,6 +20,7 @@ from mimbench.jobs.slurm.cluster import Cluster
 ROUNDS = 5  # objections that are answered at most
 MEMORY_GB = 8.0  # of a process, where the site wants a number and the profile has none
 FORMS: tuple[Literal["gpus-per-node", "gres", "gpus-per-task"], ...] = ("gpus-per-node", "gres", "gpus-per-task")
+EXPORTS: tuple[Literal["NONE", "ALL"], ...] = ("NONE", "ALL")
 GRES = re.compile(r"\bgpu(?::(?P<type>[A-Za-z][\w.-]*))?:(?P<count>\d+)")
 
 
@@ -66,6 +67,8 @@ def candidates(cluster: Cluster, said: str) -> Iterator[Cluster]:
         yield replace(cluster, constraint=None)
     if "time limit" in low:
         yield from _shorter(cluster)
+    if "export" in low:
+        yield from (replace(cluster, export=value) for value in EXPORTS if value != cluster.export)
     if "reservation" in low:
         yield replace(cluster, reservation=None)
     if any(word in low for word in ("gres", "generic resource", "gpu", "node configuration")):

@@ -43,7 +43,13 @@ class Executor(submitit.SlurmExecutor):
         self._module, self._cluster, self._before = module, cluster, before_python(batch, cluster)
         self.update_parameters(
             **parameters(batch, cluster, dependency),
-            setup=[*cluster.setup, *_choice(batch), *_environment(batch, cluster), *staging.lines(batch, cluster)],
+            setup=[
+                *cluster.setup,
+                *_choice(batch),
+                *_environment(batch, cluster),
+                *staging.lines(batch, cluster),
+                *_lookout(batch, cluster),
+            ],
             teardown=_afterwards(batch, cluster),
         )
         if len(batch.runs) > 1:
@@ -145,10 +151,27 @@ def _tasks() -> list[str]:
     return [f"export {VARIABLE}={shlex.quote(folders)}"] if folders else []
 
 
+def _lookout(batch: Batch, cluster: Cluster) -> list[str]:
+    """Return the shell lines that end srun where SLURM's process of the step and the run were killed: it would hang.
+
+    A second shell looks every five minutes whether the files of the run's starts change, as a heartbeat changes them.
+    If they do not, Python looks whether the run's processes are gone.
+    """
+    ask = f'{beside(batch, cluster)}{python(cluster)} -m mimbench.jobs.slurm.hung_step "$run" "$job"'
+    return [
+        "# If SLURM's process of the step is killed together with the run, srun hangs: end it once the run is gone.",
+        '(trap "" USR1 USR2 INT HUP QUIT',
+        "while ! read -rt ${MIMBENCH_JOB_LOOK:-300} <> <(:) && kill -0 $$; do  # without a process that sleeps",
+        '  was=${now:-}; now=$(ls -l --full-time "$run/attempts" 2>&1)',
+        f'  [ "$now" = "$was" ] && {ask}',
+        "done) & lookout=$!; disown",
+    ]
+
+
 def _afterwards(batch: Batch, cluster: Cluster) -> list[str]:
     """Return the shell lines after the run: the site's own, then the decision to requeue the job."""
     done = '[ -e "$run/result.json" ] && code=0  # the run is done, even if SLURM lost sight of it'
-    kept = ["code=$?", *cluster.cleanup, done]
+    kept = ["code=$?", "kill $lookout 2>/dev/null", *cluster.cleanup, done]
     if not cluster.can_requeue:
         return [*kept, "exit $code"]
     ask = f'{python(cluster)} -m mimbench.jobs.slurm.job "$run" "$job" $code'

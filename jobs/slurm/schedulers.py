@@ -318,9 +318,9 @@ def _leave(run: RunDir, found: Submission) -> None:
 
 
 def requeue(runs: Sequence[RunDir], cluster: Cluster, root: Path | None = None) -> None:
-    """Start runs again: a running job is requeued, an ended one is submitted anew.
+    """Start runs again: a running job is requeued, a held one released, an ended one is submitted anew.
 
-    In both cases the run resumes from its newest checkpoint, after the runs it needs.
+    In all cases the run resumes from its newest checkpoint, after the runs it needs.
 
     Raises:
         ValueError: with SLURM's message, if it refuses; also if a run was never submitted to this cluster.
@@ -341,6 +341,8 @@ def requeue(runs: Sequence[RunDir], cluster: Cluster, root: Path | None = None) 
         elif seen.states.get(job) == "COMPLETING":
             raise ValueError(f"job {job} of {run.path} is ending; try again in a minute")
         elif job in seen.states:
+            if seen.reasons.get(job, "").startswith(slurm.HELD):
+                slurm.let_go(job)
             continue
         batch = submission.read_batch(top or run.path.parents[1], found.batch)
         units.append(Unit(run, batch.shape, tuple(missing(run)), batch.name))

@@ -4,8 +4,8 @@
     remark(run, queue(cluster, root))                  # why it waits or hangs and what to do, "" if all is well
 
 A job whose need failed waits for ever where the site does not remove it: its run is `blocked`. A job that SLURM still
-runs although the processes of its run are gone (SLURM's own process of the step was killed) is `lost`: `mimbench retry`
-requeues it.
+runs although the processes of its run are gone (SLURM's own process of the step was killed) is `lost`: its shell
+requeues it when it notices (jobs/slurm/hung_step.py), `mimbench retry` at once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def remark(run: RunDir, seen: Queue | dict[str, str]) -> str:
     if reason := _reason(found, seen):
         return _in_words(found, reason)
     if seen.get(found.job) == "RUNNING" and run.state() == "lost" and _hangs(run, found, seen):
-        return f"job {found.job} still runs, but the run's processes are gone; `mimbench retry` requeues it"
+        gone = f"job {found.job} still runs, but the run's processes are gone"
+        return f"{gone}; it is requeued within ten minutes, by `mimbench retry` now"
     return ""
 
 
@@ -71,7 +72,7 @@ def _in_words(found: Submission, reason: str) -> str:
             "`mimbench cancel` removes it"
         )
     if reason.startswith(slurm.HELD):
-        return f"job {found.job} is held ({reason}); `scontrol release {found.job}` lets it start"
+        return f"job {found.job} is held ({reason}); `mimbench retry` releases it"
     return f"SLURM: {reason}"
 
 

@@ -231,6 +231,18 @@ class Sweep:
         rungs = Rungs(quoted, metric, metric_of(metric).quantity.better, tuple(epochs), keep, pruner)
         return replace(self, rungs={key: value for key, value in asdict(rungs).items() if value is not None})
 
+    def too_few(self) -> str:
+        """Return a warning if the sweep has so few runs that all may stop at its rungs; "" if not."""
+        if self.rungs is None or self.rungs.get("pruner"):
+            return ""
+        keep, rungs = self.rungs["keep"], len(self.rungs["epochs"])
+        if len(self.runs) >= keep**rungs:
+            return ""
+        return (
+            f"with {len(self.runs)} runs, none may train to the end: beyond each of {rungs} rungs goes one of {keep}; "
+            f"take at least {keep**rungs} runs, fewer rungs, or --keep 2"
+        )
+
     def keep(self, root: Path) -> None:
         """Save the sweep, atomically.
 

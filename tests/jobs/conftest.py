@@ -22,6 +22,7 @@ from mimbench.jobs.local.display import Display
 from mimbench.jobs.local.scheduler import Local
 from mimbench.jobs.runs.store import create_or_find, resolve, runs_root
 from mimbench.jobs.studies.study import Run, Study
+from tests.jobs import mine
 from tests.jobs.browser import Browser, program
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,12 @@ def images(tmp_path: Path) -> Path:
     directory = tmp_path / "some images"
     directory.mkdir()
     return directory
+
+
+@pytest.fixture
+def made() -> list[RunDir]:
+    """A pretraining that is done, and three evaluations: done, failed, new."""
+    return mine.make()
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from mimbench.engine.run.rundir import RunDir
+from mimbench.jobs.runs.store import runs_root
 from mimbench.jobs.slurm import commands, schedulers
 from mimbench.jobs.slurm.arrays import plan
-from mimbench.jobs.slurm.cluster import Cluster, Shape
+from mimbench.jobs.slurm.cluster import Cluster, Shape, add
 from mimbench.jobs.slurm.commands import NEVER, Queue
 from mimbench.jobs.slurm.schedulers import Unit, remark, status_of
 from mimbench.jobs.slurm.submission import Batch, halves, read, unsent
+from tests.jobs.mine import mimbench
 
 LIMIT = """sbatch: error: AssocMaxSubmitJobLimit
 sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or \
@@ -171,7 +173,7 @@ def test_why_a_job_waits_or_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "`mimbench retry`" in remark(run, never)
     held = seen("PENDING", "job requeued in held state")
     assert status_of(run, held) == "queued"
-    assert "`scontrol release 12`" in remark(run, held)
+    assert "`mimbench retry` releases it" in remark(run, held)
     assert remark(run, seen("PENDING", "AssocMaxJobsLimit")) == "SLURM: AssocMaxJobsLimit"
     assert remark(run, seen("PENDING")) == ""
     number = run.begin_attempt(job="12", restart=1)
@@ -179,7 +181,8 @@ def test_why_a_job_waits_or_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(commands, "ask", lambda *command: "JobId=12 Requeue=1 Restarts=1 BatchFlag=1")
     hanging = seen("RUNNING", ran=3600)
     assert status_of(run, hanging) == "lost"
-    assert remark(run, hanging) == "job 12 still runs, but the run's processes are gone; `mimbench retry` requeues it"
+    gone = "job 12 still runs, but the run's processes are gone"
+    assert remark(run, hanging) == f"{gone}; it is requeued within ten minutes, by `mimbench retry` now"
     assert status_of(run, seen("RUNNING", ran=60)) == "running", "it may be restarting"
     monkeypatch.setattr(commands, "ask", lambda *command: "JobId=12 Requeue=1 Restarts=2 BatchFlag=1")
     assert status_of(run, hanging) == "running", "a later start of the job copies data or imports"
@@ -222,3 +225,19 @@ def test_a_shell_that_dies_while_it_halves_an_array_submits_nothing_twice(tmp_pa
     halves(batch)
     batch.write()  # as if the first half had not been written
     assert sorted(index for each in unsent(tmp_path) for index in each.runs) == [0, 1, 2, 3]
+
+
+def test_retry_releases_a_job_that_slurm_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after "Duplicate jobid": a node refused to launch the job, and SLURM holds it until somebody acts."""
+    run = _run(runs_root(), "a")
+    said: list[str] = []
+    add("site", [])
+    _submitted(runs_root(), "12", run)
+
+    def ask(*command: str) -> str:
+        said.append(" ".join(command[:3]))
+        return "12|PENDING|0:00|launch failed requeued held|a\n" if command[0] == "squeue" else ""
+
+    monkeypatch.setattr(commands, "ask", ask)
+    assert mimbench("retry", run.path.name).exit_code == 0
+    assert said[-1] == "scontrol release 12"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from mimbench.jobs.slurm import commands as slurm
 from mimbench.jobs.slurm import job as slurm_job
 from mimbench.jobs.slurm import staging
 from mimbench.jobs.slurm.cluster import Cluster
-from mimbench.jobs.slurm.node_shell import LOGIN_MODULE, SCONTROL, SCRATCH, VARIABLES, of_shell, probe_setup
+from mimbench.jobs.slurm.node_shell import MARK, container, of_shell, probe_setup, read_report
+from mimbench.jobs.slurm.proposals import candidates
 from mimbench.jobs.slurm.sbatch import Executor, overridden
 from mimbench.jobs.slurm.submission import Batch
 
@@ -128,21 +131,70 @@ def test_in_a_container_the_shell_requeues(
 
 def test_what_the_shell_of_a_node_lacks_is_written_into_the_profile(tmp_path: Path) -> None:
     """A node without scontrol, whose login shells alone know `module`; asked by the real shell."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "bash").symlink_to("/bin/bash")
     (tmp_path / ".bash_profile").write_text("module() { :; }\n")
     profile = Cluster(name="site", setup=("module load cuda",), scratch="$LOCAL_DISK")
-    lines = [*probe_setup(profile), *(f'echo "${name}"' for name in VARIABLES)]
-    environment = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path), "LOCAL_DISK": str(tmp_path)}
-    done = subprocess.run(
-        ["/bin/bash", "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, check=True
-    )
-    report = {"shell": dict(zip(VARIABLES, done.stdout.splitlines(), strict=True))}
-    learned, found = of_shell(profile, report)
+    seen = _seen(profile, tmp_path, {"HOME": str(tmp_path), "LOCAL_DISK": str(tmp_path), MARK: "seen"})
+    learned, found = of_shell(profile, seen)
     assert (learned.can_requeue, learned.login_shell) == (False, True)
-    assert [(one.what, one.verdict) for one in found] == [("scontrol", "note"), ("modules", "note"), ("scratch", "ok")]
+    verdicts = [(one.what, one.verdict) for one in found]
+    assert verdicts[:3] == [("scontrol", "note"), ("modules", "note"), ("scratch", "ok")]
+    assert verdicts[3:] == [("export", "ok"), ("container", "ok")]
     assert found[2].found.startswith(str(tmp_path))
-    report["shell"] |= {SCRATCH: "", LOGIN_MODULE: "", SCONTROL: "/usr/bin/scontrol"}
-    learned, found = of_shell(profile, report)
+    assert found[4].found.startswith("not tried: neither Apptainer nor Enroot with Pyxis is on ")
+    learned, found = of_shell(profile, seen | {"scratch": "", "login_module": "", "scontrol": "/usr/bin/scontrol"})
     assert learned == profile
-    assert [(one.what, one.verdict) for one in found] == [("modules", "problem"), ("scratch", "problem")]
+    assert [(one.what, one.verdict) for one in found][:2] == [("modules", "problem"), ("scratch", "problem")]
+
+
+def _seen(profile: Cluster, place: Path, environment: dict[str, str]) -> dict[str, str]:
+    """What a shell with nothing but bash, grep and uname on its path reports."""
+    (place / "bin").mkdir(exist_ok=True)
+    for name in ("bash", "grep", "uname"):
+        if not (place / "bin" / name).exists():
+            (place / "bin" / name).symlink_to(str(shutil.which(name)))
+    lines = "\n".join(probe_setup(profile, place / "shell"))
+    known = {"PATH": str(place / "bin"), "HOME": str(place), **environment}
+    done = subprocess.run(["/bin/bash", "-c", lines], env=known, capture_output=True, text=True, check=False)
+    assert done.returncode == (127 if "is not found on" in done.stderr else 0), done.stderr
+    return read_report(place / "shell")
+
+
+def test_whether_jobs_get_the_variables_of_the_submitting_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they do not, the profile says so and sets those that tell where the data are."""
+    monkeypatch.setenv("MIMBENCH_DATA_BIRDS", "/data/small birds")
+    monkeypatch.setenv("MIMBENCH_HOME", str(tmp_path))
+    profile = Cluster(name="site", can_requeue=False)
+    learned, found = of_shell(profile, _seen(profile, tmp_path, {}))
+    assert learned.export == "NONE"
+    assert "export MIMBENCH_DATA_BIRDS='/data/small birds'" in learned.setup
+    assert found[0].remedy.startswith("export is set to NONE; setup now sets MIMBENCH_DATA_BIRDS, ")
+    again, found = of_shell(learned, _seen(learned, tmp_path, {}))
+    assert (again, found[0].verdict) == (learned, "ok")
+    forced, found = of_shell(learned, _seen(learned, tmp_path, {MARK: "seen"}))
+    assert (forced.export, found[0].verdict) == ("ALL", "note")
+
+
+def test_a_site_that_asks_for_an_export_is_offered_one() -> None:
+    """As sites whose job_submit plugin refuses jobs that would inherit the shell."""
+    said = "sbatch: error: this cluster takes jobs with --export=NONE only"
+    assert "Check export in the profile of cluster site" in str(slurm.refusal(said, Cluster(name="site")))
+    assert [one.export for one in candidates(Cluster(name="site"), said)] == ["NONE", "ALL"]
+    assert [one.export for one in candidates(Cluster(name="site", export="NONE"), said)] == ["ALL"]
+
+
+def test_a_container_is_tried_where_the_node_has_what_runs_it(tmp_path: Path) -> None:
+    """The shell ends before srun where it has not."""
+    profile = Cluster(name="site", container="/images/a.sif")
+    lacking = _seen(profile, tmp_path, {})
+    found = container(profile, lacking)
+    assert (found.verdict, found.remedy) == ("problem", "`mimbench cluster add site container=none`")
+    assert "container=/images/a.sif, but Apptainer is not on " in found.found
+    (tmp_path / "bin" / "apptainer").write_text("#!/bin/bash\n")
+    (tmp_path / "bin" / "apptainer").chmod(0o755)
+    assert container(profile, _seen(profile, tmp_path, {})).found == "the probe ran in /images/a.sif, by Apptainer"
+    pyxis = replace(profile, container_kind="pyxis")
+    assert container(pyxis, _seen(pyxis, tmp_path, {})).remedy == "`mimbench cluster add site container_kind=apptainer`"
+    none = replace(profile, container=None)
+    assert "container=IMAGE" in container(none, _seen(none, tmp_path, {})).remedy

@@ -12,6 +12,7 @@ import pytest
 
 from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.slurm import commands as slurm
+from mimbench.jobs.slurm import hung_step
 from mimbench.jobs.slurm import job as slurm_job
 from mimbench.jobs.slurm.cluster import Shape
 from mimbench.jobs.slurm.submission import Batch
@@ -110,6 +111,23 @@ def test_how_an_attempt_was_stopped(
     assert run.attempts()[0]["stopped"] == stopped
 
 
+def test_a_hung_srun_is_ended_only_if_this_start_of_the_run_is_gone(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert not hung_step.is_gone(run, "12"), "it is importing"
+    first = run.begin_attempt(step=0, job="12", restart=0)
+    run.end_attempt(first, "interrupted")
+    assert not hung_step.is_gone(run, "12"), "that was the start before"
+    second = run.begin_attempt(step=10, job="12", restart=1)
+    assert not hung_step.is_gone(run, "12"), "this process is alive"
+    run.amend_attempt(second, {"process_started": 0.0})
+    assert hung_step.is_gone(run, "12"), "its process is another one now"
+    run.end_attempt(second, "interrupted")
+    assert hung_step.is_gone(run, "12"), "it ended, and srun does not hear of it"
+    assert not hung_step.is_gone(run, "13")
+
+
 def test_a_node_that_was_cut_off_does_not_requeue_the_later_start(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "state_of", lambda job: "RUNNING")
     first = run.begin_attempt(step=0, job="12", restart=0)
@@ -118,6 +136,26 @@ def test_a_node_that_was_cut_off_does_not_requeue_the_later_start(run: RunDir, m
     assert slurm_job.verdict(run, "12", 0) == "a later start of this job runs it"
     assert run.is_superseded(first)
     assert not run.is_superseded(second)
+
+
+def test_a_start_without_its_shell_requeues_the_job_unless_a_later_one_runs(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(slurm, "requeue", asked.append)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("MIMBENCH_JOB_ID", "12")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setenv("MIMBENCH_JOB_SHELL", f"n1:{gone.pid}")
+    first = run.begin_attempt(step=0, job="12", restart=0)
+    slurm_job.requeue_without_shell(run, first)
+    assert asked == ["12"]
+    run.end_attempt(first, "lost")
+    run.begin_attempt(step=0, job="12", restart=1)
+    slurm_job.requeue_without_shell(run, first)
+    assert asked == ["12"], "it would stop the start on the other node"
 
 
 @pytest.mark.parametrize(

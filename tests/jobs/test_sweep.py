@@ -175,6 +175,15 @@ def test_a_metric_of_another_task_or_misspelt_is_refused() -> None:
         require_metric("cls/linear_handwritten", "box_ap")
 
 
+@pytest.mark.parametrize(("runs", "rungs", "warned"), [(8, [1, 3], True), (9, [1, 3], False), (3, [1], False)])
+def test_a_sweep_that_may_stop_all_of_its_runs_says_so(runs: int, rungs: list[int], warned: bool) -> None:
+    sweep = Sweep("s", "cls/finetune_handwritten", [[f"seed={seed}"] for seed in range(runs)], ["epochs=9"])
+    assert sweep.too_few() == ""
+    said = sweep.halved(rungs, 3, "finetune_top1").too_few()
+    assert ("take at least 9 runs, fewer rungs, or --keep 2" in said) == warned
+    assert bool(said) == warned
+
+
 def test_rungs_are_kept_and_must_fit_the_runs(tmp_path: Path) -> None:
     made = sweep_of(
         "cls/finetune_handwritten", [axis("base_lr=1e-4,1e-3")], [("base_lr=1e-4",), ("base_lr=1e-3",)], "s"

@@ -68,6 +68,7 @@ JobRequeue=1
 KillWait=5
 MaxArraySize=20
 MinJobAge=600
+FirstJobId={ports[0]}
 SlurmctldTimeout=300
 SlurmdTimeout=300
 EnforcePartLimits=ALL

@@ -21,7 +21,7 @@ from mimbench.jobs.slurm.leftovers import findings
 from tests.slurm.cluster import wait_for
 from tests.slurm.conftest import in_another_shell
 from tests.slurm.faults import FAULTS, fault
-from tests.slurm.scene import Outcome, Scene
+from tests.slurm.scene import START, Outcome, Scene
 
 __all__ = ["FAULTS"]
 
@@ -70,7 +70,7 @@ def full_disk(scene: Scene) -> Outcome | None:
         scene.begin()
         filler = disk / "filler"
         subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=64k"], capture_output=True, check=False)
-        wait_for(lambda: scene.status(scene.run) not in ("running", "queued"), 120, "the end of the run")
+        wait_for(lambda: scene.status(scene.run) not in ("running", "queued"), START, "the end of the run")
         scene.beside.append(f"{scene.status(scene.run)}: {scene.why()}")
         filler.unlink()
         schedulers.requeue([scene.run], scene.profile, scene.root)
@@ -84,7 +84,7 @@ def read_only_directory(scene: Scene) -> Outcome | None:
     folders = [str(scene.run.path), str(scene.run.checkpoints), str(scene.run.path / "attempts")]
     subprocess.run(["chattr", "+i", *folders], check=True)
     try:
-        wait_for(lambda: scene.status(scene.run) not in ("running", "queued"), 120, "the end of the run")
+        wait_for(lambda: scene.status(scene.run) not in ("running", "queued"), START, "the end of the run")
         scene.beside.append(f"{scene.status(scene.run)}: {scene.why()}")
     finally:
         subprocess.run(["chattr", "-i", *folders], check=True)
@@ -218,10 +218,10 @@ def evaluation_killed(scene: Scene) -> Outcome | None:
     for place in (scene, other):
         place.submit(place.create_knn())
         runs.append(place.run)
-    wait_for(scene.run.attempts, 120, "a start")
-    wait_for(scene.kill_now, 60, "a process to kill")
+    wait_for(scene.run.attempts, START, "a start")
+    wait_for(scene.kill_now, START, "a process to kill")
     for place in (scene, other):
-        place.wait(place.run, "done", 200)
+        place.wait(place.run, "done", START)
     one, two = (json.loads(run.result.read_text())["metrics"] for run in runs)
     starts = f"{len(scene.run.attempts())} starts"
     return Outcome("done", one == two, starts, "" if steps_done(scene.run) == 0 else "unexpected checkpoints")

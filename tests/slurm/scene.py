@@ -14,13 +14,15 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.jobs.runs.store import create_or_find, resolve
 from mimbench.jobs.slurm import commands, schedulers, submission
 from mimbench.jobs.slurm.cluster import Cluster as Profile
+from mimbench.jobs.slurm.job import steps_done
 from mimbench.jobs.slurm.snapshot import snapshot
 from tests.slurm import processes
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import LONG, PRETRAIN, Site
 
-TINY = (*LONG, "epochs=10")  # 50 steps, a checkpoint every 5
-PATIENCE = 240.0  # seconds for a run to end by itself
+TINY = (*LONG, "epochs=4", "batch=4", "compute.workers=0")  # 100 steps; most of the time is torch's import
+START = 600.0  # seconds for a run to start and save a checkpoint, on a machine that does other things as well
+PATIENCE = 900.0  # seconds without a start or a checkpoint after which a run does not end by itself
 REST = 20.0  # seconds in a state that does not change by itself after which a run counts as left behind
 AT_REST = ("failed", "interrupted", "lost", "blocked", "new", "stopped")
 
@@ -88,7 +90,7 @@ class Scene(Site):
         self.tasks = tasks
         self.submit(self.create(), tasks=tasks, **shape)
         if step:
-            self.wait_for_step(self.run, step, 200)
+            self.wait_for_step(self.run, step, START)
         return self.run
 
     def kill_before_rename(self, part: str) -> None:
@@ -138,12 +140,14 @@ class Scene(Site):
             ended, stuck = f"{status} until `mimbench retry`", f"{status}: {said}" if said else status
             silent = status if status in ("running", "queued") and not said else ""
             ended = ended if self._ends_after_retry() else f"{status}, and `mimbench retry` does not help"
-        wait_for(lambda: not processes.of_run(self.run), 60, f"the processes of {self.run.path.name} to end")
+        wait_for(lambda: not processes.of_run(self.run), START, f"the processes of {self.run.path.name} to end")
         done = self.run.result.exists()
         if done and not stuck:
             try:
                 wait_for(
-                    lambda: self.job not in self.cluster.ask("squeue", "-h", "-o", "%i").split(), 60, "its job to end"
+                    lambda: self.job not in self.cluster.ask("squeue", "-h", "-o", "%i").split(),
+                    START,
+                    "its job to end",
                 )
             except TimeoutError:
                 stuck = "the run is done, but its job stays in the queue"
@@ -160,12 +164,14 @@ class Scene(Site):
 
     def _ends(self) -> bool:
         """Wait; return whether the run is done. Counts the time in which two processes train it."""
-        deadline, rested, before = time.monotonic() + PATIENCE, 0.0, time.monotonic()
-        while time.monotonic() < deadline and rested < REST:
+        seen, since, rested, before = (0, 0), time.monotonic(), 0.0, time.monotonic()
+        while time.monotonic() < since + PATIENCE and rested < REST:
             status = self.status(self.run)
             if status == "done":
                 return True
             now = time.monotonic()
+            if (progress := (len(self.run.attempts()), steps_done(self.run))) != seen:
+                seen, since = progress, now
             passed, before = now - before, now
             rested = rested + passed if status in AT_REST else 0.0
             self.doubled += passed * (processes.copies(self.run) > 1)

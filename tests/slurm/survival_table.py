@@ -6,8 +6,9 @@
     python -m tests.slurm.survival_table DIRECTORY --accounting                # with a database, in rows of their own
     python -m tests.slurm.survival_table DIRECTORY --page docs/survival.md     # writes the page, runs nothing
 
+Two sittings side by side need a directory each; `--page ... --also OTHER` puts them on one page.
 Needs root, slurm-wlm and munge; slurmdbd and mariadb-server for --accounting, faketime for the clocks. Outcomes are
-kept in DIRECTORY/outcomes.json, so that the table can be filled in several sittings. A row: submit a pretraining of 50
+kept in DIRECTORY/outcomes.json, so that the table can be filled in several sittings. A row: submit a pretraining of 100
 steps, do the damage, wait for its end, compare its encoder (sha256) and its losses with those of an undisturbed run.
 """
 
@@ -41,15 +42,17 @@ TABLES = (FAULTS, faults_of_files.FAULTS, faults_of_queues.FAULTS)  # one regist
 HEAD = """\
 # What a run survives
 
-Every row was tried on a real SLURM: two `slurmd` on one machine, a pretraining of 25 to 60 steps, the damage after a
-checkpoint at step 10. `python -m tests.slurm.survival_table DIRECTORY` fills the table; `--only NAME` tries one row.
+Every row was tried on a real SLURM: two `slurmd` on one machine, a pretraining of 50 or 100 steps, the damage after
+a checkpoint at step 10. `python -m tests.slurm.survival_table DIRECTORY` fills the table; `--only NAME` tries one row.
+
 *Weights*: is the encoder, by sha256, that of a run that nothing disturbed? *Starts*: the step at which each start of
 the run began. A start at step 10 has lost the steps after the checkpoint, never more than `compute.save_every`.
 
 The tests in `tests/slurm/test_survival.py` repeat on every run of the test suite: preemption with one process and with
 two on two nodes (gloo), by SIGUSR2 and by SIGTERM alone, slurmctld restarted meanwhile, the time limit, `scontrol
-requeue`, SIGKILL of a process, a node that goes down, `scancel`, SIGKILL and SIGHUP of the shell of the job. All of
-them end with the weights and the losses of the undisturbed run.
+requeue`, SIGKILL of a process, a node that goes down, `scancel`, SIGKILL and SIGHUP of the shell of the job, SIGKILL of
+SLURM's process of the step together with the run. All of them end with the weights and the losses of the undisturbed
+run.
 
 """
 
@@ -114,9 +117,11 @@ class Table:
         return all(outcome.is_well for outcome in outcomes)
 
 
-def page(file: Path) -> str:
-    """The page of all outcomes."""
-    known = json.loads(file.read_text(encoding="utf-8"))
+def page(*files: Path) -> str:
+    """The page of all outcomes; where two files have the same row, that of the later file counts."""
+    known: dict[str, Any] = {}
+    for file in files:
+        known |= json.loads(file.read_text(encoding="utf-8"))
     rows = [known[name] for name in sorted(known, key=_order)]
     lines = [
         "| fault | the run | weights | starts | lost, doubled, stuck or silent |",
@@ -130,9 +135,12 @@ def page(file: Path) -> str:
     versions = ", ".join(sorted({row["slurm"] for row in rows}))
     dates = sorted({row["date"] for row in rows})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    table = re.sub(r"-\d{10}\b", "", "\n".join(lines).replace(str(file.parent.absolute()), "~"))
+    table = re.sub(r"-\d{10}\b", "", "\n".join(lines))
+    for file in files:
+        table = table.replace(str(file.parent.absolute()), "~")
     untried = [fault.title for name, fault in FAULTS.items() if not any(key.startswith(name) for key in known)]
-    rest = "".join(["\nIn the script, not tried yet:\n\n", *(f"- {title}\n" for title in untried)]) if untried else ""
+    head = "\nIn the script, not tried yet, or not again since a fault was mended:\n\n"
+    rest = "".join([head, *(f"- {title}\n" for title in untried)]) if untried else ""
     return f"{HEAD}SLURM {versions}; {when}; {len(rows)} rows.\n\n{table}\n{rest}"
 
 
@@ -166,12 +174,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--accounting", action="store_true", help="with an accounting database")
     parser.add_argument("--together", type=int, default=2, help="rows tried at the same time")
     parser.add_argument("--page", type=Path, help="write the page of all outcomes so far")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="directories of other sittings, for the page")
     given = parser.parse_args(arguments)
     if given.list:
         print("\n".join(f"{fault.name:<40} {fault.title}" for fault in FAULTS.values()))
         return 0
     if given.page is not None:
-        write_text(given.page, page(given.directory / "outcomes.json"))
+        write_text(given.page, page(*(folder / "outcomes.json" for folder in (given.directory, *given.also))))
         return 0
     if why := missing() or (accounting.missing() if given.accounting else None):
         print(f"error: {why}", file=sys.stderr)

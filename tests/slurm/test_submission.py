@@ -243,7 +243,7 @@ def test_doctor_rehearses_a_preemption(site: Site, cluster: Cluster) -> None:
     said: list[str] = []
     checks = list(rehearse(site.profile, site.root, said.append))
     assert [check.verdict for check in checks] == ["ok"] * len(checks), checks
-    assert {"nodes", "CPUs", "gloo", "clock", "requeue"} == {check.what for check in checks}
+    assert {check.what for check in checks} == {"nodes", "CPUs", "gloo", "clock", "export", "container", "requeue"}
     from mimbench.jobs.slurm.cluster import load
 
     learned = load("tiny")
@@ -252,6 +252,16 @@ def test_doctor_rehearses_a_preemption(site: Site, cluster: Cluster) -> None:
     assert learned.probed is not None
     assert not learned.has_sacct
     assert cluster.ask("squeue", "-h", "-t", "PENDING") == ""
+
+
+def test_doctor_says_that_a_node_cannot_run_the_container(site: Site, cluster: Cluster) -> None:
+    """The probe's shell finds no Apptainer and ends before srun; nothing is written into the profile."""
+    if shutil.which("apptainer"):
+        pytest.skip("there is Apptainer here")
+    [check] = rehearse(replace(site.profile, container="/images/a.sif"), site.root)
+    assert (check.what, check.verdict) == ("container", "problem")
+    assert "container=/images/a.sif, but Apptainer is not on " in check.found
+    assert check.remedy == "`mimbench cluster add tiny container=none`"
 
 
 def test_check_names_the_key(site: Site) -> None:

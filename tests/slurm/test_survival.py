@@ -20,7 +20,7 @@ from mimbench.jobs.slurm.job import steps_done
 from mimbench.jobs.slurm.submission import read, unsent
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Site
-from tests.slurm.processes import by_rank, paused
+from tests.slurm.processes import by_rank, of_run, of_slurm, paused
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
@@ -161,23 +161,29 @@ def test_a_node_fails_and_what_is_cancelled_stays_so(site: Site, cluster: Cluste
     assert read(run) is None
 
 
-def test_the_shell_of_the_job_is_killed(site: Site, never_stopped: dict[int, RunDir], cluster: Cluster) -> None:
-    """By SIGKILL and, side by side, by `scancel --signal=HUP --batch`: both jobs come back by themselves."""
-    places = [Site(site.root / name, site.profile, cluster) for name in ("kill", "hup")]
+def test_the_shell_of_the_job_or_its_step_is_killed(
+    site: Site, never_stopped: dict[int, RunDir], cluster: Cluster
+) -> None:
+    """Side by side: the shell by SIGKILL and by HUP, the step's process with the run. All come back by themselves."""
+    places = [Site(site.root / name, site.profile, cluster) for name in ("kill", "hup", "step")]
+    places[2].profile = replace(site.profile, setup=("export MIMBENCH_JOB_LOOK=10",))
     runs = [place.pretrain() for place in places]
     for place, run in zip(places, runs, strict=True):
         place.submit(run)
     for place, run in zip(places, runs, strict=True):
         place.wait_for_step(run, 10)
     psutil.Process(int(_environment(runs[0])["MIMBENCH_JOB_SHELL"].rpartition(":")[2])).kill()
-    found = read(runs[1])
-    assert found is not None
-    cluster.ask("scancel", "--signal=HUP", "--batch", str(found.job))
+    hup, step = (str(found.job) for run in runs[1:] if (found := read(run)))
+    cluster.ask("scancel", "--signal=HUP", "--batch", hup)
+    for process in [*of_slurm(f"slurmstepd: [{step}.0]"), *of_run(runs[2])]:
+        process.kill()
     for place, run in zip(places, runs, strict=True):
         place.wait(run, "done")
         _same(run, never_stopped[1])
     assert [attempt["state"] for attempt in runs[0].attempts()] == ["interrupted", "done"]
     assert [attempt["state"] for attempt in runs[1].attempts()] == ["done"], "the shell ignores it"
+    assert [attempt["state"] for attempt in runs[2].attempts()] == ["lost", "done"]
+    assert "srun is ended" in _output(runs[2])
 
 
 def _environment(run: RunDir) -> dict[str, str]:

@@ -36,6 +36,12 @@ export MIMBENCH_JOB_WARNING=USR2
 export MIMBENCH_JOB_ID="$job"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-16}
 export PYTHONPATH=/lustre/runs/.mimbench/code/ab  # the code at submission
+# If SLURM's process of the step is killed together with the run, srun hangs: end it once the run is gone.
+(trap "" USR1 USR2 INT HUP QUIT
+while ! read -rt ${MIMBENCH_JOB_LOOK:-300} <> <(:) && kill -0 $$; do  # without a process that sleeps
+  was=${now:-}; now=$(ls -l --full-time "$run/attempts" 2>&1)
+  [ "$now" = "$was" ] && /sw/python -P -m mimbench.jobs.slurm.hung_step "$run" "$job"
+done) & lookout=$!; disown
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -44,6 +50,7 @@ srun --unbuffered --output /lustre/runs/.mimbench/jobs/0011aabb/%A_%a_%t_log.out
 
 # teardown
 code=$?
+kill $lookout 2>/dev/null
 [ -e "$run/result.json" ] && code=0  # the run is done, even if SLURM lost sight of it
 [ $code -eq 0 ] && [ "$(cut -d" " -f4 /proc/$$/stat)" = 1 ] && scontrol requeue "$job"  # else SLURM would not hear of the end
 # Above 128 a signal stopped the run, not an error: requeue the job, to resume from the last checkpoint.

@@ -32,6 +32,12 @@ export PYTHONPATH=/lustre/runs/.mimbench/code/ab  # the code at submission
 if srun --ntasks-per-node=1 --export=ALL --ntasks="$SLURM_NNODES" /sw/python -P -m mimbench.jobs.slurm.staging "$SLURM_TMPDIR" 'imagenet=/data/imagenet shards'; then
   export MIMBENCH_DATA_IMAGENET="$SLURM_TMPDIR/imagenet"
 fi
+# If SLURM's process of the step is killed together with the run, srun hangs: end it once the run is gone.
+(trap "" USR1 USR2 INT HUP QUIT
+while ! read -rt ${MIMBENCH_JOB_LOOK:-300} <> <(:) && kill -0 $$; do  # without a process that sleeps
+  was=${now:-}; now=$(ls -l --full-time "$run/attempts" 2>&1)
+  [ "$now" = "$was" ] && /sw/python -P -m mimbench.jobs.slurm.hung_step "$run" "$job"
+done) & lookout=$!; disown
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -40,6 +46,7 @@ srun --unbuffered --output /lustre/runs/.mimbench/jobs/0011aabb/%A_%a_%t_log.out
 
 # teardown
 code=$?
+kill $lookout 2>/dev/null
 rm -rf /tmp/cache
 [ -e "$run/result.json" ] && code=0  # the run is done, even if SLURM lost sight of it
 exit $code
