@@ -132,7 +132,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _opencv() -> Check:
-    """Check OpenCV, which mmengine imports when a run starts; servers and containers often lack its system libraries."""
+    """Check OpenCV, which a run imports with mmengine; servers and containers often lack its system libraries."""
     try:
         import cv2
     except ImportError as error:
