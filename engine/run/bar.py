@@ -3,8 +3,8 @@
     for file in track(files, "checking", len(files)): ...      # items of known number
     with working("reading vit.pth"): ...                        # work of unknown length
 
-A thread draws, so the bar also moves while torch is imported or one item takes minutes. On a terminal `working` draws at
-once, before torch is imported, and `track` after `PATIENCE` seconds, so quick loops show none. If stderr is not a
+A thread draws, so the bar also moves while torch is imported or one item takes minutes. On a terminal `working` draws
+at once, before torch is imported, and `track` after `PATIENCE` seconds, so quick loops show none. If stderr is not a
 terminal, `working` prints one line after `PATIENCE` seconds, and `track` logs the end of the work. Imports nothing
 heavy: a bar of rich appears too late.
 """
