@@ -139,7 +139,8 @@ def _text(work: _Work, seconds: float) -> str:
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """Show within the block that `what` goes on, for an unknown time."""
-    work = _Work(what, patience=0.0 if _stream().isatty() else PATIENCE)
+    at_once = _stream().isatty() and _stream() is sys.stderr  # not above another display
+    work = _Work(what, patience=0.0 if at_once else PATIENCE)
     _LINE.push(work)
     try:
         yield

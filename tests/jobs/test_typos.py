@@ -36,6 +36,7 @@ TYPOS = {
 WORKS = {  # with what its first words on a terminal are
     "inspect vit.pth": "reading vit.pth",
     "evaluate vit.pth --on knn": "reading vit.pth",
+    "run cls/knn data=digits checkpoint=vit.pth": "reading vit.pth",
     "embed vit.pth photographs -o features.safetensors": "encoding photographs with vit.pth",
     "embed vit.pth handwritten -o features.safetensors": "writing handwritten",
     "export vit.pth --to timm": "writing vit.pth for timm",
@@ -73,7 +74,8 @@ print(json.dumps(said))
 
 
 def test_typos_are_refused_and_work_is_shown_before_torch_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "photographs").mkdir()
+    for folder in ("photographs", "digits/train/one", "digits/val/one"):
+        (tmp_path / folder).mkdir(parents=True)
     for name in ("vit.pth", "photograph.png"):
         (tmp_path / name).write_bytes(b"never opened")
     command = [sys.executable, "-c", SCRIPT, json.dumps(list(TYPOS)), json.dumps(list(WORKS))]
