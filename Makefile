@@ -18,12 +18,12 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-cpu:  ## .venv for machines without a GPU: torch for the CPU, no CUDA packages, no development tools (about 2 GB)
+cpu:  ## .venv for machines without a GPU: torch for the CPU, no CUDA, no development tools (about 1.5 GB); WHEELS=DIR offline
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	grep -vE '^(cuda|nvidia|triton|mkdocs|mypy|ruff|pytest|codespell|pre-commit|types-|pandas)' requirements.txt > $(VENV)/cpu.txt
-	$(BIN)/uv pip install --quiet --torch-backend cpu --python $(BIN)/python -r $(VENV)/cpu.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(BIN)/uv pip install --quiet --compile-bytecode $(if $(WHEELS),--find-links $(WHEELS),--torch-backend cpu) \
+		--constraint requirements.txt --python $(BIN)/python --editable . || { echo "make cpu: torch and torchvision for the CPU are in PyTorch's own package index. Where it cannot be reached, put their wheels in a folder and run \`make cpu WHEELS=FOLDER\`" >&2; exit 1; }
+	@$(BIN)/python -c 'import torch; assert torch.version.cuda is None, f"make cpu: torch {torch.__version__} is not for the CPU"'
 	@touch $(VENV)/.installed
 
 demo: $(VENV)/.installed  ## pretrain, evaluate and report on this machine, in minutes

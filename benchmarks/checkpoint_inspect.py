@@ -18,13 +18,15 @@ The weights in the files are holes, which take no room on the disk and are read 
 spared the disk that would dominate its time. A size is left out of the load side if half of the free memory is less.
 
 Floors, at every size: `inspect` within 6 s and 1 GiB; open no slower than load. Aim: `inspect` within 1.3 times the
-import of torch alone, which takes 2 s or 6 s depending on the machine and its load.
-Ends with status 1 if one does not hold. Linux only, for it reads /proc.
+import of torch alone. That takes 3 s if packages are installed with compiled bytecode, as `make` does, and 7 s without,
+when Python compiles a thousand files at each start; the script says so. Ends with status 1 if one does not hold. Linux
+only, because it reads /proc.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -169,6 +171,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     results, failed = {}, []
+    if not Path(importlib.util.cache_from_source(str(torch.__file__))).exists():
+        print("torch has no compiled bytecode: every side takes 4 s more; install as `make` does", file=sys.stderr)
     if not options.json:
         print(f"{'':14} " + " ".join(f"{side:>20}" for side in SIDES))
     for at, size in enumerate(options.sizes):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -73,13 +75,33 @@ def test_the_container_holds_all_folders_of_the_code() -> None:
         assert f"    {name} /opt/mimbench/{name}\n" in recipe, name
 
 
-def test_the_environment_without_a_gpu_has_what_mimbench_needs() -> None:
-    left_out = re.findall(r"grep -vE '(.*?)' requirements\.txt", (ROOT / "Makefile").read_text())[0]
-    kept = [line for line in PINS.splitlines() if not re.match(left_out, line)]
-    names = {_normal(Requirement(line).name) for line in kept}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {_normal(Requirement(text).name) for text in project["dependencies"]} <= names
-    assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton"))]
+def _required(name: str) -> Iterator[str]:
+    """The requirements of an installed package here, without extras."""
+    for text in importlib.metadata.requires(name) or []:
+        wanted = Requirement(text)
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+            yield _normal(wanted.name)
+
+
+def test_all_that_mimbench_needs_is_pinned_and_no_development_tool_is_needed() -> None:
+    """`make cpu` and the container install mimbench's requirements and take requirements.txt as constraints."""
+    waiting, needed = ["mimbench"], set[str]()
+    while waiting:
+        names = set(_required(waiting.pop())) - needed
+        needed |= names
+        waiting += names
+    assert needed - _pinned().keys() <= {"setuptools"}
+    assert {"torch", "numpy", "rich"} <= needed
+    assert not needed & {"pytest", "mypy", "ruff", "pandas", "transformers", "mkdocs"}
+    for file in ("Makefile", "containers/mimbench.def"):
+        assert "--constraint requirements.txt" in (ROOT / file).read_text(), file
+
+
+def test_every_line_of_the_conda_environment_is_one_that_pip_takes() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    [lines] = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
+    options = {line.split()[0] for line in lines if line.startswith("-")}
+    assert options <= {"-r", "-e", "-c"}, "pip takes no other option in a file of requirements"
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -42,7 +42,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mimbench.backbones.checkpoints import weight_sets as contents
+from mimbench.backbones.checkpoints import weight_sets
 from mimbench.backbones.checkpoints.file_kind import INDEXED, Kind, kind_of, one_line, require_keys, shards_of
 from mimbench.backbones.checkpoints.huggingface.folder import Config, config_beside, version_beside, weights_file
 from mimbench.backbones.checkpoints.location import SETTINGS, parse_location, user_code
@@ -181,15 +181,15 @@ def _wanted(file: Path, options: Mapping[str, str], copy: str | None) -> str | N
 
 def _opened(file: Path, kind: Kind, tree: object, copy: str | None) -> Opened:
     """Return the content of the unpickled `tree`."""
-    sets = dict(contents.weight_sets(tree)) if isinstance(tree, Mapping) else {}
+    sets = dict(weight_sets.weight_sets(tree)) if isinstance(tree, Mapping) else {}
     if not isinstance(tree, Mapping) or not sets:
         raise ValueError(f"{file} holds no weights: {_instead(tree)}")
     try:
-        name = contents.chosen(sets, copy)
+        name = weight_sets.chosen(sets, copy)
     except ValueError as error:
         raise ValueError(f"{file} {error}") from None
-    beside, metadata = contents.kept_beside(tree, name)
-    weights = {**contents.tensors_of(sets[name]), **beside}
+    beside, metadata = weight_sets.kept_beside(tree, name)
+    weights = {**weight_sets.tensors_of(sets[name]), **beside}
     _require_dense(weights, file)
     return Opened(
         file=file,
@@ -197,10 +197,10 @@ def _opened(file: Path, kind: Kind, tree: object, copy: str | None) -> Opened:
         size=file.stat().st_size,
         weights=weights,
         found_under=name,
-        copies=contents.copies_of(sets, name),
-        others=tuple(held for held in contents.others_in(tree, name) if held.name != METADATA or not metadata),
-        arguments=contents.arguments_in(tree),
-        metadata={**metadata, **contents.texts_in(tree)},
+        copies=weight_sets.copies_of(sets, name),
+        others=tuple(held for held in weight_sets.others_in(tree, name) if held.name != METADATA or not metadata),
+        arguments=weight_sets.arguments_in(tree),
+        metadata={**metadata, **weight_sets.texts_in(tree)},
     )
 
 

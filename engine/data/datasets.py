@@ -31,6 +31,7 @@ from mimbench.engine.data import coco_layouts
 from mimbench.engine.data.splits import HANDWRITTEN_VERSION
 from mimbench.engine.data.splits import Split as Split  # noqa: PLC0414 (others import it from here)
 from mimbench.engine.run.atomic import write_text
+from mimbench.engine.run.bar import working
 from mimbench.engine.run.file_lock import file_lock
 
 HANDWRITTEN = "handwritten"
@@ -218,9 +219,10 @@ def _handwritten() -> Path:
     if not directory.is_dir():
         with file_lock(directory.with_suffix(".lock"), f"writing {directory}"):
             if not directory.is_dir():
-                from mimbench.engine.data.handwritten import make_handwritten
+                with working(f"writing {HANDWRITTEN}"):
+                    from mimbench.engine.data.handwritten import make_handwritten
 
-                make_handwritten(directory)
+                    make_handwritten(directory)
     return directory
 
 

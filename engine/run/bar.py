@@ -3,9 +3,10 @@
     for file in track(files, "checking", len(files)): ...      # items of known number
     with working("reading vit.pth"): ...                        # work of unknown length
 
-A thread draws, so the bar also moves while torch is imported or one item takes minutes. It appears after `PATIENCE`
-seconds, so quick work shows none. If stderr is not a terminal, `working` prints one line instead, and `track` logs the
-end of the work. Imports nothing heavy: a bar of rich appears too late.
+A thread draws, so the bar also moves while torch is imported or one item takes minutes. On a terminal `working` draws
+at once, before torch is imported, and `track` after `PATIENCE` seconds, so quick loops show none. If stderr is not a
+terminal, `working` prints one line after `PATIENCE` seconds, and `track` logs the end of the work. Imports nothing
+heavy: a bar of rich appears too late.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TextIO, TypeVar
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 0.5  # seconds before the bar appears
+PATIENCE = 0.5  # seconds before a bar appears, or a line if stderr is not a terminal
 REPORTED = 1.0  # seconds of work of which the log tells
 REDRAW = 0.1  # seconds between two drawings
 WIDTH = 24  # of the bar, in characters
@@ -33,6 +34,7 @@ T = TypeVar("T")
 class _Work:
     what: str
     total: int | None = None
+    patience: float = 0.0  # seconds before it is shown
     done: int = 0
     hidden: bool = False
     announced: bool = False  # on a stream that is not a terminal
@@ -55,6 +57,8 @@ class _Line:
             self._works.append(work)
             if work.total is not None and not _stream().isatty():
                 return  # the log tells the end of it
+            if not work.patience:
+                self._draw(work)
             if self._thread is None or not self._thread.is_alive():
                 self._idle.clear()
                 self._thread = threading.Thread(target=self._draw_always, name="progress", daemon=True)
@@ -85,7 +89,7 @@ class _Line:
 
     def _draw(self, work: _Work) -> None:
         seconds = time.perf_counter() - work.started
-        if work.hidden or seconds < PATIENCE:
+        if work.hidden or seconds < work.patience:
             return
         stream = _stream()
         with suppress(OSError, ValueError):  # closed, or nobody reads it
@@ -135,7 +139,8 @@ def _text(work: _Work, seconds: float) -> str:
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """Show within the block that `what` goes on, for an unknown time."""
-    work = _Work(what)
+    at_once = _stream().isatty() and _stream() is sys.stderr  # not above another display
+    work = _Work(what, patience=0.0 if at_once else PATIENCE)
     _LINE.push(work)
     try:
         yield
@@ -145,7 +150,7 @@ def working(what: str) -> Iterator[None]:
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Yield `items` (`total` of them) and show the progress of `what`."""
-    work = _Work(what, total)
+    work = _Work(what, total, PATIENCE)
     _LINE.push(work)
     try:
         for item in items:

@@ -97,10 +97,10 @@ def under_current_names(kind: Any, values: dict[str, Any], prefix: str = "") -> 
 def with_later_fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the nested values of a config of type `kind` with the `later` fields that its text does not have.
 
-    Such a field has its default: that is what runs did before there was the field.
+    Such a field has its default, written as in a text: that is what runs did before there was the field.
     """
     missing = {
-        field.name: field.default
+        field.name: _as_in_text(field.default)
         for field in dataclasses.fields(kind)
         if field.metadata.get("later") and field.name not in values
     }
@@ -110,6 +110,13 @@ def with_later_fields(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and len(members) == 1:
             filled[name] = with_later_fields(members[0], value)
     return filled
+
+
+def _as_in_text(value: Any) -> Any:
+    """Return a default as reading a config's text gives it: "none" for None, a list for a tuple."""
+    if value is None:
+        return "none"
+    return [_as_in_text(item) for item in value] if isinstance(value, tuple) else value
 
 
 def current_name(kind: Any, key: str) -> str:

@@ -268,9 +268,11 @@ def show_table(root: Path, as_json: bool) -> None:
 
 def write_report(root: Path, path: Path | None, study: str | None = None) -> None:
     """Write the report of all runs under `root`, or of one study, and print its path."""
-    from mimbench.jobs.tables import report
+    with working("writing the report"):
+        from mimbench.jobs.tables import report
 
-    print(f"report: {report.write_report(root, path or root / 'report.html', study).absolute()}")
+        written = report.write_report(root, path or root / "report.html", study)
+    print(f"report: {written.absolute()}")
 
 
 # --------------------------------------------------------------------------------------------------------- recipes
@@ -329,12 +331,14 @@ def shrink_data(source: str, out: Path, short: int, quality: int, workers: int |
     from dataclasses import asdict
 
     from mimbench.engine.data.datasets import locate
-    from mimbench.engine.data.shrink import Shrinking, shrink
     from mimbench.engine.run.cores import available_cores
 
-    splits = list(
-        shrink(locate(source), out, Shrinking(short, quality), available_cores() if workers is None else workers)
-    )
+    directory = locate(source)
+    with working(f"shrinking {source}"):
+        from mimbench.engine.data.shrink import Shrinking, shrink
+
+        workers = available_cores() if workers is None else workers
+        splits = list(shrink(directory, out, Shrinking(short, quality), workers))
     if as_json:
         print_json([asdict(split) for split in splits])
         return
@@ -351,7 +355,8 @@ def check_data(kind: str, path: str, as_json: bool) -> int:
     from mimbench.jobs.runs.tasks import kinds_of_data
 
     directory = locate(path)
-    report = kinds_of_data()[kind].check(directory, kind)
+    with working(f"checking {path}"):
+        report = kinds_of_data()[kind].check(directory, kind)
     if as_json:
         findings = [vars(finding) for finding in report.findings]
         print_json({"path": str(directory), "ok": not report.failed, "facts": report.facts, "findings": findings})

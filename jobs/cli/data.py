@@ -45,9 +45,13 @@ def data_make(
     seed: Annotated[int, typer.Option(help="Another seed generates different images.")] = 0,
 ) -> None:
     """Generate a data set."""
-    from mimbench.engine.data.handwritten import make_handwritten
+    from mimbench.engine.run.bar import working
 
-    print(make_handwritten(directory, seed))
+    with working(f"writing {directory}"):
+        from mimbench.engine.data.handwritten import make_handwritten
+
+        written = make_handwritten(directory, seed)
+    print(written)
 
 
 @data.command("shrink", cls=Command, epilog="mimbench data shrink imagenet /fast/imagenet-256 --short 256")

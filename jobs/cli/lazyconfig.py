@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mimbench.engine.run.bar import working
 from mimbench.jobs.runs.store import encoder_file, resolve
 from mimbench.jobs.runs.tasks import task_of, tasks
 
@@ -31,6 +32,7 @@ def write(recipe: str, overrides: Sequence[str], out: Path) -> None:
             raise FileExistsError(f"{file} already exists; remove it, or choose another file with -o")
     if config.checkpoint is not None:
         config = replace(config, checkpoint=str(encoder_file(Path(config.checkpoint))))
-    write_lazyconfig(config, out)
+    with working(f"writing {out}"):
+        write_lazyconfig(config, out)
     print(f"wrote {out} and the weights it starts from, {out.with_suffix('.pth')}")
     print(f"  python tools/lazyconfig_train_net.py --config-file {out} --num-gpus N   # in detectron2's checkout")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -250,35 +249,15 @@ def sweep(
 
     The study is saved and its plan printed; `mimbench submit NAME` starts it.
     """
+    from mimbench.jobs.cli.sweeps import Draws, Rungs, make
     from mimbench.jobs.runs.lock import starting_runs
     from mimbench.jobs.runs.store import runs_root
     from mimbench.jobs.studies import plan as planning
-    from mimbench.jobs.studies import sweep as sweeping
     from mimbench.jobs.studies.budget import chosen, record
-    from mimbench.jobs.studies.study_files import ready_studies
 
-    if name is not None and (name.endswith(".py") or name in ready_studies()):
-        raise ValueError(f"--name {name} is the name of a file or a ready study; choose another name")
-    root, axes = runs_root(), [sweeping.axis(text) for text in values]
-    if random is not None and optuna is not None:
-        raise ValueError("--random and --optuna exclude each other; give one of them")
-    if metric is not None:
-        sweeping.require_metric(recipe, metric)
-    if optuna is not None:
-        made = _searched(recipe, axes, (optuna, at_a_time, metric, seed), name, root)
-    else:
-        runs = sweeping.draws(axes, random, seed) if random else sweeping.grid(axes)
-        made = sweeping.sweep_of(recipe, axes, runs, name)
-    if pruner is not None and rungs is None:
-        raise ValueError("--pruner needs --rungs, the epochs at which it decides, as in --rungs 5,15")
-    if rungs is not None:
-        if metric is None:  # which metrics a recipe evaluates during training is known only when it runs
-            raise ValueError(
-                "--rungs needs --metric, a metric of the evaluations during training, as metrics.jsonl names it"
-            )
-        made = made.halved(_epochs(rungs), keep, metric, pruner)
-        if few := made.too_few():
-            print(f"warning: {few}", file=sys.stderr)
+    root = runs_root()
+    draws, stops = Draws(random, optuna, at_a_time, seed), Rungs(rungs, keep, pruner)
+    made = make(recipe, values, draws, stops, metric, name, root)
     study = made.study()
     study.check()
     budget = chosen(root, study.name, gpu_hours, cpu_hours)
@@ -286,40 +265,8 @@ def sweep(
     if gpu_hours is not None or cpu_hours is not None:
         with starting_runs(root):
             record(root, study.name, budget)
-    found = planning.plan(study, root)
-    _show_plan(found, json)
+    _show_plan(planning.plan(study, root), json)
     print(f"`mimbench submit {shlex.quote(made.name)}` starts this study", file=sys.stderr)
-
-
-def _epochs(rungs: str) -> list[int]:
-    try:
-        return [int(epoch) for epoch in rungs.split(",")]
-    except ValueError:
-        raise ValueError(f"--rungs {rungs} is not a list of epochs, as in --rungs 5,15,45") from None
-
-
-def _searched(recipe: str, axes: Any, how: tuple[int, int, str | None, int], name: str | None, root: Path) -> Any:
-    """Return the sweep extended by the next round of runs that Optuna proposes."""
-    from mimbench.jobs.runs.recipes import find
-    from mimbench.jobs.runs.tasks import task_of
-    from mimbench.jobs.studies import search as searching
-    from mimbench.jobs.studies import sweep as sweeping
-
-    total, count, asked, seed = how
-    metric = asked or task_of(find(recipe).stage).main_metric
-    varied = [one for one in axes if len(one.values) != 1]
-    search = searching.Search(varied, metric, seed)
-    empty = sweeping.sweep_of(recipe, axes, [], name)
-    before = sweeping.saved_sweep(empty.name, root) or empty
-    if (before.recipe, before.fixed) != (empty.recipe, empty.fixed):
-        raise ValueError(
-            f"sweep {before.name} exists for {before.recipe} {' '.join(before.fixed)}; choose another --name"
-        )
-    made = searching.next_round(before, search, root, total, count)
-    if search.best is not None:
-        values, best = search.best
-        print(f"best so far: {metric} {best:.4g} with {values}", file=sys.stderr)
-    return made
 
 
 @STUDIES.command("mimbench prune linear-lr")

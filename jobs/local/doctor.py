@@ -23,6 +23,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from mimbench.engine.data.datasets import HANDWRITTEN, cache_directory, listing
+from mimbench.engine.run.bar import working
 from mimbench.engine.run.cores import available_cores, cores_of_process, loading_processes
 from mimbench.engine.run.task import Finding as Check
 from mimbench.jobs.runs.store import runs_root
@@ -37,6 +38,7 @@ def examine() -> Iterator[Check]:
     """Yield all checks, the most important first."""
     yield Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
     yield from _packages()
+    yield _opencv()
     yield from _device()
     yield _threads()
     yield from _disks()
@@ -61,7 +63,8 @@ def pace(data: str, recipe: str, overrides: Sequence[str]) -> Check:
         raise ValueError(
             f"--recipe {recipe} cannot be timed; choose a recipe that begins with {timed} (`mimbench recipes`)"
         )
-    found = measure(config)
+    with working(f"timing {data} and {recipe}"):
+        found = measure(config)
     sides = (
         f"{found.workers} loading processes load {_rate(found.loader)} img/s; a step of {recipe} "
         f"processes {_rate(found.step)} img/s on {found.device} (batch {found.batch})"
@@ -84,7 +87,9 @@ def _rate(images: float) -> str:
 
 def show(as_json: bool, timed: Check | None = None) -> int:
     """Print all findings, including `timed`; return 1 if there is a problem."""
-    return show_checks([*examine(), *([timed] if timed else [])], as_json)
+    with working("checking this machine"):
+        checks = list(examine())
+    return show_checks([*checks, *([timed] if timed else [])], as_json)
 
 
 def show_checks(checks: Sequence[Check], as_json: bool) -> int:
@@ -124,6 +129,19 @@ def _packages() -> Iterator[Check]:
     yield Check("packages", "ok", ", ".join(found))
     if wrong:
         yield Check("packages", "problem", "; ".join(wrong), "pip install -r requirements.txt")
+
+
+def _opencv() -> Check:
+    """Check OpenCV, which a run imports with mmengine; servers and containers often lack its system libraries."""
+    try:
+        import cv2
+    except ImportError as error:
+        remedy = (
+            "apt-get install libgl1 libglib2.0-0; without root: pip uninstall opencv-python, then "
+            "pip install opencv-python-headless"
+        )
+        return Check("opencv", "problem", f"cannot be imported: {error}", remedy)
+    return Check("opencv", "ok", str(cv2.__version__))
 
 
 def _device() -> Iterator[Check]:

@@ -24,6 +24,7 @@ from mimbench.engine.data.content import Part, fingerprint
 from mimbench.engine.data.datasets import HANDWRITTEN, is_built_in, locate
 from mimbench.engine.data.splits import HANDWRITTEN_VERSION
 from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.bar import working
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.run.task import Reads
 from mimbench.jobs.runs.tasks import known
@@ -86,7 +87,8 @@ class Contents:
             parts = list(reads.parts(locate(data)))
         except FileNotFoundError:
             return self._remembered(data, reads, chosen)
-        found = DataContent(fingerprint(parts), reads.what, _form(parts))
+        with working(f"reading the listing of {data}"):
+            found = DataContent(fingerprint(parts), reads.what, _form(parts))
         self._remember(data, found)
         return found._replace(fingerprint=_with_subset(str(found.fingerprint), chosen))
 

@@ -182,7 +182,7 @@ def _attempt(run: RunDir, number: int, config: Any, signals: Signals) -> int:
 def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
     """Run the stage and write its result."""
     recipe = str(run.read_about()["recipe"])
-    with working(recipe) if sys.stderr.isatty() else nullcontext():  # elsewhere the log's lines tell it
+    with _bar(recipe):
         outcome = _staged(config, run)
     from mimbench.engine.run.result import write_result
 
@@ -190,7 +190,13 @@ def _run_stage(run: RunDir, config: Any, taken: str | None) -> None:
     write_result(run, outcome, seconds, taken, encoder_taken(run, config))
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items())
     log.info("done in %.0f s: %s", seconds, metrics)
-    outcome.draw()
+    with _bar("drawing pictures"):
+        outcome.draw()
+
+
+def _bar(what: str) -> AbstractContextManager[None]:
+    """Return a bar for a terminal; elsewhere the lines of the log show progress."""
+    return working(what) if sys.stderr.isatty() else nullcontext()
 
 
 def _seconds(run: RunDir) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from mimbench.backbones.content import Hashes, Role, content_hashes, version
 from mimbench.engine.run.atomic import write_json
+from mimbench.engine.run.bar import working
 from mimbench.engine.run.config import SCHEMA
 
 
@@ -38,7 +39,8 @@ def file_hashes(file: Path, root: Path, *, allow_partial: bool = False, role: Ro
     known = _known(cache).get(key)
     if isinstance(known, list) and known[:1] == [stamp] and len(known) == 3:
         return Hashes(str(known[1]), str(known[2]))
-    found = content_hashes(file, allow_partial=allow_partial, role=role)
+    with working(f"reading {file.name.partition('?')[0]}"):
+        found = content_hashes(file, allow_partial=allow_partial, role=role)
     if root.is_dir():  # hashing a file does not create a runs root
         with suppress(OSError):  # a full disk loses the cache, not the answer
             write_json(cache, {**_known(cache), key: [stamp, *found]})

@@ -166,8 +166,9 @@ _SHAPE = ("width", "depth", "heads", "patch", "image")
 
 def _training(maker: Record | None, info: Any) -> list[str]:
     if maker is None:
-        recipe = f", recipe {escape_markdown(info.recipe)}" if getattr(info, "recipe", None) else ""
-        return [f"Trained outside mimbench{recipe}; only the information in the file is known."]
+        recipe = getattr(info, "recipe", None)
+        where = f"by recipe {escape_markdown(recipe)}, in a run that is not here" if recipe else "outside mimbench"
+        return [f"Trained {where}; only the information in the file is known."]
     result = maker.result or {}
     lines = ["| setting | value |", "| :-- | :-- |"]
     lines += [f"| {key} | {escape_markdown(shown(value))} |" for key, value in _settings(maker).items()]

@@ -62,7 +62,7 @@ class MaskAndThrow:
         else:
             predicted, dropped = math.ceil(patches * mask), math.ceil(patches * throw)  # as in AMT's SimMIM
         if predicted + dropped >= patches:
-            raise ValueError(f"mask_ratio={mask} and throw={throw} leave none of {patches} patches to see; lower one")
+            raise ValueError(f"mask_ratio={mask} and throw={throw} leave none of {patches} patches visible; lower one")
         return Counts(patches - predicted - dropped, dropped, predicted)
 
     def __call__(self, noise_BN: Tensor, weights_BN: Tensor | None, grid: tuple[int, int], epoch: float) -> Masked:

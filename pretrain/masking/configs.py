@@ -164,8 +164,8 @@ class AttentionMasking:
             raise ValueError(f"random_predict={self.random_predict} must lie in (0, random_mask={self.random_mask}]")
         if not 0 <= self.throw < 1 - self.mask_ratio:
             raise ValueError(
-                f"throw={self.throw} must lie in [0, {1 - self.mask_ratio:.4g}), so that some are seen with "
-                f"mask_ratio={self.mask_ratio}"
+                f"throw={self.throw} must lie in [0, {1 - self.mask_ratio:.4g}), so that some patches stay visible "
+                f"with mask_ratio={self.mask_ratio}"
             )
         if (self.start_epoch or 0) < 0:
             raise ValueError(f"start_epoch={self.start_epoch} must not be negative")

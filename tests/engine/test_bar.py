@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,3 +74,15 @@ def test_errors_pass_through_and_the_terminal_is_left_as_it_was(monkeypatch: pyt
     with pytest.raises(ZeroDivisionError):
         for number in track([2, 1, 0], "dividing", 3):
             assert 1 / number
+
+
+@pytest.mark.parametrize("below_another_display", [False, True])
+def test_a_terminal_shows_work_at_once(below_another_display: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    proxy = SimpleNamespace(rich_proxied_file=terminal, isatty=lambda: True)  # as rich's live displays replace stderr
+    monkeypatch.setattr(sys, "stderr", proxy if below_another_display else terminal)
+    with working("reading"):
+        shown = terminal.getvalue()
+    assert shown.startswith("\rreading  ━") is not below_another_display
+    assert terminal.getvalue().endswith("\r\x1b[K") is not below_another_display

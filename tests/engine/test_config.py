@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -296,9 +297,11 @@ def test_both_names_of_a_field_are_one_too_many() -> None:
 
 @dataclass(frozen=True)
 class Since(Shape):
-    """`Shape` with a field that came with a later release."""
+    """`Shape` with fields that came with a later release."""
 
     rounded: bool = science(False, later=True)
+    mean: tuple[float, ...] | None = science(None, later=True)
+    sides: tuple[int, ...] = science((2, 4), later=True)
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,9 @@ class Holder:
 
 
 def test_fields_of_a_later_release_have_their_defaults_in_older_files() -> None:
-    assert fields.with_later_fields(Holder, {"shape": {"width": 3}}) == {"shape": {"width": 3, "rounded": False}}
-    assert fields.with_later_fields(Holder, {"shape": {"rounded": True}}) == {"shape": {"rounded": True}}
+    written = tomllib.loads(to_text(Holder(Since(width=4, rounded=True))))["shape"]
+    later = {"rounded", "mean", "sides"}
+    older = {key: value for key, value in written.items() if key not in later}
+    assert fields.with_later_fields(Holder, {"shape": older}) == {"shape": {**written, "rounded": False}}
+    assert fields.with_later_fields(Holder, {"shape": written}) == {"shape": written}
     assert identity(Since(), "cls", None) != identity(Since(rounded=True), "cls", None)

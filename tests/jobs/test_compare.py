@@ -204,6 +204,8 @@ def test_a_card_says_how_weights_were_trained_only_if_it_is_known(runs: Publishe
         save_encoder(file, model.state_dict(), EncoderInfo(family, HANDWRITTEN, final_norm=True))
         text = card.card(str(file), runs.root)
         assert f"A plain vision transformer, {said}:" in text
+    save_encoder(file, model.state_dict(), EncoderInfo("mae", HANDWRITTEN, final_norm=True, recipe="pretrain/mae_s"))
+    assert r"Trained by recipe pretrain/mae\_s, in a run that is not here" in card.card(str(file), runs.root)
 
 
 def test_a_card_of_weights_made_elsewhere(runs: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

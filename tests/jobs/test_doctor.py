@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,18 @@ def seen() -> list[doctor.Check]:
 
 def test_it_looks_at_everything(seen: list[doctor.Check]) -> None:
     names = {check.what for check in seen}
-    wanted = {"python", "packages", "cpu", "runs", "cache", "shared memory", "data handwritten", "slurm", "detectron2"}
+    wanted = {
+        "python",
+        "packages",
+        "opencv",
+        "cpu",
+        "runs",
+        "cache",
+        "shared memory",
+        "data handwritten",
+        "slurm",
+        "detectron2",
+    }
     assert wanted <= names
     assert any(check.what.startswith("device") and "compute.precision=auto means" in check.found for check in seen)
     assert all(check.verdict != "problem" for check in seen), "the tests run here, so nothing essential is missing"
@@ -55,6 +67,9 @@ def test_what_is_wrong_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6, total=64 * 2**20))
     assert {check.verdict for check in doctor._disks()} == {"note"}
     assert "--shm-size" in doctor._shared_memory().remedy
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as if a library it needs were missing
+    check = doctor._opencv()
+    assert (check.verdict, "libgl1" in check.remedy) == ("problem", True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A typo is refused before torch is imported, in one line that offers the nearest name."""
+"""A typo is refused, and a command shows that it works, before torch or another heavy package is imported."""
 
 from __future__ import annotations
 
@@ -33,29 +33,61 @@ TYPOS = {
     "compare-predictions a b": "a does not exist",
     "predict nothing vit.pth": "nothing does not exist",
 }
+WORKS = {  # with what its first words on a terminal are
+    "inspect vit.pth": "reading vit.pth",
+    "evaluate vit.pth --on knn": "reading vit.pth",
+    "run cls/knn data=digits checkpoint=vit.pth": "reading vit.pth",
+    "embed vit.pth photographs -o features.safetensors": "encoding photographs with vit.pth",
+    "embed vit.pth handwritten -o features.safetensors": "writing handwritten",
+    "export vit.pth --to timm": "writing vit.pth for timm",
+    "predict vit.pth photograph.png": "reading vit.pth",
+    "card vit.pth": "writing the card",
+    "memory det/mask_rcnn_vitdet_b_100ep": "estimating the memory",
+    "flops pretrain": "counting operations",
+    "flops pretrain --modules pretrain/mae_vitb_1600ep": "counting the operations",
+    "table crossmae/compute": "counting in models",
+}
 SCRIPT = """
 import contextlib, io, json, shlex, sys
 from mimbench.jobs.cli.main import app
+HEAVY = {"torch", "torchvision", "timm", "mmengine", "numpy", "scipy", "matplotlib", "PIL", "rich"}
+
+class Terminal(io.StringIO):  # interrupts the command at its first words
+    def isatty(self):
+        return True
+    def write(self, text):
+        super().write(text)
+        raise KeyboardInterrupt
+
 said = {}
-for command in json.loads(sys.argv[1]):
-    err = io.StringIO()
+for command in json.loads(sys.argv[1]) + json.loads(sys.argv[2]):
+    err = io.StringIO() if command in json.loads(sys.argv[1]) else Terminal()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(err):
         try:
             app(shlex.split(command), prog_name="mimbench")
             code = 0
         except SystemExit as ended:
             code = ended.code
-    said[command] = [code, err.getvalue(), "torch" in sys.modules]
+    said[command] = [code, err.getvalue(), sorted(HEAVY & sys.modules.keys())]
 print(json.dumps(said))
 """
 
 
-def test_typos_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "vit.pth").write_bytes(b"never opened")
-    command = [sys.executable, "-c", SCRIPT, json.dumps(list(TYPOS))]
+def test_typos_are_refused_and_work_is_shown_before_torch_is_imported(tmp_path: Path) -> None:
+    for folder in ("photographs", "digits/train/one", "digits/val/one"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("vit.pth", "photograph.png"):
+        (tmp_path / name).write_bytes(b"never opened")
+    command = [sys.executable, "-c", SCRIPT, json.dumps(list(TYPOS)), json.dumps(list(WORKS))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    for typo, (code, text, torch) in json.loads(done.stdout).items():
+    told = json.loads(done.stdout)
+    for typo, text in TYPOS.items():
+        code, err, heavy = told[typo]
         assert code in (1, 2), typo
-        assert TYPOS[typo] in text, (typo, text)
-        assert "Traceback" not in text, (typo, text)
-        assert not torch, f"{typo}: torch was imported"
+        assert text in err, (typo, err)
+        assert "Traceback" not in err, (typo, err)
+        assert not heavy, f"{typo}: {heavy} imported"
+    for work, text in WORKS.items():
+        code, err, heavy = told[work]
+        assert (code, text in err) == (130, True), (work, err)
+        assert not heavy, f"{work}: {heavy} imported before the first words"
