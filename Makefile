@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
+# A run of the tests starts hundreds of processes: modules are compiled once, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help cpu demo test quick lint docs bench soak requirements clean
 .DEFAULT_GOAL := help
 
