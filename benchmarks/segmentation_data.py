@@ -7,8 +7,8 @@ S3  a training sample from files: JPEG and PNG decoded, resized, cropped to 512 
 S4  evaluation of pictures of 683 x 512 with 150 classes from files: windows of 512 by 341, logits at the label map's
     size, and mIoU, with a tiny encoder so that the rest counts. The plain form runs windows one by one, each padded to
     a canvas, takes the softmax, and counts by three histograms. Both give the same mIoU to 1e-6 (asserted).
-S5  CAPI's grid of eight settings, 20,000 training patches of 1,024 features and 2,000 others: one search for each
-    distance against one for each setting. The same setting is chosen, and the same mIoU to 1e-9 (asserted).
+S5  CAPI's grid of eight settings, 20,000 training patches of 1,024 features and 2,000 others: one search for both
+    distances against one for each setting. The same setting is chosen, and the same mIoU to 1e-9 (asserted).
 
 Sides take turns, and the least time of each counts. One thread. Ends with status 1 below a floor.
 """
