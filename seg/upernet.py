@@ -26,9 +26,10 @@ from mimbench.engine.training.compiling import compile_parts
 from mimbench.engine.training.train import Trained, Training, train
 from mimbench.seg.config import LinearSegmentationConfig, UPerNetConfig
 from mimbench.seg.data.batches import TrainingCrops, collate
-from mimbench.seg.data.split import LabelledSplit, open_labelled, shared_images
+from mimbench.seg.data.split import LabelledSplit, open_labelled, require_usable, shared_images
 from mimbench.seg.evaluation.draw import draw_confusion, draw_segmentations
 from mimbench.seg.evaluation.evaluate import Evaluation
+from mimbench.seg.evaluation.inference import require_views
 from mimbench.seg.memory import require_memory
 from mimbench.seg.model.build import WHOLE, Built, build_segmenter
 from mimbench.seg.model.segmenter_file import save_segmenter
@@ -48,6 +49,7 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     directory = locate(config.data)
     val = open_labelled(directory, "val", background=config.background)
     built = build_segmenter(config, len(val.classes))
+    require_views(built.model, val.image(0).shape[:2], config.inference, config.image)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         require_memory(config, built.info.vit if built.info else config.encoder, rank_and_world()[1], free)
@@ -58,6 +60,7 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     if config.steps == 0:
         metrics = _as_it_is(config, built, evaluation)
     else:
+        require_usable(val)
         training = _training(config, built, open_labelled(directory, "train", background=config.background), evaluation)
         trained = train(run, training)
         metrics = trained.metrics

@@ -16,6 +16,8 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from mimbench.engine.data.datasets import UnfitError
+
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +73,8 @@ class Fault:
         line = " ".join(str(error).split())
         if not of_data and not isinstance(error, AugmentationError):
             line = f"{type(error).__name__}: {line}"
-        why = line if image is None or image in line else f"{image}: {line}"
+        named = isinstance(error, UnfitError)  # it names the file at fault, which may be the label map of the image
+        why = line if image is None or named or image in line else f"{image}: {line}"
         return cls(why, image, of_data, "".join(traceback.format_exception(error)))
 
     def error(self) -> DataError | LoadingError:

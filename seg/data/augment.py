@@ -5,6 +5,8 @@ Random numbers come from NumPy's generator in mmsegmentation's order, so the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,16 +32,9 @@ _LEVELS = np.arange(256, dtype=np.float32)
 
 
 def augmented(image: Image, labels: Labels, config: Augment, side: int) -> tuple[Image, Labels]:
-    """Return a random crop, at most `side` x `side`, of an image and its label map at a random scale.
-
-    The labels decide whether a crop is accepted.
-    """
-    ratio = np.random.random_sample() * (config.largest - config.smallest) + config.smallest
-    size = jittered_size((labels.shape[0], labels.shape[1]), ratio, config, side)
-    resized = resize_labels(labels, size)
-    top, left = draw_crop(resized, side, config.cat_max_ratio)
-    labels = resized[top : top + side, left : left + side]
-    image = resize_image(image, size)[top : top + side, left : left + side]
+    """Return a random crop, at most `side` x `side`, of an image and its label map at a random scale."""
+    size = jittered_size((labels.shape[0], labels.shape[1]), draw_scale(config), config, side)
+    image, labels = cropped(image, labels, size, resize_image, config, side)
     if config.flip and np.random.random_sample() < config.flip:
         image, labels = image[:, ::-1], labels[:, ::-1]
     if config.photometric:
@@ -47,10 +42,33 @@ def augmented(image: Image, labels: Labels, config: Augment, side: int) -> tuple
     return image, labels
 
 
+def draw_scale(config: Augment) -> float:
+    """Return a random scale between `config.smallest` and `config.largest`."""
+    return np.random.random_sample() * (config.largest - config.smallest) + config.smallest
+
+
 def jittered_size(size: Size, ratio: float, config: Augment, side: int) -> Size:
     """Return the size of an image at scale `ratio`."""
     short = side if config.short is None else config.short
     return rescaled_size(size, int(config.long * ratio), int(short * ratio))
+
+
+def cropped(
+    image: Image,
+    labels: Labels,
+    size: Size,
+    resize: Callable[[Image, Size], Image],
+    config: Augment,
+    side: int,
+) -> tuple[Image, Labels]:
+    """Return a random crop, at most `side` x `side`, of an image and its label map resized to `size`.
+
+    The labels decide whether a crop is accepted.
+    """
+    resized = resize_labels(labels, size)
+    top, left = draw_crop(resized, side, config.cat_max_ratio)
+    rows, columns = slice(top, top + side), slice(left, left + side)
+    return resize(image, size)[rows, columns], resized[rows, columns]
 
 
 def draw_crop(labels: Labels, side: int, cat_max_ratio: float) -> tuple[int, int]:
@@ -76,7 +94,18 @@ def varied(labels: Labels, cat_max_ratio: float) -> bool:
 
 
 def photometric_distortion(image: Image) -> Image:
-    """Change brightness, contrast, saturation and hue, each with probability 1/2; each step truncates to uint8."""
+    """Change brightness, contrast, saturation and hue of an image as mmsegmentation does (`distorted`)."""
+    return distorted(image, saturated, lambda one: hue_turned(one, np.random.randint(-HUE, HUE)))
+
+
+def distorted(image: Image, saturate: Callable[[Image, float], Image], turn_hue: Callable[[Image], Image]) -> Image:
+    """Change brightness, contrast, saturation and hue, each with probability 1/2; each step truncates to uint8.
+
+    Args:
+        image: uint8 (H, W, 3), in the order of colours that the two functions expect.
+        saturate: multiplies the saturation of an image by a factor.
+        turn_hue: draws an angle and turns the hue of an image by it.
+    """
     draw = np.random
     if draw.randint(2):
         image = look_up(image, linear(1.0, draw.uniform(-BRIGHTNESS, BRIGHTNESS)))
@@ -84,9 +113,9 @@ def photometric_distortion(image: Image) -> Image:
     if contrast_first and draw.randint(2):
         image = look_up(image, linear(draw.uniform(*FACTOR), 0.0))
     if draw.randint(2):
-        image = saturated(image, draw.uniform(*FACTOR))
+        image = saturate(image, draw.uniform(*FACTOR))
     if draw.randint(2):
-        image = hue_turned(image, draw.randint(-HUE, HUE))
+        image = turn_hue(image)
     if not contrast_first and draw.randint(2):
         image = look_up(image, linear(draw.uniform(*FACTOR), 0.0))
     return image

@@ -15,25 +15,21 @@ import torch
 
 from mimbench.engine.data.pillow import resize_with_pillow
 from mimbench.seg.config import Augment
-from mimbench.seg.data.augment import BRIGHTNESS, FACTOR, draw_crop, linear
-from mimbench.seg.data.pixels import Image, Labels, Size, look_up, resize_labels
+from mimbench.seg.data.augment import cropped, distorted, draw_scale
+from mimbench.seg.data.pixels import Image, Labels, Size
 
 HUE = (-0.5, 0.5)  # of a turn
 
 
 def augmented_as_dinov3(image: Image, labels: Labels, config: Augment, side: int) -> tuple[Image, Labels]:
     """Return a random crop, at most `side` x `side`, of an image (blue first) and its label map at a random scale."""
-    ratio = np.random.random_sample() * (config.largest - config.smallest) + config.smallest
     short = side if config.short is None else config.short
-    size = short_side_to((labels.shape[0], labels.shape[1]), int(short * ratio))
-    resized = resize_labels(labels, size)
-    top, left = draw_crop(resized, side, config.cat_max_ratio)
-    labels = resized[top : top + side, left : left + side]
-    image = resize_antialiased(image, size)[top : top + side, left : left + side]
+    size = short_side_to((labels.shape[0], labels.shape[1]), int(short * draw_scale(config)))
+    image, labels = cropped(image, labels, size, resize_antialiased, config, side)
     if np.random.rand() < config.flip:
         image, labels = image[:, ::-1], labels[:, ::-1]
     if config.photometric:
-        image = distorted(np.ascontiguousarray(image[..., ::-1]))[..., ::-1]
+        image = distorted(np.ascontiguousarray(image[..., ::-1]), _saturated, _hue_turned)[..., ::-1]
     return image, labels
 
 
@@ -53,23 +49,16 @@ def resize_antialiased(image: Image, size: Size) -> Image:
     return np.asarray(resize_with_pillow(source, size[1], size[0], Pillow.Resampling.BILINEAR))
 
 
-def distorted(image: Image) -> Image:
-    """Change brightness, contrast, saturation and hue of an image (red first), each with an even chance."""
-    from torchvision.transforms.functional import adjust_hue, adjust_saturation
+def _saturated(image: Image, factor: float) -> Image:
+    from torchvision.transforms.functional import adjust_saturation
 
-    draw = np.random
-    if draw.randint(2):
-        image = look_up(image, linear(1.0, draw.uniform(-BRIGHTNESS, BRIGHTNESS)))
-    contrast_first = draw.randint(2) == 1
-    if contrast_first and draw.randint(2):
-        image = look_up(image, linear(draw.uniform(*FACTOR), 0.0))
-    if draw.randint(2):
-        image = _by_torchvision(image, adjust_saturation, draw.uniform(*FACTOR))
-    if draw.randint(2):
-        image = _by_torchvision(image, adjust_hue, draw.uniform(*HUE))
-    if not contrast_first and draw.randint(2):
-        image = look_up(image, linear(draw.uniform(*FACTOR), 0.0))
-    return image
+    return _by_torchvision(image, adjust_saturation, factor)
+
+
+def _hue_turned(image: Image) -> Image:
+    from torchvision.transforms.functional import adjust_hue
+
+    return _by_torchvision(image, adjust_hue, np.random.uniform(*HUE))
 
 
 def _by_torchvision(image: Image, change: Callable[[torch.Tensor, float], torch.Tensor], factor: float) -> Image:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mimbench.engine.data.datasets import Split, UnfitError, unfit
 from mimbench.engine.data.shared_images import COPY, HONEST, validation_fact
+from mimbench.engine.run.bar import track
 from mimbench.engine.run.process import rank_and_world
 from mimbench.seg.data.augment import IGNORED
 from mimbench.seg.data.layouts import Layout, Store, classes_of, pairs_of, recognise, store_of, with_background
@@ -188,3 +189,15 @@ def open_labelled(directory: str | Path, split: Split, *, background: bool = Fal
         ignored = "0 and 255" if opened.layout.zero_is_ignored else "255"
         raise unfit(folder, "has no labelled pixel in any map", f"use ids other than {ignored} for classes")
     return opened
+
+
+def require_usable(split: LabelledSplit) -> None:
+    """Read all images and label maps of a split and refuse it if one of them cannot be used.
+
+    Without this check, a fault in the validation split would show only after the training.
+
+    Raises:
+        UnfitError: (a ValueError) as `LabelledSplit.pair`.
+    """
+    for index in track(range(len(split)), f"checking {split.split} images", len(split)):
+        split.pair(index)

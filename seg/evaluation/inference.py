@@ -15,6 +15,7 @@ Shapes: K class, H x W image, h x w the size of a view.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +23,20 @@ from torch import Tensor
 
 from mimbench.engine.data.images import normalise
 from mimbench.seg.config import Inference
-from mimbench.seg.data.batches import View
+from mimbench.seg.data.batches import View, view_size
 from mimbench.seg.model.enlarge import Rows, enlarged
 from mimbench.seg.model.segmenter import Segmenter
 
 WINDOWS = 8  # windows in one batch
 PIXELS = 65_536  # pixels whose logits are enlarged at a time
+
+
+class Sided(Protocol):
+    """A model that may accept only one size of images."""
+
+    def fixed_side(self) -> int | None:
+        """Return the only image side that it accepts; None if it accepts any."""
+        ...
 
 
 @torch.no_grad()
@@ -68,16 +77,35 @@ def logits_of(model: Segmenter, image: Tensor, config: Inference, side: int) -> 
     multiple, fixed = model.patch_side(), model.fixed_side()
     if config.mode == "whole":
         if fixed is not None and (height, width) != (fixed, fixed):
-            raise ValueError(
-                f"inference.mode=whole: this model's relative positions fit only {fixed} x {fixed} pixels, but an "
-                f"image has {width} x {height}; use inference.mode=slide"
-            )
+            raise ValueError(_other_size(fixed, (height, width)))
         padded = _padded(image, _up(height, multiple), _up(width, multiple))
         return enlarged(model.logits(padded).to(image.dtype), padded.shape[2:])[:, :, :height, :width]
     window = [fixed or _up(min(side, length), multiple) for length in (height, width)]
     padded = _padded(image, max(height, window[0]), max(width, window[1]))
     stride = config.stride or round_down(side * 2 / 3)
     return slide(model, padded, (window[0], window[1]), stride)[:, :, :height, :width]
+
+
+def require_views(model: Sided, size: tuple[int, int], config: Inference, side: int) -> None:
+    """Refuse inference on whole images if an image of `size`, at one of the scales, does not fit the model.
+
+    Raises:
+        ValueError: if the mode is "whole" and the model accepts only another size.
+    """
+    fixed = model.fixed_side()
+    if config.mode == "slide" or fixed is None:
+        return
+    for scale in config.scales:
+        view = view_size(size, scale, config, side)
+        if view != (fixed, fixed):
+            raise ValueError(_other_size(fixed, view))
+
+
+def _other_size(fixed: int, size: tuple[int, int]) -> str:
+    return (
+        f"inference.mode=whole: this model's relative positions fit only {fixed} x {fixed} pixels, but an image has "
+        f"{size[1]} x {size[0]}; use inference.mode=slide"
+    )
 
 
 def round_down(stride: float) -> int:

@@ -10,6 +10,7 @@ Use one process; several would repeat the same work.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -58,23 +59,28 @@ def best_of(
     """
     rest, apart, train, val = divided(config, train, val, images)
     tried: dict[Setting, float] = {}
-    for distance in config.distances:
-        voted = _voted(apart, rest, config.neighbours, distance, ignore)
-        tried |= {Setting(k, distance): capi_miou(made, apart.labels, ignore) for k, made in voted.items()}
+    for setting, made in _voted(apart, rest, config.neighbours, config.distances, ignore):
+        tried[setting] = capi_miou(made, apart.labels, ignore)
     chosen = max(tried, key=lambda setting: tried[setting])
-    [made] = _voted(val, train, (chosen.k,), chosen.distance, ignore).values()
+    [(_, made)] = _voted(val, train, (chosen.k,), (chosen.distance,), ignore)
     return chosen, tried, capi_miou(made, val.labels, ignore)
 
 
 def _voted(
-    query: Patches, train: Patches, neighbours: tuple[int, ...], distance: Distance, ignore: tuple[int, ...]
-) -> dict[int, Tensor]:
-    """Return labels (M, P) for each k, from one search."""
+    query: Patches,
+    train: Patches,
+    neighbours: tuple[int, ...],
+    distances: tuple[Distance, ...],
+    ignore: tuple[int, ...],
+) -> Iterator[tuple[Setting, Tensor]]:
+    """Yield each setting and its labels (M, P), from one search."""
     kept = learnable(train.labels, ignore)
     features, labels = train.features[kept], train.labels[kept]
     if len(features) < max(neighbours):
         raise ValueError(
             f"neighbours={max(neighbours)} exceeds the {len(features)} training patches; lower neighbours="
         )
-    found = nearest_patches(query.features, features, max(neighbours), distance)
-    return {k: torch.cat([vote(labels, part[:, :k]) for part in found.split(4096)]) for k in neighbours}
+    found = nearest_patches(query.features, features, max(neighbours), distances)
+    for distance in distances:
+        for k in neighbours:
+            yield Setting(k, distance), torch.cat([vote(labels, part[:, :k]) for part in found[distance].split(4096)])

@@ -23,7 +23,8 @@ from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.optim import adamw
 from mimbench.engine.training.train import Training, train
 from mimbench.seg.config import LinearSegmentationConfig
-from mimbench.seg.data.split import LabelledSplit, open_labelled
+from mimbench.seg.data.split import LabelledSplit, open_labelled, require_usable
+from mimbench.seg.evaluation.inference import require_views
 from mimbench.seg.frozen.cached import cached_features
 from mimbench.seg.frozen.encoder import Blocks, frozen_encoder
 from mimbench.seg.model.linear import FrozenEncoder, FrozenSegmenter, LinearHead
@@ -54,6 +55,8 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
     train_split, val = (open_labelled(directory, part, background=config.background) for part in SPLITS)
     frozen = frozen_encoder(config, Blocks(config.layers, config.blocks), config.pixels, device)
     encoder, mean, std = frozen.encoder, frozen.mean, frozen.std
+    require_views(encoder, val.image(0).shape[:2], config.inference, config.image)
+    require_usable(val)
     seed_all(config.seed)  # the head must not depend on earlier random numbers
     head = LinearHead(
         encoder.width, len(val.classes), norm=config.norm, dropout=config.dropout, loss_over=config.loss_over

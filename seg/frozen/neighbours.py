@@ -1,8 +1,7 @@
-"""k-NN over patches, with one search for every k, and CAPI's mean IoU.
+"""k-NN over patches, with one search for every k and distance, and CAPI's mean IoU.
 
 Each pixel of a patch gets the most frequent label at the same pixel of the k nearest training patches. A smaller k uses
-the first of the same neighbours. For cosine distance, features are scaled to unit length, so that the nearest by L2 are
-the nearest by cosine.
+the first of the same neighbours.
 
 Shapes: N training patch, M test patch, D feature, P pixel of a patch, k neighbour.
 """
@@ -13,7 +12,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Distance = Literal["cosine", "L2"]
@@ -26,30 +24,39 @@ def learnable(labels_NP: Tensor, ignore: Sequence[int]) -> Tensor:
     return ~torch.isin(modal, torch.tensor(list(ignore), dtype=modal.dtype, device=modal.device))
 
 
-def nearest_patches(query_MD: Tensor, train_ND: Tensor, most: int, distance: Distance) -> Tensor:
-    """Return the `most` nearest training patches of each query, nearest first: int64 (M, most)."""
-    if distance == "cosine":
-        query_MD, train_ND = F.normalize(query_MD, dim=1), F.normalize(train_ND, dim=1)
+def nearest_patches(
+    query_MD: Tensor, train_ND: Tensor, most: int, distances: Sequence[Distance]
+) -> dict[Distance, Tensor]:
+    """Return the `most` nearest training patches of each query by each distance, nearest first: int64 (M, most).
+
+    The distances share one product of queries and patches, which is nearly all of the work.
+    """
     most = min(most, len(train_ND))
-    found = [_nearest(queries, train_ND, most) for queries in query_MD.split(QUERIES)]
-    return torch.cat(found) if found else torch.empty(0, most, dtype=torch.int64)
+    found = [_nearest(queries, train_ND, most, distances) for queries in query_MD.split(QUERIES)]
+    return {distance: torch.cat([one[distance] for one in found]) for distance in distances}
 
 
-def _nearest(query_MD: Tensor, train_ND: Tensor, most: int) -> Tensor:
+def _nearest(query_MD: Tensor, train_ND: Tensor, most: int, distances: Sequence[Distance]) -> dict[Distance, Tensor]:
     """Search block by block, so that memory does not grow with the product of the two sizes."""
-    best: Tensor | None = None
-    index: Tensor | None = None
+    best: dict[Distance, tuple[Tensor, Tensor]] = {}  # closeness and index
     for start in range(0, len(train_ND), TRAINING):
         block = train_ND[start : start + TRAINING]
-        closeness = torch.addmm(-0.5 * block.square().sum(1), query_MD, block.mT)  # decreases with the distance
-        value, place = closeness.topk(min(most, len(block)), dim=1)
-        place = place + start
-        if best is not None and index is not None:
-            value, place = torch.cat([best, value], 1), torch.cat([index, place], 1)
-        value, order = value.topk(min(most, value.shape[1]), dim=1)
-        best, index = value, place.gather(1, order)
-    assert index is not None
-    return index
+        product, squared_N = query_MD @ block.mT, block.square().sum(1)
+        for distance in distances:
+            value, place = _closeness(product, squared_N, distance).topk(min(most, len(block)), dim=1)
+            place = place + start
+            if distance in best:
+                value, place = torch.cat([best[distance][0], value], 1), torch.cat([best[distance][1], place], 1)
+            value, order = value.topk(min(most, value.shape[1]), dim=1)
+            best[distance] = value, place.gather(1, order)
+    return {distance: index for distance, (_, index) in best.items()}
+
+
+def _closeness(product_MN: Tensor, squared_N: Tensor, distance: Distance) -> Tensor:
+    """Return a number (M, N) that orders the patches of each query as the distance does, nearest highest."""
+    if distance == "cosine":
+        return product_MN / squared_N.sqrt().clamp(min=1e-12)
+    return product_MN - 0.5 * squared_N
 
 
 def vote(labels_NP: Tensor, neighbours_Mk: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from mimbench.engine.data.datasets import locate
 from mimbench.engine.run.process import device_name, peak_memory, setup_process
 from mimbench.engine.run.result import Outcome
 from mimbench.seg.config import PatchConfig
-from mimbench.seg.data.split import open_split
+from mimbench.seg.data.split import open_labelled
 from mimbench.seg.frozen.encoder import Blocks, frozen_encoder
 from mimbench.seg.frozen.patches import Patches, ignored_ids, patches_of
 from mimbench.seg.upernet import data_facts
@@ -37,7 +37,7 @@ def outcome(
     """
     device = setup_process(config.compute, config.seed)
     directory = locate(config.data)
-    splits = {split: open_split(directory, split) for split in ("train", "val")}
+    splits = {split: open_labelled(directory, split) for split in ("train", "val")}
     frozen = frozen_encoder(config, Blocks(1), "checkpoint", device)
     train, val = (patches_of(config, splits[split], frozen) for split in ("train", "val"))
     ignore = ignored_ids(config, splits["val"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from mimbench.seg.model.relative import rows_of
 from mimbench.seg.model.segmenter import Backbone, UPerNet
 from mimbench.seg.model.segmenter_file import Described, described
 from mimbench.seg.model.vit import OtherViT, QkvBias, SegmentationViT
+
+log = logging.getLogger(__name__)
 
 AS_IT_IS = BackboneConfig(rel_pos=False, layer_scale=None, drop_path=0.0)
 WHOLE = "mmsegmentation, the whole segmenter"  # the family of a checkpoint of mmsegmentation's or mimbench's segmenter
@@ -147,6 +150,10 @@ def build_backbone(
             **common,
         )
     else:
+        if config.rel_pos and traits.positions != "relative":
+            log.warning(
+                "%s: no relative positions are added, because it is no plain ViT (%s)", checkpoint, _unlike(traits)
+            )
         backbone = OtherViT(vit, traits, interpolation=interpolation, **common)
     if config.layer_scale is not None:
         for name, parameter in backbone.named_parameters():
@@ -163,6 +170,14 @@ def fits_segmentation_vit(traits: Traits) -> bool:
     """Whether an encoder with `traits` can be a `SegmentationViT`: class token, MLP with GELU, no other additions."""
     free = {"positions": "absolute", "layer_scale": False, "qkv_bias": True, "norm_eps": Traits().norm_eps}
     return traits.positions in ("absolute", "relative") and replace(traits, **free) == Traits()  # type: ignore[arg-type]
+
+
+def _unlike(traits: Traits) -> str:
+    """Return what distinguishes an encoder with `traits` from a plain ViT: "registers=4, mlp=swiglu"."""
+    plain = asdict(Traits())
+    free = ("layer_scale", "qkv_bias", "norm_eps")
+    different = [name for name, value in asdict(traits).items() if value != plain[name] and name not in free]
+    return ", ".join(f"{name}={getattr(traits, name)}" for name in different)
 
 
 def _qkv_bias(traits: Traits) -> QkvBias:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from mimbench.engine.data.batches import Batches, evaluation_loader
+from mimbench.engine.data.datasets import unfit
 from mimbench.engine.data.faults import AugmentationError, DataError, Fault, LoadingError, image_of
 from mimbench.engine.data.images import ImageFolder, RandomCrops
 
@@ -81,3 +82,10 @@ def test_out_of_memory_stays_what_it_is(folder: ImageFolder) -> None:
 def test_what_knows_no_files_names_none() -> None:
     assert image_of(range(5), 3) is None
     assert Fault.of(ValueError("no"), None).why == "no"
+
+
+def test_the_file_at_fault_is_named_alone() -> None:
+    """Where it is not the image, as the label map beside it."""
+    error = unfit(Path("labels/3.png"), "has id 9", "write 255")
+    assert Fault.of(error, "images/3.jpg").why == "labels/3.png: has id 9; write 255"
+    assert Fault.of(ValueError("no"), "images/3.jpg").why == "images/3.jpg: no"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mimbench.backbones.config import ViT
@@ -172,7 +173,8 @@ def test_patch_knn_is_capis(setting: str) -> None:
     kept = learnable(cells, ignore)
     assert int(kept.sum()) == wanted["n_train_after_filter"]
     count, distance = setting.removeprefix("k=").split()
-    made = vote(cells[kept], nearest_patches(query, train[kept], 30, distance)[:, : int(count)])
+    nearest = nearest_patches(query, train[kept], 30, ("cosine", "L2"))
+    made = vote(cells[kept], nearest[distance][:, : int(count)])
     assert int(made.sum()) == wanted["sum"]
     assert wanted["sha"] in {sha(made.numpy().astype(kind)) for kind in (np.int64, np.uint8, np.int32)}
     assert capi_miou(made, truth, ignore) == pytest.approx(wanted["mIoU"], rel=1e-12)
@@ -192,5 +194,8 @@ def test_neighbours_block_by_block_are_the_nearest(monkeypatch) -> None:
     monkeypatch.setattr(neighbours, "TRAINING", 37)
     monkeypatch.setattr(neighbours, "QUERIES", 11)
     (train, _), (query, _) = _patches()
-    wanted = torch.cdist(query.double(), train.double()).topk(30, largest=False).indices
-    assert torch.equal(nearest_patches(query, train, 30, "L2"), wanted)
+    found = nearest_patches(query, train, 30, ("cosine", "L2"))
+    query, train = query.double(), train.double()
+    assert torch.equal(found["L2"], torch.cdist(query, train).topk(30, largest=False).indices)
+    closeness = F.normalize(query, dim=1) @ F.normalize(train, dim=1).T
+    assert torch.equal(found["cosine"], closeness.topk(30).indices)

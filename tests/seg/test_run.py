@@ -116,7 +116,7 @@ def test_from_label_maps_to_numbers(make_pairs, tmp_path) -> None:
     assert miou(drawn[None])[0] == pytest.approx(copies.metrics()["miou"])
 
 
-def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path) -> None:
+def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path, caplog) -> None:
     """On an ADE-shaped tree, from an encoder whose images have a mean of their own, and that is no plain ViT."""
     traits = Traits(registers=2, layer_scale=True)
     file, half = tmp_path / "encoder.safetensors", (0.5, 0.5, 0.5)
@@ -127,6 +127,8 @@ def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path) -> None:
     trained = _run_dir(tmp_path / "trained", config)
     outcome = run(config, trained)
     assert outcome.family == "mimbench"
+    assert "no relative positions are added, because it is no plain ViT (registers=2)" in caplog.text
+    assert outcome.facts["rel_pos"] is False
     assert outcome.facts["unexpected"] == ["norm.bias", "norm.weight"]
     again = replace(config, checkpoint=str(trained.path / SEGMENTER), steps=0)
     alone = run(again, _run_dir(tmp_path / "alone", again))
@@ -136,6 +138,22 @@ def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path) -> None:
     other = replace(again, checkpoint=str(file))
     with pytest.raises(ValueError, match=r"encoder\.safetensors is not one"):
         run(other, _run_dir(tmp_path / "other", other))
+
+
+@pytest.mark.parametrize("config", [UPERNET, CACHED], ids=["upernet", "linear"])
+def test_what_evaluation_would_refuse_is_refused_before_training(config: Any, make_pairs, tmp_path) -> None:
+    root = make_pairs(3)
+    if isinstance(config, UPerNetConfig):
+        whole = replace(config, data=str(root), inference=replace(config.inference, mode="whole"))
+        with pytest.raises(ValueError, match=r"mode=whole: .*only 32 x 32 pixels, but an image has 64 x 48"):
+            run(whole, _run_dir(tmp_path / "whole", whole))
+        assert not RunDir(tmp_path / "whole").metrics.exists()
+    file = root / "labels" / "val" / "002.png"
+    Image.fromarray(np.full((48, 64), 3, np.uint8)).save(file)
+    config = replace(config, data=str(root))
+    with pytest.raises(ValueError, match=rf"^{file}: has id 3; .* 0 to 2; ids must start at 0"):
+        run(config, _run_dir(tmp_path / "run", config))
+    assert not RunDir(tmp_path / "run").metrics.exists()
 
 
 @pytest.mark.parametrize(
