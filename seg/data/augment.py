@@ -16,7 +16,10 @@ from mimbench.seg.data.pixels import (
     Labels,
     Size,
     from_hsv,
+    histogram,
     look_up,
+    look_up_channel,
+    mirrored,
     rescaled_size,
     resize_image,
     resize_labels,
@@ -36,7 +39,7 @@ def augmented(image: Image, labels: Labels, config: Augment, side: int) -> tuple
     size = jittered_size((labels.shape[0], labels.shape[1]), draw_scale(config), config, side)
     image, labels = cropped(image, labels, size, resize_image, config, side)
     if config.flip and np.random.random_sample() < config.flip:
-        image, labels = image[:, ::-1], labels[:, ::-1]
+        image, labels = mirrored(image), mirrored(labels)
     if config.photometric:
         image = photometric_distortion(np.ascontiguousarray(image))
     return image, labels
@@ -89,7 +92,7 @@ def _corner(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 
 def varied(labels: Labels, cat_max_ratio: float) -> bool:
     """Whether there are several classes, each on less than `cat_max_ratio` of the pixels that are not ignored."""
-    counts = np.bincount(labels.ravel(), minlength=256)[:IGNORED]
+    counts = histogram(labels)[:IGNORED]
     return bool((counts > 0).sum() > 1 and counts.max() / counts.sum() < cat_max_ratio)
 
 
@@ -128,14 +131,10 @@ def linear(factor: float, offset: float) -> NDArray[np.uint8]:
 
 def saturated(image: Image, factor: float) -> Image:
     """Multiply the saturation of an image by `factor`."""
-    hsv = to_hsv(image)
-    hsv[..., 1] = look_up(np.ascontiguousarray(hsv[..., 1]), linear(factor, 0.0))
-    return from_hsv(hsv)
+    return from_hsv(look_up_channel(to_hsv(image), 1, linear(factor, 0.0)))
 
 
 def hue_turned(image: Image, offset: int) -> Image:
     """Add `offset` to the hue of an image, modulo 180."""
-    hsv = to_hsv(image)
     table = ((np.arange(256) + offset) % 180).astype(np.uint8)
-    hsv[..., 0] = look_up(np.ascontiguousarray(hsv[..., 0]), table)
-    return from_hsv(hsv)
+    return from_hsv(look_up_channel(to_hsv(image), 0, table))

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from mimbench.seg.config import Augment, Inference
 from mimbench.seg.data.augment import IGNORED, augmented
 from mimbench.seg.data.augment_dinov3 import augmented_as_dinov3, resize_antialiased, short_side_to
-from mimbench.seg.data.pixels import Image, Labels, Size, rescaled_size, resize_image
+from mimbench.seg.data.pixels import Image, Labels, Size, red_first, rescaled_size, resize_image
 from mimbench.seg.data.split import LabelledSplit
 
 
@@ -100,7 +100,7 @@ def view_size(size: Size, scale: float, config: Inference, side: int) -> Size:
 
 def to_tensor(image: Image) -> Tensor:
     """Return an image (H, W, 3), blue first, as a tensor (3, H, W), red first, in channels-last memory."""
-    return torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).permute(2, 0, 1)
+    return torch.from_numpy(red_first(image)).permute(2, 0, 1)
 
 
 def training_batch(samples: Sequence[tuple[Tensor, Tensor]], side: int) -> dict[str, Any]:
