@@ -120,7 +120,7 @@ def upernet_handwritten() -> UPerNetConfig:
         image=64,  # the encoder's image size, so digits have the size seen in pretraining
         steps=1250,
         batch=16,
-        # the first 40 steps' gradients, twenty times larger, stay in AdamW's second moments: hence the high rate
+        # a high rate, probably because AdamW's second moments keep the first 40 steps' gradients, twenty times larger
         lr=1e-2,
         warmup=100,
         compute=Compute(precision="fp32", workers=0, log_every=10, save_every=100),
