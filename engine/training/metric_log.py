@@ -54,9 +54,7 @@ class Means:
             values /= dist.get_world_size()
         for (step, name, _), value in zip(self._pending, values.tolist(), strict=True):
             if name == "loss" and not math.isfinite(value):
-                raise NonFiniteLoss(
-                    f"the loss became {value} at iteration {step}; lower the learning rate or warm up longer"
-                )
+                raise NonFiniteLoss(f"the loss became {value} at iteration {step}")
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value, count + 1)
         self._pending.clear()

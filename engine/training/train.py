@@ -70,7 +70,7 @@ def train(run: RunDir, training: Training) -> Trained:
             session.close()
         if isinstance(error, NonFiniteLoss):
             good = newest_valid(run.checkpoints) or "none"
-            advice = "lower the learning rate, or use compute.precision=fp32"
+            advice = "lower the learning rate, warm up longer, or use compute.precision=fp32"
             raise NonFiniteLoss(f"{error}: {advice} (last good checkpoint: {good})") from None
         raise
     session.close()

@@ -117,9 +117,9 @@ def retry(
     ] = False,
     slots: Slots = None,
 ) -> None:
-    """Start failed, lost and interrupted runs again, and release those that SLURM holds.
+    """Start failed, lost and interrupted runs again.
 
-    Each run starts where it was started before: on its cluster, or on this machine.
+    Each run starts where it was started before: on its cluster, or on this machine. Jobs that SLURM holds are released.
     """
     from mimbench.jobs.runs import control as steer
     from mimbench.jobs.runs.run_names import find_all
