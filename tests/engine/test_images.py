@@ -361,6 +361,13 @@ def test_facts_name_what_is_unusual(folder: Path) -> None:
     assert ImageFolder(folder, "train", decoder="pil").facts() == {"decoder": "pil"}
 
 
+def test_normalise_gives_the_same_bits_in_both_memory_orders() -> None:
+    images = torch.arange(2 * 3 * 5 * 7, dtype=torch.uint8).view(2, 3, 5, 7)
+    last = normalise(images.contiguous(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, normalise(images))
+
+
 def test_normalise() -> None:
     values = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 2, 2)
     black, white = normalise(values)
