@@ -200,12 +200,12 @@ def test_replacements_are_the_same_whoever_loads_and_wherever_one_starts() -> No
         with patch("mimbench.engine.data.batches.rank_and_world", return_value=(rank, world)):
             return Batches(Damaged(30), 8 // world, seed=0, skip=0.1, **settings)
 
-    whole = _taken(made(), 0, 9)
-    assert _taken(made(), 4, 5) == whole[4:]
+    whole = _taken(made(), 0, 12)  # the second damaged image is in the last of them
+    assert _taken(made(), 4, 8) == whole[4:]
     loaded = made(workers=2)
-    assert _taken(loaded, 0, 9) == whole
+    assert _taken(loaded, 0, 12) == whole
     assert loaded.facts()["skipped_images"] == 2
-    shares = [_taken(made(rank, 2), 0, 9) for rank in range(2)]
+    shares = [_taken(made(rank, 2), 0, 12) for rank in range(2)]
     assert [[one[k] + two[k] for k in range(4)] for one, two in zip(*shares, strict=True)] == whole
 
 
