@@ -71,7 +71,7 @@ def full_disk(scene: Scene) -> Outcome | None:
         filler = disk / "filler"
         subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=64k"], capture_output=True, check=False)
         wait_for(lambda: scene.status(scene.run) not in ("running", "queued"), START, "the end of the run")
-        scene.beside.append(f"{scene.status(scene.run)}: {scene.why()}")
+        scene.beside.append(f"status said {scene.status(scene.run)}")
         filler.unlink()
         schedulers.requeue([scene.run], scene.profile, scene.root)
         return scene.settle()
@@ -85,7 +85,7 @@ def read_only_directory(scene: Scene) -> Outcome | None:
     subprocess.run(["chattr", "+i", *folders], check=True)
     try:
         wait_for(lambda: scene.status(scene.run) not in ("running", "queued"), START, "the end of the run")
-        scene.beside.append(f"{scene.status(scene.run)}: {scene.why()}")
+        scene.beside.append(f"status said {scene.status(scene.run)}")
     finally:
         subprocess.run(["chattr", "-i", *folders], check=True)
     schedulers.requeue([scene.run], scene.profile, scene.root)
