@@ -90,7 +90,7 @@ class Agreement:
             )
         if self.given is not None and self.given.grid is not None and self.given.grid[0] != own:
             raise ValueError(
-                f"grid={self.given.grid[0]} is given, but its positions are for {own} x {own} patches; leave grid= out"
+                f"grid={self.given.grid[0]} is given, and its positions are for {own} x {own} patches; leave grid= out"
             )
 
     def require_family(self, names: Sequence[str | None]) -> None:

@@ -1,4 +1,4 @@
-"""The work behind `mimbench sweep`: make or extend a sweep and save it; jobs/cli/studies.py declares the command."""
+"""The work behind `mimbench sweep`: make or extend a sweep; jobs/cli/studies.py declares the command and saves it."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_a_grid_that_is_not_square_is_refused_where_it_is_told(tmp_path: Path) -
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="2 x 8 patches; mimbench supports only square grids"):
         load_encoder(f"{tmp_path}/model.pth?grid=2x8")
-    with pytest.raises(ValueError, match="grid=5 is given, but its positions are for 4 x 4 patches"):
+    with pytest.raises(ValueError, match="grid=5 is given, and its positions are for 4 x 4 patches"):
         load_encoder(f"{tmp_path}/model.pth?grid=5")
     with pytest.raises(ValueError, match="grid=four must be patches along a side"):
         load_encoder(f"{tmp_path}/model.pth?grid=four")
