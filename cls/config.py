@@ -199,6 +199,8 @@ class Linear(Trained):
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "eval_batch")
+        if self.compute.shard:  # before features are computed
+            raise ValueError("compute.shard=true divides what AdamW trains, and LARS trains this probe; leave it out")
 
 
 @dataclass(frozen=True)

@@ -184,3 +184,8 @@ def test_a_batch_larger_than_the_data_is_refused(folder: Path, checkpoint: Path,
     config = _config(folder, checkpoint, batch=128)
     with pytest.raises(ValueError, match=r"72 training samples .* 128"):
         run(config, new_run(config))
+
+
+def test_shares_are_refused_before_features_are_computed() -> None:
+    with pytest.raises(ValueError, match=r"compute\.shard=true .* LARS"):
+        Linear(data="x", compute=Compute(shard=True))
