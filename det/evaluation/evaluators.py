@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -222,10 +223,24 @@ def with_hotcoco_lvis(part: Part, kind: str) -> Curves:
     return _hotcoco(part, kind, lvis=True)
 
 
+_hotcoco_runs_in: set[int] = set()  # process ids; a forked process inherits its parent's
+
+
 def _hotcoco(part: Part, kind: str, lvis: bool) -> Curves:
-    """Return hotcoco's curves. Its threads do not survive a fork: a process forked after its first use would wait."""
+    """Return hotcoco's curves.
+
+    Raises:
+        RuntimeError: in a process that was forked after hotcoco's first use: its threads do not survive a fork, and the
+            process would wait for ever.
+    """
     import hotcoco
 
+    if _hotcoco_runs_in - {os.getpid()}:
+        raise RuntimeError(
+            "this process was forked from one that had evaluated detections, where hotcoco cannot evaluate again; "
+            "start it anew (multiprocessing's `spawn`), or fork it before the first evaluation"
+        )
+    _hotcoco_runs_in.add(os.getpid())
     with quiet():
         truth = hotcoco.COCO(part.content)
         found = truth.load_res(_for_hotcoco(part, kind))

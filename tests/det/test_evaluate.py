@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import multiprocessing
 import runpy
 import socket
 from argparse import Namespace
@@ -119,6 +120,28 @@ def test_both_evaluators_are_pycocotools_to_every_digit(make_coco, edit, monkeyp
     monkeypatch.setattr(evaluators, "AT_ONCE", 1)  # one category at a time
     assert metrics(results, fast=True) == precision
     assert metrics(results) == plain
+
+
+def test_a_fork_after_the_first_evaluation_is_refused_instead_of_waiting_for_ever(make_coco) -> None:
+    file = coco_files(make_coco(2), "val").annotations
+    results = _from_truth(file)
+    CocoMetrics(file)(results, fast=True)
+    forked = multiprocessing.get_context("fork")
+    receiver, sender = forked.Pipe(duplex=False)
+    process = forked.Process(target=_told, args=(file, results, sender))
+    process.start()
+    process.join(30)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive
+    assert "forked" in receiver.recv()
+
+
+def _told(file: Path, results: list[Result], sender: Any) -> None:
+    try:
+        sender.send(str(CocoMetrics(file)(results, fast=True)))
+    except RuntimeError as error:
+        sender.send(str(error))
 
 
 @pytest.mark.parametrize("fast", [False, True])
