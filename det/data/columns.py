@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -40,7 +40,7 @@ Entry = dict[str, Any]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-GROUP = 4096  # annotations decoded at once
+GROUP = 256  # annotations decoded at once: their numbers fit in a core's cache; 4096 take a fifth longer
 LARGE = 1e300  # beyond it, sums and differences of coordinates may not be finite
 
 
@@ -201,11 +201,16 @@ def _groups(texts: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[Any]) ->
         yield decoder.decode(b"[" + b",".join(texts[begin : begin + GROUP]) + b"]")
 
 
+def _append(flat: array[float], pieces: Iterable[Iterable[float]], count: int) -> None:
+    """Append the `count` numbers of all pieces; numpy takes half the time of `array.extend`."""
+    flat.frombytes(np.fromiter(chain.from_iterable(pieces), np.float64, count).view(np.uint8))
+
+
 def _boxes(entries: Sequence[_Annotation], sizes_A2: Ints) -> Floats:
     """Return the boxes x y w h, (A, 4); none may lie outside its image."""
     flat = array("d")
     for group in _groups([one.bbox for one in entries], _BOXES):
-        flat.fromlist(list(chain.from_iterable(group)))
+        _append(flat, group, 4 * len(group))
     xywh = np.frombuffer(flat, dtype=np.float64).reshape(-1, 4) if flat else np.zeros((0, 4))
     _require(bool((np.abs(xywh) < LARGE).all()))
     low, side, image = xywh[:, :2], xywh[:, 2:], sizes_A2[:, ::-1]
@@ -242,18 +247,19 @@ def _shapes(entries: Sequence[_Annotation], sizes_A2: Ints) -> Shapes:
     parts_A, runs_A = np.zeros(len(entries), dtype=np.int64), np.zeros(len(entries), dtype=np.int64)
     spans_A4 = np.full((len(entries), 4), np.nan)
     for group in _groups(list(map(attrgetter("segmentation"), entries)), _SEGMENTATIONS):
-        for place, region in enumerate(group, begin):
-            if isinstance(region, dict):
-                _require(run_lengths(region, *sizes_A2[place].tolist()) is None)
-                counts = compressed(region)
-                x, y, width, height = coco_masks.toBbox({"size": region["size"], "counts": counts})
-                spans_A4[place], runs_A[place] = (x, y, x + width, y + height), len(counts)
-                encoded += counts
-        drawn = [[] if isinstance(shape, dict) else shape for shape in group]
-        polygons = list(chain.from_iterable(drawn))
-        parts_A[begin : begin + len(group)] = list(map(len, drawn))
-        corners.fromlist(list(map(len, polygons)))
-        flat.fromlist(list(chain.from_iterable(polygons)))
+        for place in [place for place, region in enumerate(group) if isinstance(region, dict)]:
+            region, at = group[place], begin + place
+            _require(run_lengths(region, *sizes_A2[at].tolist()) is None)
+            counts = compressed(region)
+            x, y, width, height = coco_masks.toBbox({"size": region["size"], "counts": counts})
+            spans_A4[at], runs_A[at] = (x, y, x + width, y + height), len(counts)
+            encoded += counts
+            group[place] = []  # no polygons
+        polygons = list(chain.from_iterable(group))
+        lengths = list(map(len, polygons))
+        parts_A[begin : begin + len(group)] = list(map(len, group))
+        corners.fromlist(lengths)
+        _append(flat, polygons, sum(lengths))
         begin += len(group)
     lengths_P, numbers = np.array(corners, dtype=np.int64), np.frombuffer(flat) if flat else np.zeros(0)
     drawn_A = parts_A > 0
