@@ -128,6 +128,11 @@ def _follow(run: RunDir, config: Any, signals: Signals) -> int:
         raise
     except StoppedEarly:
         return 0
+    except RuntimeError as error:
+        if not slurm_job.is_loss_of_peer(error):
+            raise
+        print(f"process {os.environ['RANK']}: another process of the run has ended", file=sys.stderr)
+        return 1
     return 0
 
 

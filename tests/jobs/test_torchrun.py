@@ -24,7 +24,7 @@ def test_the_line_in_the_docs_is_the_line_that_is_run() -> None:
     words = command(Path("runs/x"), 8)
     assert words[1:] == [
         "-m",
-        "torch.distributed.run",
+        "mimbench.jobs.local.torchrun",
         "--standalone",
         "--nproc-per-node=8",
         "-m",
