@@ -98,10 +98,8 @@ def advice(config: MaskRCNNConfig, free: int, world: int = 1) -> str | None:
     for options in _smaller(config, world):
         if (change := first_that_fits(options, free, partial(estimate, world=world))) is not None:
             return f"{what}; it fits with {change}, with the same result"
-    return (
-        f"{what}, and dividing the batch further does not help; image=640 needs less memory, as in "
-        "det/mask_rcnn_vitdet_b_25ep_24gb_640px (both change the results)"
-    )
+    example = "image=640, as in det/mask_rcnn_vitdet_b_25ep_24gb_640px," if config.image > 640 else "a smaller image"
+    return f"{what}, and dividing the batch further does not help; {example} needs less memory, but changes the results"
 
 
 def require_memory(config: MaskRCNNConfig, encoder: ViT, world: int, free: int) -> None:

@@ -75,14 +75,24 @@ def advice(config: UPerNetConfig, free: int, world: int = 1) -> str | None:
         return None
     what = f"about {gib(needed.total)} GiB are needed for {needed.images} images at a time, but {gib(free)} are free"
     sized = partial(estimate, world=world)
-    if not config.recompute and sized(replace(config, recompute=True)).total <= free:
-        return f"{what}; it fits with recompute=true, with the same result"
+    if (change := first_that_fits(list(_alike(config, world)), free, sized)) is not None:
+        return f"{what}; it fits with {change}, with the same result"
     if (change := first_that_fits(list(_divided(config, world)), free, sized)) is not None:
         return (
             f"{what}; it fits with {change}, but batch norm then sees fewer images, which changes the result; more "
             "GPUs do not"
         )
     return f"{what}, and dividing the batch further does not help; use more GPUs or a smaller image"
+
+
+def _alike(config: UPerNetConfig, world: int) -> Iterator[tuple[str, UPerNetConfig]]:
+    """Yield what saves memory without changing the result: recompute, then also shares of the weights."""
+    again = [] if config.recompute else ["recompute=true"]
+    if again:
+        yield again[0], replace(config, recompute=True)
+    if world > 1 and not config.compute.shard:
+        compute = replace(config.compute, shard=True)
+        yield " ".join([*again, "compute.shard=true"]), replace(config, recompute=True, compute=compute)
 
 
 def _divided(config: UPerNetConfig, world: int) -> Iterator[tuple[str, UPerNetConfig]]:

@@ -45,6 +45,9 @@ def test_what_fits_is_said() -> None:
     again = estimate(replace(CONFIG, recompute=True))
     assert again.activations < 0.9 * needed.activations
     assert advice(CONFIG, again.total).endswith("it fits with recompute=true, with the same result")
+    shares = estimate(replace(CONFIG, recompute=True, compute=replace(CONFIG.compute, shard=True)), world=2)
+    assert shares.total < estimate(replace(CONFIG, recompute=True), world=2).total
+    assert "recompute=true compute.shard=true, with the same result" in advice(CONFIG, shares.total, world=2)
     parts = replace(CONFIG, compute=replace(CONFIG.compute, accumulate=4), recompute=True)
     found = advice(CONFIG, estimate(parts).total)
     assert "compute.accumulate=4 recompute=true, but batch norm then sees fewer images" in found
