@@ -16,11 +16,11 @@ from mimbench.jobs.studies.study import Run, Study
 
 Method = Literal["crossmae", "mae", "maskalign", "famt"]
 EVALUATIONS = (  # recipe, label, minutes on one core
-    ("det/mask_rcnn_handwritten", "COCO", 2.5),
-    ("cls/finetune_handwritten", "fine-tune", 1.3),
-    ("seg/linear_handwritten", "segmentation", 0.6),
+    ("det/mask_rcnn_handwritten", "COCO", 1.0),
+    ("cls/finetune_handwritten", "fine-tune", 0.7),
+    ("seg/linear_handwritten", "segmentation", 0.4),
     ("cls/linear_handwritten", "linear", 0.3),
-    ("cls/knn_handwritten", "k-NN", 0.2),
+    ("cls/knn_handwritten", "k-NN", 0.3),
 )
 NOTES: dict[Method, str] = {
     "maskalign": "in this demo, MaskAlign's teacher is not CLIP but a CrossMAE encoder, pretrained first",
@@ -38,9 +38,9 @@ def _chain(seed: int, seeds: int, method: Method) -> Iterator[Run]:
     given = (f"seed={seed}",)
     teacher = None
     if method == "maskalign":
-        teacher = Run("pretrain/crossmae_handwritten", given, label=f"teacher, CrossMAE{mark}", minutes=3.0)
+        teacher = Run("pretrain/crossmae_handwritten", given, label=f"teacher, CrossMAE{mark}", minutes=1.7)
         yield teacher
-    pretrained = Run(f"pretrain/{method}_handwritten", given, teacher, f"pretrain{mark}", 3.0)
+    pretrained = Run(f"pretrain/{method}_handwritten", given, teacher, f"pretrain{mark}", 1.7)
     yield pretrained
     for recipe, name, minutes in EVALUATIONS:
         yield Run(recipe, given, pretrained, f"{name}, pretrained{mark}", minutes)

@@ -52,7 +52,7 @@ def mask_rcnn_vitdet_h_75ep() -> MaskRCNNConfig:
 
 
 def mask_rcnn_handwritten() -> MaskRCNNConfig:
-    """Mask R-CNN on handwritten, detecting digits as a single class: the demo, 100 to 160 s on one CPU core.
+    """Mask R-CNN on handwritten, detecting digits as a single class: the demo, about a minute on one CPU core.
 
     Images have the encoder's pretraining size, so its positions are not interpolated: on a larger grid this small
     encoder loses its advantage. Digits are not classified: heads that see a digit aligned in its box recognise it from
@@ -75,11 +75,11 @@ def mask_rcnn_handwritten() -> MaskRCNNConfig:
         heads=Heads(samples=32, convs=1, channels=32, fc=64, detections=30),
         augment=Augment(flip=0.0, smallest=0.75, largest=1.3),  # flipped digits are unreadable
         image=64,
-        steps=200,
-        batch=32,
-        lr=1e-3,
+        steps=160,
+        batch=12,
+        lr=1.5e-3,
         warmup=20.0,
-        milestones=(160, 187),
+        milestones=(128, 150),
         layer_decay=0.8,
         weight_decay=0.05,
         grad_clip=1.0,
@@ -91,4 +91,12 @@ def mask_rcnn_handwritten() -> MaskRCNNConfig:
 def mask_rcnn_frozen_handwritten() -> MaskRCNNConfig:
     """Mask R-CNN on a frozen encoder on handwritten, detecting digits as a single class: a minute on one CPU core."""
     base = mask_rcnn_handwritten()
-    return replace(base, vitdet=replace(base.vitdet, rel_pos=False, frozen=True), layer_decay=1.0)
+    return replace(
+        base,
+        vitdet=replace(base.vitdet, rel_pos=False, frozen=True),
+        steps=200,
+        batch=32,
+        lr=1e-3,
+        milestones=(160, 187),
+        layer_decay=1.0,
+    )

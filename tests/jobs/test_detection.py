@@ -136,7 +136,7 @@ def test_predict_says_what_is_missing(trained: RunDir, tmp_path: Path) -> None:
 
 
 def test_memory() -> None:
-    small = ("det/mask_rcnn_handwritten", "compute.precision=fp32")
+    small = ("det/mask_rcnn_handwritten", "batch=32", "compute.precision=fp32")
     done = mimbench("memory", *small, "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
@@ -155,7 +155,8 @@ def test_memory() -> None:
 
 
 def test_what_does_not_fit_is_not_submitted(tmp_path: Path) -> None:
-    study = Study("small", [Run("cls/knn_handwritten", label="knn"), Run("det/mask_rcnn_handwritten", label="coco")])
+    runs = Run("cls/knn_handwritten", label="knn"), Run("det/mask_rcnn_handwritten", ("batch=32",), label="coco")
+    study = Study("small", list(runs))
     cluster = Cluster(name="small", gpu_memory_gb=0.85)
     with pytest.raises(ValueError, match=r"coco: the GPUs of cluster small are too small: about .*; it fits with"):
         submit_cluster(study, tmp_path / "runs", cluster, dry=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,15 @@ from mimbench.jobs.runs.recipes import Recipe, config_type, find, recipes
 from mimbench.jobs.runs.tasks import tasks
 
 ALL = list(recipes())
+FORMER: dict[str, Any] = {  # settings of recipes that the demo of four minutes has changed
+    "cls/finetune_handwritten": {"epochs": 2, "batch": 64, "base_lr": 4e-3, "pixels": "pil"},
+    "det/mask_rcnn_handwritten": {"steps": 200, "batch": 32, "lr": 1e-3, "milestones": (160, 187)},
+    "seg/linear_handwritten": {"steps": 600},
+    **{
+        f"pretrain/{method}_handwritten": {"epochs": 15, "batch": 64, "base_lr": 8e-3}
+        for method in ("crossmae", "mae", "maskalign", "amt", "famt", "simmim")
+    },
+}
 
 
 @pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.name)
@@ -38,7 +48,9 @@ def test_identities_are_those_of_the_first_release_and_of_schema_2() -> None:
     golden = json.loads((Path(__file__).parent / "golden_identities.json").read_text())
     built = {recipe.name: (recipe.build(), recipe.stage) for recipe in ALL if recipe.name in golden}
     assert built.keys() == golden.keys()
-    for name, (config, stage) in built.items():
+    for name, (now, stage) in built.items():
+        config = dataclasses.replace(now, **FORMER.get(name, {}))
+        assert (config != now) == (name in FORMER)
         former = [identity(config, stage, key, schema=1) for key in (None, "run:abc")]
         today = [identity(config, stage, key, "0123456789abcdef") for key in (None, "run:abc")]
         assert [*former, *today] == golden[name], name

@@ -185,9 +185,8 @@ def test_a_sweep_that_may_stop_all_of_its_runs_says_so(runs: int, rungs: list[in
 
 
 def test_rungs_are_kept_and_must_fit_the_runs(tmp_path: Path) -> None:
-    made = sweep_of(
-        "cls/finetune_handwritten", [axis("base_lr=1e-4,1e-3")], [("base_lr=1e-4",), ("base_lr=1e-3",)], "s"
-    )
+    axes = [axis("base_lr=1e-4,1e-3"), axis("epochs=2")]
+    made = sweep_of("cls/finetune_handwritten", axes, grid(axes), "s")
     made.halved([1], 2, "finetune_top1").keep(tmp_path)
     study = saved("s", tmp_path)
     assert study is not None
@@ -201,14 +200,14 @@ def test_rungs_are_kept_and_must_fit_the_runs(tmp_path: Path) -> None:
 def test_runs_that_stop_early_come_in_a_shuffled_order() -> None:
     """In the order of a grid of rising values each run is better than those before it, and most would be promoted."""
     runs = [[f"base_lr=1e-{number}"] for number in range(9, 0, -1)]
-    plain = Sweep("s", "cls/finetune_handwritten", runs)
+    plain = Sweep("s", "cls/finetune_handwritten", runs, ["epochs=2"])
     names, halved = (
         [run.name for run in sweep.study().runs] for sweep in (plain, plain.halved([1], 3, "finetune_top1"))
     )
     assert names == [" ".join(own) for own in runs]
     assert halved != names
     assert sorted(halved) == sorted(names)
-    again = Sweep("s", "cls/finetune_handwritten", runs[:5]).halved([1], 3, "finetune_top1").study()
+    again = Sweep("s", "cls/finetune_handwritten", runs[:5], ["epochs=2"]).halved([1], 3, "finetune_top1").study()
     assert [run.name for run in again.runs] == [name for name in halved if name in names[:5]], (
         "more runs: the same order"
     )
