@@ -31,7 +31,7 @@ EQUAL = platform.machine().lower() in ("x86_64", "amd64")
 SMALLEST = 64 * 64  # pixels from which this is faster than Pillow
 OPAQUE = 255  # Pillow's fourth byte of a pixel in RGB
 NEAR = 1e-9  # pixels: closer to a border of two pixels, rounding decides
-PART = 112 * 224  # pixels computed at once: more do not stay in the processor's cache
+PART = 224 * 224  # pixels computed at once: a usual crop in one part, because each part costs many calls of numpy
 
 
 def shifted(image: Any, axis: Axis, slope: float, offset: float, fill: Fill, resampling: Any = BICUBIC) -> Any:
