@@ -81,6 +81,7 @@ def shard(model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
 
     Raises:
         ValueError: if the optimiser is not AdamW; others, such as LARS, need the norm of each whole weight.
+            On a CPU, if torch is so old (2.6) that its FSDP needs a GPU.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -89,6 +90,11 @@ def shard(model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
         raise ValueError(
             f"compute.shard=true works with AdamW, not {type(optimizer).__name__}, which needs whole weights: "
             "use compute.shard=false"
+        )
+    if not hasattr(torch.get_device_module(device).Stream, "record_event"):
+        raise ValueError(
+            f"compute.shard=true needs a GPU or a newer torch than {torch.__version__}, whose FSDP does not work on "
+            f"the {device.type.upper()}: use compute.shard=false"
         )
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP takes no others
