@@ -52,3 +52,28 @@ def test_two_processes_share_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [file] = (tmp_path / "runs").glob("cls/*/result.json")
     [attempt] = [json.loads(each.read_text()) for each in (file.parent / "attempts").glob("*.json")]
     assert (attempt["state"], attempt["processes"], attempt["gpus"]) == ("done", 2, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("work", "code", "said"),
+    [
+        ("sys.exit('error: the reason' if os.environ['RANK'] == '1' else None)", 1, "error: the reason\n"),
+        (
+            "os.environ['RANK'] == '1' and os.kill(os.getpid(), 9)",
+            128 + 9,
+            "error: process 1 of the run was ended by SIGKILL, as the system does when memory runs out\n",
+        ),
+    ],
+    ids=["fails", "killed"],
+)
+def test_a_failure_is_said_once_and_without_the_launchers_traceback(
+    tmp_path: Path, work: str, code: int, said: str
+) -> None:
+    (tmp_path / "work.py").write_text(f"import os, sys\n{work}\n")
+    module, *arguments = command(tmp_path, 2)[2:5]
+    words = [sys.executable, "-m", module, *arguments, "work.py"]
+    outside = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    outside["OMP_NUM_THREADS"] = "1"  # else torchrun says that it chooses
+    done = subprocess.run(words, cwd=tmp_path, env=outside, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
