@@ -44,7 +44,8 @@ def one_of_each() -> dict[str, str]:
         if not any(wide in name for wide in WIDE_ONES):
             found.setdefault(f"timm's {family}", name)
     for name, case in BY_TRANSFORMERS.items():
-        found.setdefault(f"transformers' {case.family}", name)
+        native = " native" if case.config.get("is_native") else ""  # AIMv2 whose table is computed for each grid
+        found.setdefault(f"transformers' {case.family}{native}", name)
     return found
 
 
