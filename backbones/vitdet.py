@@ -235,8 +235,9 @@ class ViTDet(nn.Module):
         """Load an encoder's weights (from `backbones.checkpoint.load_encoder`); added `rel_pos_*` stay zero.
 
         A kernel for patches of another size is resampled (see `config.Kernel`); a position table for another grid is
-        resized, bicubic, or computed if it is a fixed one (`interpolation="regenerate"`). A table without a class token's row gets a row of zeros. A table of relative positions is
-        stretched once, to the windows and to the image, and trained from there.
+        resized, bicubic, or computed if it is a fixed one (`interpolation="regenerate"`). A table without a class
+        token's row gets a row of zeros. A table of relative positions is stretched once, to the windows and to the
+        image, and trained from there.
 
         Raises:
             ValueError: if the encoder's `traits` differ from this ViTDet's, or its width or depth differs; names the

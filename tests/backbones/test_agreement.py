@@ -230,7 +230,9 @@ def test_a_detector_of_detectron2_takes_no_settings(tmp_path: Path) -> None:
     file.write_bytes(pickle.dumps({"model": arrays, "__author__": "ViTDet"}))
     assert open_weights(f"{file}?matching_heuristics=True", "detector").kind == "detector"
     for name, value in OTHER.items():
-        with pytest.raises(ValueError, match=rf"whole detector, and {name}=.*used as it was trained; leave {name}= out"):
+        with pytest.raises(
+            ValueError, match=rf"whole detector, and {name}=.*used as it was trained; leave {name}= out"
+        ):
             open_weights(f"{file}?{name}={value}", "detector")
 
 

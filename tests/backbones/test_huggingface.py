@@ -93,9 +93,30 @@ CONTRADICTIONS = [
     ("dinov3", {"key_bias": True}, "keys have no bias"),
     ("dinov3", {"num_attention_heads": 8}, "heads of a width that 4 divides"),
     ("siglip2", {"num_patches": 17}, "which is no square grid"),
-    ("vitdet", {"window_size": 2, "window_block_indices": [0]}, "some blocks attend in windows"),
-    ("vitdet", {"use_relative_position_embeddings": True}, "which no encoder here has"),
+    ("vitdet", {"residual_block_indices": [1]}, "its convolutions between blocks are not supported"),
+    ("vitdet", {"use_relative_position_embeddings": True}, "the file has no blocks.0.attn.rel_pos_h"),
+    ("vitdet_windows", {"use_relative_position_embeddings": False}, "the file has blocks.0.attn.rel_pos_h"),
+    ("vitdet_windows", {"window_size": 5}, "block 0's relative positions have 7 rows, not 9"),
+    ("vitdet_windows", {"image_size": 64}, "block 1's relative positions have 11 rows, not 15"),
 ]
+
+
+@pytest.mark.parametrize("name", ["vitdet_windows", "vitdet_without_tables"])
+@pytest.mark.parametrize("shape", [(48, 48), (48, 40)])
+def test_vitdet_in_windows_gives_the_librarys_map(
+    name: str, shape: tuple[int, int], folders: dict[str, tuple[PreTrainedModel, Path]]
+) -> None:
+    model, folder = folders[name]
+    found = open_weights(folder, "detector")
+    assert found.kind == "encoder"
+    backbone = ViTDet(found.vit, found.traits, image=48)
+    backbone.load_encoder(found.encoder, found.traits)
+    assert (backbone.is_global, backbone.window) == ((False, True), 4)
+    images = torch.randn(2, 3, *shape)
+    with torch.no_grad():
+        theirs = model(images).last_hidden_state
+        error = (backbone.eval()(images) - theirs).abs().max() / theirs.abs().max()
+    assert error < 2e-6, f"{error:.1e}"
 
 
 @pytest.mark.parametrize(("name", "values", "said"), CONTRADICTIONS)

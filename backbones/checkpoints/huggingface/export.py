@@ -27,7 +27,7 @@ from mimbench.backbones.checkpoints.huggingface.described import Described
 from mimbench.backbones.checkpoints.huggingface.folder import EXPORTED
 from mimbench.backbones.checkpoints.huggingface.models import MODEL_TYPES
 from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
-from mimbench.backbones.config import Activation, Traits
+from mimbench.backbones.config import Activation, Traits, ViT, Windows
 from mimbench.backbones.rotary import rotary_periods
 from mimbench.engine.run.atomic import write_json, write_with
 
@@ -246,12 +246,24 @@ def _config(name: str, state: State, info: EncoderInfo) -> dict[str, Any]:
         "use_mean_pooling": not info.final_norm,
         "rope_theta": _theta(state),
     }
+    if name == "vitdet" and traits.windows is not None:
+        known |= _windows(traits.windows, vit)
     config = {key: known.get(key, value) for key, value in MODEL_TYPES[name].defaults.items()}
     if name in ("dinov2", "dinov2_with_registers"):
         config["use_mask_token"] = False
     if name == "siglip_vision_model":
         config["vision_use_head"] = False
     return config
+
+
+def _windows(windows: Windows, vit: ViT) -> dict[str, Any]:
+    """Return what VitDet's config says of blocks that attend in windows, with decomposed relative positions."""
+    return {
+        "window_size": windows.side,
+        "window_block_indices": [block for block in range(vit.depth) if block not in windows.global_blocks],
+        "use_relative_position_embeddings": True,
+        "image_size": (windows.grid or vit.grid) * vit.patch,
+    }
 
 
 def _ratio(hidden: int, width: int, gated: bool) -> int:
