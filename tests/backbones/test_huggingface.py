@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
@@ -28,6 +29,8 @@ from tests.backbones.transformers_cases import (
     ODD,
     built,
     changed,
+    last_hidden_state,
+    post_normed,
 )
 
 OWN_WAY = ("siglip2", "aimv2_native")  # whose classes bring positions to other sizes as their authors do
@@ -177,6 +180,30 @@ def test_every_model_type_of_the_library_is_tried_or_refused_by_its_name(tmp_pat
         )
         with pytest.raises(ValueError, match=f"model_type={name}, which is not supported"):
             family_of(opened)
+
+
+WHOLE = {"CLIPModel": "", "AltCLIPModel": "", "CLIPSegForImageSegmentation": "clip.", "SiglipModel": ""}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_image_tower_of_a_whole_model_is_read(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**small, "vocab_size": 99, "project_dim": 32, "projection_size": 32}
+    kind = getattr(transformers, name)
+    config = kind.config_class(text_config=text, vision_config=dict(ODD))
+    config.extract_layers = [0, 1]  # CLIPSeg's
+    model = kind(config).eval()
+    model.save_pretrained(tmp_path)
+    ours, info = build_encoder(tmp_path, ViT(), interpolation="bicubic")
+    assert info is not None
+    assert not info.partial
+    images = torch.randn(2, 3, 32, 32)
+    tower: Any = model.get_submodule(f"{WHOLE[name]}vision_model")
+    with torch.no_grad():
+        expected = last_hidden_state(tower, images) if name == "SiglipModel" else post_normed(tower, images)
+        error = (ours.norm(ours.eval().encode(images)) - expected).abs().max() / expected.abs().max()
+    assert error < 2e-6, f"{error:.1e}"
 
 
 def test_the_wrapper_of_timms_models_is_read_as_timms(tmp_path: Path) -> None:
