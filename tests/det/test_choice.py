@@ -134,4 +134,8 @@ def test_inspect_describes_the_recipe_that_evaluate_runs(
     plan = coco_plan(vit, about)
     assert plan[0].split()[0] == coco(vit, about).recipe
     assert all(any(phrase in part for part in plan) for phrase in said)
+    native = replace(about, interpolation="regenerate")
+    assert any("computed for the image's grid" in part for part in coco_plan(vit, native)) == any(
+        "resized to the image's grid" in part for part in plan
+    )
     assert family == "mae" or "decomposed relative positions are added" not in " ".join(plan)
