@@ -73,18 +73,26 @@ class Rope:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows that an encoder's own blocks attend in, with decomposed relative positions (SAM).
+    """Windows that an encoder's own blocks attend in, with decomposed relative positions (SAM, ViTDet's backbone).
 
     Sources: facebookresearch/segment-anything, modeling/image_encoder.py; the arithmetic is `window_attention`'s.
     """
 
     side: int  # patches along one side
     global_blocks: tuple[int, ...]  # blocks that attend to the whole image
+    grid: int | None = None  # side of the grid that global blocks' relative positions are for; None: the encoder's
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "global_blocks", tuple(self.global_blocks))  # a list in the JSON of a file's metadata
-        if self.side < 1 or any(index < 0 for index in self.global_blocks):
-            raise ValueError(f"side={self.side} and global_blocks={list(self.global_blocks)} of windows are impossible")
+        if self.side < 1 or any(index < 0 for index in self.global_blocks) or (self.grid or 1) < 1:
+            raise ValueError(
+                f"side={self.side}, global_blocks={list(self.global_blocks)} and grid={self.grid} of windows are "
+                "impossible"
+            )
+
+    def side_of(self, block: int, grid: int) -> int:
+        """Return the side of the grid that relative positions of `block` are for, in an encoder of `grid` patches."""
+        return (self.grid or grid) if block in self.global_blocks else self.side
 
 
 @dataclass(frozen=True)

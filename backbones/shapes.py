@@ -60,7 +60,7 @@ def _block(vit: ViT, traits: Traits, number: int) -> Iterator[tuple[str, Shape]]
         yield "gamma_2", (width,)
     yield from _norm("norm1", width, traits)
     if traits.windows is not None:  # rows for each offset of two patches along an axis
-        side = vit.grid if number in traits.windows.global_blocks else traits.windows.side
+        side = traits.windows.side_of(number, vit.grid)
         yield from ((f"attn.rel_pos_{axis}", (2 * side - 1, width // vit.heads)) for axis in "hw")
     yield from _attention(vit, traits)
     if traits.layer_scale and not traits.gammas:

@@ -235,8 +235,9 @@ class ViTDet(nn.Module):
         """Load an encoder's weights (from `backbones.checkpoint.load_encoder`); added `rel_pos_*` stay zero.
 
         A kernel for patches of another size is resampled (see `config.Kernel`); a position table for another grid is
-        resized, bicubic. A table without a class token's row gets a row of zeros. A table of relative positions is
-        stretched once, to the windows and to the image, and trained from there.
+        resized, bicubic, or computed if it is a fixed one (`interpolation="regenerate"`). A table without a class
+        token's row gets a row of zeros. A table of relative positions is stretched once, to the windows and to the
+        image, and trained from there.
 
         Raises:
             ValueError: if the encoder's `traits` differ from this ViTDet's, or its width or depth differs; names the
@@ -256,7 +257,8 @@ class ViTDet(nn.Module):
             if key == "patch_embed.proj.weight":
                 given[key] = _resampled_kernel(given[key], own[key].shape[-1], kernel)
             elif key == "pos_embed":
-                given[key] = _resampled_positions(given[key], own[key])
+                how: Interpolation = "regenerate" if self.interpolation == "regenerate" else "bicubic"
+                given[key] = _resampled_positions(given[key], own[key], how)
             elif key.endswith(RELATIVE):
                 given[key] = self._resampled_relative(given[key], own[key])
             elif key.endswith(DECOMPOSED):
@@ -303,6 +305,6 @@ def _resampled_kernel(kernel: Tensor, patch: int, how: Kernel) -> Tensor:
     return resampled
 
 
-def _resampled_positions(table: Tensor, like: Tensor) -> Tensor:
+def _resampled_positions(table: Tensor, like: Tensor, how: Interpolation) -> Tensor:
     """Resize a position table (1, 1 + n * n, D) to another square grid."""
-    return resize_positions(table, (square_side(like), square_side(like)))
+    return resize_positions(table, (square_side(like), square_side(like)), how)

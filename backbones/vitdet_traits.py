@@ -71,6 +71,7 @@ def vitdet_plan(
     blocks: Sequence[int] | None = None,
     tiled: bool = False,
     rel_pos: bool = True,
+    computed: bool = False,
 ) -> tuple[str, ...]:
     """Describe what ViTDet does with an encoder at images of `image` pixels, one phrase for each part.
 
@@ -78,6 +79,7 @@ def vitdet_plan(
         window: the windows' side in patches; None describes the COCO recipes' default for the encoder.
         blocks: the blocks that attend globally; None for the default.
         tiled: whether a table of absolute positions is repeated, not resized.
+        computed: whether the fixed table is computed for each grid, not resized.
         rel_pos: whether decomposed relative positions are added, where an encoder takes them.
     """
     everywhere = vitdet_global_blocks(vit.depth, traits) if blocks is None else tuple(blocks)
@@ -90,7 +92,8 @@ def vitdet_plan(
     elif traits.class_token:
         said.append("the class token is dropped")
     if traits.positions == "absolute":
-        said.append("positions are tiled" if tiled else "positions are resized to the image's grid")
+        fitted_to = "computed for" if computed else "resized to"
+        said.append("positions are tiled" if tiled else f"positions are {fitted_to} the image's grid")
     if traits.rotary:
         said.append("rotary positions count from each window's corner")
     if traits.positions == "relative":

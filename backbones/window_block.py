@@ -119,7 +119,8 @@ class WindowedBlock(Block):
         """Build block `index` of the encoder."""
         assert traits.windows is not None
         window = 0 if index in traits.windows.global_blocks else traits.windows.side
-        options = {"window": window, "grid": shape.grid, "rel_pos": True, "drop_path": drop_path, "traits": traits}
+        grid = traits.windows.side_of(index, shape.grid)
+        options = {"window": window, "grid": grid, "rel_pos": True, "drop_path": drop_path, "traits": traits}
         super().__init__(shape.width, shape.heads, **options)  # type: ignore[arg-type]
 
     def forward(self, tokens_BTD: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]

@@ -81,6 +81,7 @@ def coco_plan(vit: ViT, about: EncoderInfo) -> tuple[str, ...]:
         blocks=vitdet.attend_globally(vit.depth, about.traits),
         tiled=vitdet.positions == "tile",
         rel_pos=vitdet.rel_pos,
+        computed=about.interpolation == "regenerate",
     )
     return (" ".join((choice.recipe, *choice.overrides)), *patches, *said)
 

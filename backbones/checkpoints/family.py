@@ -39,6 +39,10 @@ class Signature:
     any: tuple[str, ...] = ()  # at least one must match some key
     never: tuple[str, ...] = ()  # none may match any key
 
+    def __len__(self) -> int:
+        """Return the number of its rules."""
+        return len(self.has) + bool(self.any) + len(self.never)
+
     def differences(self, keys: Iterable[str]) -> tuple[str, ...]:
         """Return the reasons why `keys` do not belong to the family, a phrase each; empty if they do."""
         found = list(keys)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
-from mimbench.backbones.config import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Traits, ViT
+from mimbench.backbones.config import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Traits, ViT, Windows
 
 PLAIN = Traits()
 CLASSIFIER = "mimbench_classifier"  # the metadata key of our fine-tuned files; its value is `ClassifierInfo` as JSON
@@ -104,6 +104,8 @@ def meaning(info: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Windows) and value.grid is None:  # a later field, which must not change what was said before
+        return {"side": value.side, "global_blocks": value.global_blocks}
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 

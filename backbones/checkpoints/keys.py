@@ -14,7 +14,9 @@ WRAPPERS = (
 )  # fmt: skip
 ENCODER_LIKE = re.compile(r"(.*\.)?(patch_embed\.|blocks\.\d+\.|cls_token$|pos_embed$)")
 
+MMDETECTION = "a whole detector of mmdetection"
 OTHER_NETWORKS = (  # (network, a key that identifies it), tried in order
+    (MMDETECTION, r"(.*\.)?(rpn_head|roi_head|bbox_head)\..*"),
     ("a text model", r"(.*\.)?(word_embeddings|embed_tokens|wte|tok_embeddings|shared)\.weight"),
     ("a text model", r"(.*\.)?(lm_head|token_embedding)\.weight"),
     ("a Swin transformer", r"(.*\.)?layers\.\d+\.blocks\.\d+\..*"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mimbench.backbones.checkpoints.families import FAMILIES
 from mimbench.backbones.checkpoints.family import Family, matches
-from mimbench.backbones.checkpoints.keys import other_network
+from mimbench.backbones.checkpoints.keys import ENCODER_LIKE, MMDETECTION, other_network
 from mimbench.backbones.checkpoints.opening import Opened
 from mimbench.backbones.checkpoints.stated import Stated
 
@@ -93,20 +93,30 @@ def _either(opened: Opened, families: Sequence[Family]) -> str:
 
 
 def _unknown(opened: Opened, seen: Mapping[str, Tensor]) -> str:
-    known = "mimbench reads Vision Transformers"
     if any(matches(HUGGING_FACE, key) for key in opened.weights):
         return (
             f"{opened.file} has the names of Hugging Face's transformers, whose config.json tells heads, activation "
             f"and eps; put config.json beside the file, or give the folder of both"
         )
     what = other_network(seen)
+    known = "mimbench reads Vision Transformers"
+    if what == MMDETECTION:
+        known += ", and whole ViTDet detectors with detectron2's names; rename its keys, or give the encoder alone"
     if what is not None:
         return f"{opened.file} holds {what}, by its keys ({', '.join(list(seen)[:NAMED])} ...); {known}"
-    differing = [(family.signature.differences(seen), family) for family in reversed(FAMILIES)]
-    faults, nearest = min(((found, family) for found, family in differing if found), key=lambda pair: len(pair[0]))
     where = f" (under {opened.found_under!r})" if opened.found_under else ""
+    nearest = _nearest(seen) if any(ENCODER_LIKE.match(key) for key in seen) else "No key is named as in a ViT"
     return (
-        f"{opened.file} belongs to no known family{where}. "
-        f"The nearest is {nearest.name}, but the file {', '.join(faults[:NAMED])}; "
+        f"{opened.file} belongs to no known family{where}. {nearest}; "
         f"it begins with {', '.join(list(opened.weights)[:NAMED])}"
     )
+
+
+def _nearest(seen: Mapping[str, Tensor]) -> str:
+    """Say which family the fewest of whose rules are broken, as a share: a family of two rules is not near by one."""
+    differing = [(family.signature.differences(seen), family) for family in reversed(FAMILIES)]
+    faults, nearest = min(
+        ((found, family) for found, family in differing if found),
+        key=lambda pair: (len(pair[0]) / len(pair[1].signature), len(pair[0])),
+    )
+    return f"The nearest is {nearest.name}, but the file {', '.join(faults[:NAMED])}"

@@ -109,7 +109,7 @@ def report(matched: Matched) -> Report:
         notes=_notes(matched),
         not_finite=not_finite,
         vitdet=vitdet_reason(matched.traits),
-        vitdet_plan=vitdet_plan(matched.vit, matched.traits),
+        vitdet_plan=vitdet_plan(matched.vit, matched.traits, computed=family.interpolation == "regenerate"),
         detectron2=detectron2_reason(matched.traits),
         refused=_refused(matched, not_finite),
     )

@@ -189,6 +189,8 @@ def _counts(told: Report) -> Text:
 
 def _keys(entries: Sequence[Entry], every_key: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # keys differ at their ends: cut off, they would look alike
     rows = [(_rows_of_one(entry)) for entry in entries] if every_key else _together(entries)
     order = {verdict: place for place, verdict in enumerate(("suspicious", *VERDICTS[:-1]))}
     for mark_of, key, note in rows if every_key else sorted(rows, key=lambda row: order[row[0]]):

@@ -40,6 +40,8 @@ def timm_model(state: Mapping[str, Tensor], info: EncoderInfo) -> tuple[str, dic
         raise ValueError(f"{CANNOT}: its blocks attend in windows, and timm's model of that kind needs SAM's neck")
     if info.traits.rope is not None:
         raise ValueError(f"{CANNOT}: it has rotary positions")
+    if info.traits.registers and "pos_embed" in state and state["pos_embed"].shape[1] != info.vit.grid**2:
+        raise ValueError(f"{CANNOT}: the position table has a row for the class token; timm's with registers has none")
     name = _name(info)
     arguments = {"num_classes": 0, "global_pool": "avg", **_sizes(info.vit, name), **_traits(state, info)}
     with torch.device("meta"):

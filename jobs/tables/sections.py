@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import rich.table
 
 NOT_EVALUATED = "Not evaluated yet"
+NAME = 32  # width in characters of a line of a name
 RECIPE = 24  # width in characters of a line about differences
 
 
@@ -121,4 +122,5 @@ def _first_cells(row: Row) -> list[str]:
     if row.kind == "gain":
         return ["  gain over scratch", ""]
     name, bracket, changes = row.recipe.partition(" (")
-    return ["\n  ".join([name, *textwrap.wrap(bracket.strip() + changes, RECIPE)]), row.architecture]
+    lines = [name[start : start + NAME] for start in range(0, len(name), NAME)]  # a long one must not squeeze numbers
+    return ["\n  ".join([*lines, *textwrap.wrap(bracket.strip() + changes, RECIPE)]), row.architecture]

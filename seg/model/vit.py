@@ -20,6 +20,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mimbench.backbones.blocks import norm_layer
 from mimbench.backbones.config import Interpolation, Traits, ViT
 from mimbench.backbones.positions import resize_positions
 from mimbench.backbones.vit import Trunk
@@ -193,9 +194,9 @@ class OtherViT(Trunk):
         super().__init__(vit, traits, interpolation, drop_path)
         self.outputs = tuple(outputs)
         self.grid = vit.grid if traits.positions == "relative" else None
-        self.norm = nn.LayerNorm(vit.width, traits.norm_eps) if final_norm else nn.Identity()
+        self.norm = norm_layer(traits)(vit.width) if final_norm else nn.Identity()
         self.initialise()
-        if traits.positions == "absolute":
+        if traits.positions == "absolute" and interpolation != "regenerate":  # a fixed table is computed for each grid
             self.pos_embed.requires_grad_(True)
 
     def forward(self, images: Tensor) -> list[Tensor]:

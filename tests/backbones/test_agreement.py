@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +220,20 @@ def test_a_whole_detector_takes_no_settings(tmp_path: Path) -> None:
     assert open_weights(f"{file}?heads=4&mean=.5&grid=8", "detector").kind == "detector"
     alone = load_encoder(file)[1]  # the encoder alone is normalised as the detector was trained
     assert (alone.mean, alone.std, alone.vit.heads, alone.assumed) == (HALF, HALF, 4, ())
+
+
+def test_a_detector_of_detectron2_takes_no_settings(tmp_path: Path) -> None:
+    config = mask_rcnn_handwritten()
+    model = from_scratch(config, 1, config.encoder, mean=HALF, std=HALF)
+    arrays = {key: value.numpy() for key, value in model.state_dict().items()}
+    file = tmp_path / "model_final.pkl"
+    file.write_bytes(pickle.dumps({"model": arrays, "__author__": "ViTDet"}))
+    assert open_weights(f"{file}?matching_heuristics=True", "detector").kind == "detector"
+    for name, value in OTHER.items():
+        with pytest.raises(
+            ValueError, match=rf"whole detector, and {name}=.*used as it was trained; leave {name}= out"
+        ):
+            open_weights(f"{file}?{name}={value}", "detector")
 
 
 def test_other_networks_and_user_code_take_no_settings(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_another_patch_is_another_encoder(tmp_path: Path) -> None:
      ("mae", CLIP, "pre_norm=True, activation=quick_gelu"),
      ("timm", Traits(positions="rope"), "its positions are rope, not a table"),
      ("timm", Traits(rope=Rope(4)), "it has rotary positions"),
-     ("timm", Traits(registers=2), "pos_embed")],
+     ("timm", Traits(registers=2), "the position table has a row for the class token")],
 )  # fmt: skip
 def test_what_the_other_cannot_be_is_said(tmp_path: Path, target: str, traits: Traits, why: str) -> None:
     source = saved(tmp_path, encoder(True, traits=traits), True)

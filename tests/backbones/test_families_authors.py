@@ -34,6 +34,7 @@ SAM = Traits(class_token=False, windows=Windows(3, (1,)))
 AIMV2 = Traits(class_token=False, mlp="swiglu_split", hidden=176, qkv_bias=False, proj_bias=False, mlp_bias=False,
                norm="rms", norm_eps=1e-5, patch_norm=True)  # fmt: skip
 RELATIVE = Traits(positions="relative", layer_scale=True)
+AIM = Traits(class_token=False, qkv_bias=False, proj_bias=False, mlp_bias=False, patch_norm=True)
 CASES = {  # file: family, traits, final norm, mean of the first colour
     "sam": ("sam", SAM, False, 0.485),
     "pe_core": ("pe", PE, True, 0.5),
@@ -46,6 +47,7 @@ CASES = {  # file: family, traits, final norm, mean of the first colour
     "tips": ("tips", replace(SCALED, registers=1), True, 0.0),
     "data2vec": ("data2vec", RELATIVE, True, 0.5),
     "open_clip": ("clip", CLIP, True, 0.48145466),
+    "aim": ("aim", AIM, True, 0.485),
     "aimv2": ("aimv2", AIMV2, True, 0.48145466),
     "aimv2_native": ("aimv2", AIMV2, True, 0.48145466),
 }
@@ -100,15 +102,16 @@ def test_sam_by_other_sides_is_refused(tmp_path: Path) -> None:
         open_weights(tmp_path / "sam.pth").require()
 
 
-def test_a_native_encoder_computes_its_positions_in_vitdet_too(tmp_path: Path) -> None:
-    found = open_weights(write(tmp_path, "aimv2_native"), "detector")
+@pytest.mark.parametrize("name", ["aimv2_native", "aim"])
+def test_a_native_encoder_computes_its_positions_in_vitdet_too(tmp_path: Path, name: str) -> None:
+    found = open_weights(write(tmp_path, name), "detector")
     assert found.info.interpolation == "regenerate"
     options = {"global_blocks": range(2), "rel_pos": False, "norm": True, "interpolation": found.info.interpolation}
     net = ViTDet(found.vit, found.traits, image=64, **options)
     net.load_encoder(found.encoder, found.traits)
     assert net.pos_embed is not None
     assert not net.pos_embed.requires_grad
-    for features in golden("aimv2_native")["features"]:
+    for features in golden(name)["features"]:
         with torch.no_grad():
             tokens = net.double().eval()(image(*features["size"])).flatten(2).mT
         close(summary(tokens, 0), features)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
@@ -28,6 +29,8 @@ from tests.backbones.transformers_cases import (
     ODD,
     built,
     changed,
+    last_hidden_state,
+    post_normed,
 )
 
 OWN_WAY = ("siglip2", "aimv2_native")  # whose classes bring positions to other sizes as their authors do
@@ -93,9 +96,30 @@ CONTRADICTIONS = [
     ("dinov3", {"key_bias": True}, "keys have no bias"),
     ("dinov3", {"num_attention_heads": 8}, "heads of a width that 4 divides"),
     ("siglip2", {"num_patches": 17}, "which is no square grid"),
-    ("vitdet", {"window_size": 2, "window_block_indices": [0]}, "some blocks attend in windows"),
-    ("vitdet", {"use_relative_position_embeddings": True}, "which no encoder here has"),
+    ("vitdet", {"residual_block_indices": [1]}, "its convolutions between blocks are not supported"),
+    ("vitdet", {"use_relative_position_embeddings": True}, "the file has no blocks.0.attn.rel_pos_h"),
+    ("vitdet_windows", {"use_relative_position_embeddings": False}, "the file has blocks.0.attn.rel_pos_h"),
+    ("vitdet_windows", {"window_size": 5}, "block 0's relative positions have 7 rows, not 9"),
+    ("vitdet_windows", {"image_size": 64}, "block 1's relative positions have 11 rows, not 15"),
 ]
+
+
+@pytest.mark.parametrize("name", ["vitdet_windows", "vitdet_without_tables"])
+@pytest.mark.parametrize("shape", [(48, 48), (48, 40)])
+def test_vitdet_in_windows_gives_the_librarys_map(
+    name: str, shape: tuple[int, int], folders: dict[str, tuple[PreTrainedModel, Path]]
+) -> None:
+    model, folder = folders[name]
+    found = open_weights(folder, "detector")
+    assert found.kind == "encoder"
+    backbone = ViTDet(found.vit, found.traits, image=48)
+    backbone.load_encoder(found.encoder, found.traits)
+    assert (backbone.is_global, backbone.window) == ((False, True), 4)
+    images = torch.randn(2, 3, *shape)
+    with torch.no_grad():
+        theirs = model(images).last_hidden_state
+        error = (backbone.eval()(images) - theirs).abs().max() / theirs.abs().max()
+    assert error < 2e-6, f"{error:.1e}"
 
 
 @pytest.mark.parametrize(("name", "values", "said"), CONTRADICTIONS)
@@ -156,6 +180,30 @@ def test_every_model_type_of_the_library_is_tried_or_refused_by_its_name(tmp_pat
         )
         with pytest.raises(ValueError, match=f"model_type={name}, which is not supported"):
             family_of(opened)
+
+
+WHOLE = {"CLIPModel": "", "AltCLIPModel": "", "CLIPSegForImageSegmentation": "clip.", "SiglipModel": ""}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_image_tower_of_a_whole_model_is_read(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**small, "vocab_size": 99, "project_dim": 32, "projection_size": 32}
+    kind = getattr(transformers, name)
+    config = kind.config_class(text_config=text, vision_config=dict(ODD))
+    config.extract_layers = [0, 1]  # CLIPSeg's
+    model = kind(config).eval()
+    model.save_pretrained(tmp_path)
+    ours, info = build_encoder(tmp_path, ViT(), interpolation="bicubic")
+    assert info is not None
+    assert not info.partial
+    images = torch.randn(2, 3, 32, 32)
+    tower: Any = model.get_submodule(f"{WHOLE[name]}vision_model")
+    with torch.no_grad():
+        expected = last_hidden_state(tower, images) if name == "SiglipModel" else post_normed(tower, images)
+        error = (ours.norm(ours.eval().encode(images)) - expected).abs().max() / expected.abs().max()
+    assert error < 2e-6, f"{error:.1e}"
 
 
 def test_the_wrapper_of_timms_models_is_read_as_timms(tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ def test_a_config_of_another_file_is_left_alone(
 
 GOES_OUT = (
     *("vit", "deit", "ijepa", "beit_tables", "beit_normed", "dinov2", "dinov2_gated", "dinov2_registers"),
-    *("dinov3", "dinov3_gated", "clip", "siglip", "vitdet"),
+    *("dinov3", "dinov3_gated", "clip", "siglip", "vitdet", "vitdet_windows", "vitdet_without_tables"),
+    *("vitdet_everywhere", "sam_hq", "aimv2", "aimv2_biases", "aimv2_native"),
 )
 
 
@@ -161,7 +162,7 @@ def test_what_goes_out_is_loaded_by_the_library(
     assert after.info == before.info
     loaded = AutoModel.from_pretrained(out).eval()
     assert type(loaded).__name__ in made.usage
-    tokens = {"clip": post_normed, "vitdet": feature_map}.get(case.family, last_hidden_state)
+    tokens = {"clip": post_normed, "vitdet": feature_map, "sam": feature_map}.get(case.family, last_hidden_state)
     images = torch.randn(2, 3, 32, 32)
     ours, _ = build_encoder(folder, ViT())
     with torch.no_grad():
@@ -173,6 +174,7 @@ def test_what_goes_out_is_loaded_by_the_library(
 REFUSED = [
     ("crossmae", Traits(), False, "nearest is ViTModel, which cannot have final_norm=False"),
     ("eva02", Traits(rope=Rope(4)), True, "cannot have rope=Rope"),
+    ("eva02", Traits(mlp="swiglu_split", mlp_norm=True), True, "cannot have mlp=swiglu_split, mlp_norm=True"),
     ("dinov2", Traits(layer_scale=True, hidden=100), True, "nearest is Dinov2Model, which cannot have hidden=100"),
     ("dinov3", Traits(positions="rope", layer_scale=True), True, "computes them from rope_theta"),
 ]

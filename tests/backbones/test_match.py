@@ -191,6 +191,10 @@ OTHERS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     ),
     "convnext": ({"stages.0.blocks.0.conv_dw.weight": (96, 1, 7, 7), "stem.0.weight": (96, 3, 4, 4)}, "a ConvNeXt"),
     "vgg": ({"features.0.weight": (64, 3, 3, 3)}, "a convolutional network"),
+    "mmdetection": (
+        {"backbone.patch_embed.proj.weight": (64, 3, 8, 8), "rpn_head.rpn_cls.weight": (3, 8, 1, 1)},
+        "a whole detector of mmdetection",
+    ),
 }
 
 
@@ -206,6 +210,14 @@ def test_an_unknown_vit_gets_the_nearest_family_and_its_differences(tmp_path: Pa
     state = {key.replace("blocks.", "stages."): value for key, value in encoder(final_norm=False).items()}
     with pytest.raises(ValueError, match=r"no known family.* plain, but the file has no blocks\.N\.norm1\.weight"):
         matched(tmp_path, state)
+
+
+def test_a_family_of_two_rules_is_not_nearest_because_it_breaks_only_one(tmp_path: Path) -> None:
+    state = {key: value for key, value in encoder(final_norm=False).items() if key != "pos_embed"}
+    with pytest.raises(ValueError, match=r"no known family.* plain, but the file has no pos_embed; it begins with"):
+        matched(tmp_path, state)
+    with pytest.raises(ValueError, match=r"no known family\. No key is named as in a ViT; it begins with a\.weight"):
+        matched(tmp_path, {"a.weight": torch.zeros(3, 3)})
 
 
 def test_shapes_of_no_vit_are_explained(tmp_path: Path) -> None:

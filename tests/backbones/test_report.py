@@ -154,3 +154,8 @@ def test_what_vitdet_will_do_with_it(tmp_path: Path) -> None:
     )
     assert said.detectron2 is not None
     assert "blocks 2, 5, 8, 11 attend globally; the class token" in " ".join(shown(said).split())
+
+
+def test_keys_are_not_cut_off(tmp_path: Path) -> None:
+    key = f"{'inside_of_' * 6}the_end"
+    assert key[-10:] in "".join(shown(told(tmp_path / "long.pth", {**learned(), key: torch.zeros(2)})).split())

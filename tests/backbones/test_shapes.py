@@ -47,5 +47,7 @@ def test_all_blocks_in_the_order_of_the_state_dictionary() -> None:
 
 
 def test_tables_of_windows_and_of_global_blocks() -> None:
-    deep, traits = replace(VIT, depth=3), Traits(class_token=False, windows=Windows(3, (1,)))
-    assert list(encoder_shapes(deep, False, traits).items()) == list(_built(deep, False, traits).items())
+    for windows, rows in ((Windows(3, (1,)), 7), (Windows(3, (1,), grid=5), 9)):
+        deep, traits = replace(VIT, depth=3), Traits(class_token=False, windows=windows)
+        assert list(encoder_shapes(deep, False, traits).items()) == list(_built(deep, False, traits).items())
+        assert encoder_shapes(deep, False, traits)["blocks.1.attn.rel_pos_h"][0] == rows

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 
-from mimbench.backbones.checkpoints.info import EncoderInfo, from_json, to_json
+from mimbench.backbones.checkpoints.info import EncoderInfo, differences, from_json, to_json
 from mimbench.backbones.config import Rope, Traits, ViT, Windows
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.backbones.vitdet import ViTDet, detectron2_reason, vitdet_reason
@@ -74,6 +74,14 @@ def test_detectron2_lacks_each_by_its_name(name: str) -> None:
     assert vitdet_reason(traits) is None
     with pytest.raises(ValueError, match="this ViTDet"):
         ViTDet(TINY, image=32, global_blocks=(0,)).load_encoder({}, traits)
+
+
+def test_a_grid_of_windows_that_is_the_encoders_is_not_said() -> None:
+    """SAM's content hashes are those of before there was such a grid."""
+    said = differences(Traits(class_token=False, windows=SAMS))
+    assert said == {"class_token": False, "windows": {"side": 14, "global_blocks": (0,)}}
+    other = differences(Traits(class_token=False, windows=replace(SAMS, grid=8)))
+    assert other["windows"] == {"side": 14, "global_blocks": (0,), "grid": 8}
 
 
 def test_what_has_no_meaning_in_vitdet_is_refused() -> None:

@@ -100,6 +100,15 @@ def before_the_neck(model: Any, images: Tensor) -> Tensor:
 BOTH = {48: last_hidden_state}
 
 
+WINDOWS = {**RATIO, "image_size": 48, "pretrain_image_size": 32, "window_size": 4, "window_block_indices": [0]}
+
+
+RELATIVE = {"use_relative_position_embeddings": True}
+
+
+MAPS = {48: feature_map, 40: feature_map}
+
+
 CASES = {
     "vit": Case("vit", "vit", ODD, at={48: resized}),
     "vit_without_bias": Case("vit", "vit", {**ODD, "qkv_bias": False, "hidden_act": "quick_gelu"}),
@@ -132,6 +141,9 @@ CASES = {
     "sam": Case("sam_vision_model", "sam", {**ODD, **SAM}, before_the_neck),
     "sam_hq": Case("sam_hq_vision_model", "sam", {**ODD, **SAM, "mlp_ratio": 3.0, "mlp_dim": None}, before_the_neck),
     "vitdet": Case("vitdet", "vitdet", {**RATIO, "pretrain_image_size": 32}, feature_map, at={48: feature_map}),
+    "vitdet_windows": Case("vitdet", "vitdet", {**WINDOWS, **RELATIVE}, feature_map, at=MAPS),
+    "vitdet_without_tables": Case("vitdet", "vitdet", WINDOWS, feature_map, at=MAPS),
+    "vitdet_everywhere": Case("vitdet", "vitdet", {**RATIO, **RELATIVE, "pretrain_image_size": 32}, feature_map),
 }
 
 

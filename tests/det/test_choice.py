@@ -44,7 +44,8 @@ def one_of_each() -> dict[str, str]:
         if not any(wide in name for wide in WIDE_ONES):
             found.setdefault(f"timm's {family}", name)
     for name, case in BY_TRANSFORMERS.items():
-        found.setdefault(f"transformers' {case.family}", name)
+        native = " native" if case.config.get("is_native") else ""  # AIMv2 whose table is computed for each grid
+        found.setdefault(f"transformers' {case.family}{native}", name)
     return found
 
 
@@ -133,4 +134,8 @@ def test_inspect_describes_the_recipe_that_evaluate_runs(
     plan = coco_plan(vit, about)
     assert plan[0].split()[0] == coco(vit, about).recipe
     assert all(any(phrase in part for part in plan) for phrase in said)
+    native = replace(about, interpolation="regenerate")
+    assert any("computed for the image's grid" in part for part in coco_plan(vit, native)) == any(
+        "resized to the image's grid" in part for part in plan
+    )
     assert family == "mae" or "decomposed relative positions are added" not in " ".join(plan)

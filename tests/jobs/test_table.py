@@ -67,6 +67,17 @@ def test_pretrained_stands_beside_scratch_with_its_gain(runs: Runs) -> None:
     assert max(len(line) for line in _text(rows, width=80).splitlines()) <= 80
 
 
+def test_a_long_name_does_not_break_the_numbers(runs: Runs) -> None:
+    runs.evaluate(LINEAR, {"linear_top1": 40.7})
+    runs.evaluate(DETECTION, {"box_ap": 23.5, "mask_ap": 18.0})
+    [row] = table.rows(runs.root)
+    encoder = row.encoder._replace(name=f"{'vit_' * 20}.pth?family=pe_spatial")
+    text = _text([replace(row, encoder=encoder)], width=100)
+    assert all(number in text.split() for number in ("40.7", "23.5", "18.0"))
+    assert "pe_spatial" in "".join(line.strip() for line in text.splitlines())
+    assert max(map(len, text.splitlines())) <= 100
+
+
 def test_seeds_share_a_cell(runs: Runs) -> None:
     pretrained, scratch = (70.0, 71.0, 75.0), (40.0, 42.0)
     for seed, value in enumerate(pretrained):

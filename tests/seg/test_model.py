@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from mimbench.backbones.checkpoints.segmenter import renamed
 from mimbench.backbones.config import SIZES, ViT
-from mimbench.seg.config import Heads
+from mimbench.seg.config import Backbone, Heads
+from mimbench.seg.model.build import build_backbone
 from mimbench.seg.model.enlarge import enlarged
 from mimbench.seg.model.heads import FCNHead, Feature2Pyramid, UPerHead, mixed_then_enlarged
 from mimbench.seg.model.load import resized
@@ -19,6 +21,10 @@ from mimbench.seg.model.loss import pixel_loss
 from mimbench.seg.model.relative import relative_index, resize_relative
 from mimbench.seg.model.segmenter import UPerNet
 from mimbench.seg.model.vit import SegmentationViT
+from tests.backbones.golden.sine import image as encoder_image
+from tests.backbones.golden.sine import summary
+from tests.backbones.test_families_golden import close, write
+from tests.backbones.test_families_golden import golden as encoder_golden
 from tests.seg.rules import feature_maps, fill, golden, image, labels, same
 
 GOLDEN = golden("model")
@@ -198,3 +204,16 @@ def test_a_loss_of_ignored_pixels_alone_is_zero() -> None:
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+
+
+def test_a_frozen_encoder_keeps_its_kind_of_norm_and_its_computed_positions(tmp_path: Path) -> None:
+    """Apple's native AIMv2, whose norms are RMS norms: its own code's features at three sizes."""
+    file = str(write(tmp_path, "aimv2_native"))
+    options: dict[str, Any] = {"outputs": lambda depth: (depth - 1,), "image": 32, "allow_partial": False}
+    frozen, *_ = build_backbone(file, ViT(), Backbone(), **options, frozen=True)
+    for features in encoder_golden("aimv2_native")["features"]:
+        with torch.no_grad():
+            [tokens] = frozen.double().eval()(encoder_image(*features["size"]))
+        close(summary(tokens.flatten(2).mT, 0), features)
+    tuned, *_ = build_backbone(file, ViT(), Backbone(), **options)
+    assert not tuned.pos_embed.requires_grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mimbench.backbones.checkpoints.families import (
+    aim,
     aimv2,
     beit,
     clip,
@@ -45,6 +46,7 @@ FAMILIES = (
     perception_encoder.PE_OR_CLIP,
     perception_encoder.CLIP_NORMLESS,
     eva02.EVA02_TIMM,
+    aim.AIM,
     aimv2.AIMV2,
     aimv2.AIMV2_NATIVE,
     aimv2.AIMV2_TIMM,

@@ -27,7 +27,7 @@ from mimbench.backbones.checkpoints.huggingface.described import Described
 from mimbench.backbones.checkpoints.huggingface.folder import EXPORTED
 from mimbench.backbones.checkpoints.huggingface.models import MODEL_TYPES
 from mimbench.backbones.checkpoints.info import EncoderInfo, to_json
-from mimbench.backbones.config import Activation, Traits
+from mimbench.backbones.config import Activation, Traits, ViT, Windows
 from mimbench.backbones.rotary import rotary_periods
 from mimbench.engine.run.atomic import write_json, write_with
 
@@ -35,6 +35,7 @@ State = Mapping[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
 
 FUNCTIONS: dict[Activation, str] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+HEADS = {"siglip_vision_model": "vision_use_head", "aimv2_vision_model": "use_head"}  # keys of attention pools
 RATIOS = range(1, 17)  # of the MLP's width to the encoder's; transformers takes whole numbers where it takes a ratio
 POOLER = "transformers adds a pooler that nobody trained; take last_hidden_state"
 
@@ -84,6 +85,19 @@ _CLIP: Rules = (
     (r"\.norm([12])\.", r".layer_norm\1."),
     (r"^", "vision_model."),
 )
+_AIMV2: Rules = (
+    (r"^pos_embed$", "embeddings.position_embedding.weight"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embed."),
+    (r"^patch_embed\.norm\.", "embeddings.rms_norm."),
+    (r"^norm\.", "rms_norm."),
+    (r"^blocks\.", "encoder.layers."),
+    (r"\.attn\.(q|k|v)[a-z]+\.", r".attention.\1_proj."),
+    (r"\.attn\.proj\.", ".attention.out_proj."),
+    (r"\.norm([12])\.", r".rms_norm\1."),
+    (r"\.mlp\.fc1_g\.", ".ffn.gate_proj."),
+    (r"\.mlp\.fc1_x\.", ".ffn.up_proj."),
+    (r"\.mlp\.fc2\.", ".ffn.down_proj."),
+)
 _VITDET: Rules = (
     (r"^pos_embed$", "embeddings.position_embeddings"),
     (r"^patch_embed\.proj\.", "embeddings.projection."),
@@ -116,6 +130,7 @@ TARGETS: Mapping[str, Target] = {  # by model type, the usual first
     "ijepa": Target("IJepaModel", _VIT),
     "siglip_vision_model": Target("SiglipVisionModel", _CLIP),
     "vitdet": Target("VitDetModel", _VITDET),
+    "aimv2_vision_model": Target("Aimv2VisionModel", _AIMV2),
 }
 
 
@@ -219,6 +234,7 @@ def _config(name: str, state: State, info: EncoderInfo) -> dict[str, Any]:
     """Return the config of a model type for this encoder."""
     vit, traits = info.vit, info.traits
     hidden = traits.hidden or 4 * vit.width
+    gated = name == "aimv2_vision_model" or (name == "dinov3_vit" and traits.mlp == "swiglu_split")
     known: dict[str, Any] = {
         "hidden_size": vit.width,
         "num_hidden_layers": vit.depth,
@@ -229,8 +245,10 @@ def _config(name: str, state: State, info: EncoderInfo) -> dict[str, Any]:
         "patch_size": vit.patch,
         "intermediate_size": hidden,
         "mlp_ratio": _ratio(hidden, vit.width, traits.mlp == "swiglu"),
-        "hidden_act": "silu" if traits.mlp == "swiglu_split" else FUNCTIONS[traits.activation],
+        "hidden_act": "silu" if gated else FUNCTIONS[traits.activation],
         "layer_norm_eps": traits.norm_eps,
+        "rms_norm_eps": traits.norm_eps,
+        "is_native": info.interpolation == "regenerate",  # positions computed for the grid of each image
         "qkv_bias": traits.qkv_bias,
         "query_bias": traits.qkv_bias,
         "value_bias": traits.qkv_bias,
@@ -246,12 +264,24 @@ def _config(name: str, state: State, info: EncoderInfo) -> dict[str, Any]:
         "use_mean_pooling": not info.final_norm,
         "rope_theta": _theta(state),
     }
+    if name == "vitdet" and traits.windows is not None:
+        known |= _windows(traits.windows, vit)
     config = {key: known.get(key, value) for key, value in MODEL_TYPES[name].defaults.items()}
     if name in ("dinov2", "dinov2_with_registers"):
         config["use_mask_token"] = False
-    if name == "siglip_vision_model":
-        config["vision_use_head"] = False
+    if name in HEADS:
+        config[HEADS[name]] = False
     return config
+
+
+def _windows(windows: Windows, vit: ViT) -> dict[str, Any]:
+    """Return what VitDet's config says of blocks that attend in windows, with decomposed relative positions."""
+    return {
+        "window_size": windows.side,
+        "window_block_indices": [block for block in range(vit.depth) if block not in windows.global_blocks],
+        "use_relative_position_embeddings": True,
+        "image_size": (windows.grid or vit.grid) * vit.patch,
+    }
 
 
 def _ratio(hidden: int, width: int, gated: bool) -> int:
@@ -284,7 +314,9 @@ def _separated(state: dict[str, Tensor], name: str, info: EncoderInfo) -> dict[s
             row = state["pos_embed"].new_zeros(1, 1, info.vit.width)
             state["pos_embed"] = torch.cat([row, state["pos_embed"]], dim=1)
         return state
-    if name in ("clip_vision_model", "siglip_vision_model"):
+    if name == "aimv2_vision_model" and info.interpolation == "regenerate":
+        del state["pos_embed"]  # computed there
+    if name in ("clip_vision_model", "siglip_vision_model", "aimv2_vision_model"):
         for key in ("cls_token", "pos_embed"):
             if key in state:
                 state[key] = state[key].flatten() if key == "cls_token" else state[key][0]

@@ -22,10 +22,11 @@ from mimbench.backbones.checkpoints.huggingface.names import PATCH, converted
 from mimbench.backbones.checkpoints.huggingface.refused import REASONS
 from mimbench.backbones.checkpoints.info import from_json
 from mimbench.backbones.checkpoints.opening import Opened
-from mimbench.backbones.config import Traits
+from mimbench.backbones.config import Traits, Windows
 from mimbench.backbones.rotary import rotary_periods
 
 Triple = tuple[float, float, float]
+DECOMPOSED = "use_relative_position_embeddings"  # ViTDet's, which SAM always has
 OWN_NAMES = {"aimv2_vision_model": r"preprocessor\.patchifier\..*"}  # of files with the authors' own code on the hub
 
 
@@ -147,6 +148,8 @@ def _converted(weights: dict[str, Tensor], kind: ModelType, config: Described, t
     made, how = converted(weights, kind.steps)
     if traits.positions in ("absolute", "none"):  # BEiT's without a table have the plain block's one bias
         made, how = _plain_block(made, how)
+    if traits.windows is not None and config.has(DECOMPOSED) and not config[DECOMPOSED]:
+        made, how = _with_zero_tables(made, how, config, traits.windows)
     if SHARED in made:
         tables, copies = shared_table(made)
         made, how = tables, {**how, **copies}
@@ -155,6 +158,18 @@ def _converted(weights: dict[str, Tensor], kind: ModelType, config: Described, t
         made["rope.periods"] = rotary_periods(heads, float(config["rope_theta"]))
         how["rope.periods"] = f"computed from rope_theta={config['rope_theta']}, as transformers does"
     return made, how
+
+
+def _with_zero_tables(made: dict[str, Tensor], how: dict[str, str], config: Described, windows: Windows) -> Converted:
+    """Give blocks that attend in windows without relative positions tables of zeros, which is equal."""
+    tables = dict[str, Tensor]()
+    for block in range(config.number("num_hidden_layers")):
+        rows = 2 * windows.side_of(block, config.grid) - 1
+        width = config.width // config.number("num_attention_heads")
+        tables |= {f"blocks.{block}.attn.rel_pos_{axis}": torch.zeros(rows, width) for axis in "hw"}
+    if (key := next((key for key in tables if key in made), None)) is not None:
+        raise ValueError(f"{said(DECOMPOSED, False)}, and the file has {key}")
+    return {**made, **tables}, {**how, **dict.fromkeys(tables, "zeros: it has no relative positions")}
 
 
 def _plain_block(made: dict[str, Tensor], how: dict[str, str]) -> Converted:
@@ -209,6 +224,8 @@ def _of_positions(weights: Mapping[str, Tensor], config: Described, traits: Trai
                 f"{said(key, config[key])} with patch_size={config['patch_size']}, and the position table has "
                 f"{table.shape[1]} rows, not {config.grid**2 + extra}"
             )
+    if traits.windows is not None:
+        yield from _of_windows(weights, config, traits.windows)
     biases = weights.get(f"blocks.0.{TABLE}")
     if traits.positions == "relative" and biases is not None and biases.ndim == 2:
         rows = (2 * config.grid - 1) ** 2 + 3
@@ -217,6 +234,14 @@ def _of_positions(weights: Mapping[str, Tensor], config: Described, traits: Trai
         if biases.shape[1] != config["num_attention_heads"]:
             heads = config["num_attention_heads"]
             yield f"{said('num_attention_heads', heads)}, and relative positions are of {biases.shape[1]} heads"
+
+
+def _of_windows(weights: Mapping[str, Tensor], config: Described, windows: Windows) -> Iterator[str]:
+    for block in range(config.number("num_hidden_layers")):
+        table, rows = weights.get(f"blocks.{block}.attn.rel_pos_h"), 2 * windows.side_of(block, config.grid) - 1
+        if table is not None and len(table) != rows:
+            key = "image_size" if block in windows.global_blocks else "window_size"
+            yield f"{said(key, config[key])}, and block {block}'s relative positions have {len(table)} rows, not {rows}"
 
 
 def _of_parts(weights: Mapping[str, Tensor], kind: ModelType, config: Described, traits: Traits) -> Iterator[str]:
@@ -232,6 +257,7 @@ def _of_parts(weights: Mapping[str, Tensor], kind: ModelType, config: Described,
         ("mlp_bias", traits.mlp_bias, "blocks.0.mlp.fc2.bias"),
         ("use_gated_mlp", traits.mlp == "swiglu_split", "blocks.0.mlp.fc1_g.weight"),
         ("layer_scale_init_value", traits.layer_scale, gamma),
+        (DECOMPOSED, traits.windows is not None, "blocks.0.attn.rel_pos_h"),
         ("use_absolute_position_embeddings", traits.positions == "absolute", "pos_embed"),
         (relative, traits.positions == "relative", f"blocks.0.{TABLE}"),
     ]

@@ -177,19 +177,19 @@ def _vitdet_traits(config: Described) -> Traits:
             f"{said('residual_block_indices', list(config['residual_block_indices']))}: its convolutions between "
             f"blocks are not supported"
         )
-    if config["window_size"] and config["window_block_indices"]:
-        raise ValueError(
-            f"{said('window_size', config['window_size'])}: some blocks attend in windows, with a position table "
-            f"of another size than their grid, which no encoder here has; give the checkpoint that the detector was "
-            f"made from, or return the model from my_encoder.py:build (docs/evaluate.md)"
-        )
-    if config["use_relative_position_embeddings"]:
-        raise ValueError(
-            f"{said('use_relative_position_embeddings', True)}, which no encoder here has; detection takes whole "
-            f"detectors by detectron2's names"
-        )
     positions = "absolute" if config["use_absolute_position_embeddings"] else "none"
-    return config.traits(class_token=False, positions=positions)
+    return config.traits(class_token=False, positions=positions, windows=_vitdet_windows(config))
+
+
+def _vitdet_windows(config: Described) -> Windows | None:
+    """Return the windows of ViTDet's blocks; None where all attend globally without relative positions."""
+    windowed = tuple(config["window_block_indices"]) if config["window_size"] else ()
+    if not windowed and not config["use_relative_position_embeddings"]:
+        return None
+    grid = config.side("image_size") // config.side("patch_size")  # of global blocks; config.grid is the table's
+    everywhere = tuple(block for block in range(config.number("num_hidden_layers")) if block not in windowed)
+    side = config.number("window_size") if windowed else grid
+    return Windows(side, everywhere, None if grid == config.grid else grid)
 
 
 def _aimv2_traits(config: Described) -> Traits:

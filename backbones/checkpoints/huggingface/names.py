@@ -71,25 +71,27 @@ VIT = Names(
     ),
 )
 CLIP = Names(
-    patches=r"(vision_model\.)?embeddings\.patch_embedding\.weight",
+    patches=r"(clip\.)?(vision_model\.)?embeddings\.patch_embedding\.weight",
     renames=(
+        (r"^clip\.", ""),  # in CLIPSeg
         (r"^vision_model\.", ""),
         (r"^embeddings\.class_embedding$", "cls_token"),
         (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
         (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
         (r"^pre_layrnorm\.", "norm_pre."),
         (r"^post_layernorm\.", "norm."),
-        (r"^encoder\.layers\.", "blocks."),
+        (r"^encoder\.layers?\.", "blocks."),  # without s as transformers 5 saves AltCLIP's whole model
         (r"\.self_attn\.([qkv])_proj\.", r".attn.\1_proj."),
         (r"\.self_attn\.out_proj\.", ".attn.proj."),
         (r"\.layer_norm([12])\.", r".norm\1."),
     ),
     dropped=(
-        (r"text_model\..*", "text tower"),
-        (r"(visual|text)_projection\.weight", "projection into the space of text"),
+        (r"(clip\.)?text_model\..*", "text tower"),
+        (r"(clip\.)?(visual|text)_projection\.weight", "projection into the space of text"),
+        (r"decoder\..*", "decoder"),
         (r"(vision_model\.)?head\..*", "attention pool"),
         (r"classifier\..*", "classification head"),
-        (r"logit_(scale|bias)", "a number beside the towers"),
+        (r"(clip\.)?logit_(scale|bias)", "a number beside the towers"),
         (r"(.*\.)?position_ids", "index into the positions"),
     ),
 )

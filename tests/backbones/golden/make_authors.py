@@ -10,6 +10,7 @@
     tips       google-deepmind/tips 4db271d
     data2vec   facebookresearch/data2vec_vision 6146726, its folder beit
     aimv2      apple/ml-aim bd9e068: with a table of positions, and native
+    aim        the same, its folder aim-v1
     open_clip  open_clip 3.3.0 itself, whose code MetaCLIP's files are of
 
 Runs the originals as they are, in float64 on a CPU, but for what they import and no encoder uses (xformers, the hub).
@@ -156,6 +157,19 @@ def aimv2(root: Path) -> None:
             with torch.no_grad():
                 look(found, model(image(*size)), size, prefix=0)
         write(name, found)
+
+
+def aim(root: Path) -> None:
+    sys.path.insert(0, str(root / "aim-v1"))
+    vit = importlib.import_module("aim.v1.torch.models")
+    sizes = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH, "num_blocks": DEPTH, "num_heads": 1}
+    model = vit.AIM(*vit._aim(**sizes, probe_layers=1, num_classes=3))
+    found = case(model, "apple/ml-aim bd9e068")
+    for size in (SAME, WIDE, (128, 128)):
+        with torch.no_grad():
+            last = model.extract_features(image(*size))[-1]
+            look(found, model.trunk.post_trunk_norm(last), size, prefix=0)
+    write("aim", found)
 
 
 def open_clip(_root: Path) -> None:
