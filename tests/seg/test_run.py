@@ -140,7 +140,7 @@ def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path, caplog) -
         run(other, _run_dir(tmp_path / "other", other))
 
 
-@pytest.mark.parametrize("config", [UPERNET, CACHED], ids=["upernet", "linear"])
+@pytest.mark.parametrize("config", [UPERNET, CACHED, KNN, LOGISTIC], ids=["upernet", "linear", "knn", "logistic"])
 def test_what_evaluation_would_refuse_is_refused_before_training(config: Any, make_pairs, tmp_path) -> None:
     root = make_pairs(3)
     if isinstance(config, UPerNetConfig):
