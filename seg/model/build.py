@@ -194,6 +194,11 @@ def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -
         raise ValueError(f"{file} has {known} classes, but {config.data} has {classes}; evaluate it on its own data")
     about = described(file)
     vit = about.vit if about else _shape_of(weights, file)
+    if about and config.backbone.blocks not in (None, about.outputs):
+        blocks = [list(numbers) for numbers in (config.backbone.blocks, about.outputs)]
+        raise ValueError(
+            f"backbone.blocks={blocks[0]}: {file} was trained with blocks {blocks[1]}; leave backbone.blocks= out"
+        )
     if vit.image != config.image:
         raise ValueError(f"image={config.image}: this segmenter was trained at {vit.image} px; use image={vit.image}")
     has_auxiliary = "auxiliary_head.conv_seg.weight" in names
