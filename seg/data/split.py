@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,12 @@ class LabelledSplit:
     def image_name(self, index: int) -> str:
         """Return the file of an image."""
         return self._path(self.pairs[index][0])
+
+    def prediction_name(self, index: int) -> str:
+        """Return the path of an image's prediction below `predictions/`: its label map's below the folder of maps."""
+        name, root = PurePosixPath(self.pairs[index][1]), PurePosixPath(self.layout.root)
+        folders = [root / folder for folder in self.layout.labels[self.split]]
+        return str(next((name.relative_to(one) for one in folders if name.is_relative_to(one)), name.name))
 
     def image(self, index: int) -> Image:
         """Read an image, rotated according to its EXIF data.
