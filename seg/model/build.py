@@ -194,11 +194,14 @@ def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -
         raise ValueError(f"{file} has {known} classes, but {config.data} has {classes}; evaluate it on its own data")
     about = described(file)
     vit = about.vit if about else _shape_of(weights, file)
-    if about and config.backbone.blocks not in (None, about.outputs):
-        blocks = [list(numbers) for numbers in (config.backbone.blocks, about.outputs)]
+    channels = len(weights["decode_head.fpn_bottleneck.bn.weight"])
+    if config.heads.channels not in (None, channels):
         raise ValueError(
-            f"backbone.blocks={blocks[0]}: {file} was trained with blocks {blocks[1]}; leave backbone.blocks= out"
+            f"heads.channels={config.heads.channels}: {file} has {channels}; use heads.channels={channels}"
         )
+    if about and config.backbone.blocks not in (None, about.outputs):
+        given, own = (",".join(map(str, numbers or ())) for numbers in (config.backbone.blocks, about.outputs))
+        raise ValueError(f"backbone.blocks={given}: {file} was trained with {own}; use backbone.blocks={own}")
     if vit.image != config.image:
         raise ValueError(f"image={config.image}: this segmenter was trained at {vit.image} px; use image={vit.image}")
     has_auxiliary = "auxiliary_head.conv_seg.weight" in names
@@ -207,7 +210,7 @@ def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -
         classes,
         replace(
             config.heads,
-            channels=len(weights["decode_head.fpn_bottleneck.bn.weight"]),
+            channels=channels,
             aux_channels=weights["auxiliary_head.conv_seg.weight"].shape[1] if has_auxiliary else 1,
             aux_weight=config.heads.aux_weight if has_auxiliary else 0.0,
         ),
