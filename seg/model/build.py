@@ -200,8 +200,8 @@ def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -
             f"heads.channels={config.heads.channels}: {file} has {channels}; use heads.channels={channels}"
         )
     if about and config.backbone.blocks not in (None, about.outputs):
-        given, own = (",".join(map(str, numbers or ())) for numbers in (config.backbone.blocks, about.outputs))
-        raise ValueError(f"backbone.blocks={given}: {file} was trained with {own}; use backbone.blocks={own}")
+        asked, used = (",".join(map(str, numbers or ())) for numbers in (config.backbone.blocks, about.outputs))
+        raise ValueError(f"backbone.blocks={asked}: {file} was trained with {used}; use backbone.blocks={used}")
     if vit.image != config.image:
         raise ValueError(f"image={config.image}: this segmenter was trained at {vit.image} px; use image={vit.image}")
     has_auxiliary = "auxiliary_head.conv_seg.weight" in names
