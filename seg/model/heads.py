@@ -64,12 +64,12 @@ class Feature2Pyramid(nn.Module):
 
 
 def _laid_out(maps: Tensor) -> Tensor:
-    """Return maps (B, D, h, w) in the memory order in which this device convolves them fastest.
+    """Return maps (B, D, h, w) in the memory order that suits this device and the presence of gradients.
 
-    A ViT's maps come channel after channel for each patch. With that order oneDNN needs four times as long for the
-    gradient of a 3 x 3 kernel. GPUs keep it.
+    A ViT's maps hold all channels of a patch, then those of the next. In that order oneDNN takes three times as long
+    for the gradient of a 3 x 3 kernel, but inference is faster. GPUs keep the order.
     """
-    return maps.contiguous() if maps.device.type == "cpu" else maps
+    return maps.contiguous() if torch.is_grad_enabled() and maps.device.type == "cpu" else maps
 
 
 class UPerHead(nn.Module):
