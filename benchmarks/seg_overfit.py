@@ -6,8 +6,9 @@
 The instances of each image are painted into a label map, the larger ones first; the rest is background, and a crowd
 region is ignored. Takes the first eight images of train2017 that hold two to nine objects, all of 5,000 square pixels
 or more, and no crowd region; trains on them at one scale without flips or distortion, small (128 wide, 4 deep, 128
-pixels), and evaluates on the same images. mIoU must come out above 80. Ends with status 1 if not. Also prints the mIoU
-of a crop of each image with batch norm's running statistics and with the batch's own: a gap is a fault of batch norm.
+pixels, patches of 16), and evaluates on the same images at their own sizes. mIoU must come out above 80. Ends with
+status 1 if not. Also prints the mIoU of a crop of each image with batch norm's running statistics and with the batch's
+own: a gap is a fault of batch norm. Takes about two minutes of one core.
 
 `--tree` paints all images of both splits: images/{training,validation}, annotations/{training,validation}, where the
 80 categories have the ids 1 to 80 and the background is ADE20K's 0, which is ignored.
@@ -19,6 +20,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -120,10 +122,13 @@ def eight(source: Path, root: Path) -> Path:
 
 
 def config_of(data: Path, steps: int, image: int) -> UPerNetConfig:
-    """A small segmenter, without augmentation but for the crop, dropout, decay and layer decay."""
+    """A small segmenter, without augmentation but for the crop, dropout, decay and layer decay.
+
+    The learning rate decides: 300 steps at 1e-3, with patches of 8, end at 64.9 mIoU, here at 92.4 (NOTES.md).
+    """
     return UPerNetConfig(
         data=str(data),
-        encoder=ViT(128, 4, 4, patch=8, image=128),
+        encoder=ViT(128, 4, 4, image=image),
         backbone=Backbone(drop_path=0.0),
         heads=Heads(channels=64, aux_channels=64, dropout=0.0),
         augment=Augment(long=1024, smallest=1.0, largest=1.0, cat_max_ratio=1.0, flip=0.0, photometric=False),
@@ -131,13 +136,12 @@ def config_of(data: Path, steps: int, image: int) -> UPerNetConfig:
         image=image,
         steps=steps,
         batch=IMAGES,
-        lr=1e-3,
+        lr=3e-3,
         warmup=30,
         layer_decay=1.0,
         weight_decay=0.0,
-        evaluate_every=100,
         shown=0,
-        compute=Compute(precision="fp32", workers=0, log_every=20, save_every=steps),
+        compute=Compute(precision="fp32", workers=0, log_every=30, save_every=steps),
     )
 
 
@@ -159,6 +163,12 @@ def by_mode(config: UPerNetConfig, segmenter: Path) -> dict[str, float]:
     return found
 
 
+def losses(run: RunDir) -> dict[int, float]:
+    """Return the training loss at the steps that a run logged."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
 def main() -> int:
     """Train, print, and judge."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -174,13 +184,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         config = config_of(eight(options.data, Path(directory) / "eight"), options.steps, options.image)
         about = {"recipe": "seg/overfit", "stage": "seg", "identity": "0"}
-        outcome = run(config, RunDir.create(Path(directory) / "run", to_text(config), about))
-        modes = by_mode(config, Path(directory) / "run" / SEGMENTER)
+        rundir = RunDir.create(Path(directory) / "run", to_text(config), about)
+        begun = time.perf_counter()
+        outcome = run(config, rundir)
+        taken = time.perf_counter() - begun
+        modes = by_mode(config, rundir.path / SEGMENTER)
+        curve = losses(rundir)
     metrics = outcome.metrics | {f"miou_of_crops_{mode}": value for mode, value in modes.items()}
     if options.json:
         print(json.dumps(metrics))
     else:
-        print(f"mIoU {metrics['miou']:.1f}, aAcc {metrics['aacc']:.1f}")
+        print("loss at steps " + ", ".join(f"{step}: {value:.2f}" for step, value in curve.items()))
+        print(f"mIoU {metrics['miou']:.1f}, aAcc {metrics['aacc']:.1f}, {options.steps} steps, {taken:.0f} s")
         print(f"of crops: mIoU {modes['eval']:.1f} with running statistics, {modes['train']:.1f} with the batch's own")
     return int(metrics["miou"] <= WANTED)
 

@@ -106,9 +106,7 @@ def _voc(root: str) -> Layout:
             "val": (f"{lists}/val.txt",),
         },
         classes="voc",
-        sbd=tuple(
-            f"{above}{name}" for above in ("", "VOCdevkit/") for name in ("VOCaug/dataset", "benchmark_RELEASE/dataset")
-        ),
+        sbd=SBD,
         root=root,
         marks=("JPEGImages", lists),
     )

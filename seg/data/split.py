@@ -3,13 +3,15 @@
 split.image(i)     uint8 (H, W, 3), blue first
 split.labels(i)    uint8 (H, W), classes from 0, 255 ignored
 split.pair(i)      both, with the same size
+split.raw_pair(i, ignore)    the same with the ids in the file, checked alike
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from mimbench.engine.data.shared_images import COPY, HONEST, validation_fact
 from mimbench.engine.run.bar import track
 from mimbench.engine.run.process import rank_and_world
 from mimbench.seg.data.augment import IGNORED
+from mimbench.seg.data.class_names import KNOWN
 from mimbench.seg.data.layouts import Layout, Store, classes_of, pairs_of, recognise, store_of, with_background
 from mimbench.seg.data.pixels import Image, Labels, decode_image, decode_labels, decode_mat, exif_turns, look_up
 
@@ -48,6 +51,12 @@ class LabelledSplit:
         """Return the file of an image."""
         return self._path(self.pairs[index][0])
 
+    def prediction_name(self, index: int) -> str:
+        """Return the path of an image's prediction below `predictions/`: its label map's below the folder of maps."""
+        name, root = PurePosixPath(self.pairs[index][1]), PurePosixPath(self.layout.root)
+        folders = [root / folder for folder in self.layout.labels[self.split]]
+        return str(next((name.relative_to(one) for one in folders if name.is_relative_to(one)), name.name))
+
     def image(self, index: int) -> Image:
         """Read an image, rotated according to its EXIF data.
 
@@ -75,8 +84,7 @@ class LabelledSplit:
         """
         raw = self.raw_labels(index)
         mapped = look_up(raw, self.table())
-        if (mapped == BEYOND).any():
-            raise unfit(Path(self._path(self.pairs[index][1])), *beyond_reason(self, raw))
+        self._require_classes(index, raw, mapped)
         return mapped
 
     def pair(self, index: int) -> tuple[Image, Labels]:
@@ -86,11 +94,32 @@ class LabelledSplit:
             UnfitError: (a ValueError) as `image` and `labels`; also if they differ in size.
         """
         image, labels = self.image(index), self.labels(index)
-        if image.shape[:2] != labels.shape:
-            raise unfit(Path(self._path(self.pairs[index][1])), *self.size_reason(index, image, labels))
+        self._require_size(index, image, labels)
         return image, labels
 
-    def size_reason(self, index: int, image: Image, labels: Labels) -> tuple[str, str]:
+    def raw_pair(self, index: int, ignore: Sequence[int]) -> tuple[Image, Labels]:
+        """Read an image and its label map with the ids in the file, which may include those in `ignore`.
+
+        Raises:
+            UnfitError: (a ValueError) as `pair`.
+        """
+        image, raw = self.image(index), self.raw_labels(index)
+        table = self.table()
+        table[list(ignore)] = IGNORED
+        self._require_classes(index, raw, look_up(raw, table))
+        self._require_size(index, image, raw)
+        return image, raw
+
+    def _require_classes(self, index: int, raw: Labels, mapped: Labels) -> None:
+        beyond = mapped == BEYOND
+        if beyond.any():
+            raise unfit(Path(self._path(self.pairs[index][1])), *beyond_reason(self, np.unique(raw[beyond]).tolist()))
+
+    def _require_size(self, index: int, image: Image, labels: Labels) -> None:
+        if image.shape[:2] != labels.shape:
+            raise unfit(Path(self._path(self.pairs[index][1])), *self._size_reason(index, image, labels))
+
+    def _size_reason(self, index: int, image: Image, labels: Labels) -> tuple[str, str]:
         """Return the problem with a label map whose size differs from its image, and what to do."""
         (h, w), (height, width) = labels.shape, image.shape[:2]
         what = f"has {w} x {h} pixels, but its image has {width} x {height}"
@@ -123,17 +152,18 @@ def label_table(classes: int, zero_is_ignored: bool) -> NDArray[np.uint8]:
     return table
 
 
-def beyond_reason(split: LabelledSplit, raw: Labels) -> tuple[str, str]:
-    """Return the problem with ids beyond the classes, and what to do."""
-    ids = np.unique(raw)
-    wrong = ids[split.table()[ids] == BEYOND].tolist()
+def beyond_reason(split: LabelledSplit, wrong: Sequence[int]) -> tuple[str, str]:
+    """Return the problem with the ids `wrong`, which are beyond the classes, and what to do."""
     first = int(split.layout.zero_is_ignored)
     what = f"has id {wrong[0]}; the {len(split.classes)} classes are {first} to {first + len(split.classes) - 1}"
     if split.layout.name == "Cityscapes":
         return what, "these are labelIds; make labelTrainIds with cityscapesScripts' createTrainIdLabelImgs"
-    if not first and wrong == [len(split.classes)]:
+    if not first and list(wrong) == [len(split.classes)]:
         return what, "ids must start at 0; subtract 1, and write 255 for ignored pixels"
-    return what, "write 255 for ignored pixels, and name every class"
+    if split.layout.classes in KNOWN:
+        ignored = "0 or 255" if split.layout.zero_is_ignored else "255"
+        return what, f"write {ignored} for pixels of no class; {split.layout.name} has no other ids"
+    return what, f"write 255 for ignored pixels, and name every class in {split.layout.classes}"
 
 
 def shared_images(val: LabelledSplit) -> str:

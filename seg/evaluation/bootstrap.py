@@ -67,7 +67,7 @@ def counts(split: LabelledSplit, run: RunDir) -> Counts:
     """
     found = np.zeros((3, len(split), len(split.classes)))
     for index in track(range(len(split)), "counting pixels", len(split)):
-        file = run.path / "predictions" / split.pairs[index][1].rpartition("/")[2]
+        file = run.path / "predictions" / split.prediction_name(index)
         if not file.is_file():
             raise ValueError(f"{file} is missing: the run predicted other images, or was changed")
         labels = split.labels(index)

@@ -114,7 +114,7 @@ class Evaluation:
 
         assert self.predictions is not None
         own = predicted + np.uint8(self.split.layout.zero_is_ignored)
-        file = self.predictions / Path(self.split.pairs[index][1]).name
+        file = self.predictions / self.split.prediction_name(index)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_with(file, lambda temporary: Image.fromarray(own).save(temporary, "PNG"))
 

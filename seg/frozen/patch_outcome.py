@@ -39,7 +39,9 @@ def outcome(
     directory = locate(config.data)
     splits = {split: open_labelled(directory, split) for split in ("train", "val")}
     frozen = frozen_encoder(config, Blocks(1), "checkpoint", device)
-    train, val = (patches_of(config, splits[split], frozen) for split in ("train", "val"))
+    val, train = (
+        patches_of(config, splits[split], frozen) for split in ("val", "train")
+    )  # the shorter is checked first
     ignore = ignored_ids(config, splits["val"])
     chosen = choose(train, val, len(splits["train"]), ignore)
     facts = {

@@ -6,6 +6,7 @@ parts = divided(config, train, val, images)   # standardised; a tenth of the tra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +25,8 @@ from mimbench.seg.frozen.encoder import Frozen
 class Squashed(Dataset[tuple[Tensor, Tensor]]):
     """Images and raw label maps as squares: (uint8 (3, S, S), uint8 (S, S)), by Pillow, bicubic and nearest."""
 
-    def __init__(self, split: LabelledSplit, side: int) -> None:
-        self.split, self.side = split, side
+    def __init__(self, split: LabelledSplit, side: int, ignore: Sequence[int]) -> None:
+        self.split, self.side, self.ignore = split, side, ignore
 
     def __len__(self) -> int:
         return len(self.split)
@@ -34,10 +35,10 @@ class Squashed(Dataset[tuple[Tensor, Tensor]]):
         from PIL import Image
 
         square = (self.side, self.side)
-        image = Image.fromarray(np.ascontiguousarray(self.split.image(index)[..., ::-1]))
-        pixels = np.array(image.resize(square, Image.Resampling.BICUBIC))
-        labels = Image.fromarray(self.split.raw_labels(index)).resize(square, Image.Resampling.NEAREST)
-        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(np.array(labels))
+        image, raw = self.split.raw_pair(index, self.ignore)
+        pixels = Image.fromarray(np.ascontiguousarray(image[..., ::-1])).resize(square, Image.Resampling.BICUBIC)
+        labels = Image.fromarray(raw).resize(square, Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), torch.from_numpy(np.array(labels))
 
 
 class Patches(NamedTuple):
@@ -88,13 +89,15 @@ def patches_of(config: PatchConfig, split: LabelledSplit, frozen: Frozen) -> Pat
     """Compute features and labels of all patches of a split, on the encoder's device.
 
     Raises:
-        ValueError: if the image's side is no multiple of the patch.
+        ValueError: if the image's side is no multiple of the patch, or an image or label map cannot be used.
     """
     encoder = frozen.encoder
     if config.image % encoder.patch:
         raise ValueError(f"image={config.image} must be a multiple of the encoder's patch={encoder.patch}")
     features, labels, grid, patch = [], [], config.image // encoder.patch, encoder.patch
-    loader = evaluation_loader(Squashed(split, config.image), config.eval_batch, config.compute.workers)
+    loader = evaluation_loader(
+        Squashed(split, config.image, ignored_ids(config, split)), config.eval_batch, config.compute.workers
+    )
     for images, maps in track(loader, f"encoding {split.split} images", len(loader)):
         encoded = encoder(normalise(move(images, encoder.device), frozen.mean, frozen.std))
         features.append(encoded.flatten(2).mT.flatten(0, 1))

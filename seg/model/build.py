@@ -194,6 +194,14 @@ def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -
         raise ValueError(f"{file} has {known} classes, but {config.data} has {classes}; evaluate it on its own data")
     about = described(file)
     vit = about.vit if about else _shape_of(weights, file)
+    channels = len(weights["decode_head.fpn_bottleneck.bn.weight"])
+    if config.heads.channels not in (None, channels):
+        raise ValueError(
+            f"heads.channels={config.heads.channels}: {file} has {channels}; use heads.channels={channels}"
+        )
+    if about and config.backbone.blocks not in (None, about.outputs):
+        asked, used = (",".join(map(str, numbers or ())) for numbers in (config.backbone.blocks, about.outputs))
+        raise ValueError(f"backbone.blocks={asked}: {file} was trained with {used}; use backbone.blocks={used}")
     if vit.image != config.image:
         raise ValueError(f"image={config.image}: this segmenter was trained at {vit.image} px; use image={vit.image}")
     has_auxiliary = "auxiliary_head.conv_seg.weight" in names
@@ -202,7 +210,7 @@ def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -
         classes,
         replace(
             config.heads,
-            channels=len(weights["decode_head.fpn_bottleneck.bn.weight"]),
+            channels=channels,
             aux_channels=weights["auxiliary_head.conv_seg.weight"].shape[1] if has_auxiliary else 1,
             aux_weight=config.heads.aux_weight if has_auxiliary else 0.0,
         ),

@@ -17,6 +17,7 @@ from mimbench.engine.run.config import Compute
 from mimbench.seg.config import Backbone, Heads, UPerNetConfig
 from mimbench.seg.model.build import WHOLE, build_segmenter
 from mimbench.seg.model.relative import resize_relative
+from mimbench.seg.model.segmenter_file import save_segmenter
 
 PLAIN = Traits()
 TINY = ViT(16, 4, 2, patch=4, image=16)
@@ -155,6 +156,32 @@ def test_a_whole_segmenter_is_taken_as_it_is(names: str, tmp_path) -> None:
         build_segmenter(config, 6)
     with pytest.raises(ValueError, match="use image=32"):
         build_segmenter(replace(config, image=64), 5)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "mmsegmentation"])
+def test_a_whole_segmenter_refuses_settings_that_contradict_it(ours: bool, tmp_path) -> None:
+    built, file = build_segmenter(CONFIG, 5), tmp_path / "segmenter.pth"
+    if ours:
+        save_segmenter(file, built.model, built.description(CONFIG, tuple("abcde")))
+    else:
+        torch.save({"state_dict": built.model.state_dict(), "meta": {}}, file)
+    config = replace(CONFIG, encoder=ViT(64, 3, 4, patch=8, image=32))
+    for setting in ("heads=4", "activation=quick_gelu", "norm_eps=1e-3", "grid=7", "mean=.1,.2,.3", "std=.4"):
+        name = setting.partition("=")[0]
+        why = "contradicts the metadata that mimbench wrote" if ours else "cannot be set: it is used as it was trained"
+        with pytest.raises(
+            ValueError, match=rf"^{file} holds a whole segmenter, and {name}=.* {why}.*leave {name}= out"
+        ):
+            build_segmenter(replace(config, checkpoint=f"{file}?{setting}"), 5)
+    with pytest.raises(ValueError, match=r"image=64: this segmenter was trained at 32 px; use image=32"):
+        build_segmenter(replace(config, checkpoint=str(file), image=64), 5)
+    again = replace(config, checkpoint=f"{file}?heads=2&grid=8" if ours else str(file))  # what the file states
+    assert build_segmenter(again, 5).model.backbone.outputs == (0, 1, 2, 3)
+    if ours:
+        with pytest.raises(ValueError, match=r"backbone\.blocks=0,1,1,3: .*; use backbone\.blocks=0,1,2,3"):
+            build_segmenter(replace(again, backbone=Backbone(blocks=(0, 1, 1, 3))), 5)
+    with pytest.raises(ValueError, match=r"heads\.channels=64: .*segmenter\.pth.* has 8; use heads\.channels=8"):
+        build_segmenter(replace(again, heads=Heads(channels=64)), 5)
 
 
 def test_what_cannot_be(tmp_path) -> None:

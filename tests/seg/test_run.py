@@ -73,7 +73,11 @@ def _run_dir(path: Path, config: Segmentation) -> RunDir:
 
 
 def test_from_label_maps_to_numbers(make_pairs, tmp_path) -> None:
-    config = replace(UPERNET, data=str(make_pairs(6)), evaluate_every=2, save_predictions=True)
+    data = make_pairs(6)
+    for folder in ("images", "labels"):  # two images may have one name in two folders
+        (data / folder / "val" / "night").mkdir()
+        (data / folder / "val" / "005.png").rename(data / folder / "val" / "night" / "000.png")
+    config = replace(UPERNET, data=str(data), evaluate_every=2, save_predictions=True)
     directory = _run_dir(tmp_path / "run", config)
     outcome = run(config, directory)
     assert set(outcome.metrics) == {"miou", "macc", "aacc"}
@@ -92,8 +96,9 @@ def test_from_label_maps_to_numbers(make_pairs, tmp_path) -> None:
     assert sum(known) / len(known) == pytest.approx(outcome.metrics["miou"])
     for name in ("segmentations", "worst_segmentations", "confusion"):
         assert (directory.plots / f"{name}.png").stat().st_size > 5_000
-    written = sorted((directory.path / "predictions").iterdir())
-    assert [file.name for file in written] == [f"{number:03d}.png" for number in range(6)]
+    written = sorted((directory.path / "predictions").rglob("*.png"))
+    names = [str(file.relative_to(directory.path / "predictions")) for file in written]
+    assert names == [*(f"{number:03d}.png" for number in range(5)), "night/000.png"]
     val = open_split(config.data, "val")
     right = total = 0
     for index, file in enumerate(written):
@@ -140,7 +145,7 @@ def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path, caplog) -
         run(other, _run_dir(tmp_path / "other", other))
 
 
-@pytest.mark.parametrize("config", [UPERNET, CACHED], ids=["upernet", "linear"])
+@pytest.mark.parametrize("config", [UPERNET, CACHED, KNN, LOGISTIC], ids=["upernet", "linear", "knn", "logistic"])
 def test_what_evaluation_would_refuse_is_refused_before_training(config: Any, make_pairs, tmp_path) -> None:
     root = make_pairs(3)
     if isinstance(config, UPerNetConfig):

@@ -136,11 +136,15 @@ def test_what_is_wrong_is_said(make_pairs, make_ade, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"000\.png: .*id 3; the 3 classes are 0 to 2.*subtract 1"):
         split.labels(0)
     _edit(file, lambda ids: np.where(ids == 3, 77, ids).astype(np.uint8))
-    with pytest.raises(ValueError, match=r"id 77.*name every class"):
+    with pytest.raises(ValueError, match=r"id 77.*name every class in classes\.txt"):
         split.labels(0)
+    with pytest.raises(ValueError, match=r"id 77"):
+        split.raw_pair(0, (255,))
+    assert 77 in split.raw_pair(0, (77, 255))[1]
     _edit(file, lambda ids: np.zeros((64, 48), np.uint8))
-    with pytest.raises(ValueError, match=r"48 x 64 pixels.* 64 x 48"):
-        split.pair(0)
+    for read in (split.pair, lambda index: split.raw_pair(index, (255,))):
+        with pytest.raises(ValueError, match=r"48 x 64 pixels.* 64 x 48"):
+            read(0)
     picture = root / "images" / "train" / "000.png"
     image = Image.open(picture).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
@@ -169,7 +173,7 @@ def test_what_is_wrong_is_said(make_pairs, make_ade, tmp_path) -> None:
         open_split(root, "train")
     ade = make_ade(1)
     _edit(ade / "annotations/training/ADE_train_00000000.png", lambda ids: np.full_like(ids, 151))
-    with pytest.raises(ValueError, match="150 classes are 1 to 150"):
+    with pytest.raises(ValueError, match="150 classes are 1 to 150; write 0 or 255 for"):
         open_split(ade, "train").labels(0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"unknown layout.*classes\.txt"):
