@@ -174,7 +174,8 @@ class SegmentationViT(nn.Module):
                 tokens = checkpoint(block, tokens, self.relative_position_index, use_reentrant=False)
             else:
                 tokens = block(tokens, self.relative_position_index)
-            maps += [self.norm(tokens)[:, 1:].mT.unflatten(2, grid)] * self.outputs.count(number)
+            if taken := [output for output in self.outputs if output == number]:
+                maps += [self.norm(tokens)[:, 1:].mT.unflatten(2, grid)] * len(taken)
         return maps
 
 
@@ -204,9 +205,9 @@ class OtherViT(Trunk):
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         maps = []
         for number, tokens in enumerate(self.after_each_block(images)):
-            if number in self.outputs:
+            if taken := [output for output in self.outputs if output == number]:
                 patches = self.norm(tokens)[:, self.traits.prefix :].mT.unflatten(2, grid)
-                maps += [patches] * self.outputs.count(number)
+                maps += [patches] * len(taken)
         return maps
 
 
