@@ -148,7 +148,7 @@ def crossmae_handwritten() -> Pretrain:
         data="handwritten",
         encoder=HANDWRITTEN,
         method=CrossMAEConfig(depth=1, width=48, heads=4),
-        epochs=6,
+        epochs=5,
         warmup_epochs=1.0,
         batch=32,
         base_lr=1.6e-2,

@@ -86,7 +86,7 @@ def linear_handwritten() -> LinearSegmentationConfig:
         layers=4,
         views="cached",
         image=64,  # the encoder's own size, at which digits are as large as it knows them
-        steps=400,
+        steps=300,
         batch=16,
         lr=3e-2,
         warmup=30,
