@@ -112,7 +112,7 @@ def test_as_published_differs_in_what_the_paper_says() -> None:
         ("image=100", "multiple of 16"),
         ("milestones=[5, 3]", "ascending"),
         ("augment.smallest=3", "largest"),
-        ("compute.accumulate=5", "multiple of compute.accumulate"),
+        ("compute.accumulate=3", "multiple of compute.accumulate"),
         ("heads.detections=0", "at least 1"),
         ("lr=0", "positive"),
         ("repeat=2", "share of the images"),
