@@ -203,7 +203,7 @@ def _groups(texts: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[Any]) ->
 
 def _append(flat: array[float], pieces: Iterable[Iterable[float]], count: int) -> None:
     """Append the `count` numbers of all pieces; numpy takes half the time of `array.extend`."""
-    flat.frombytes(np.fromiter(chain.from_iterable(pieces), np.float64, count).view(np.uint8))
+    flat.frombytes(np.fromiter(chain.from_iterable(pieces), np.float64, count).tobytes())
 
 
 def _boxes(entries: Sequence[_Annotation], sizes_A2: Ints) -> Floats:
