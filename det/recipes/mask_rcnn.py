@@ -75,11 +75,11 @@ def mask_rcnn_handwritten() -> MaskRCNNConfig:
         heads=Heads(samples=32, convs=1, channels=32, fc=64, detections=30),
         augment=Augment(flip=0.0, smallest=0.75, largest=1.3),  # flipped digits are unreadable
         image=64,
-        steps=150,
+        steps=200,
         batch=10,
         lr=1.5e-3,
         warmup=20.0,
-        milestones=(120, 140),
+        milestones=(160, 187),
         layer_decay=0.8,
         weight_decay=0.05,
         grad_clip=1.0,
@@ -94,9 +94,7 @@ def mask_rcnn_frozen_handwritten() -> MaskRCNNConfig:
     return replace(
         base,
         vitdet=replace(base.vitdet, rel_pos=False, frozen=True),
-        steps=200,
         batch=32,
         lr=1e-3,
-        milestones=(160, 187),
         layer_decay=1.0,
     )

@@ -17,7 +17,7 @@ from mimbench.jobs.runs.tasks import tasks
 ALL = list(recipes())
 FORMER: dict[str, Any] = {  # settings of recipes that the demo of four minutes has changed
     "cls/finetune_handwritten": {"epochs": 2, "batch": 64, "base_lr": 4e-3, "pixels": "pil"},
-    "det/mask_rcnn_handwritten": {"steps": 200, "batch": 32, "lr": 1e-3, "milestones": (160, 187)},
+    "det/mask_rcnn_handwritten": {"batch": 32, "lr": 1e-3},
     "seg/linear_handwritten": {"steps": 600},
     **{
         f"pretrain/{method}_handwritten": {"epochs": 15, "batch": 64, "base_lr": 8e-3}
