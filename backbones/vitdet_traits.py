@@ -79,8 +79,8 @@ def vitdet_plan(
         window: the windows' side in patches; None describes the COCO recipes' default for the encoder.
         blocks: the blocks that attend globally; None for the default.
         tiled: whether a table of absolute positions is repeated, not resized.
-        computed: whether the fixed table is computed for each grid, not resized.
         rel_pos: whether decomposed relative positions are added, where an encoder takes them.
+        computed: whether the fixed table is computed for each grid, not resized.
     """
     everywhere = vitdet_global_blocks(vit.depth, traits) if blocks is None else tuple(blocks)
     fitted = vitdet_window(vit, traits, image)

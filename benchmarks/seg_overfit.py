@@ -195,7 +195,8 @@ def main() -> int:
         print(json.dumps(metrics))
     else:
         print("loss at steps " + ", ".join(f"{step}: {value:.2f}" for step, value in curve.items()))
-        print(f"mIoU {metrics['miou']:.1f}, aAcc {metrics['aacc']:.1f}, {options.steps} steps, {taken:.0f} s")
+        took = f"{options.steps} steps and the evaluation in {taken:.0f} s"
+        print(f"mIoU {metrics['miou']:.1f}, aAcc {metrics['aacc']:.1f}, {took}")
         print(f"of crops: mIoU {modes['eval']:.1f} with running statistics, {modes['train']:.1f} with the batch's own")
     return int(metrics["miou"] <= WANTED)
 

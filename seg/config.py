@@ -12,6 +12,7 @@ The defaults of `UPerNetConfig` are those of the public run that reproduces MAE-
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -151,6 +152,11 @@ class Inference:
             raise ValueError(f"inference.scales={list(self.scales)} must be one or more positive numbers")
 
 
+def _require_ids(ignore: Sequence[int] | None) -> None:
+    if any(not 0 <= one <= 255 for one in ignore or ()):
+        raise ValueError(f"ignore={list(ignore or ())}: the ids of a label map lie in 0 to 255")
+
+
 def _require_positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
@@ -286,6 +292,7 @@ class PatchKnnConfig(DataAndEncoder):
 
     def __post_init__(self) -> None:
         _require_positive(self, "image", "eval_batch")
+        _require_ids(self.ignore)
         if not self.neighbours or min(self.neighbours) < 1 or not self.distances:
             raise ValueError(f"neighbours={list(self.neighbours)}, distances={list(self.distances)}: both need a value")
         if not 0 < self.held_out < 1:
@@ -313,6 +320,7 @@ class PatchLogisticConfig(DataAndEncoder):
 
     def __post_init__(self) -> None:
         _require_positive(self, "image", "eval_batch", "iterations")
+        _require_ids(self.ignore)
         if not self.strengths or min(self.strengths) <= 0:
             raise ValueError(f"strengths={list(self.strengths)} must be one or more positive numbers")
         if not 0 < self.held_out < 1:

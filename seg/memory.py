@@ -77,11 +77,12 @@ def advice(config: UPerNetConfig, free: int, world: int = 1) -> str | None:
     sized = partial(estimate, world=world)
     if (change := first_that_fits(list(_alike(config, world)), free, sized)) is not None:
         return f"{what}; it fits with {change}, with the same result"
-    if (change := first_that_fits(list(_divided(config, world)), free, sized)) is not None:
-        return (
-            f"{what}; it fits with {change}, but batch norm then sees fewer images, which changes the result; more "
-            "GPUs do not"
-        )
+    for shard in (False, True) if world > 1 and not config.compute.shard else (False,):
+        if (change := first_that_fits(list(_divided(config, world, shard)), free, sized)) is not None:
+            return (
+                f"{what}; it fits with {change}, but batch norm then sees fewer images, which changes the result; more "
+                "GPUs do not"
+            )
     return f"{what}, and dividing the batch further does not help; use more GPUs or a smaller image"
 
 
@@ -95,13 +96,14 @@ def _alike(config: UPerNetConfig, world: int) -> Iterator[tuple[str, UPerNetConf
         yield " ".join([*again, "compute.shard=true"]), replace(config, recompute=True, compute=compute)
 
 
-def _divided(config: UPerNetConfig, world: int) -> Iterator[tuple[str, UPerNetConfig]]:
-    """Yield more micro-batches, with recompute; batch norm needs two images."""
+def _divided(config: UPerNetConfig, world: int, shard: bool) -> Iterator[tuple[str, UPerNetConfig]]:
+    """Yield more micro-batches, with recompute and perhaps shares of the weights; batch norm needs two images."""
     most = config.batch // world
+    more = ([] if config.recompute else ["recompute=true"]) + (["compute.shard=true"] if shard else [])
     for parts in range(config.compute.accumulate + 1, most + 1):
         if most % parts == 0 and config.batch // parts >= 2:
-            change = f"compute.accumulate={parts}" + ("" if config.recompute else " recompute=true")
-            yield change, replace(config, compute=replace(config.compute, accumulate=parts), recompute=True)
+            compute = replace(config.compute, accumulate=parts, shard=shard or config.compute.shard)
+            yield " ".join([f"compute.accumulate={parts}", *more]), replace(config, compute=compute, recompute=True)
 
 
 def require_memory(config: UPerNetConfig, encoder: ViT, world: int, free: int) -> None:

@@ -104,7 +104,7 @@ def meaning(info: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Windows) and value.grid is None:  # a later field, which must not change what was said before
+    if isinstance(value, Windows) and value.grid is None:  # added later: files without it keep their hashes
         return {"side": value.side, "global_blocks": value.global_blocks}
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 

@@ -16,12 +16,12 @@ ENCODER_LIKE = re.compile(r"(.*\.)?(patch_embed\.|blocks\.\d+\.|cls_token$|pos_e
 
 MMDETECTION = "a whole detector of mmdetection"
 OTHER_NETWORKS = (  # (network, a key that identifies it), tried in order
-    (MMDETECTION, r"(.*\.)?(rpn_head|roi_head|bbox_head)\..*"),
     ("a text model", r"(.*\.)?(word_embeddings|embed_tokens|wte|tok_embeddings|shared)\.weight"),
     ("a text model", r"(.*\.)?(lm_head|token_embedding)\.weight"),
     ("a Swin transformer", r"(.*\.)?layers\.\d+\.blocks\.\d+\..*"),
     ("a ConvNeXt", r"(.*\.)?(stages\.\d+(\.blocks)?\.\d+\.(dwconv|conv_dw)|downsample_layers\.\d+\.\d+)\..*"),
     ("a ResNet", r"(.*\.)?(layer[1-4]\.\d+|res[2-5]\.\d+)\.conv1\.weight"),
+    (MMDETECTION, r"(.*\.)?(rpn_head|roi_head|bbox_head)\..*"),
     ("a convolutional network", r"(.*\.)?(conv1|conv_stem|stem\.conv1|stem\.0|features\.0(\.0)?)\.weight"),
 )
 

@@ -113,7 +113,10 @@ def _unknown(opened: Opened, seen: Mapping[str, Tensor]) -> str:
 
 
 def _nearest(seen: Mapping[str, Tensor]) -> str:
-    """Say which family the fewest of whose rules are broken, as a share: a family of two rules is not near by one."""
+    """Describe the family of whose rules the file breaks the smallest share.
+
+    By their number, a family with two rules would be the nearest to almost any file.
+    """
     differing = [(family.signature.differences(seen), family) for family in reversed(FAMILIES)]
     faults, nearest = min(
         ((found, family) for found, family in differing if found),

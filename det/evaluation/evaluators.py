@@ -237,8 +237,8 @@ def _hotcoco(part: Part, kind: str, lvis: bool) -> Curves:
 
     if _hotcoco_runs_in - {os.getpid()}:
         raise RuntimeError(
-            "this process was forked from one that had evaluated detections, where hotcoco cannot evaluate again; "
-            "start it anew (multiprocessing's `spawn`), or fork it before the first evaluation"
+            "this process was forked from one that had already evaluated detections, and hotcoco's threads do not "
+            "survive a fork; start it with multiprocessing's `spawn`, or fork it before the first evaluation"
         )
     _hotcoco_runs_in.add(os.getpid())
     with quiet():

@@ -4,8 +4,8 @@ mimbench run RECIPE --gpus 8                                   starts this by it
 mimbench submit STUDY --cluster local --gpus 8
 torchrun --standalone --nproc-per-node 8 -m mimbench run RECIPE        the same by hand
 
-By itself means `python -m mimbench.jobs.local.torchrun` with torchrun's own arguments: the same launcher, but of a run
-that fails it repeats neither a traceback of its own nor what the processes have already said.
+The first two start `python -m mimbench.jobs.local.torchrun` with torchrun's arguments. It is torchrun's launcher, but
+when a run fails it prints no traceback of its own and does not repeat the processes' messages.
 """
 
 from __future__ import annotations

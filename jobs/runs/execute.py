@@ -131,7 +131,7 @@ def _follow(run: RunDir, config: Any, signals: Signals) -> int:
     except RuntimeError as error:
         if not slurm_job.is_loss_of_peer(error):
             raise
-        print(f"process {os.environ['RANK']}: another process of the run has ended", file=sys.stderr)
+        print(f"process {os.environ['RANK']} lost the others ({explained(error)})", file=sys.stderr)
         return 1
     return 0
 

@@ -11,6 +11,7 @@ image is drawn, so each draw is the mIoU of that set of images exactly.
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,14 @@ def intervals(run: RunDir, draws: int) -> tuple[dict[str, Spread], int]:
     return {name: spread(counted, draws)}, len(split)
 
 
+def predictions(split: LabelledSplit, folder: Path) -> list[Path]:
+    """Return the file of each image's prediction. Earlier runs have all in one folder, if their names differ."""
+    files = [folder / split.prediction_name(index) for index in range(len(split))]
+    flat = [folder / file.name for file in files]
+    earlier = len(set(flat)) == len(flat) and not any(file.is_file() for file in files)
+    return flat if earlier else files
+
+
 def counts(split: LabelledSplit, run: RunDir) -> Counts:
     """Return the counted pixels of all images of `split` in the run's predictions.
 
@@ -66,8 +75,9 @@ def counts(split: LabelledSplit, run: RunDir) -> Counts:
         ValueError: naming a prediction that is missing or has another size.
     """
     found = np.zeros((3, len(split), len(split.classes)))
+    files = predictions(split, run.path / "predictions")
     for index in track(range(len(split)), "counting pixels", len(split)):
-        file = run.path / "predictions" / split.prediction_name(index)
+        file = files[index]
         if not file.is_file():
             raise ValueError(f"{file} is missing: the run predicted other images, or was changed")
         labels = split.labels(index)

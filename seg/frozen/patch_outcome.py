@@ -39,9 +39,8 @@ def outcome(
     directory = locate(config.data)
     splits = {split: open_labelled(directory, split) for split in ("train", "val")}
     frozen = frozen_encoder(config, Blocks(1), "checkpoint", device)
-    val, train = (
-        patches_of(config, splits[split], frozen) for split in ("val", "train")
-    )  # the shorter is checked first
+    # the validation split first: it is shorter, so that a faulty label map is found early
+    val, train = (patches_of(config, splits[name], frozen) for name in ("val", "train"))
     ignore = ignored_ids(config, splits["val"])
     chosen = choose(train, val, len(splits["train"]), ignore)
     facts = {

@@ -174,6 +174,7 @@ class SegmentationViT(nn.Module):
                 tokens = checkpoint(block, tokens, self.relative_position_index, use_reentrant=False)
             else:
                 tokens = block(tokens, self.relative_position_index)
+            # `self.outputs.count` would break the compiled graph in torch 2.6
             if taken := [output for output in self.outputs if output == number]:
                 maps += [self.norm(tokens)[:, 1:].mT.unflatten(2, grid)] * len(taken)
         return maps
@@ -205,6 +206,7 @@ class OtherViT(Trunk):
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         maps = []
         for number, tokens in enumerate(self.after_each_block(images)):
+            # `self.outputs.count` would break the compiled graph in torch 2.6
             if taken := [output for output in self.outputs if output == number]:
                 patches = self.norm(tokens)[:, self.traits.prefix :].mT.unflatten(2, grid)
                 maps += [patches] * len(taken)

@@ -130,6 +130,7 @@ def test_a_fork_after_the_first_evaluation_is_refused_instead_of_waiting_for_eve
     receiver, sender = forked.Pipe(duplex=False)
     process = forked.Process(target=_told, args=(file, results, sender))
     process.start()
+    sender.close()
     process.join(30)
     alive = process.is_alive()
     process.kill()

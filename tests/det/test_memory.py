@@ -88,6 +88,8 @@ def test_what_fits_is_said() -> None:
     with pytest.raises(ValueError, match=r"GPU has too little memory: about .* it fits with compute\.accumulate=2"):
         require_memory(config, config.encoder, 1, need - MIB)
     require_memory(config, config.encoder, 1, need)
+    large = replace(config, image=1024)
+    assert "image=640, as in det/mask_rcnn_vitdet_b_25ep_24gb_640px, needs" in advice(large, MIB)
     with pytest.raises(ValueError, match="multiple of processes"):
         estimate(config, world=3)
 

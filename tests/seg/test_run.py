@@ -145,6 +145,12 @@ def test_a_trained_segmenter_is_evaluated_as_it_is(make_ade, tmp_path, caplog) -
         run(other, _run_dir(tmp_path / "other", other))
 
 
+@pytest.mark.parametrize("config", [KNN, LOGISTIC])
+def test_ignored_ids_are_those_of_a_label_map(config: Any) -> None:
+    with pytest.raises(ValueError, match=r"ignore=\[0, 300\]: the ids of a label map lie in 0 to 255"):
+        replace(config, ignore=(0, 300))
+
+
 @pytest.mark.parametrize("config", [UPERNET, CACHED, KNN, LOGISTIC], ids=["upernet", "linear", "knn", "logistic"])
 def test_what_evaluation_would_refuse_is_refused_before_training(config: Any, make_pairs, tmp_path) -> None:
     root = make_pairs(3)
@@ -155,6 +161,8 @@ def test_what_evaluation_would_refuse_is_refused_before_training(config: Any, ma
         assert not RunDir(tmp_path / "whole").metrics.exists()
     file = root / "labels" / "val" / "002.png"
     Image.fromarray(np.full((48, 64), 3, np.uint8)).save(file)
+    if not isinstance(config, UPerNetConfig):  # which reads a training image when it comes to it
+        max((root / "labels" / "train").iterdir()).write_bytes(file.read_bytes())
     config = replace(config, data=str(root))
     with pytest.raises(ValueError, match=rf"^{file}: has id 3; .* 0 to 2; ids must start at 0"):
         run(config, _run_dir(tmp_path / "run", config))

@@ -15,6 +15,7 @@ from scipy.io import savemat
 from mimbench.engine.data.handwritten import Sizes, make_handwritten
 from mimbench.seg.data.layouts import ADE_ZIP
 from mimbench.seg.data.split import open_labelled, open_split
+from mimbench.seg.evaluation.bootstrap import predictions
 
 
 def test_a_folder_of_pairs(make_pairs) -> None:
@@ -101,6 +102,14 @@ def test_cityscapes_and_its_label_ids(tmp_path) -> None:
     split = open_split(tmp_path, "val")
     assert len(split.classes) == 19
     assert (split.labels(0) == 18).all()
+    written = tmp_path / "predictions"
+    for place in (
+        "aachen_000000_000019_gtFine_labelTrainIds.png",
+        "aachen/aachen_000000_000019_gtFine_labelTrainIds.png",
+    ):
+        (written / place).parent.mkdir(parents=True, exist_ok=True)
+        (written / place).touch()  # earlier runs have the first alone
+        assert predictions(split, written) == [written / place]
     file = tmp_path / split.pairs[0][1]
     Image.fromarray(np.full((8, 16), 33, np.uint8)).save(file)
     with pytest.raises(ValueError, match=r"labelTrainIds\.png: .*id 33.*0 to 18; these are labelIds"):

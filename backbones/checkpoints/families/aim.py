@@ -1,4 +1,4 @@
-"""AIM, the first: a ViT without class token, with norms of embedded patches and no biases in its blocks.
+"""AIM (El-Nouby et al., 2024), before AIMv2: no class token, norms of embedded patches, no biases in its blocks.
 
 Its blocks saw a prefix of the image in pretraining and see the whole image afterwards. The authors' attentive probe
 averages the outputs of the last six blocks without a norm; the encoder here is the trunk with its own final norm.
