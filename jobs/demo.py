@@ -38,9 +38,9 @@ def _chain(seed: int, seeds: int, method: Method) -> Iterator[Run]:
     given = (f"seed={seed}",)
     teacher = None
     if method == "maskalign":
-        teacher = Run("pretrain/crossmae_handwritten", given, label=f"teacher, CrossMAE{mark}", minutes=1.7)
+        teacher = Run("pretrain/crossmae_handwritten", given, label=f"teacher, CrossMAE{mark}", minutes=1.3)
         yield teacher
-    pretrained = Run(f"pretrain/{method}_handwritten", given, teacher, f"pretrain{mark}", 1.7)
+    pretrained = Run(f"pretrain/{method}_handwritten", given, teacher, f"pretrain{mark}", 1.3)
     yield pretrained
     for recipe, name, minutes in EVALUATIONS:
         yield Run(recipe, given, pretrained, f"{name}, pretrained{mark}", minutes)
