@@ -9,6 +9,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable
 from dataclasses import replace
@@ -303,6 +304,9 @@ def test_a_full_disk_stops_in_one_line_and_keeps_the_checkpoint(
         run = RunDir.create(disk / "run", "", {"recipe": "test/tiny", "stage": "test", "identity": "0"})
 
         def fill(model: nn.Module) -> dict[str, float]:
+            deadline = time.monotonic() + 30
+            while not (run.checkpoints / "step-00000010.pt").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)  # a thread is still writing it
             free = shutil.disk_usage(disk).free
             (disk / "other").write_bytes(bytes(free - (8192 if filled_at == "while saving" else 0)))
             return {}
