@@ -92,8 +92,12 @@ def simmim_amt_vitb_200ep() -> Pretrain:
 
 
 def amt_handwritten() -> Pretrain:
-    """AMT on MAE on handwritten, 96 wide and 4 deep, in minutes on two cores."""
-    return replace(mae_handwritten(), masking=AttentionMasking())
+    """AMT on MAE on handwritten, 96 wide and 4 deep, in minutes on two cores.
+
+    It takes 1,635 steps of 64 images. After the 1,090 of 32 that are enough for MAE, the linear probe of a FAMT-style
+    encoder is below that of random weights (44.7 against 55.0, and 63.6 after these).
+    """
+    return replace(mae_handwritten(), masking=AttentionMasking(), epochs=15, batch=64, base_lr=8e-3)
 
 
 def famt_handwritten() -> Pretrain:

@@ -51,3 +51,11 @@ def test_what_it_refuses_in_one_line(arguments: tuple[str, ...], why: str) -> No
     assert wrong.startswith("error: ")
     assert wrong.count("\n") == 1
     assert re.search(why, wrong)
+
+
+def test_a_recipe_that_detectron2_cannot_train_leaves_nothing_behind(tmp_path: Path) -> None:
+    out = tmp_path / "out" / "there.py"
+    out.parent.mkdir()
+    code, _, wrong = mimbench("det/mask_rcnn_handwritten", f"data={write_coco(tmp_path / 'data', 2)}", "-o", str(out))
+    assert (code, "cannot train this recipe: grad_clip=1.0" in wrong) == (1, True), wrong
+    assert not list(out.parent.iterdir())

@@ -21,7 +21,7 @@ FORMER: dict[str, Any] = {  # settings of recipes that the demo of four minutes 
     "seg/linear_handwritten": {"steps": 600},
     **{
         f"pretrain/{method}_handwritten": {"epochs": 15, "batch": 64, "base_lr": 8e-3}
-        for method in ("crossmae", "mae", "maskalign", "amt", "famt", "simmim")
+        for method in ("crossmae", "mae", "maskalign")
     },
 }
 
