@@ -70,23 +70,8 @@ def refusal(config: MaskRCNNConfig) -> str | None:
     return next((reason for reason, applies in lacking.items() if applies), None)
 
 
-def require_trainable(config: MaskRCNNConfig) -> None:
-    """Check that detectron2 can train this recipe.
-
-    Raises:
-        ValueError: if it cannot; says why.
-    """
-    if (reason := refusal(config)) is not None:
-        raise ValueError(f"detectron2 cannot train this recipe: {reason}")
-
-
 def lazyconfig(config: MaskRCNNConfig, source: Source) -> str:
-    """Return the LazyConfig as Python text.
-
-    Raises:
-        ValueError: if detectron2 cannot train this recipe; says why.
-    """
-    require_trainable(config)
+    """Return the LazyConfig, as Python text, of a recipe that detectron2 can train (`refusal` is None)."""
     parts = (_header, _data, _backbone, _regions, _model, _training)
     return "\n".join(part(config, source) for part in parts)
 

@@ -25,7 +25,7 @@ from mimbench.det.data.coco import CocoSplit, of_one_category, read_annotations,
 from mimbench.det.data.image_files import with_images
 from mimbench.det.data.splits import same_categories
 from mimbench.det.detectron2.installed import require
-from mimbench.det.detectron2.lazyconfig import Source, lazyconfig, require_trainable
+from mimbench.det.detectron2.lazyconfig import Source, lazyconfig, refusal
 from mimbench.det.model.build import build_detector
 from mimbench.det.model.mask_rcnn import MaskRCNN
 from mimbench.engine.data import datasets
@@ -51,7 +51,7 @@ class Within:
 
 def lazyconfig_of(config: MaskRCNNConfig, file: Path) -> None:
     """Write the LazyConfig of `config` for a GPU, with a run's data and initial weights; see `write_lazyconfig`."""
-    require_trainable(config)  # before anything is read or written
+    _require_trainable(config)  # before anything is read or written
     directory = locate(config.data)
     train, val = (
         read_split(directory, split, config.single_class, masks=config.heads.masks, benchmark=config.benchmark)
@@ -77,7 +77,7 @@ def write_lazyconfig(
         ValueError: if detectron2 cannot train this recipe or use this data; says why.
         OSError: if a file cannot be written.
     """
-    require_trainable(config)
+    _require_trainable(config)
     _require_plain(config, model)
     train = splits[0]
     if config.benchmark == "lvis" and train.category_ids != tuple(range(1, len(train.category_ids) + 1)):
@@ -107,6 +107,12 @@ def write_lazyconfig(
     weights = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     write_with(source.start, lambda temporary: torch.save({"model": weights}, temporary))
     write_text(file, text)
+
+
+def _require_trainable(config: MaskRCNNConfig) -> None:
+    """Check that detectron2 can train this recipe."""
+    if (reason := refusal(config)) is not None:
+        raise ValueError(f"detectron2 cannot train this recipe: {reason}")
 
 
 def _require_plain(config: MaskRCNNConfig, model: MaskRCNN) -> None:
