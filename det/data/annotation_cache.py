@@ -47,8 +47,16 @@ class Kept:
     notes: tuple[tuple[str, str, str], ...]  # severity, what and remedy of each `datasets.Finding` about the file
 
 
-def content_of(file: Path) -> str | None:
-    """Return the SHA-256 of a file; None if it is smaller than `LEAST` or does not exist.
+@dataclass(frozen=True)
+class Content:
+    """What a file holds: its SHA-256, and the state of the file before it was read, by which a change is noticed."""
+
+    digest: str
+    state: tuple[int, ...]
+
+
+def content_of(file: Path) -> Content | None:
+    """Return the content of a file; None if it is smaller than `LEAST` or does not exist.
 
     Raises:
         OSError: if it cannot be read.
@@ -56,28 +64,40 @@ def content_of(file: Path) -> str | None:
     if not file.is_file() or file.stat().st_size < LEAST:
         return None
     with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        state = _state(handle.fileno())
+        return Content(hashlib.file_digest(handle, "sha256").hexdigest(), state)
 
 
-def read_kept(file: Path, content: str | None, options: Mapping[str, Any]) -> Kept | None:
+def _state(descriptor: int) -> tuple[int, ...]:
+    """Return what differs after any change of an open file; opening it makes NFS ask the server."""
+    found = os.fstat(descriptor)
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _unchanged(file: Path, content: Content) -> bool:
+    with file.open("rb") as handle:
+        return _state(handle.fileno()) == content.state
+
+
+def read_kept(file: Path, content: Content | None, options: Mapping[str, Any]) -> Kept | None:
     """Return what is kept of the annotation file with this content read with `options`; None if nothing valid is."""
     if content is None:
         return None
     there = (place for place in _places(file, options) if place.is_file())
-    return next((kept for place in there if (kept := _read(place, content, options)) is not None), None)
+    return next((kept for place in there if (kept := _read(place, content.digest, options)) is not None), None)
 
 
-def keep(file: Path, content: str | None, options: Mapping[str, Any], kept: Kept) -> None:
-    """Keep what the file holds; nothing is kept where no place can be written, or if its content is no longer this."""
+def keep(file: Path, content: Content | None, options: Mapping[str, Any], kept: Kept) -> None:
+    """Keep what the file holds; nothing is kept where no place can be written, or if it has changed meanwhile."""
     unfit = any(array.dtype == object for array in kept.arrays.values())  # integers beyond 63 bits
-    if content is None or unfit or content != content_of(file):
+    if content is None or unfit or not _unchanged(file, content):
         return
     arrays = {name: np.ascontiguousarray(array) for name, array in kept.arrays.items()}
     names = [name.encode("utf-8", "surrogatepass") for name in kept.names]
     arrays["_names"] = np.frombuffer(b"".join(names), dtype=np.uint8)
     arrays["_lengths"] = np.array([len(name) for name in names], dtype=np.int64)
     about = {
-        **_about(content, options),
+        **_about(content.digest, options),
         "checksum": _checksum(arrays, [kept.categories, kept.notes]),
         "categories": kept.categories,
         "notes": kept.notes,

@@ -97,6 +97,27 @@ def test_what_does_not_fit_is_made_anew(
     assert len(parsed) == 2, "and kept"
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_kept(
+    make_coco: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = coco.read_columns
+
+    def read(file: Path, *options: Any, **more: Any) -> Any:
+        columns, before = plain(file, *options, **more), file.stat()
+        file.write_bytes(file.read_bytes())  # of the same size, and made to look as old
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return columns
+
+    monkeypatch.setattr(annotation_cache, "LEAST", 0)
+    monkeypatch.setattr(coco, "read_columns", read)
+    root = make_coco(3)
+    read_split(root, "train")
+    assert not _kept(root)
+    monkeypatch.setattr(coco, "read_columns", plain)
+    read_split(root, "train")
+    assert len(_kept(root)) == 1
+
+
 def test_a_missing_image_is_still_named(make_coco: Callable[..., Path], parsed: list[Path]) -> None:
     root = make_coco(3)
     gone = read_split(root, "train").paths[1]
