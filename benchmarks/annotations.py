@@ -3,7 +3,7 @@
     python benchmarks/annotations.py [--images 118287] [--folder DIR] [--json]
 
 A file like instances_train2017.json is made up: 7.3 objects an image with polygons of 22 numbers, .6 % crowd regions as
-run lengths, 80 categories; 118,287 images are 250 MB and need as many (empty) files. Three sides, each a fresh process:
+run lengths, 80 categories; 118,287 images are 285 MB and need as many (empty) files. Three sides, each a fresh process:
 
     parse     json.loads alone, for comparison: the standard library
     first     read_split: parse (msgspec), check every entry, arrange as arrays, keep them
