@@ -247,8 +247,9 @@ def _shapes(entries: Sequence[_Annotation], sizes_A2: Ints) -> Shapes:
     parts_A, runs_A = np.zeros(len(entries), dtype=np.int64), np.zeros(len(entries), dtype=np.int64)
     spans_A4 = np.full((len(entries), 4), np.nan)
     for group in _groups(list(map(attrgetter("segmentation"), entries)), _SEGMENTATIONS):
-        for place in [place for place, region in enumerate(group) if isinstance(region, dict)]:
-            region, at = group[place], begin + place
+        regions = [(place, region) for place, region in enumerate(group) if isinstance(region, dict)]
+        for place, region in regions:
+            at = begin + place
             _require(run_lengths(region, *sizes_A2[at].tolist()) is None)
             counts = compressed(region)
             x, y, width, height = coco_masks.toBbox({"size": region["size"], "counts": counts})
