@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from mimbench.engine.data.datasets import cache_directory
 from mimbench.engine.run.atomic import write_with
 
-SCHEMA = 1  # raise it when the arrays of `coco.CocoSplit` or the checks of annotations change
+SCHEMA = 2  # raise it when the arrays of `coco.CocoSplit` or the checks of annotations change
 LEAST = 8 * 2**20  # bytes of an annotation file; smaller ones are read in less than a second
 ENDING = ".mimbench-annotations"
 Arrays = Mapping[str, NDArray[Any]]
@@ -102,12 +102,12 @@ def keep(file: Path, content: Content | None, options: Mapping[str, Any], kept: 
         "categories": kept.categories,
         "notes": kept.notes,
     }
-    data = save(arrays, {"mimbench": json.dumps(about)})
+    said = {"mimbench": json.dumps(about)}
     beside, cached = _places(file, options)
     for place in (beside, cached):
         if place is cached or os.access(place.parent, os.W_OK):
-            with suppress(OSError):  # a full or read-only disk: the next place, or none
-                write_with(place, lambda temporary: temporary.write_bytes(data))
+            with suppress(OSError, SafetensorError):  # a full or read-only disk: the next place, or none
+                write_with(place, lambda temporary: save_file(arrays, temporary, said))
                 return
 
 

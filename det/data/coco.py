@@ -221,7 +221,9 @@ def _arranged(columns: Columns, images: Sequence[dict[str, Any]], files: CocoFil
     """Return columns as a split; `images` are theirs, named as the files."""
     images = sorted(images, key=lambda image: image["id"])
     categories = ONE_CATEGORY if single_class else sorted(columns.categories, key=lambda category: category["id"])
-    shapes = columns.shapes
+    order = np.argsort(columns.image, kind="stable")
+    shapes = columns.shapes.taken(order)
+    labels = np.zeros_like(columns.category) if single_class else columns.category
     return CocoSplit(
         files=files,
         category_ids=tuple(category["id"] for category in categories),
@@ -230,14 +232,14 @@ def _arranged(columns: Columns, images: Sequence[dict[str, Any]], files: CocoFil
         sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int32),
         paths=Paths(files.images, [image["file_name"] for image in images]),
         first=ends(np.bincount(columns.image, minlength=len(images))),
-        labels=np.zeros_like(columns.category) if single_class else columns.category,
-        crowd=columns.crowd,
-        boxes=_corners(columns.xywh),
+        labels=labels[order],
+        crowd=columns.crowd[order],
+        boxes=_corners(columns.xywh[order]),
         parts=shapes.parts,
         corners=shapes.corners,
         numbers=shapes.numbers,
         runs=shapes.runs,
-        encoded=shapes.encoded,
+        encoded=shapes.encoded.tobytes(),
     )
 
 

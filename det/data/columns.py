@@ -1,10 +1,9 @@
-"""Read a COCO annotation file of the usual form into arrays, without an object for each of its numbers.
+"""Read a COCO annotation file of the usual form into arrays, without keeping an object for each of its numbers.
 
     columns = read_columns(file, masks=True)     # None: the file has an error or an unusual form
 
-The file is decoded once by msgspec, which leaves bbox and segmentation of each annotation as text; these are decoded in
-groups and moved to flat arrays. This takes about half the time and half the memory of reading entry by entry
-(benchmarks/annotations.py).
+msgspec finds the annotations in the file and leaves each as text. These are decoded in groups, and the numbers of a
+group are moved to flat arrays while they are in the core's cache (benchmarks/annotations.py).
 
 The errors of `det.data.annotations` are searched for in all entries at once. If there is one, or an unusual form
 (numbers beyond 63 bits, `true` as a number, another encoding than UTF-8), the result is None. The caller then reads the
@@ -16,13 +15,14 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -39,31 +39,40 @@ from mimbench.det.data.lvis import as_coco
 Entry = dict[str, Any]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+_Kind = TypeVar("_Kind", bound=np.generic)
 
-GROUP = 256  # annotations decoded at once: their numbers fit in a core's cache; 4096 take a fifth longer
+GROUP = 512  # annotations decoded at once: their numbers fit in a core's cache
+BLOCK = 4096  # annotations rearranged at once
+KINDS = {
+    "id": np.int64, "image_id": np.int64, "category_id": np.int64, "area": np.float64, "iscrowd": np.float64,
+    "ignore": np.bool_,
+}  # fmt: skip
 LARGE = 1e300  # beyond it, sums and differences of coordinates may not be finite
 
 
-class _Annotation(msgspec.Struct, gc=False):
+class _Annotation(msgspec.Struct, gc=False, kw_only=True):
     id: int
     image_id: int
     category_id: int
-    bbox: msgspec.Raw
-    segmentation: msgspec.Raw = msgspec.Raw()  # empty: missing
+    bbox: tuple[float, float, float, float]
     area: int | float = math.nan  # missing
     iscrowd: int | float = 0
     ignore: Any = 0
 
 
+class _Drawn(_Annotation, gc=False, kw_only=True):
+    segmentation: list[list[float]] | Entry
+
+
 class _File(msgspec.Struct):
     images: list[Entry]
-    annotations: list[_Annotation]
+    annotations: list[msgspec.Raw]
     categories: list[Entry]
 
 
 _FILES = msgspec.json.Decoder(_File)
-_BOXES = msgspec.json.Decoder(list[tuple[float, float, float, float]])
-_SEGMENTATIONS = msgspec.json.Decoder(list[list[list[float]] | Entry])
+_ANNOTATIONS = msgspec.json.Decoder(list[_Annotation])
+_DRAWN = msgspec.json.Decoder(list[_Drawn])
 
 
 class _UnusualError(msgspec.MsgspecError):
@@ -78,15 +87,27 @@ class Shapes:
     corners: Ints
     numbers: Floats
     runs: Ints
-    encoded: bytes
+    encoded: NDArray[np.uint8]
     spans: Floats
+
+    def taken(self, order: Ints) -> Shapes:
+        """Return the masks of the annotations `order`."""
+        numbers_of_A = self.corners[self.parts]  # where the numbers of each annotation begin
+        return Shapes(
+            parts=ends(np.diff(self.parts)[order]),
+            corners=ends(_pieces(np.diff(self.corners), self.parts, order)),
+            numbers=_pieces(self.numbers, numbers_of_A, order),
+            runs=ends(np.diff(self.runs)[order]),
+            encoded=_pieces(self.encoded, self.runs, order),
+            spans=self.spans[order],
+        )
 
 
 @dataclass(frozen=True)
 class Columns:
-    """A checked annotation file. Annotations are in the order of their images' ids, then in that of the file."""
+    """A checked annotation file; all in the order of the file."""
 
-    images: list[Entry]  # in the order of the file
+    images: list[Entry]
     categories: list[Entry]
     ids: Ints  # (A,)
     image: Ints  # (A,) rank of the image's id
@@ -96,8 +117,7 @@ class Columns:
     crowd: NDArray[np.bool_]  # (A,)
     ignored: NDArray[np.bool_]  # (A,)
     shapes: Shapes
-    in_file: Ints  # (A,) where the first, second, ... annotation of the file is
-    odd: tuple[tuple[str, str], ...]  # kind and description of boxes that are warned of, in the order of the file
+    odd: tuple[tuple[str, str], ...]  # kind and description of boxes that are warned of
 
     def warnings(self, file: str) -> Iterator[Fault]:
         """Yield the warnings about single annotations."""
@@ -105,19 +125,17 @@ class Columns:
             yield Fault(kind, file, what, severity="warning")
 
     def boxes(self) -> Boxes:
-        """Return the annotations in the order of the file, as the search for contradictions takes them."""
-        sizes = {image["id"]: (image["width"], image["height"]) for image in self.images}
-        sizes_I2 = np.array([sizes[identity] for identity in sorted(sizes)], dtype=np.float64)
-        at = self.in_file
+        """Return the annotations as the search for contradictions takes them."""
+        sizes_I2 = _sizes(self.images)[:, ::-1].astype(np.float64)
         return Boxes(
-            ids=self.ids[at],
-            kinds=(self.image * len(self.categories) + self.category)[at],
-            sizes=sizes_I2[self.image[at]],
-            xywh=self.xywh[at],
-            spans=self.shapes.spans[at],
-            areas=self.areas[at],
-            crowd=self.crowd[at],
-            ignored=self.ignored[at],
+            ids=self.ids,
+            kinds=self.image * len(self.categories) + self.category,
+            sizes=sizes_I2[self.image],
+            xywh=self.xywh,
+            spans=self.shapes.spans,
+            areas=self.areas,
+            crowd=self.crowd,
+            ignored=self.ignored,
         )
 
 
@@ -142,31 +160,40 @@ def read_columns(file: Path, masks: bool, *, lvis: bool = False) -> Columns | No
 def _columns(content: _File, masks: bool) -> Columns:
     _require(in_usual_form("images", content.images) and in_usual_form("categories", content.categories))
     image_ids, category_ids = (_ids(listed) for listed in (content.images, content.categories))
-    ids = _numbers(content.annotations, "id", np.int64)
-    for numbers in (image_ids, category_ids, ids):
+    arrays, shapes = _read(content, masks)
+    for numbers in (image_ids, category_ids, arrays["id"]):
         ascending = np.sort(numbers)  # `np.unique` takes 60 times as long
         _require(not (ascending[1:] == ascending[:-1]).any())
-    image = _ranks(_numbers(content.annotations, "image_id", np.int64), image_ids)
-    category = _ranks(_numbers(content.annotations, "category_id", np.int64), category_ids)
-    crowd = _numbers(content.annotations, "iscrowd", np.float64)
+    image, category = _ranks(arrays["image_id"], image_ids), _ranks(arrays["category_id"], category_ids)
+    crowd, areas = arrays["iscrowd"], arrays["area"]
     _require(bool(((crowd == 0) | (crowd == 1)).all()))
-    areas = _numbers(content.annotations, "area", np.float64)
     _require(not (areas < 0).any())
-    ignored = np.fromiter(map(bool, map(attrgetter("ignore"), content.annotations)), np.bool_, len(ids))
-    order = np.argsort(image, kind="stable")
-    in_file = np.empty_like(order)
-    in_file[order] = np.arange(len(order))
-    entries = [content.annotations[place] for place in order.tolist()]
-    content.annotations = []  # in another order from here on
-    sizes_A2 = _sizes(content.images, image_ids)[image[order]]
-    xywh = _boxes(entries, sizes_A2)
-    odd = _odd(entries, xywh, sizes_A2, order)
-    shapes = _shapes(entries, sizes_A2) if masks else no_shapes(len(entries))
+    sizes_A2 = _sizes(content.images)[image]
+    _check_boxes(arrays["bbox"], sizes_A2)
     return Columns(
-        images=content.images, categories=content.categories, ids=ids[order], image=image[order],
-        category=category[order], xywh=xywh, areas=areas[order], crowd=crowd[order] == 1, ignored=ignored[order],
-        shapes=shapes, in_file=in_file, odd=odd,
+        images=content.images, categories=content.categories, ids=arrays["id"], image=image, category=category,
+        xywh=arrays["bbox"], areas=areas, crowd=crowd == 1, ignored=arrays["ignore"], shapes=shapes,
+        odd=_odd(content.annotations, arrays["bbox"], sizes_A2),
     )  # fmt: skip
+
+
+def _read(content: _File, masks: bool) -> tuple[dict[str, NDArray[Any]], Shapes]:
+    """Decode all annotations; return the fields `KINDS` and bbox, (A,) and (A, 4), and the masks."""
+    decoder: msgspec.json.Decoder[Any] = _DRAWN if masks else _ANNOTATIONS
+    names = (*KINDS, "bbox", *(["segmentation"] if masks else []))
+    pieces: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, kind)] for name, kind in KINDS.items()}
+    pieces["bbox"] = [np.zeros((0, 4))]
+    drawn = _Masks({image["id"]: (image["height"], image["width"]) for image in content.images})
+    for begin in range(0, len(content.annotations), GROUP):
+        group = decoder.decode(b"[" + b",".join(content.annotations[begin : begin + GROUP]) + b"]")
+        columns = dict(zip(names, zip(*map(attrgetter(*names), group), strict=True), strict=True))
+        for name, kind in KINDS.items():
+            pieces[name].append(np.fromiter(columns[name], kind, len(group)))
+        pieces["bbox"].append(_flat(columns["bbox"], 4 * len(group)).reshape(-1, 4))
+        if masks:
+            drawn.add(columns["segmentation"], columns["image_id"])
+    arrays = {name: np.concatenate(found) for name, found in pieces.items()}
+    return arrays, drawn.shapes() if masks else no_shapes(len(arrays["id"]))
 
 
 def _require(usual_form: bool) -> None:
@@ -178,10 +205,6 @@ def _ids(listed: Sequence[Entry]) -> Ints:
     return np.fromiter((entry["id"] for entry in listed), np.int64, len(listed))
 
 
-def _numbers(entries: Sequence[_Annotation], field: str, kind: Any) -> NDArray[Any]:
-    return np.fromiter(map(attrgetter(field), entries), kind, len(entries))
-
-
 def _ranks(values_A: Ints, ids: Ints) -> Ints:
     """Return the rank among `ids` of each value; all must be there."""
     ascending = np.sort(ids)
@@ -190,85 +213,102 @@ def _ranks(values_A: Ints, ids: Ints) -> Ints:
     return places_A
 
 
-def _sizes(images: Sequence[Entry], image_ids: Ints) -> Ints:
+def _sizes(images: Sequence[Entry]) -> Ints:
     """Return height and width of the images in the order of their ids: (I, 2)."""
-    return np.array([(image["height"], image["width"]) for image in images], dtype=np.int64)[np.argsort(image_ids)]
+    return np.array([(image["height"], image["width"]) for image in images], dtype=np.int64)[np.argsort(_ids(images))]
 
 
-def _groups(texts: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[Any]) -> Iterator[list[Any]]:
-    """Yield the decoded texts, a group at a time."""
-    for begin in range(0, len(texts), GROUP):
-        yield decoder.decode(b"[" + b",".join(texts[begin : begin + GROUP]) + b"]")
-
-
-def _append(flat: array[float], pieces: Iterable[Iterable[float]], count: int) -> None:
-    """Append the `count` numbers of all pieces; numpy takes half the time of `array.extend`."""
-    flat.frombytes(np.fromiter(chain.from_iterable(pieces), np.float64, count).tobytes())
-
-
-def _boxes(entries: Sequence[_Annotation], sizes_A2: Ints) -> Floats:
-    """Return the boxes x y w h, (A, 4); none may lie outside its image."""
-    flat = array("d")
-    for group in _groups([one.bbox for one in entries], _BOXES):
-        _append(flat, group, 4 * len(group))
-    xywh = np.frombuffer(flat, dtype=np.float64).reshape(-1, 4) if flat else np.zeros((0, 4))
+def _check_boxes(xywh: Floats, sizes_A2: Ints) -> None:
+    """Require boxes x y w h, (A, 4), of which none lies outside its image."""
     _require(bool((np.abs(xywh) < LARGE).all()))
     low, side, image = xywh[:, :2], xywh[:, 2:], sizes_A2[:, ::-1]
     _require(not ((side < 0) | (low >= image) | (low + side < 0)).any())
-    return xywh
 
 
-def _odd(entries: Sequence[_Annotation], xywh: Floats, sizes_A2: Ints, order: Ints) -> tuple[tuple[str, str], ...]:
-    """Return kind and description of each box without area or partly outside its image, in the order of the file."""
+def _odd(texts: Sequence[msgspec.Raw], xywh: Floats, sizes_A2: Ints) -> tuple[tuple[str, str], ...]:
+    """Return kind and description of each box without area or partly outside its image."""
     low, side = xywh[:, :2], xywh[:, 2:]
     odd_A = ((side == 0) | (low < -OVERHANG) | (low + side > sizes_A2[:, ::-1] + OVERHANG)).any(1)
-    places = np.flatnonzero(odd_A)
     found = []
-    for place in places[np.argsort(order[places])].tolist():
-        annotation = entries[place]
-        sizes = {annotation.image_id: tuple(sizes_A2[place].tolist())}
-        odd = odd_box({"bbox": json.loads(bytes(annotation.bbox)), "image_id": annotation.image_id}, sizes)
+    for place in np.flatnonzero(odd_A).tolist():
+        annotation = json.loads(bytes(texts[place]))
+        odd = odd_box(annotation, {annotation["image_id"]: tuple(sizes_A2[place].tolist())})
         assert odd is not None
-        found.append((odd[0], f"annotation {annotation.id} {odd[1]}"))
+        found.append((odd[0], f"annotation {annotation['id']} {odd[1]}"))
     return tuple(found)
+
+
+class _Masks:
+    """The masks of annotations that are added group by group."""
+
+    def __init__(self, sizes: Mapping[int, tuple[int, int]]) -> None:
+        """`sizes`: height and width of each image."""
+        self._sizes, self._encoded = sizes, bytearray()
+        nothing = np.zeros(0, dtype=np.int64)
+        self._parts, self._runs, self._corners = [nothing], [nothing], [nothing]
+        self._numbers, self._spans = array("d"), [np.zeros((0, 4))]  # numbers are most of the memory: never twice
+
+    def add(self, segmentations: Sequence[Any], images: Sequence[int]) -> None:
+        """Add the masks of a group; `images`: the id of the image of each."""
+        shapes = list(segmentations)
+        runs, spans_A4 = np.zeros(len(shapes), dtype=np.int64), np.full((len(shapes), 4), np.nan)
+        for place in [place for place, region in enumerate(shapes) if type(region) is dict]:
+            region, shapes[place] = shapes[place], []  # no polygons
+            size = self._sizes.get(images[place])
+            _require(size is not None and run_lengths(region, *size) is None)
+            counts = compressed(region)
+            x, y, width, height = coco_masks.toBbox({"size": region["size"], "counts": counts})
+            spans_A4[place], runs[place] = (x, y, x + width, y + height), len(counts)
+            self._encoded += counts
+        polygons = list(chain.from_iterable(shapes))
+        parts, corners = _lengths(shapes), _lengths(polygons)
+        _require(bool(((parts > 0) | (runs > 0)).all() and (corners >= 6).all() and (corners % 2 == 0).all()))
+        numbers = _flat(polygons, int(corners.sum()))
+        spans_A4[parts > 0] = polygon_spans(numbers, corners, parts[parts > 0])
+        _require(not (np.abs(spans_A4) >= LARGE).any())
+        self._parts.append(parts)
+        self._corners.append(corners)
+        self._numbers.frombytes(numbers.view(np.uint8).data)
+        self._runs.append(runs)
+        self._spans.append(spans_A4)
+
+    def shapes(self) -> Shapes:
+        """Return all masks."""
+        return Shapes(
+            parts=ends(np.concatenate(self._parts)),
+            corners=ends(np.concatenate(self._corners)),
+            numbers=np.frombuffer(self._numbers) if self._numbers else np.zeros(0),
+            runs=ends(np.concatenate(self._runs)),
+            encoded=np.frombuffer(self._encoded, dtype=np.uint8),
+            spans=np.concatenate(self._spans),
+        )
+
+
+def _lengths(pieces: Sequence[Sequence[Any]]) -> Ints:
+    return np.fromiter(map(len, pieces), np.int64, len(pieces))
+
+
+def _flat(pieces: Iterable[Iterable[float]], count: int) -> Floats:
+    """Return the `count` numbers of all pieces; `np.fromiter` takes half as long again."""
+    return np.frombuffer(struct.pack(f"{count}d", *chain.from_iterable(pieces)))
 
 
 def no_shapes(annotations: int) -> Shapes:
     """Return the shapes of annotations whose masks are not read."""
     nothing = np.zeros(annotations + 1, dtype=np.int64)
-    return Shapes(nothing, ends([]), np.zeros(0), nothing.copy(), b"", np.full((annotations, 4), np.nan))
+    unknown = np.full((annotations, 4), np.nan)
+    return Shapes(nothing, ends([]), np.zeros(0), nothing.copy(), np.zeros(0, dtype=np.uint8), unknown)
 
 
-def _shapes(entries: Sequence[_Annotation], sizes_A2: Ints) -> Shapes:
-    """Return the checked masks as flat arrays."""
-    _require(all(map(len, map(attrgetter("segmentation"), entries))))
-    flat, encoded = array("d"), bytearray()
-    corners, begin = array("q"), 0
-    parts_A, runs_A = np.zeros(len(entries), dtype=np.int64), np.zeros(len(entries), dtype=np.int64)
-    spans_A4 = np.full((len(entries), 4), np.nan)
-    for group in _groups(list(map(attrgetter("segmentation"), entries)), _SEGMENTATIONS):
-        regions = [(place, region) for place, region in enumerate(group) if isinstance(region, dict)]
-        for place, region in regions:
-            at = begin + place
-            _require(run_lengths(region, *sizes_A2[at].tolist()) is None)
-            counts = compressed(region)
-            x, y, width, height = coco_masks.toBbox({"size": region["size"], "counts": counts})
-            spans_A4[at], runs_A[at] = (x, y, x + width, y + height), len(counts)
-            encoded += counts
-            group[place] = []  # no polygons
-        polygons = list(chain.from_iterable(group))
-        lengths = list(map(len, polygons))
-        parts_A[begin : begin + len(group)] = list(map(len, group))
-        corners.fromlist(lengths)
-        _append(flat, polygons, sum(lengths))
-        begin += len(group)
-    lengths_P, numbers = np.array(corners, dtype=np.int64), np.frombuffer(flat) if flat else np.zeros(0)
-    drawn_A = parts_A > 0
-    _require(bool((drawn_A | (runs_A > 0)).all()))
-    _require(bool((lengths_P >= 6).all() and (lengths_P % 2 == 0).all()))
-    _require(not len(numbers) or max(-numbers.min(), numbers.max()) < LARGE)
-    spans_A4[drawn_A] = polygon_spans(numbers, lengths_P, parts_A[drawn_A])
-    return Shapes(ends(parts_A), ends(lengths_P), numbers, ends(runs_A), bytes(encoded), spans_A4)
+def _pieces(values: NDArray[_Kind], bounds: Ints, order: Ints) -> NDArray[_Kind]:
+    """Return the pieces values[bounds[a] : bounds[a + 1]] of each a in `order`, one after the other."""
+    offsets = ends(np.diff(bounds)[order])
+    found = np.empty(offsets[-1], dtype=values.dtype)
+    for begin in range(0, len(order), BLOCK):
+        block = offsets[begin : begin + BLOCK + 1]
+        shifts = bounds[order[begin : begin + BLOCK]] - block[:-1]
+        found[block[0] : block[-1]] = values[np.arange(block[0], block[-1]) + np.repeat(shifts, np.diff(block))]
+    return found
 
 
 def compressed(region: Entry) -> bytes:

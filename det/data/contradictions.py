@@ -23,7 +23,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ def contradictions(content: Entry, file: str, masks: bool = True) -> Iterator[Fi
 
 def contradicting_boxes(boxes: Boxes, file: str) -> Iterator[Finding]:
     """Yield findings on the annotations of the file `file`; there must be one at least."""
+    columns = {name: np.asfortranarray(getattr(boxes, name)) for name in ("sizes", "xywh", "spans")}
+    boxes = replace(boxes, **columns)  # a third of the time: sums over coordinates are then sums of long rows
     found = [one for one in _units(boxes) if one[0].any()]
     if not any(severity == "error" for *_, severity in found):  # an error would cause all further findings
         found += [*_masks(boxes), *_areas(boxes), *_kinds(boxes)]
@@ -133,10 +135,12 @@ def polygon_spans(numbers: Floats, lengths_P: NDArray[np.int64], parts_A: NDArra
     """Return x0 y0 x1 y1 of annotations with `parts_A` polygons of `lengths_P` numbers x0 y0 x1 y1 ... each: (A, 4)."""
     if not len(parts_A):
         return np.zeros((0, 4))
-    points, begins = numbers.reshape(-1, 2), np.cumsum([0, *(lengths_P[:-1] // 2)])
-    low_P2, high_P2 = np.minimum.reduceat(points, begins), np.maximum.reduceat(points, begins)
-    begins = np.cumsum([0, *parts_A[:-1]])
-    return np.concatenate([np.minimum.reduceat(low_P2, begins), np.maximum.reduceat(high_P2, begins)], axis=1)
+    begins = np.cumsum(lengths_P // 2) - lengths_P // 2
+    axes = (numbers[::2], numbers[1::2])  # four reductions of a row take a third of the time of two of pairs
+    spans_P4 = [end.reduceat(axis, begins) for end in (np.minimum, np.maximum) for axis in axes]
+    begins = np.cumsum(parts_A) - parts_A
+    ends = (np.minimum, np.minimum, np.maximum, np.maximum)
+    return np.stack([end.reduceat(spans_P, begins) for end, spans_P in zip(ends, spans_P4, strict=True)], axis=1)
 
 
 def _units(boxes: Boxes) -> Iterator[_Found]:
@@ -203,13 +207,15 @@ def _kinds(boxes: Boxes) -> Iterator[_Found]:
 
 def _repeated(boxes: Boxes) -> Chosen:
     """Find annotations with the image, category, box and mask extent of an earlier one, without crowd regions."""
-    rows = np.column_stack([boxes.kinds, boxes.crowd, boxes.xywh, np.nan_to_num(boxes.spans)])
-    weights = np.sqrt(np.arange(2, 2 + rows.shape[1]))  # equal rows have equal sums; sorting sums is fast
-    _, place_A, count_A = np.unique(rows @ weights, return_inverse=True, return_counts=True)
-    seen: set[bytes] = set()
-    repeated_A = np.zeros(len(rows), dtype=np.bool_)
+    columns = [boxes.kinds, boxes.crowd, *boxes.xywh.T, *np.nan_to_num(boxes.spans).T]
+    sums_A = np.zeros(len(boxes.kinds))  # equal rows have equal sums, and sorting these is fast
+    for number, column_A in enumerate(columns):
+        sums_A += np.sqrt(2 + number) * column_A
+    _, place_A, count_A = np.unique(sums_A, return_inverse=True, return_counts=True)
+    seen: set[tuple[float, ...]] = set()
+    repeated_A = np.zeros(len(sums_A), dtype=np.bool_)
     for place in np.flatnonzero(count_A[place_A] > 1).tolist():
-        key = rows[place].tobytes()
+        key = tuple(column_A[place].item() for column_A in columns)
         repeated_A[place] = key in seen
         seen.add(key)
     return repeated_A

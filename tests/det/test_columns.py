@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from mimbench.det.data import coco
+from mimbench.det.data import coco, columns
 from mimbench.det.data.coco import CocoSplit, read_split
 from mimbench.det.data.columns import read_columns
 from mimbench.engine.data.datasets import UnfitError
@@ -84,10 +84,18 @@ def _varied(content: dict[str, Any]) -> None:
     random.Random(0).shuffle(entries)
 
 
+@pytest.mark.parametrize("group", [3, columns.GROUP])
 @pytest.mark.parametrize("options", [{}, {"masks": False}, {"single_class": True}], ids=str)
 def test_arrays_and_warnings_are_the_same(
-    make_coco: Callable[..., Path], edit: Edit, outcomes: Outcomes, options: dict[str, Any]
+    make_coco: Callable[..., Path],
+    edit: Edit,
+    outcomes: Outcomes,
+    options: dict[str, Any],
+    group: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(columns, "GROUP", group)
+    monkeypatch.setattr(columns, "BLOCK", group - 1)
     root = make_coco(6)
     edit(_file(root), _varied)
     assert read_columns(_file(root), masks=True) is not None, "this form is usual"

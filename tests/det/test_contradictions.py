@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mimbench.det.data.annotations import annotation_findings
 from mimbench.det.data.check import check_coco
 from mimbench.det.data.coco import read_split
+from mimbench.det.data.contradictions import Boxes, contradicting_boxes
 from mimbench.engine.data.datasets import coco_files, require
 
 Content = dict[str, Any]
@@ -118,6 +120,22 @@ def test_each_is_counted(plain, case: str) -> None:
     assert "(annotation" not in about[0][1] or ": bbox [" in about[0][1]  # the first is named with its box
     errors = [finding for finding in findings if finding.severity == "error"]
     assert bool(errors) == (severity == "error")
+
+
+def test_duplicates_are_found_wherever_they_stand() -> None:
+    """Equal rows are found by equal sums, which a matrix product does not give at every place."""
+    draw = np.random.default_rng(0)
+    places = draw.permutation(np.repeat(np.arange(2501), 2))
+    xywh = draw.uniform(1, 300, (2501, 4))[places]
+    found = contradicting_boxes(
+        Boxes(
+            ids=np.arange(1, 5003), kinds=draw.integers(0, 10**7, 2501)[places], sizes=np.full((5002, 2), 640.0),
+            xywh=xywh, spans=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+            areas=xywh[:, 2:].prod(1), crowd=np.zeros(5002, bool), ignored=np.zeros(5002, bool),
+        ),
+        "file",
+    )  # fmt: skip
+    assert any("2,501 of 5,002 objects are duplicates" in finding.what for finding in found)
 
 
 def test_few_boxes_that_stick_out_are_not_taken_for_corners(plain) -> None:
