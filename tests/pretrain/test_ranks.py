@@ -1,5 +1,6 @@
 """Two processes that accumulate over two micro-batches pretrain as one process with the whole batch, mask for mask.
-With shares of the weights (compute.shard) they do too, and so do their monitor and the encoders kept on the way.
+With shares of the weights (compute.shard) they do too, also in compiled blocks, and so do their monitor and the encoders
+kept on the way.
 
 python tests/pretrain/test_ranks.py DIRECTORY     # what the test starts: one process, then two, forked from it
 """
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from mimbench.backbones.config import ViT
 from mimbench.backbones.vit import VisionTransformer
 from mimbench.engine.run.config import Compute, to_text
 from mimbench.engine.run.rundir import RunDir
+from mimbench.engine.training.compiling import compile_parts
+from mimbench.pretrain import run as pretraining
 from mimbench.pretrain.config import (
     CrossMAEConfig,
     GridMasking,
@@ -30,7 +34,6 @@ from mimbench.pretrain.config import (
     Pretrain,
     RandomMasking,
 )
-from mimbench.pretrain.run import run
 from tests.ranks import as_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -78,13 +81,17 @@ def _images(root: Path) -> None:
 SHARED = ("crossmae", "maskalign")
 
 
-def _attempt(directory: Path, name: str, accumulate: int, shard: bool = False) -> None:
+def _attempt(directory: Path, name: str, accumulate: int, shard: bool = False, compiled: bool = False) -> None:
     config = replace(CASES[name], data=str(directory / "images"))
     if config.checkpoint:
         config = replace(config, checkpoint=str(directory / config.checkpoint))
     config = replace(config, compute=replace(config.compute, accumulate=accumulate, shard=shard))
+    if compiled:  # captured, and run as it is: inductor needs a minute a process
+        pretraining.compile_parts = partial(compile_parts, backend="eager", whole=True)
+        config = replace(config, compile="blocks")
     about = {"recipe": f"test/{name}", "stage": "pretrain", "identity": "0", "checkpoint": None}
-    run(config, RunDir.create(directory / f"{name}-{'shares' if shard else accumulate}", to_text(config), about))
+    division = "compiled" if compiled else "shares" if shard else accumulate
+    pretraining.run(config, RunDir.create(directory / f"{name}-{division}", to_text(config), about))
 
 
 def main(directory: Path) -> None:
@@ -101,6 +108,7 @@ def main(directory: Path) -> None:
             as_ranks(world, lambda name=name, world=world: _attempt(directory, name, accumulate=world))
     for name in SHARED:
         as_ranks(2, lambda name=name: _attempt(directory, name, accumulate=2, shard=True))
+    as_ranks(2, lambda: _attempt(directory, "crossmae", accumulate=2, shard=True, compiled=True))
 
 
 @pytest.mark.slow
@@ -112,7 +120,8 @@ def test_two_processes_pretrain_as_one(tmp_path: Path) -> None:
         [sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name, division in [(name, "2") for name in CASES] + [(name, "shares") for name in SHARED]:
+    divided = [(name, "2") for name in CASES] + [(name, "shares") for name in SHARED]
+    for name, division in [*divided, ("crossmae", "compiled")]:
         for file in ("encoder.safetensors", "encoders/epoch-0001.safetensors"):
             alone, together = (load_file(tmp_path / f"{name}-{number}" / file) for number in (1, division))
             for weight in alone:
