@@ -1,6 +1,6 @@
 """Two processes that accumulate over two micro-batches pretrain as one process with the whole batch, mask for mask.
-With shares of the weights (compute.shard) they do too, also in compiled blocks, and so do their monitor and the encoders
-kept on the way.
+With shares of the weights (compute.shard) they do too, also in compiled blocks, and so do their monitor and the
+encoders kept on the way.
 
 python tests/pretrain/test_ranks.py DIRECTORY     # what the test starts: one process, then two, forked from it
 """
