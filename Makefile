@@ -48,8 +48,13 @@ docs: $(VENV)/.installed  ## the pages of docs/ as a site, in build/docs
 	$(BIN)/mkdocs build --strict --quiet
 	@echo build/docs/index.html
 
-bench: $(VENV)/.installed  ## every side-by-side measurement of benchmarks/, with its floor (minutes; wants an idle machine)
-	for script in $(filter-out %/det_overfit.py %/seg_overfit.py %/measure.py %/crossmae_plain.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+# not a measurement of their own, or with data, an encoder, a SLURM or a GPU to name
+NOT_ALONE := asha crossmae_plain det_overfit gpu gpu_attention gpu_peer gpu_rates measure seg_overfit
+BENCHMARKS := $(filter-out $(NOT_ALONE:%=benchmarks/%.py),$(sort $(wildcard benchmarks/*.py)))
+
+bench: $(VENV)/.installed  ## side-by-side measurements of benchmarks/, with their floors (an hour or two; wants an idle machine)
+	@failed=; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || failed="$$failed $$script"; done; \
+		[ -z "$$failed" ] || { echo "failed or below a floor:$$failed" >&2; exit 1; }
 
 soak: $(VENV)/.installed  ## every published recipe on the lowest and the newest allowed torch, timm, Pillow, numpy
 	$(BIN)/python tests/soak/versions.py

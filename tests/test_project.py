@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
+NEEDS = ("nargs", "required")  # of an argument: whether it may be left out
 PINS = (ROOT / "requirements.txt").read_text()
 
 
@@ -52,6 +54,23 @@ def test_conda_installs_the_same_pins() -> None:
 def test_torch_and_torchvision_are_a_matching_pair() -> None:
     assert _pinned()["torch"] == ["2.15.0"]
     assert _pinned()["torchvision"] == ["0.29.2"]
+
+
+def test_make_bench_runs_scripts_that_need_no_argument() -> None:
+    left_out = re.search(r"^NOT_ALONE := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert left_out
+    scripts = {file.stem: file.read_text() for file in (ROOT / "benchmarks").glob("*.py")}
+    assert set(left_out[1].split()) < set(scripts)
+    for name in set(scripts) - set(left_out[1].split()):
+        assert "__main__" in scripts[name], f"{name} does nothing: add it to NOT_ALONE"
+        calls = (node for node in ast.walk(ast.parse(scripts[name])) if isinstance(node, ast.Call))
+        for call in calls:
+            if not (isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"):
+                continue
+            given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg in NEEDS}
+            named = ast.literal_eval(call.args[0])
+            optional = named.startswith("-") or given.get("nargs") in ("*", "?")
+            assert optional and not given.get("required"), f"{name} needs {named}: add it to NOT_ALONE"
 
 
 def test_no_file_names_a_registry() -> None:
