@@ -45,7 +45,7 @@ _DECODER = (
     "pil: Pillow decodes and resizes, exactly the papers' pixels at half the speed; the others differ by .05 of 255"
 )
 _PIXELS = (
-    "what resizes training crops: tensor, torch's uint8 kernel, within 1 of 255 of Pillow's pixels, or pil, Pillow; "
+    "what resizes training crops: tensor, torch's uint8 kernel, within 2 of 255 of Pillow's pixels, or pil, Pillow; "
     "jpeg_decoder=pil always uses Pillow (docs/protocols.md)"
 )
 _PREDICTIONS = "write the predictions of every validation image (predictions.safetensors)"

@@ -11,7 +11,7 @@ Second, Pillow 13 resizes crops along the other axis first (engine/data/pillow.p
 
 Only what a step needs becomes a PIL image: the part that is cropped, not the whole, and with `pixels="tensor"` only the
 crops to which an operation is applied. Shear and translation are computed in `shifts.py`, with the same bytes.
-`pixels="tensor"` resizes the crop by torch's uint8 kernel, within 1 of 255 of Pillow's; what follows is the same.
+`pixels="tensor"` resizes the crop by torch's uint8 kernel, within 2 of 255 of Pillow's; what follows is the same.
 
 Random numbers come from the generators of Python, NumPy and torch, in timm's order. A step that fails raises
 `AugmentationError` with the operation and its magnitude.
@@ -125,7 +125,7 @@ class Crop:
 
     def __call__(self, image: Any) -> Any:
         """Return a random part of an image, resized: a PIL image, or a tensor (3, S, S)."""
-        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        top, left, height, width = self._part(image)
         new_height, new_width = self.crop.size
         if self.pixels == "tensor":
             window = as_tensor(image)[:, top : top + height, left : left + width]
@@ -135,6 +135,16 @@ class Crop:
         else:
             part = image.crop((left, top, left + width, top + height))
         return resize_with_pillow(part, new_width, new_height, Image.Resampling.BICUBIC)
+
+    def _part(self, image: Any) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of timm's draw, at least one pixel of the image.
+
+        Of images with 1 to 3 pixels timm may draw none. Resizing nothing is an error here; timm's crop is then black,
+        or shows a pixel.
+        """
+        top, left, height, width = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        high, wide = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
+        return min(top, high - 1), min(left, wide - 1), max(height, 1), max(width, 1)
 
 
 class Flip:

@@ -5,9 +5,12 @@
     keep(file, content, options, Kept(...))
 
 The kept file is `.NAME.SHORT.mimbench-annotations` beside the annotation file or, where that folder cannot be written,
-in the cache (`datasets.cache_directory`). It is one of safetensors, so reading it runs no code. It counts only if it
-was made from a file of the same content (SHA-256) by the same `SCHEMA`, and its own checksum fits; anything else is
-replaced. Only files of `LEAST` bytes and more are kept. Whether the images exist is not kept.
+in the cache (`datasets.cache_directory`). It has the format of safetensors, so reading it runs no code. It counts only
+if it was made from a file of the same content (SHA-256) by the same `SCHEMA`, and its own checksum fits; anything else
+is replaced. Only files of `LEAST` bytes and more are kept. Whether the images exist is not kept.
+
+safetensors' own `save_file` is not used: other users of a data set could not read its files (mode 600 since 0.6), and
+it leaves a file of another name if it is killed.
 """
 
 from __future__ import annotations
@@ -26,14 +29,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mimbench.engine.data.datasets import cache_directory
-from mimbench.engine.run.atomic import write_with
+from mimbench.engine.run.atomic import sweep_file, write_with
 
 SCHEMA = 2  # raise it when the arrays of `coco.CocoSplit` or the checks of annotations change
 LEAST = 8 * 2**20  # bytes of an annotation file; smaller ones are read in less than a second
 ENDING = ".mimbench-annotations"
+OLD = 3600.0  # seconds after which a temporary file's writer is not alive
+KINDS = {"int64": "I64", "int32": "I32", "float64": "F64", "bool": "BOOL", "uint8": "U8"}  # numpy's, safetensors'
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -102,13 +106,39 @@ def keep(file: Path, content: Content | None, options: Mapping[str, Any], kept: 
         "categories": kept.categories,
         "notes": kept.notes,
     }
-    said = {"mimbench": json.dumps(about)}
+    header = _header(arrays, {"mimbench": json.dumps(about)})
     beside, cached = _places(file, options)
     for place in (beside, cached):
         if place is cached or os.access(place.parent, os.W_OK):
-            with suppress(OSError, SafetensorError):  # a full or read-only disk: the next place, or none
-                write_with(place, lambda temporary: save_file(arrays, temporary, said))
+            with suppress(OSError):  # a full or read-only disk: the next place, or none
+                sweep_file(place, OLD)
+                write_with(place, lambda temporary: _write(temporary, header, arrays))
                 return
+
+
+def _header(arrays: Arrays, said: Mapping[str, str]) -> bytes:
+    """Return the header of a safetensors file: its length, and in JSON the kind, shape and place of each array."""
+    header: dict[str, Any] = {"__metadata__": said}
+    end = 0
+    for name in _in_order(arrays):
+        begin, end = end, end + arrays[name].nbytes
+        kind, shape = KINDS[arrays[name].dtype.name], arrays[name].shape
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the arrays begin where a number of 8 bytes may
+    return len(text).to_bytes(8, "little") + text
+
+
+def _in_order(arrays: Arrays) -> list[str]:
+    """Return the names as the file has the arrays: the largest numbers first, so that all are aligned."""
+    return sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+
+
+def _write(file: Path, header: bytes, arrays: Arrays) -> None:
+    with file.open("wb") as handle:
+        handle.write(header)
+        for name in _in_order(arrays):
+            handle.write(arrays[name].reshape(-1).view(np.uint8).data)
 
 
 def _read(place: Path, content: str, options: Mapping[str, Any]) -> Kept | None:

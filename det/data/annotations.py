@@ -16,12 +16,10 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mimbench.det.data.contradictions import OVERHANG, contradictions
 from mimbench.det.data.findings import Fault, grouped
 from mimbench.det.data.image_files import missing_images
+from mimbench.det.data.run_lengths import run_lengths
 from mimbench.engine.data.datasets import CocoFiles, Finding
 
 Entry = dict[str, Any]
@@ -239,42 +237,6 @@ def _numbers(polygon: list[Any]) -> bool:
         return math.isfinite(sum(polygon))
     except (TypeError, OverflowError):
         return False
-
-
-def run_lengths(mask: Entry, height: int, width: int) -> tuple[str, str] | None:
-    """Return what is wrong with a mask of run lengths, and the remedy; None if nothing is."""
-    counts, size = mask.get("counts"), mask.get("size")
-    if size != [height, width]:
-        return f"has a mask of size {size} in an image of {[height, width]}", "size must be [height, width]"
-    if isinstance(counts, list):
-        if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != height * width:
-            return "has run lengths that do not fill the image", f"they must add up to {height * width}"
-    elif not isinstance(counts, str) or not counts:
-        return "has a mask without counts", "counts must be a list of run lengths or pycocotools' compressed text"
-    elif (lengths := _uncompressed(counts)) is None or lengths.min() < 0 or lengths.sum() != height * width:
-        return "has compressed run lengths that do not fill the image", f"they must add up to {height * width}"
-    return None
-
-
-def _uncompressed(counts: str) -> NDArray[np.int64] | None:
-    """Return the run lengths in pycocotools' compressed text; None if the text is invalid.
-
-    A number has one character per 5 bits, the lowest first: 48 plus the bits, plus 32 if more characters follow; bit 16
-    of the last character is the sign. From the fourth number on, each is the difference to the number two before.
-    """
-    codes = np.frombuffer(counts.encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(codes & 32 == 0) + 1
-    if codes.min() < 0 or codes.max() > 63 or not len(ends) or ends[-1] != len(codes):
-        return None
-    begins = np.concatenate([[0], ends[:-1]])
-    if (ends - begins).max() > 7:  # beyond 32 bits
-        return None
-    places = np.arange(len(codes)) - np.repeat(begins, ends - begins)
-    numbers = np.add.reduceat((codes & 31) << (5 * places), begins)
-    numbers -= np.where(codes[ends - 1] & 16, 1 << (5 * (ends - begins)), 0)
-    for of_one_kind in (numbers[1::2], numbers[2::2]):
-        of_one_kind[:] = of_one_kind.cumsum()
-    return numbers
 
 
 def odd_box(annotation: Entry, sizes: dict[int, tuple[int, int]]) -> tuple[str, str] | None:

@@ -34,11 +34,12 @@ from torch import Tensor
 
 from mimbench.det.data.annotation_cache import Kept, content_of, keep, read_kept
 from mimbench.det.data.annotations import annotation_findings
-from mimbench.det.data.columns import Columns, compressed, ends, read_columns
+from mimbench.det.data.columns import Columns, ends, read_columns
 from mimbench.det.data.contradictions import contradicting_boxes, repeated_names
 from mimbench.det.data.findings import grouped
 from mimbench.det.data.image_files import missing_images, with_images
 from mimbench.det.data.lvis import as_coco, lvis_files, lvis_findings
+from mimbench.det.data.run_lengths import compressed
 from mimbench.det.model.masks import Bitmap, Polygons
 from mimbench.engine.data.coco_layouts import others
 from mimbench.engine.data.datasets import CocoFiles, Finding, Severity, Split, coco_files, require, unfit

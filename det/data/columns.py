@@ -19,7 +19,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,10 +29,11 @@ import numpy as np
 import pycocotools.mask as coco_masks
 from numpy.typing import NDArray
 
-from mimbench.det.data.annotations import OVERHANG, in_usual_form, odd_box, run_lengths
+from mimbench.det.data.annotations import OVERHANG, in_usual_form, odd_box
 from mimbench.det.data.contradictions import Boxes, polygon_spans
 from mimbench.det.data.findings import Fault
 from mimbench.det.data.lvis import as_coco
+from mimbench.det.data.run_lengths import TOGETHER, blocks, compressed, fill, run_lengths
 
 # I image, A annotation, P polygon
 
@@ -252,14 +253,12 @@ class _Masks:
         """Add the masks of a group; `images`: the id of the image of each."""
         shapes = list(segmentations)
         runs, spans_A4 = np.zeros(len(shapes), dtype=np.int64), np.full((len(shapes), 4), np.nan)
-        for place in [place for place, region in enumerate(shapes) if type(region) is dict]:
-            region, shapes[place] = shapes[place], []  # no polygons
-            size = self._sizes.get(images[place])
-            _require(size is not None and run_lengths(region, *size) is None)
-            counts = compressed(region)
-            x, y, width, height = coco_masks.toBbox({"size": region["size"], "counts": counts})
-            spans_A4[place], runs[place] = (x, y, x + width, y + height), len(counts)
-            self._encoded += counts
+        if encoded := [place for place, region in enumerate(shapes) if type(region) is dict]:
+            sizes = [self._sizes.get(images[place]) for place in encoded]
+            _require(None not in sizes)
+            runs[encoded], spans_A4[encoded] = self._add_encoded([shapes[place] for place in encoded], sizes)
+            for place in encoded:
+                shapes[place] = []  # no polygons
         polygons = list(chain.from_iterable(shapes))
         parts, corners = _lengths(shapes), _lengths(polygons)
         _require(bool(((parts > 0) | (runs > 0)).all() and (corners >= 6).all() and (corners % 2 == 0).all()))
@@ -271,6 +270,25 @@ class _Masks:
         self._numbers.frombytes(numbers.view(np.uint8).data)
         self._runs.append(runs)
         self._spans.append(spans_A4)
+
+    def _add_encoded(self, regions: Sequence[Entry], sizes: Sequence[Any]) -> tuple[Ints, Floats]:
+        """Add masks of run lengths in images of `sizes`; return the bytes of each, and x0 y0 x1 y1 of each."""
+        texts = [type(region.get("counts")) is str for region in regions]
+        for region, size, text in zip(regions, sizes, texts, strict=True):
+            _require(region.get("size") == [*size] if text else run_lengths(region, *size) is None)
+        try:
+            counts = [compressed(region) for region in regions]
+        except UnicodeEncodeError:  # half of a pair of surrogates
+            raise _UnusualError from None
+        areas = [height * width for height, width in sizes]
+        _require(fill(list(compress(counts, texts)), list(compress(areas, texts))))
+        runs, boxes_A4 = _lengths(counts), np.zeros((len(regions), 4))
+        found = [{"size": size, "counts": text} for size, text in zip(sizes, counts, strict=True)]
+        for part in blocks(runs, TOGETHER, TOGETHER):
+            boxes_A4[part] = coco_masks.toBbox(found[part])
+        boxes_A4[:, 2:] += boxes_A4[:, :2]
+        self._encoded += b"".join(counts)
+        return runs, boxes_A4
 
     def shapes(self) -> Shapes:
         """Return all masks."""
@@ -304,20 +322,11 @@ def _pieces(values: NDArray[_Kind], bounds: Ints, order: Ints) -> NDArray[_Kind]
     """Return the pieces values[bounds[a] : bounds[a + 1]] of each a in `order`, one after the other."""
     offsets = ends(np.diff(bounds)[order])
     found = np.empty(offsets[-1], dtype=values.dtype)
-    for begin in range(0, len(order), BLOCK):
-        block = offsets[begin : begin + BLOCK + 1]
-        shifts = bounds[order[begin : begin + BLOCK]] - block[:-1]
+    for part in blocks(np.diff(offsets), BLOCK, TOGETHER):  # a mask alone may have as many numbers as a usual block
+        block = offsets[part.start : part.stop + 1]
+        shifts = bounds[order[part]] - block[:-1]
         found[block[0] : block[-1]] = values[np.arange(block[0], block[-1]) + np.repeat(shifts, np.diff(block))]
     return found
-
-
-def compressed(region: Entry) -> bytes:
-    """Return the counts of an RLE region in COCO's compressed form, from any of the three forms."""
-    counts = region["counts"]
-    if isinstance(counts, list):
-        encoded: bytes = coco_masks.frPyObjects(region, *region["size"])["counts"]
-        return encoded
-    return counts.encode() if isinstance(counts, str) else counts
 
 
 def ends(lengths: Sequence[int] | Ints) -> Ints:

@@ -92,6 +92,7 @@ class BoxPredictor(nn.Module):
 
     def scores(self, logits_RK: Tensor) -> Tensor:
         """Return scores (R, K + 1) in 0..1; the last column is the background's, meaningless with sigmoids."""
+        logits_RK = at_least_float32(logits_RK)  # half precision would tie scores that differ
         return logits_RK.softmax(-1) if self.options.class_loss == "softmax" else logits_RK.sigmoid()
 
     def boxes(self, codes_RJ4: Tensor, regions_R4: Tensor, region_N: Tensor, label_N: Tensor) -> Tensor:

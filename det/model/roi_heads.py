@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 
 from mimbench.det.config import Heads, LossWeights
 from mimbench.det.model.box_head import BoxHead, BoxPredictor
-from mimbench.det.model.boxes import image_corners, nonempty
+from mimbench.det.model.boxes import at_least_float32, image_corners, nonempty
 from mimbench.det.model.host import consecutive, leaving, places, read, uploaded
 from mimbench.det.model.loss_weights import loss_weights
 from mimbench.det.model.mask_head import MaskHead, mask_loss
@@ -185,7 +185,7 @@ class RoIHeads(nn.Module, ABC):
         regions_N5, label_N = with_image([one.boxes for one in found]), torch.cat([one.labels for one in found])
         masks_NMM = regions_N5.new_zeros(len(regions_N5), 0, 0)
         if self.mask_head is not None:
-            masks_NMM = self.mask_head(self.mask_pooler(maps, regions_N5), label_N).sigmoid()
+            masks_NMM = at_least_float32(self.mask_head(self.mask_pooler(maps, regions_N5), label_N)).sigmoid()
         masks_of = masks_NMM.split([len(one.scores) for one in found])
         return [Detections(*one, masks) for one, masks in zip(found, masks_of, strict=True)]
 

@@ -7,9 +7,12 @@ then renamed. A full disk or a kill leaves the previous file unchanged.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,6 +71,14 @@ def sweep(directory: Path) -> None:
             leftover.unlink()
 
 
+def sweep_file(path: Path, age: float) -> None:
+    """Remove the temporary files of writers of `path` that were killed more than `age` seconds ago."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > age:
+                leftover.unlink()
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
@@ -75,7 +86,8 @@ def _json(value: Any) -> str:
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    mine = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"  # on another host, or in a container, a process has the same number
+    temporary = path.with_name(f".{path.name}.{mine}.tmp")
     try:
         yield temporary
     except OSError as error:

@@ -13,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import Mixup, create_transform
+from torch import Tensor
 from torchvision import transforms
 
 from mimbench.cls.config import Finetune
 from mimbench.cls.data import crops as data
+from mimbench.cls.data.augment import FinetuneTransform
 from mimbench.cls.data.crops import (
     BatchAugmentation,
     CentreCrops,
@@ -127,6 +129,35 @@ def test_crops_resized_by_torch_differ_from_pillows_by_one_value(photographs: Pa
             assert apart.float().mean() < 1
         assert after[0] == after[1]
         assert after[2] == after[3], "the same draws"
+
+
+def _crops_of(image: Tensor, seeds: int) -> list[tuple[Tensor, Tensor]]:
+    """Crops of an image that Pillow resized, and torch, by seed."""
+    found = []
+    for seed in range(seeds):
+        crops = []
+        for pixels in ("pil", "tensor"):
+            transform = FinetuneTransform(64, smallest=0.08, flip=True, randaugment=None, pixels=pixels)  # type: ignore[arg-type]
+            _seed(seed)
+            crops.append(transform(image))
+        found.append((crops[0], crops[1]))
+    return found
+
+
+def test_crops_of_noise_that_torch_resized_differ_from_pillows_by_two_values() -> None:
+    noise = torch.randint(0, 256, (3, 90, 80), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    apart = [(pil.int() - tensor.int()).abs().max().item() for pil, tensor in _crops_of(noise, 12)]
+    assert max(apart) == 2, "what docs/protocols.md says"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 1)])
+def test_an_image_of_a_few_pixels_has_crops(size: tuple[int, int]) -> None:
+    """timm draws crops without a pixel of these; a resize of nothing ended the run."""
+    image = torch.full((3, *size), 77, dtype=torch.uint8)
+    for crops in _crops_of(image, 24):
+        for crop in crops:
+            assert crop.shape == (3, 64, 64)
+            assert (crop == 77).all()
 
 
 def test_one_draw_crops_follow_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:

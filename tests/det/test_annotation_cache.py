@@ -138,6 +138,38 @@ def test_beside_a_file_that_nobody_may_write_to_the_cache_keeps_it(
     assert len(list((cache_directory() / "annotations").iterdir())) == 1
 
 
+def test_every_user_of_the_data_set_can_read_what_is_kept(make_coco: Callable[..., Path], parsed: list[Path]) -> None:
+    root = make_coco(3)
+    [file] = (root / "annotations").glob("*train*.json")
+    read_split(root, "train")
+    [place] = _kept(root)
+    assert place.stat().st_mode == file.stat().st_mode, "as any other new file"
+    assert parsed == [file]
+
+
+def test_only_the_temporary_file_that_is_swept_is_written(
+    make_coco: Callable[..., Path], parsed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed while it writes leaves a file, which the next one removes once it is old."""
+    root = make_coco(3)
+    before = set((root / "annotations").iterdir())
+    monkeypatch.setattr(os, "fsync", _killed)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # nobody cleans up after a kill
+    with pytest.raises(KeyboardInterrupt):
+        read_split(root, "train")
+    monkeypatch.undo()
+    monkeypatch.setattr(annotation_cache, "LEAST", 0)
+    [left] = set((root / "annotations").iterdir()) - before
+    os.utime(left, (1e9, 1e9))
+    read_split(root, "train")
+    assert set((root / "annotations").iterdir()) - before == set(_kept(root))
+    assert not left.exists()
+
+
+def _killed(_: int) -> None:
+    raise KeyboardInterrupt
+
+
 def test_small_files_are_read_themselves(make_coco: Callable[..., Path]) -> None:
     root = make_coco(3)
     read_split(root, "train")

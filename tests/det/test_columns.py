@@ -171,6 +171,17 @@ def test_odd_values_at_random_are_taken_or_refused_alike(tmp_path: Path, outcome
     assert 10 < taken < 100
 
 
+def test_half_a_surrogate_in_run_lengths_is_told_in_the_same_words(tmp_path: Path, outcomes: Outcomes) -> None:
+    content = _content()
+    image = content["images"][0]
+    region = {"size": [image["height"], image["width"]], "counts": "\ud800"}
+    content["annotations"][0] |= {"image_id": image["id"], "segmentation": region}
+    _write(tmp_path, content)
+    by_columns, by_entries = outcomes.of(tmp_path)
+    assert by_columns == by_entries
+    assert "compressed run lengths that do not fill the image" in by_columns
+
+
 @pytest.mark.parametrize(
     "text",
     ["{", "[]", "[" * 100_000, '{"images": 1}', '{"images": [], "annotations": [], "categories": []} x', "\ufeff{}"],

@@ -93,6 +93,19 @@ def test_half_precision_losses_are_single_and_close(case: tuple[MaskRCNN, dict[s
         assert losses[key].item() == pytest.approx(wanted["losses"][key], rel=0.05)
 
 
+@pytest.mark.parametrize("class_loss", ["softmax", "sigmoid"])
+def test_half_precision_detections_are_single_and_close(case: tuple[MaskRCNN, dict[str, Any]], class_loss: str) -> None:
+    """Scores with 8 bits would be equal for detections that differ."""
+    model = case[0].eval().float()
+    heads: Any = model.roi_heads
+    for predictor in [module for module in heads.modules() if hasattr(module, "scores")]:
+        predictor.options = replace(predictor.options, class_loss=class_loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.detect(batch()["images"], SHAPES)
+    assert sum(len(one.scores) for one in found) > 0
+    assert {values.dtype for one in found for values in (one.boxes, one.scores, one.masks)} == {torch.float32}
+
+
 def test_names_and_sizes_are_those_of_detectron2() -> None:
     assert [[key, list(value.shape)] for key, value in sorted(tiny_detector(True).state_dict().items())] == golden()[
         "state"

@@ -148,6 +148,10 @@ def test_a_detector_is_evaluated_as_it_is(make_coco, tmp_path) -> None:
     again = run(alone, _run_dir(tmp_path / "alone", alone))
     assert again.metrics == pytest.approx(outcome.metrics)
     assert (again.facts["epochs"], again.images_per_second) == (0, None)
+    rounded = replace(alone, evaluate_precision="bf16")
+    half_outcome = run(rounded, _run_dir(tmp_path / "rounded", rounded))
+    assert half_outcome.metrics.keys() == outcome.metrics.keys()
+    assert half_outcome.facts["evaluate_precision"] == "bf16"
     for model in (from_run(trained), from_run(RunDir(tmp_path / "alone"))):
         assert torch.equal(model.model.pixel_mean, torch.tensor([0.5] * 3).view(3, 1, 1) * 255)
     other = replace(alone, checkpoint=str(file))

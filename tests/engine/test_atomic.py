@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mimbench.engine.run.atomic import claim_json, replacing, sweep, write_json, write_text, write_with
+from mimbench.engine.run.atomic import claim_json, replacing, sweep, sweep_file, write_json, write_text, write_with
 
 
 def test_writes_and_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -130,3 +130,26 @@ def test_what_a_killed_writer_leaves_is_swept(tmp_path: Path) -> None:
     assert not file.exists()
     sweep(tmp_path)
     assert not list(file.parent.iterdir())
+
+
+def test_writers_with_the_same_process_number_do_not_share_a_file(tmp_path: Path) -> None:
+    """On another host, or in a container, a process may have the same number."""
+    file = tmp_path / "a.txt"
+    with replacing(file) as mine:
+        mine.write_text("mine")
+        with replacing(file) as other:
+            other.write_text("another")
+        assert mine.read_text() == "mine"
+    assert file.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_killed_writers_of_a_file_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    file = tmp_path / "a[1].json"
+    old, young, other = (tmp_path / name for name in (".a[1].json.7.tmp", ".a[1].json.8-ab.tmp", ".a1.json.7.tmp"))
+    for leftover in (old, young, other):
+        leftover.write_text("half")
+    for leftover in (old, other):
+        os.utime(leftover, (1e9, 1e9))
+    sweep_file(file, 3600)
+    assert sorted(tmp_path.iterdir()) == sorted([young, other])
