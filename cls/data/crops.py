@@ -118,13 +118,18 @@ def micro_batch(config: Finetune | Linear | FastLinear) -> int:
     """Return the number of images per micro-batch of one process.
 
     Raises:
-        ValueError: if the batch cannot be divided evenly.
+        ValueError: if the batch cannot be divided evenly, or gives the batch norm of a probe a single image.
     """
     parts = config.compute.accumulate * rank_and_world()[1]
     if config.batch % parts:
         raise ValueError(
             f"batch={config.batch} cannot be divided among {rank_and_world()[1]} processes with "
             f"compute.accumulate={config.compute.accumulate}; use a multiple of {parts}"
+        )
+    if config.batch == parts and not isinstance(config, Finetune):
+        raise ValueError(
+            f"batch={config.batch} in {parts} micro-batches is a single image for the probe's batch norm, which needs "
+            f"at least 2; use batch={2 * parts} or more, or a smaller compute.accumulate"
         )
     return config.batch // parts
 

@@ -26,6 +26,7 @@ With a single head nothing is selected, and the probe equals `cls/frozen/linear.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ from mimbench.cls.config import FastLinear
 from mimbench.cls.data.crops import micro_batch
 from mimbench.cls.frozen.encoders import describe_source, sources
 from mimbench.cls.frozen.features import RowBatches, Source
-from mimbench.cls.frozen.heads import HeadOptimizer, Heads
+from mimbench.cls.frozen.heads import DIVERGED, HeadOptimizer, Heads
 from mimbench.cls.frozen.stored import Frozen, open_frozen
 from mimbench.engine.run.atomic import write_json
 from mimbench.engine.run.process import announced, derived_seed, meet, part_of_rank, rank_and_world, seed_all, summed
@@ -47,6 +48,8 @@ from mimbench.engine.run.result import Outcome
 from mimbench.engine.run.rundir import RunDir
 from mimbench.engine.training.schedule import warmup_cosine
 from mimbench.engine.training.train import Training, train
+
+log = logging.getLogger(__name__)
 
 # B image of a batch, N image of a split, H head, C class, D feature
 
@@ -136,6 +139,12 @@ class Grid(nn.Module):
         return optimizer
 
     @torch.no_grad()
+    def diverged(self) -> list[Head]:
+        """Return the heads that `HeadOptimizer` stopped because their weights grew without bound."""
+        norms = [norm for stack in self.stacks for norm in stack.weight.flatten(1).norm(dim=1).tolist()]
+        return [head for head, norm in zip(self.heads, norms, strict=True) if norm >= DIVERGED]
+
+    @torch.no_grad()
     def measure(self, rows: Rows, device: torch.device) -> Tally:
         """Return the accuracy of every head on `rows`, which are divided among the processes."""
         heads = self.heads
@@ -172,10 +181,12 @@ def run(config: FastLinear, run: RunDir) -> Outcome:
 
     Raises:
         FileNotFoundError: if the data set or the checkpoint does not exist.
-        ValueError: if the data or the checkpoint does not fit, a feature cannot be stored, or the loss becomes NaN.
+        ValueError: if the data or the checkpoint does not fit, a feature cannot be stored, the loss becomes NaN, or
+            the chosen head diverges.
     """
     frozen = open_frozen(config, run)
     wanted = sources(config, frozen.encoder)
+    require_batch(config, len(frozen.splits.train))
     frozen.store.make(wanted)
     train_rows, val_rows = (_rows(frozen, split, wanted) for split in ("train", "val"))
     heads = [
@@ -190,11 +201,29 @@ def run(config: FastLinear, run: RunDir) -> Outcome:
     tallies: list[Tally] = []
     training.evaluate = _evaluation(last, val_rows, frozen.encoder.device, tallies)
     trained = train(run, training)
+    assert isinstance(trained.model, Grid)
+    if heads[chosen] in trained.model.diverged():
+        raise ValueError(f"the head of {_described(heads[chosen])} diverged: use smaller base_lrs")
     metrics = {**trained.metrics}
     if len(heads) > 1:
         metrics["linear_fast_held_out_top1"] = found[chosen]["held_out_top1"]
         metrics["linear_fast_val_best_top1"] = max(tallies[-1].top1)
     return frozen.outcome(metrics, facts(config, frozen, heads[chosen], heads[on_val], len(heads)))
+
+
+def require_batch(config: FastLinear, images: int) -> None:
+    """Check, before anything is encoded, that `images` training images without the held-out share fill a batch.
+
+    Raises:
+        ValueError: if they do not, or a micro-batch is a single image.
+    """
+    micro_batch(config)
+    fitted = images - (_held_out_images(config, images) if config.heads > 1 else 0)
+    if fitted < config.batch:
+        held_out = f" without held_out={config.held_out}" if fitted < images else ""
+        raise ValueError(
+            f"batch={config.batch} exceeds the {fitted} training images{held_out}; use batch={fitted} or less"
+        )
 
 
 def prepare(config: FastLinear, frozen: Frozen, heads: Sequence[Head], rows: Rows) -> Training:
@@ -273,6 +302,9 @@ def _search(
     train(inner, training)
     grid = training.model
     assert isinstance(grid, Grid)
+    if diverged := grid.diverged():
+        described = "; ".join(map(_described, diverged))
+        log.warning("%d of %d heads diverged and were stopped: %s", len(diverged), len(heads), described)
     device = frozen.encoder.device
     found = list(_table(grid, grid.measure(held_out, device), grid.measure(val_rows, device)))
     if rank_and_world()[0] == 0:
@@ -287,16 +319,25 @@ def _held_out(config: FastLinear, rows: Rows) -> tuple[Rows, Rows]:
     Raises:
         ValueError: if the share is less than one image.
     """
-    count = round(config.held_out * len(rows))
-    if not count:
-        raise ValueError(
-            f"held_out={config.held_out} of {len(rows)} training images is less than one image; use a larger share"
-        )
+    count = _held_out_images(config, len(rows))
     generator = torch.Generator().manual_seed(derived_seed(config.seed, -2))
     order_N = torch.randperm(len(rows), generator=generator)
     parts = (order_N[count:].sort().values, order_N[:count].sort().values)
     fitted, held_out = (Rows(rows.features, rows.labels, part.to(rows.labels.device)) for part in parts)
     return fitted, held_out
+
+
+def _described(head: Head) -> str:
+    return f"{head.source.name} with base_lr={head.base_lr:g} weight_decay={head.weight_decay:g}"
+
+
+def _held_out_images(config: FastLinear, images: int) -> int:
+    count = round(config.held_out * images)
+    if not count:
+        raise ValueError(
+            f"held_out={config.held_out} of {images} training images is less than one image; use a larger share"
+        )
+    return count
 
 
 def _table(grid: Grid, held_out: Tally, val: Tally) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from mimbench.engine.training.optim import trust_factor, with_momentum
 # B image of a batch, H head, C class, D feature
 
 LOGITS = {"cpu": 2**21, "cuda": 2**28}  # logits in memory at a time; 8 MiB fit the CPU cache
+DIVERGED = 1e15  # norm of a head's weights; its square, and logits of any feature, are far from float32's 3e38
 
 
 class Heads(nn.Module):
@@ -124,7 +125,8 @@ class HeadOptimizer(torch.optim.Optimizer):
 
     A group's `lr` (from the schedule, 1 at its peak) is multiplied by each head's rate. With `trust`, weights are
     updated as by `engine.training.optim.LARS`, with norms per head; without it, as by SGD with momentum. Biases (shape
-    heads x classes) have no weight decay and no trust factor.
+    heads x classes) have no weight decay and no trust factor. A head whose weights reach a norm of `DIVERGED` keeps
+    them: its rate is too high, and an overflow would end the training of all heads.
     """
 
     def __init__(
@@ -152,12 +154,14 @@ class HeadOptimizer(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 gradient = parameter.grad
+                rates = _by_head([group["lr"] * rate for rate in group["rates"]], parameter)
                 if parameter.ndim > 2:
+                    norm_H = parameter.flatten(1).norm(dim=1)
                     gradient = _decayed(parameter, gradient, group["decays"])
                     if group["trust"] is not None:
-                        gradient.mul_(_trust(parameter, gradient, group["trust"]))
+                        gradient.mul_(_trust(norm_H, gradient, group["trust"]))
+                    rates = rates * (norm_H < DIVERGED).view_as(rates)
                 moved = with_momentum(self.state[parameter], parameter, gradient, group["momentum"])
-                rates = _by_head([group["lr"] * rate for rate in group["rates"]], parameter)
                 parameter.addcmul_(moved, rates, value=-1.0)
 
 
@@ -170,7 +174,7 @@ def _decayed(weight: Tensor, gradient: Tensor, decays: Sequence[float]) -> Tenso
     return gradient.addcmul_(weight, _by_head(decays, weight)) if any(decays) else gradient
 
 
-def _trust(weight: Tensor, gradient: Tensor, trust: float) -> Tensor:
+def _trust(norm_H: Tensor, gradient: Tensor, trust: float) -> Tensor:
     """Return LARS's factor of each head: `trust` |w| / |g|, or 1 if either norm is zero."""
-    factor = trust_factor(weight.flatten(1).norm(dim=1), gradient.flatten(1).norm(dim=1), trust)
-    return factor.view(-1, *[1] * (weight.ndim - 1))
+    factor = trust_factor(norm_H, gradient.flatten(1).norm(dim=1), trust)
+    return factor.view(-1, *[1] * (gradient.ndim - 1))

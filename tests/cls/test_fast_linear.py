@@ -15,6 +15,7 @@ from mimbench.backbones.config import HANDWRITTEN
 from mimbench.cls.config import FastLinear, Linear
 from mimbench.cls.frozen import fast_linear
 from mimbench.cls.frozen.fast_linear import Grid, Head, Rows
+from mimbench.cls.frozen.feature_store import FeatureStore
 from mimbench.cls.frozen.features import Source
 from mimbench.cls.recipes import frozen as recipes_frozen
 from mimbench.cls.recipes import published as recipes
@@ -173,6 +174,46 @@ def test_sgd_learns_too_and_fp16_features_do(folder: Path, checkpoint: Path, new
 def test_grids_that_cannot_be_trained_are_refused(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         replace(recipes_frozen.linear_fast(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"batch": 60}, r"batch=60 exceeds the 54 training images without held_out=0.25; use batch=54 or less"),
+        ({"batch": 73, **SINGLE, "base_lrs": (1.0,)}, "batch=73 exceeds the 72 training images; use batch=72"),
+        ({"held_out": 0.001}, "held_out=0.001 of 72 training images is less than one image"),
+        (
+            {"batch": 4, "compute": replace(SMALL, accumulate=4)},
+            "a single image for the probe's batch norm, which needs at least 2; use batch=8",
+        ),
+    ],
+)
+def test_batches_that_cannot_be_filled_are_refused_before_anything_is_encoded(
+    folder: Path,
+    checkpoint: Path,
+    new_run: Callable[[Any], Any],
+    changes: dict[str, Any],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FeatureStore, "make", None)  # encodes
+    config = _config(folder, checkpoint, **changes)
+    with pytest.raises(ValueError, match=complaint):
+        run(config, new_run(config))
+
+
+def test_a_head_that_diverges_does_not_end_the_search(
+    folder: Path, checkpoint: Path, new_run: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _config(folder, checkpoint, layers=1, pools=("avg",), base_lrs=(1.0, 1e5), weight_decays=(0.01,))
+    config = replace(config, optimizer="sgd")
+    outcome = run(config, new_run(config))
+    assert outcome.facts["base_lr"] == 1.0
+    assert "1 of 2 heads diverged and were stopped: avg-2-pooled with base_lr=100000 weight_decay=0.01" in caplog.text
+    single = replace(config, base_lrs=(1e5,), held_out=0.0, seed=1)
+    directory = RunDir.create(new_run(config).path.parent / "single", to_text(single), new_run(config).read_about())
+    with pytest.raises(ValueError, match=r"avg-2-pooled with base_lr=100000 .* diverged: use smaller"):
+        run(single, directory)
 
 
 def test_recipes_say_what_they_cost() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimbench.cls.frozen import heads as module
-from mimbench.cls.frozen.heads import HeadOptimizer, Heads, losses_and_gradients
+from mimbench.cls.frozen.heads import DIVERGED, HeadOptimizer, Heads, losses_and_gradients
 from mimbench.cls.frozen.linear import Probe
 from mimbench.engine.training.optim import LARS
 from tests.cls.golden.linprobe import CLASSES, DECAYS, RATES, STEPS, WIDTH, features, first_weight, labels
@@ -142,3 +142,28 @@ def test_zero_weights_and_zero_gradients_are_taken() -> None:
     optimizer.step()
     assert torch.equal(weight.detach()[0], torch.full((3, 4), -1.0))
     assert torch.equal(weight.detach()[1], torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize(("trust", "decay", "rates"), [(0.001, 0.0, [6.4, 6400.0]), (None, 0.01, [1.0, 1000.0])])
+def test_a_head_that_diverges_leaves_the_others_as_they_are(
+    trust: float | None, decay: float, rates: list[float]
+) -> None:
+    torch.manual_seed(0)
+    features, labels = torch.randn(256, 16), torch.randint(0, 8, (256,))  # not separable: the rate decides
+
+    def trained(rates: list[float]) -> Heads:
+        torch.manual_seed(1)
+        heads = Heads(16, 8, len(rates))
+        optimizer = HeadOptimizer(heads.parameters(), rates, [decay] * len(rates), trust)
+        for _ in range(200):
+            loss = heads((features, labels))["loss"]
+            assert loss.isfinite()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return heads
+
+    both, alone = trained(rates), trained(rates[:1])
+    assert both.weight.isfinite().all()
+    assert both.weight[1].norm() > DIVERGED
+    torch.testing.assert_close(both.weight[0], alone.weight[0], rtol=1e-4, atol=1e-5)

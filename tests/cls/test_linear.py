@@ -186,6 +186,15 @@ def test_a_batch_larger_than_the_data_is_refused(folder: Path, checkpoint: Path,
         run(config, new_run(config))
 
 
+@pytest.mark.parametrize("views", ["augmented", "cached"])
+def test_a_single_image_for_the_batch_norm_is_refused(
+    folder: Path, checkpoint: Path, new_run: Callable[[Any], Any], views: Any
+) -> None:
+    config = _config(folder, checkpoint, batch=4, views=views, compute=Compute(accumulate=4, device="cpu"))
+    with pytest.raises(ValueError, match=r"batch=4 in 4 micro-batches is a single image .* use batch=8 or more"):
+        run(config, new_run(config))
+
+
 def test_shares_are_refused_before_features_are_computed() -> None:
     with pytest.raises(ValueError, match=r"compute\.shard=true .* LARS"):
         Linear(data="x", compute=Compute(shard=True))
