@@ -46,8 +46,11 @@ class MonitorConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.every > 0 or self.images < 0:
-            raise ValueError(f"every={self.every} epochs must be positive, and images={self.images} not negative")
+        if not 0 < self.every < math.inf or self.images < 0:
+            raise ValueError(
+                f"every={self.every} epochs must be positive and finite, and images={self.images} not negative; "
+                "more epochs than the run has measures only at its end"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ batches of a single process; all of them measure.
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ from mimbench.engine.data.images import ImageFolder, centre_crop
 from mimbench.engine.run.process import autocast_dtype, part_of_rank, summed
 from mimbench.pretrain.config import Pretrain
 from mimbench.pretrain.step import Step
+
+log = logging.getLogger(__name__)
 
 # M training images, Q validation images, D width, S side of an image
 
@@ -52,14 +55,23 @@ class Monitor:
         self.classes = len(train.classes)
 
     def measure(self) -> dict[str, float]:
-        """Return `feature_rank`, and `probe_knn` if there are several classes; empty if `monitor.images` is 0."""
+        """Return `feature_rank`, and `probe_knn` if there are several classes.
+
+        Empty if `monitor.images` is 0, or if a feature is not finite: a measurement never ends a training.
+        """
         if not len(self.train):
             return {}
         encoder = encoder_of(self.step)
         train_MD, label_M = self._features(encoder, self.train)
+        val_QD, label_Q = self._features(encoder, self.val)
+        if not (train_MD.isfinite().all() and val_QD.isfinite().all()):
+            log.warning(
+                "the encoder's features overflow with compute.precision=%s: feature_rank and probe_knn are left out",
+                self.config.compute.precision,
+            )
+            return {}
         found = {"feature_rank": feature_rank(train_MD)}
         if self.classes > 1:
-            val_QD, label_Q = self._features(encoder, self.val)
             found["probe_knn"] = neighbours_top1(val_QD, label_Q, train_MD, label_M, self.classes)
         return found
 

@@ -141,6 +141,23 @@ def test_images_are_spread_over_the_classes_and_broken_ones_passed_over(config: 
     assert label == 0
 
 
+def test_features_that_overflow_are_not_measured(config: Pretrain, caplog: pytest.LogCaptureFixture) -> None:
+    train, val = ImageFolder(config.data, "train"), ImageFolder(config.data, "val")
+    step = build_step(config)
+    with torch.no_grad():
+        encoder_of(step).patch_embed.proj.weight.mul_(1e6)  # beyond fp16, whose largest number is 65,504
+    assert Monitor(config, step, train, val).measure().keys() == {"feature_rank", "probe_knn"}
+    half = replace(config, compute=replace(config.compute, precision="fp16"))
+    assert Monitor(half, step, train, val).measure() == {}
+    assert "overflow with compute.precision=fp16" in caplog.text
+
+
+@pytest.mark.parametrize("every", [0.0, math.inf, math.nan])
+def test_measurements_come_after_a_number_of_epochs(every: float) -> None:
+    with pytest.raises(ValueError, match=f"every={every} epochs must be positive and finite"):
+        MonitorConfig(every=every)
+
+
 def test_bright_and_dark_are_told_apart(config: Pretrain) -> None:
     torch.manual_seed(0)
     train, val = ImageFolder(config.data, "train"), ImageFolder(config.data, "val")
