@@ -55,7 +55,7 @@ def embed(asked: Embedding) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the data or the checkpoint does not exist.
-        ValueError: if the checkpoint is no encoder, or the data holds no images.
+        ValueError: if the checkpoint is no encoder, the data holds no images, or a feature is not finite in the file.
         OSError: if the file cannot be written.
     """
     folder = _folder(asked)
@@ -67,6 +67,7 @@ def embed(asked: Embedding) -> dict[str, Any]:
     encoder = frozen_encoder(config, setup_process(compute, config.seed))
     features_ND, label_N = features_of(encoder, folder, side, config.eval_crop, compute.workers)
     tensors = {"features": features_ND.to("cpu", torch.float16 if asked.half else torch.float32).contiguous()}
+    _require_finite(tensors["features"], folder, asked)
     if folder.classes:
         tensors["label"] = label_N.cpu().long()
     feature = encoder.describe(encoder.source.pool, encoder.source.norm)
@@ -97,6 +98,15 @@ def _folder(asked: Embedding) -> ImageFolder:
         if (root / "train").is_dir() or (root / "val").is_dir():
             raise  # a data set with a fault, which its message names
         return Pictures(root)
+
+
+def _require_finite(features_ND: Tensor, folder: ImageFolder, asked: Embedding) -> None:
+    """Raise ValueError naming the first image whose feature is NaN or infinite, in float32 or as float16."""
+    if len(wrong := (~features_ND.isfinite()).any(1).nonzero()):
+        way_out = "leave out --half" if asked.half else "the encoder's weights are broken, or it divides by zero"
+        number = "NaN, infinite or above float16's maximum 65504" if asked.half else "NaN or infinite"
+        name = _name(folder, int(wrong[0]))
+        raise ValueError(f"{asked.checkpoint}: the feature of {name} is {number}, so no file is written: {way_out}")
 
 
 def _name(folder: ImageFolder, place: int) -> str:

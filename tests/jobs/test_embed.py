@@ -75,3 +75,19 @@ def test_a_directory_of_pictures(place: Path) -> None:
     assert done.exit_code == 1
     assert "empty" in done.stderr
     assert not (place / "x.safetensors").exists()
+
+
+def test_features_that_are_not_numbers_are_not_written(place: Path) -> None:
+    state = torch.load(place / "vit.pth", weights_only=True)
+
+    def refused(scale: float, *words: str) -> str:
+        torch.save({**state, "norm.weight": state["norm.weight"] * scale}, place / "vit.pth")
+        done = CliRunner().invoke(app, ["embed", "vit.pth", "loose", "-o", "f.safetensors", *words])
+        assert done.exit_code == 1
+        assert not (place / "f.safetensors").exists()
+        return " ".join(done.stderr.split())
+
+    message = refused(1e7, "--half")
+    assert "the feature of f.png is NaN, infinite or above float16's maximum 65504" in message
+    assert "leave out --half" in message
+    assert "the feature of f.png is NaN or infinite" in refused(float("inf"))
