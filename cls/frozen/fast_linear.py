@@ -341,13 +341,16 @@ def _held_out_images(config: FastLinear, images: int) -> int:
 
 
 def _table(grid: Grid, held_out: Tally, val: Tally) -> Iterator[dict[str, Any]]:
+    """Yield the results of each head; those that diverged have no accuracy, so that none of them is chosen."""
+    diverged = grid.diverged()
     for place, head in enumerate(grid.heads):
+        counts = head not in diverged
         yield {
             **asdict(head),
             "source": head.source.name,
-            "held_out_top1": held_out.top1[place],
+            "held_out_top1": counts * held_out.top1[place],
             "held_out_loss": held_out.loss[place],
-            "val_top1": val.top1[place],
+            "val_top1": counts * val.top1[place],
             "val_loss": val.loss[place],
         }
 

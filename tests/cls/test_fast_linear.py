@@ -209,6 +209,7 @@ def test_a_head_that_diverges_does_not_end_the_search(
     config = replace(config, optimizer="sgd")
     outcome = run(config, new_run(config))
     assert outcome.facts["base_lr"] == 1.0
+    assert outcome.metrics["linear_fast_held_out_top1"] > 50
     assert "1 of 2 heads diverged and were stopped: avg-2-pooled with base_lr=100000 weight_decay=0.01" in caplog.text
     single = replace(config, base_lrs=(1e5,), held_out=0.0, seed=1)
     directory = RunDir.create(new_run(config).path.parent / "single", to_text(single), new_run(config).read_about())

@@ -90,4 +90,4 @@ def test_features_that_are_not_numbers_are_not_written(place: Path) -> None:
     message = refused(1e7, "--half")
     assert "the feature of f.png is NaN, infinite or above float16's maximum 65504" in message
     assert "leave out --half" in message
-    assert "the feature of f.png is NaN or infinite" in refused(float("inf"))
+    assert "the feature of f.png is NaN or infinite" in refused(3e38)
