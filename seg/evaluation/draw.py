@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ from mimbench.seg.evaluation.metric import IGNORED, Confusion
 
 INCHES = 3.0  # width of one image
 MOST = 20  # classes in the picture of confusions
+CHARACTERS = 60  # of a title in a line, where matplotlib cannot wrap it
 NAMED = 6  # classes named above a prediction
 
 
@@ -59,7 +61,10 @@ def draw_segmentations(
         )
         for panel, (pixels, title) in zip(row, panels, strict=True):
             panel.imshow(pixels, interpolation="nearest")
-            panel.set_title(printable(title), fontsize=6, wrap=True, parse_math=False)
+            # matplotlib's wrapping measures what is between two dollar signs as a formula, and fails if it is none
+            formula = "$" in title
+            text = fill(printable(title), CHARACTERS) if formula else printable(title)
+            panel.set_title(text, fontsize=6, wrap=not formula, parse_math=False)
             panel.set_axis_off()
     write_figure(path, figure, 110)
 
