@@ -24,7 +24,7 @@ def test_heights_of_rows() -> None:
 
 
 def test_names_that_are_not_utf_8_are_drawn(tmp_path: Path) -> None:
-    assert printable("caf\xe9 \udcff.png") == "caf\xe9 ?.png"
+    assert printable("\xe9 \udcff.png") == "\xe9 ?.png"
     figure = Figure(figsize=(1.0, 1.0))
     figure.subplots().set_title(printable("\udcff"), parse_math=False)
     write_figure(tmp_path / "name.png", figure, 50)
