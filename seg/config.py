@@ -163,14 +163,23 @@ def _require_positive(config: object, *names: str) -> None:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
 
 
-def _require_rate(lr: float) -> None:
-    if not (lr > 0 and math.isfinite(lr)):
-        raise ValueError(f"lr={lr} must be a positive number")
-
-
-def _require_parts(batch: int, compute: Compute) -> None:
-    if batch % compute.accumulate:
-        raise ValueError(f"batch={batch} must be a multiple of compute.accumulate={compute.accumulate}")
+def _require_training(config: UPerNetConfig | LinearSegmentationConfig) -> None:
+    """Refuse settings of a trained head that would end the run after its training, or give a wrong number."""
+    if not (config.lr > 0 and math.isfinite(config.lr)):
+        raise ValueError(f"lr={config.lr} must be a positive number")
+    if config.batch % config.compute.accumulate:
+        raise ValueError(f"batch={config.batch} must be a multiple of compute.accumulate={config.compute.accumulate}")
+    for name in ("warmup", "weight_decay", "shown"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)} must not be negative")
+    if config.evaluate_every is not None and config.evaluate_every < 1:
+        raise ValueError(f"evaluate_every={config.evaluate_every} must be at least 1, or none")
+    stride = config.inference.stride
+    if config.inference.mode == "slide" and stride is not None and stride > config.image:
+        raise ValueError(
+            f"inference.stride={stride} exceeds the window, image={config.image}: pixels between windows would have no "
+            "prediction"
+        )
 
 
 @dataclass(frozen=True)
@@ -223,14 +232,11 @@ class UPerNetConfig(DataAndEncoder):
         _require_positive(self, "image", "batch")
         if self.steps < 0 or (self.steps == 0 and self.checkpoint is None):
             raise ValueError(f"steps={self.steps} must be at least 1, or 0 if checkpoint= is a whole segmenter")
-        if self.evaluate_every is not None and self.evaluate_every < 1:
-            raise ValueError(f"evaluate_every={self.evaluate_every} must be at least 1, or none")
-        if self.warmup < 0:
-            raise ValueError(f"warmup={self.warmup} must not be negative")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(f"grad_clip={self.grad_clip} must be positive, or none")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must lie in (0, 1]")
-        _require_rate(self.lr)
-        _require_parts(self.batch, self.compute)
+        _require_training(self)
 
 
 @dataclass(frozen=True)
@@ -271,8 +277,9 @@ class LinearSegmentationConfig(DataAndEncoder):
 
     def __post_init__(self) -> None:
         _require_positive(self, "image", "batch", "steps", "layers")
-        _require_rate(self.lr)
-        _require_parts(self.batch, self.compute)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+        _require_training(self)
 
 
 @dataclass(frozen=True)

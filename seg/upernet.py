@@ -49,7 +49,8 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     directory = locate(config.data)
     val = open_labelled(directory, "val", background=config.background)
     built = build_segmenter(config, len(val.classes))
-    require_views(built.model, val.image(0).shape[:2], config.inference, config.image)
+    fits = partial(require_views, built.model, config=config.inference, side=config.image)
+    fits(val.image(0).shape[:2])
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         require_memory(config, built.info.vit if built.info else config.encoder, rank_and_world()[1], free)
@@ -60,7 +61,7 @@ def run(config: UPerNetConfig, run: RunDir) -> Outcome:
     if config.steps == 0:
         metrics = _as_it_is(config, built, evaluation)
     else:
-        require_usable(val)
+        require_usable(val, fits)
         training = _training(config, built, open_labelled(directory, "train", background=config.background), evaluation)
         trained = train(run, training)
         metrics = trained.metrics

@@ -23,6 +23,7 @@ from mimbench.backbones.config import Traits, ViT
 
 PARTS = ("backbone.", "decode_head.")  # what the names of a whole segmenter begin with
 COMPUTED = re.compile(r".*relative_position_index|.*attn\.k_bias|data_preprocessor\..*")  # in files, and no weights
+POOL_SCALES = [1, 2, 3, 6]  # mmsegmentation's; only others count, so that files of earlier releases keep their hashes
 RENAMED = (
     (r"^blocks\.", "layers."),
     (r"^patch_embed\.proj\.", "patch_embed.projection."),
@@ -79,7 +80,9 @@ def segmenter_meaning(opened: Opened) -> dict[str, Any] | None:
     try:
         told: dict[str, Any] = json.loads(text)
         told |= {"vit": ViT(**told["vit"]), "traits": Traits(**told["traits"]), "outputs": list(told["outputs"])}
-        return meaning(SimpleNamespace(**told)) | {"outputs": told["outputs"]}
+        sides = told.get("pool_scales") or POOL_SCALES  # other sides fit the same weights
+        pooled = {} if list(sides) == POOL_SCALES else {"pool_scales": list(sides)}
+        return meaning(SimpleNamespace(**told)) | {"outputs": told["outputs"]} | pooled
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{opened.file}: this version of mimbench cannot read its description of the segmenter ({error}); "

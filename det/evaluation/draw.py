@@ -30,7 +30,7 @@ from PIL import Image
 from mimbench.det.data.coco import CocoSplit, Region
 from mimbench.det.evaluation.errors import ImageJudged
 from mimbench.det.evaluation.results import Result, Results
-from mimbench.engine.run.atomic import write_with
+from mimbench.engine.run.figure import printable, row_heights, write_figure
 from mimbench.engine.run.task import DRAWN_BY
 
 MOST = 20
@@ -68,7 +68,7 @@ def draw_detections(
     found = Results.of(results)
     least = least_drawn(found)
     rows = [chosen[start : start + PAIRS] for start in range(0, len(chosen), PAIRS)]
-    heights = [max(split.size(index)[0] / split.size(index)[1] for index in row) for row in rows]
+    heights = [max(row_heights(split.size(index) for index in row)) for row in rows]
     figure = Figure(figsize=(2 * PAIRS * INCHES, sum(heights) * INCHES + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 2 * PAIRS, squeeze=False, height_ratios=heights)
     for panel in axes.flat:
@@ -79,7 +79,7 @@ def draw_detections(
         _panel(left, image, step, _truth(split, index), f"image {split.image_ids[index]}: ground truth")
         detected = _detected(split, found.of_image(int(split.image_ids[index])), least)
         _panel(right, image, step, detected, f"detections scoring {least:.2f} or more")
-    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    write_figure(path, figure, 110)
 
 
 def least_drawn(results: Sequence[Result]) -> float:
@@ -111,7 +111,7 @@ def draw_objects(image: NDArray[np.uint8], objects: Iterable[Drawn], path: Path)
     axes.set_axis_off()
     _panel(axes, *_shrunk(image, LONGEST_ALONE), objects, "", size=max(6.0, 9 * inches / 6.4))
     about = {"Software": DRAWN_BY}
-    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100, metadata=about))
+    write_figure(path, figure, 100, metadata=about)
 
 
 def _evenly(images: NDArray[np.int64], count: int) -> list[int]:
@@ -180,7 +180,7 @@ def _panel(
         )
         names.append(_free_place(max(x, 0), max(y, 0.07 * image.shape[0]), names, image.shape))
         axes.text(
-            *names[-1], drawn.text, fontsize=size, color="black", clip_on=True, parse_math=False,
+            *names[-1], printable(drawn.text), fontsize=size, color="black", clip_on=True, parse_math=False,
             verticalalignment="bottom", bbox={"facecolor": colour, "edgecolor": "black", "linewidth": 0.5, "pad": 1.2},
         )  # fmt: skip
     axes.imshow(tinted)

@@ -16,7 +16,7 @@ import torch
 from mimbench.engine.data.pillow import resize_with_pillow
 from mimbench.seg.config import Augment
 from mimbench.seg.data.augment import cropped, distorted, draw_scale
-from mimbench.seg.data.pixels import Image, Labels, Size
+from mimbench.seg.data.pixels import Image, Labels, Size, mirrored
 
 HUE = (-0.5, 0.5)  # of a turn
 
@@ -27,15 +27,15 @@ def augmented_as_dinov3(image: Image, labels: Labels, config: Augment, side: int
     size = short_side_to((labels.shape[0], labels.shape[1]), int(short * draw_scale(config)))
     image, labels = cropped(image, labels, size, resize_antialiased, config, side)
     if np.random.rand() < config.flip:
-        image, labels = image[:, ::-1], labels[:, ::-1]
+        image, labels = mirrored(image), mirrored(labels)
     if config.photometric:
         image = distorted(np.ascontiguousarray(image[..., ::-1]), _saturated, _hue_turned)[..., ::-1]
     return image, labels
 
 
 def short_side_to(size: Size, short: int) -> Size:
-    """Return the size of an image whose shorter side becomes `short`."""
-    height, width = size
+    """Return the size of an image whose shorter side becomes `short`, at least one pixel."""
+    (height, width), short = size, max(short, 1)
     if height > width:
         return int(short * height / width + 0.5), short
     return short, int(short * width / height + 0.5)

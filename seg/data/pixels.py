@@ -53,21 +53,33 @@ def decode_image(encoded: bytes | bytearray, name: str) -> Image:
 def decode_labels(encoded: bytes | bytearray, name: str) -> Labels:
     """Decode the label map in the PNG file `name`: its grey values, or the indices of its palette.
 
+    A grey value is what the file stores: 0 to 15 with 4 bits, which Pillow and OpenCV multiply by 17.
+
     Raises:
-        UnfitError: (a ValueError) naming the file, if it is damaged, in colour or has 16 bits.
+        UnfitError: (a ValueError) naming the file, if it is damaged, a JPEG, in colour or has 16 bits.
     """
     from PIL import Image as Pillow
 
     try:
         with Pillow.open(io.BytesIO(encoded)) as file:
-            mode, values = file.mode, np.asarray(file)
+            mode, kind, values = file.mode, file.format, np.asarray(file)
     except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError):
         raise unfit(Path(name), "is not an image that can be read", REPLACE) from None
+    if kind == "JPEG":
+        raise unfit(Path(name), "is a JPEG, which changes ids", "write the ids as an 8-bit PNG")
     if mode in ("L", "P") and values.ndim == 2:
-        return values.astype(np.uint8, copy=False)
+        return values.astype(np.uint8, copy=False) // np.uint8(_grey_step(encoded))
     if mode == "1":
         return values.astype(np.uint8)
     raise unfit(Path(name), *_not_labels(mode))
+
+
+def _grey_step(encoded: bytes | bytearray) -> int:
+    """Return by how much Pillow multiplies the grey values of a PNG with fewer than 8 bits; 1 for other images."""
+    header = bytes(encoded[:26])  # signature, length and name of the first chunk, width, height, bits, kind of colour
+    if not header.startswith(b"\x89PNG") or len(header) < 26 or header[25] != 0:
+        return 1
+    return {2: 85, 4: 17}.get(header[24], 1)
 
 
 def decode_mat(encoded: bytes | bytearray, name: str) -> Labels:
@@ -100,10 +112,13 @@ def _not_labels(mode: str) -> tuple[str, str]:
 
 
 def rescaled_size(size: Size, long: float, short: float) -> Size:
-    """Return the size of an image fitted into `long` x `short`, in either orientation (mmcv's rescale_size)."""
+    """Return the size of an image fitted into `long` x `short`, in either orientation (mmcv's rescale_size).
+
+    A side that would round to zero is one pixel; the original fails there.
+    """
     height, width = size
     factor = min(max(long, short) / max(height, width), min(long, short) / min(height, width))
-    return int(height * factor + 0.5), int(width * factor + 0.5)
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
 def resize_image(image: Image, size: Size) -> Image:

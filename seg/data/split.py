@@ -9,7 +9,7 @@ split.raw_pair(i, ignore)    the same with the ids in the file, checked alike
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -221,13 +221,18 @@ def open_labelled(directory: str | Path, split: Split, *, background: bool = Fal
     return opened
 
 
-def require_usable(split: LabelledSplit) -> None:
+def require_usable(split: LabelledSplit, fits: Callable[[tuple[int, int]], None]) -> None:
     """Read all images and label maps of a split and refuse it if one of them cannot be used.
 
     Without this check, a fault in the validation split would show only after the training.
 
+    Args:
+        split: the split to read.
+        fits: raises a ValueError if the model cannot take an image of this height and width.
+
     Raises:
         UnfitError: (a ValueError) as `LabelledSplit.pair`.
+        ValueError: that of `fits`.
     """
     for index in track(range(len(split)), f"checking {split.split} images", len(split)):
-        split.pair(index)
+        fits(split.pair(index)[1].shape)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mimbench.engine.run.atomic import write_with
+from mimbench.engine.run.figure import printable, row_heights, write_figure
 from mimbench.seg.data.split import LabelledSplit
 from mimbench.seg.evaluation.metric import IGNORED, Confusion
 
 INCHES = 3.0  # width of one image
 MOST = 20  # classes in the picture of confusions
+CHARACTERS = 60  # of a title in a line, where matplotlib cannot wrap it
 NAMED = 6  # classes named above a prediction
 
 
@@ -45,7 +47,7 @@ def draw_segmentations(
         return
     colours = palette(len(split.classes))
     pairs = [split.pair(place) for place in places]
-    heights = [labels.shape[0] / labels.shape[1] for _, labels in pairs]
+    heights = row_heights((labels.shape[0], labels.shape[1]) for _, labels in pairs)
     figure = Figure(figsize=(3 * INCHES, sum(heights) * INCHES + 0.4 * len(places)), layout="constrained")
     axes = figure.subplots(len(places), 3, squeeze=False, height_ratios=heights)
     for row, place, (image, labels) in zip(axes, places, pairs, strict=True):
@@ -59,9 +61,12 @@ def draw_segmentations(
         )
         for panel, (pixels, title) in zip(row, panels, strict=True):
             panel.imshow(pixels, interpolation="nearest")
-            panel.set_title(title, fontsize=6, wrap=True, parse_math=False)
+            # matplotlib's wrapping measures what is between two dollar signs as a formula, and fails if it is none
+            formula = "$" in title
+            text = fill(printable(title), CHARACTERS) if formula else printable(title)
+            panel.set_title(text, fontsize=6, wrap=not formula, parse_math=False)
             panel.set_axis_off()
-    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    write_figure(path, figure, 110)
 
 
 def _named(labels: NDArray[np.uint8], classes: Sequence[str]) -> str:
@@ -84,9 +89,9 @@ def draw_confusion(confusion: Confusion, classes: Sequence[str], path: Path) -> 
     axes = figure.subplots()
     drawn = axes.imshow(100 * shares, vmin=0, vmax=100, cmap="Blues")
     names = [classes[index] for index in order]
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
+    axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("ground truth")
     figure.colorbar(drawn, label="% of the class's pixels", shrink=0.8)
-    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    write_figure(path, figure, 110)

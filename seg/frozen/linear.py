@@ -55,8 +55,7 @@ def run(config: LinearSegmentationConfig, run: RunDir) -> Outcome:
     train_split, val = (open_labelled(directory, part, background=config.background) for part in SPLITS)
     frozen = frozen_encoder(config, Blocks(config.layers, config.blocks), config.pixels, device)
     encoder, mean, std = frozen.encoder, frozen.mean, frozen.std
-    require_views(encoder, val.image(0).shape[:2], config.inference, config.image)
-    require_usable(val)
+    require_usable(val, partial(require_views, encoder, config=config.inference, side=config.image))
     seed_all(config.seed)  # the head must not depend on earlier random numbers
     head = LinearHead(
         encoder.width, len(val.classes), norm=config.norm, dropout=config.dropout, loss_over=config.loss_over

@@ -75,7 +75,7 @@ def capi_miou(predicted: Tensor, labels: Tensor, ignore: Sequence[int]) -> float
     """
     known = ~torch.isin(labels, torch.tensor(list(ignore), dtype=labels.dtype, device=labels.device))
     if not known.any():
-        raise ValueError("all pixels of the validation label maps are ignored; nothing can be measured")
+        raise ValueError("all pixels of the validation or held-out label maps are ignored; nothing can be measured")
     pairs = labels[known].long() * 256 + predicted[known].long()
     counts = torch.bincount(pairs, minlength=256 * 256).view(256, 256).double()
     union = counts.sum(0) + counts.sum(1) - counts.diagonal()

@@ -72,7 +72,7 @@ def divided(config: PatchConfig, train: Patches, val: Patches, images: int) -> D
     if images < 2:
         raise ValueError("CAPI's protocols need at least two training images: some are held out")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(config.seed))
-    held = max(round(images * config.held_out), 1)
+    held = min(max(round(images * config.held_out), 1), images - 1)
     mean_D, deviation_D = statistics(train.of(order[held:].sort().values).features)
     train, val = (part._replace(features=(part.features - mean_D) / deviation_D) for part in (train, val))
     return Divided(train.of(order[held:].sort().values), train.of(order[:held].sort().values), train, val)

@@ -49,7 +49,14 @@ class Built:
             vit = replace(vit, image=config.image)
         interpolation = self.info.interpolation if self.info else "bicubic"
         return Described(
-            vit, traits, interpolation, self.model.backbone.outputs, self.model.mean, self.model.std, classes
+            vit,
+            traits,
+            interpolation,
+            self.model.backbone.outputs,
+            self.model.mean,
+            self.model.std,
+            classes,
+            tuple(self.model.config.pool_scales),
         )
 
 
@@ -202,6 +209,9 @@ def _whole(config: UPerNetConfig, weights: Mapping[str, Tensor], classes: int) -
     if about and config.backbone.blocks not in (None, about.outputs):
         asked, used = (",".join(map(str, numbers or ())) for numbers in (config.backbone.blocks, about.outputs))
         raise ValueError(f"backbone.blocks={asked}: {file} was trained with {used}; use backbone.blocks={used}")
+    if about and about.pool_scales not in (None, config.heads.pool_scales):  # other sides fit the same weights
+        asked, used = (",".join(map(str, sides or ())) for sides in (config.heads.pool_scales, about.pool_scales))
+        raise ValueError(f"heads.pool_scales={asked}: {file} was trained with {used}; use heads.pool_scales={used}")
     if vit.image != config.image:
         raise ValueError(f"image={config.image}: this segmenter was trained at {vit.image} px; use image={vit.image}")
     has_auxiliary = "auxiliary_head.conv_seg.weight" in names

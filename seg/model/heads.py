@@ -59,8 +59,13 @@ class Feature2Pyramid(nn.Module):
         """Resize maps (B, D, h, w) to 4h, 2h, h and h / 2; for small patches to 2h, h, h / 2 and h / 4."""
         first, second, third, fourth = (_laid_out(level) for level in maps)
         if self.fine:
-            return [self.upsample_2x(first), second, F.max_pool2d(third, 2), F.max_pool2d(fourth, 4)]
-        return [self.upsample_4x(first), self.upsample_2x(second), third, F.max_pool2d(fourth, 2)]
+            return [self.upsample_2x(first), second, _reduced(third, 2), _reduced(fourth, 4)]
+        return [self.upsample_4x(first), self.upsample_2x(second), third, _reduced(fourth, 2)]
+
+
+def _reduced(maps: Tensor, factor: int) -> Tensor:
+    """Return the maximum of each square of `factor` positions; a map smaller than that becomes one position."""
+    return F.max_pool2d(maps, (min(factor, maps.shape[2]), min(factor, maps.shape[3])))
 
 
 def _laid_out(maps: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The file holds {"state_dict": weights with mmsegmentation's names, "meta": class names, "segmenter": JSON}.
 mmsegmentation's runner loads the first two. The third holds what the weights do not tell: the number of attention
-heads, the encoder's traits, and the mean and deviation of the images.
+heads, the encoder's traits, the sides of the pooled maps, and the mean and deviation of the images.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Described:
     mean: RGB
     std: RGB
     classes: tuple[str, ...]
+    pool_scales: tuple[int, ...] | None = None  # of UPerHead; None in files of earlier releases
 
 
 def save_segmenter(file: Path, model: UPerNet, about: Described) -> None:
@@ -75,6 +76,7 @@ def described(path: str | Path) -> Described | None:
         _rgb(about["mean"]),
         _rgb(about["std"]),
         tuple(about["classes"]),
+        tuple(about["pool_scales"]) if about.get("pool_scales") else None,
     )
 
 

@@ -180,6 +180,8 @@ def test_a_whole_segmenter_refuses_settings_that_contradict_it(ours: bool, tmp_p
     if ours:
         with pytest.raises(ValueError, match=r"backbone\.blocks=0,1,1,3: .*; use backbone\.blocks=0,1,2,3"):
             build_segmenter(replace(again, backbone=Backbone(blocks=(0, 1, 1, 3))), 5)
+        with pytest.raises(ValueError, match=r"heads\.pool_scales=1,2,4,8: .*; use heads\.pool_scales=1,2,3,6"):
+            build_segmenter(replace(again, heads=replace(CONFIG.heads, pool_scales=(1, 2, 4, 8))), 5)
     build_segmenter(replace(again, backbone=Backbone(blocks=(0, 1, 2, 3))), 5)
     with pytest.raises(ValueError, match=r"heads\.channels=64: .*segmenter\.pth.* has 8; use heads\.channels=8"):
         build_segmenter(replace(again, heads=Heads(channels=64)), 5)

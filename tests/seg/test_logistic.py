@@ -6,6 +6,8 @@ images for each C, choose by the macro Jaccard index of the held-out tenth, fit 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from mimbench.engine.training.logistic import logistic_regression
 from mimbench.seg.config import PatchLogisticConfig
 from mimbench.seg.frozen.logistic import best_strength
-from mimbench.seg.frozen.patches import Patches
+from mimbench.seg.frozen.patches import Patches, divided
 
 IMAGES, EACH, PIXELS, WIDTH, IGNORE = 20, 9, 16, 6, (0, 255)
 CONFIG = PatchLogisticConfig(data="x", strengths=(0.001, 0.1, 10.0), tolerance=1e-9)
@@ -84,3 +86,10 @@ def test_nothing_to_fit_is_said() -> None:
         best_strength(CONFIG, ignored, val, 4, IGNORE)
     with pytest.raises(ValueError, match="strengths="):
         PatchLogisticConfig(data="x", strengths=(0.0,))
+
+
+def test_one_image_is_always_left_to_learn_from() -> None:
+    """Nine tenths of four images round to four; without the limit there was nothing to learn from."""
+    parts = divided(replace(CONFIG, held_out=0.9), _patches(4, 0), _patches(2, 1), 4)
+    assert (len(parts.rest.features), len(parts.held_out.features)) == (EACH, 3 * EACH)
+    assert bool(parts.val.features.isfinite().all())

@@ -167,6 +167,17 @@ def test_other_sizes_of_image() -> None:
         SegmentationViT(TINY, image=60, outputs=(3,))
 
 
+@pytest.mark.parametrize("patch", [8, 16])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 9)])
+def test_maps_smaller_than_the_coarsest_stride(patch: int, size: tuple[int, int]) -> None:
+    """Maps of a few patches become one position; from four patches on they are the original's (max_pool2d)."""
+    neck = Feature2Pyramid(4, patch).eval()
+    maps = neck([torch.rand(2, 4, *size)] * 4)
+    assert min(min(level.shape[2:]) for level in maps) >= 1
+    large = torch.rand(2, 4, 9, 4)
+    torch.testing.assert_close(neck([large] * 4)[3], F.max_pool2d(large, 4 if patch == 8 else 2), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("size", [(9, 13), (16, 24), (7, 21)])
 def test_channels_mixed_before_enlarging_are_the_same(size: tuple[int, int]) -> None:
     torch.manual_seed(0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from mimbench.seg.data.augment import (
     saturated,
     varied,
 )
-from mimbench.seg.data.batches import training_batch, view_size, views_of
+from mimbench.seg.data.batches import TrainingCrops, training_batch, view_size, views_of
 from mimbench.seg.data.pixels import (
     decode_image,
     decode_labels,
@@ -29,7 +32,7 @@ from mimbench.seg.data.pixels import (
     resize_labels,
     to_hsv,
 )
-from mimbench.seg.data.split import label_table
+from mimbench.seg.data.split import label_table, open_split
 from tests.seg.rules import golden, sha
 
 GOLDEN = golden("data")
@@ -179,10 +182,44 @@ def test_sizes_of_several_views() -> None:
     assert view_size((480, 2100), 1.0, Inference(), 512) == (468, 2048)
 
 
+@pytest.mark.parametrize("size", [(1, 6000), (6000, 1), (3, 3)])
+def test_no_side_becomes_zero(size: tuple[int, int]) -> None:
+    for config in (Inference(), Inference(scales=(1e-4,)), Inference(scales=(1e-4,), resizing="pillow")):
+        assert min(view_size(size, config.scales[0], config, 512)) >= 1
+        assert len(views_of(np.zeros((*size, 3), np.uint8), config, 32)) == 1
+    labels = np.zeros(size, np.uint8)
+    assert augmented(np.zeros((*size, 3), np.uint8), labels, Augment(long=1, short=1, photometric=False), 32)[1].size
+
+
+@pytest.mark.parametrize("transforms", ["mmseg", "dinov3"])
+@pytest.mark.parametrize("photometric", [True, False])
+def test_a_crop_of_one_pixel_becomes_tensors(
+    transforms: Literal["mmseg", "dinov3"], photometric: bool, make_pairs
+) -> None:
+    config = Augment(
+        long=1, short=1, smallest=1e-3, largest=1e-3, flip=1.0, photometric=photometric, transforms=transforms
+    )
+    for _ in range(8):
+        image, labels = TrainingCrops(open_split(make_pairs(1), "train"), config, 32)[0]
+        assert (image.shape, labels.shape) == ((3, 1, 1), (1, 1))
+
+
 def _png(image: Pillow.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def _png_of_few_bits(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG (W a multiple of 4) that stores `values` with `bits` each, put together by hand."""
+    planes = np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(len(values), -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in planes)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    made = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
 
 
 def test_label_maps_of_every_mode() -> None:
@@ -193,6 +230,14 @@ def test_label_maps_of_every_mode() -> None:
     indexed.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9, 8, 8, 8])
     for file in (Pillow.fromarray(ids), indexed):
         assert np.array_equal(decode_labels(_png(file), "x.png"), ids)
+    for bits in (1, 2, 4):  # Pillow and OpenCV multiply these grey values
+        few = ids % 2**bits
+        assert np.array_equal(decode_labels(_png_of_few_bits(few, bits), "x.png"), few)
+    assert np.array_equal(decode_labels(_png_of_few_bits(ids, 8), "x.png"), ids)
+    stream = io.BytesIO()
+    Pillow.fromarray(ids).save(stream, "JPEG")
+    with pytest.raises(ValueError, match=r"x\.png: is a JPEG"):
+        decode_labels(stream.getvalue(), "x.png")
     with pytest.raises(ValueError, match=r"x\.png: .*\(RGB\).*8-bit PNG"):
         decode_labels(_png(Pillow.fromarray(ids).convert("RGB")), "x.png")
     with pytest.raises(ValueError, match=r"x\.png: .*16 bits"):

@@ -33,6 +33,7 @@ from mimbench.seg.config import (
 )
 from mimbench.seg.data.split import open_split
 from mimbench.seg.evaluation.bootstrap import counts, intervals, miou
+from mimbench.seg.evaluation.draw import draw_confusion, draw_segmentations
 from mimbench.seg.evaluation.metric import Confusion
 from mimbench.seg.run import run
 from mimbench.seg.upernet import SEGMENTER
@@ -304,6 +305,66 @@ def test_settings_that_cannot_be(make_pairs, tmp_path) -> None:
             run(wrong, _run_dir(tmp_path / str(len(match)), wrong))
     with pytest.raises(ValueError, match="whole segmenter"):
         replace(UPERNET, steps=0)
+
+
+@pytest.mark.parametrize("config", [UPERNET, LINEAR], ids=["upernet", "linear"])
+def test_settings_that_would_fail_later_or_give_a_wrong_number(config: Any) -> None:
+    for changes, match in (
+        ({"inference": Inference(stride=33)}, r"stride=33 exceeds the window, image=32"),  # class 0 between windows
+        ({"shown": -1}, "shown=-1"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0\.1"),
+        ({"evaluate_every": 0}, "evaluate_every=0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            replace(config, **changes)
+    assert replace(config, inference=Inference(mode="whole", stride=33)).inference.stride == 33
+    with pytest.raises(ValueError, match="grad_clip=0"):
+        replace(UPERNET, grad_clip=0.0)
+    with pytest.raises(ValueError, match=r"dropout=1\.5"):
+        replace(LINEAR, dropout=1.5)
+
+
+def test_whole_images_that_do_not_fit_are_refused_before_training(make_pairs, tmp_path) -> None:
+    data = make_pairs(4)
+    for folder in ("images", "labels"):
+        for number in range(3):  # the last image alone differs
+            file = data / folder / "val" / f"{number:03d}.png"
+            Image.open(file).resize((32, 32), Image.Resampling.NEAREST).save(file)
+    config = replace(UPERNET, data=str(data), inference=Inference(mode="whole", short=32, long=32))
+    directory = _run_dir(tmp_path / "run", config)
+    with pytest.raises(ValueError, match=r"fit only 32 x 32 pixels, but an image has 32 x 24"):
+        run(config, directory)
+    assert not directory.metrics.exists()
+
+
+def test_names_of_any_kind_are_drawn(make_pairs, tmp_path) -> None:
+    """Half a formula as a class, and a file name that is not UTF-8; both ended a run after its training."""
+    data = make_pairs(2)
+    (data / "classes.txt").write_text("$a_{$\ndisc\n$b^$\n")
+    for folder in ("images", "labels"):
+        (data / folder / "val" / "000.png").rename(data / folder / "val" / "\udcff.png")
+    split = open_split(data, "val")
+    predictions = {index: split.labels(index) % 3 for index in range(2)}
+    draw_segmentations(split, predictions, [0, 1], tmp_path / "segmentations.png")
+    confusion = Confusion(3)
+    confusion.counts += 1
+    draw_confusion(confusion, split.classes, tmp_path / "confusion.png")
+    assert (tmp_path / "segmentations.png").is_file()
+    assert (tmp_path / "confusion.png").is_file()
+
+
+def test_images_of_any_shape_come_to_an_end(make_pairs, tmp_path) -> None:
+    """A line of one pixel, and one that rounds to no pixel at all: resized, segmented and drawn."""
+    data = make_pairs(2)
+    for name, size in (("wide", (3000, 1)), ("tall", (1, 3000))):
+        for folder, mode in (("images", "RGB"), ("labels", "L")):
+            Image.new(mode, size).save(data / folder / "val" / f"{name}.png")
+            Image.new(mode, size).save(data / folder / "train" / f"{name}.png")
+    config = replace(UPERNET, data=str(data), backbone=Backbone(rel_pos=False), steps=1, shown=9)
+    directory = _run_dir(tmp_path / "run", config)
+    assert 0 <= run(config, directory).metrics["miou"] <= 100
+    assert max(Image.open(directory.plots / "segmentations.png").size) < 4000
 
 
 @pytest.mark.slow
