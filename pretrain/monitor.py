@@ -62,16 +62,17 @@ class Monitor:
         if not len(self.train):
             return {}
         encoder = encoder_of(self.step)
-        train_MD, label_M = self._features(encoder, self.train)
-        val_QD, label_Q = self._features(encoder, self.val)
-        if not (train_MD.isfinite().all() and val_QD.isfinite().all()):
+        parts = (self.train, self.val) if self.classes > 1 else (self.train,)
+        measured = [self._features(encoder, part) for part in parts]
+        if not all(features.isfinite().all() for features, _ in measured):
             log.warning(
                 "the encoder's features overflow with compute.precision=%s: feature_rank and probe_knn are left out",
                 self.config.compute.precision,
             )
             return {}
+        (train_MD, label_M), *val = measured
         found = {"feature_rank": feature_rank(train_MD)}
-        if self.classes > 1:
+        for val_QD, label_Q in val:
             found["probe_knn"] = neighbours_top1(val_QD, label_Q, train_MD, label_M, self.classes)
         return found
 

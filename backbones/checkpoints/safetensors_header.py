@@ -1,7 +1,10 @@
-"""Read the header of a safetensors file: the tensors, their places and the metadata. Does not import torch.
+"""Read and make the header of a safetensors file: tensors, their places and metadata. Does not import torch.
 
     header = read_header(Path("encoder.safetensors"))
     header.metadata["mimbench"], header.places[0].shape
+    file.write(header_bytes({"features": ("F16", (10, 768), 10 * 768 * 2)}, {"mimbench": "{}"}))
+
+safetensors' own functions need all tensors in memory, twice, or make files that other users cannot read (mode 600).
 
 A file is 8 bytes with the length of the header (little-endian), the header (JSON), and the tensors one after another.
 """
@@ -10,13 +13,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 METADATA = "mimbench"  # the metadata key of our encoders; its value is `info.EncoderInfo` as JSON
 LONGEST = 100_000_000  # bytes of a header, the limit of the format
+ALIGNMENT = 4096  # bytes; the first tensor begins at a multiple, so that a page of memory can be mapped to it
 
 
 class Place(NamedTuple):
@@ -49,6 +53,23 @@ class Header:
             KeyError: if the file has no such tensor.
         """
         return {place.name: place for place in self.places}[name]
+
+
+def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str]) -> bytes:
+    """Return what stands before the tensors in a file that holds them in this order.
+
+    Args:
+        tensors: safetensors' name of the type, the shape and the bytes of each tensor.
+        metadata: texts.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (kind, shape, size) in tensors.items():
+        begin, end = end, end + size
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_header(file: Path) -> Header:

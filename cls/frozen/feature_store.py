@@ -22,7 +22,6 @@ import hashlib
 import json
 import logging
 import math
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -36,7 +35,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Subset
 
-from mimbench.backbones.checkpoints.safetensors_header import read_header
+from mimbench.backbones.checkpoints.safetensors_header import header_bytes, read_header
 from mimbench.cls.data.crops import CentreCrops, Splits, resized_side
 from mimbench.cls.frozen.features import FrozenEncoder, Source, encoded
 from mimbench.cls.frozen.fingerprint import encoder_fingerprint, split_fingerprint
@@ -54,7 +53,6 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 METADATA = "mimbench-features"  # key in a file's metadata
 PART = 8192  # images; 12 MiB per source of a ViT-B
-ALIGNMENT = 4096  # bytes; the offset of the first feature in its file is a multiple
 TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 NAMES = {"fp16": "F16", "fp32": "F32"}  # safetensors' names
 
@@ -278,10 +276,8 @@ class _Extraction:
         view, width = self.store.view, self.store.encoder.token_width
         about = self.store.about(self.split, source)
         size = len(self.folder) * width * TYPES[view.stored].itemsize
-        tensor = {"dtype": NAMES[view.stored], "shape": [len(self.folder), width], "data_offsets": [0, size]}
-        text = json.dumps({"__metadata__": {METADATA: json.dumps(about)}, "features": tensor}).encode()
-        text += b" " * (-(len(text) + 8) % ALIGNMENT)
-        return struct.pack("<Q", len(text)) + text
+        tensor = (NAMES[view.stored], (len(self.folder), width), size)
+        return header_bytes({"features": tensor}, {METADATA: json.dumps(about)})
 
 
 def _folders(splits: Splits) -> dict[Split, Any]:

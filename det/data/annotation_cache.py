@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from mimbench.backbones.checkpoints.safetensors_header import header_bytes
 from mimbench.engine.data.datasets import cache_directory
 from mimbench.engine.run.atomic import sweep_file, write_with
 
@@ -106,7 +107,8 @@ def keep(file: Path, content: Content | None, options: Mapping[str, Any], kept: 
         "categories": kept.categories,
         "notes": kept.notes,
     }
-    header = _header(arrays, {"mimbench": json.dumps(about)})
+    tensors = {name: (KINDS[one.dtype.name], one.shape, one.nbytes) for name, one in _in_order(arrays).items()}
+    header = header_bytes(tensors, {"mimbench": json.dumps(about)})
     beside, cached = _places(file, options)
     for place in (beside, cached):
         if place is cached or os.access(place.parent, os.W_OK):
@@ -116,29 +118,16 @@ def keep(file: Path, content: Content | None, options: Mapping[str, Any], kept: 
                 return
 
 
-def _header(arrays: Arrays, said: Mapping[str, str]) -> bytes:
-    """Return the header of a safetensors file: its length, and in JSON the kind, shape and place of each array."""
-    header: dict[str, Any] = {"__metadata__": said}
-    end = 0
-    for name in _in_order(arrays):
-        begin, end = end, end + arrays[name].nbytes
-        kind, shape = KINDS[arrays[name].dtype.name], arrays[name].shape
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": (begin, end)}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the arrays begin where a number of 8 bytes may
-    return len(text).to_bytes(8, "little") + text
-
-
-def _in_order(arrays: Arrays) -> list[str]:
-    """Return the names as the file has the arrays: the largest numbers first, so that all are aligned."""
-    return sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+def _in_order(arrays: Arrays) -> Arrays:
+    """Return the arrays as the file has them: the largest numbers first, so that all are aligned."""
+    return dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
 
 
 def _write(file: Path, header: bytes, arrays: Arrays) -> None:
     with file.open("wb") as handle:
         handle.write(header)
-        for name in _in_order(arrays):
-            handle.write(arrays[name].reshape(-1).view(np.uint8).data)
+        for array in _in_order(arrays).values():
+            handle.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _read(place: Path, content: str, options: Mapping[str, Any]) -> Kept | None:
